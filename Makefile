@@ -1,0 +1,38 @@
+# make demo    sweep the demo pair       make test    every test       make lint    format, lint, types
+# All share one .venv, made on first use and quick when it is there.
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTHON ?= python3
+TORCH  := 2.13.0
+
+# Importing vLLM without its compiled bytecode takes minutes of processor time over a test run.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test lint setup clean
+
+setup: $(VENV)/.ready
+
+# PyTorch first, so that nothing later brings a CUDA build: a plain install where pip finds the CPU wheel, else PyTorch's own
+# CPU wheel index, which uv knows. uv then leaves out what pyproject.toml excludes, which pip cannot.
+$(VENV)/.ready: pyproject.toml Makefile
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)+cpu 2>/dev/null \
+	  || $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu torch==$(TORCH)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[cpu,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/lambdasweep demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info

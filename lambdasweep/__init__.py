@@ -1,0 +1,1 @@
+"""lambdasweep: scores every model on the line between a language model before and after alignment."""

@@ -1,0 +1,5 @@
+"""`python -m lambdasweep`."""
+
+from lambdasweep.cli import main
+
+main()

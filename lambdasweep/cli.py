@@ -1,0 +1,202 @@
+"""The command line. Imports nothing heavy: `lambdasweep --help` answers at once, without torch, vllm or ray."""
+
+import functools
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from lambdasweep.errors import EXIT_FAILED, EXIT_INTERRUPTED, LambdasweepError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lambdasweep.config import SweepConfig
+    from lambdasweep.rundir import RunDir
+
+app = typer.Typer(
+    help="Score every model on the line between a language model before and after alignment, live in vLLM.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Base = Annotated[str | None, typer.Option(help="Checkpoint before alignment: directory or hub id.")]
+Aligned = Annotated[str | None, typer.Option(help="Checkpoint after alignment: directory or hub id.")]
+Lambdas = Annotated[str | None, typer.Option(help="The grid: 0:1.5:0.1, or 0,0.25,1, or both joined by commas.")]
+Tasks = Annotated[list[str] | None, typer.Option("--task", metavar="NAME=FILE.jsonl", help="A task; repeatable.")]
+Format = Annotated[str | None, typer.Option(help="cloze (score each choice's text) or letters (score A, B, C…).")]
+Shots = Annotated[int | None, typer.Option(help="Solved examples in front of every document.")]
+Limit = Annotated[int | None, typer.Option(help="Evaluate only the first so many documents.")]
+Out = Annotated[str | None, typer.Option(help="The run directory.")]
+Replicas = Annotated[int | None, typer.Option(help="vLLM engines at the same time.")]
+Tp = Annotated[int | None, typer.Option(help="Tensor-parallel ranks of each engine.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")]
+MaxModelLen = Annotated[int | None, typer.Option(help="Longest request in tokens.")]
+EngineOptions = Annotated[
+    list[str] | None, typer.Option("--engine", metavar="KEY=VALUE", help="Further vLLM arguments.")
+]
+BaseRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+AlignedRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
+TokenizerOption = Annotated[str | None, typer.Option("--tokenizer", help="Whose tokenizer: base or aligned.")]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster; without it one is started here.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file with these settings; flags win.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+def asked(
+    base: Base = None,
+    aligned: Aligned = None,
+    lambdas: Lambdas = None,
+    task: Tasks = None,
+    format: Format = None,
+    shots: Shots = None,
+    limit: Limit = None,
+    out: Out = None,
+    replicas: Replicas = None,
+    tp: Tp = None,
+    dtype: Dtype = None,
+    max_model_len: MaxModelLen = None,
+    engine: EngineOptions = None,
+    base_revision: BaseRevision = None,
+    aligned_revision: AlignedRevision = None,
+    tokenizer: TokenizerOption = None,
+    address: Address = None,
+    config: ConfigFile = None,
+) -> Any:  # a SweepConfig; typer evaluates annotations, and its module is imported late
+    """Make the `SweepConfig` of the flags that `run` and `plan` share."""
+    flags = locals()
+    from lambdasweep.config import load_config
+
+    plain = {name: value for name, value in flags.items() if name not in ("task", "engine", "config")}
+    return load_config(plain, task or [], engine or [], config)
+
+
+def takes_sweep(command: "Callable[[SweepConfig], None]") -> "Callable[..., None]":
+    """Give a command the flags of `asked` and call it with the config that they make."""
+
+    @functools.wraps(asked)
+    def with_flags(**flags: Any) -> None:
+        command(asked(**flags))
+
+    with_flags.__name__, with_flags.__doc__ = command.__name__, command.__doc__
+    return with_flags
+
+
+@app.command()
+@takes_sweep
+def run(config: "SweepConfig") -> None:
+    """Score the pair at every λ. The same command again goes on where it stopped."""
+    sweep(config)
+
+
+@app.command()
+@takes_sweep
+def plan(config: "SweepConfig") -> None:
+    """Check everything `run` would use and print what it would cost; start nothing."""
+    from lambdasweep.estimate import describe
+
+    for line in describe(config):
+        typer.echo(line)
+
+
+@app.command()
+def status(run_dir: RunArgument) -> None:
+    """Print what of a run is done, what is left and what is quarantined."""
+    from lambdasweep.status import describe
+
+    for line in describe(run_dir):
+        typer.echo(line)
+
+
+@app.command()
+def report(run_dir: RunArgument) -> None:
+    """Recompute metrics.parquet from the tables and print it."""
+    from lambdasweep.rundir import RunDir
+
+    show_metrics(RunDir(run_dir))
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="The run directory.")] = Path("runs/demo")) -> None:
+    """Sweep the pair that comes with lambdasweep: two small models, two tasks, λ from 0 to 1.5."""
+    from lambdasweep.config import SweepConfig
+    from lambdasweep.demo import ALIGNED, BASE, CLOZE, LETTERS
+    from lambdasweep.grid import parse_grid
+    from lambdasweep.tasks import TaskSpec
+
+    sweep(
+        SweepConfig(
+            base=str(BASE),
+            aligned=str(ALIGNED),
+            lambdas=parse_grid("0:1.5:0.1"),
+            tasks=(TaskSpec("letters", LETTERS, format="letters"), TaskSpec("cloze", CLOZE, format="cloze")),
+            out=out,
+        )
+    )
+
+
+def sweep(config: "SweepConfig") -> None:
+    """Run a sweep, print its tables and where they are, and end with the sweep's exit status."""
+    from lambdasweep.progress import duration
+    from lambdasweep.sweep import run_sweep
+
+    began = time.monotonic()
+    result = run_sweep(config, lambda line: typer.echo(line, err=True))
+    if result.exit_code == EXIT_INTERRUPTED:
+        typer.echo("stopped; what is committed is kept, and the same command goes on from there", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED)
+    show_metrics(result.run)
+    if result.units:
+        seconds = result.seconds
+        typer.echo(
+            f"{result.units} units, {result.requests} requests in {duration(time.monotonic() - began)}; replica time: "
+            f"{seconds['score']:.1f} s scoring, {seconds['switch']:.1f} s switching λ, {seconds['commit']:.1f} s committing"
+        )
+    typer.echo(f"run directory: {result.run.root}")
+    if result.exit_code:
+        typer.echo(f"some requests are quarantined: lambdasweep status {result.run.root} counts them", err=True)
+        raise typer.Exit(result.exit_code)
+
+
+def show_metrics(run_dir: "RunDir") -> None:
+    """Compute and commit the metrics of a run and print its tables."""
+    from rich.console import Console
+
+    from calibration.summary import write_metrics
+    from calibration.table import render
+
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    tables = render(write_metrics(run_dir))
+    for table in tables:
+        console.print(table)
+    if not tables:
+        typer.echo("no unit is committed yet, so there is nothing to report", err=True)
+
+
+def main() -> NoReturn:
+    """Run the command line: one clear message on standard error and a meaningful exit status, never a traceback."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        app()
+    except LambdasweepError as error:
+        typer.echo(f"lambdasweep: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again while it ends
+        sys.exit(EXIT_FAILED)
+    except OSError as error:  # the disk, the permissions: nothing that a traceback would help with
+        typer.echo(f"lambdasweep: {error}", err=True)
+        sys.exit(EXIT_FAILED)
+    sys.exit(0)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    typer.echo("lambdasweep: interrupted", err=True)
+    sys.exit(EXIT_INTERRUPTED)

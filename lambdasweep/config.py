@@ -1,0 +1,205 @@
+"""What the user asks for: flags and `--config sweep.toml` → one checked `SweepConfig`. Flags win over the file."""
+
+import json
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lambdasweep.errors import InputError
+from lambdasweep.grid import parse_grid
+from lambdasweep.tasks.documents import TaskSpec
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class SweepConfig:
+    """One sweep as asked for. None means: lambdasweep chooses, and records what it chose."""
+
+    base: str
+    """Directory or hub id of the checkpoint before alignment."""
+    aligned: str
+    """Directory or hub id of the checkpoint after alignment."""
+    lambdas: tuple[str, ...]
+    """Canonical λs, ascending."""
+    tasks: tuple[TaskSpec, ...]
+    out: Path
+    """The run directory."""
+    replicas: int | None = None
+    """Engines at the same time."""
+    tp: int = 1
+    """Tensor-parallel ranks of each engine."""
+    dtype: str = "auto"
+    """What engines compute in; auto: float32 on a CPU, the checkpoint's on a GPU."""
+    max_model_len: int | None = None
+    """Longest request in tokens; None: what the model takes."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of vLLM."""
+    base_revision: str | None = None
+    aligned_revision: str | None = None
+    tokenizer: str = "base"
+    """Whose tokenizer makes the requests: base or aligned."""
+    address: str | None = None
+    """A running Ray cluster; None starts one on this machine."""
+
+
+# Keys of sweep.toml, which are the flags' names; `[[task]]` tables and `[engine]` are read apart.
+_TEXT = {
+    "base",
+    "aligned",
+    "lambdas",
+    "out",
+    "format",
+    "dtype",
+    "base_revision",
+    "aligned_revision",
+    "tokenizer",
+    "address",
+}
+_NUMBERS = {"shots", "limit", "seed", "replicas", "tp", "max_model_len"}
+_ENGINE_NUMBERS = {"threads", "block_size", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
+_TASK_KEYS = {"name", "file", "format", "shots", "limit", "seed"}
+
+
+def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file: Path | None) -> SweepConfig:
+    """Merge flags over a TOML file and check every value that can be checked without opening anything.
+
+    Args:
+        flags: by name with underscores; None where a flag was not given.
+        tasks: `NAME=FILE.jsonl` of each `--task`; any given replace the file's.
+        engine: `KEY=VALUE` of each `--engine`; laid over the file's `[engine]`.
+        file: TOML with the flags' names as keys, `[[task]]` tables (name, file, format, shots, limit, seed) and
+            `[engine]`; relative paths in it start at its directory.
+
+    Raises:
+        InputError: with every problem.
+    """
+    from serve.settings import parse_extra
+
+    problems: list[str] = []
+    values = _read_toml(file, problems) if file else {}
+    is_readable = not problems  # else what is missing may well be in the file
+    given = {name: value for name, value in flags.items() if value is not None}
+    rows: list[dict[str, Any]] = [row | _common(given) for row in values.pop("task", [])]  # flags win
+    settings: dict[str, Any] = values.pop("engine", {})
+    values |= given
+
+    def collect(make: Callable[[], Any], default: Any) -> Any:
+        try:
+            return make()
+        except InputError as error:
+            problems.extend(f"{error.title}: {problem}" for problem in error.problems)
+            if not error.problems:
+                problems.append(error.title)
+            return default
+
+    for name, flag in (("base", "--base"), ("aligned", "--aligned"), ("lambdas", "--lambdas"), ("out", "--out")):
+        if not values.get(name) and is_readable:
+            problems.append(f"{flag} is missing")
+    lambdas = collect(lambda: parse_grid(str(values["lambdas"])), ()) if values.get("lambdas") else ()
+    # What is said of a flag holds for the file's table too: some arguments are not the user's to set.
+    written = [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
+    settings = collect(lambda: parse_extra(written), {}) | collect(lambda: parse_extra(engine), {})
+    for name in sorted(_ENGINE_NUMBERS & settings.keys()):
+        if not (type(settings[name]) is int and settings[name] > 0):
+            problems.append(f"--engine {name} is {settings[name]!r}: give a whole number above 0")
+    specs = _tasks(tasks, rows, values, problems)
+    if not tasks and not rows and is_readable:
+        problems.append("--task is missing: give at least one NAME=FILE.jsonl")
+    for name in ("replicas", "tp", "max_model_len"):
+        value = values.get(name)
+        if value is not None and value < 1:
+            problems.append(f"--{name.replace('_', '-')} is {value}: give 1 or more")
+    for name, allowed in (("dtype", DTYPES), ("tokenizer", ("base", "aligned"))):
+        if name in values and values[name] not in allowed:
+            problems.append(f"--{name} is {values[name]!r}: use {', '.join(allowed)}")
+    if problems:
+        raise InputError("the sweep cannot be set up", problems)
+    names = ("replicas", "tp", "dtype", "max_model_len", "base_revision", "aligned_revision", "tokenizer", "address")
+    return SweepConfig(
+        base=str(values["base"]),
+        aligned=str(values["aligned"]),
+        lambdas=lambdas,
+        tasks=specs,
+        out=Path(str(values["out"])),
+        engine=settings,
+        **{name: values[name] for name in names if name in values},
+    )
+
+
+def _tasks(
+    flags: list[str], rows: list[dict[str, Any]], values: dict[str, Any], problems: list[str]
+) -> tuple[TaskSpec, ...]:
+    common = _common(values)
+    specs = []
+    for flag in flags:
+        name, equals, path = flag.partition("=")
+        if not (equals and name and path):
+            problems.append(f"--task {flag!r} is not NAME=FILE.jsonl")
+            continue
+        specs.append(TaskSpec(name=name, file=Path(path), **common))
+    if not flags:
+        specs = [TaskSpec(**(common | row)) for row in rows]
+    names = [spec.name for spec in specs]
+    problems += [
+        f"task {name!r} is named twice: give each its own name"
+        for name in sorted({name for name in names if names.count(name) > 1})
+    ]
+    return tuple(specs)
+
+
+def _common(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what is said of all tasks at once."""
+    return {key: values[key] for key in ("format", "shots", "limit", "seed") if key in values}
+
+
+def _read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        problems.append(f"--config {file} cannot be read: {error.strerror}")
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        problems.append(f"--config {file} is not TOML: {error}")
+        return {}
+    before = len(problems)
+    here = file.parent
+    for key, value in list(values.items()):
+        key_problem = _check(key, value)
+        if key_problem:
+            problems.append(f"{file}: {key_problem}")
+    rows = values.get("task")
+    for row in [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []:
+        for key, value in row.items():
+            if key not in _TASK_KEYS:
+                problems.append(f"{file}: [[task]] has the unknown key {key!r}: use {', '.join(sorted(_TASK_KEYS))}")
+            elif key_problem := _check(key, value):
+                problems.append(f"{file}: [[task]]: {key_problem}")
+        if not {"name", "file"} <= row.keys():
+            problems.append(f"{file}: a [[task]] needs name and file")
+        else:
+            row["file"] = here / str(row["file"])
+    if len(problems) > before:
+        return {}
+    for key in ("base", "aligned"):  # a hub id is no path, unless there is a directory of that name
+        if key in values and (here / values[key]).is_dir():
+            values[key] = str(here / values[key])
+    if "out" in values:
+        values["out"] = str(here / values["out"])
+    return values
+
+
+def _check(key: str, value: Any) -> str | None:
+    if key in _TEXT | {"name", "file"}:
+        return None if isinstance(value, str) else f"{key} is {value!r}: give a string"
+    if key in _NUMBERS:
+        is_number = isinstance(value, int) and not isinstance(value, bool)
+        return None if is_number else f"{key} is {value!r}: give a whole number"
+    if key == "engine":
+        return None if isinstance(value, dict) else "engine is not a table: write [engine]"
+    if key == "task":
+        is_rows = isinstance(value, list) and all(isinstance(row, dict) for row in value)
+        return None if is_rows else "task is not a list of tables: write [[task]]"
+    return f"unknown key {key!r}"

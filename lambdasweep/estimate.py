@@ -1,0 +1,110 @@
+"""`lambdasweep plan`: what a sweep would cost, and whether its inputs fit, without starting anything."""
+
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from lambdasweep.config import SweepConfig
+from lambdasweep.errors import InputError
+from lambdasweep.progress import duration
+
+# What a replica is assumed to reach of its peak. CPU: float32 GEMMs of a small model in vLLM. GPU: bf16 on an H100.
+FLOPS_PER_CORE = 60e9
+FLOPS_PER_GPU = 0.4 * 990e12
+
+
+def describe(config: SweepConfig) -> Iterator[str]:
+    """Yield the lines of the plan. With the base install only the files' headers are checked, and the lines say so.
+
+    Raises:
+        InputError: whatever `run` would refuse before it starts an engine, except NaN in the weights.
+    """
+    if find_spec("transformers") is None or find_spec("vllm") is None:
+        yield from _describe_headers(config)
+        return
+    from lambdasweep import record
+    from lambdasweep.prepare import prepare
+    from lambdasweep.rundir import RunDir
+    from lambdasweep.sweep import disk_bytes, units_left
+
+    record.check_target(config.out)
+    run = RunDir(config.out)
+    recorded = run.sweep() if run.exists() else None
+    prepared = prepare(config, recorded["engine"] if recorded else None)
+    if recorded:
+        weights = {role: recorded["pair"][role]["fingerprint"] for role in ("base", "aligned")}
+        tasks = {name: record.task_record(task) for name, task in prepared.tasks.items()}
+        record.check(run, record.sweep_record(prepared, weights), tasks)
+    pair, settings = prepared.pair, prepared.settings
+    left, total = units_left(run, prepared)
+    tokens = sum(unit.cost for unit in left)
+    yield from _describe_pair(pair.base.nbytes, settings.tensor_parallel, len(pair.base.tensors))
+    yield (
+        f"engine    {settings.device}, {settings.dtype}, TP {settings.tensor_parallel}, requests up to "
+        f"{settings.max_model_len} tokens" + (f", {settings.threads} threads a rank" if settings.threads else "")
+    )
+    for name, task in prepared.tasks.items():
+        yield (
+            f"task      {name}: {task.built.documents} documents, {task.built.table.num_rows} requests, "
+            f"{sum(task.costs)} tokens in {len(task.shards)} shards ({task.spec.format}, {task.spec.shots} shots)"
+        )
+    yield f"units     {len(left)} to do of {total} ({len(config.lambdas)} λ)"
+    yield f"tokens    {tokens} at most (contexts shared by a document's choices are computed once)"
+    yield f"disk      {disk_bytes(prepared, len(config.lambdas)) / 1e6:.1f} MB of tables"
+    parameters = sum(_elements(info.shape) for info in pair.base.tensors.values())
+    if settings.device == "cpu":
+        cores = len(os.sched_getaffinity(0))
+        rate, what = FLOPS_PER_CORE * cores, f"{cores} cores at {FLOPS_PER_CORE / 1e9:.0f} GFLOP/s"
+    else:
+        gpus = (config.replicas or 1) * settings.tensor_parallel
+        rate, what = FLOPS_PER_GPU * gpus, f"{gpus} GPUs at {FLOPS_PER_GPU / 1e12:.0f} TFLOP/s"
+    seconds = duration(2 * parameters * tokens / rate)
+    yield f"time      about {seconds}, engine start apart (2 FLOP × parameters × tokens, {what})"
+    for warning in prepared.warnings:
+        yield f"warning: {warning}"
+    same = f", and whether they are those of {config.out}" if recorded else ""
+    yield f"not checked: NaN and infinity in the weights{same} (`run` reads them)"
+
+
+def _describe_headers(config: SweepConfig) -> Iterator[str]:
+    from lambdasweep.prepare import join
+    from lambdasweep.tasks.documents import read_documents
+    from merge.pair import open_pair
+
+    failures: list[InputError] = []
+    pair = None
+    try:
+        pair = open_pair(config.base, config.aligned, config.base_revision, config.aligned_revision)
+    except InputError as error:
+        failures.append(error)
+    counts = {}
+    for spec in config.tasks:
+        try:
+            counts[spec.name] = len(read_documents(spec).documents)
+        except InputError as error:
+            failures.append(error)
+    if failures or pair is None:
+        raise join(failures)
+    yield from _describe_pair(pair.base.nbytes, config.tp, len(pair.base.tensors))
+    for name, count in counts.items():
+        yield f"task      {name}: {count} rows"
+    for warning in pair.warnings:
+        yield f"warning: {warning}"
+    yield "not checked: NaN and infinity in the weights, tokens, units, time (install lambdasweep[cpu] or [gpu] for those)"
+
+
+def _describe_pair(nbytes: int, tensor_parallel: int, tensors: int) -> Iterator[str]:
+    yield (
+        f"pair      {tensors} tensors, {_size(nbytes)} each; both parents per rank: {_size(2 * nbytes // tensor_parallel)}"
+    )
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.2f} MB"
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count

@@ -1,0 +1,143 @@
+"""sweep.json and plan.json: what a run directory is, what it was asked for, and what may not change.
+
+sweep.json holds the pair, the engine and the versions: one set for all tables, never changed. plan.json holds the tasks and
+the λs asked for of each: it grows, but a task that is in it stays as it is.
+"""
+
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from lambdasweep import schemas
+from lambdasweep.errors import RunMismatchError
+from lambdasweep.prepare import Prepared, PreparedTask, versions
+from lambdasweep.rundir import RunDir, commit_json, commit_table
+
+# Where the inputs lay does not matter, only what they were.
+_PLACES = {"source", "file"}
+_TASK_IDENTITY = ("sha256", "format", "shots", "limit", "seed", "template", "requests_sha256")
+
+
+def check_target(out: Path) -> None:
+    """Refuse a directory that holds something else.
+
+    Raises:
+        RunMismatchError: `out` is a file, or a directory with other contents.
+    """
+    if out.is_dir():
+        strange = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+        if strange and not (out / "sweep.json").is_file() and set(strange) - {"requests"}:
+            raise RunMismatchError(
+                f"{out} is not empty and no run directory (it holds {strange[0]}): give another --out"
+            )
+    elif out.exists():
+        raise RunMismatchError(f"{out} is a file: give a directory as --out")
+
+
+def sweep_record(prepared: Prepared, fingerprints: dict[str, str]) -> dict[str, Any]:
+    """Return what sweep.json holds."""
+    from merge.vocabulary import tokenizer_digest
+
+    pair = {
+        role: {
+            "source": str(Path(parent.source).resolve()) if parent.revision is None else parent.source,
+            "revision": parent.revision,
+            "fingerprint": fingerprints[role],
+            "tokenizer_sha256": tokenizer_digest(parent.path),
+        }
+        for role, parent in (("base", prepared.pair.base), ("aligned", prepared.pair.aligned))
+    }
+    return {
+        "schema": schemas.SCHEMA_VERSION,
+        "pair": pair,
+        "tokenizer": prepared.config.tokenizer,
+        "engine": prepared.settings.to_json(),
+        "versions": versions(),
+    }
+
+
+def table_identity(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what every token table of a sweep carries about where it came from."""
+    return {
+        "schema": record["schema"],
+        "base": record["pair"]["base"]["fingerprint"],
+        "aligned": record["pair"]["aligned"]["fingerprint"],
+        "engine": record["engine"],
+        "versions": record["versions"],
+    }
+
+
+def task_record(task: PreparedTask) -> dict[str, Any]:
+    """Return what plan.json holds of a task, its λs apart."""
+    spec, built = task.spec, task.built
+    return {
+        "file": str(spec.file.resolve()),
+        "sha256": built.sha256,
+        "format": spec.format,
+        "shots": spec.shots,
+        "limit": spec.limit,
+        "seed": spec.seed,
+        "template": built.template,
+        "documents": built.documents,
+        "requests": built.table.num_rows,
+        "duplicates": built.duplicates,
+        "requests_sha256": built.requests_sha256,
+        "shards": [list(run) for run in task.shards],
+        "costs": list(task.costs),
+    }
+
+
+def check(run: RunDir, record: dict[str, Any], tasks: dict[str, dict[str, Any]]) -> None:
+    """Hold what is asked for now against what the run directory was started with.
+
+    Raises:
+        RunMismatchError: naming every difference.
+    """
+    if not run.exists():
+        return
+    problems = list(_differences("", run.sweep(), record))
+    planned = run.plan()["tasks"] if run.plan_json.is_file() else {}
+    for name in sorted(tasks.keys() & planned.keys()):
+        old, new = ({key: value[name][key] for key in _TASK_IDENTITY} for value in (planned, tasks))
+        problems += _differences(f"task {name}: ", old, new)
+    if problems:
+        raise RunMismatchError(
+            f"{run.root} holds another sweep; give another --out, or the settings it was started with", problems
+        )
+
+
+def write(run: RunDir, record: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
+    """Record the sweep and grow the plan by what is asked for now; return the plan.
+
+    The requests tables come first and the plan last: what the plan names is there.
+    """
+    tasks = {name: task_record(task) for name, task in prepared.tasks.items()}
+    check(run, record, tasks)
+    for name, task in prepared.tasks.items():
+        if not run.requests(name).is_file():
+            commit_table(run.requests(name), task.built.table, {key: tasks[name][key] for key in _TASK_IDENTITY})
+    if not run.exists():
+        commit_json(run.sweep_json, record)
+    plan: dict[str, Any] = run.plan() if run.plan_json.is_file() else {"tasks": {}}
+    for name, entry in tasks.items():
+        entry = plan["tasks"].setdefault(name, {**entry, "lambdas": []})
+        entry["lambdas"] = sorted({*entry["lambdas"], *prepared.config.lambdas}, key=Decimal)
+    commit_json(run.plan_json, plan)
+    return plan
+
+
+def _differences(path: str, old: Any, new: Any) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines: list[str] = []
+        for key in sorted(old.keys() | new.keys()):
+            if key not in _PLACES:
+                separator = "" if path.endswith(" ") or not path else "."
+                lines += _differences(f"{path}{separator}{key}", old.get(key), new.get(key))
+        return lines
+    return [] if old == new else [f"{path} was {_short(old)} and is {_short(new)} now"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "…"

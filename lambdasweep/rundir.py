@@ -1,0 +1,200 @@
+"""A run directory: where its files are, and the one way anything is written there.
+
+    RUN/sweep.json                                    the sweep's identity; written once, never changed
+    RUN/plan.json                                     tasks and the λs asked for so far; grows
+    RUN/requests/task=<task>.parquet                  what is scored at every λ
+    RUN/tokens/task=<task>/lambda=<λ>/shard-00017.parquet
+    RUN/quarantine/…                                  same layout: what could not be scored, and why
+    RUN/receipts/….json                               same layout: times, hosts, caches; not part of the results
+    RUN/metrics.parquet                               computed from the tables, replaced as a whole
+
+A committed file is the completion record: a file under its final name is complete, because it is written under a
+temporary name, flushed to the disk, and renamed. There is no other bookkeeping, so killing anything at any time loses at
+most the units in flight.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lambdasweep.errors import InputError, RunMismatchError
+
+_TEMPORARY = ".tmp"
+_SHARD = re.compile(r"shard-(\d{5,})\.parquet")
+METADATA_KEY = b"lambdasweep"
+
+
+def commit_bytes(path: Path, data: bytes | memoryview | pa.Buffer) -> None:
+    """Write `path` so that it appears complete or not at all, also across a power cut.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing is left under the final name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # the rename itself must survive, not only the bytes
+    finally:
+        os.close(directory)
+
+
+def commit_json(path: Path, value: Any) -> None:
+    """Commit `value` as JSON with sorted keys, so that equal values are equal bytes."""
+    commit_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def commit_table(path: Path, table: pa.Table, identity: dict[str, Any] | None = None) -> int:
+    """Commit a Parquet file and return its size in bytes.
+
+    `identity` (what the table was computed from) is stored as JSON under the schema metadata key `lambdasweep`. The bytes
+    depend on the rows and the identity alone: equal tables are equal files.
+    """
+    if identity is not None:
+        text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+        table = table.replace_schema_metadata({METADATA_KEY: text.encode()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", store_schema=True)
+    buffer = sink.getvalue()
+    commit_bytes(path, buffer)
+    return len(buffer)
+
+
+def read_identity(path: Path) -> dict[str, Any]:
+    """Return what `commit_table` stored about a table."""
+    metadata = pq.read_schema(path).metadata or {}
+    identity: dict[str, Any] = json.loads(metadata.get(METADATA_KEY, b"{}"))
+    return identity
+
+
+class RunDir:
+    """Names and reads the files of one run directory."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+
+    # Names
+
+    @property
+    def sweep_json(self) -> Path:
+        return self.root / "sweep.json"
+
+    @property
+    def plan_json(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.parquet"
+
+    def requests(self, task: str) -> Path:
+        return self.root / "requests" / f"task={task}.parquet"
+
+    def unit(self, kind: str, task: str, lam: str, shard: int) -> Path:
+        """Path of one unit's file; `kind` is tokens, quarantine or receipts."""
+        suffix = "json" if kind == "receipts" else "parquet"
+        return self.root / kind / f"task={task}" / f"lambda={lam}" / f"shard-{shard:05d}.{suffix}"
+
+    # What is there
+
+    def exists(self) -> bool:
+        return self.sweep_json.is_file()
+
+    def sweep(self) -> dict[str, Any]:
+        """Return sweep.json.
+
+        Raises:
+            InputError: `root` holds no sweep.
+        """
+        return self._json(self.sweep_json, {"pair", "engine", "versions"})
+
+    def plan(self) -> dict[str, Any]:
+        """Return plan.json: `{"tasks": {name: {…, "shards": [[first_row, end_row], …], "lambdas": [λ, …]}}}`.
+
+        Raises:
+            InputError: `root` holds no sweep.
+        """
+        return self._json(self.plan_json, {"tasks"})
+
+    def _json(self, path: Path, keys: set[str]) -> dict[str, Any]:
+        if not self.root.is_dir():
+            what = "is a file" if self.root.exists() else "does not exist"
+            raise InputError(f"{self.root} {what}: give the directory that `lambdasweep run --out` wrote")
+        try:
+            value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if not (isinstance(value, dict) and keys <= value.keys()):
+                raise ValueError(f"it lacks {', '.join(sorted(keys))}")
+        except FileNotFoundError:
+            raise InputError(f"{self.root} is not a run directory: it has no {path.name}") from None
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}): restore it, or start again in another directory") from None
+        return value
+
+    def committed(self, task: str, lam: str, kind: str = "tokens") -> set[int]:
+        """Return the numbers of the shards whose `kind` file is committed."""
+        folder = self.unit(kind, task, lam, 0).parent
+        try:
+            names = os.listdir(folder)
+        except FileNotFoundError:
+            return set()
+        return {int(match[1]) for name in names if (match := _SHARD.fullmatch(name))}
+
+    def tokens(self, task: str, lam: str) -> pa.Table:
+        """Return the committed rows of one task at one λ, in request order; no rows where nothing is committed."""
+        return self._rows("tokens", task, lam)
+
+    def quarantine(self, task: str, lam: str) -> pa.Table:
+        """Return what could not be scored of one task at one λ."""
+        return self._rows("quarantine", task, lam)
+
+    def _rows(self, kind: str, task: str, lam: str) -> pa.Table:
+        from lambdasweep import schemas
+
+        schema = schemas.TOKENS if kind == "tokens" else schemas.QUARANTINE
+        tables = [
+            pq.read_table(self.unit(kind, task, lam, shard)).replace_schema_metadata(None)
+            for shard in sorted(self.committed(task, lam, kind))
+        ]
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+    def sweep_temporaries(self) -> int:
+        """Delete what interrupted writers left behind and return how many files that was. Call it under `lock`."""
+        stale = [path for path in self.root.rglob(f".*{_TEMPORARY}") if path.is_file()]
+        for path in stale:
+            path.unlink(missing_ok=True)
+        return len(stale)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory for one driver at a time; released by the kernel when the process ends, however it ends.
+
+        Raises:
+            RunMismatchError: another process is sweeping into this directory.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunMismatchError(
+                    f"another lambdasweep process is writing to {self.root}: wait for it, or stop it first"
+                ) from None
+            yield

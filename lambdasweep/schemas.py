@@ -1,0 +1,51 @@
+"""Arrow schemas of every table in a run directory. They are the contract of this tool: see README, "The tables"."""
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+LAM = pa.decimal128(12, 6)
+
+REQUESTS = pa.schema(
+    [
+        pa.field("request_id", pa.int64(), nullable=False),  # row number within the task
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("choice", pa.int16(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),  # context and continuation
+        pa.field("continuation_start", pa.int32(), nullable=False),  # index into token_ids
+        pa.field("continuation_bytes", pa.int32(), nullable=False),  # UTF-8 bytes of the continuation's text
+        pa.field("is_gold", pa.bool_(), nullable=False),
+    ]
+)
+
+TOKENS = pa.schema(
+    [
+        pa.field("request_id", pa.int64(), nullable=False),
+        pa.field("lam", LAM, nullable=False),
+        pa.field("logprobs", pa.list_(pa.float32()), nullable=False),  # nats, one per continuation token
+        pa.field("ranks", pa.list_(pa.int32()), nullable=False),  # 1 = most likely; null where the engine did not say
+        pa.field("top1_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("top1_logprobs", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        pa.field("request_id", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+METRICS = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("lam", LAM, nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("confidence", pa.string(), nullable=False),  # sum, tokens, bytes
+        pa.field("split", pa.string(), nullable=False),  # all, select, report
+        pa.field("value", pa.float64()),
+        pa.field("ci_low", pa.float64()),
+        pa.field("ci_high", pa.float64()),
+        pa.field("n", pa.int64(), nullable=False),  # documents the value was computed from
+    ]
+)

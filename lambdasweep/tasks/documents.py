@@ -1,0 +1,260 @@
+"""Task files: one JSON object a line, checked as a whole before anything is scored.
+
+A file holds rows of one of two kinds; other keys are ignored:
+
+    {"query": "Which is a metal?", "choices": ["iron", "oxygen"], "gold": 0}
+    {"context": "The capital of France is", "continuation": "Paris"}
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lambdasweep.errors import TaskError
+
+Kind = Literal["choices", "continuation"]
+
+# `choice` is an int16 in the requests table; the letters format has A to Z.
+MAX_CHOICES = {"cloze": 2**15 - 1, "letters": 26}
+MAX_SHOWN = 20
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_MAX_NAME = 128  # file systems take 255 bytes, of which our prefixes and suffixes need some
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """What the user asks for; nothing is checked until `read_documents`.
+
+    Args:
+        name: file-name-safe name of the task.
+        file: the JSONL file.
+        format: `cloze` scores the text of each choice, `letters` lists the choices and scores A, B, C…
+        shots: rows shown as solved examples in front of every document; they are not evaluated.
+        limit: evaluate the first so many of the remaining rows; all of them when None.
+        seed: draws the shots.
+    """
+
+    name: str
+    file: Path
+    format: str = "cloze"
+    shots: int = 0
+    limit: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One row. A continuation row has its context as `query`, and its continuation as the only choice.
+
+    `choices` are stripped and differ from each other; `gold` indexes them; `repeats` is how many were dropped because
+    an earlier choice of the row has the same text.
+    """
+
+    line: int
+    doc_id: str
+    query: str
+    choices: tuple[str, ...]
+    gold: int
+    repeats: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFile:
+    """The checked contents of a task file, in file order, and the hash of its bytes."""
+
+    kind: Kind
+    documents: tuple[Document, ...]
+    sha256: str
+    warnings: tuple[str, ...] = ()
+
+
+def read_documents(spec: TaskSpec) -> TaskFile:
+    """Read and check a task file.
+
+    A document is known by its row's `id` where every row has a string or integer one and no two are equal, else by its
+    line number, counted from 1.
+
+    Raises:
+        TaskError: with every problem of the request and of the file, each with its line; the first 20 are shown.
+    """
+    problems = _check_spec(spec)
+    try:
+        data = spec.file.read_bytes()
+    except OSError as error:
+        problems.append(f"the file cannot be read ({error.strerror}): check the path and its permissions")
+        raise _error(spec, problems) from None
+    documents: list[Document] = []
+    ids: list[Any] = []
+    first: dict[Kind, int] = {}  # line of the first row of each kind
+    lines = 0
+    # Split the bytes at "\n" alone: JSON strings may hold other characters that str.splitlines would break at.
+    for line, raw in enumerate(data.removeprefix(_BYTE_ORDER_MARK).split(b"\n"), start=1):
+        if not raw.strip():
+            continue
+        lines += 1
+        row = _object(line, raw, problems)
+        kind = _kind(line, row, problems) if row is not None else None
+        if row is None or kind is None:
+            continue
+        first.setdefault(kind, line)
+        read = _choices if kind == "choices" else _continuation
+        document = read(line, row, spec.format, problems)
+        if document:
+            documents.append(document)
+            ids.append(row.get("id"))
+    if len(first) == 2:
+        problems.append(
+            f"rows with choices (line {first['choices']}) and rows with a continuation (line {first['continuation']}) "
+            "are mixed: put them in two files"
+        )
+    if lines == 0:
+        problems.append("the file is empty: give one JSON object a line")
+    elif spec.shots >= lines:
+        problems.append(f"{spec.shots} shots from {lines} rows leave none to evaluate: ask for fewer shots")
+    if problems:
+        raise _error(spec, problems)
+    named, warnings = _named(spec, documents, ids)
+    return TaskFile(next(iter(first)), named, hashlib.sha256(data).hexdigest(), warnings)
+
+
+def _error(spec: TaskSpec, problems: Sequence[str]) -> TaskError:
+    shown = list(problems[:MAX_SHOWN])
+    if len(problems) > MAX_SHOWN:
+        shown.append(f"and {len(problems) - MAX_SHOWN} more")
+    return TaskError(f"task {spec.name!r} cannot be built from {spec.file}", shown)
+
+
+def _check_spec(spec: TaskSpec) -> list[str]:
+    problems = []
+    if not _NAME.fullmatch(spec.name) or len(spec.name) > _MAX_NAME:
+        problems.append(
+            f"the task name {spec.name!r} cannot be a file name: use at most {_MAX_NAME} letters, digits, '.', '_' "
+            "and '-', and start with a letter or digit"
+        )
+    if spec.format not in MAX_CHOICES:
+        problems.append(f"the format {spec.format!r} is not known: use {' or '.join(MAX_CHOICES)}")
+    if spec.shots < 0:
+        problems.append(f"shots is {spec.shots}: give 0 or more")
+    if spec.limit is not None and spec.limit < 1:
+        problems.append(f"limit is {spec.limit}: give 1 or more, or leave it out")
+    return problems
+
+
+def _object(line: int, raw: bytes, problems: list[str]) -> dict[str, Any] | None:
+    try:
+        row = json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        problems.append(f"line {line}: is not UTF-8: convert the file")
+    except json.JSONDecodeError as error:
+        problems.append(f"line {line}: is not JSON ({error.msg} at column {error.colno}): write one object a line")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nesting thousands deep
+        problems.append(f"line {line}: cannot be read as JSON ({error})")
+    else:
+        if isinstance(row, dict):
+            return row
+        problems.append(f"line {line}: is of type {_json_type(row)}, not an object: write {{…}}")
+    return None
+
+
+def _json_type(value: Any) -> str:
+    names = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "object"}
+    return names.get(type(value), "null")
+
+
+def _kind(line: int, row: dict[str, Any], problems: list[str]) -> Kind | None:
+    if "choices" in row and "continuation" in row:
+        problems.append(f"line {line}: has both choices and a continuation: keep one of them")
+        return None
+    if "choices" in row:
+        return "choices"
+    if "continuation" in row:
+        return "continuation"
+    problems.append(f"line {line}: has neither choices (with query and gold) nor a continuation (with context)")
+    return None
+
+
+def _text(line: int, name: str, value: Any, problems: list[str], may_be_empty: bool = False) -> str | None:
+    if not isinstance(value, str):
+        what = "is missing" if value is None else f"is of type {_json_type(value)}"
+        problems.append(f"line {line}: {name} {what}: give a string")
+    elif not may_be_empty and not value.strip():
+        problems.append(f"line {line}: {name} is empty: there is nothing to score")
+    elif not _is_unicode(value):
+        problems.append(f"line {line}: {name} holds half of a surrogate pair (such as \\ud800), which is not text")
+    else:
+        return value
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _choices(line: int, row: dict[str, Any], format: str, problems: list[str]) -> Document | None:
+    before = len(problems)
+    query = _text(line, "query", row.get("query"), problems, may_be_empty=True)
+    choices = row["choices"]
+    gold = row.get("gold")
+    if not isinstance(choices, list):
+        problems.append(f"line {line}: choices is of type {_json_type(choices)}: give a list of strings")
+        return None
+    for index, choice in enumerate(choices):
+        _text(line, f"choice {index}", choice, problems)
+    limit = MAX_CHOICES.get(format)
+    if limit and len(choices) > limit:
+        problems.append(f"line {line}: has {len(choices)} choices: the {format} format takes at most {limit}")
+    if len(choices) < 2:
+        problems.append(f"line {line}: has {len(choices)} choices: give at least 2")
+    if isinstance(gold, bool) or not isinstance(gold, int):
+        what = "is missing" if gold is None else f"is {gold!r}"
+        problems.append(f"line {line}: gold {what}: give the index of the right choice, counted from 0")
+    elif choices and not 0 <= gold < len(choices):
+        problems.append(f"line {line}: gold is {gold}: it counts from 0, so give 0 to {len(choices) - 1}")
+    if len(problems) > before:
+        return None
+    assert query is not None
+    assert isinstance(gold, int)
+    # Both formats strip the choices, so choices that differ in outer whitespace alone would be scored as the same text.
+    stripped = [choice.strip() for choice in choices]
+    kept = tuple(dict.fromkeys(stripped))
+    if len(kept) < 2:
+        problems.append(f"line {line}: all choices are the same text: give at least 2 different ones")
+        return None
+    return Document(line, str(line), query, kept, kept.index(stripped[gold]), len(stripped) - len(kept))
+
+
+def _continuation(line: int, row: dict[str, Any], format: str, problems: list[str]) -> Document | None:
+    context = _text(line, "context", row.get("context"), problems, may_be_empty=True)
+    continuation = _text(line, "continuation", row["continuation"], problems)
+    if format == "letters":
+        problems.append(f"line {line}: the letters format needs choices, and this row has a continuation: use cloze")
+    if context is None or continuation is None:
+        return None
+    return Document(line, str(line), context, (continuation,), 0)
+
+
+def _named(
+    spec: TaskSpec, documents: Sequence[Document], ids: Sequence[Any]
+) -> tuple[tuple[Document, ...], tuple[str, ...]]:
+    """Return the documents under their rows' ids where those can name them, else as they are, and any warning."""
+    if any(isinstance(value, bool) or not isinstance(value, (str, int)) for value in ids):
+        return tuple(documents), ()
+    names = [str(value) for value in ids]
+    if not all(map(_is_unicode, names)):
+        return tuple(documents), ()
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        warning = f"task {spec.name}: id {name!r} is on {count} rows, so documents are known by their line numbers"
+        return tuple(documents), (warning,)
+    return tuple(replace(document, doc_id=name) for document, name in zip(documents, names, strict=True)), ()

@@ -1,0 +1,70 @@
+"""Formats: a document → the text that is conditioned on and the texts that are scored. Text only, no tokens.
+
+The space between context and continuation belongs to the continuation, as in lm-evaluation-harness, so that a tokenizer
+sees " Paris" as the one token that it is in running text.
+"""
+
+import random
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lambdasweep.tasks.documents import Document, Kind
+
+SHOT_SEPARATOR = "\n\n"
+
+# Recorded with the results. The number grows when the same document is rendered as another text.
+TEMPLATES = {
+    ("choices", "cloze"): r"cloze 1: '{query}\nAnswer:' + ' {choice}'",
+    ("choices", "letters"): r"letters 1: '{query}\n{A.} {choice}…\nAnswer:' + ' {A}'",
+    ("continuation", "cloze"): r"continuation 1: '{context}' + ' {continuation}'",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is scored of one document.
+
+    `continuations` and `sizes` are parallel, and indexed by `Document.gold`. A size is in UTF-8 bytes of what answers
+    the question (the choice's text, the letter, the continuation) without the space in front of it:
+    lm-evaluation-harness divides by the same number for its `acc_bytes`.
+    """
+
+    context: str
+    continuations: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+
+def render(document: Document, kind: Kind, format: str) -> Prompt:
+    """Render one document without its shots; `format` is `cloze` or `letters`."""
+    if kind == "continuation":
+        (continuation,) = document.choices
+        joined = not document.query or document.query[-1].isspace() or continuation[0].isspace()
+        size = len(continuation.lstrip().encode())
+        return Prompt(document.query, (continuation if joined else f" {continuation}",), (size,))
+    context = document.query.rstrip()
+    answers: Sequence[str] = document.choices
+    if format == "letters":
+        answers = string.ascii_uppercase[: len(document.choices)]
+        context += "".join(f"\n{letter}. {choice}" for letter, choice in zip(answers, document.choices, strict=True))
+    context += "\nAnswer:"
+    return Prompt(context, tuple(f" {answer}" for answer in answers), tuple(len(answer.encode()) for answer in answers))
+
+
+def select(
+    documents: Sequence[Document], shots: int, limit: int | None, seed: int
+) -> tuple[list[Document], list[Document]]:
+    """Return (shots in the order they are shown, documents to evaluate in file order)."""
+    drawn = random.Random(seed).sample(range(len(documents)), shots)
+    left_out = set(drawn)
+    rest = [document for index, document in enumerate(documents) if index not in left_out]
+    return [documents[index] for index in drawn], rest[:limit]
+
+
+def shots_text(shots: Sequence[Document], kind: Kind, format: str) -> str:
+    """Render the solved examples that stand in front of every document; "" for none."""
+    text = ""
+    for document in shots:
+        prompt = render(document, kind, format)
+        text += prompt.context + prompt.continuations[document.gold] + SHOT_SEPARATOR
+    return text

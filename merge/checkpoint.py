@@ -1,0 +1,200 @@
+"""A checkpoint directory, known from its safetensors headers alone (no torch, no weights read)."""
+
+import json
+import math
+import os
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lambdasweep.errors import PairError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+
+DTYPE_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where one tensor is: bytes `[begin, end)` of `file`."""
+
+    file: Path
+    dtype: str  # as safetensors names it: F32, BF16, …
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One parent. `tensors` is in natural order of the names (layer 2 before layer 10)."""
+
+    source: str  # what the user gave: a directory or a hub id
+    path: Path
+    revision: str | None  # the commit a hub id resolved to
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+
+def natural_key(name: str) -> list[tuple[int, int | str]]:
+    """Sort key that keeps the tensors of a layer together and the layers in order."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
+
+
+def open_checkpoint(source: str, role: str, revision: str | None = None) -> Checkpoint:
+    """Open a local directory or a hub id (downloaded through `huggingface_hub`).
+
+    Args:
+        source: directory, or `organisation/name` on the hub.
+        role: `base` or `aligned`; used in messages.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        PairError: with everything that is wrong with this checkpoint.
+    """
+    path, commit = _locate(source, role, revision)
+    problems: list[str] = []
+    config = _read_json(path / "config.json", problems)
+    tensors: dict[str, TensorInfo] = {}
+    for file in _weight_files(path, problems):
+        try:
+            header = _read_header(file, problems)
+        except OSError as error:
+            problems.append(f"{file} cannot be read: {error.strerror}")
+            continue
+        for name, info in header.items():
+            if name in tensors:
+                problems.append(f"tensor {name} is in {tensors[name].file.name} and in {file.name}")
+            tensors[name] = info
+    if problems:
+        raise PairError(f"the {role} checkpoint {source} cannot be used", problems)
+    ordered = {name: tensors[name] for name in sorted(tensors, key=natural_key)}
+    return Checkpoint(source, path, commit, config, ordered)
+
+
+def _locate(source: str, role: str, revision: str | None) -> tuple[Path, str | None]:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise PairError(f"--{role}-revision {revision} was given, but {source} is a local directory: leave it out")
+        return path.resolve(), None
+    if path.exists():
+        raise PairError(f"the {role} checkpoint {source} is a file: give the directory that holds config.json")
+    if not _HUB_ID.fullmatch(source):
+        raise PairError(f"the {role} checkpoint {source} does not exist: give a directory or a hub id like org/name")
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        raise PairError(
+            f"the {role} checkpoint {source} is no local directory, and huggingface_hub is not installed: "
+            "install lambdasweep[cpu] or lambdasweep[gpu], or give a directory"
+        ) from None
+    try:
+        local = snapshot_download(
+            source, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PairError(
+            f"the {role} checkpoint {source} is no local directory and could not be had from the hub: {reason}"
+        ) from None
+    return Path(local), Path(local).name  # a snapshot's folder is named by its commit
+
+
+def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        problems.append(f"{path} is missing")
+    except (OSError, ValueError) as error:
+        problems.append(f"{path} cannot be read: {error}")
+    else:
+        if isinstance(value, dict):
+            return value
+        problems.append(f"{path} does not hold a JSON object")
+    return {}
+
+
+def _weight_files(path: Path, problems: list[str]) -> list[Path]:
+    """Return the safetensors files; a damaged or escaping index is a problem, and so is having only pickles."""
+    if (path / INDEX).is_file():
+        weight_map = _read_json(path / INDEX, problems).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            problems.append(f"{path / INDEX} has no weight_map")
+            return []
+        files = []
+        for name in sorted({str(value) for value in weight_map.values()}):
+            # By name, not by resolved path: the hub's cache keeps its files behind links.
+            pure = PurePosixPath(name)
+            if pure.is_absolute() or ".." in pure.parts or os.sep != "/" or pure.suffix != ".safetensors":
+                problems.append(f"{INDEX} names {name!r}: only safetensors files inside the directory are read")
+            elif not (path / name).is_file():
+                problems.append(f"{path / name} is missing, though {INDEX} names it")
+            else:
+                files.append(path / name)
+        return files
+    if (path / SINGLE).is_file():
+        return [path / SINGLE]
+    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+    if pickles:
+        problems.append(
+            f"{path} holds only pickled weights ({', '.join(pickles[:3])}): loading a pickle runs its code, so they are "
+            "refused; save the model with save_pretrained(…, safe_serialization=True)"
+        )
+    else:
+        problems.append(f"{path} has neither {SINGLE} nor {INDEX}")
+    return []
+
+
+def _read_header(file: Path, problems: list[str]) -> dict[str, TensorInfo]:
+    """Parse one file's header and hold it against the file's size (a truncated file is named, not read)."""
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 0 < length <= min(MAX_HEADER_BYTES, max(size - 8, 0)):
+            problems.append(f"{file} is not a safetensors file, or is truncated ({size} bytes)")
+            return {}
+        try:
+            header = json.loads(stream.read(length))
+            tensors = {
+                name: _tensor(file, 8 + length, entry) for name, entry in header.items() if name != "__metadata__"
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            problems.append(f"{file} has a damaged safetensors header: {error}")
+            return {}
+    end = max((info.end for info in tensors.values()), default=8 + length)
+    if end != size:
+        state = "truncated" if end > size else "followed by other data"
+        problems.append(f"{file} is {state}: its header tells of {end} bytes, the file has {size}")
+    return tensors
+
+
+def _tensor(file: Path, offset: int, entry: dict[str, Any]) -> TensorInfo:
+    dtype, shape = str(entry["dtype"]), tuple(int(side) for side in entry["shape"])
+    begin, end = (offset + int(value) for value in entry["data_offsets"])
+    if dtype not in DTYPE_BYTES:
+        raise ValueError(f"unknown dtype {dtype}")
+    if begin < offset or end - begin != math.prod(shape) * DTYPE_BYTES[dtype]:
+        raise ValueError(f"{end - begin} bytes for shape {list(shape)} of {dtype}")
+    return TensorInfo(file, dtype, shape, begin, end)

@@ -1,0 +1,182 @@
+"""A pair: two checkpoints of one architecture, checked so that the line between them means something."""
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lambdasweep.errors import PairError
+from merge.checkpoint import Checkpoint, TensorInfo, natural_key, open_checkpoint
+from merge.vocabulary import compare_vocabularies
+
+# What a config may differ in without touching what the weights mean. Post-training changes generation defaults and the
+# window; everything else (sizes, activations, rotary base, norms) must agree.
+_IRRELEVANT = {
+    "_name_or_path", "_model_name_or_path", "transformers_version", "use_cache", "torch_dtype", "dtype",
+    "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "attention_dropout", "hidden_dropout",
+    "initializer_range", "pretraining_tp", "auto_map", "use_flash_attn", "tokenizer_class", "gradient_checkpointing",
+    "transformers.js_config", "unsloth_version", "unsloth_fixed", "_attn_implementation_autoset",
+}  # fmt: skip
+# Follow from other keys or from the tensors where they are absent: older versions of transformers do not write them.
+_DERIVED = {"head_dim", "num_key_value_heads", "layer_types", "tie_word_embeddings"}
+_WINDOW = {"max_position_embeddings", "sliding_window", "use_sliding_window", "max_window_layers"}
+_FLOATS = {"F16", "BF16", "F32"}
+_CHUNK = 4 << 20  # bytes hashed and scanned at a time: stays in the second-level cache, and bounds memory
+_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two parents that passed every check made so far.
+
+    `warnings` are differences that do not stop a sweep. `max_position_embeddings` is the smaller of the two windows.
+    """
+
+    base: Checkpoint
+    aligned: Checkpoint
+    warnings: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of both parents."""
+        return self.base.nbytes + self.aligned.nbytes
+
+    @property
+    def max_position_embeddings(self) -> int | None:
+        windows = [checkpoint.config.get("max_position_embeddings") for checkpoint in (self.base, self.aligned)]
+        return min((window for window in windows if isinstance(window, int)), default=None)
+
+
+def open_pair(base: str, aligned: str, base_revision: str | None = None, aligned_revision: str | None = None) -> Pair:
+    """Open both checkpoints and hold their configs, tensor names, shapes, dtypes and vocabularies against each other.
+
+    Reads headers and tokenizers only; `fingerprint` reads the weights.
+
+    Raises:
+        PairError: with everything that does not match, of both checkpoints, at once.
+    """
+    problems: list[str] = []
+    opened: list[Checkpoint] = []
+    for role, source, revision in (("base", base, base_revision), ("aligned", aligned, aligned_revision)):
+        try:
+            opened.append(open_checkpoint(source, role, revision))
+        except PairError as error:
+            problems += [f"{error.title}: {problem}" for problem in error.problems] or [error.title]
+    if problems:
+        raise PairError("the pair cannot be opened", problems)
+    one, two = opened
+    warnings: list[str] = []
+    _compare_configs(one, two, problems, warnings)
+    _compare_tensors(one, two, problems)
+    compare_vocabularies(one.path, two.path, problems, warnings)
+    if problems:
+        raise PairError("base and aligned do not fit together", problems)
+    return Pair(one, two, tuple(warnings))
+
+
+def _compare_configs(base: Checkpoint, aligned: Checkpoint, problems: list[str], warnings: list[str]) -> None:
+    config_one, config_two = _meaning(base.config), _meaning(aligned.config)
+    for key in sorted(config_one.keys() | config_two.keys()):
+        one, two = config_one.get(key), config_two.get(key)
+        if one == two or (not one and not two) or (key in _DERIVED and None in (one, two)):
+            continue
+        line = f"config.json: {key} is {json.dumps(one)} in base and {json.dumps(two)} in aligned"
+        if key in _WINDOW:
+            warnings.append(line)
+        else:
+            problems.append(line)
+    for role, checkpoint in (("base", base), ("aligned", aligned)):
+        if checkpoint.config.get("quantization_config"):
+            problems.append(f"{role} is quantised: interpolation does not commute with quantisation; give the original")
+
+
+def _meaning(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a config the weights' meaning depends on, written as one version of transformers or another.
+
+    Newer versions write defaults out and keep the rotary embedding's numbers in one table, `rope_parameters`; a base
+    checkpoint and one that was fine-tuned from it later must not seem to differ for that.
+    """
+    values = {key: value for key, value in config.items() if key not in _IRRELEVANT}
+    rope: dict[str, Any] = {"rope_theta": 10000.0, "rope_type": "default"}
+    for key in ("rope_scaling", "rope_parameters"):
+        table = values.pop(key, None)
+        rope |= table if isinstance(table, dict) else {}
+    rope |= {key: values.pop(key) for key in ("rope_theta", "partial_rotary_factor") if values.get(key) is not None}
+    if "type" in rope:
+        rope["rope_type"] = rope.pop("type")
+    return values | {f"rope_{key.removeprefix('rope_')}": value for key, value in rope.items()}
+
+
+def _compare_tensors(base: Checkpoint, aligned: Checkpoint, problems: list[str]) -> None:
+    def named(what: str, names: set[str]) -> None:
+        if names:
+            shown = sorted(names, key=natural_key)
+            more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
+            problems.append(f"{what}: {', '.join(shown[:_SHOWN])}{more}")
+
+    named("tensors only in base", base.tensors.keys() - aligned.tensors.keys())
+    named("tensors only in aligned", aligned.tensors.keys() - base.tensors.keys())
+    if ("lm_head.weight" in base.tensors) != ("lm_head.weight" in aligned.tensors):
+        problems.append("one checkpoint ties its input and output embeddings and the other does not: save both alike")
+    differing: list[str] = []
+    for name in base.tensors.keys() & aligned.tensors.keys():
+        one, two = base.tensors[name], aligned.tensors[name]
+        if (one.shape, one.dtype) != (two.shape, two.dtype):
+            differing.append(
+                f"{name} is {list(one.shape)} {one.dtype} in base and {list(two.shape)} {two.dtype} in aligned"
+            )
+    differing.sort(key=natural_key)
+    problems += differing[:_SHOWN]
+    if len(differing) > _SHOWN:
+        problems.append(f"and {len(differing) - _SHOWN} more tensors of different shape or dtype")
+    unusable = {name for name, info in base.tensors.items() if info.dtype not in _FLOATS}
+    named("tensors that are not F16, BF16 or F32 cannot be interpolated", unusable)
+
+
+def fingerprint(checkpoint: Checkpoint, role: str, threads: int = 2) -> str:
+    """Read every weight once: hash it, and refuse NaN and infinity.
+
+    The hash does not depend on how the tensors are split over files: SHA-256 over the sorted list of (name, dtype, shape,
+    SHA-256 of the bytes) and the config's relevant part.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        PairError: naming every tensor that holds NaN or infinity.
+    """
+    with ThreadPoolExecutor(threads) as pool:  # hashlib and NumPy release the interpreter lock
+        scanned = list(pool.map(_scan, checkpoint.tensors.values()))
+    bad = [name for name, (_, finite) in zip(checkpoint.tensors, scanned, strict=True) if not finite]
+    if bad:
+        more = [f"and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
+        raise PairError(f"the {role} checkpoint {checkpoint.source} holds NaN or infinity", [*bad[:_SHOWN], *more])
+    rows: list[Any] = [
+        [name, info.dtype, list(info.shape), digest]
+        for (name, info), (digest, _) in zip(checkpoint.tensors.items(), scanned, strict=True)
+    ]
+    return hashlib.sha256(json.dumps([sorted(rows), _meaning(checkpoint.config)], sort_keys=True).encode()).hexdigest()
+
+
+def _scan(info: TensorInfo) -> tuple[str, bool]:
+    """Return one tensor's SHA-256 and whether all of its numbers are finite."""
+    # Exponent bits all set is NaN or infinity, whatever the float format.
+    width, exponent = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}[
+        info.dtype
+    ]
+    digest, finite = hashlib.sha256(), True
+    with open(info.file, "rb") as stream:
+        stream.seek(info.begin)
+        left = info.nbytes
+        while left:
+            chunk = stream.read(min(_CHUNK, left))
+            if not chunk:
+                raise PairError(f"{info.file} became shorter while it was read")
+            left -= len(chunk)
+            digest.update(chunk)
+            bits = np.frombuffer(chunk, width)
+            finite = finite and not bool(((bits & exponent) == exponent).any())
+    return digest.hexdigest(), finite

@@ -1,0 +1,1 @@
+"""Units → scheduler → replicas → committed tables. The only folder that knows Ray."""

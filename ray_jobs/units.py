@@ -1,0 +1,111 @@
+"""Units: what a sweep has to do, what is left of it, and the order in which its λs are taken."""
+
+import dataclasses
+import heapq
+import itertools
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import NamedTuple
+
+Key = tuple[str, str, int]  # task, canonical λ, shard: names a unit, its table and its receipt
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unit:
+    """One shard of one task at one λ: the unit of work."""
+
+    task: str
+    lam: str  # canonical λ
+    shard: int
+    first_row: int  # of the task's request table
+    end_row: int  # exclusive
+    cost: int  # tokens or requests: an estimate of the work, used for balancing only
+
+    @property
+    def key(self) -> Key:
+        return self.task, self.lam, self.shard
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a replica returns once a unit's table is committed; no part of the results."""
+
+    task: str
+    lam: str
+    shard: int
+    requests: int  # of the unit, the quarantined ones included
+    quarantined: int
+    tokens_scheduled: int  # computed by the engine
+    tokens_cached: int  # taken from its prefix cache
+    rescored: int  # requests sent through again without the cache
+    switch_seconds: float  # 0 where the replica was at this λ already
+    score_seconds: float
+    commit_seconds: float
+    replica: str
+    host: str
+    hardware: str
+
+    @property
+    def key(self) -> Key:
+        return self.task, self.lam, self.shard
+
+    def to_json(self) -> dict[str, str | int | float | None]:
+        """Return the receipt as a flat dict that `json.dumps` takes; `Receipt(**value)` is the way back."""
+        return dataclasses.asdict(self)
+
+
+class TaskPlan(NamedTuple):
+    """One task's part of the plan."""
+
+    shards: Sequence[Sequence[int]]  # [first_row, end_row] of each
+    lambdas: Sequence[str]  # canonical
+    costs: Sequence[int]  # one per shard
+
+
+def units_for(tasks: Mapping[str, TaskPlan], committed: Callable[[str, str], Container[int]]) -> list[Unit]:
+    """Return the units that are left: the plan less what is committed, sorted by task, λ and shard.
+
+    `committed(task, λ)` gives the numbers of the shards whose table is there (`RunDir.committed`); it is asked once for
+    each task and λ.
+
+    Raises:
+        ValueError: a task has not one cost per shard.
+    """
+    left = []
+    for task in sorted(tasks):
+        shards, lambdas, costs = tasks[task]
+        for lam in sorted(lambdas, key=_coordinates):
+            there = committed(task, lam)
+            for shard, ((first_row, end_row), cost) in enumerate(zip(shards, costs, strict=True)):
+                if shard not in there:
+                    left.append(Unit(task, lam, shard, first_row, end_row, cost))
+    return left
+
+
+def coarse_first(lambdas: Iterable[str]) -> list[str]:
+    """Return λs so that every beginning of the list covers the whole grid about evenly.
+
+    The parents 0 and 1 come first, then the ends of the grid, then again and again the middle of the widest stretch
+    (counted in grid points, the lowest one where several are equally wide): a coarse frontier is visible early.
+    """
+    grid = sorted(set(lambdas), key=lambda lam: (_coordinates(lam), lam))
+    if not grid:
+        return []
+    taken = dict.fromkeys([*(grid.index(parent) for parent in ("0", "1") if parent in grid), 0, len(grid) - 1])
+    fixed = sorted(taken)
+    stretches = [(low - high, low, high) for low, high in itertools.pairwise(fixed)]
+    heapq.heapify(stretches)
+    order = list(taken)
+    while stretches:
+        _, low, high = heapq.heappop(stretches)
+        if high - low > 1:
+            middle = (low + high) // 2
+            order.append(middle)
+            heapq.heappush(stretches, (low - middle, low, middle))
+            heapq.heappush(stretches, (middle - high, middle, high))
+    return [grid[index] for index in order]
+
+
+def _coordinates(lam: str) -> list[Decimal]:
+    """`0.5` → [0.5]; a point with several coordinates, `dpo=0.5,sft=0.25` → [0.5, 0.25]."""
+    return [Decimal(coordinate.rpartition("=")[2]) for coordinate in lam.split(",")]

@@ -1,0 +1,63 @@
+"""How θ(λ) gets into the live parameters of one rank.
+
+`Route` is the whole interface. The reload route goes through vLLM's own loader, so it is right for every layout that vLLM
+can load: tensor-parallel shards, fused projections, weights packed for the CPU.
+"""
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from lambdasweep.errors import EngineError
+from merge.interpolate import interpolated_tensors
+from merge.pair import Pair
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig
+
+
+class Route(Protocol):
+    """Moves the live parameters of one rank to a point of the line."""
+
+    def switch(self, lam: str) -> None:
+        """Make θ(λ) live, bit-equal to a fresh load of the exported θ(λ).
+
+        Raises:
+            Exception: of any kind; the parameters are then half-written.
+        """
+
+
+class ReloadRoute:
+    """Feeds interpolated checkpoint tensors to vLLM's layer-by-layer reload."""
+
+    def __init__(self, pair: Pair, model: torch.nn.Module, model_config: "ModelConfig") -> None:
+        self._pair = pair
+        self._model: Any = model  # vLLM's models have load_weights
+        self._model_config = model_config
+        self._expected = {name for name, _ in model.named_parameters()}
+        self._tied = _tied_modules(model)
+
+    def switch(self, lam: str) -> None:
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+        initialize_layerwise_reload(self._model)
+        loaded = self._model.load_weights(interpolated_tensors(self._pair, lam))
+        finalize_layerwise_reload(self._model, self._model_config)
+        # vLLM reloads a tied weight through one of its owners and takes the others for done. What those made of the weight
+        # when the engine started, such as the CPU's packed copy for the LM head, would stay that of the first λ.
+        for module in self._tied:
+            module.quant_method.process_weights_after_loading(module)
+        # A parameter that keeps its old value would be a silent mixture of two λs.
+        if loaded is not None and (missing := self._expected - loaded):
+            raise EngineError(f"vLLM loaded no weights into {', '.join(sorted(missing)[:5])} at λ = {lam}")
+
+
+def _tied_modules(model: torch.nn.Module) -> list[Any]:
+    """Return the modules whose weight belongs to a module before them, and that make something of it at load."""
+    owners: dict[int, torch.nn.Module] = {}
+    tied: list[Any] = []
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if owners.setdefault(id(parameter), module) is not module and hasattr(module, "quant_method"):
+                tied.append(module)
+    return tied

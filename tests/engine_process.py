@@ -1,0 +1,79 @@
+"""Runs one real vLLM engine in a process of its own: `python -m tests.engine_process JOB.json`.
+
+The environment of an engine must be set before torch is imported, and one process holds one engine. The job says where to
+go: `{"base", "aligned", "settings", "cores", "requests", "steps": [[λ or null, output.parquet], …]}`; a null λ scores the
+weights the engine was started with.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from serve.settings import EngineSettings
+
+ROOT = Path(__file__).parent.parent
+
+
+def settings(tensor_parallel: int = 1, **changes: Any) -> EngineSettings:
+    """Settings of a small CPU engine."""
+    values: dict[str, Any] = {
+        "device": "cpu",
+        "dtype": "float32",
+        "max_model_len": 256,
+        "tensor_parallel": tensor_parallel,
+        "threads": 1,
+        "kv_cache_bytes": 64 << 20,
+    }
+    return EngineSettings(**(values | changes))
+
+
+def start(job: Path, **values: Any) -> "subprocess.Popen[bytes]":
+    """Start a job; its standard error goes to a file beside it."""
+    job.write_text(json.dumps(values, default=str))
+    with open(job.with_suffix(".log"), "wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.engine_process", str(job)], cwd=ROOT, stderr=log, stdout=log
+        )
+
+
+def finish(job: Path, process: "subprocess.Popen[bytes]") -> dict[str, Any]:
+    """Wait for a job and return what it counted."""
+    if process.wait(timeout=500):
+        raise AssertionError(f"the engine process failed:\n{job.with_suffix('.log').read_text()[-4000:]}")
+    counted: dict[str, Any] = json.loads(job.with_suffix(".out").read_text())
+    return counted
+
+
+def main(job: Path) -> None:
+    from serve.engine import Engine, process_environment
+    from serve.scoring import score_unit
+
+    values = json.loads(job.read_text())
+    engine_settings = EngineSettings.from_json(values["settings"])
+    os.environ.update(process_environment(engine_settings, values["cores"]))
+    engine = Engine(Path(values["base"]), Path(values["aligned"]), engine_settings)
+    requests = pq.read_table(values["requests"])
+    counted = []
+    for lam, output in values["steps"]:
+        if lam is not None:
+            engine.switch(lam)
+        scores = score_unit(engine, requests, lam or "0")
+        pq.write_table(scores.tokens, output)
+        counted.append(
+            {
+                "prompt_tokens": scores.prompt_tokens,
+                "cached_tokens": scores.cached_tokens,
+                "rescored": scores.rescored,
+                "quarantine": scores.quarantine.to_pylist(),
+            }
+        )
+    job.with_suffix(".out").write_text(json.dumps(counted))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

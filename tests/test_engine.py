@@ -1,0 +1,233 @@
+"""The engine and the scorer, on real vLLM.
+
+The engine's processes are started once for all tests of this file: one that switches (TP 1), one at TP 2, and a fresh one
+for each exported θ(λ).
+"""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lambdasweep import schemas
+from tests import engine_process
+from tests.checkpoints import write_checkpoint
+
+LAMBDAS = ("0", "0.35", "1", "1.5")
+# A path that comes back: each stop must give what going straight there gives.
+PATH = ("0", "1.3", "0.35", "0.35", "1", "1.5", "0")
+BLOCK = 32
+VOCAB = 512
+
+
+def make_requests() -> tuple[pa.Table, dict[str, list[int]]]:
+    """Requests that meet every branch of the scorer, and the request ids of each kind."""
+    generator = torch.Generator().manual_seed(7)
+
+    def tokens(count: int) -> list[int]:
+        return torch.randint(3, VOCAB, (count,), generator=generator).tolist()
+
+    rows: list[dict[str, Any]] = []
+    kinds: dict[str, list[int]] = {}
+
+    def add(kind: str, doc: str, context: list[int], continuation: list[int]) -> None:
+        kinds.setdefault(kind, []).append(len(rows))
+        rows.append(
+            {
+                "request_id": len(rows),
+                "doc_id": doc,
+                "choice": 0,
+                "token_ids": context + continuation,
+                "continuation_start": len(context),
+                "continuation_bytes": 1,
+                "is_gold": True,
+            }
+        )
+
+    for number, length in enumerate((1, 31, 32, 33, 64, 100)):
+        context = tokens(length)
+        for choice in range(4):
+            add("letters", f"letters-{number}", context, [10 + choice])
+    for number, length in enumerate((5, 40, 90)):
+        context = tokens(length)
+        for _ in range(3):
+            add("full", f"full-{number}", context, tokens(6))
+    context = tokens(2 * BLOCK)  # ends with its block: the row of the first continuation token is in the cached prefix
+    for _ in range(3):
+        add("block", "block", context, tokens(5))
+    context, common = tokens(BLOCK - 3), tokens(8)  # the choices' first tokens fill a block together with the context
+    for _ in range(3):
+        add("shared", "shared", context, common + tokens(4))
+    add("longest", "longest", tokens(250), tokens(6))  # exactly max_model_len
+    add("too long", "too long", tokens(250), tokens(7))
+    add("empty", "empty", tokens(9), [])
+    add("no context", "no context", [], tokens(2))
+    add("vocabulary", "vocabulary", tokens(9), [VOCAB])
+    return pa.Table.from_pylist(rows, schema=schemas.REQUESTS), kinds
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("pair")
+    return write_checkpoint(root / "base", seed=0), write_checkpoint(root / "aligned", seed=1)
+
+
+@pytest.fixture(scope="module")
+def results(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Tables by engine and step, and what each engine counted."""
+    root = tmp_path_factory.mktemp("engines")
+    requests = root / "requests.parquet"
+    pq.write_table(make_requests()[0], requests)
+    base, aligned = pair
+    jobs: list[tuple[str, Path, dict[str, Any]]] = []
+    for ranks in (1, 2):
+        jobs.append(
+            (
+                f"live tp{ranks}",
+                root / f"live{ranks}.json",
+                {
+                    "base": base,
+                    "aligned": aligned,
+                    "settings": engine_process.settings(ranks).to_json(),
+                    "cores": [0, 1][:ranks],
+                    "steps": [[lam, root / f"live{ranks}-{step}.parquet"] for step, lam in enumerate(PATH)],
+                },
+            )
+        )
+        for lam in LAMBDAS:
+            merged = export(base, aligned, lam, root / f"merged-{lam}")
+            jobs.append(
+                (
+                    f"fresh tp{ranks} {lam}",
+                    root / f"fresh{ranks}-{lam}.json",
+                    {
+                        "base": merged,
+                        "aligned": merged,
+                        "settings": engine_process.settings(ranks).to_json(),
+                        "cores": [0, 1][:ranks],
+                        "steps": [[None, root / f"fresh{ranks}-{lam}.parquet"]],
+                    },
+                )
+            )
+    found: dict[str, Any] = {}
+    for batch in itertools.batched(jobs, 2) if hasattr(itertools, "batched") else _batched(jobs, 2):
+        running = [
+            (name, job, values, engine_process.start(job, requests=requests, **values)) for name, job, values in batch
+        ]
+        for name, job, values, process in running:
+            counted = engine_process.finish(job, process)
+            found[name] = [pq.read_table(output) for _, output in values["steps"]], counted
+    return found
+
+
+def _batched(jobs: list[Any], size: int) -> list[list[Any]]:
+    return [jobs[first : first + size] for first in range(0, len(jobs), size)]
+
+
+def export(base: Path, aligned: Path, lam: str, out: Path) -> Path:
+    """Write θ(λ) with none of our own code: fp32 arithmetic, one rounding, parents copied at 0 and 1."""
+    if out.exists():
+        return out
+    out.mkdir()
+    for file in base.iterdir():
+        if file.suffix != ".safetensors":
+            (out / file.name).write_bytes(file.read_bytes())
+    one, two = load_file(base / "model.safetensors"), load_file(aligned / "model.safetensors")
+    if lam == "0":
+        merged = one
+    elif lam == "1":
+        merged = two
+    else:
+        merged = {
+            name: torch.lerp(one[name].float(), two[name].float(), float(lam)).to(one[name].dtype) for name in one
+        }
+    save_file(merged, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("lam", LAMBDAS)
+def test_live_is_bit_equal_to_a_fresh_engine_on_the_merged_checkpoint(
+    results: dict[str, Any], ranks: int, lam: str
+) -> None:
+    ((fresh,), _) = results[f"fresh tp{ranks} {lam}"]
+    live, _ = results[f"live tp{ranks}"]
+    for step, stop in enumerate(PATH):
+        if stop == lam:
+            for column in ("request_id", "logprobs", "ranks", "top1_ids", "top1_logprobs"):
+                assert live[step].column(column).equals(fresh.column(column)), (step, column)
+
+
+def test_different_points_give_different_logprobs(results: dict[str, Any]) -> None:
+    live, _ = results["live tp1"]
+    for one, two in itertools.combinations(range(len(PATH)), 2):
+        same = live[one].column("logprobs").equals(live[two].column("logprobs"))
+        assert same == (PATH[one] == PATH[two]), (PATH[one], PATH[two])
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_logprobs_ranks_and_top1_agree_with_transformers(
+    results: dict[str, Any], pair: tuple[Path, Path], ranks: int
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    requests, kinds = make_requests()
+    model = AutoModelForCausalLM.from_pretrained(pair[1], dtype=torch.float32).eval()
+    live, _ = results[f"live tp{ranks}"]
+    rows = {row["request_id"]: row for row in live[PATH.index("1")].to_pylist()}
+    scored = {number for kind in ("letters", "full", "block", "shared", "longest") for number in kinds[kind]}
+    assert rows.keys() == scored
+    for request in requests.to_pylist():
+        row = rows.get(request["request_id"])
+        if row is None:
+            continue
+        ids, start = request["token_ids"], request["continuation_start"]
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0].double()
+        logprobs = logits.log_softmax(-1)
+        assert len(row["logprobs"]) == len(ids) - start
+        for offset, token in enumerate(ids[start:]):
+            expected = logprobs[start + offset - 1]
+            assert row["logprobs"][offset] == pytest.approx(expected[token].item(), abs=2e-5)
+            assert row["top1_ids"][offset] == expected.argmax().item()
+            assert row["top1_logprobs"][offset] == pytest.approx(expected.max().item(), abs=2e-5)
+            rank = int((expected > expected[token]).sum()) + 1
+            if request["request_id"] in kinds["letters"]:
+                assert row["ranks"][offset] == (1 if rank == 1 else None)
+            else:
+                assert row["ranks"][offset] == rank
+
+
+def test_the_guard_rescores_what_the_cache_would_have_spoilt(results: dict[str, Any]) -> None:
+    _, counted = results["live tp1"]
+    _, kinds = make_requests()
+    # Of each such document all choices but the first find the row of their first token in the cache.
+    assert counted[0]["rescored"] == len(kinds["block"]) - 1 + len(kinds["shared"]) - 1
+    assert counted[0]["cached_tokens"] > 0
+
+
+def test_what_cannot_be_scored_is_quarantined_with_its_reason(results: dict[str, Any]) -> None:
+    _, counted = results["live tp1"]
+    _, kinds = make_requests()
+    reasons = {row["request_id"]: row["reason"] for row in counted[0]["quarantine"]}
+    assert reasons == {
+        kinds["too long"][0]: "257 tokens are more than the 256 the engine takes",
+        kinds["empty"][0]: "empty continuation",
+        kinds["no context"][0]: "empty context: the first token has nothing to be predicted from",
+        kinds["vocabulary"][0]: f"a token id outside the vocabulary of {VOCAB}",
+    }
+
+
+def test_a_unit_is_a_pure_function_of_the_unit(results: dict[str, Any]) -> None:
+    """The second and the third visit to a λ come after other work; counts are equal too, so the cache started empty."""
+    live, counted = results["live tp1"]
+    first, last = 0, len(PATH) - 1
+    assert PATH[first] == PATH[last]
+    assert live[first].equals(live[last])
+    assert json.dumps(counted[first]) == json.dumps(counted[last])

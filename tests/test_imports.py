@@ -1,0 +1,175 @@
+"""Who may import whom: the tree is the data flow, and `--help`, `status` and `report` run without torch, vllm or ray."""
+
+import ast
+import functools
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("lambdasweep", "merge", "serve", "ray_jobs", "calibration")
+LEAVES = {f"lambdasweep.{name}" for name in ("errors", "grid", "schemas", "rundir")}
+
+# What each folder may import of ours besides itself, wherever the import stands. The command line (`lambdasweep`, its
+# leaves apart) may import every folder, but only inside functions.
+MAY_IMPORT = {
+    "calibration": LEAVES,
+    "merge": LEAVES,
+    "serve": LEAVES | {"merge"},
+    "ray_jobs": LEAVES | {"merge", "serve"},
+}
+# Which folders may know a heavy library, wherever the import stands.
+MAY_KNOW = {
+    "torch": {"merge", "serve"},
+    "vllm": {"serve"},
+    "ray": {"ray_jobs"},
+    "safetensors": {"merge", "serve"},
+    "transformers": {"lambdasweep.tasks"},
+}
+# These know neither torch nor vllm even so: a plan is made from headers and settings alone.
+LIGHT = {"merge.checkpoint", "merge.pair", "merge.vocabulary", "serve.settings"}
+HEAVY = ("torch", "vllm", "ray", "transformers", "safetensors", "huggingface_hub")
+
+
+@functools.cache
+def modules() -> dict[str, Path]:
+    """Every module of ours by its dotted name."""
+    found = {}
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(name: str, source: str) -> Iterator[tuple[str, str, int]]:
+    """Yield (module imported, `top`, `function` or `types`, line) of every import of a module.
+
+    `from a import b` is an import of `a.b` where that is a module of ours, else of `a`. `types` is a `TYPE_CHECKING` block.
+    """
+
+    def walk(node: ast.AST, place: str) -> Iterator[tuple[str, str, int]]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, place, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} line {node.lineno}: write imports in full"
+            assert node.module
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in modules() else node.module, place, node.lineno
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.body:
+                yield from walk(child, "types")
+            for child in node.orelse:
+                yield from walk(child, place)
+        else:
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+                place = "function"
+            for child in ast.iter_child_nodes(node):
+                yield from walk(child, place)
+
+    yield from walk(ast.parse(source), "top")
+
+
+def within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def offences(name: str, source: str) -> list[str]:
+    """What a module imports that it must not, one line each."""
+    folder = name.partition(".")[0]
+    found = []
+    for imported, place, line in imports(name, source):
+
+        def offence(why: str, line: int = line) -> None:
+            found.append(f"{name} line {line}: {why}")
+
+        library = imported.partition(".")[0]
+        if library in FOLDERS:
+            if name in LEAVES:
+                if imported not in LEAVES | {"lambdasweep"}:
+                    offence(f"a leaf imports {imported}")
+            elif folder == "lambdasweep":
+                if library != folder and place == "top":
+                    offence(f"{imported} is imported at the top: import it where it is used")
+            elif not any(within(imported, allowed) for allowed in MAY_IMPORT[folder] | {folder}):
+                offence(f"{folder} imports {imported}")
+        elif library in MAY_KNOW and place != "types":
+            if not any(within(name, allowed) for allowed in MAY_KNOW[library]):
+                offence(f"{folder} knows {library}")
+            elif name in LIGHT:
+                offence(f"{name} knows {library}")
+            elif folder == "lambdasweep" and place != "function":
+                offence(f"{library} is imported at the top: import it where it is used")
+    return found
+
+
+@pytest.mark.parametrize("name", modules())
+def test_imports_follow_the_tree(name: str) -> None:
+    assert offences(name, modules()[name].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "count"),
+    [
+        ("lambdasweep.grid", "from lambdasweep.errors import GridError", 0),
+        ("lambdasweep.grid", "def f():\n    from lambdasweep.config import SweepConfig", 1),
+        ("lambdasweep.rundir", "from lambdasweep import record", 1),
+        ("lambdasweep.schemas", "if TYPE_CHECKING:\n    import merge.pair", 1),
+        ("lambdasweep.prepare", "from merge.pair import open_pair", 1),
+        ("lambdasweep.prepare", "try:\n    import serve.settings\nexcept ImportError:\n    pass", 1),
+        ("lambdasweep.prepare", "class A:\n    import ray_jobs", 1),
+        ("lambdasweep.prepare", "if TYPE_CHECKING:\n    from merge.pair import Pair\nelse:\n    import calibration", 1),
+        ("lambdasweep.prepare", "def f():\n    from merge.pair import open_pair", 0),
+        ("lambdasweep.prepare", "def f():\n    import torch", 1),
+        ("lambdasweep.tasks.requests", "import transformers", 1),
+        ("lambdasweep.tasks.requests", "def f():\n    from transformers import AutoTokenizer", 0),
+        ("lambdasweep.prepare", "def f():\n    from transformers import AutoTokenizer", 1),
+        ("calibration.metrics", "def f():\n    import torch", 1),
+        ("calibration.metrics", "from lambdasweep.config import SweepConfig", 1),
+        ("calibration.metrics", "import merge", 1),
+        ("merge.pair", "from serve.settings import EngineSettings", 1),
+        ("merge.pair", "def f():\n    import torch", 1),
+        ("merge.interpolate", "import torch", 0),
+        ("merge.interpolate", "import vllm", 1),
+        ("serve.settings", "def f():\n    from vllm.config import ModelConfig", 1),
+        ("serve.engine", "from ray_jobs.units import Unit", 1),
+        ("serve.engine", "import ray", 1),
+        ("ray_jobs.replica", "from lambdasweep.cli import app", 1),
+        ("ray_jobs.replica", "def f():\n    import torch.cuda", 1),
+        ("ray_jobs.replica", "from calibration.metrics import ece", 1),
+        ("ray_jobs.replica", "import ray.exceptions", 0),
+    ],
+)
+def test_the_rule_sees_what_it_is_about(name: str, source: str, count: int) -> None:
+    assert len(offences(name, source)) == count
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import runpy; sys.argv = ['lambdasweep', '--help']\ntry: runpy.run_module('lambdasweep', run_name='__main__')\n"
+        "except SystemExit as end: assert end.code == 0, end.code",
+        "import calibration.summary, calibration.table",
+        "import lambdasweep.status, lambdasweep.estimate, lambdasweep.tasks, merge.pair, serve.settings, ray_jobs.scheduler",
+    ],
+    ids=["help", "report", "plan"],
+)
+def test_light_commands_load_nothing_heavy(code: str) -> None:
+    ask = f"import sys\n{code}\nprint('loaded:', *[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded:"
+    assert ("Usage: " in done.stdout) == ("--help" in code)
+
+
+def test_every_package_is_installed() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packaged = settings["tool"]["setuptools"]["packages"]
+    assert sorted(packaged) == sorted(name for name, path in modules().items() if path.name == "__init__.py")
+    assert sorted(settings["tool"]["mypy"]["packages"]) == sorted(FOLDERS)
