@@ -131,7 +131,7 @@ def fine_tune(base: Path, rows: list[dict[str, Any]], out: Path) -> None:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def main() -> None:
@@ -145,7 +145,8 @@ def main() -> None:
         parser.error("give --data DIR, or set LAMBDASWEEP_DATA")
     out: Path = arguments.out
     if out.exists():
-        sys.exit(f"{out} is there already and complete: remove it to build it again")
+        print(f"{out} is there already: remove it to build it again")
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = read_rows(arguments.data / "arc_easy.jsonl")
     held_in = rows[:HELD_IN]
@@ -157,7 +158,7 @@ def main() -> None:
         fine_tune(made / "base", held_in[:QUICK] if arguments.quick else held_in, made / "aligned")
         held_out = [row for row in rows[HELD_IN:] if row["query"] not in asked]
         (made / "arc_easy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out), encoding="utf-8")
-        shutil.copy(arguments.data / "piqa.jsonl", made)
+        shutil.copyfile(arguments.data / "piqa.jsonl", made / "piqa.jsonl")
         made.rename(out)  # last: a folder under the final name is complete
     print(f"wrote {out}: {len(held_out)} questions to evaluate on")
 

@@ -80,8 +80,8 @@ def run_units(
         address: a running Ray cluster; None starts one on this machine and stops it at the end.
 
     Raises:
-        InputError: the cluster cannot be reached.
-        SweepError: replicas do not start, or the tables cannot be written.
+        InputError: the cluster cannot be reached, or has no room for the replicas.
+        SweepError: Ray or the replicas do not start, or the tables cannot be written.
     """
     with _cluster(address, spec, replicas), _stop_signals() as stop:
         driver = _Driver(spec, units, tables, _room(spec, replicas, len(units)), progress)
@@ -246,9 +246,10 @@ def _cluster(address: str | None, spec: SweepSpec, replicas: int | None) -> Iter
             ray.init(address="local", include_dashboard=False, **resources, **quiet)
         else:
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        where = f"at {address}" if address else "on this machine"
-        raise InputError(f"no Ray cluster {where}: {error}") from None
+    except Exception as error:  # Ray raises bare Exceptions, when a busy machine starts it too slowly, say
+        if address is not None:
+            raise InputError(f"no Ray cluster can be reached at {address}: check --address ({error})") from None
+        raise SweepError(f"Ray did not start on this machine: try again when it is less busy ({error})") from None
     try:
         yield
     finally:

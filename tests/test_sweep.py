@@ -4,6 +4,7 @@ One undisturbed sweep is the reference. A second directory goes through everythi
 with the same bytes.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -69,6 +70,13 @@ def until(condition: Callable[[], Any], seconds: float = 240.0) -> Any:
             return value
         time.sleep(0.02)
     raise AssertionError("waited in vain")
+
+
+def fill(file: Path) -> None:
+    """Write until the disk is full."""
+    with contextlib.suppress(OSError), open(file, "wb", buffering=0) as stream:
+        while True:
+            stream.write(bytes(1 << 20))
 
 
 def alive(processes: list[psutil.Process]) -> bool:
@@ -181,9 +189,7 @@ def test_kills_a_full_disk_and_signals_change_no_byte(inputs: list[str], referen
     if os.path.ismount(small_disk):
         sweep = Sweep(out, arguments)
         until(lambda: tables(out) > after_kill)
-        with open(filler, "wb") as file:
-            free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
-            os.posix_fallocate(file.fileno(), 0, free)
+        fill(filler)
         assert sweep.wait() == 1, sweep.text()
         assert "No space left on device" in sweep.text()
         filler.unlink()
