@@ -33,6 +33,7 @@ class SweepProgress:
         self._work, self._work_done = work, 0
         self._costs: dict[tuple[str, str, int], int] = {}
         self._at: dict[str, str] = {}
+        self._quarantined: set[str] = set()
         self._began: float | None = None
         self._printed = float("-inf")
         self._bar: Progress | None = None
@@ -77,8 +78,9 @@ class SweepProgress:
         self.seconds["switch"] += receipt.switch_seconds
         self.seconds["score"] += receipt.score_seconds
         self.seconds["commit"] += receipt.commit_seconds
-        if receipt.quarantined:
-            self.message(f"{receipt.task} λ = {receipt.lam}: {receipt.quarantined} requests are quarantined")
+        if receipt.quarantined and receipt.task not in self._quarantined:
+            self._quarantined.add(receipt.task)  # mostly the same requests at every λ: said once
+            self.message(f"{receipt.task}: {receipt.quarantined} requests are quarantined at λ = {receipt.lam}")
         self._show()
 
     def _show(self) -> None:

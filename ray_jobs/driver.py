@@ -225,10 +225,10 @@ def _room(spec: SweepSpec, replicas: int | None, units: int) -> int:
 
 
 def _reason(error: RayError) -> str:
-    """Return what a person can use of a Ray error: the original exception's message, or the first lines of Ray's."""
+    """Return what a person can use of a Ray error: the original exception's message, or the first line of Ray's."""
     if isinstance(error, RayTaskError) and error.cause is not None:
         return f"{type(error.cause).__name__}: {error.cause}"
-    return "\n".join(str(error).strip().splitlines()[:6])
+    return str(error).strip().partition("\n")[0]
 
 
 @contextmanager
