@@ -20,7 +20,7 @@ class SweepProgress:
     Args:
         total: units of this command.
         done: of those, committed before.
-        costs: work of every unit that is left, for the time estimate.
+        work: cost of all units that are left, for the time estimate.
         console: where to write; standard error by default, so that output can be piped.
     """
 

@@ -116,7 +116,7 @@ def results(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
                 )
             )
     found: dict[str, Any] = {}
-    for batch in itertools.batched(jobs, 2) if hasattr(itertools, "batched") else _batched(jobs, 2):
+    for batch in [jobs[first : first + 2] for first in range(0, len(jobs), 2)]:  # two engines at a time
         running = [
             (name, job, values, engine_process.start(job, requests=requests, **values)) for name, job, values in batch
         ]
@@ -124,10 +124,6 @@ def results(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
             counted = engine_process.finish(job, process)
             found[name] = [pq.read_table(output) for _, output in values["steps"]], counted
     return found
-
-
-def _batched(jobs: list[Any], size: int) -> list[list[Any]]:
-    return [jobs[first : first + size] for first in range(0, len(jobs), size)]
 
 
 def export(base: Path, aligned: Path, lam: str, out: Path) -> Path:
