@@ -114,12 +114,12 @@ def write(run: RunDir, record: dict[str, Any], prepared: Prepared) -> dict[str, 
     """
     tasks = {name: task_record(task) for name, task in prepared.tasks.items()}
     check(run, record, tasks)
+    plan: dict[str, Any] = run.plan() if run.plan_json.is_file() else {"tasks": {}}
     for name, task in prepared.tasks.items():
-        if not run.requests(name).is_file():
+        if name not in plan["tasks"]:  # a table that no plan names may be of another file
             commit_table(run.requests(name), task.built.table, {key: tasks[name][key] for key in _TASK_IDENTITY})
     if not run.exists():
         commit_json(run.sweep_json, record)
-    plan: dict[str, Any] = run.plan() if run.plan_json.is_file() else {"tasks": {}}
     for name, entry in tasks.items():
         entry = plan["tasks"].setdefault(name, {**entry, "lambdas": []})
         entry["lambdas"] = sorted({*entry["lambdas"], *prepared.config.lambdas}, key=Decimal)

@@ -27,7 +27,6 @@ _OWNED = {
     "trust_remote_code": "nothing: code from a checkpoint is never run",
     "logprobs_mode": "nothing: raw logprobs are what is measured",
 }
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)

@@ -390,6 +390,19 @@ def test_a_sweep_is_recorded_before_its_units_are_handed_out(
     assert begun.requests("metals").is_file()
 
 
+def test_requests_that_no_plan_names_are_written_anew(
+    begun: RunDir, lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], tmp_path: Path
+) -> None:
+    """A first command that was killed before it wrote the plan leaves requests of a file that may change since."""
+    before = begun.requests("metals").read_bytes()
+    begun.sweep_json.unlink()
+    begun.plan_json.unlink()
+    begun.metrics.unlink()
+    write_task(tmp_path / "metals.jsonl", WATER, IRON)
+    assert lambdasweep("run", *flags()).code == 0
+    assert begun.requests("metals").read_bytes() != before
+
+
 def test_the_same_command_again_changes_nothing(
     begun: RunDir, lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], handed: list[dict[str, Any]]
 ) -> None:

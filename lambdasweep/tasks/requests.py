@@ -75,7 +75,7 @@ class BuiltTask:
     one_token: bool
 
 
-def load_tokenizer(directory: str | Path, trust_remote_code: bool = False) -> Tokenizer:
+def load_tokenizer(directory: str | Path) -> Tokenizer:
     """Load the tokenizer of a checkpoint on disk; nothing is downloaded.
 
     Raises:
@@ -90,7 +90,7 @@ def load_tokenizer(directory: str | Path, trust_remote_code: bool = False) -> To
     if not path.is_dir():
         raise PairError(f"{path} is not a directory: give a checkpoint on disk")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exceptions for files it cannot read
         raise PairError(f"the tokenizer in {path} cannot be loaded: {error}") from error
     if not tokenizer.is_fast:
