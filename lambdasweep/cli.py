@@ -44,6 +44,10 @@ EngineOptions = Annotated[
 BaseRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 AlignedRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 TokenizerOption = Annotated[str | None, typer.Option("--tokenizer", help="Whose tokenizer: base or aligned.")]
+ParentsOption = Annotated[
+    str | None,
+    typer.Option("--parents", help="Where ranks keep both parents: auto, device, pinned, mmap or reload (nowhere)."),
+]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; without it one is started here.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file with these settings; flags win.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -66,6 +70,7 @@ def asked(
     base_revision: BaseRevision = None,
     aligned_revision: AlignedRevision = None,
     tokenizer: TokenizerOption = None,
+    parents: ParentsOption = None,
     address: Address = None,
     config: ConfigFile = None,
 ) -> Any:  # a SweepConfig; typer evaluates annotations, and its module is imported late

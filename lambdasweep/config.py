@@ -41,6 +41,8 @@ class SweepConfig:
     aligned_revision: str | None = None
     tokenizer: str = "base"
     """Whose tokenizer makes the requests: base or aligned."""
+    parents: str = "auto"
+    """Where each rank keeps both parents: auto, device, pinned, mmap, or reload (nowhere). Changes no number."""
     address: str | None = None
     """A running Ray cluster; None starts one on this machine."""
 
@@ -56,6 +58,7 @@ _TEXT = {
     "base_revision",
     "aligned_revision",
     "tokenizer",
+    "parents",
     "address",
 }
 _NUMBERS = {"shots", "limit", "seed", "replicas", "tp", "max_model_len"}
@@ -77,6 +80,7 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
         InputError: with every problem.
     """
     from serve.settings import parse_extra
+    from serve.tiers import CHOICES
 
     problems: list[str] = []
     values = _read_toml(file, problems) if file else {}
@@ -112,12 +116,22 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
         value = values.get(name)
         if value is not None and value < 1:
             problems.append(f"--{name.replace('_', '-')} is {value}: give 1 or more")
-    for name, allowed in (("dtype", DTYPES), ("tokenizer", ("base", "aligned"))):
+    for name, allowed in (("dtype", DTYPES), ("tokenizer", ("base", "aligned")), ("parents", CHOICES)):
         if name in values and values[name] not in allowed:
             problems.append(f"--{name} is {values[name]!r}: use {', '.join(allowed)}")
     if problems:
         raise InputError("the sweep cannot be set up", problems)
-    names = ("replicas", "tp", "dtype", "max_model_len", "base_revision", "aligned_revision", "tokenizer", "address")
+    names = (
+        "replicas",
+        "tp",
+        "dtype",
+        "max_model_len",
+        "base_revision",
+        "aligned_revision",
+        "tokenizer",
+        "parents",
+        "address",
+    )
     return SweepConfig(
         base=str(values["base"]),
         aligned=str(values["aligned"]),

@@ -1,12 +1,17 @@
 """`lambdasweep plan`: what a sweep would cost, and whether its inputs fit, without starting anything."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from lambdasweep.config import SweepConfig
 from lambdasweep.errors import InputError
 from lambdasweep.progress import duration
+
+if TYPE_CHECKING:
+    from lambdasweep.prepare import Prepared
 
 # What a replica is assumed to reach of its peak. CPU: float32 GEMMs of a small model in vLLM. GPU: bf16 on an H100.
 FLOPS_PER_CORE = 60e9
@@ -39,6 +44,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
     left, total = units_left(run, prepared)
     tokens = sum(unit.cost for unit in left)
     yield from _describe_pair(pair.base.nbytes, settings.tensor_parallel, len(pair.base.tensors))
+    yield _describe_memory(prepared)
     yield (
         f"engine    {settings.device}, {settings.dtype}, TP {settings.tensor_parallel}, requests up to "
         f"{settings.max_model_len} tokens" + (f", {settings.threads} threads a rank" if settings.threads else "")
@@ -96,6 +102,44 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
 def _describe_pair(nbytes: int, tensor_parallel: int, tensors: int) -> Iterator[str]:
     yield (
         f"pair      {tensors} tensors, {_size(nbytes)} each; both parents per rank: {_size(2 * nbytes // tensor_parallel)}"
+    )
+
+
+def _describe_memory(prepared: "Prepared") -> str:
+    """Say which tier the parents are expected in, and what all replicas of this machine take of its memory."""
+    from lambdasweep.prepare import default_replicas
+    from serve.engine import free_memory
+    from serve.settings import available_cores
+    from serve.tiers import RELOAD, choose
+
+    config, settings, pair = prepared.config, prepared.settings, prepared.pair
+    tp, parents = settings.tensor_parallel, pair.nbytes // settings.tensor_parallel
+    if config.parents == RELOAD:
+        return "memory    parents in the page cache; every switch goes through vLLM's own loader (--parents reload)"
+    replicas = config.replicas or (default_replicas(len(available_cores()), tp) if settings.device == "cpu" else 1)
+    room = free_memory(settings, replicas * tp)
+    if settings.device == "cuda" and not room.device_total:
+        return (
+            f"memory    parents: {_size(parents)} a rank, in GPU memory, else pinned ({_size(parents * tp)} a replica), "
+            "else in the page cache; decided on the GPU's own machine, by what is free there"
+        )
+    live = sum(_elements(info.shape) for info in pair.base.tensors.values()) * {"float32": 4}.get(settings.dtype, 2)
+    if settings.device == "cuda":
+        room = dataclasses.replace(room, device_free=room.device_free - live // tp)
+    tier = choose(config.parents, parents, room)
+    if settings.device == "cuda":
+        host = parents * tp * replicas if tier == "pinned" else 0
+        each = f"{_size(parents)} a rank beside {_size(live // tp)} live, of {_size(room.device_free)} free"
+    else:
+        host = replicas * (live + tp * (settings.kv_cache_bytes or 0)) + (
+            0 if tier == "mmap" else replicas * tp * parents
+        )
+        each = f"{_size(parents)} a rank"
+        if tier == "mmap":
+            each = f"{_size(pair.nbytes)} in the page cache, shared by all ranks"
+    return (
+        f"memory    parents: {tier}, {each}; host memory {_size(host)} for {replicas} replicas, of "
+        f"{_size(room.host_available)} available"
     )
 
 

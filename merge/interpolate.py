@@ -3,49 +3,74 @@
 `torch.lerp(base, aligned, λ)` per tensor, computed in fp32 and rounded once to the checkpoint's dtype: for half-precision
 tensors and a Python-float weight, lerp works in fp32 and rounds at the end. λ itself is rounded to a binary double, and
 inside lerp to fp32: a relative error of 6e-8, not the 4e-3 of a λ rounded to bfloat16. Always from the two parents, never
-from the previous λ. Live switching and export use this same function, so that both give the same bits on one kind of device.
+from the previous λ. Live switching and export use this same function, so that both give the same bits on one kind of device;
+it works element by element, so that slicing a tensor first changes nothing.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
+from merge.checkpoint import Checkpoint
 from merge.pair import Pair
 
 
-def interpolate(base: torch.Tensor, aligned: torch.Tensor, lam: str) -> torch.Tensor:
+def interpolate(base: torch.Tensor, aligned: torch.Tensor, lam: str, out: torch.Tensor | None = None) -> torch.Tensor:
     """Return one tensor of θ(λ), in the parents' dtype and shape.
 
-    At λ = 0 and λ = 1 the parent itself is returned, uncopied: lerp would turn −0.0 into +0.0.
+    At λ = 0 and λ = 1 it is the parent itself (lerp would turn −0.0 into +0.0), uncopied where no `out` is given.
 
     Args:
         base: any shape, float16, bfloat16 or float32.
         aligned: same shape, dtype and device.
         lam: canonical λ.
+        out: where to put the result, and what is returned then; same shape, dtype and device.
     """
-    if lam == "0":
-        return base
-    if lam == "1":
-        return aligned
-    return torch.lerp(base, aligned, float(lam))
+    if lam in ("0", "1"):
+        parent = base if lam == "0" else aligned
+        return parent if out is None else out.copy_(parent)
+    return torch.lerp(base, aligned, float(lam), out=out)
+
+
+def mapped_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name, tensor) in natural order of the names.
+
+    Each tensor is a memory map of its part of the file: nothing is read before its elements are, and processes on one node
+    share what was read through the page cache. It stays usable after the iteration.
+    """
+    with ExitStack() as stack:
+        files: dict[object, object] = {}
+        for name, info in checkpoint.tensors.items():
+            if info.file not in files:
+                files[info.file] = stack.enter_context(safe_open(info.file, framework="pt", device="cpu"))
+            tensor: torch.Tensor = files[info.file].get_tensor(name)  # type: ignore[attr-defined]
+            yield name, tensor
 
 
 def interpolated_tensors(pair: Pair, lam: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, tensor) of θ(λ) in natural order of the names, one tensor in memory at a time.
+    """Yield (name, tensor) of θ(λ) in natural order of the names, one tensor in memory at a time."""
+    for (name, base), (_, aligned) in zip(mapped_tensors(pair.base), mapped_tensors(pair.aligned), strict=True):
+        yield name, interpolate(base, aligned, lam)
 
-    The parents are memory-mapped: ranks and replicas on one node share them through the page cache.
+
+def chunks(shape: tuple[int, ...], itemsize: int, limit: int) -> Iterator[tuple[slice, ...]]:
+    """Cut a tensor into blocks of at most `limit` bytes, a multiple of 8, along its leading dimensions.
+
+    Yields index tuples that cover every element once, in order. Arithmetic on shapes alone, in Python's integers: a tensor
+    of 2³¹ elements or more is as good as any.
     """
-    with ExitStack() as stack:
-        files: dict[Path, object] = {}
-
-        def read(name: str, path: Path) -> torch.Tensor:
-            if path not in files:
-                files[path] = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
-            tensor: torch.Tensor = files[path].get_tensor(name)  # type: ignore[attr-defined]
-            return tensor
-
-        for name, info in pair.base.tensors.items():
-            yield name, interpolate(read(name, info.file), read(name, pair.aligned.tensors[name].file), lam)
+    if math.prod(shape) * itemsize <= limit or not shape:
+        yield tuple(slice(0, side) for side in shape)
+        return
+    row_bytes = math.prod(shape[1:]) * itemsize
+    rows = limit // row_bytes
+    if rows == 0:
+        for row in range(shape[0]):
+            for rest in chunks(shape[1:], itemsize, limit):
+                yield slice(row, row + 1), *rest
+    else:
+        for row in range(0, shape[0], rows):
+            yield slice(row, min(row + rows, shape[0])), *(slice(0, side) for side in shape[1:])

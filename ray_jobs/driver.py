@@ -111,6 +111,9 @@ class _Driver:
         self._pending: dict[Any, _Slot] = {}  # what each slot's actor is working on
         self._idle: list[_Slot] = []
         self._boot_failures = 0
+        self._said_fallback = False
+        self._weights: dict[tuple[str, str, str], tuple[str, tuple[str, ...]]] = {}
+        self._ranks_on_node = min(replicas, _room_on_a_node(spec)) * spec.settings.tensor_parallel
         per_replica = spec.settings.threads * spec.settings.tensor_parallel
         self._resources = _resources(spec)
         cores = available_cores()
@@ -141,7 +144,7 @@ class _Driver:
         actor_class = ray.remote(max_restarts=0, max_task_retries=0, **self._resources)(Replica)
         slot.actor = actor_class.remote(slot.name, self._spec, slot.cores, self._tables)
         slot.booting = True
-        self._pending[slot.actor.start.remote()] = slot
+        self._pending[slot.actor.start.remote(self._ranks_on_node)] = slot
 
     def _settle(self, reference: Any, slot: _Slot) -> None:
         """Take in what one actor call came to."""
@@ -153,15 +156,31 @@ class _Driver:
         if slot.booting:
             slot.booting = False
             self._boot_failures = 0
-            self.hardware.add(result)
-            self._progress.message(f"{slot.name} is ready on {result}")
+            self.hardware.add(result.hardware)
+            self._progress.message(f"{slot.name} is ready on {result.hardware}")
+            if result.fallback and not self._said_fallback:
+                self._said_fallback = True  # one reason for all: they run the same model on the same kind of machine
+                self._progress.message(f"λ is switched through vLLM's own loader, which is slower: {result.fallback}")
         else:
             assert slot.unit is not None
             if self.scheduler.done(slot.name, slot.unit):
                 self.done += 1
             slot.unit = None
             self._progress.unit_done(result)
+            self._compare_weights(result)
         self._idle.append(slot)
+
+    def _compare_weights(self, receipt: Receipt) -> None:
+        """Refuse to go on when two replicas hold different models at one λ."""
+        # Another kind of hardware may round differently, another route sums up other tensors.
+        key = receipt.lam, receipt.hardware, receipt.route
+        name, digests = self._weights.setdefault(key, (receipt.replica, receipt.weight_digests))
+        if digests != receipt.weight_digests:
+            raise SweepError(
+                f"{name} and {receipt.replica} (on {receipt.host}) hold different weights at λ = {receipt.lam}, computed "
+                "from the same pair: a checkpoint file was changed during the sweep, or a machine's memory is faulty. "
+                f"Delete {self._spec.root}/tokens/*/lambda={receipt.lam} before you run the same command again"
+            )
 
     def _hand_out(self, slot: _Slot) -> None:
         unit = self.scheduler.next(slot.name)
@@ -209,6 +228,13 @@ def _resources(spec: SweepSpec) -> dict[str, int]:
     if settings.device == "cpu":
         return {"num_cpus": settings.threads * settings.tensor_parallel}
     return {"num_gpus": settings.tensor_parallel}
+
+
+def _room_on_a_node(spec: SweepSpec) -> int:
+    """Return how many replicas the largest node has room for."""
+    ((name, each),) = _resources(spec).items()
+    kind = {"num_cpus": "CPU", "num_gpus": "GPU"}[name]
+    return max(1, int(max(node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]) // each))
 
 
 def _room(spec: SweepSpec, replicas: int | None, units: int) -> int:

@@ -26,6 +26,16 @@ class SweepSpec:
     """Stored in every table: fingerprints, engine, versions."""
     requests_sha256: dict[str, str]
     """Content hash of each task's requests table."""
+    parents: str = "auto"
+    """Where ranks keep the parents: one of `serve.tiers.CHOICES`. Changes no number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What a replica tells once its engine runs."""
+
+    hardware: str
+    fallback: str  # why λ is switched through vLLM's own loader; empty where it is not
 
 
 class Replica:
@@ -50,17 +60,18 @@ class Replica:
         self._engine: Any = None
         self._hardware = ""
 
-    def start(self) -> str:
-        """Start the engine and return the kind of hardware it runs on.
+    def start(self, ranks_on_node: int) -> Started:
+        """Start the engine; `ranks_on_node` counts those of all replicas that may share this machine's memory.
 
         Raises:
             EngineError: with vLLM's reason.
         """
         from serve.engine import Engine, hardware
 
-        self._engine = Engine(self._spec.base, self._spec.aligned, self._spec.settings)
-        self._hardware = hardware(self._spec.settings.device)
-        return self._hardware
+        spec = self._spec
+        self._engine = Engine(spec.base, spec.aligned, spec.settings, spec.parents, ranks_on_node)
+        self._hardware = hardware(spec.settings.device)
+        return Started(self._hardware, self._engine.fallback)
 
     def run(self, unit: Unit) -> Receipt:
         """Score a unit and commit its tables; the tokens table is the completion record and is written last.
@@ -105,6 +116,8 @@ class Replica:
             replica=self._name,
             host=socket.gethostname(),
             hardware=self._hardware,
+            route=self._engine.route,
+            weight_digests=self._engine.digests,
         )
         commit_json(path("receipts", *unit.key), receipt.to_json())
         return receipt

@@ -5,7 +5,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Key = tuple[str, str, int]  # task, canonical λ, shard: names a unit, its table and its receipt
 
@@ -44,14 +44,20 @@ class Receipt:
     replica: str
     host: str
     hardware: str
+    route: str  # how λ was switched: reload, or resident and the tier of the parents
+    weight_digests: tuple[str, ...]  # of the live weights, one per rank
 
     @property
     def key(self) -> Key:
         return self.task, self.lam, self.shard
 
-    def to_json(self) -> dict[str, str | int | float | None]:
-        """Return the receipt as a flat dict that `json.dumps` takes; `Receipt(**value)` is the way back."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the receipt as a dict that `json.dumps` takes."""
         return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "Receipt":
+        return Receipt(**(value | {"weight_digests": tuple(value["weight_digests"])}))
 
 
 class TaskPlan(NamedTuple):

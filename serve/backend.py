@@ -2,8 +2,8 @@
 
 vLLM's weight-transfer API lets a trainer push new weights into a running engine. Here nothing is pushed: the update says
 only `{"lam": "0.35"}`, and each rank computes its weights from the two parents. Where the parents are is configured through
-`additional_config={"lambdasweep": {"base": …, "aligned": …}}`, because the backend is made during `load_model`, before
-any message can reach it.
+`additional_config={"lambdasweep": {…}}`, because the backend is made during `load_model`, before any message can reach it
+and before the KV cache takes what memory is left.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,11 @@ from vllm.distributed.weight_transfer.base import (
 
 from merge.checkpoint import open_checkpoint
 from merge.pair import Pair
-from serve.plugin import CONFIG_KEY
+from serve.loading import UntraceableError
+from serve.plugin import CONFIG_KEY, RESIDENT
+from serve.resident import ResidentRoute
 from serve.routes import ReloadRoute, Route
+from serve.tiers import RELOAD, Room, choose, host_memory
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -52,7 +55,27 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
         parents = vllm_config.additional_config[CONFIG_KEY]
         # The driver has checked the pair; a worker reads the headers again only to know where each tensor is.
         pair = Pair(open_checkpoint(parents["base"], "base"), open_checkpoint(parents["aligned"], "aligned"), ())
-        self._route: Route = ReloadRoute(pair, model, vllm_config.model_config)
+        self.digest = ""
+        self.tier = ""
+        self.reason = ""  # why there is no resident route
+        self._routes: dict[str, Route] = {RELOAD: ReloadRoute(pair, model, vllm_config.model_config)}
+        if parents["tier"] == RELOAD:
+            self.reason = "--parents reload"
+        else:
+            room = _room(device, vllm_config, parents["ranks"])
+            try:
+                resident = ResidentRoute(pair, model, device, lambda nbytes: choose(parents["tier"], nbytes, room))
+            except UntraceableError as error:
+                self.reason = str(error)
+            else:
+                self._routes[RESIDENT], self.tier = resident, resident.tier
+        self._route = self._routes.get(RESIDENT, self._routes[RELOAD])
+
+    def use(self, route: str, only: bool) -> None:
+        """Switch through `route` from now on; `only` gives up the other one and its memory."""
+        self._route = self._routes[route]
+        if only:
+            self._routes = {route: self._route}
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Nothing to connect to."""
@@ -62,7 +85,7 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Make θ(λ) live in this rank."""
-        self._route.switch(update_info.lam)
+        self.digest = self._route.switch(update_info.lam)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """As in the base class, which synchronises through an API that CPU builds of PyTorch lack."""
@@ -75,3 +98,29 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
 
     def shutdown(self) -> None:
         """Nothing is held beyond the model's own lifetime."""
+
+
+class WorkerExtension:
+    """What the engine can ask of each of its workers, by name, through vLLM's `collective_rpc`."""
+
+    weight_transfer_engine: InterpolationEngine
+
+    def interpolation_tier(self) -> tuple[str, str]:
+        """Return this rank's tier, or "" and why it has no resident route."""
+        return self.weight_transfer_engine.tier, self.weight_transfer_engine.reason
+
+    def interpolation_use(self, route: str, only: bool) -> None:
+        self.weight_transfer_engine.use(route, only)
+
+    def interpolation_digest(self) -> str:
+        """Return the digest of the weights that are live in this rank."""
+        return self.weight_transfer_engine.digest
+
+
+def _room(device: torch.device, vllm_config: "VllmConfig", ranks: int) -> Room:
+    total, available = host_memory()
+    if device.type == "cpu":
+        return Room(total, available, ranks)
+    free, device_total = torch.cuda.mem_get_info(device)
+    cache = vllm_config.cache_config
+    return Room(total, available, ranks, device_total, free, cache.gpu_memory_utilization, cache.kv_cache_memory_bytes)

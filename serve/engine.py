@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lambdasweep.errors import EngineError
-from serve.plugin import BACKEND, CONFIG_KEY
+from serve.plugin import BACKEND, CONFIG_KEY, RESIDENT, WORKER_EXTENSION
 from serve.settings import EngineSettings
+from serve.tiers import RELOAD, Room, host_memory
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.outputs import RequestOutput
+
+_PROBE_TOKENS = 48
+_GPU_SHARE = 0.92  # vLLM's default gpu_memory_utilization
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +55,26 @@ def process_environment(settings: EngineSettings, cores: Sequence[int]) -> dict[
 class Engine:
     """A vLLM engine over a pair. Not thread-safe. After any `EngineError` the process must end.
 
+    When it starts, θ(0.5) is made live once by the resident route and once by vLLM's own loader, and a probe prompt must get
+    the same logprobs, bit by bit; else every switch goes through the loader, and `fallback` says why. λ = 0.5 and not a
+    parent: tensors derived from the weights at load would be right at the parent that was loaded last.
+
     Args:
         base: directory of the base checkpoint; also gives the architecture.
         aligned: directory of the aligned checkpoint.
         settings: see `EngineSettings`.
+        parents: where ranks keep the parents, one of `serve.tiers.CHOICES`; changes no number.
+        ranks_on_node: of all engines that share this machine's memory; None: of this one.
     """
 
-    def __init__(self, base: Path, aligned: Path, settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        base: Path,
+        aligned: Path,
+        settings: EngineSettings,
+        parents: str = "auto",
+        ranks_on_node: int | None = None,
+    ) -> None:
         from vllm import LLM
         from vllm.config.weight_transfer import WeightTransferConfig
 
@@ -66,6 +83,7 @@ class Engine:
         register()  # also without the package's entry points, in this process
         self.settings = settings
         self.lam: str | None = None
+        self.digests: tuple[str, ...] = ()  # of each rank's live weights
         arguments: dict[str, Any] = {
             "seed": 0,
             "enforce_eager": settings.device == "cpu",
@@ -86,13 +104,27 @@ class Engine:
                 max_num_seqs=settings.max_num_seqs,
                 enable_prefix_caching=True,
                 weight_transfer_config=WeightTransferConfig(backend=BACKEND),
-                additional_config={CONFIG_KEY: {"base": str(base), "aligned": str(aligned)}},
+                worker_extension_cls=WORKER_EXTENSION,
+                additional_config={
+                    CONFIG_KEY: {
+                        "base": str(base),
+                        "aligned": str(aligned),
+                        "tier": parents,
+                        "ranks": ranks_on_node or settings.tensor_parallel,
+                    }
+                },
                 **arguments,
             )
             self._llm.init_weight_transfer_engine({"init_info": {}})
+            tiers = self._llm.collective_rpc("interpolation_tier")
         except Exception as error:
             raise EngineError(f"the vLLM engine did not start: {error}") from error
         self.vocab_size: int = self._llm.llm_engine.model_config.get_vocab_size()
+        self.fallback = next((reason for _, reason in tiers if reason), "")
+        if parents != RELOAD and not self.fallback and not self._routes_agree():
+            self.fallback = "the same λ gives other logprobs than vLLM's own loader"
+        self._use(RELOAD if self.fallback else RESIDENT, only=True)
+        self.route = RELOAD if self.fallback else f"{RESIDENT} {'/'.join(sorted({tier for tier, _ in tiers}))}"
 
     def switch(self, lam: str) -> None:
         """Move to θ(λ). Raises EngineError when that fails: the weights are then half-written."""
@@ -106,6 +138,32 @@ class Engine:
         except Exception as error:
             raise EngineError(f"the switch to λ = {lam} failed: {error}") from error
         self.lam = lam
+        self.digests = tuple(self._llm.collective_rpc("interpolation_digest"))
+
+    def _use(self, route: str, only: bool) -> None:
+        self._llm.collective_rpc("interpolation_use", args=(route, only))
+
+    def _routes_agree(self) -> bool:
+        """Hold the resident route against vLLM's own loader, which comes last and leaves nothing of the former behind."""
+        seen = []
+        for route in (RESIDENT, RELOAD):
+            self._use(route, only=False)
+            self.lam = None
+            self.switch("0.5")
+            seen.append(self._probe())
+        self.lam = None
+        return seen[0] == seen[1]
+
+    def _probe(self) -> list[float]:
+        """Return the logprobs of a fixed prompt's tokens."""
+        from vllm import SamplingParams
+
+        length = min(_PROBE_TOKENS, self.settings.max_model_len)
+        token_ids = [(11 + 7919 * position) % self.vocab_size for position in range(length)]
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, flat_logprobs=True, detokenize=False)
+        self.clear_prefix_cache()
+        (output,) = self.generate([Prompt(token_ids, params)])
+        return list(output.prompt_logprobs.logprobs)
 
     def clear_prefix_cache(self) -> None:
         """Forget every cached prefix, so that what follows depends on nothing before it."""
@@ -124,6 +182,19 @@ class Engine:
             )
         except Exception as error:
             raise EngineError(f"the vLLM engine failed: {error}") from error
+
+
+def free_memory(settings: EngineSettings, ranks: int) -> Room:
+    """Measure this machine for `ranks` ranks; without a GPU, what is said of the device is 0."""
+    total, available = host_memory()
+    if settings.device == "cuda":
+        import torch
+
+        if torch.cuda.is_available():
+            free, device_total = torch.cuda.mem_get_info()
+            share = float(settings.extra.get("gpu_memory_utilization", _GPU_SHARE))
+            return Room(total, available, ranks, device_total, free, share, settings.kv_cache_bytes)
+    return Room(total, available, ranks)
 
 
 def hardware(device: str) -> str:

@@ -2,6 +2,8 @@
 
 BACKEND = "interpolation"
 CONFIG_KEY = "lambdasweep"  # under vLLM's additional_config
+WORKER_EXTENSION = "serve.backend.WorkerExtension"
+RESIDENT = "resident"
 
 
 def register() -> None:

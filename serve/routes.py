@@ -1,14 +1,16 @@
-"""How θ(λ) gets into the live parameters of one rank.
+"""How θ(λ) gets into the live parameters of one rank: the interface, and the route that is always right.
 
-`Route` is the whole interface. The reload route goes through vLLM's own loader, so it is right for every layout that vLLM
-can load: tensor-parallel shards, fused projections, weights packed for the CPU.
+The reload route goes through vLLM's own loader, so it knows every layout that vLLM can load. `serve.resident` is the fast
+one; each engine holds the two against each other when it starts.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from lambdasweep.errors import EngineError
+from merge.digest import WeightDigest
 from merge.interpolate import interpolated_tensors
 from merge.pair import Pair
 
@@ -19,8 +21,11 @@ if TYPE_CHECKING:
 class Route(Protocol):
     """Moves the live parameters of one rank to a point of the line."""
 
-    def switch(self, lam: str) -> None:
+    def switch(self, lam: str) -> str:
         """Make θ(λ) live, bit-equal to a fresh load of the exported θ(λ).
+
+        Returns:
+            `merge.digest` of what was made live; two ranks with the same share of the model and the same route agree.
 
         Raises:
             Exception: of any kind; the parameters are then half-written.
@@ -35,13 +40,20 @@ class ReloadRoute:
         self._model: Any = model  # vLLM's models have load_weights
         self._model_config = model_config
         self._expected = {name for name, _ in model.named_parameters()}
-        self._tied = _tied_modules(model)
+        self._tied = tied_modules(model)
 
-    def switch(self, lam: str) -> None:
+    def switch(self, lam: str) -> str:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+        digest = WeightDigest(torch.device("cpu"))
+
+        def digested() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in interpolated_tensors(self._pair, lam):
+                digest.add_whole(name, tensor)
+                yield name, tensor
+
         initialize_layerwise_reload(self._model)
-        loaded = self._model.load_weights(interpolated_tensors(self._pair, lam))
+        loaded = self._model.load_weights(digested())
         finalize_layerwise_reload(self._model, self._model_config)
         # vLLM reloads a tied weight through one of its owners and takes the others for done. What those made of the weight
         # when the engine started, such as the CPU's packed copy for the LM head, would stay that of the first λ.
@@ -50,9 +62,10 @@ class ReloadRoute:
         # A parameter that keeps its old value would be a silent mixture of two λs.
         if loaded is not None and (missing := self._expected - loaded):
             raise EngineError(f"vLLM loaded no weights into {', '.join(sorted(missing)[:5])} at λ = {lam}")
+        return digest.hex()
 
 
-def _tied_modules(model: torch.nn.Module) -> list[Any]:
+def tied_modules(model: torch.nn.Module) -> list[Any]:
     """Return the modules whose weight belongs to a module before them, and that make something of it at load."""
     owners: dict[int, torch.nn.Module] = {}
     tied: list[Any] = []

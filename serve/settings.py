@@ -21,6 +21,7 @@ _OWNED = {
     "distributed_executor_backend": "nothing: it follows from --tp",
     "weight_transfer_config": "nothing: it is how λ is switched",
     "additional_config": "nothing: it is how λ is switched",
+    "worker_extension_cls": "nothing: it is how λ is switched",
     "load_format": "nothing: safetensors only",
     "enable_prefix_caching": "nothing: scoring relies on it",
     "quantization": "nothing: quantised parents cannot be interpolated",

@@ -1,8 +1,8 @@
 """Runs one real vLLM engine in a process of its own: `python -m tests.engine_process JOB.json`.
 
 The environment of an engine must be set before torch is imported, and one process holds one engine. The job says where to
-go: `{"base", "aligned", "settings", "cores", "requests", "steps": [[λ or null, output.parquet], …]}`; a null λ scores the
-weights the engine was started with.
+go: `{"base", "aligned", "settings", "cores", "requests", "parents", "steps": [[λ or null, output.parquet], …]}`; a null λ
+scores the weights the engine was started with. With "sabotage" the resident route takes the parents for each other.
 """
 
 import json
@@ -56,7 +56,12 @@ def main(job: Path) -> None:
     values = json.loads(job.read_text())
     engine_settings = EngineSettings.from_json(values["settings"])
     os.environ.update(process_environment(engine_settings, values["cores"]))
-    engine = Engine(Path(values["base"]), Path(values["aligned"]), engine_settings)
+    if values.get("sabotage"):
+        from serve import resident
+
+        right = resident.interpolate
+        resident.interpolate = lambda base, aligned, lam, out: right(aligned, base, f"{float(lam) - 0.1}", out)
+    engine = Engine(Path(values["base"]), Path(values["aligned"]), engine_settings, values["parents"])
     requests = pq.read_table(values["requests"])
     counted = []
     for lam, output in values["steps"]:
@@ -70,6 +75,9 @@ def main(job: Path) -> None:
                 "cached_tokens": scores.cached_tokens,
                 "rescored": scores.rescored,
                 "quarantine": scores.quarantine.to_pylist(),
+                "digests": engine.digests,
+                "route": engine.route,
+                "fallback": engine.fallback,
             }
         )
     job.with_suffix(".out").write_text(json.dumps(counted))

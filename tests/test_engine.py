@@ -1,11 +1,13 @@
 """The engine and the scorer, on real vLLM.
 
-The engine's processes are started once for all tests of this file: one that switches (TP 1), one at TP 2, and a fresh one
-for each exported θ(λ).
+The engines' processes are started once for all tests of this file: those that switch, and a fresh one for each exported
+θ(λ).
 """
 
 import itertools
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,56 +74,82 @@ def make_requests() -> tuple[pa.Table, dict[str, list[int]]]:
     return pa.Table.from_pylist(rows, schema=schemas.REQUESTS), kinds
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    root = tmp_path_factory.mktemp("pair")
-    return write_checkpoint(root / "base", seed=0), write_checkpoint(root / "aligned", seed=1)
+@dataclass(frozen=True)
+class Case:
+    """A pair and the engine over it. A live engine walks along PATH; a fresh one has the merged checkpoint for both."""
+
+    name: str
+    ranks: int = 1
+    dtype: str = "float32"
+    tied: bool = True
+    parents: str = "auto"
+    sabotage: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What a fresh engine must share with this one."""
+        return f"tp{self.ranks} {self.dtype} {'tied' if self.tied else 'untied'}"
+
+
+LIVE = (
+    Case("resident"),
+    Case("resident tp2", ranks=2),
+    Case("held untied bfloat16", dtype="bfloat16", tied=False, parents="device"),
+    Case("reload", parents="reload"),
+    Case("sabotaged", sabotage=True),
+)
+FRESH = {
+    (case.kind, lam): case for case in LIVE for lam in LAMBDAS if case.name != "held untied bfloat16" or lam != "0"
+}
 
 
 @pytest.fixture(scope="module")
-def results(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Tables by engine and step, and what each engine counted."""
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Path, Path]]:
+    """A tied and an untied pair."""
+    found = {}
+    for tied in (True, False):
+        root = tmp_path_factory.mktemp("pair")
+        found[tied] = (
+            write_checkpoint(root / "base", seed=0, tie=tied),
+            write_checkpoint(root / "aligned", seed=1, tie=tied),
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def results(pairs: dict[bool, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """By engine: the tables of its steps, and what it counted."""
     root = tmp_path_factory.mktemp("engines")
     requests = root / "requests.parquet"
     pq.write_table(make_requests()[0], requests)
-    base, aligned = pair
-    jobs: list[tuple[str, Path, dict[str, Any]]] = []
-    for ranks in (1, 2):
-        jobs.append(
-            (
-                f"live tp{ranks}",
-                root / f"live{ranks}.json",
-                {
-                    "base": base,
-                    "aligned": aligned,
-                    "settings": engine_process.settings(ranks).to_json(),
-                    "cores": [0, 1][:ranks],
-                    "steps": [[lam, root / f"live{ranks}-{step}.parquet"] for step, lam in enumerate(PATH)],
-                },
-            )
-        )
-        for lam in LAMBDAS:
-            merged = export(base, aligned, lam, root / f"merged-{lam}")
-            jobs.append(
-                (
-                    f"fresh tp{ranks} {lam}",
-                    root / f"fresh{ranks}-{lam}.json",
-                    {
-                        "base": merged,
-                        "aligned": merged,
-                        "settings": engine_process.settings(ranks).to_json(),
-                        "cores": [0, 1][:ranks],
-                        "steps": [[None, root / f"fresh{ranks}-{lam}.parquet"]],
-                    },
-                )
-            )
+    jobs: list[tuple[str, dict[str, Any]]] = []
+
+    def add(name: str, case: Case, base: Path, aligned: Path, parents: str, stops: Sequence[str | None]) -> None:
+        values = {
+            "base": base,
+            "aligned": aligned,
+            "settings": engine_process.settings(case.ranks, dtype=case.dtype).to_json(),
+            "cores": [0, 1][: case.ranks],
+            "parents": parents,
+            "sabotage": case.sabotage,
+            "steps": [[lam, root / f"{name}-{step}.parquet"] for step, lam in enumerate(stops)],
+        }
+        jobs.append((name, values))
+
+    for case in LIVE:
+        add(case.name, case, *pairs[case.tied], case.parents, PATH)
+    for (kind, lam), case in FRESH.items():
+        merged = export(*pairs[case.tied], lam, root / f"merged-{case.tied}-{lam}")
+        # Without a resident route there is no self-check: nothing has touched the weights since vLLM loaded them.
+        add(f"fresh {kind} {lam}", replace(case, sabotage=False), merged, merged, "reload", [None])
     found: dict[str, Any] = {}
     for batch in [jobs[first : first + 2] for first in range(0, len(jobs), 2)]:  # two engines at a time
         running = [
-            (name, job, values, engine_process.start(job, requests=requests, **values)) for name, job, values in batch
+            (name, values, engine_process.start(root / f"{name}.json", requests=requests, **values))
+            for name, values in batch
         ]
-        for name, job, values, process in running:
-            counted = engine_process.finish(job, process)
+        for name, values, process in running:
+            counted = engine_process.finish(root / f"{name}.json", process)
             found[name] = [pq.read_table(output) for _, output in values["steps"]], counted
     return found
 
@@ -147,21 +175,51 @@ def export(base: Path, aligned: Path, lam: str, out: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("case", LIVE, ids=[case.name for case in LIVE])
 @pytest.mark.parametrize("lam", LAMBDAS)
 def test_live_is_bit_equal_to_a_fresh_engine_on_the_merged_checkpoint(
-    results: dict[str, Any], ranks: int, lam: str
+    results: dict[str, Any], case: Case, lam: str
 ) -> None:
-    ((fresh,), _) = results[f"fresh tp{ranks} {lam}"]
-    live, _ = results[f"live tp{ranks}"]
+    if (case.kind, lam) not in FRESH:
+        pytest.skip("started for the tied pair only")
+    ((fresh,), _) = results[f"fresh {case.kind} {lam}"]
+    live, _ = results[case.name]
     for step, stop in enumerate(PATH):
         if stop == lam:
             for column in ("request_id", "logprobs", "ranks", "top1_ids", "top1_logprobs"):
                 assert live[step].column(column).equals(fresh.column(column)), (step, column)
 
 
+@pytest.mark.parametrize("case", LIVE, ids=[case.name for case in LIVE])
+def test_the_route_is_the_fast_one_unless_it_is_wrong(results: dict[str, Any], case: Case) -> None:
+    _, counted = results[case.name]
+    wanted = {
+        "resident": ("resident mmap", ""),
+        "resident tp2": ("resident mmap", ""),
+        "held untied bfloat16": ("resident device", ""),
+        "reload": ("reload", "--parents reload"),
+        "sabotaged": ("reload", "the same λ gives other logprobs than vLLM's own loader"),
+    }
+    assert {(step["route"], step["fallback"]) for step in counted} == {wanted[case.name]}
+
+
+@pytest.mark.parametrize("case", LIVE, ids=[case.name for case in LIVE])
+def test_digests_tell_the_points_apart(results: dict[str, Any], case: Case) -> None:
+    _, counted = results[case.name]
+    digests = [tuple(step["digests"]) for step in counted]
+    assert all(len(found) == case.ranks for found in digests)
+    for (one, first), (two, second) in itertools.combinations(zip(PATH, digests, strict=True), 2):
+        assert (first == second) == (one == two)
+
+
+def test_digests_agree_between_engines(results: dict[str, Any]) -> None:
+    """Two engines that take the same way through different code, and two tiers of the same parents, hold the same model."""
+    reload, sabotaged = ([step["digests"] for step in results[name][1]] for name in ("reload", "sabotaged"))
+    assert reload == sabotaged
+
+
 def test_different_points_give_different_logprobs(results: dict[str, Any]) -> None:
-    live, _ = results["live tp1"]
+    live, _ = results["resident"]
     for one, two in itertools.combinations(range(len(PATH)), 2):
         same = live[one].column("logprobs").equals(live[two].column("logprobs"))
         assert same == (PATH[one] == PATH[two]), (PATH[one], PATH[two])
@@ -169,13 +227,13 @@ def test_different_points_give_different_logprobs(results: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_logprobs_ranks_and_top1_agree_with_transformers(
-    results: dict[str, Any], pair: tuple[Path, Path], ranks: int
+    results: dict[str, Any], pairs: dict[bool, tuple[Path, Path]], ranks: int
 ) -> None:
     from transformers import AutoModelForCausalLM
 
     requests, kinds = make_requests()
-    model = AutoModelForCausalLM.from_pretrained(pair[1], dtype=torch.float32).eval()
-    live, _ = results[f"live tp{ranks}"]
+    model = AutoModelForCausalLM.from_pretrained(pairs[True][1], dtype=torch.float32).eval()
+    live, _ = results["resident" if ranks == 1 else "resident tp2"]
     rows = {row["request_id"]: row for row in live[PATH.index("1")].to_pylist()}
     scored = {number for kind in ("letters", "full", "block", "shared", "longest") for number in kinds[kind]}
     assert rows.keys() == scored
@@ -201,7 +259,7 @@ def test_logprobs_ranks_and_top1_agree_with_transformers(
 
 
 def test_the_guard_rescores_what_the_cache_would_have_spoilt(results: dict[str, Any]) -> None:
-    _, counted = results["live tp1"]
+    _, counted = results["resident"]
     _, kinds = make_requests()
     # Of each such document all choices but the first find the row of their first token in the cache.
     assert counted[0]["rescored"] == len(kinds["block"]) - 1 + len(kinds["shared"]) - 1
@@ -209,7 +267,7 @@ def test_the_guard_rescores_what_the_cache_would_have_spoilt(results: dict[str, 
 
 
 def test_what_cannot_be_scored_is_quarantined_with_its_reason(results: dict[str, Any]) -> None:
-    _, counted = results["live tp1"]
+    _, counted = results["resident"]
     _, kinds = make_requests()
     reasons = {row["request_id"]: row["reason"] for row in counted[0]["quarantine"]}
     assert reasons == {
@@ -222,7 +280,7 @@ def test_what_cannot_be_scored_is_quarantined_with_its_reason(results: dict[str,
 
 def test_a_unit_is_a_pure_function_of_the_unit(results: dict[str, Any]) -> None:
     """The second and the third visit to a λ come after other work; counts are equal too, so the cache started empty."""
-    live, counted = results["live tp1"]
+    live, counted = results["resident"]
     first, last = 0, len(PATH) - 1
     assert PATH[first] == PATH[last]
     assert live[first].equals(live[last])

@@ -31,7 +31,7 @@ MAY_KNOW = {
     "transformers": {"lambdasweep.tasks"},
 }
 # These know neither torch nor vllm even so: a plan is made from headers and settings alone.
-LIGHT = {"merge.checkpoint", "merge.pair", "merge.vocabulary", "serve.settings"}
+LIGHT = {"merge.checkpoint", "merge.pair", "merge.vocabulary", "serve.settings", "serve.tiers"}
 HEAVY = ("torch", "vllm", "ray", "transformers", "safetensors", "huggingface_hub")
 
 

@@ -67,9 +67,11 @@ def test_units_for_wants_one_cost_a_shard() -> None:
 
 
 def test_receipt_goes_through_json() -> None:
-    receipt = Receipt("task", "0.35", 17, 64, 2, 9000, 4000, 1, 0.8, 12.5, 0.02, "replica-3", "node-1", "H100")
+    receipt = Receipt(
+        "task", "0.35", 17, 64, 2, 9000, 4000, 1, 0.8, 12.5, 0.02, "replica-3", "node-1", "H100", "reload", ("0f", "a1")
+    )
     assert receipt.key == ("task", "0.35", 17)
-    assert Receipt(**json.loads(json.dumps(receipt.to_json()))) == receipt
+    assert Receipt.from_json(json.loads(json.dumps(receipt.to_json()))) == receipt
 
 
 # Grid order

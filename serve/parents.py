@@ -1,0 +1,92 @@
+"""Where a rank keeps both parents: on its device, in pinned host memory, or in the page cache.
+
+    device   beside the live parameters: a switch costs memory bandwidth
+    pinned   page-locked host memory: a switch costs the bus to the device
+    mmap     the checkpoint files themselves: costs no memory of its own, and all ranks of a node share what one has read;
+             on the CPU, where these are plain reads, nothing is faster
+
+A rank keeps only its own tensor-parallel share.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from merge.interpolate import chunks
+from serve.loading import Target, View
+
+# A block of each parent, and the block of θ(λ) they make. On the CPU it stays in the second-level cache from the lerp to the
+# digest to the conversion; on a GPU it is large enough to be worth a kernel, and two blocks are on their way at a time.
+CPU_BLOCK, CUDA_BLOCK = 1 << 20, 16 << 20
+
+Block = tuple[View, torch.Tensor, torch.Tensor]  # place in the parameter, base, aligned
+_ALIGN = 256  # bytes
+
+
+class Parents(Protocol):
+    """Both parents of one rank."""
+
+    def blocks(self, target: Target, limit: int) -> Iterator[Block]:
+        """Yield what a parameter is made of, in blocks of at most `limit` bytes of each parent."""
+
+
+class MappedParents:
+    """The checkpoint files, read where a block needs them."""
+
+    def __init__(self, base: dict[str, torch.Tensor], aligned: dict[str, torch.Tensor]) -> None:
+        self._base, self._aligned = base, aligned
+
+    def blocks(self, target: Target, limit: int) -> Iterator[Block]:
+        for piece in target.pieces:
+            base, aligned = self._base[piece.name], self._aligned[piece.name]
+            for index in chunks(piece.place.shape, target.dtype.itemsize, limit):
+                source = piece.source.block(index)
+                yield piece.place.block(index), source.on(base), source.on(aligned)
+
+
+class HeldParents:
+    """Copies of this rank's share, laid out as its parameters; in one allocation each.
+
+    Args:
+        targets: of this rank.
+        base: the checkpoint's tensors.
+        aligned: likewise.
+        device: where to hold them.
+        pin: page-lock them, so that copies to the GPU overlap with its work.
+    """
+
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        base: dict[str, torch.Tensor],
+        aligned: dict[str, torch.Tensor],
+        device: torch.device,
+        pin: bool,
+    ) -> None:
+        self._starts, size = {}, 0
+        for target in targets:
+            self._starts[target.path] = size
+            size += -(-target.layout.numel() * target.dtype.itemsize // _ALIGN) * _ALIGN
+        self._memory = [torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2)]
+        if pin:
+            # Not pin_memory=True: PyTorch's pinned allocator rounds up to a power of two, twice the memory at worst.
+            for memory in self._memory:
+                cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+                torch.cuda.check_error(cudart.cudaHostRegister(memory.data_ptr(), size, 0))
+        for target in targets:
+            for held, tensors in zip(self._of(target), (base, aligned), strict=True):
+                for piece in target.pieces:
+                    piece.place.on(held).copy_(piece.source.on(tensors[piece.name]))
+
+    def blocks(self, target: Target, limit: int) -> Iterator[Block]:
+        base, aligned = self._of(target)
+        whole = View.of(target.layout)
+        for index in chunks(whole.shape, target.dtype.itemsize, limit):
+            place = whole.block(index)
+            yield place, place.on(base), place.on(aligned)
+
+    def _of(self, target: Target) -> list[torch.Tensor]:
+        start = self._starts[target.path]
+        size = target.layout.numel() * target.dtype.itemsize
+        return [memory[start : start + size].view(target.dtype) for memory in self._memory]
