@@ -22,6 +22,7 @@ from lambdasweep.errors import InputError, SweepError
 from ray_jobs.replica import Replica, SweepSpec
 from ray_jobs.scheduler import Scheduler
 from ray_jobs.units import Receipt, Unit
+from ray_jobs.weights import WeightLedger
 from serve.settings import available_cores
 
 MAX_BOOT_FAILURES = 2  # in a row, without any replica having started since
@@ -112,7 +113,7 @@ class _Driver:
         self._idle: list[_Slot] = []
         self._boot_failures = 0
         self._said_fallback = False
-        self._weights: dict[tuple[str, str, str], tuple[str, tuple[str, ...]]] = {}
+        self._weights = WeightLedger()
         self._ranks_on_node = min(replicas, _room_on_a_node(spec)) * spec.settings.tensor_parallel
         per_replica = spec.settings.threads * spec.settings.tensor_parallel
         self._resources = _resources(spec)
@@ -167,20 +168,9 @@ class _Driver:
                 self.done += 1
             slot.unit = None
             self._progress.unit_done(result)
-            self._compare_weights(result)
+            if conflict := self._weights.conflict(result):
+                raise SweepError(conflict)
         self._idle.append(slot)
-
-    def _compare_weights(self, receipt: Receipt) -> None:
-        """Refuse to go on when two replicas hold different models at one λ."""
-        # Another kind of hardware may round differently, another route sums up other tensors.
-        key = receipt.lam, receipt.hardware, receipt.route
-        name, digests = self._weights.setdefault(key, (receipt.replica, receipt.weight_digests))
-        if digests != receipt.weight_digests:
-            raise SweepError(
-                f"{name} and {receipt.replica} (on {receipt.host}) hold different weights at λ = {receipt.lam}, computed "
-                "from the same pair: a checkpoint file was changed during the sweep, or a machine's memory is faulty. "
-                f"Delete {self._spec.root}/tokens/*/lambda={receipt.lam} before you run the same command again"
-            )
 
     def _hand_out(self, slot: _Slot) -> None:
         unit = self.scheduler.next(slot.name)

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ import ray_jobs.driver
 from lambdasweep import cli, prepare, schemas
 from lambdasweep.rundir import RunDir, commit_table
 from ray_jobs.driver import Outcome
+from serve.tiers import Room
 from tests.checkpoints import write_checkpoint
 
 IRON = {"query": "Which is a metal?", "choices": ["iron", "oxygen"], "gold": 0}
@@ -178,6 +179,7 @@ def test_a_bad_grid(refused: Callable[..., Result], lambdas: str, says: str) -> 
     [
         ({"dtype": "fp8"}, "--dtype is 'fp8': use auto, float32, bfloat16, float16"),
         ({"tokenizer": "mine"}, "--tokenizer is 'mine': use base, aligned"),
+        ({"parents": "gpu"}, "--parents is 'gpu': use auto, device, pinned, mmap, reload"),
         ({"tp": 0}, "--tp is 0: give 1 or more"),
         ({"replicas": -1}, "--replicas is -1: give 1 or more"),
         ({"max_model_len": 0}, "--max-model-len is 0: give 1 or more"),
@@ -550,6 +552,7 @@ def test_a_plan_tells_the_cost_and_writes_nothing(
     assert (result.code, result.err) == (0, "")
     lines = {line.split()[0].rstrip(":"): line.split(maxsplit=1)[1] for line in result.out.splitlines()}
     assert lines["pair"].startswith("20 tensors, 0.26 MB each; both parents per rank: 0.53 MB")
+    assert lines["memory"].startswith("parents: mmap, 0.53 MB in the page cache, shared by all ranks; host memory ")
     assert lines["engine"].startswith("cpu, float32, TP 1, requests up to 512 tokens")
     assert lines["task"].startswith("metals: 2 documents, 5 requests, ")
     assert lines["units"] == "3 to do of 3 (3 λ)"
@@ -560,6 +563,57 @@ def test_a_plan_tells_the_cost_and_writes_nothing(
     assert lines["not"].startswith("checked: NaN and infinity in the weights (")
     assert contents(tmp_path) == before
     assert handed == []
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("parents", "device", "says"),
+    [
+        ("reload", {}, "every switch goes through vLLM's own loader (--parents reload)"),
+        ("device", {}, "parents: device, 0.53 MB a rank; host memory "),
+        (
+            "auto",
+            {"device_total": 0},
+            "parents: 0.53 MB a rank, in GPU memory, else pinned (0.53 MB a replica), else in ",
+        ),
+        (
+            "auto",
+            {"device_total": 80 * GIB, "device_free": 79 * GIB},
+            "parents: device, 0.53 MB a rank beside 0.26 MB live, of 84.83 GB free; host memory 0.00 MB for 1 replicas",
+        ),
+        (
+            "auto",
+            {"device_total": 8 * GIB, "device_free": 1 * GIB},
+            "parents: pinned, 0.53 MB a rank beside 0.26 MB live, of 1.07 GB free; host memory 0.53 MB for 1 replicas",
+        ),
+    ],
+)
+def test_a_plan_tells_where_the_parents_go(
+    lambdasweep: Callable[..., Result],
+    flags: Callable[..., list[object]],
+    monkeypatch: pytest.MonkeyPatch,
+    parents: str,
+    device: dict[str, int],
+    says: str,
+) -> None:
+    if device:  # a machine with a GPU
+        monkeypatch.setattr("serve.settings.installed_device", lambda: "cuda")
+        found = Room(64 * GIB, 60 * GIB, 1, **device)
+        monkeypatch.setattr("serve.engine.free_memory", lambda settings, ranks: replace(found, ranks=ranks))
+    result = lambdasweep("plan", *flags(parents=parents))
+    assert (result.code, result.err) == (0, "")
+    (line,) = [line for line in result.out.splitlines() if line.startswith("memory")]
+    assert says in line
+
+
+def test_the_tier_asked_for_reaches_the_replicas_and_is_no_part_of_the_sweep(
+    lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], handed: list[dict[str, Any]]
+) -> None:
+    for parents in ("pinned", "mmap"):  # the second goes on with the first's run directory
+        lambdasweep("run", *flags(parents=parents))
+        assert handed[-1]["spec"].parents == parents
 
 
 def test_a_plan_for_a_begun_sweep_counts_what_is_left(

@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from benchmarks.simulate import Cluster, Outcome, coarse_frontier_at, lower_bound, simulate
 from ray_jobs.scheduler import Scheduler
 from ray_jobs.units import Receipt, TaskPlan, Unit, coarse_first, units_for
+from ray_jobs.weights import WeightLedger
 
 ROOT = Path(__file__).parent.parent
 GRID = tuple(f"{point / 20:.2f}".rstrip("0").rstrip(".") for point in range(31))  # 0:1.5:0.05
@@ -72,6 +73,25 @@ def test_receipt_goes_through_json() -> None:
     )
     assert receipt.key == ("task", "0.35", 17)
     assert Receipt.from_json(json.loads(json.dumps(receipt.to_json()))) == receipt
+
+
+def receipt_of(
+    replica: str, lam: str, *digests: str, hardware: str = "H100", route: str = "resident device"
+) -> Receipt:
+    return Receipt("t", lam, 0, 1, 0, 1, 0, 0, 0.0, 0.0, 0.0, replica, f"host-of-{replica}", hardware, route, digests)
+
+
+def test_replicas_that_hold_different_models_at_one_lambda_are_named() -> None:
+    ledger = WeightLedger()
+    assert ledger.conflict(receipt_of("one", "0.35", "aa", "bb")) is None
+    assert ledger.conflict(receipt_of("one", "0.4", "cc", "dd")) is None
+    assert ledger.conflict(receipt_of("two", "0.35", "aa", "bb")) is None
+    assert ledger.conflict(receipt_of("two", "0.35", "a1", "b1", hardware="H200")) is None
+    assert ledger.conflict(receipt_of("two", "0.35", "a2", "b2", route="reload")) is None
+    conflict = ledger.conflict(receipt_of("three", "0.4", "cc", "de"))
+    assert conflict is not None
+    for word in ("one on host-of-one", "three on host-of-three", "λ = 0.4"):
+        assert word in conflict
 
 
 # Grid order
