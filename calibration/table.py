@@ -6,13 +6,14 @@ from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from calibration.choice import ACCURACY
 from calibration.confidence import CONFIDENCES
 from calibration.metrics import BINS
-from calibration.summary import ACCURACY
 from lambdasweep.errors import InputError
 from lambdasweep.grid import canonical
 
@@ -70,9 +71,8 @@ def render(metrics: pa.Table, confidence: str = "sum") -> list[Table]:
     if confidence not in CONFIDENCES:
         raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(CONFIDENCES)}")
     tasks: dict[str, list[dict[str, Any]]] = {}
-    for row in metrics.to_pylist():
-        if row["split"] == "all":
-            tasks.setdefault(row["task"], []).append(row)
+    for row in metrics.filter(pc.equal(metrics["split"], "all")).to_pylist():
+        tasks.setdefault(row["task"], []).append(row)
     return [_task_table(task, rows, confidence) for task, rows in tasks.items()]
 
 

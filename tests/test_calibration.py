@@ -11,14 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from calibration import summary
 from calibration.confidence import continuation_scores, continuations_of, documents_of
-from calibration.summary import summarise, write_metrics
+from calibration.summary import write_metrics
 from calibration.table import render
 from lambdasweep import schemas
 from lambdasweep.errors import InputError, LambdasweepError
 from lambdasweep.rundir import RunDir, commit_json, commit_table, read_identity
 
 NAN, INF = float("nan"), float("inf")
+
+
+def summarise(run):
+    """The metrics with few resamples: quick, and their number changes no value."""
+    return summary.summarise(run, resamples=20)
 
 
 @pytest.fixture
@@ -55,8 +61,23 @@ def add_task(run, task, documents, lambdas, gold=None, sizes=None, continuations
     commit_json(run.sweep_json, SWEEP)
 
 
+def lengthen(run, task, scores):
+    """Give the requests of a choice task continuations as long as their scores."""
+    requests = pq.read_table(run.requests(task))
+    if len(set(requests["doc_id"].to_pylist())) == len(requests):
+        return  # a continuation task, where the tests say what the tokens are
+    ids = requests["token_ids"].to_pylist()
+    for request, row in scores.items():
+        if 0 <= request < len(ids) and row:
+            ids[request] = [1, 2, *[5] * len(row)]
+    column = requests.schema.get_field_index("token_ids")
+    field = requests.schema.field(column)
+    commit_table(run.requests(task), requests.set_column(column, field, pa.array(ids, field.type)))
+
+
 def add_scores(run, task, lam, scores, shard=0, ranks=None, top1=None, inside=None):
     """Commit one shard: `scores`, `ranks` and `top1` (ids) are {request_id: one per token}, `inside` the λ in the rows."""
+    lengthen(run, task, scores)
     columns = {
         "request_id": list(scores),
         "lam": [Decimal(inside or lam)] * len(scores),
@@ -73,12 +94,12 @@ def add_quarantine(run, task, lam, requests, shard=0):
     commit_table(run.unit("quarantine", task, lam, shard), table)
 
 
-def values(table, task="quiz", lam="0"):
-    """{(metric, confidence): (value, n)} of one task and λ."""
+def values(table, task="quiz", lam="0", split="all"):
+    """{(metric, confidence): (value, n)} of one task, λ and split."""
     return {
         (row["metric"], row["confidence"]): (row["value"], row["n"])
         for row in table.to_pylist()
-        if row["task"] == task and row["lam"] == Decimal(lam)
+        if row["task"] == task and row["lam"] == Decimal(lam) and row["split"] == split
     }
 
 
@@ -114,7 +135,8 @@ def test_the_three_confidences_by_hand(run):
         assert found["ece_mass15", confidence] == (pytest.approx(abs(max(p) - right)), 1)
         assert found["brier", confidence] == (pytest.approx(p[0] ** 2 + p[1] ** 2 + (p[2] - 1) ** 2), 1)
         assert found["nll", confidence] == (pytest.approx(-math.log(p[2])), 1)
-    assert len(found) == 3 * 7 + 3
+    expected = {"sum": 24 + 2 + 3, "tokens": 24, "bytes": 24}  # there are no parents to compare with
+    assert {name: sum(key[1] == name for key in found) for name in expected} == expected
 
 
 def test_metrics_equal_a_loop_over_rows(run):
@@ -253,6 +275,10 @@ def test_a_continuation_task_has_accuracy_likelihood_and_perplexity_only(run):
         ("acc", "sum"): (pytest.approx(2 / 3), 3),
         ("nll", "sum"): (nll, 4),
         ("perplexity", "sum"): (pytest.approx(math.exp(nll)), 4),
+        ("token_ece_width15", "sum"): (
+            pytest.approx(0.2),
+            4,
+        ),  # of five known tokens, all at probability 1, one is missed
         ("docs_quarantined", "sum"): (0.0, 5),
         ("docs_unfinished", "sum"): (1.0, 5),
         ("docs_undefined", "sum"): (0.0, 5),
@@ -328,12 +354,12 @@ def test_a_continuation_task_with_nothing_complete_has_no_value(run):
 # The table as a whole
 
 
-def test_rows_are_ordered_and_carry_no_interval(run):
+def test_rows_are_ordered(run):
     lambdas = ["1", "0.5", "-1", "10", "2"]
-    add_task(run, "a", [2], lambdas)
+    add_task(run, "a", [2, 2], lambdas)
     add_task(run, "words", [1], lambdas)
     for lam in lambdas:
-        add_scores(run, "a", lam, {0: [-1.0], 1: [-2.0]})
+        add_scores(run, "a", lam, {0: [-1.0], 1: [-2.0], 2: [-1.0], 3: [-2.0]})
         add_scores(run, "words", lam, {0: [-1.0]})
     table = summarise(run)
     assert table.schema.equals(schemas.METRICS)
@@ -341,21 +367,20 @@ def test_rows_are_ordered_and_carry_no_interval(run):
     assert list(dict.fromkeys((row["task"], str(row["lam"].normalize())) for row in rows)) == [
         (task, lam) for task in ("a", "words") for lam in ("-1", "0.5", "1", "2", "1E+1")
     ]
-    assert [(row["metric"], row["confidence"]) for row in rows[:24]] == [
-        ("acc", "sum"),
-        ("acc_bytes", "bytes"),
-        ("acc_tokens", "tokens"),
-        *[("brier", confidence) for confidence in ("sum", "tokens", "bytes")],
-        *[("confidence", confidence) for confidence in ("sum", "tokens", "bytes")],
-        ("docs_quarantined", "sum"),
-        ("docs_undefined", "sum"),
-        ("docs_unfinished", "sum"),
-        *[("ece_mass15", confidence) for confidence in ("sum", "tokens", "bytes")],
-        *[("ece_width15", confidence) for confidence in ("sum", "tokens", "bytes")],
-        *[("nll", confidence) for confidence in ("sum", "tokens", "bytes")],
-        *[("overconfidence", confidence) for confidence in ("sum", "tokens", "bytes")],
+    first = [
+        (row["metric"], row["confidence"], row["split"]) for row in rows if row["lam"] == -1 and row["task"] == "a"
     ]
-    assert {(row["split"], row["ci_low"], row["ci_high"]) for row in rows} == {("all", None, None)}
+    assert first == sorted(
+        first, key=lambda row: (row[0], "sum tokens bytes".index(row[1]), "all select".find(row[2]) % 99)
+    )
+    assert len(first) == len(set(first))
+    every = [(confidence, split) for confidence in ("sum", "tokens", "bytes") for split in ("all", "select", "report")]
+    for metric in ("brier", "confidence", "ece_mass15", "ece_width15", "nll", "overconfidence", "nll_vs_aligned"):
+        assert [row[1:] for row in first if row[0] == metric] == every
+    for metric, confidence in {"acc": "sum", "acc_tokens": "tokens", "acc_bytes": "bytes"}.items():
+        assert [row[1:] for row in first if row[0] == metric] == [(confidence, split) for _, split in every[:3]]
+    for metric in ("docs_quarantined", "docs_undefined", "docs_unfinished"):
+        assert [row[1:] for row in first if row[0] == metric] == [("sum", "all")]
 
 
 def test_tasks_come_in_the_order_of_the_plan(run):

@@ -10,7 +10,39 @@ from hypothesis.extra import numpy as hnp
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
-from calibration.metrics import BINS, ece_mass, ece_width, mean, overconfidence, perplexity, predictions
+from calibration.binned import Layout, add_reliability, reliability_metrics
+from calibration.metrics import BINS, Predictions, perplexity, predictions
+from calibration.ranked import Ranking
+from calibration.resample import ones
+
+
+def made_of(confidence, correct):
+    """Predictions of which only these are known."""
+    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.bool_)
+    unknown = np.zeros(len(confidence))
+    return Predictions(unknown.astype(int), unknown[:, None], confidence, correct, unknown, unknown)
+
+
+def reliability(confidence, correct, bins=BINS, weights=None, target=None):
+    layout = Layout(len(confidence))
+    add_reliability(layout, made_of(confidence, correct), bins)
+    weights = ones(len(confidence)) if weights is None else weights
+    target = None if target is None else np.array([target])
+    found = reliability_metrics(layout, layout.matrix.sums(weights), bins, target)
+    return {name: value[0] for name, value in found.items()}
+
+
+def ranked(confidence, correct, bins=BINS, weights=None):
+    weights = ones(len(confidence)) if weights is None else weights
+    return {name: value[0] for name, value in Ranking(confidence, correct, bins).metrics(weights).items()}
+
+
+def ece_width(confidence, correct, bins=BINS):
+    return reliability(confidence, correct, bins)["ece_width"]
+
+
+def ece_mass(confidence, correct, bins=BINS):
+    return ranked(confidence, correct, bins)["ece_mass"]
 
 
 def arrays(confidence, correct):
@@ -70,7 +102,7 @@ def test_the_order_of_the_documents_changes_no_ece(pairs, random):
 @given(documents)
 def test_ece_is_at_least_the_overconfidence_and_at_most_1(pairs):
     confidence, correct = arrays(*zip(*pairs, strict=True))
-    bias = abs(overconfidence(confidence, correct))
+    bias = abs(np.mean(confidence - correct))
     for ece in (ece_width(confidence, correct), ece_mass(confidence, correct)):
         assert bias - 1e-12 <= ece <= 1 + 1e-12
 
@@ -145,21 +177,21 @@ def test_predictions_equal_scikit_learn(logits, random):
     gold = np.array([random.choice(labels) for _ in logits])
     probability = np.array([[math.exp(x) / sum(math.exp(y) for y in row) for x in row] for row in logits])
     made = predictions(logits, gold)
-    assert mean(made.correct) == accuracy_score(gold, logits.argmax(axis=1))
+    assert np.mean(made.correct) == accuracy_score(gold, logits.argmax(axis=1))
     assert made.confidence == pytest.approx(probability.max(axis=1), rel=1e-12)
     # log_loss clips probabilities at 2e-16, so it is asked for documents above that.
     likely = probability[np.arange(len(gold)), gold] > 1e-12
     if likely.any():
         expected = log_loss(gold[likely], probability[likely], labels=labels)
-        assert mean(made.nll[likely]) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        assert np.mean(made.nll[likely]) == pytest.approx(expected, rel=1e-9, abs=1e-12)
     if len(labels) > 2:  # scikit-learn takes the one-sided form for two classes
         expected = brier_score_loss(gold, probability, labels=labels, scale_by_half=False)
-        assert mean(made.brier) == pytest.approx(expected, rel=1e-12)
+        assert np.mean(made.brier) == pytest.approx(expected, rel=1e-12)
 
 
 def test_brier_of_two_choices_is_twice_the_one_sided_form():
     logits, gold = np.log([[0.3, 0.7], [0.8, 0.2]]), np.array([1, 1])
-    assert mean(predictions(logits, gold).brier) == pytest.approx(2 * brier_score_loss(gold, [0.7, 0.2]))
+    assert np.mean(predictions(logits, gold).brier) == pytest.approx(2 * brier_score_loss(gold, [0.7, 0.2]))
 
 
 def test_of_equal_scores_the_first_choice_is_predicted():
@@ -207,8 +239,6 @@ def test_all_right_and_all_wrong():
     for ece in (ece_width, ece_mass):
         assert ece(certain, np.ones(20, np.bool_)) == 0
         assert ece(certain, np.zeros(20, np.bool_)) == 1
-    assert overconfidence(certain, np.zeros(20, np.bool_)) == 1
-    assert overconfidence(np.full(20, 0.25), np.ones(20, np.bool_)) == -0.75
 
 
 def test_one_document():
@@ -220,14 +250,12 @@ def test_one_document():
 def test_no_documents_have_no_metrics():
     made = predictions(np.empty((0, 4)), np.empty(0, np.int64))
     assert [len(made.confidence), len(made.correct), len(made.brier), len(made.nll)] == [0, 0, 0, 0]
-    assert mean(made.nll) is None
-    assert overconfidence(made.confidence, made.correct) is None
-    assert ece_width(made.confidence, made.correct) is None
-    assert ece_mass(made.confidence, made.correct) is None
-    assert perplexity(None) is None
+    for found in (reliability(made.confidence, made.correct), ranked(made.confidence, made.correct)):
+        assert all(np.isnan(value) for value in found.values())
 
 
 def test_perplexity():
-    assert perplexity(math.log(20)) == pytest.approx(20)
-    assert perplexity(math.inf) == math.inf
-    assert perplexity(800.0) is None  # finite, but above the largest float
+    found = perplexity(np.array([math.log(20), math.inf, 800.0]))
+    assert found[0] == pytest.approx(20)
+    assert found[1] == math.inf
+    assert np.isnan(found[2])  # finite, but above the largest float
