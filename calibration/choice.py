@@ -90,9 +90,10 @@ def choice_estimates(
     start = 0
     for weights in resamples.chunks(scores.document):  # outermost, because the weights are the largest thing here
         part = slice(start, start := start + weights.shape[1])
+        smooth = min(max(SMOOTH_RESAMPLES - part.start, 0), weights.shape[1])
         for view, target, chunks in zip(views, targets, drawn, strict=True):
             accuracy = {split: estimate.resampled[part] for split, estimate in target.items()}
-            chunks.append(view.measure(weights, accuracy, 0 if chunks else SMOOTH_RESAMPLES))
+            chunks.append(view.measure(weights, accuracy, smooth))
     found: Estimates = {}
     for view, target, chunks in zip(views, targets, drawn, strict=True):
         accuracy = {split: np.array([estimate.value]) for split, estimate in target.items()}

@@ -46,7 +46,7 @@ class Resamples:
         return np.argsort(in_report, kind="stable"), runs
 
     def chunks(self, documents: Ints) -> Iterator[NDArray[np.float32]]:
-        """Yield the weights [N, ≤ 250] of some documents, a run of resamples at a time."""
+        """Yield the weights [N, ≤ 100] of some documents, a run of resamples at a time."""
         for start in range(0, self.counts.shape[1], _CHUNK):
             yield self.counts[documents, start : start + _CHUNK].astype(np.float32)
 

@@ -15,7 +15,9 @@ import scipy.fft
 from calibration.binned import Layout
 from calibration.metrics import Bools, Floats
 
-_GRID = 512  # intervals; the residual of a document is shared between the two nearest points
+# Intervals; the residual of a document is shared between the two nearest points. A width below two of them is not
+# resolved, and only a smooth ECE below 0.004 could be that width.
+_GRID = 512
 _STEPS = 13  # halvings of (0, 1]
 
 

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
 
 from calibration.confidence import CONFIDENCES
+from calibration.curve import Curve, curve, thinned
 from calibration.estimate import interval
 from calibration.points import Point, points
 from calibration.resample import RESAMPLES, SEED, SPLITS
@@ -17,7 +19,15 @@ from lambdasweep.rundir import RunDir, commit_table
 _Row = tuple[Any, ...]  # in the order of schemas.METRICS
 
 
-def summarise(run: RunDir, resamples: int = RESAMPLES, seed: int = SEED) -> pa.Table:
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What a run's tables say."""
+
+    metrics: pa.Table  # schemas.METRICS
+    curves: tuple[Curve, ...]  # of the choice tasks: for `frontier.frontiers`
+
+
+def analyse(run: RunDir, resamples: int = RESAMPLES, seed: int = SEED) -> Analysis:
     """Compute every metric of every task at every λ of the plan that has anything committed.
 
     Per choice task, λ, split and confidence (sum, tokens, bytes); the formulas and their sources are where the names in
@@ -53,33 +63,44 @@ def summarise(run: RunDir, resamples: int = RESAMPLES, seed: int = SEED) -> pa.T
         seed: of the splits [resample.draw] and of the resamples. The table is a function of the run's tables and these.
 
     Returns:
-        schemas.METRICS, ordered by task as in the plan, λ ascending, metric, confidence as in CONFIDENCES, and split: all,
-        select, report. A value is null where n is 0 or the metric does not exist (AUROC where all are right, a perplexity
-        beyond float64); `nll` and `perplexity` are infinite where something right has probability 0. A λ with nothing
-        committed has no rows.
+        The metrics, ordered by task as in the plan, λ ascending, metric, confidence as in CONFIDENCES, and split (all,
+        select, report). A value is null where n is 0 or the metric does not exist (AUROC where all are right, a perplexity beyond
+        float64); `nll` and `perplexity` are infinite where something right has probability 0. A λ with nothing
+        committed has no rows. And the curves that `frontier.frontiers` makes its answer of.
 
     Raises:
         InputError: the directory holds no run.
         LambdasweepError: a table is missing or damaged; names the run, the task and λ.
     """
     rows: list[_Row] = []
+    curves = []
     for task, entry in run.plan()["tasks"].items():
-        found = {point.lam: list(_rows(task, point)) for point in points(run, task, entry["lambdas"], resamples, seed)}
+        found: dict[str, list[_Row]] = {}
+        kept: list[Point] = []
+        for point in points(run, task, entry["lambdas"], resamples, seed):
+            found[point.lam] = list(_rows(task, point))
+            kept.append(thinned(point))
         for lam in sorted(found, key=Decimal):
             rows += found[lam]
+        if along := curve(task, sorted(kept, key=lambda point: Decimal(point.lam))):
+            curves.append(along)
     columns = zip(*rows, strict=True) if rows else [()] * len(schemas.METRICS)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schemas.METRICS, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=schemas.METRICS)
+    return Analysis(pa.Table.from_arrays(arrays, schema=schemas.METRICS), tuple(curves))
 
 
-def write_metrics(run: RunDir) -> pa.Table:
+def write_metrics(run: RunDir, analysis: Analysis | None = None) -> pa.Table:
     """Commit RUN/metrics.parquet and return it. Equal tables of equal sweeps give equal bytes, wherever they lie.
 
+    Args:
+        run: the run.
+        analysis: of it, where there is one already.
+
     Raises:
-        InputError, LambdasweepError: as `summarise`.
+        InputError, LambdasweepError: as `analyse`.
         OSError: the disk is full or not writable; an earlier metrics.parquet is left as it was.
     """
-    table = summarise(run)
+    table = (analysis or analyse(run)).metrics
     sweep = run.sweep()
     identity = {
         "schema": schemas.SCHEMA_VERSION,

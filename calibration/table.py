@@ -62,7 +62,7 @@ def render(metrics: pa.Table, confidence: str = "sum") -> list[Table]:
     What is null prints as `–`. Fits 80 columns.
 
     Args:
-        metrics: schemas.METRICS, as `summary.summarise` returns it; only rows of split "all" are shown.
+        metrics: schemas.METRICS, as `summary.analyse` returns it; only rows of split "all" are shown.
         confidence: the definition whose metrics are shown: sum, tokens or bytes. Continuation tasks have only one.
 
     Raises:

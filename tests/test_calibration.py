@@ -24,7 +24,7 @@ NAN, INF = float("nan"), float("inf")
 
 def summarise(run):
     """The metrics with few resamples: quick, and their number changes no value."""
-    return summary.summarise(run, resamples=20)
+    return summary.analyse(run, resamples=20).metrics
 
 
 @pytest.fixture
