@@ -103,9 +103,16 @@ def choice_estimates(
             every = np.concatenate(resampled) if resampled else np.empty(0)
             found[key] = Estimate(float(value[0]), every, view.size(metric, split))
         for half, temperature in view.temperatures.items():
-            used = float("nan") if temperature is None else temperature
-            found["temperature", view.confidence, half] = Estimate(used, np.empty(0), view.size("temperature", half))
+            count = view.size("temperature", half)
+            used = temperature if temperature and count else float("nan")
+            found["temperature", view.confidence, half] = Estimate(used, np.empty(0), count)
     return found
+
+
+def matched_to_itself(estimates: Estimates) -> Estimates:
+    """Return the estimates of λ = 1 with the matched ECE that others are to be compared with: its own ECE."""
+    plain, matched = _NAMES["ece_width"], _NAMES["ece_width_matched"]
+    return estimates | {(matched, *key[1:]): estimate for key, estimate in estimates.items() if key[0] == plain}
 
 
 def _targets(aligned: Estimates | None, confidence: str) -> dict[str, Estimate]:

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from calibration import choice, continuation
-from calibration.choice import Estimates, Parent, as_parent, choice_estimates
+from calibration.choice import Estimates, as_parent, choice_estimates, matched_to_itself
 from calibration.confidence import (
     CONTINUATION_COLUMNS,
     REQUEST_COLUMNS,
@@ -46,14 +45,10 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class _Scored:
+class _Loaded:
+    lam: str
     scores: ChoiceScores | ContinuationScores
     tokens: TokenScores
-    estimates: Estimates
-
-    @property
-    def documents(self) -> Ints:
-        return self.scores.document
 
 
 def points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int) -> Iterator[Point]:
@@ -67,14 +62,13 @@ def points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int
     there = [lam for lam in lambdas if run.committed(task, lam) or run.committed(task, lam, "quarantine")]
     if not there:
         return
-    series = _Series(run, task, resamples, seed)
-    parents = [lam for lam in PARENTS.values() if lam in there]
-    for lam in reversed(parents):  # aligned first: the accuracy of all others is matched to its
-        yield series.point(lam)
+    parents = {name: lam for name, lam in PARENTS.items() if lam in there}
+    series = _Series(run, task, parents, resamples, seed)
+    yield from map(series.parent, parents)
     # Threads, because nearly all of it is sums in compiled code; each λ by itself, so their number changes nothing.
     pool = ThreadPoolExecutor(_cores())
     try:
-        yield from pool.map(series.point, sorted(set(there) - set(parents), key=Decimal))
+        yield from pool.map(series.point, sorted(set(there) - set(parents.values()), key=Decimal))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -84,7 +78,7 @@ def _cores() -> int:
 
 
 class _Series:
-    def __init__(self, run: RunDir, task: str, resamples: int, seed: int) -> None:
+    def __init__(self, run: RunDir, task: str, parents: dict[str, str], resamples: int, seed: int) -> None:
         self._run, self._task = run, task
         self._where = f"{run.root}: task {task!r}"
         path = run.requests(task)
@@ -95,11 +89,25 @@ class _Series:
         self._documents = documents_of(pq.read_table(path, columns=list(REQUEST_COLUMNS)), self._where)
         self._continuations = continuations_of(pq.read_table(path, columns=list(CONTINUATION_COLUMNS)))
         self._resamples: Resamples = draw(task, len(self._documents.sizes), resamples, seed)
-        self._parents: dict[str, _Scored] = {}
-        self._choices: dict[str, Parent] = {}
+        self._parents = {name: self._load(lam) for name, lam in parents.items()}
+        self._answers = {
+            name: as_parent(one.scores) for name, one in self._parents.items() if isinstance(one.scores, ChoiceScores)
+        }
+        self._parent_estimates: dict[str, Estimates] = {}
+        for name in ("aligned", "base"):  # the accuracy of all others is matched to that of aligned
+            if name in self._parents:
+                self._parent_estimates[name] = self._estimates(self._parents[name])
+
+    def parent(self, name: str) -> Point:
+        """Return a parent, compared with the other."""
+        return self._compared(self._parents[name], self._parent_estimates[name])
 
     def point(self, lam: str) -> Point:
-        """Score a λ and compare it with the parents that came before it."""
+        """Score a λ and compare it with the parents."""
+        loaded = self._load(lam)
+        return self._compared(loaded, self._estimates(loaded))
+
+    def _load(self, lam: str) -> _Loaded:
         tables = self._run.tokens(self._task, lam), self._run.quarantine(self._task, lam)
         where = f"{self._where} at λ = {lam}"
         scores: ChoiceScores | ContinuationScores
@@ -107,40 +115,39 @@ class _Series:
             scores = continuation_scores(self._documents, self._continuations, *tables, lam, where)
         else:
             scores = choice_scores(self._documents, *tables, lam, where)
-        tokens = token_scores(self._documents, self._continuations, tables[0], where)
-        del tables
-        for name, parent_lam in PARENTS.items():
-            if lam == parent_lam and isinstance(scores, ChoiceScores):
-                self._choices[name] = as_parent(scores)
-        scored = _Scored(scores, tokens, self._estimates(scores, tokens))
-        found = dict(scored.estimates)
+        return _Loaded(lam, scores, token_scores(self._documents, self._continuations, tables[0], where))
+
+    def _estimates(self, loaded: _Loaded) -> Estimates:
+        if isinstance(loaded.scores, ContinuationScores):
+            return continuation_estimates(loaded.scores, loaded.tokens, self._resamples)
+        aligned = self._parent_estimates.get("aligned")
+        found = choice_estimates(loaded.scores, loaded.tokens, self._resamples, self._answers, aligned)
+        return matched_to_itself(found) if loaded.lam == PARENTS["aligned"] else found
+
+    def _compared(self, loaded: _Loaded, estimates: Estimates) -> Point:
+        found = dict(estimates)
         for name, parent in self._parents.items():
-            found |= self._differences(scored, parent, name)
-        for name, parent_lam in PARENTS.items():
-            if lam == parent_lam:
-                self._parents[name] = scored
-        return Point(lam, found, scores.left_out, len(self._documents.sizes))
+            if parent.lam != loaded.lam:
+                found |= self._differences(loaded, estimates, name)
+        return Point(loaded.lam, found, loaded.scores.left_out, len(self._documents.sizes))
 
-    def _estimates(self, scores: ChoiceScores | ContinuationScores, tokens: TokenScores) -> Estimates:
-        if isinstance(scores, ContinuationScores):
-            return continuation_estimates(scores, tokens, self._resamples)
-        aligned = self._parents.get("aligned")
-        target = aligned.estimates if aligned else None
-        return choice_estimates(scores, tokens, self._resamples, self._choices, target)
-
-    def _differences(self, scored: _Scored, parent: _Scored, name: str) -> Estimates:
-        mine, theirs = scored.estimates, parent.estimates
-        if not np.array_equal(scored.documents, parent.documents):
-            _, here, there = np.intersect1d(scored.documents, parent.documents, return_indices=True)
-            mine = self._estimates(_restricted(scored.scores, here), scored.tokens)
-            theirs = self._estimates(_restricted(parent.scores, there), parent.tokens)
+    def _differences(self, loaded: _Loaded, mine: Estimates, name: str) -> Estimates:
+        parent, theirs = self._parents[name], self._parent_estimates[name]
+        one, other = loaded.scores.document, parent.scores.document
+        if not np.array_equal(one, other):
+            _, here, there = np.intersect1d(one, other, return_indices=True)
+            mine, theirs = (self._estimates(_restricted(*some)) for some in ((loaded, here), (parent, there)))
         return {
-            (f"{metric}_vs_{name}", confidence, split): estimate.minus(other)
-            for (metric, confidence, split), estimate in mine.items()
-            if not metric.startswith(_UNCOMPARED) and (other := theirs.get((metric, confidence, split)))
+            (f"{key[0]}_vs_{name}", *key[1:]): estimate.minus(theirs[key])
+            for key, estimate in mine.items()
+            if key in theirs and not key[0].startswith(_UNCOMPARED)
         }
 
 
-def _restricted(scores: Any, kept: Ints) -> Any:
-    of = continuation if isinstance(scores, ContinuationScores) else choice
-    return of.restricted(scores, kept)
+def _restricted(loaded: _Loaded, kept: Ints) -> _Loaded:
+    scores: ChoiceScores | ContinuationScores
+    if isinstance(loaded.scores, ContinuationScores):
+        scores = continuation.restricted(loaded.scores, kept)
+    else:
+        scores = choice.restricted(loaded.scores, kept)
+    return _Loaded(loaded.lam, scores, loaded.tokens)

@@ -20,9 +20,8 @@ RESAMPLES = 2000
 SMOOTH_RESAMPLES = 200  # the first of the same resamples; for what costs a search in each of them
 SPLITS = ("all", "select", "report")
 
-_CHUNK = (
-    250  # resamples at a time: 14,000 documents' weights are then 14 MB of float32, and sums of them stay in the cache
-)
+_CHUNK = 1 << 20  # weights at a time: 4 MB of float32, near enough to the processor
+_FEWEST = 50  # resamples at a time: below, it is not sums that take the time
 
 Weights = NDArray[np.float32] | NDArray[np.float64]
 
@@ -46,9 +45,10 @@ class Resamples:
         return np.argsort(in_report, kind="stable"), runs
 
     def chunks(self, documents: Ints) -> Iterator[NDArray[np.float32]]:
-        """Yield the weights [N, ≤ 100] of some documents, a run of resamples at a time."""
-        for start in range(0, self.counts.shape[1], _CHUNK):
-            yield self.counts[documents, start : start + _CHUNK].astype(np.float32)
+        """Yield the weights [N, …] of some documents, a run of resamples at a time."""
+        size = max(_FEWEST, _CHUNK // max(len(documents), 1))
+        for start in range(0, self.counts.shape[1], size):
+            yield self.counts[documents, start : start + size].astype(np.float32)
 
 
 def draw(task: str, documents: int, resamples: int = RESAMPLES, seed: int = SEED) -> Resamples:

@@ -64,9 +64,9 @@ def analyse(run: RunDir, resamples: int = RESAMPLES, seed: int = SEED) -> Analys
 
     Returns:
         The metrics, ordered by task as in the plan, λ ascending, metric, confidence as in CONFIDENCES, and split (all,
-        select, report). A value is null where n is 0 or the metric does not exist (AUROC where all are right, a perplexity beyond
-        float64); `nll` and `perplexity` are infinite where something right has probability 0. A λ with nothing
-        committed has no rows. And the curves that `frontier.frontiers` makes its answer of.
+        select, report); and the curves that `frontier.frontiers` makes its answer of. A value is null where n is 0 or the
+        metric does not exist (AUROC where all are right, a perplexity beyond float64); `nll` and `perplexity` are
+        infinite where something right has probability 0. A λ with nothing committed has no rows.
 
     Raises:
         InputError: the directory holds no run.
