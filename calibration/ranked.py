@@ -16,7 +16,7 @@ from calibration.resample import Weights
 
 COVERAGE = 80  # per cent of the documents, the most confident ones
 
-_BLOCK = 64  # levels whose sums are kept: a position in the order is found in a block first, then inside it
+_BLOCK = 24  # levels whose sums are kept: a position in the order is found in a block first, then inside it
 
 
 class Ranking:
