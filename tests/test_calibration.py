@@ -10,10 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from sklearn.metrics import roc_auc_score
 
 from calibration import summary
-from calibration.confidence import continuation_scores, continuations_of, documents_of
+from calibration.confidence import choice_scores, continuation_scores, continuations_of, documents_of
 from calibration.frontier import frontiers
+from calibration.metrics import predictions
+from calibration.resample import draw
 from calibration.summary import write_metrics
 from calibration.table import render
 from lambdasweep import schemas
@@ -405,6 +408,21 @@ def test_halves_make_up_the_whole(run):
         assert values_[1] != values_[2]
 
 
+def test_a_split_is_of_the_documents_that_were_drawn_for_it(run):
+    add_quiz(run, ["0"])
+    requests = pq.read_table(run.requests("quiz"))
+    tables = run.tokens("quiz", "0"), run.quarantine("quiz", "0")
+    scores = choice_scores(documents_of(requests, "here"), *tables, "0", "here")
+    made = predictions(scores.logits["bytes"], scores.gold)
+    in_report = draw("quiz", 60, 20).in_report
+    found = summarise(run)
+    for split, mine in (("report", in_report), ("select", ~in_report)):
+        where = {"confidence": "bytes", "split": split}
+        assert one_row(found, metric="nll", **where)["value"] == pytest.approx(made.nll[mine].mean(), rel=1e-12)
+        auroc = roc_auc_score(made.correct[mine], made.confidence[mine])
+        assert one_row(found, metric="auroc", **where)["value"] == pytest.approx(auroc, rel=1e-12)
+
+
 def test_differences_are_paired(run):
     add_quiz(run, ["0", "0.5", "1"])
     table = summary.analyse(run, resamples=300).metrics
@@ -523,8 +541,8 @@ def test_a_curve_is_of_the_finished_points_of_the_choice_tasks(run):
     add_quiz(run, ["0", "0.5", "1"])
     add_task(run, "words", [1] * 5, ["0"])
     add_scores(run, "words", "0", {r: [-1.0] for r in range(5)})
-    run.unit("tokens", "quiz", "0.5", 0).unlink()
-    add_quarantine(run, "quiz", "0.5", [0])
+    path = run.unit("tokens", "quiz", "0.5", 0)
+    commit_table(path, pq.read_table(path).slice(0, 160))  # the others are still to be scored
     analysis = summary.analyse(run, resamples=50)
     (curve,) = analysis.curves
     assert (curve.task, curve.lambdas, curve.documents) == ("quiz", ("0", "1"), (30, 30))
