@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibration.choice import ACCURACY
-from calibration.metrics import Floats
+from calibration.metrics import BINS, Floats
 from calibration.points import Point
 
-CALIBRATION = "ece_width15"
+# What accuracy may be held against: errors in [0, 1].
+ERRORS = (f"ece_width{BINS}", f"ece_mass{BINS}", f"ece_classwise{BINS}", "smece")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +36,14 @@ class Curve:
     report: Track
 
 
-def thinned(point: Point) -> Point:
-    """Return a point with only the estimates that some curve of it wants; all of them at all λs are gigabytes."""
-    wanted = {*ACCURACY.values(), CALIBRATION}
-    estimates = {key: estimate for key, estimate in point.estimates.items() if key[0] in wanted and key[2] != "all"}
-    return Point(point.lam, estimates, point.left_out, point.documents)
+def thinned(point: Point, metric: str, confidence: str) -> Point:
+    """Return a point with only the estimates that `curve` wants of it; all of them at all λs are gigabytes."""
+    wanted = {ACCURACY[confidence], metric}
+    kept = {key: one for key, one in point.estimates.items() if key[0] in wanted and key[1] == confidence}
+    return Point(point.lam, kept, point.left_out, point.documents)
 
 
-def curve(task: str, points: Sequence[Point], metric: str = CALIBRATION, confidence: str = "sum") -> Curve | None:
+def curve(task: str, points: Sequence[Point], metric: str, confidence: str) -> Curve | None:
     """Collect two metrics of a choice task along λ.
 
     A λ with documents still to be scored is left out: fewer documents are no fair comparison.
@@ -50,7 +51,7 @@ def curve(task: str, points: Sequence[Point], metric: str = CALIBRATION, confide
     Args:
         task: its name.
         points: λ ascending; only `metric` and the accuracy are needed of their estimates.
-        metric: an error in [0, 1].
+        metric: one of ERRORS.
         confidence: sum, tokens or bytes.
 
     Returns:
@@ -70,7 +71,8 @@ def curve(task: str, points: Sequence[Point], metric: str = CALIBRATION, confide
     tracks = {}
     for half, pair in keys.items():
         values = [np.array([point.estimates[key].value for point in finished]) for key in pair]
-        resampled = [np.stack([point.estimates[key].resampled for point in finished]) for key in pair]
+        count = min(len(point.estimates[key].resampled) for point in finished for key in pair)  # smooth ECE has fewer
+        resampled = [np.stack([point.estimates[key].resampled[:count] for point in finished]) for key in pair]
         whole = ~np.isnan(resampled).any(axis=(0, 1))  # a λ with few documents can be without any in a resample
         tracks[half] = Track(*values, *(array[:, whole] for array in resampled))
     documents = tuple(point.estimates[keys["report"][0]].n for point in finished)

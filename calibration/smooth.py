@@ -48,7 +48,8 @@ def smooth_ece(sums: Floats, n: Floats) -> Floats:
         low, above = np.where(rises, middle, low), np.where(rises, excess, above)
         high, below = np.where(rises, high, middle), np.where(rises, below, -excess)
     share = np.divide(above, above + below, out=np.zeros_like(above), where=above + below != 0)
-    return low + (high - low) * share
+    found: Floats = low + (high - low) * share
+    return found
 
 
 def _series(sums: Floats, n: Floats) -> Floats:

@@ -9,11 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from calibration.confidence import CONFIDENCES
-from calibration.curve import Curve, curve, thinned
+from calibration.curve import ERRORS, Curve, curve, thinned
 from calibration.estimate import interval
 from calibration.points import Point, points
 from calibration.resample import RESAMPLES, SEED, SPLITS
 from lambdasweep import schemas
+from lambdasweep.errors import InputError
 from lambdasweep.rundir import RunDir, commit_table
 
 _Row = tuple[Any, ...]  # in the order of schemas.METRICS
@@ -27,7 +28,9 @@ class Analysis:
     curves: tuple[Curve, ...]  # of the choice tasks: for `frontier.frontiers`
 
 
-def analyse(run: RunDir, resamples: int = RESAMPLES, seed: int = SEED) -> Analysis:
+def analyse(
+    run: RunDir, resamples: int = RESAMPLES, seed: int = SEED, error: str = ERRORS[0], confidence: str = CONFIDENCES[0]
+) -> Analysis:
     """Compute every metric of every task at every λ of the plan that has anything committed.
 
     Per choice task, λ, split and confidence (sum, tokens, bytes); the formulas and their sources are where the names in
@@ -61,6 +64,7 @@ def analyse(run: RunDir, resamples: int = RESAMPLES, seed: int = SEED) -> Analys
         run: the run.
         resamples: of the documents, for the 95 % intervals [estimate.interval]; smooth ECE takes at most 200 of them.
         seed: of the splits [resample.draw] and of the resamples. The table is a function of the run's tables and these.
+        error, confidence: what the curves hold accuracy against, one of curve.ERRORS and of CONFIDENCES.
 
     Returns:
         The metrics, ordered by task as in the plan, λ ascending, metric, confidence as in CONFIDENCES, and split (all,
@@ -69,9 +73,12 @@ def analyse(run: RunDir, resamples: int = RESAMPLES, seed: int = SEED) -> Analys
         infinite where something right has probability 0. A λ with nothing committed has no rows.
 
     Raises:
-        InputError: the directory holds no run.
+        InputError: the directory holds no run; there is no such error or confidence.
         LambdasweepError: a table is missing or damaged; names the run, the task and λ.
     """
+    if error not in ERRORS or confidence not in CONFIDENCES:
+        known = f"an error of {', '.join(ERRORS)} and a confidence of {', '.join(CONFIDENCES)}"
+        raise InputError(f"accuracy cannot be held against {error!r} of confidence {confidence!r}: give {known}")
     rows: list[_Row] = []
     curves = []
     for task, entry in run.plan()["tasks"].items():
@@ -79,10 +86,10 @@ def analyse(run: RunDir, resamples: int = RESAMPLES, seed: int = SEED) -> Analys
         kept: list[Point] = []
         for point in points(run, task, entry["lambdas"], resamples, seed):
             found[point.lam] = list(_rows(task, point))
-            kept.append(thinned(point))
+            kept.append(thinned(point, error, confidence))
         for lam in sorted(found, key=Decimal):
             rows += found[lam]
-        if along := curve(task, sorted(kept, key=lambda point: Decimal(point.lam))):
+        if along := curve(task, sorted(kept, key=lambda point: Decimal(point.lam)), error, confidence):
             curves.append(along)
     columns = zip(*rows, strict=True) if rows else [()] * len(schemas.METRICS)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schemas.METRICS, strict=True)]

@@ -553,6 +553,18 @@ def test_a_curve_is_of_the_finished_points_of_the_choice_tasks(run):
     assert frontiers(analysis.curves).tasks[0].answer.startswith("λ = ")
 
 
+def test_accuracy_can_be_held_against_another_error(run):
+    add_quiz(run, ["0", "1"])
+    analysis = summary.analyse(run, resamples=300, error="smece", confidence="bytes")
+    (curve,) = analysis.curves
+    row = one_row(analysis.metrics, lam=1, metric="acc_bytes", confidence="bytes", split="select")
+    assert curve.select.accuracy[1] == row["value"]
+    assert curve.report.resampled_error.shape == (2, 200)
+    assert "smooth ECE" in frontiers([curve]).tasks[0].answer
+    with pytest.raises(InputError, match="ece_width15"):
+        summary.analyse(run, error="nll")
+
+
 # The table as a whole
 
 
