@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
+from calibration.binned import Layout, add_reliability, bin_of, reliability_metrics
 from calibration.estimate import Estimate, interval
 from calibration.maxt import indistinguishable, step_down
-from calibration.metrics import predictions
-from calibration.resample import draw
+from calibration.metrics import Predictions, predictions
+from calibration.resample import draw, ones
 from calibration.temperature import RANGE, cross_fitted, fit_temperature
 
 # Resamples
@@ -77,6 +78,33 @@ def test_what_noise_inflates_gets_the_basic_interval():
     assert interval(estimate(0.01, drawn), "ece_width15_vs_base").low == pytest.approx(0.02 - high)
     assert interval(estimate(0.01, drawn), "ece_debiased15").low < 0
     assert interval(estimate(0.12, drawn), "brier").low == low
+
+
+def test_the_interval_of_a_small_ece_holds_the_truth():
+    def accuracy(confidence):
+        return confidence**1.2
+
+    def ece(confidence, correct, weights):
+        layout = Layout(len(confidence))
+        unknown = np.zeros(len(confidence))
+        add_reliability(layout, Predictions(unknown.astype(int), unknown, confidence, correct, unknown, unknown))
+        return reliability_metrics(layout, layout.matrix.sums(weights))["ece_width"]
+
+    rng = np.random.default_rng(6)
+    population = rng.beta(3, 1.2, 400_000)
+    gaps = np.bincount(bin_of(population), weights=population - accuracy(population))
+    truth = np.abs(gaps).sum() / len(population)
+    held = percentile_held = 0
+    for trial in range(60):
+        confidence = rng.beta(3, 1.2, 300)
+        correct = rng.uniform(size=300) < accuracy(confidence)
+        (weights,) = draw(str(trial), 300, 300).chunks(np.arange(300))
+        drawn = ece(confidence, correct, weights)
+        found = interval(estimate(ece(confidence, correct, ones(300))[0], drawn), "ece_width15")
+        held += found.low <= truth <= found.high
+        percentile_held += np.quantile(drawn, 0.025) <= truth <= np.quantile(drawn, 0.975)
+    assert held >= 50
+    assert percentile_held <= 10  # why it is not the percentile interval
 
 
 def test_no_interval_without_evidence():
