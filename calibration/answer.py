@@ -12,7 +12,9 @@ SIGNIFICANT = 0.05
 _NAMES = {"smece": "smooth ECE"}
 
 
-def sentence(point: "FrontierPoint", chosen: "Chosen", parents: "Mapping[str, FrontierPoint]", metric: str) -> str:
+def sentence(
+    point: "FrontierPoint", chosen: "Chosen", parents: "Mapping[str, FrontierPoint]", others: int, metric: str
+) -> str:
     """Say where λ* is, what it gains, and how sure that is.
 
     "λ = 0.62 (0.55–0.7): accuracy +1.9 points over aligned, ECE 0.18 → 0.07; not distinguishable from 0.58–0.68"
@@ -21,6 +23,7 @@ def sentence(point: "FrontierPoint", chosen: "Chosen", parents: "Mapping[str, Fr
         point: λ*, on the documents that had no say in choosing it.
         chosen: λ*, with its interval and the λs like it.
         parents: `base` and `aligned`, those there are; it is compared with aligned, else with base.
+        others: how many λs there are besides.
         metric: of the calibration error.
     """
     where = f"λ = {chosen.lam}"
@@ -42,9 +45,10 @@ def sentence(point: "FrontierPoint", chosen: "Chosen", parents: "Mapping[str, Fr
         if p is not None and p <= SIGNIFICANT
     ]
     sure = f"; better than both parents in {' and '.join(better)}" if better else ""
+    like = f"; not distinguishable from {_span(chosen.like_low, chosen.like_high)}"
     if chosen.like_low == chosen.like_high:
-        return f"{where}: {what}{sure}; distinguishable from its neighbours"
-    return f"{where}: {what}{sure}; not distinguishable from {_span(chosen.like_low, chosen.like_high)}"
+        like = "; distinguishable from its neighbours" if others else ""
+    return f"{where}: {what}{sure}{like}"
 
 
 def _span(low: str, high: str) -> str:

@@ -141,6 +141,7 @@ def frontier(curve: Curve) -> Frontier:
     volume = _hypervolume(track.accuracy[:, None], track.error[:, None])[0]
     volumes = _hypervolume(track.resampled_accuracy, track.resampled_error)
     chosen = _chosen(curve, place)
+    compared = {name: points[parent] for name, parent in parents.items()}
     return Frontier(
         task=curve.task,
         metric=curve.metric,
@@ -149,9 +150,7 @@ def frontier(curve: Curve) -> Frontier:
         points=points,
         hypervolume=_value(volume, volumes, "hypervolume"),
         chosen=chosen,
-        answer=sentence(
-            points[place], chosen, {name: points[parent] for name, parent in parents.items()}, curve.metric
-        ),
+        answer=sentence(points[place], chosen, compared, len(points) - 1, curve.metric),
     )
 
 

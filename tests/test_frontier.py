@@ -108,6 +108,7 @@ def test_the_answer_without_parents_or_at_one():
     assert at_base.answer.startswith("λ = 0, which is base: accuracy 60.0 %, ECE 0.10")
     single = frontier(curve(["0"], [0.6], [0.1], noise=0.01))
     assert single.points[0].membership == 1
+    assert single.answer == "λ = 0, which is base: accuracy 60.0 %, ECE 0.10"
 
 
 def test_tasks_are_averaged_with_equal_weight_where_all_have_a_point():
