@@ -21,7 +21,10 @@ SMOOTH_RESAMPLES = 200  # the first of the same resamples; for what costs a sear
 SPLITS = ("all", "select", "report")
 
 _CHUNK = 1 << 20  # weights at a time: 4 MB of float32, near enough to the processor
-_FEWEST = 50  # resamples at a time: below, it is not sums that take the time
+_AT_ONCE = (
+    50,
+    500,
+)  # resamples: with fewer, it is not sums that take the time; with more, sums of few documents do not fit
 
 Weights = NDArray[np.float32] | NDArray[np.float64]
 
@@ -46,7 +49,7 @@ class Resamples:
 
     def chunks(self, documents: Ints) -> Iterator[NDArray[np.float32]]:
         """Yield the weights [N, …] of some documents, a run of resamples at a time."""
-        size = max(_FEWEST, _CHUNK // max(len(documents), 1))
+        size = min(max(_AT_ONCE[0], _CHUNK // max(len(documents), 1)), _AT_ONCE[1])
         for start in range(0, self.counts.shape[1], size):
             yield self.counts[documents, start : start + size].astype(np.float32)
 
