@@ -1,4 +1,4 @@
-"""The λs of a task, one after the other: never the tokens of two of them in memory, parents apart."""
+"""The λs of a task: the tokens of those only that are being worked on are in memory, one for each core."""
 
 import os
 from collections.abc import Iterator
