@@ -21,7 +21,7 @@ from lambdasweep.errors import LambdasweepError
 
 CONFIDENCES = ("sum", "tokens", "bytes")
 
-# The columns of schemas.REQUESTS that are needed here; token_ids, by far the largest, is only for continuation tasks.
+# The columns of schemas.REQUESTS that are needed here.
 REQUEST_COLUMNS = ("request_id", "doc_id", "continuation_bytes", "is_gold")
 CONTINUATION_COLUMNS = ("token_ids", "continuation_start")
 
@@ -67,6 +67,7 @@ class ChoiceScores:
     """The S complete documents of a task at one λ, with up to C choices."""
 
     document: Ints  # [S] index into Documents
+    sizes: Ints  # [S] number of choices
     gold: Ints  # [S] place of the gold choice
     logits: dict[str, Floats]  # per confidence [S, C], nats (per token, per byte); −inf where there is no such choice
     left_out: LeftOut
@@ -127,8 +128,11 @@ def documents_of(requests: pa.Table, where: str) -> Documents:
 def continuations_of(requests: pa.Table) -> Continuations:
     """Cut the continuations out of a request table: at least CONTINUATION_COLUMNS of it, all rows of one task."""
     lists = _one_chunk(requests["token_ids"])
-    lengths, starts = _ints(pc.list_value_length(lists)), _ints(requests["continuation_start"])
-    return Continuations(_ints(lists.flatten())[_places(lengths) >= np.repeat(starts, lengths)], lengths - starts)
+    starts = _ints(requests["continuation_start"])
+    lengths = _ints(pc.list_value_length(lists)) - starts
+    # Only the places of the continuations: the contexts are hundreds of times longer.
+    first = np.cumsum(lengths + starts) - lengths
+    return Continuations(_ints(lists.flatten().take(pa.array(np.repeat(first, lengths) + places(lengths)))), lengths)
 
 
 def choice_scores(documents: Documents, tokens: pa.Table, quarantine: pa.Table, lam: str, where: str) -> ChoiceScores:
@@ -165,6 +169,7 @@ def choice_scores(documents: Documents, tokens: pa.Table, quarantine: pa.Table, 
     defined = complete & (padded["sum"] > -np.inf).any(axis=1)
     return ChoiceScores(
         document=np.flatnonzero(defined),
+        sizes=documents.sizes[defined],
         gold=documents.gold[defined],
         logits={confidence: array[defined] for confidence, array in padded.items()},
         left_out=LeftOut(left_out.quarantined, left_out.unfinished, int((complete & ~defined).sum())),
@@ -185,18 +190,7 @@ def continuation_scores(
     """
     rows = _rows(documents, tokens, lam, where)
     complete, left_out = _complete(documents, rows, quarantine, where)
-    ranks, top1_ids = _one_chunk(tokens["ranks"]), _one_chunk(tokens["top1_ids"])
-    for lengths in (_ints(pc.list_value_length(ranks)), _ints(pc.list_value_length(top1_ids))):
-        if not np.array_equal(lengths, rows.lengths):
-            raise _damaged(where, "ranks, top1_ids and logprobs differ in length")
-    if not np.array_equal(continuations.lengths[rows.request], rows.lengths):
-        raise _damaged(where, "a request is scored on more or fewer tokens than its continuation has")
-    starts = np.cumsum(continuations.lengths) - continuations.lengths
-    actual = continuations.tokens[np.repeat(starts[rows.request], rows.lengths) + _places(rows.lengths)]
-    rank = _ints(pc.fill_null(ranks.flatten(), 0))
-    top1 = _ints(pc.fill_null(top1_ids.flatten(), -1))
-    first = np.where(rank == 0, top1 == actual, rank == 1)
-    unknown = (rank == 0) & (top1 == -1)
+    first, unknown = first_tokens(continuations, tokens, where)
     missed = _count(~first & ~unknown, rows) > 0
     order = np.argsort(rows.request)  # one request per document: request order is document order
     return ContinuationScores(
@@ -206,6 +200,27 @@ def continuation_scores(
         decided=(missed | (_count(unknown, rows) == 0))[order],
         left_out=left_out,
     )
+
+
+def first_tokens(continuations: Continuations, tokens: pa.Table, where: str) -> tuple[Bools, Bools]:
+    """Say of every token of every row whether it is the most likely one, and whether that is not known.
+
+    Returns:
+        Two arrays [sum of the rows' lengths], in the order of the rows; what is not known is not the most likely one.
+    """
+    ranks, top1_ids = _one_chunk(tokens["ranks"]), _one_chunk(tokens["top1_ids"])
+    lengths = _ints(pc.list_value_length(_one_chunk(tokens["logprobs"])))
+    for others in (ranks, top1_ids):
+        if not np.array_equal(_ints(pc.list_value_length(others)), lengths):
+            raise _damaged(where, "ranks, top1_ids and logprobs differ in length")
+    request = _ints(tokens["request_id"])
+    if not np.array_equal(continuations.lengths[request], lengths):
+        raise _damaged(where, "a request is scored on more or fewer tokens than its continuation has")
+    starts = np.cumsum(continuations.lengths) - continuations.lengths
+    actual = continuations.tokens[np.repeat(starts[request], lengths) + places(lengths)]
+    rank = _ints(pc.fill_null(ranks.flatten(), 0))
+    top1 = _ints(pc.fill_null(top1_ids.flatten(), -1))
+    return np.where(rank == 0, top1 == actual, rank == 1), (rank == 0) & (top1 == -1)
 
 
 def _rows(documents: Documents, tokens: pa.Table, lam: str, where: str) -> _Rows:
@@ -255,7 +270,7 @@ def _owners(lengths: Ints) -> Ints:
     return np.repeat(np.arange(len(lengths)), lengths)
 
 
-def _places(lengths: Ints) -> Ints:
+def places(lengths: Ints) -> Ints:
     """[T] lengths of lists → [their sum] index of each flattened value in its list."""
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 

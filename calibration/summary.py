@@ -1,71 +1,113 @@
 """A run directory → its metrics table, from whatever is committed so far."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from calibration import metrics
-from calibration.confidence import (
-    CONFIDENCES,
-    CONTINUATION_COLUMNS,
-    REQUEST_COLUMNS,
-    ChoiceScores,
-    ContinuationScores,
-    LeftOut,
-    choice_scores,
-    continuation_scores,
-    continuations_of,
-    documents_of,
-)
+from calibration.confidence import CONFIDENCES
+from calibration.curve import ERRORS, Curve, curve, thinned
+from calibration.estimate import interval
+from calibration.points import Point, points
+from calibration.resample import RESAMPLES, SEED, SPLITS
 from lambdasweep import schemas
-from lambdasweep.errors import LambdasweepError
+from lambdasweep.errors import InputError
 from lambdasweep.rundir import RunDir, commit_table
 
-ACCURACY = {"sum": "acc", "tokens": "acc_tokens", "bytes": "acc_bytes"}
-
-_Row = tuple[str, str, float | None, int]  # metric, confidence, value, n
+_Row = tuple[Any, ...]  # in the order of schemas.METRICS
 
 
-def summarise(run: RunDir) -> pa.Table:
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What a run's tables say."""
+
+    metrics: pa.Table  # schemas.METRICS
+    curves: tuple[Curve, ...]  # of the choice tasks: for `frontier.frontiers`
+
+
+def analyse(
+    run: RunDir, resamples: int = RESAMPLES, seed: int = SEED, error: str = ERRORS[0], confidence: str = CONFIDENCES[0]
+) -> Analysis:
     """Compute every metric of every task at every λ of the plan that has anything committed.
 
-    Per choice task, λ and confidence (sum, tokens, bytes): `acc`, `acc_tokens` or `acc_bytes`; `ece_width15`;
-    `ece_mass15`; `brier`; `nll` (−log p(gold), p renormalised over the choices); `confidence` (mean of the predicted
-    choice's); `overconfidence`. The formulas are in `calibration.metrics`.
+    Per choice task, λ, split and confidence (sum, tokens, bytes); the formulas and their sources are where the names in
+    brackets say:
 
-    Per continuation task and λ, under confidence sum: `acc` (every token of the continuation is the most likely one, as
-    lm-eval's LAMBADA; of the documents where the engine's answer decides it), `nll` (mean over documents of the whole
-    continuation's), `perplexity` (exp of that). It has no choices, hence no calibration.
+    - `acc`, `acc_tokens` or `acc_bytes`; `confidence` (mean of the predicted choice's); `overconfidence` (that less the
+      accuracy); `nll` (−log p(gold), p renormalised over the choices, nats); `brier` [metrics.predictions] and its parts
+      `brier_reliability`, `brier_resolution`, `brier_uncertainty`, `brier_within` [binned.class_metrics];
+    - `ece_width15`, `ece_debiased15`, `mce15` [binned.reliability_metrics], `ece_classwise15` [binned.class_metrics],
+      `ece_mass15` [ranked.Ranking.metrics], `smece` [smooth.smooth_ece];
+    - `auroc`, `aurc`, `acc_at_80` [ranked.Ranking.metrics];
+    - `confidence_scaled`, `overconfidence_scaled`, `brier_scaled`, `nll_scaled`, `ece_width15_scaled`: after temperature
+      scaling, each half of the documents by the temperature fitted on the other; `temperature` (splits select and
+      report: the one that these documents are scaled by) [temperature];
+    - `ece_width15_matched`: matched to the accuracy of λ = 1 [binned.reliability_metrics];
+    - `agreement_base`, `agreement_aligned`: share of documents with the parent's prediction.
 
-    Per task and λ, under confidence sum, with n = all documents of the task: `docs_quarantined`, `docs_unfinished`,
-    `docs_undefined`: how many are in none of the above, and why (`calibration.confidence.LeftOut`).
+    Under confidence sum only, because it is the same for all: `option_mass` (probability of all listed choices together,
+    before renormalising), `token_ece_width15` [tokens].
+
+    Per continuation task, λ and split, under confidence sum: `acc`, `nll`, `perplexity`, `token_ece_width15`
+    [continuation].
+
+    Any of these but agreement and temperature also as `<metric>_vs_base` and `<metric>_vs_aligned`: less that of λ = 0,
+    λ = 1, on the documents that both have scores for.
+
+    Per task and λ, under confidence sum and split all, with n = all documents of the task: `docs_quarantined`,
+    `docs_unfinished`, `docs_undefined`: how many are in none of the above, and why (`calibration.confidence.LeftOut`).
+
+    Args:
+        run: the run.
+        resamples: of the documents, for the 95 % intervals [estimate.interval]; smooth ECE takes at most 200 of them.
+        seed: of the splits [resample.draw] and of the resamples. The table is a function of the run's tables and these.
+        error, confidence: what the curves hold accuracy against, one of curve.ERRORS and of CONFIDENCES.
 
     Returns:
-        schemas.METRICS, split "all", no intervals; ordered by task as in the plan, λ ascending, metric, and confidence
-        as in CONFIDENCES. A value is null where n is 0 (or a perplexity exceeds float64); `nll` and `perplexity` are
+        The metrics, ordered by task as in the plan, λ ascending, metric, confidence as in CONFIDENCES, and split (all,
+        select, report); and the curves that `frontier.frontiers` makes its answer of. A value is null where n is 0 or the
+        metric does not exist (AUROC where all are right, a perplexity beyond float64); `nll` and `perplexity` are
         infinite where something right has probability 0. A λ with nothing committed has no rows.
 
     Raises:
-        InputError: the directory holds no run.
+        InputError: the directory holds no run; there is no such error or confidence.
         LambdasweepError: a table is missing or damaged; names the run, the task and λ.
     """
-    rows: list[dict[str, Any]] = []
+    if error not in ERRORS or confidence not in CONFIDENCES:
+        known = f"an error of {', '.join(ERRORS)} and a confidence of {', '.join(CONFIDENCES)}"
+        raise InputError(f"accuracy cannot be held against {error!r} of confidence {confidence!r}: give {known}")
+    rows: list[_Row] = []
+    curves = []
     for task, entry in run.plan()["tasks"].items():
-        rows.extend(_task_rows(run, task, entry["lambdas"]))
-    return pa.Table.from_pylist(rows, schema=schemas.METRICS)
+        found: dict[str, list[_Row]] = {}
+        kept: list[Point] = []
+        for point in points(run, task, entry["lambdas"], resamples, seed):
+            found[point.lam] = list(_rows(task, point))
+            kept.append(thinned(point, error, confidence))
+        for lam in sorted(found, key=Decimal):
+            rows += found[lam]
+        if along := curve(task, sorted(kept, key=lambda point: Decimal(point.lam)), error, confidence):
+            curves.append(along)
+    columns = zip(*rows, strict=True) if rows else [()] * len(schemas.METRICS)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schemas.METRICS, strict=True)]
+    return Analysis(pa.Table.from_arrays(arrays, schema=schemas.METRICS), tuple(curves))
 
 
-def write_metrics(run: RunDir) -> pa.Table:
+def write_metrics(run: RunDir, analysis: Analysis | None = None) -> pa.Table:
     """Commit RUN/metrics.parquet and return it. Equal tables of equal sweeps give equal bytes, wherever they lie.
 
+    Args:
+        run: the run.
+        analysis: of it, where there is one already.
+
     Raises:
-        InputError, LambdasweepError: as `summarise`.
+        InputError, LambdasweepError: as `analyse`.
         OSError: the disk is full or not writable; an earlier metrics.parquet is left as it was.
     """
-    table = summarise(run)
+    table = (analysis or analyse(run)).metrics
     sweep = run.sweep()
     identity = {
         "schema": schemas.SCHEMA_VERSION,
@@ -78,75 +120,25 @@ def write_metrics(run: RunDir) -> pa.Table:
     return table
 
 
-def _task_rows(run: RunDir, task: str, lambdas: list[str]) -> Iterator[dict[str, Any]]:
-    lambdas = sorted((lam for lam in lambdas if _anything_committed(run, task, lam)), key=Decimal)
-    if not lambdas:
-        return
-    where = f"{run.root}: task {task!r}"
-    path = run.requests(task)
-    if not path.is_file():
-        raise LambdasweepError(f"{where}: {path} is missing: restore it, or run the same sweep again to write it")
-    documents = documents_of(pq.read_table(path, columns=list(REQUEST_COLUMNS)), where)
-    continuations = None
-    if documents.is_continuation:
-        continuations = continuations_of(pq.read_table(path, columns=list(CONTINUATION_COLUMNS)))
-    for lam in lambdas:
-        tables = run.tokens(task, lam), run.quarantine(task, lam), lam, f"{where} at λ = {lam}"
-        scores: ChoiceScores | ContinuationScores
-        if continuations is None:
-            scores = choice_scores(documents, *tables)
-            found = _choice_rows(scores)
-        else:
-            scores = continuation_scores(documents, continuations, *tables)
-            found = _continuation_rows(scores)
-        found += _left_out_rows(scores.left_out, len(documents.sizes))
-        for metric, confidence, value, n in sorted(found, key=lambda row: (row[0], CONFIDENCES.index(row[1]))):
-            yield {
-                "task": task,
-                "lam": Decimal(lam),
-                "metric": metric,
-                "confidence": confidence,
-                "split": "all",
-                "value": value,
-                "n": n,
-            }
+def _rows(task: str, point: Point) -> Iterator[_Row]:
+    left_out = point.left_out
+    counts = {
+        ("docs_quarantined", "sum", "all"): left_out.quarantined,
+        ("docs_unfinished", "sum", "all"): left_out.unfinished,
+        ("docs_undefined", "sum", "all"): left_out.undefined,
+    }
+    lam = Decimal(point.lam)
+    for key in sorted([*point.estimates, *counts], key=_order):
+        if key in counts:
+            yield (task, lam, *key, float(counts[key]), None, None, point.documents, None)
+            continue
+        estimate = point.estimates[key]
+        value = None if math.isnan(estimate.value) else estimate.value
+        found = interval(estimate, key[0])
+        ends = (found.low, found.high) if found else (None, None)
+        yield (task, lam, *key, value, *ends, estimate.n, found.resamples if found else None)
 
 
-def _anything_committed(run: RunDir, task: str, lam: str) -> bool:
-    return bool(run.committed(task, lam) or run.committed(task, lam, "quarantine"))
-
-
-def _choice_rows(scores: ChoiceScores) -> list[_Row]:
-    rows: list[_Row] = []
-    n = len(scores.gold)
-    for confidence in CONFIDENCES:
-        made = metrics.predictions(scores.logits[confidence], scores.gold)
-        values = {
-            ACCURACY[confidence]: metrics.mean(made.correct),
-            f"ece_width{metrics.BINS}": metrics.ece_width(made.confidence, made.correct),
-            f"ece_mass{metrics.BINS}": metrics.ece_mass(made.confidence, made.correct),
-            "brier": metrics.mean(made.brier),
-            "nll": metrics.mean(made.nll),
-            "confidence": metrics.mean(made.confidence),
-            "overconfidence": metrics.overconfidence(made.confidence, made.correct),
-        }
-        rows += [(metric, confidence, value, n) for metric, value in values.items()]
-    return rows
-
-
-def _continuation_rows(scores: ContinuationScores) -> list[_Row]:
-    n = len(scores.document)
-    nll = metrics.mean(0.0 - scores.logprob)  # not −x, which makes −0.0 of 0
-    return [
-        ("acc", "sum", metrics.mean(scores.greedy[scores.decided]), int(scores.decided.sum())),
-        ("nll", "sum", nll, n),
-        ("perplexity", "sum", metrics.perplexity(nll), n),
-    ]
-
-
-def _left_out_rows(left_out: LeftOut, documents: int) -> list[_Row]:
-    return [
-        ("docs_quarantined", "sum", float(left_out.quarantined), documents),
-        ("docs_unfinished", "sum", float(left_out.unfinished), documents),
-        ("docs_undefined", "sum", float(left_out.undefined), documents),
-    ]
+def _order(key: tuple[str, str, str]) -> tuple[str, int, int]:
+    metric, confidence, split = key
+    return metric, CONFIDENCES.index(confidence), SPLITS.index(split)

@@ -6,13 +6,14 @@ from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from calibration.choice import ACCURACY
 from calibration.confidence import CONFIDENCES
 from calibration.metrics import BINS
-from calibration.summary import ACCURACY
 from lambdasweep.errors import InputError
 from lambdasweep.grid import canonical
 
@@ -61,7 +62,7 @@ def render(metrics: pa.Table, confidence: str = "sum") -> list[Table]:
     What is null prints as `–`. Fits 80 columns.
 
     Args:
-        metrics: schemas.METRICS, as `summary.summarise` returns it; only rows of split "all" are shown.
+        metrics: schemas.METRICS, as `summary.analyse` returns it; only rows of split "all" are shown.
         confidence: the definition whose metrics are shown: sum, tokens or bytes. Continuation tasks have only one.
 
     Raises:
@@ -70,9 +71,8 @@ def render(metrics: pa.Table, confidence: str = "sum") -> list[Table]:
     if confidence not in CONFIDENCES:
         raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(CONFIDENCES)}")
     tasks: dict[str, list[dict[str, Any]]] = {}
-    for row in metrics.to_pylist():
-        if row["split"] == "all":
-            tasks.setdefault(row["task"], []).append(row)
+    for row in metrics.filter(pc.equal(metrics["split"], "all")).to_pylist():
+        tasks.setdefault(row["task"], []).append(row)
     return [_task_table(task, rows, confidence) for task, rows in tasks.items()]
 
 

@@ -7,6 +7,7 @@
     RUN/quarantine/…                                  same layout: what could not be scored, and why
     RUN/receipts/….json                               same layout: times, hosts, caches; not part of the results
     RUN/metrics.parquet                               computed from the tables, replaced as a whole
+    RUN/report/frontier.json                          likewise
 
 A committed file is the completion record: a file under its final name is complete, because it is written under a
 temporary name, flushed to the disk, and renamed. There is no other bookkeeping, so killing anything at any time loses at
@@ -104,6 +105,10 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.parquet"
+
+    @property
+    def frontier_json(self) -> Path:
+        return self.root / "report" / "frontier.json"
 
     def requests(self, task: str) -> Path:
         return self.root / "requests" / f"task={task}.parquet"

@@ -47,5 +47,6 @@ METRICS = pa.schema(
         pa.field("ci_low", pa.float64()),
         pa.field("ci_high", pa.float64()),
         pa.field("n", pa.int64(), nullable=False),  # documents the value was computed from
+        pa.field("resamples", pa.int32()),  # that the interval was computed from; null where there is none
     ]
 )

@@ -10,15 +10,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from sklearn.metrics import roc_auc_score
 
-from calibration.confidence import continuation_scores, continuations_of, documents_of
-from calibration.summary import summarise, write_metrics
+from calibration import summary
+from calibration.confidence import choice_scores, continuation_scores, continuations_of, documents_of
+from calibration.frontier import frontiers
+from calibration.metrics import predictions
+from calibration.resample import draw
+from calibration.summary import write_metrics
 from calibration.table import render
 from lambdasweep import schemas
 from lambdasweep.errors import InputError, LambdasweepError
 from lambdasweep.rundir import RunDir, commit_json, commit_table, read_identity
 
 NAN, INF = float("nan"), float("inf")
+
+
+def summarise(run):
+    """The metrics with few resamples: quick, and their number changes no value."""
+    return summary.analyse(run, resamples=20).metrics
 
 
 @pytest.fixture
@@ -55,8 +65,23 @@ def add_task(run, task, documents, lambdas, gold=None, sizes=None, continuations
     commit_json(run.sweep_json, SWEEP)
 
 
+def lengthen(run, task, scores):
+    """Give the requests of a choice task continuations as long as their scores."""
+    requests = pq.read_table(run.requests(task))
+    if len(set(requests["doc_id"].to_pylist())) == len(requests):
+        return  # a continuation task, where the tests say what the tokens are
+    ids = requests["token_ids"].to_pylist()
+    for request, row in scores.items():
+        if 0 <= request < len(ids) and row:
+            ids[request] = [1, 2, *[5] * len(row)]
+    column = requests.schema.get_field_index("token_ids")
+    field = requests.schema.field(column)
+    commit_table(run.requests(task), requests.set_column(column, field, pa.array(ids, field.type)))
+
+
 def add_scores(run, task, lam, scores, shard=0, ranks=None, top1=None, inside=None):
     """Commit one shard: `scores`, `ranks` and `top1` (ids) are {request_id: one per token}, `inside` the λ in the rows."""
+    lengthen(run, task, scores)
     columns = {
         "request_id": list(scores),
         "lam": [Decimal(inside or lam)] * len(scores),
@@ -73,12 +98,12 @@ def add_quarantine(run, task, lam, requests, shard=0):
     commit_table(run.unit("quarantine", task, lam, shard), table)
 
 
-def values(table, task="quiz", lam="0"):
-    """{(metric, confidence): (value, n)} of one task and λ."""
+def values(table, task="quiz", lam="0", split="all"):
+    """{(metric, confidence): (value, n)} of one task, λ and split."""
     return {
         (row["metric"], row["confidence"]): (row["value"], row["n"])
         for row in table.to_pylist()
-        if row["task"] == task and row["lam"] == Decimal(lam)
+        if row["task"] == task and row["lam"] == Decimal(lam) and row["split"] == split
     }
 
 
@@ -114,7 +139,8 @@ def test_the_three_confidences_by_hand(run):
         assert found["ece_mass15", confidence] == (pytest.approx(abs(max(p) - right)), 1)
         assert found["brier", confidence] == (pytest.approx(p[0] ** 2 + p[1] ** 2 + (p[2] - 1) ** 2), 1)
         assert found["nll", confidence] == (pytest.approx(-math.log(p[2])), 1)
-    assert len(found) == 3 * 7 + 3
+    expected = {"sum": 24 + 2 + 3, "tokens": 24, "bytes": 24}  # λ = 0 has no parent to differ from
+    assert {name: sum(key[1] == name for key in found) for name in expected} == expected
 
 
 def test_metrics_equal_a_loop_over_rows(run):
@@ -253,6 +279,10 @@ def test_a_continuation_task_has_accuracy_likelihood_and_perplexity_only(run):
         ("acc", "sum"): (pytest.approx(2 / 3), 3),
         ("nll", "sum"): (nll, 4),
         ("perplexity", "sum"): (pytest.approx(math.exp(nll)), 4),
+        ("token_ece_width15", "sum"): (
+            pytest.approx(0.2),
+            4,
+        ),  # of five known tokens, all at probability 1, one is missed
         ("docs_quarantined", "sum"): (0.0, 5),
         ("docs_unfinished", "sum"): (1.0, 5),
         ("docs_undefined", "sum"): (0.0, 5),
@@ -325,15 +355,225 @@ def test_a_continuation_task_with_nothing_complete_has_no_value(run):
     assert found["docs_quarantined", "sum"] == (1.0, 1)
 
 
+# Uncertainty, splits and parents
+
+
+def add_quiz(run, lambdas, documents=60, seed=5, sharpness=1.0):
+    """A choice task of documents with four choices of two tokens, whose answers get surer with λ."""
+    rng = np.random.default_rng(seed)
+    gold = rng.integers(0, 4, documents).tolist()
+    add_task(run, "quiz", [4] * documents, lambdas, gold, continuations=[[5, 6]] * 4 * documents)
+    truth = rng.normal(0, 1, (documents, 4)) + 1.5 * (np.arange(4) == np.array(gold)[:, None])
+    for lam in lambdas:
+        z = (truth + rng.normal(0, 0.5, truth.shape)) * (1 + 2 * float(lam)) * sharpness
+        half = (z - np.log(np.exp(z).sum(axis=1, keepdims=True)) - 0.5).ravel() / 2
+        rows = {r: [float(x), float(x)] for r, x in enumerate(half)}
+        add_scores(run, "quiz", lam, rows, ranks={r: [1, 2] for r in rows})
+
+
+def rows_of(table, **wanted):
+    return [row for row in table.to_pylist() if all(row[name] == value for name, value in wanted.items())]
+
+
+def one_row(table, **wanted):
+    (row,) = rows_of(table, **wanted)
+    return row
+
+
+def test_every_value_has_an_interval_and_the_number_of_its_resamples(run):
+    add_quiz(run, ["0", "0.5", "1"])
+    table = summary.analyse(run, resamples=300).metrics
+    for row in rows_of(table, lam=Decimal("0.5")):
+        unvarying = row["metric"] in ("temperature", "docs_quarantined", "docs_unfinished", "docs_undefined")
+        assert row["value"] is not None, row
+        assert (row["ci_low"] is None) == (row["ci_high"] is None) == (row["resamples"] is None) == unvarying, row
+        if not unvarying:
+            assert row["ci_low"] <= row["ci_high"]
+            assert row["resamples"] == (200 if row["metric"].startswith("smece") else 300)
+            assert row["n"] == {"all": 60, "select": 30, "report": 30}[row["split"]]
+    acc = one_row(table, lam=Decimal("0.5"), metric="acc", split="all")
+    error = 1.96 * math.sqrt(acc["value"] * (1 - acc["value"]) / 60)
+    assert acc["ci_high"] - acc["ci_low"] == pytest.approx(2 * error, rel=0.2)
+
+
+def test_halves_make_up_the_whole(run):
+    add_quiz(run, ["0", "1"])
+    table = summarise(run)
+    for metric in ("acc", "nll", "brier", "confidence", "option_mass", "overconfidence_scaled"):
+        values_ = [
+            one_row(table, lam=1, metric=metric, confidence="sum", split=split)["value"]
+            for split in ("all", "select", "report")
+        ]
+        assert values_[0] == pytest.approx((values_[1] + values_[2]) / 2, abs=1e-12)
+        assert values_[1] != values_[2]
+
+
+def test_a_split_is_of_the_documents_that_were_drawn_for_it(run):
+    add_quiz(run, ["0"])
+    requests = pq.read_table(run.requests("quiz"))
+    tables = run.tokens("quiz", "0"), run.quarantine("quiz", "0")
+    scores = choice_scores(documents_of(requests, "here"), *tables, "0", "here")
+    made = predictions(scores.logits["bytes"], scores.gold)
+    in_report = draw("quiz", 60, 20).in_report
+    found = summarise(run)
+    for split, mine in (("report", in_report), ("select", ~in_report)):
+        where = {"confidence": "bytes", "split": split}
+        assert one_row(found, metric="nll", **where)["value"] == pytest.approx(made.nll[mine].mean(), rel=1e-12)
+        auroc = roc_auc_score(made.correct[mine], made.confidence[mine])
+        assert one_row(found, metric="auroc", **where)["value"] == pytest.approx(auroc, rel=1e-12)
+
+
+def test_differences_are_paired(run):
+    add_quiz(run, ["0", "0.5", "1"])
+    table = summary.analyse(run, resamples=300).metrics
+    middle = Decimal("0.5")
+    for metric, parent in (("nll", "base"), ("ece_mass15", "aligned"), ("auroc", "base"), ("smece", "base")):
+        for split in ("all", "select", "report"):
+            where = {"confidence": "sum", "split": split}
+            here = one_row(table, lam=middle, metric=metric, **where)
+            there = one_row(table, lam=int(parent == "aligned"), metric=metric, **where)
+            difference = one_row(table, lam=middle, metric=f"{metric}_vs_{parent}", **where)
+            assert difference["value"] == pytest.approx(here["value"] - there["value"], abs=1e-12)
+    where = {"confidence": "sum", "split": "all"}
+    apart = [one_row(table, lam=lam, metric="nll", **where) for lam in (middle, 0)]
+    paired = one_row(table, lam=middle, metric="nll_vs_base", **where)
+    unpaired = math.hypot(*(row["ci_high"] - row["ci_low"] for row in apart))
+    assert paired["ci_high"] - paired["ci_low"] < 0.9 * unpaired
+    assert not rows_of(table, lam=0, metric="acc_vs_base")
+    assert not rows_of(table, metric="agreement_base_vs_aligned")
+
+
+def test_a_difference_is_of_the_documents_that_both_have(run):
+    add_quiz(run, ["0", "0.5", "1"])
+    for lam in ("0.5", "0"):
+        path = run.unit("tokens", "quiz", lam, 0)
+        commit_table(path, pq.read_table(path).slice(0, 160))  # 40 of 60 documents
+        if lam == "0.5":
+            found = values(summarise(run), lam="0.5")
+    cut = values(summarise(run), lam="0")
+    for metric in ("acc", "nll", "ece_width15"):
+        value, n = found[f"{metric}_vs_base", "sum"]
+        assert n == 40
+        assert value == pytest.approx(found[metric, "sum"][0] - cut[metric, "sum"][0], abs=1e-12)
+    assert found["agreement_base", "sum"][1] == 40
+    assert found["docs_unfinished", "sum"][0] == 20
+
+
+def test_agreement_option_mass_and_tokens_by_hand(run):
+    add_task(run, "quiz", [2, 2], ["0", "1"], gold=[0, 1], continuations=[[5], [6], [7], [8, 9]])
+    add_scores(run, "quiz", "0", {0: [math.log(0.5)], 1: [math.log(0.25)], 2: [math.log(0.1)], 3: [math.log(0.2), 0.0]})
+    # At λ = 1 the first document is answered otherwise. Of the right choices' tokens 5, 8, 9 the first is most likely.
+    scores = {0: [math.log(0.1)], 1: [math.log(0.3)], 2: [math.log(0.09)], 3: [math.log(0.2), math.log(0.5)]}
+    add_scores(run, "quiz", "1", scores, top1={0: [5], 1: [5], 2: [0], 3: [4, 4]})
+    table = summarise(run)
+    found = values(table, lam="1")
+    assert found["agreement_base", "sum"] == (0.5, 2)
+    assert found["agreement_aligned", "bytes"] == (1.0, 2)
+    assert values(table)["option_mass", "sum"] == (pytest.approx((0.75 + 0.3) / 2), 2)
+    # All top-1 probabilities are 1 in these tables.
+    assert found["token_ece_width15", "sum"] == (pytest.approx(2 / 3), 2)
+    assert values(table)["token_ece_width15", "sum"] == (None, 0)  # the engine says nothing
+
+
+def test_scaling_is_fitted_on_the_other_half(run):
+    add_quiz(run, ["0"], documents=400, sharpness=2.0)
+    table = summarise(run)
+    for split in ("select", "report"):
+        assert one_row(table, metric="temperature", confidence="sum", split=split)["value"] > 1.2
+    where = {"confidence": "sum", "split": "all"}
+    for metric in ("nll", "ece_width15"):
+        assert (
+            one_row(table, metric=f"{metric}_scaled", **where)["value"]
+            < one_row(table, metric=metric, **where)["value"]
+        )
+    assert not rows_of(table, metric="temperature", split="all")
+
+
+def test_matched_to_its_own_accuracy_nothing_changes(run):
+    add_quiz(run, ["0", "1"])
+    table = summarise(run)
+    where = {"confidence": "tokens", "split": "report"}
+    own, matched = (one_row(table, lam=1, metric=f"ece_width15{tail}", **where) for tail in ("", "_matched"))
+    difference = one_row(table, lam=0, metric="ece_width15_matched_vs_aligned", **where)
+    other = one_row(table, lam=0, metric="ece_width15_matched", **where)
+    assert matched["value"] == pytest.approx(own["value"], abs=1e-12)
+    assert difference["value"] == pytest.approx(other["value"] - own["value"], abs=1e-12)
+    assert difference["ci_low"] < difference["ci_high"]
+
+
+def test_without_parents_nothing_is_compared(run):
+    add_quiz(run, ["0.25", "0.5"])
+    table = summarise(run)
+    assert not [row for row in table.to_pylist() if "_vs_" in row["metric"] or "agreement" in row["metric"]]
+    assert not rows_of(table, metric="ece_width15_matched")
+    assert values(table, lam="0.25")["acc", "sum"][1] == 60
+
+
+@pytest.mark.parametrize("documents", [[3], [2, 2], [1, 2, 3], [1, 2], [1]])
+@pytest.mark.parametrize("right", [True, False])
+def test_degenerate_tasks_have_numbers_or_nulls(run, documents, right):
+    gold = [0 if right else count - 1 for count in documents]
+    add_task(run, "quiz", documents, ["0", "0.5", "1"], gold)
+    for lam in ("0", "0.5"):
+        add_scores(run, "quiz", lam, {r: [-1.0 - (r > 0 and r % 2)] for r in range(sum(documents))})
+    analysis = summary.analyse(run, resamples=20)
+    for row in analysis.metrics.to_pylist():
+        numbers = [row[name] for name in ("value", "ci_low", "ci_high") if row[name] is not None]
+        assert not any(math.isnan(number) for number in numbers), row
+        assert row["ci_low"] is None or row["n"] > 1
+        if row["n"] == 0 and "docs" not in row["metric"]:
+            assert row["value"] is None
+    json.dumps(frontiers(analysis.curves).to_json(), allow_nan=False)
+
+
+def test_the_number_of_cores_changes_nothing(run, monkeypatch):
+    add_quiz(run, ["0", "0.2", "0.4", "0.6", "1"])
+    monkeypatch.setattr("calibration.points._cores", lambda: 1)
+    alone = summary.analyse(run, resamples=50)
+    monkeypatch.setattr("calibration.points._cores", lambda: 4)
+    together = summary.analyse(run, resamples=50)
+    assert alone.metrics.equals(together.metrics)
+    assert frontiers(alone.curves) == frontiers(together.curves)
+    assert not summary.analyse(run, resamples=50, seed=1).metrics.equals(alone.metrics)
+
+
+def test_a_curve_is_of_the_finished_points_of_the_choice_tasks(run):
+    add_quiz(run, ["0", "0.5", "1"])
+    add_task(run, "words", [1] * 5, ["0"])
+    add_scores(run, "words", "0", {r: [-1.0] for r in range(5)})
+    path = run.unit("tokens", "quiz", "0.5", 0)
+    commit_table(path, pq.read_table(path).slice(0, 160))  # the others are still to be scored
+    analysis = summary.analyse(run, resamples=50)
+    (curve,) = analysis.curves
+    assert (curve.task, curve.lambdas, curve.documents) == ("quiz", ("0", "1"), (30, 30))
+    for half, part in (("select", curve.select), ("report", curve.report)):
+        for place, lam in enumerate((0, 1)):
+            row = one_row(analysis.metrics, lam=lam, metric="ece_width15", confidence="sum", split=half)
+            assert part.error[place] == row["value"]
+    assert frontiers(analysis.curves).tasks[0].answer.startswith("λ = ")
+
+
+def test_accuracy_can_be_held_against_another_error(run):
+    add_quiz(run, ["0", "1"])
+    analysis = summary.analyse(run, resamples=300, error="smece", confidence="bytes")
+    (curve,) = analysis.curves
+    row = one_row(analysis.metrics, lam=1, metric="acc_bytes", confidence="bytes", split="select")
+    assert curve.select.accuracy[1] == row["value"]
+    assert curve.report.resampled_error.shape == (2, 200)
+    assert "smooth ECE" in frontiers([curve]).tasks[0].answer
+    with pytest.raises(InputError, match="ece_width15"):
+        summary.analyse(run, error="nll")
+
+
 # The table as a whole
 
 
-def test_rows_are_ordered_and_carry_no_interval(run):
+def test_rows_are_ordered(run):
     lambdas = ["1", "0.5", "-1", "10", "2"]
-    add_task(run, "a", [2], lambdas)
+    add_task(run, "a", [2, 2], lambdas)
     add_task(run, "words", [1], lambdas)
     for lam in lambdas:
-        add_scores(run, "a", lam, {0: [-1.0], 1: [-2.0]})
+        add_scores(run, "a", lam, {0: [-1.0], 1: [-2.0], 2: [-1.0], 3: [-2.0]})
         add_scores(run, "words", lam, {0: [-1.0]})
     table = summarise(run)
     assert table.schema.equals(schemas.METRICS)
@@ -341,21 +581,20 @@ def test_rows_are_ordered_and_carry_no_interval(run):
     assert list(dict.fromkeys((row["task"], str(row["lam"].normalize())) for row in rows)) == [
         (task, lam) for task in ("a", "words") for lam in ("-1", "0.5", "1", "2", "1E+1")
     ]
-    assert [(row["metric"], row["confidence"]) for row in rows[:24]] == [
-        ("acc", "sum"),
-        ("acc_bytes", "bytes"),
-        ("acc_tokens", "tokens"),
-        *[("brier", confidence) for confidence in ("sum", "tokens", "bytes")],
-        *[("confidence", confidence) for confidence in ("sum", "tokens", "bytes")],
-        ("docs_quarantined", "sum"),
-        ("docs_undefined", "sum"),
-        ("docs_unfinished", "sum"),
-        *[("ece_mass15", confidence) for confidence in ("sum", "tokens", "bytes")],
-        *[("ece_width15", confidence) for confidence in ("sum", "tokens", "bytes")],
-        *[("nll", confidence) for confidence in ("sum", "tokens", "bytes")],
-        *[("overconfidence", confidence) for confidence in ("sum", "tokens", "bytes")],
+    first = [
+        (row["metric"], row["confidence"], row["split"]) for row in rows if row["lam"] == -1 and row["task"] == "a"
     ]
-    assert {(row["split"], row["ci_low"], row["ci_high"]) for row in rows} == {("all", None, None)}
+    assert first == sorted(
+        first, key=lambda row: (row[0], "sum tokens bytes".index(row[1]), "all select".find(row[2]) % 99)
+    )
+    assert len(first) == len(set(first))
+    every = [(confidence, split) for confidence in ("sum", "tokens", "bytes") for split in ("all", "select", "report")]
+    for metric in ("brier", "confidence", "ece_mass15", "ece_width15", "nll", "overconfidence", "nll_vs_aligned"):
+        assert [row[1:] for row in first if row[0] == metric] == every
+    for metric, confidence in {"acc": "sum", "acc_tokens": "tokens", "acc_bytes": "bytes"}.items():
+        assert [row[1:] for row in first if row[0] == metric] == [(confidence, split) for _, split in every[:3]]
+    for metric in ("docs_quarantined", "docs_undefined", "docs_unfinished"):
+        assert [row[1:] for row in first if row[0] == metric] == [("sum", "all")]
 
 
 def test_tasks_come_in_the_order_of_the_plan(run):

@@ -119,8 +119,9 @@ def measured(run: RunDir, task: str, lam: str) -> tuple[np.ndarray, np.ndarray]:
 
 def metric(run: RunDir, task: str, lam: str, name: str) -> float:
     rows = pq.read_table(run.metrics).to_pylist()
-    wanted = (task, lam, name, "sum")
-    found = [r["value"] for r in rows if (r["task"], canonical(r["lam"]), r["metric"], r["confidence"]) == wanted]
+    wanted = (task, name, "sum", "all")
+    rows = [row for row in rows if canonical(row["lam"]) == lam]
+    found = [r["value"] for r in rows if (r["task"], r["metric"], r["confidence"], r["split"]) == wanted]
     assert len(found) == 1
     return float(found[0])
 

@@ -1,16 +1,60 @@
 """The metrics against hand-computed cases, scikit-learn, and loops that restate each definition."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
+from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_score
 
-from calibration.metrics import BINS, ece_mass, ece_width, mean, overconfidence, perplexity, predictions
+from calibration.binned import Layout, add_classes, add_reliability, bin_of, class_metrics, reliability_metrics
+from calibration.metrics import BINS, Predictions, perplexity, predictions
+from calibration.ranked import Ranking
+from calibration.resample import ones
+
+
+def made_of(confidence, correct):
+    """Predictions of which only these are known."""
+    confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.bool_)
+    unknown = np.zeros(len(confidence))
+    return Predictions(unknown.astype(int), unknown[:, None], confidence, correct, unknown, unknown)
+
+
+def reliability(confidence, correct, bins=BINS, weights=None, target=None):
+    layout = Layout(len(confidence))
+    add_reliability(layout, made_of(confidence, correct), bins)
+    weights = ones(len(confidence)) if weights is None else weights
+    target = None if target is None else np.array([target])
+    found = reliability_metrics(layout, layout.matrix.sums(weights), bins, target)
+    return {name: value[0] if weights.shape[1] == 1 else value for name, value in found.items()}
+
+
+def ranked(confidence, correct, bins=BINS, weights=None):
+    weights = ones(len(confidence)) if weights is None else weights
+    found = Ranking(confidence, correct, bins).metrics(weights)
+    return {name: value[0] if weights.shape[1] == 1 else value for name, value in found.items()}
+
+
+def classes(made, sizes, gold, weights=None):
+    layout = Layout(len(gold))
+    add_classes(layout, made, sizes, gold)
+    layout.add("brier", made.brier)
+    weights = ones(len(gold)) if weights is None else weights
+    sums, n = layout.matrix.sums(weights), weights.sum(axis=0, dtype=np.float64)
+    found = class_metrics(layout, sums, n, layout.of(sums, "brier")[0] / n)
+    return {name: value[0] if weights.shape[1] == 1 else value for name, value in found.items()}
+
+
+def ece_width(confidence, correct, bins=BINS):
+    return reliability(confidence, correct, bins)["ece_width"]
+
+
+def ece_mass(confidence, correct, bins=BINS):
+    return ranked(confidence, correct, bins)["ece_mass"]
 
 
 def arrays(confidence, correct):
@@ -59,18 +103,10 @@ def test_ece_mass_equals_a_loop(pairs):
     assert ece_mass(*arrays(confidence, correct)) == pytest.approx(mass_by_loop(confidence, correct), abs=1e-12)
 
 
-@given(documents, st.randoms(use_true_random=False))
-def test_the_order_of_the_documents_changes_no_ece(pairs, random):
-    shuffled = random.sample(pairs, len(pairs))
-    for ece in (ece_width, ece_mass):
-        one, other = (ece(*arrays(*zip(*some, strict=True))) for some in (pairs, shuffled))
-        assert one == pytest.approx(other, abs=1e-12)
-
-
 @given(documents)
 def test_ece_is_at_least_the_overconfidence_and_at_most_1(pairs):
     confidence, correct = arrays(*zip(*pairs, strict=True))
-    bias = abs(overconfidence(confidence, correct))
+    bias = abs(np.mean(confidence - correct))
     for ece in (ece_width(confidence, correct), ece_mass(confidence, correct)):
         assert bias - 1e-12 <= ece <= 1 + 1e-12
 
@@ -145,21 +181,21 @@ def test_predictions_equal_scikit_learn(logits, random):
     gold = np.array([random.choice(labels) for _ in logits])
     probability = np.array([[math.exp(x) / sum(math.exp(y) for y in row) for x in row] for row in logits])
     made = predictions(logits, gold)
-    assert mean(made.correct) == accuracy_score(gold, logits.argmax(axis=1))
+    assert np.mean(made.correct) == accuracy_score(gold, logits.argmax(axis=1))
     assert made.confidence == pytest.approx(probability.max(axis=1), rel=1e-12)
     # log_loss clips probabilities at 2e-16, so it is asked for documents above that.
     likely = probability[np.arange(len(gold)), gold] > 1e-12
     if likely.any():
         expected = log_loss(gold[likely], probability[likely], labels=labels)
-        assert mean(made.nll[likely]) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        assert np.mean(made.nll[likely]) == pytest.approx(expected, rel=1e-9, abs=1e-12)
     if len(labels) > 2:  # scikit-learn takes the one-sided form for two classes
         expected = brier_score_loss(gold, probability, labels=labels, scale_by_half=False)
-        assert mean(made.brier) == pytest.approx(expected, rel=1e-12)
+        assert np.mean(made.brier) == pytest.approx(expected, rel=1e-12)
 
 
 def test_brier_of_two_choices_is_twice_the_one_sided_form():
     logits, gold = np.log([[0.3, 0.7], [0.8, 0.2]]), np.array([1, 1])
-    assert mean(predictions(logits, gold).brier) == pytest.approx(2 * brier_score_loss(gold, [0.7, 0.2]))
+    assert np.mean(predictions(logits, gold).brier) == pytest.approx(2 * brier_score_loss(gold, [0.7, 0.2]))
 
 
 def test_of_equal_scores_the_first_choice_is_predicted():
@@ -207,8 +243,6 @@ def test_all_right_and_all_wrong():
     for ece in (ece_width, ece_mass):
         assert ece(certain, np.ones(20, np.bool_)) == 0
         assert ece(certain, np.zeros(20, np.bool_)) == 1
-    assert overconfidence(certain, np.zeros(20, np.bool_)) == 1
-    assert overconfidence(np.full(20, 0.25), np.ones(20, np.bool_)) == -0.75
 
 
 def test_one_document():
@@ -220,14 +254,163 @@ def test_one_document():
 def test_no_documents_have_no_metrics():
     made = predictions(np.empty((0, 4)), np.empty(0, np.int64))
     assert [len(made.confidence), len(made.correct), len(made.brier), len(made.nll)] == [0, 0, 0, 0]
-    assert mean(made.nll) is None
-    assert overconfidence(made.confidence, made.correct) is None
-    assert ece_width(made.confidence, made.correct) is None
-    assert ece_mass(made.confidence, made.correct) is None
-    assert perplexity(None) is None
+    for found in (reliability(made.confidence, made.correct), ranked(made.confidence, made.correct)):
+        assert all(np.isnan(value) for value in found.values())
 
 
 def test_perplexity():
-    assert perplexity(math.log(20)) == pytest.approx(20)
-    assert perplexity(math.inf) == math.inf
-    assert perplexity(800.0) is None  # finite, but above the largest float
+    found = perplexity(np.array([math.log(20), math.inf, 800.0]))
+    assert found[0] == pytest.approx(20)
+    assert found[1] == math.inf
+    assert np.isnan(found[2])  # finite, but above the largest float
+
+
+# Beyond equal-width ECE
+
+
+@settings(deadline=None)
+@given(documents)
+def test_auroc_equals_scikit_learn(pairs):
+    confidence, correct = arrays(*zip(*pairs, strict=True))
+    found = ranked(confidence, correct)["auroc"]
+    if correct.all() or not correct.any():
+        assert np.isnan(found)
+    else:
+        assert found == pytest.approx(roc_auc_score(correct, confidence), abs=1e-12)
+
+
+def selective(confidence, correct):
+    """Mean error rate over all coverages, and accuracy at 80 %, of documents in the order given."""
+    wrong = np.cumsum(~correct)
+    most = math.ceil(0.8 * len(correct) - 1e-9)
+    return np.mean(wrong / np.arange(1, len(wrong) + 1)), 1 - wrong[most - 1] / most
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([0.3, 0.5, 0.8, 1.0]), st.booleans()), min_size=1, max_size=6))
+def test_aurc_and_selective_accuracy_are_means_over_the_orders_of_ties(pairs):
+    orders = [
+        order for order in itertools.permutations(pairs) if [c for c, _ in order] == sorted(c for c, _ in pairs)[::-1]
+    ]
+    expected = np.mean([selective(*arrays(*zip(*order, strict=True))) for order in orders], axis=0)
+    found = ranked(*arrays(*zip(*pairs, strict=True)))
+    assert [found["aurc"], found["acc_at_80"]] == pytest.approx(list(expected), abs=1e-12)
+
+
+def test_aurc_by_hand():
+    found = ranked(*arrays([0.9, 0.8, 0.7, 0.6, 0.5], [True, False, True, True, False]))
+    assert found["aurc"] == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 4 + 2 / 5) / 5)
+    assert found["acc_at_80"] == pytest.approx(3 / 4)
+
+
+weighted = st.lists(st.tuples(confidences, st.booleans(), st.integers(0, 5)), min_size=1, max_size=60)
+
+
+@settings(deadline=None)
+@given(weighted)
+def test_a_weight_is_a_number_of_copies(rows):
+    confidence, correct, copies = (np.array(column) for column in zip(*rows, strict=True))
+    weights = np.stack([copies, np.ones_like(copies)], axis=1)
+    for measure in (reliability, ranked):
+        expected = measure(np.repeat(confidence, copies).astype(float), np.repeat(correct, copies).astype(bool))
+        plain = measure(confidence, correct)
+        for precision, tolerance in ((np.float64, 1e-12), (np.float32, 2e-5)):
+            found = measure(confidence, correct, weights=weights.astype(precision))
+            for name, value in found.items():
+                assert list(value) == pytest.approx([expected[name], plain[name]], abs=tolerance, nan_ok=True), name
+
+
+@settings(deadline=None)
+@given(documents, st.randoms(use_true_random=False))
+def test_the_order_of_the_documents_changes_nothing(pairs, random):
+    shuffled = random.sample(pairs, len(pairs))
+    for measure in (reliability, ranked):
+        one, other = (measure(*arrays(*zip(*some, strict=True))) for some in (pairs, shuffled))
+        assert one == pytest.approx(other, abs=1e-12, nan_ok=True)
+
+
+def test_a_large_sample_goes_through_many_blocks():
+    rng = np.random.default_rng(8)
+    confidence = np.round(rng.beta(4, 1, 3000), 4)
+    correct = rng.uniform(size=3000) < confidence
+    found = ranked(confidence, correct)
+    order = np.argsort(-confidence + 1e-9 * rng.uniform(size=3000))
+    assert found["ece_mass"] == pytest.approx(mass_by_loop(confidence, correct), abs=1e-12)
+    assert found["auroc"] == pytest.approx(roc_auc_score(correct, confidence), abs=1e-12)
+    assert [found["aurc"], found["acc_at_80"]] == pytest.approx(selective(confidence, correct[order]), abs=2e-3)
+
+
+def test_the_largest_gap_of_a_bin():
+    confidence, correct = [0.62, 0.66, 0.9, 0.96, 1.0], [True, False, True, False, False]
+    assert reliability(confidence, correct)["mce"] == pytest.approx(0.98)
+
+
+def test_confidence_1_is_in_the_last_bin():
+    # torchmetrics gives 1.0 a bin of its own: (0.05 + 0) / 2 here, instead of |mean of 0.95 and 1 − 1 / 2| = 0.475.
+    found = reliability([0.95, 1.0], [True, False])
+    assert found["ece_width"] == pytest.approx(0.475)
+    assert found["mce"] == pytest.approx(0.475)
+
+
+def test_debiased_ece_takes_the_noise_of_the_bins_away():
+    rng = np.random.default_rng(4)
+    confidence = rng.uniform(0.3, 1, 400)
+    correct = rng.uniform(size=400) < confidence
+    found = reliability(confidence, correct)
+    bins = bin_of(confidence)
+    draws = np.zeros(20_000)
+    for b in np.unique(bins):
+        inside = bins == b
+        accuracy = correct[inside].mean()
+        noise = rng.normal(accuracy, np.sqrt(accuracy * (1 - accuracy) / inside.sum()), len(draws))
+        draws += inside.mean() * np.abs(confidence[inside].mean() - noise)
+    assert found["ece_debiased"] == pytest.approx(2 * found["ece_width"] - draws.mean(), abs=1e-3)
+    many = [rng.uniform(size=400) < confidence for _ in range(200)]
+    plain, debiased = (
+        np.mean([reliability(confidence, one)[name] for one in many]) for name in ("ece_width", "ece_debiased")
+    )
+    assert 0 <= debiased < 0.6 * plain  # the truth is 0
+
+
+def test_matched_ece_has_the_accuracy_it_is_asked_for():
+    confidence, correct = [0.9] * 4, [True, True, False, False]
+    assert reliability(confidence, correct, target=0.75)["ece_width_matched"] == pytest.approx(0.9 - 0.75)
+    assert reliability(confidence, correct, target=0.5)["ece_width_matched"] == pytest.approx(0.4)
+    assert np.isnan(reliability([0.9], [True], target=0.5)["ece_width_matched"])  # no wrong ones to weight up
+    assert reliability([0.9], [True], target=1.0)["ece_width_matched"] == pytest.approx(0.1)
+
+
+@settings(deadline=None)
+@given(st.randoms(use_true_random=False), st.integers(1, 40), st.integers(1, 5))
+def test_the_parts_of_the_brier_score_add_up(random, count, choices):
+    rng = np.random.default_rng(random.randrange(2**32))
+    sizes = rng.integers(1, choices + 1, count)
+    logits = np.where(np.arange(choices) < sizes[:, None], rng.normal(0, 2, (count, choices)), -np.inf)
+    gold = rng.integers(0, sizes)
+    made = predictions(logits, gold)
+    found = classes(made, sizes, gold)
+    parts = found["brier_reliability"] - found["brier_resolution"] + found["brier_uncertainty"] + found["brier_within"]
+    assert parts == pytest.approx(made.brier.mean(), abs=1e-12)
+    within, total, ece = 0.0, 0.0, []
+    for c in range(choices):
+        mine = sizes > c
+        p, y = made.probability[mine, c], (gold == c)[mine].astype(float)
+        for b in np.unique(bin_of(p)):
+            inside = bin_of(p) == b
+            spread, label = p[inside] - p[inside].mean(), y[inside] - y[inside].mean()
+            within += (spread @ spread - 2 * spread @ label) / count
+            total += inside.sum() * (p[inside].mean() - y[inside].mean()) ** 2 / count
+        if mine.any():
+            ece.append(width_by_loop(p, y))
+    assert found["brier_within"] == pytest.approx(within, abs=1e-12)
+    assert found["brier_reliability"] == pytest.approx(total, abs=1e-12)
+    assert found["ece_classwise"] == pytest.approx(np.mean(ece), abs=1e-12)
+
+
+def test_murphys_identity_is_exact_where_a_bin_holds_one_probability():
+    logits, gold = np.log([[0.7, 0.3]] * 10), np.array([0] * 6 + [1] * 4)
+    found = classes(predictions(logits, gold), np.full(10, 2), gold)
+    assert found["brier_within"] == pytest.approx(0, abs=1e-12)
+    assert found["brier_reliability"] == pytest.approx(2 * 0.1**2)
+    assert found["brier_resolution"] == pytest.approx(0, abs=1e-12)
+    assert found["brier_uncertainty"] == pytest.approx(2 * 0.6 * 0.4)

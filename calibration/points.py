@@ -1,0 +1,154 @@
+"""The λs of a task: the tokens of those only that are being worked on are in memory, one for each core."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from decimal import Decimal
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from calibration import choice, continuation
+from calibration.choice import Estimates, as_parent, choice_estimates, matched_to_itself
+from calibration.confidence import (
+    CONTINUATION_COLUMNS,
+    REQUEST_COLUMNS,
+    ChoiceScores,
+    ContinuationScores,
+    LeftOut,
+    choice_scores,
+    continuation_scores,
+    continuations_of,
+    documents_of,
+)
+from calibration.continuation import continuation_estimates
+from calibration.metrics import Ints
+from calibration.resample import Resamples, draw
+from calibration.tokens import TokenScores, token_scores
+from lambdasweep.errors import LambdasweepError
+from lambdasweep.rundir import RunDir
+
+PARENTS = {"base": "0", "aligned": "1"}
+
+_UNCOMPARED = ("agreement_", "temperature")
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A task at one λ."""
+
+    lam: str  # canonical
+    estimates: Estimates  # every metric; and, as `<metric>_vs_<parent>`, less that of a parent
+    left_out: LeftOut
+    documents: int  # of the task
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    lam: str
+    scores: ChoiceScores | ContinuationScores
+    tokens: TokenScores
+
+
+def points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int) -> Iterator[Point]:
+    """Yield every λ that has anything committed: the parents first, then ascending.
+
+    A difference to a parent is taken on the documents that both have scores for.
+
+    Raises:
+        LambdasweepError: a table is missing or damaged; names the run, the task and λ.
+    """
+    there = [lam for lam in lambdas if run.committed(task, lam) or run.committed(task, lam, "quarantine")]
+    if not there:
+        return
+    parents = {name: lam for name, lam in PARENTS.items() if lam in there}
+    series = _Series(run, task, parents, resamples, seed)
+    yield from map(series.parent, parents)
+    # Threads, because nearly all of it is sums in compiled code; each λ by itself, so their number changes nothing.
+    pool = ThreadPoolExecutor(_cores())
+    try:
+        yield from pool.map(series.point, sorted(set(there) - set(parents.values()), key=Decimal))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)  # a λ of 14,000 documents takes 150 MB while it is worked on
+
+
+class _Series:
+    def __init__(self, run: RunDir, task: str, parents: dict[str, str], resamples: int, seed: int) -> None:
+        self._run, self._task = run, task
+        self._where = f"{run.root}: task {task!r}"
+        path = run.requests(task)
+        if not path.is_file():
+            raise LambdasweepError(
+                f"{self._where}: {path} is missing: restore it, or run the same sweep again to write it"
+            )
+        self._documents = documents_of(pq.read_table(path, columns=list(REQUEST_COLUMNS)), self._where)
+        self._continuations = continuations_of(pq.read_table(path, columns=list(CONTINUATION_COLUMNS)))
+        self._resamples: Resamples = draw(task, len(self._documents.sizes), resamples, seed)
+        self._parents = {name: self._load(lam) for name, lam in parents.items()}
+        self._answers = {
+            name: as_parent(one.scores) for name, one in self._parents.items() if isinstance(one.scores, ChoiceScores)
+        }
+        self._parent_estimates: dict[str, Estimates] = {}
+        for name in ("aligned", "base"):  # the accuracy of all others is matched to that of aligned
+            if name in self._parents:
+                self._parent_estimates[name] = self._estimates(self._parents[name])
+
+    def parent(self, name: str) -> Point:
+        """Return a parent, compared with the other."""
+        return self._compared(self._parents[name], self._parent_estimates[name])
+
+    def point(self, lam: str) -> Point:
+        """Score a λ and compare it with the parents."""
+        loaded = self._load(lam)
+        return self._compared(loaded, self._estimates(loaded))
+
+    def _load(self, lam: str) -> _Loaded:
+        tables = self._run.tokens(self._task, lam), self._run.quarantine(self._task, lam)
+        where = f"{self._where} at λ = {lam}"
+        scores: ChoiceScores | ContinuationScores
+        if self._documents.is_continuation:
+            scores = continuation_scores(self._documents, self._continuations, *tables, lam, where)
+        else:
+            scores = choice_scores(self._documents, *tables, lam, where)
+        return _Loaded(lam, scores, token_scores(self._documents, self._continuations, tables[0], where))
+
+    def _estimates(self, loaded: _Loaded) -> Estimates:
+        if isinstance(loaded.scores, ContinuationScores):
+            return continuation_estimates(loaded.scores, loaded.tokens, self._resamples)
+        aligned = self._parent_estimates.get("aligned")
+        found = choice_estimates(loaded.scores, loaded.tokens, self._resamples, self._answers, aligned)
+        return matched_to_itself(found) if loaded.lam == PARENTS["aligned"] else found
+
+    def _compared(self, loaded: _Loaded, estimates: Estimates) -> Point:
+        found = dict(estimates)
+        for name, parent in self._parents.items():
+            if parent.lam != loaded.lam:
+                found |= self._differences(loaded, estimates, name)
+        return Point(loaded.lam, found, loaded.scores.left_out, len(self._documents.sizes))
+
+    def _differences(self, loaded: _Loaded, mine: Estimates, name: str) -> Estimates:
+        parent, theirs = self._parents[name], self._parent_estimates[name]
+        one, other = loaded.scores.document, parent.scores.document
+        if not np.array_equal(one, other):
+            _, here, there = np.intersect1d(one, other, return_indices=True)
+            mine, theirs = (self._estimates(_restricted(*some)) for some in ((loaded, here), (parent, there)))
+        return {
+            (f"{key[0]}_vs_{name}", *key[1:]): estimate.minus(theirs[key])
+            for key, estimate in mine.items()
+            if key in theirs and not key[0].startswith(_UNCOMPARED)
+        }
+
+
+def _restricted(loaded: _Loaded, kept: Ints) -> _Loaded:
+    scores: ChoiceScores | ContinuationScores
+    if isinstance(loaded.scores, ContinuationScores):
+        scores = continuation.restricted(loaded.scores, kept)
+    else:
+        scores = choice.restricted(loaded.scores, kept)
+    return _Loaded(loaded.lam, scores, loaded.tokens)

@@ -1,0 +1,62 @@
+"""Calibration token by token: is the most likely next token the actual one as often as its probability says?"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from calibration.binned import Layout, bin_of
+from calibration.confidence import Continuations, Documents, first_tokens
+from calibration.metrics import BINS, Bools, Floats, Ints
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """K tokens at one λ for which the engine says whether they are the most likely one."""
+
+    document: Ints  # [K] index into Documents
+    confidence: Floats  # [K] probability of the most likely token
+    correct: Bools  # [K] the most likely token is the actual one
+
+    def of(self, documents: Ints) -> "TokenScores":
+        """Return those of some documents [S]; `document` is then the place among these."""
+        kept = np.isin(self.document, documents)
+        order = np.argsort(documents)
+        places = order[np.searchsorted(documents, self.document[kept], sorter=order)]
+        return TokenScores(places, self.confidence[kept], self.correct[kept])
+
+
+def token_scores(documents: Documents, continuations: Continuations, tokens: pa.Table, where: str) -> TokenScores:
+    """Collect the continuation tokens of the right choices of a task at one λ (of a continuation task: all of them).
+
+    The tokens of wrong choices are not text that a model should expect, and a document's choices often share their
+    contexts: with the four of a letters task counted, the most likely token could be the actual one in one of four at best.
+
+    Arguments and errors are those of `confidence.continuation_scores`.
+    """
+    request = tokens["request_id"].to_numpy()
+    is_gold = documents.position[request] == documents.gold[documents.of_request[request]]
+    rows = tokens.filter(pa.array(is_gold))
+    first, unknown = first_tokens(continuations, rows, where)
+    logprob = rows["top1_logprobs"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    request = rows["request_id"].to_numpy()
+    document = np.repeat(documents.of_request[request], continuations.lengths[request])
+    known = ~unknown & np.isfinite(logprob)  # a null is NaN
+    probability = np.minimum(np.exp(logprob[known]), 1.0)  # rounded logits can give 1 + 1e-7
+    return TokenScores(document[known], probability, first[known])
+
+
+def add_tokens(layout: Layout, scores: TokenScores) -> None:
+    """Add the sums that `token_metrics` wants; a resample draws documents, with all their tokens."""
+    bins = bin_of(scores.confidence)
+    layout.add("token_count", np.ones(len(bins)), bins, BINS, scores.document)
+    layout.add("token_gap", scores.confidence - scores.correct, bins, BINS, scores.document)
+    seen = np.unique(scores.document)
+    layout.add("token_documents", np.ones(len(seen)), document=seen)
+
+
+def token_metrics(layout: Layout, sums: Floats) -> dict[str, Floats]:
+    """Return token_ece_width [R]: the ECE of `binned.reliability_metrics`, of tokens instead of documents."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ece = np.abs(layout.of(sums, "token_gap")).sum(axis=0) / layout.of(sums, "token_count").sum(axis=0)
+    return {"token_ece_width": ece}
