@@ -109,7 +109,6 @@ class Replica:
             quarantined=scores.quarantine.num_rows,
             tokens_scheduled=scores.prompt_tokens - scores.cached_tokens,
             tokens_cached=scores.cached_tokens,
-            rescored=scores.rescored,
             switch_seconds=at_lambda - began if switched else 0.0,
             score_seconds=scored - at_lambda,
             commit_seconds=time.monotonic() - scored,

@@ -37,7 +37,6 @@ class Receipt:
     quarantined: int
     tokens_scheduled: int  # computed by the engine
     tokens_cached: int  # taken from its prefix cache
-    rescored: int  # requests sent through again without the cache
     switch_seconds: float  # 0 where the replica was at this λ already
     score_seconds: float
     commit_seconds: float

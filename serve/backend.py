@@ -18,6 +18,7 @@ from vllm.distributed.weight_transfer.base import (
 
 from merge.checkpoint import open_checkpoint
 from merge.pair import Pair
+from serve.head import ContinuationHead
 from serve.loading import UntraceableError
 from serve.plugin import CONFIG_KEY, RESIDENT
 from serve.resident import ResidentRoute
@@ -104,6 +105,8 @@ class WorkerExtension:
     """What the engine can ask of each of its workers, by name, through vLLM's `collective_rpc`."""
 
     weight_transfer_engine: InterpolationEngine
+    model_runner: Any
+    interpolation_head: ContinuationHead
 
     def interpolation_tier(self) -> tuple[str, str]:
         """Return this rank's tier, or "" and why it has no resident route."""
@@ -115,6 +118,14 @@ class WorkerExtension:
     def interpolation_digest(self) -> str:
         """Return the digest of the weights that are live in this rank."""
         return self.weight_transfer_engine.digest
+
+    def interpolation_score_rows(self) -> None:
+        """From now on, score what prompts ask for in their extra_args."""
+        self.interpolation_head = ContinuationHead(self.model_runner)
+
+    def interpolation_rows(self) -> Any:
+        """Return `ContinuationHead.take`."""
+        return self.interpolation_head.take()
 
 
 def _room(device: torch.device, vllm_config: "VllmConfig", ranks: int) -> Room:

@@ -5,16 +5,16 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from lambdasweep.errors import EngineError
+from serve.head import EXTRA, limit_prefix_reads
 from serve.plugin import BACKEND, CONFIG_KEY, RESIDENT, WORKER_EXTENSION
 from serve.settings import EngineSettings
 from serve.tiers import RELOAD, Room, host_memory
-
-if TYPE_CHECKING:
-    from vllm import SamplingParams
-    from vllm.outputs import RequestOutput
 
 _PROBE_TOKENS = 48
 _GPU_SHARE = 0.92  # vLLM's default gpu_memory_utilization
@@ -22,10 +22,26 @@ _GPU_SHARE = 0.92  # vLLM's default gpu_memory_utilization
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One call of the engine: token ids and what to return about them."""
+    """One call of the engine. Row r of a prompt predicts the token after token r."""
 
-    token_ids: list[int]
-    params: "SamplingParams"
+    token_ids: Sequence[int]
+    first_row: int  # the first of which something is wanted
+    last: Sequence[int]  # the tokens of which the last row's prediction is wanted; other rows predict the prompt's own
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the engine says of several prompts, one entry for each token that was asked about, in no order."""
+
+    prompt: npt.NDArray[np.int64]  # [T] index into the prompts
+    row: npt.NDArray[np.int64]  # [T]
+    token: npt.NDArray[np.int64]  # [T]
+    logprob: npt.NDArray[np.float64]  # [T] nats
+    rank: npt.NDArray[np.int64]  # [T] 1 = most likely
+    top1: npt.NDArray[np.int64]  # [T] the most likely token
+    top1_logprob: npt.NDArray[np.float64]  # [T] nats
+    prompt_tokens: int  # of all prompts
+    cached_tokens: int  # of those, read from the prefix cache
 
 
 def process_environment(settings: EngineSettings, cores: Sequence[int]) -> dict[str, str]:
@@ -36,8 +52,8 @@ def process_environment(settings: EngineSettings, cores: Sequence[int]) -> dict[
     """
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        # A request of exactly max_model_len tokens needs an engine one longer, for the token nobody generates.
-        "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
+        # The hooks of serve.head are made for this runner; on the CPU there is no other.
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         "TOKENIZERS_PARALLELISM": "false",
@@ -95,7 +111,7 @@ class Engine:
                 skip_tokenizer_init=True,
                 load_format="safetensors",
                 dtype=settings.dtype,
-                max_model_len=settings.max_model_len + 1,
+                max_model_len=settings.max_model_len,
                 tensor_parallel_size=settings.tensor_parallel,
                 distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
                 block_size=settings.block_size,
@@ -117,6 +133,8 @@ class Engine:
             )
             self._llm.init_weight_transfer_engine({"init_info": {}})
             tiers = self._llm.collective_rpc("interpolation_tier")
+            self._llm.collective_rpc("interpolation_score_rows")
+            limit_prefix_reads(self._llm.llm_engine.engine_core.engine_core.scheduler)
         except Exception as error:
             raise EngineError(f"the vLLM engine did not start: {error}") from error
         self.vocab_size: int = self._llm.llm_engine.model_config.get_vocab_size()
@@ -156,32 +174,59 @@ class Engine:
 
     def _probe(self) -> list[float]:
         """Return the logprobs of a fixed prompt's tokens."""
-        from vllm import SamplingParams
-
-        length = min(_PROBE_TOKENS, self.settings.max_model_len)
+        length = min(_PROBE_TOKENS, self.settings.max_model_len - 1)
         token_ids = [(11 + 7919 * position) % self.vocab_size for position in range(length)]
-        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1, flat_logprobs=True, detokenize=False)
         self.clear_prefix_cache()
-        (output,) = self.generate([Prompt(token_ids, params)])
-        return list(output.prompt_logprobs.logprobs)
+        logprobs: list[float] = self.score([Prompt(token_ids, 0, [0])]).logprob.tolist()
+        return logprobs
 
     def clear_prefix_cache(self) -> None:
         """Forget every cached prefix, so that what follows depends on nothing before it."""
         if not self._llm.reset_prefix_cache():
             raise EngineError("vLLM did not reset its prefix cache: requests are still running")
 
-    def generate(self, prompts: Sequence[Prompt]) -> "list[RequestOutput]":
-        """Add all prompts in order, run them, and return their outputs in the same order."""
-        if not prompts:
-            return []
+    def score(self, prompts: Sequence[Prompt]) -> Answers:
+        """Add all prompts in order, run them, and return what was asked about them.
+
+        Raises:
+            EngineError: the engine failed, or did not answer everything.
+        """
+        from vllm import SamplingParams
+
         try:
-            return self._llm.generate(  # type: ignore[no-any-return]
-                [{"prompt_token_ids": prompt.token_ids} for prompt in prompts],
-                [prompt.params for prompt in prompts],
-                use_tqdm=False,
+            outputs = (
+                self._llm.generate(
+                    [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts],
+                    [
+                        SamplingParams(
+                            max_tokens=1,  # the fewest; nobody reads it
+                            temperature=0.0,
+                            detokenize=False,
+                            ignore_eos=True,
+                            extra_args={EXTRA: [number, prompt.first_row, *prompt.last]},
+                        )
+                        for number, prompt in enumerate(prompts)
+                    ],
+                    use_tqdm=False,
+                )
+                if prompts
+                else []
             )
+            found = next(answer for answer in self._llm.collective_rpc("interpolation_rows") if answer is not None)
         except Exception as error:
             raise EngineError(f"the vLLM engine failed: {error}") from error
+        where, scores = found
+        return Answers(
+            prompt=where[:, 0],
+            row=where[:, 1],
+            token=where[:, 2],
+            logprob=scores[:, 0],
+            rank=scores[:, 1].astype(np.int64),
+            top1=scores[:, 2].astype(np.int64),
+            top1_logprob=scores[:, 3],
+            prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
+            cached_tokens=sum(output.num_cached_tokens or 0 for output in outputs),
+        )
 
 
 def free_memory(settings: EngineSettings, ranks: int) -> Room:

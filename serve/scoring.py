@@ -1,17 +1,13 @@
 """Requests in, logprobs out: the scoring plan of one unit and what becomes of the engine's answers.
 
-Two strategies, chosen per document:
+A continuation's tokens are predicted by the rows from the last context token to the one before its end, so a prompt is the
+request without its last token. Requests of a document that differ in their last token only share one prompt: answers of one
+token each (letters) cost one prompt per document. Where a request begins like an earlier one of its document, even beyond
+the context, the rows they have in common are scored once, in the earlier one. What prompts of a unit have in common
+besides, context and few-shot examples, they share through the prefix cache, block by block.
 
-(a) Every continuation is one token (answer letters): one prompt per document, which asks for the logprobs of exactly those
-    tokens at the next position. The LM head runs on one row.
-(b) Otherwise one prompt per request, with prompt logprobs and reads from the prefix cache allowed, so that the context
-    shared by a document's choices is computed once. vLLM leaves the prompt-logprob rows of cached positions uninitialised
-    and says nothing, so an answer counts only if the row of the first continuation token was computed:
-    `num_cached_tokens ≤ continuation_start − 1`. A context that fills its last block exactly, or choices with the same
-    first tokens, break that; those requests are scored again without reading the cache.
-
-A unit's result depends on the unit alone: the cache starts empty, and all prompts of a pass are added, in a fixed order,
-before the engine's first step.
+A unit's result depends on the unit alone: the cache starts empty, and all prompts are added, in a fixed order, before the
+engine's first step.
 """
 
 import math
@@ -19,17 +15,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from lambdasweep import schemas
+from lambdasweep.errors import EngineError
 from serve.engine import Engine, Prompt
 
-if TYPE_CHECKING:
-    from vllm.outputs import RequestOutput
-
-MAX_CHOICE_TOKENS = 128  # ids that vLLM takes in `logprob_token_ids`
+Source = tuple[int, int, int]  # prompt, row, token
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +34,15 @@ class Request:
     token_ids: list[int]
     start: int  # index of the first continuation token
 
-    @property
-    def context(self) -> list[int]:
-        return self.token_ids[: self.start]
-
-    @property
-    def continuation(self) -> list[int]:
-        return self.token_ids[self.start :]
-
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Per continuation token; None where the engine did not say. Logprobs in nats."""
+    """Per continuation token. Logprobs in nats."""
 
     logprobs: list[float]
-    ranks: list[int | None]
-    top1_ids: list[int | None]
-    top1_logprobs: list[float | None]
+    ranks: list[int]
+    top1_ids: list[int]
+    top1_logprobs: list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +51,8 @@ class UnitScores:
 
     tokens: pa.Table
     quarantine: pa.Table
-    prompt_tokens: int  # of all prompts, rescoring included
+    prompt_tokens: int  # of all prompts
     cached_tokens: int  # of those, read from the prefix cache
-    rescored: int  # requests that the guard of strategy (b) sent through again
 
 
 def score_unit(engine: Engine, requests: pa.Table, lam: str) -> UnitScores:
@@ -91,27 +75,80 @@ def score_unit(engine: Engine, requests: pa.Table, lam: str) -> UnitScores:
             fit.append(request)
         else:
             outcomes[request.request_id] = reason
-    one_token: list[list[Request]] = []
-    full: list[Request] = []
-    for _, group in groupby(fit, key=lambda request: request.doc_id):
-        document = list(group)
-        if _is_one_token(document):
-            one_token.append(document)
-        else:
-            full += document
-
-    first = _score_one_token(engine, one_token, outcomes)
-    second, again = _score_full(engine, full, outcomes, read_cache=True)
-    third, never = _score_full(engine, again, outcomes, read_cache=False)
-    for request in never:
-        outcomes[request.request_id] = "the engine read the prefix cache where it was told not to"
-    outputs = [*first, *second, *third]
+    prompts, sources = plan(fit)
+    answers = engine.score(prompts)
+    entry_of = {
+        key: entry
+        for entry, key in enumerate(
+            zip(answers.prompt.tolist(), answers.row.tolist(), answers.token.tolist(), strict=True)
+        )
+    }
+    for request, source in zip(fit, sources, strict=True):
+        try:
+            entries = [entry_of[key] for key in source]
+        except KeyError:
+            raise EngineError(f"the engine did not answer request {request.request_id}") from None
+        score = Score(
+            answers.logprob[entries].tolist(),
+            answers.rank[entries].tolist(),
+            answers.top1[entries].tolist(),
+            answers.top1_logprob[entries].tolist(),
+        )
+        outcomes[request.request_id] = _finite(score)
     return UnitScores(
         *_tables(requests.column("request_id").to_pylist(), outcomes, lam),
-        prompt_tokens=sum(len(output.prompt_token_ids or ()) for output in outputs),
-        cached_tokens=sum(output.num_cached_tokens or 0 for output in outputs),
-        rescored=len(again),
+        prompt_tokens=answers.prompt_tokens,
+        cached_tokens=answers.cached_tokens,
     )
+
+
+def plan(requests: Sequence[Request]) -> tuple[list[Prompt], list[list[Source]]]:
+    """Return the prompts that score some requests, and for each request where its tokens' scores are.
+
+    Args:
+        requests: those of a document follow each other; each has a context and a continuation.
+    """
+    prompts: list[_Draft] = []
+    sources: list[list[Source]] = []
+    for _, group in groupby(requests, key=lambda request: request.doc_id):
+        seen: list[tuple[Request, list[Source]]] = []
+        by_prompt: dict[tuple[int, ...], int] = {}
+        for request in group:
+            ids = request.token_ids
+            # Tokens that an earlier request has in the same place, after the same tokens, are scored there.
+            common, known = request.start, []
+            for earlier, source in seen:
+                shared = _common(earlier.token_ids, ids)
+                if earlier.start <= request.start and shared > common:
+                    common, known = shared, source[request.start - earlier.start : shared - earlier.start]
+            found = list(known)
+            if common < len(ids):
+                key = tuple(ids[:-1])
+                number = by_prompt.setdefault(key, len(prompts))
+                if number == len(prompts):
+                    prompts.append(_Draft(ids[:-1], common - 1, []))
+                draft = prompts[number]
+                draft.first_row = min(draft.first_row, common - 1)
+                draft.last.append(ids[-1])
+                found += [(number, row, ids[row + 1]) for row in range(common - 1, len(ids) - 1)]
+            seen.append((request, found))
+            sources.append(found)
+    return [Prompt(draft.token_ids, draft.first_row, draft.last) for draft in prompts], sources
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A prompt in the making."""
+
+    token_ids: list[int]
+    first_row: int
+    last: list[int]
+
+
+def _common(one: Sequence[int], two: Sequence[int]) -> int:
+    """Return how many tokens two sequences have in common at their beginning."""
+    shortest = min(len(one), len(two))
+    return next((index for index in range(shortest) if one[index] != two[index]), shortest)
 
 
 def _read(requests: pa.Table) -> Iterator[Request]:
@@ -136,96 +173,9 @@ def _refuse(request: Request, max_model_len: int, vocab_size: int) -> str | None
     return None
 
 
-def _is_one_token(document: Sequence[Request]) -> bool:
-    first = document[0]
-    return len(document) <= MAX_CHOICE_TOKENS and all(
-        len(request.token_ids) == request.start + 1
-        and request.start == first.start
-        and request.context == first.context
-        for request in document
-    )
-
-
-def _score_one_token(
-    engine: Engine, documents: Sequence[Sequence[Request]], outcomes: dict[int, Score | str]
-) -> "list[RequestOutput]":
-    """Strategy (a). `logprobs` stays unset: then up to 128 ids are taken, and ranks of the others are column numbers."""
-    from vllm import SamplingParams
-
-    prompts = [
-        Prompt(
-            document[0].context,
-            SamplingParams(
-                max_tokens=1,
-                temperature=0.0,
-                logprob_token_ids=sorted({request.token_ids[-1] for request in document}),
-                detokenize=False,
-                ignore_eos=True,
-            ),
-        )
-        for document in documents
-    ]
-    outputs = engine.generate(prompts)
-    for document, output in zip(documents, outputs, strict=True):
-        completion = output.outputs[0]
-        row = completion.logprobs[0] if completion.logprobs else {}
-        top1 = completion.token_ids[0]  # greedy: the sampled token is the most likely one
-        for request in document:
-            token = request.token_ids[-1]
-            if token not in row or top1 not in row:
-                outcomes[request.request_id] = "the engine returned no logprob"
-                continue
-            score = Score([row[token].logprob], [1 if token == top1 else None], [top1], [row[top1].logprob])
-            outcomes[request.request_id] = _finite(score)
-    return outputs
-
-
-def _score_full(
-    engine: Engine, requests: Sequence[Request], outcomes: dict[int, Score | str], *, read_cache: bool
-) -> "tuple[list[RequestOutput], list[Request]]":
-    """Strategy (b). Returns the outputs and the requests whose first continuation rows were not computed."""
-    from vllm import SamplingParams
-
-    params = SamplingParams(
-        max_tokens=1,
-        temperature=0.0,
-        prompt_logprobs=1,
-        flat_logprobs=True,
-        detokenize=False,
-        ignore_eos=True,
-        skip_reading_prefix_cache=not read_cache,
-    )
-    outputs = engine.generate([Prompt(request.token_ids, params) for request in requests])
-    again: list[Request] = []
-    for request, output in zip(requests, outputs, strict=True):
-        if (output.num_cached_tokens or 0) > request.start - 1:
-            again.append(request)
-        else:
-            outcomes[request.request_id] = _finite(_prompt_score(request, output.prompt_logprobs))
-    return outputs, again
-
-
-def _prompt_score(request: Request, rows: Any) -> Score:
-    """Read the continuation's rows of flat prompt logprobs: in each, the actual token first, then the most likely one."""
-    logprobs: list[float] = []
-    ranks: list[int | None] = []
-    top1_ids: list[int | None] = []
-    top1_logprobs: list[float | None] = []
-    for position in range(request.start, len(request.token_ids)):
-        begin, end = rows.start_indices[position], rows.end_indices[position]
-        if rows.token_ids[begin] != request.token_ids[position]:
-            raise AssertionError("vLLM's prompt logprobs are not aligned with the prompt")
-        top1 = end - 1 if rows.ranks[begin] != 1 else begin
-        logprobs.append(rows.logprobs[begin])
-        ranks.append(rows.ranks[begin])
-        top1_ids.append(rows.token_ids[top1])
-        top1_logprobs.append(rows.logprobs[top1])
-    return Score(logprobs, ranks, top1_ids, top1_logprobs)
-
-
 def _finite(score: Score) -> Score | str:
     """A score is right or absent: NaN and +∞ are no logprobs (−∞, probability 0, is one)."""
-    numbers = [*score.logprobs, *(value for value in score.top1_logprobs if value is not None)]
+    numbers = [*score.logprobs, *score.top1_logprobs]
     if any(math.isnan(value) or value == math.inf for value in numbers):
         return "the engine returned NaN or infinity"
     return score

@@ -73,7 +73,6 @@ def main(job: Path) -> None:
             {
                 "prompt_tokens": scores.prompt_tokens,
                 "cached_tokens": scores.cached_tokens,
-                "rescored": scores.rescored,
                 "quarantine": scores.quarantine.to_pylist(),
                 "digests": engine.digests,
                 "route": engine.route,

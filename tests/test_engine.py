@@ -252,18 +252,41 @@ def test_logprobs_ranks_and_top1_agree_with_transformers(
             assert row["top1_ids"][offset] == expected.argmax().item()
             assert row["top1_logprobs"][offset] == pytest.approx(expected.max().item(), abs=2e-5)
             rank = int((expected > expected[token]).sum()) + 1
-            if request["request_id"] in kinds["letters"]:
-                assert row["ranks"][offset] == (1 if rank == 1 else None)
-            else:
-                assert row["ranks"][offset] == rank
+            assert row["ranks"][offset] == rank
 
 
-def test_the_guard_rescores_what_the_cache_would_have_spoilt(results: dict[str, Any]) -> None:
+def test_only_whole_blocks_before_the_continuation_are_read_from_the_cache(results: dict[str, Any]) -> None:
+    """The row of the first continuation token is always computed, also where a context fills its last block."""
     _, counted = results["resident"]
-    _, kinds = make_requests()
-    # Of each such document all choices but the first find the row of their first token in the cache.
-    assert counted[0]["rescored"] == len(kinds["block"]) - 1 + len(kinds["shared"]) - 1
-    assert counted[0]["cached_tokens"] > 0
+    table, kinds = make_requests()
+    requests = {row["request_id"]: row for row in table.to_pylist()}
+    cached = prompts = 0
+    for kind in ("full", "block", "shared", "letters", "longest"):
+        documents: dict[str, list[list[int]]] = {}
+        for number in kinds[kind]:
+            row = requests[number]
+            documents.setdefault(row["doc_id"], []).append(row["token_ids"])
+        for tokens in documents.values():
+            start = requests[kinds[kind][0]]["continuation_start"] if kind != "letters" else None
+            if start is None:
+                prompts += len(tokens[0]) - 1  # one prompt for all letters
+                continue
+            start = next(
+                requests[number]["continuation_start"]
+                for number in kinds[kind]
+                if requests[number]["token_ids"] in tokens
+            )
+            for index, ids in enumerate(tokens):
+                prompts += len(ids) - 1
+                if index:
+                    common = max(start, max(shared(ids, earlier) for earlier in tokens[:index]))
+                    cached += (common - 1) // BLOCK * BLOCK
+    assert counted[0]["prompt_tokens"] == prompts
+    assert counted[0]["cached_tokens"] == cached > 0
+
+
+def shared(one: list[int], two: list[int]) -> int:
+    return next((index for index, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1]), len(one))
 
 
 def test_what_cannot_be_scored_is_quarantined_with_its_reason(results: dict[str, Any]) -> None:

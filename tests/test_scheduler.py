@@ -69,7 +69,7 @@ def test_units_for_wants_one_cost_a_shard() -> None:
 
 def test_receipt_goes_through_json() -> None:
     receipt = Receipt(
-        "task", "0.35", 17, 64, 2, 9000, 4000, 1, 0.8, 12.5, 0.02, "replica-3", "node-1", "H100", "reload", ("0f", "a1")
+        "task", "0.35", 17, 64, 2, 9000, 4000, 0.8, 12.5, 0.02, "replica-3", "node-1", "H100", "reload", ("0f", "a1")
     )
     assert receipt.key == ("task", "0.35", 17)
     assert Receipt.from_json(json.loads(json.dumps(receipt.to_json()))) == receipt
@@ -78,7 +78,7 @@ def test_receipt_goes_through_json() -> None:
 def receipt_of(
     replica: str, lam: str, *digests: str, hardware: str = "H100", route: str = "resident device"
 ) -> Receipt:
-    return Receipt("t", lam, 0, 1, 0, 1, 0, 0, 0.0, 0.0, 0.0, replica, f"host-of-{replica}", hardware, route, digests)
+    return Receipt("t", lam, 0, 1, 0, 1, 0, 0.0, 0.0, 0.0, replica, f"host-of-{replica}", hardware, route, digests)
 
 
 def test_replicas_that_hold_different_models_at_one_lambda_are_named() -> None:
