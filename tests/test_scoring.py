@@ -155,6 +155,12 @@ def test_choices_are_scored_from_where_they_part() -> None:
     assert sources == [[(0, 1, 3), (0, 2, 4), (0, 3, 0)], [(0, 1, 3), (1, 2, 0), (1, 3, 0)], [(0, 1, 3)]]
 
 
+def test_a_context_may_begin_inside_an_earlier_continuation() -> None:
+    prompts, sources = plan([request(0, [1, 2, 3, 4, 0], 1), request(1, [1, 2, 3, 4, 1], 2)])
+    assert prompts == [Prompt([1, 2, 3, 4], 0, [0, 1])]
+    assert sources[1] == [(0, 1, 3), (0, 2, 4), (0, 3, 1)]
+
+
 def test_documents_do_not_borrow_from_each_other() -> None:
     prompts, _ = plan([request(0, [1, 2, 3, 4], 2, "a"), request(1, [1, 2, 3, 4], 2, "b")])
     assert prompts == [Prompt([1, 2, 3], 1, [4])] * 2
