@@ -1,15 +1,22 @@
 """What benchmarks share: the tools they are held against, each in an environment of its own, and the header they print."""
 
+import argparse
+import json
 import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from serve.engine import hardware
-from serve.settings import EngineSettings, installed_device
+from lambdasweep.tasks import TaskSpec
+from lambdasweep.tasks.documents import read_documents
+from lambdasweep.tasks.formats import render, select, shots_text
+from serve.engine import hardware, process_environment
+from serve.settings import EngineSettings, available_cores, installed_device
 
 ROOT = Path(__file__).parent.parent
 TORCH = "torch==2.13.0"
@@ -69,6 +76,79 @@ def merge(config: Path, out: Path) -> float:
     return time.perf_counter() - began
 
 
+def parse_arguments(doc: str | None) -> argparse.Namespace:
+    """Parse the arguments of a benchmark of a pair and the evaluation sets."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--pair", type=Path, required=True, help="folder with base and aligned")
+    parser.add_argument(
+        "--data", type=Path, default=os.environ.get("LAMBDASWEEP_DATA"), help="folder with the task files"
+    )
+    parser.add_argument("--quick", action="store_true", help="a tenth of the documents")
+    arguments = parser.parse_args()
+    if arguments.data is None:
+        parser.error("--data is needed, or LAMBDASWEEP_DATA")
+    return arguments
+
+
+def engine_settings(max_model_len: int) -> EngineSettings:
+    """Return the settings of one engine that has this machine to itself."""
+    device = installed_device()
+    return EngineSettings(
+        device=device,
+        dtype="float32" if device == "cpu" else "bfloat16",
+        max_model_len=max_model_len,
+        threads=len(available_cores()) if device == "cpu" else 0,
+        block_size=32 if device == "cpu" else 16,
+        kv_cache_bytes=1 << 30 if device == "cpu" else None,
+    )
+
+
+def engine_arguments(model: Path, settings: EngineSettings) -> dict[str, Any]:
+    """Return the arguments with which lm-eval's vLLM backend starts an engine like ours."""
+    arguments = {
+        "pretrained": str(model),
+        "dtype": settings.dtype,
+        "max_model_len": settings.max_model_len,
+        "block_size": settings.block_size,
+        "max_num_batched_tokens": settings.max_num_batched_tokens,
+        "max_num_seqs": settings.max_num_seqs,
+        "enforce_eager": settings.device == "cpu",
+        "enable_prefix_caching": True,
+    }
+    return arguments | ({"kv_cache_memory_bytes": settings.kv_cache_bytes} if settings.kv_cache_bytes else {})
+
+
+def peer_scores(
+    model: str, arguments: dict[str, Any], workloads: dict[str, list[list[str]]], settings: EngineSettings
+) -> dict[str, Any]:
+    """Score texts with one of lm-eval's models in a fresh process; return what peer_scores.py writes."""
+    python = lm_eval()
+    with tempfile.TemporaryDirectory() as folder:
+        job, log = Path(folder) / "job.json", Path(folder) / "log"
+        out = job.with_suffix(".out")
+        job.write_text(json.dumps({"model": model, "arguments": arguments, "workloads": workloads, "out": str(out)}))
+        environment_of_model = {**os.environ, **process_environment(settings, available_cores()), "HF_HUB_OFFLINE": "1"}
+        with open(log, "w") as stream:
+            command = [python, Path(__file__).with_name("peer_scores.py"), job]
+            if subprocess.run(command, env=environment_of_model, stdout=stream, stderr=stream).returncode:
+                sys.exit(f"lm-eval's {model} model failed:\n{log.read_text()[-3000:]}")
+        found: dict[str, Any] = json.loads(out.read_text())
+        return found
+
+
+def prompts(spec: TaskSpec) -> list[dict[str, Any]]:
+    """Render what lambdasweep scores of a task, as rows of a dataset for lm-eval."""
+    file = read_documents(spec)
+    shots, documents = select(file.documents, spec.shots, spec.limit, spec.seed)
+    front = shots_text(shots, file.kind, spec.format)
+    rows = []
+    for document in documents:
+        prompt = render(document, file.kind, spec.format)
+        choices = [text.removeprefix(" ") for text in prompt.continuations]
+        rows.append({"context": front + prompt.context, "choices": choices, "gold": document.gold})
+    return rows
+
+
 def header(title: str, settings: EngineSettings, pair: Path) -> str:
     """Return the lines that say what was measured on what."""
     device = installed_device()
@@ -79,3 +159,45 @@ def header(title: str, settings: EngineSettings, pair: Path) -> str:
         f"{title}\n{hardware(device)}, {cores} cores, Python {platform.python_version()}, {versions}\n"
         f"{pair}: {settings.dtype}, TP {settings.tensor_parallel}, {settings.threads} threads a rank"
     )
+
+
+def our_scores(pair: Path, workloads: dict[str, TaskSpec], settings: EngineSettings, lam: str) -> dict[str, Any]:
+    """Score tasks with lambdasweep in a fresh process; return what our_scores.py writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        job, log = Path(folder) / "job.json", Path(folder) / "log"
+        values = {
+            "settings": settings.to_json(),
+            "cores": available_cores(),
+            "base": pair / "base",
+            "aligned": pair / "aligned",
+            "lam": lam,
+            "workloads": {
+                name: {"file": spec.file, "format": spec.format, "shots": spec.shots, "limit": spec.limit}
+                for name, spec in workloads.items()
+            },
+            "out": job.with_suffix(".out"),
+        }
+        job.write_text(json.dumps(values, default=str))
+        with open(log, "w") as stream:
+            command = [sys.executable, Path(__file__).with_name("our_scores.py"), job]
+            if subprocess.run(command, cwd=ROOT, stdout=stream, stderr=stream).returncode:
+                sys.exit(f"lambdasweep failed:\n{log.read_text()[-3000:]}")
+        found: dict[str, Any] = json.loads(job.with_suffix(".out").read_text())
+        return found
+
+
+def texts(spec: TaskSpec) -> list[list[str]]:
+    """Return a task's (context, continuation) texts, in the order of its requests."""
+    file = read_documents(spec)
+    if file.kind == "choices":
+        return [[row["context"], f" {choice}"] for row in prompts(spec) for choice in row["choices"]]
+    rendered = [render(document, file.kind, spec.format) for document in file.documents[: spec.limit]]
+    return [[prompt.context, prompt.continuations[0]] for prompt in rendered]
+
+
+def without_repeats(source: Path, out: Path) -> Path:
+    """Copy a task file without rows that repeat a choice, which is scored once here and twice elsewhere."""
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    kept = [row for row in rows if len(set(row.get("choices", ()))) == len(row.get("choices", ()))]
+    out.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    return out

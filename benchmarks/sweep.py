@@ -22,13 +22,22 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from peers import LM_EVAL, MERGEKIT, environment, header, lm_eval, merge, merge_config
+from peers import (
+    LM_EVAL,
+    MERGEKIT,
+    engine_arguments,
+    engine_settings,
+    environment,
+    header,
+    lm_eval,
+    merge,
+    merge_config,
+    prompts,
+)
 
 from lambdasweep.tasks import TaskSpec
-from lambdasweep.tasks.documents import read_documents
-from lambdasweep.tasks.formats import render, select, shots_text
 from serve.engine import process_environment
-from serve.settings import EngineSettings, available_cores, installed_device
+from serve.settings import EngineSettings, available_cores
 
 GRID, LAMBDAS = "0:1:0.1", 11
 PEER_LAMBDAS = ("0", "0.5", "1")  # which mergekit does not round
@@ -42,19 +51,6 @@ class Job:
     format: str
     shots: int
     limit: int
-
-
-def prompts(spec: TaskSpec) -> list[dict[str, Any]]:
-    """Render what lambdasweep scores, as rows of a dataset for lm-eval."""
-    file = read_documents(spec)
-    shots, documents = select(file.documents, spec.shots, spec.limit, spec.seed)
-    front = shots_text(shots, file.kind, spec.format)
-    rows = []
-    for document in documents:
-        prompt = render(document, file.kind, spec.format)
-        choices = [text.removeprefix(" ") for text in prompt.continuations]
-        rows.append({"context": front + prompt.context, "choices": choices, "gold": document.gold})
-    return rows
 
 
 def write_task(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
@@ -109,17 +105,7 @@ def theirs(
     stored = "bfloat16"
     config.write_text(merge_config(pair / "base", pair / "aligned", lam, stored))
     merging = merge(config, merged)
-    arguments = {
-        "pretrained": merged,
-        "dtype": settings.dtype,
-        "max_model_len": settings.max_model_len,
-        "block_size": settings.block_size,
-        "max_num_batched_tokens": settings.max_num_batched_tokens,
-        "max_num_seqs": settings.max_num_seqs,
-        "enforce_eager": settings.device == "cpu",
-        "enable_prefix_caching": True,
-        **({"kv_cache_memory_bytes": settings.kv_cache_bytes} if settings.kv_cache_bytes else {}),
-    }
+    arguments = engine_arguments(merged, settings)
     command = [lm_eval(), "-m", "lm_eval", "run", "--model", "vllm", "--tasks", job.name, "--include_path", tasks]
     command += ["--model_args", ",".join(f"{key}={value}" for key, value in arguments.items())]
     command += ["--batch_size", "auto", "--output_path", out]
@@ -146,15 +132,7 @@ def main() -> None:
     arguments = parser.parse_args()
     pair, share = arguments.pair.resolve(), 10 if arguments.quick else 1
     peer_lambdas = PEER_LAMBDAS[1:2] if arguments.quick else PEER_LAMBDAS
-    device = installed_device()
-    settings = EngineSettings(
-        device=device,
-        dtype="float32" if device == "cpu" else "bfloat16",
-        max_model_len=1024,
-        threads=len(available_cores()) if device == "cpu" else 0,
-        block_size=32 if device == "cpu" else 16,
-        kv_cache_bytes=1 << 30 if device == "cpu" else None,
-    )
+    settings = engine_settings(1024)
     environment("mergekit", MERGEKIT), lm_eval()  # not in the time
     print(header("a sweep of 11 λ over ARC-Easy", settings, pair) + f"; {MERGEKIT}, {LM_EVAL}", flush=True)
     result: dict[str, Any] = {"acc_mismatches": 0}
