@@ -255,38 +255,28 @@ def test_logprobs_ranks_and_top1_agree_with_transformers(
             assert row["ranks"][offset] == rank
 
 
-def test_only_whole_blocks_before_the_continuation_are_read_from_the_cache(results: dict[str, Any]) -> None:
-    """The row of the first continuation token is always computed, also where a context fills its last block."""
-    _, counted = results["resident"]
-    table, kinds = make_requests()
-    requests = {row["request_id"]: row for row in table.to_pylist()}
-    cached = prompts = 0
-    for kind in ("full", "block", "shared", "letters", "longest"):
-        documents: dict[str, list[list[int]]] = {}
-        for number in kinds[kind]:
-            row = requests[number]
-            documents.setdefault(row["doc_id"], []).append(row["token_ids"])
-        for tokens in documents.values():
-            start = requests[kinds[kind][0]]["continuation_start"] if kind != "letters" else None
-            if start is None:
-                prompts += len(tokens[0]) - 1  # one prompt for all letters
-                continue
-            start = next(
-                requests[number]["continuation_start"]
-                for number in kinds[kind]
-                if requests[number]["token_ids"] in tokens
-            )
-            for index, ids in enumerate(tokens):
-                prompts += len(ids) - 1
-                if index:
-                    common = max(start, max(shared(ids, earlier) for earlier in tokens[:index]))
-                    cached += (common - 1) // BLOCK * BLOCK
-    assert counted[0]["prompt_tokens"] == prompts
-    assert counted[0]["cached_tokens"] == cached > 0
+def test_only_whole_blocks_before_the_first_row_that_counts_are_read_from_the_cache(results: dict[str, Any]) -> None:
+    """The row that predicts the first token to be scored is always computed, also where it ends a block."""
+    scored, counted = results["resident"]
+    ids_scored = set(scored[0].column("request_id").to_pylist())
+    rows = [row for row in make_requests()[0].to_pylist() if row["request_id"] in ids_scored]
+    prompt_tokens = cached_tokens = 0
+    for _, document in itertools.groupby(rows, key=lambda row: row["doc_id"]):
+        earlier: list[list[int]] = []
+        for row in document:
+            ids = row["token_ids"]
+            known = max([row["continuation_start"], *(shared(ids, other) for other in earlier)])
+            if ids[:-1] not in [other[:-1] for other in earlier]:  # else it is the same prompt
+                prompt_tokens += len(ids) - 1
+                cached_tokens += (known - 1) // BLOCK * BLOCK if earlier else 0
+            earlier.append(ids)
+    assert counted[0]["prompt_tokens"] == prompt_tokens
+    assert counted[0]["cached_tokens"] == cached_tokens > 0
 
 
 def shared(one: list[int], two: list[int]) -> int:
-    return next((index for index, pair in enumerate(zip(one, two, strict=False)) if pair[0] != pair[1]), len(one))
+    """How many tokens two sequences begin with in common."""
+    return next((at for at, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
 
 
 def test_what_cannot_be_scored_is_quarantined_with_its_reason(results: dict[str, Any]) -> None:
