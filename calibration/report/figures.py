@@ -65,7 +65,7 @@ def paper_figures(facts: Facts) -> dict[str, alt.TopLevelMixin]:
         found["tasks"] = _facet(chart, [task.name for task in tasks], columns=3)
     for events, of in (("documents", tasks), ("tokens", facts.tasks)):
         names = [task.name for task in of if task.lambdas][:PAPER_TASKS]
-        rows = [row for row in _landmarks(facts, events) if row["task"] in names]
+        rows = [row for row in _landmarks(facts, events) if row["task"] in names] if names else []
         if rows:
             found[f"reliability-{events}"] = _side_by_side(reliability_chart(rows, facts.grid, events), 200, rows)
             found[f"confidence-{events}"] = _side_by_side(histogram_chart(rows, facts.grid, events), 110, rows)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from typing import Any
 
 import altair as alt
@@ -52,17 +53,20 @@ def write_report(
     commit_bytes(run.metrics_csv, _csv(analysis.metrics))
     figures = paper_figures(facts)
     for name, chart in figures.items():
-        spec = _still(chart)
-        commit_bytes(run.figure(f"{name}.svg"), vl_convert.vegalite_to_svg(spec).encode())
-        commit_bytes(run.figure(f"{name}.png"), vl_convert.vegalite_to_png(spec, ppi=_PPI))
+        svg = _svg(chart)
+        commit_bytes(run.figure(f"{name}.svg"), svg.encode())
+        commit_bytes(run.figure(f"{name}.png"), vl_convert.svg_to_png(svg, ppi=_PPI))
     html = page(facts, sweep, plan, quarantine(run, plan), list(figures))
     commit_bytes(run.index_html, html.encode())
 
 
-def _still(chart: alt.TopLevelMixin) -> dict[str, Any]:
+def _svg(chart: alt.TopLevelMixin) -> str:
     spec: dict[str, Any] = chart.to_dict()
     spec["config"] = theme("light", _FONT)
-    return spec
+    svg = vl_convert.vegalite_to_svg(spec)
+    # Vega numbers the gradients of a process, not those of a figure.
+    numbers: dict[str, str] = {}
+    return re.sub(r"\bgradient_\d+\b", lambda match: numbers.setdefault(match[0], f"gradient_{len(numbers)}"), svg)
 
 
 def _csv(metrics: pa.Table) -> bytes:
