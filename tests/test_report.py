@@ -363,6 +363,21 @@ def test_every_figure_names_its_axes(run):
         assert not any(re.fullmatch(r"\w+_\w+", title) for title in titles), name
 
 
+def test_a_large_run_has_fewer_stops(run, monkeypatch):
+    add_quiz(run, grid=("0", "0.25", "0.5", "0.75", "1", "1.25", "1.5"))
+    rows = len(facts_of(run).bins)
+    monkeypatch.setattr("calibration.report.facts.MAX_BIN_ROWS", rows // 3)
+    facts = facts_of(run)
+    assert {"0", "1", facts.chosen} <= set(facts.stops) < set(facts.grid)
+    assert facts.stops[facts.start] == facts.chosen
+    reliability = drawn_rows(page_figures(facts)["reliability"]["task-reliability-documents"].to_dict())
+    assert {row["lambda"] for row in reliability} == set(facts.stops)
+    curve = drawn_rows(page_figures(facts)["curves"]["task-acc"].to_dict())
+    assert [row["lambda"] for row in curve] == list(facts.grid)
+    assert {row["lambda"] for row in curve if int(row["point"]) >= 0} == set(facts.stops)
+    assert f"stops at {len(facts.stops)} of 7 λs" in " ".join(notices(facts))
+
+
 def test_the_numbers_are_those_of_the_metrics(run):
     add_quiz(run)
     facts = facts_of(run)

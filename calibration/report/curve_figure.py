@@ -22,7 +22,7 @@ def curve_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict
         cell = task.cell(lam, measure.metric)
         if cell.drawn is not None:
             yield {
-                **{"task": task.name, "lambda": lam, "lam": float(lam), "point": facts.grid.index(lam)},
+                **{"task": task.name, "lambda": lam, "lam": float(lam), "point": facts.stop(lam)},
                 **{"role": role_of(lam), "value": cell.drawn, "low": cell.low, "high": cell.high},
                 **{"scaled": scaled, "documents": cell.n},
             }

@@ -11,20 +11,20 @@ import altair as alt
 TEXT = ("task", "role", "label", "series", "lambda", "interval")
 
 
-def chart_data(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> alt.InlineData:
-    """Put some columns of rows into a chart; those of TEXT are text, all others numbers, rounded to six digits.
+def chart_data(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], digits: int = 6) -> alt.InlineData:
+    """Put some columns of rows into a chart; those of TEXT are text, all others numbers, rounded to some digits.
 
     What is missing, None or not finite is null, which no mark is drawn for.
     """
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow(columns)
-    writer.writerows([_field(row.get(column)) for column in columns] for row in rows)
+    writer.writerows([_field(row.get(column), digits) for column in columns] for row in rows)
     parse = {column: "string" if column in TEXT else "number" for column in columns}
     return alt.InlineData(values=sink.getvalue(), format=alt.CsvDataFormat(type="csv", parse=parse))
 
 
-def _field(value: Any) -> str:
+def _field(value: Any, digits: int) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)

@@ -1,7 +1,7 @@
 """The tables of a run as its report shows them: one confidence, the finished λs, and what there is of each task."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -15,6 +15,7 @@ from calibration.points import PARENTS
 from calibration.summary import Analysis
 from lambdasweep.grid import canonical
 
+MAX_BIN_ROWS = 12_000  # in a page: half a megabyte
 MACRO = "average of all tasks"
 
 
@@ -65,6 +66,7 @@ class Facts:
     confidence: str
     error: str  # the calibration error of the frontier
     bins: pa.Table  # schemas.BINS: of `confidence`, split all, finished λs
+    stops: tuple[str, ...]  # the λs that the slider stops at: the grid, unless that would be too much for a page
 
     @property
     def accuracy(self) -> str:
@@ -86,6 +88,15 @@ class Facts:
         """Every frontier by what it is called: the average first, where there is one."""
         average = ((MACRO, self.macro),) if self.macro else ()
         return (*average, *((task.name, task.frontier) for task in self.tasks if task.frontier))
+
+    def stop(self, lam: str) -> int:
+        """Return the place of a λ among the stops of the slider; −2 where it has none."""
+        return self.stops.index(lam) if lam in self.stops else -2
+
+    @property
+    def start(self) -> int:
+        """Where the slider starts: at λ*."""
+        return self.stop(self.chosen) if self.chosen else 0
 
     @property
     def chosen(self) -> str | None:
@@ -113,7 +124,15 @@ def gather(plan: Mapping[str, Any], analysis: Analysis, found: Frontiers, error:
         _task(name, record, cells.get(name, {}), frontiers.get(name)) for name, record in plan["tasks"].items()
     )
     grid = sorted({lam for task in tasks for lam in task.lambdas}, key=Decimal)
-    return Facts(tasks, found.macro, tuple(grid), confidence, error, _shown_bins(analysis.bins, tasks, confidence))
+    bins = _shown_bins(analysis.bins, tasks, confidence)
+    stars = {one.chosen.lam for one in (*found.tasks, *filter(None, [found.macro]))}
+    stops = _thinned(grid, len(bins), {*PARENTS.values(), *stars})
+    return Facts(tasks, found.macro, tuple(grid), confidence, error, bins, stops)
+
+
+def _thinned(grid: Sequence[str], rows: int, kept: set[str]) -> tuple[str, ...]:
+    step = -(-rows // MAX_BIN_ROWS) or 1
+    return tuple(lam for place, lam in enumerate(grid) if place % step == 0 or lam in kept)
 
 
 def role_of(lam: str) -> str:

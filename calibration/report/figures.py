@@ -23,7 +23,7 @@ _TASK, _CONTINUATION = "#task", "#continuation"
 def page_figures(facts: Facts) -> dict[str, dict[str, alt.LayerChart]]:
     """Return the charts of each section of the page by their element's id; none where there is nothing to draw."""
     found: dict[str, dict[str, alt.LayerChart]] = {}
-    point = facts.grid.index(facts.chosen) if facts.chosen else 0
+    point = facts.start
     frontiers = {}
     if facts.macro:
         rows = list(frontier_rows(facts, *facts.frontiers[0]))
@@ -107,7 +107,7 @@ def _reliability(
         ("confidence", histogram_chart, "Confidence of {}", 150),
     ]
     for of in kinds:
-        rows = [row for row in bin_dicts(facts.bins, of, facts.grid) if row["task"] in names]
+        rows = [row for row in bin_dicts(facts.bins, of, facts.stops) if row["task"] in names]
         for name, chart, title, height in drawn if rows else ():
             one = chart(rows, facts.grid, of).properties(title=title.format(of), height=height)
             filters = f"{OF_TASK} && {OF_POINT}"

@@ -27,7 +27,7 @@ def frontier_rows(facts: Facts, title: str, frontier: Frontier) -> Iterator[dict
         role, chosen = role_of(point.lam), point.lam == frontier.chosen.lam
         marked = chosen or role != "other λ"
         yield _row(title, point) | {
-            "point": facts.grid.index(point.lam),
+            "point": facts.stop(point.lam),
             "role": role,
             "label": labels.get(point.lam, ""),
             "member": int(point.on_frontier),
@@ -64,7 +64,7 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
         alt.Tooltip("documents:Q", title="documents", format="d"),
     ]
     base = alt.Chart()
-    path = base.transform_filter("datum.point >= 0")
+    path = base.transform_filter("datum.role !== 'aligned, temperature-scaled'")
     front = base.transform_filter("datum.member === 1")
     crosses = [_cross(base.transform_filter("datum.marked === 1"), colour, 0.75)]
     if follows:

@@ -27,6 +27,11 @@ def notices(facts: Facts) -> Iterator[str]:
             "There is no finished task with choices, so there is no confidence in a choice: no frontier, no λ*, and "
             "reliability of tokens only."
         )
+    if len(facts.stops) < len(facts.grid):
+        yield (
+            f"The slider stops at {len(facts.stops)} of {len(facts.grid)} λs, to keep this page small; the bins of all of "
+            "them are in bins.parquet."
+        )
     if max(len(facts.choices), len(facts.continuations), len(facts.frontiers)) > PAPER_TASKS:
         yield f"The files in figures/ show the first {PAPER_TASKS} tasks; this page and the tables hold all of them."
 

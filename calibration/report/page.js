@@ -1,5 +1,5 @@
 // Draws the charts. They follow the list and the slider by themselves: Vega binds to both elements.
-const { specs, themes } = JSON.parse(document.getElementById("data").textContent);
+const { specs, datasets, themes } = JSON.parse(document.getElementById("data").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const views = [];
 async function draw() {
@@ -9,6 +9,7 @@ async function draw() {
     const element = document.getElementById(id);
     if (!element) continue;
     const options = { config: themes[name], actions: false, renderer: "svg", tooltip: { theme: name } };
+    spec.datasets = { [spec.data.name]: datasets[spec.data.name] };
     views.push(await vegaEmbed(element, spec, options));
   }
   document.body.dataset.drawn = name;
@@ -19,7 +20,7 @@ draw();
 const slider = document.getElementById("lambda");
 slider?.addEventListener("input", () => {
   const output = document.getElementById("lambda-name");
-  output.value = output.dataset.grid.split(" ")[slider.value];
+  output.value = output.dataset.stops.split(" ")[slider.value];
   slider.setAttribute("aria-valuetext", output.value);
 });
 for (const button of document.querySelectorAll("button.copy")) {

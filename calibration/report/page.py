@@ -50,15 +50,16 @@ def page(
     """
     charts = page_figures(facts)
     specs = {name: _spec(chart) for section in charts.values() for name, chart in section.items()}
+    # Known by their content: what two figures show is there once.
+    datasets = {name: rows for spec in specs.values() for name, rows in spec.pop("datasets").items()}
     bundle, script = Markup(vl_convert.javascript_bundle("globalThis.vegaEmbed = vegaEmbed;")), Markup(_file("page.js"))
-    data = {"specs": specs, "themes": {name: theme(name, _FONT) for name in ("light", "dark")}}
+    data = {"specs": specs, "datasets": datasets, "themes": {name: theme(name, _FONT) for name in ("light", "dark")}}
     # Task names get no way out of where they stand: jinja2 escapes them in HTML, and in JSON there is no "<" at all.
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_file("page.html"))
     return template.render(
         parents=Parents(*(_short(sweep["pair"][role]) for role in ("base", "aligned"))),
         facts=facts,
         error_title=ERROR_TITLES[facts.error],
-        start=facts.grid.index(facts.chosen) if facts.chosen else 0,
         notices=list(notices(facts)),
         charts=charts,
         numbers=numbers(facts),

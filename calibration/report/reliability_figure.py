@@ -15,6 +15,7 @@ _COLUMNS = (
     *("task", "lambda", "lam", "point", "bin_low", "bin_high", "n", "share"),
     *("mean_confidence", "accuracy", "ci_low", "ci_high", "label"),
 )
+_DIGITS = 4  # there are hundreds of bins for each λ
 _TOOLTIP = [
     alt.Tooltip("lambda:N", title="λ"),
     alt.Tooltip("bin_low:Q", title="confidence above", format=".3f"),
@@ -60,7 +61,7 @@ def reliability_chart(rows: Sequence[dict[str, Any]], grid: Sequence[str], of: s
     colour = lam_colour(grid)
     base = alt.Chart()
     return alt.LayerChart(
-        data=chart_data(rows, _COLUMNS),
+        data=chart_data(rows, _COLUMNS, _DIGITS),
         layer=[
             base.mark_bar(opacity=0.32, binSpacing=0).encode(x=x, x2="bin_high:Q", y=y, y2=alt.datum(0), color=colour),
             base.mark_rule(color=NEUTRAL, strokeDash=[5, 4]).encode(
@@ -84,7 +85,7 @@ def histogram_chart(rows: Sequence[dict[str, Any]], grid: Sequence[str], of: str
     y = alt.Y("share:Q", title=f"share of {of}", scale=alt.Scale(domain=[0, top]), axis=alt.Axis(format="%"))
     base = alt.Chart()
     return alt.LayerChart(
-        data=chart_data(rows, _COLUMNS),
+        data=chart_data(rows, _COLUMNS, _DIGITS),
         layer=[
             base.mark_bar(opacity=0.6, binSpacing=1).encode(
                 x=x, x2="bin_high:Q", y=y, y2=alt.datum(0), color=lam_colour(grid), tooltip=_TOOLTIP

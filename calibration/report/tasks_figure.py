@@ -20,7 +20,7 @@ def task_rows(facts: Facts, task: TaskFacts) -> Iterator[dict[str, Any]]:
             cell = task.cell(lam, metric)
             if cell.drawn is not None:
                 yield {
-                    **{"task": task.name, "lambda": lam, "lam": float(lam), "point": facts.grid.index(lam)},
+                    **{"task": task.name, "lambda": lam, "lam": float(lam), "point": facts.stop(lam)},
                     **{"series": series, "value": cell.drawn, "low": cell.low, "high": cell.high},
                 }
 
