@@ -1,5 +1,6 @@
 """Accuracy and calibration error along λ, with their resamples: what the frontier is made of."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ def thinned(point: Point, metric: str, confidence: str) -> Point:
     """Return a point with only the estimates that `curve` wants of it; all of them at all λs are gigabytes."""
     wanted = {ACCURACY[confidence], metric}
     kept = {key: one for key, one in point.estimates.items() if key[0] in wanted and key[1] == confidence}
-    return Point(point.lam, kept, point.left_out, point.documents)
+    return dataclasses.replace(point, estimates=kept)
 
 
 def curve(task: str, points: Sequence[Point], metric: str, confidence: str) -> Curve | None:

@@ -7,26 +7,15 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from calibration import choice, continuation
+from calibration.bins import BinRow, bin_rows
 from calibration.choice import Estimates, as_parent, choice_estimates, matched_to_itself
-from calibration.confidence import (
-    CONTINUATION_COLUMNS,
-    REQUEST_COLUMNS,
-    ChoiceScores,
-    ContinuationScores,
-    LeftOut,
-    choice_scores,
-    continuation_scores,
-    continuations_of,
-    documents_of,
-)
+from calibration.confidence import ChoiceScores, ContinuationScores, LeftOut
 from calibration.continuation import continuation_estimates
+from calibration.loaded import Loaded, Loader
 from calibration.metrics import Ints
 from calibration.resample import Resamples, draw
-from calibration.tokens import TokenScores, token_scores
-from lambdasweep.errors import LambdasweepError
 from lambdasweep.rundir import RunDir
 
 PARENTS = {"base": "0", "aligned": "1"}
@@ -42,13 +31,7 @@ class Point:
     estimates: Estimates  # every metric; and, as `<metric>_vs_<parent>`, less that of a parent
     left_out: LeftOut
     documents: int  # of the task
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    lam: str
-    scores: ChoiceScores | ContinuationScores
-    tokens: TokenScores
+    bins: list[BinRow]
 
 
 def points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int) -> Iterator[Point]:
@@ -80,17 +63,10 @@ def _cores() -> int:
 
 class _Series:
     def __init__(self, run: RunDir, task: str, parents: dict[str, str], resamples: int, seed: int) -> None:
-        self._run, self._task = run, task
-        self._where = f"{run.root}: task {task!r}"
-        path = run.requests(task)
-        if not path.is_file():
-            raise LambdasweepError(
-                f"{self._where}: {path} is missing: restore it, or run the same sweep again to write it"
-            )
-        self._documents = documents_of(pq.read_table(path, columns=list(REQUEST_COLUMNS)), self._where)
-        self._continuations = continuations_of(pq.read_table(path, columns=list(CONTINUATION_COLUMNS)))
-        self._resamples: Resamples = draw(task, len(self._documents.sizes), resamples, seed)
-        self._parents = {name: self._load(lam) for name, lam in parents.items()}
+        self._loader = Loader(run, task)
+        self._documents = len(self._loader.documents.sizes)
+        self._resamples: Resamples = draw(task, self._documents, resamples, seed)
+        self._parents = {name: self._loader.load(lam) for name, lam in parents.items()}
         self._answers = {
             name: as_parent(one.scores) for name, one in self._parents.items() if isinstance(one.scores, ChoiceScores)
         }
@@ -105,34 +81,25 @@ class _Series:
 
     def point(self, lam: str) -> Point:
         """Score a λ and compare it with the parents."""
-        loaded = self._load(lam)
+        loaded = self._loader.load(lam)
         return self._compared(loaded, self._estimates(loaded))
 
-    def _load(self, lam: str) -> _Loaded:
-        tables = self._run.tokens(self._task, lam), self._run.quarantine(self._task, lam)
-        where = f"{self._where} at λ = {lam}"
-        scores: ChoiceScores | ContinuationScores
-        if self._documents.is_continuation:
-            scores = continuation_scores(self._documents, self._continuations, *tables, lam, where)
-        else:
-            scores = choice_scores(self._documents, *tables, lam, where)
-        return _Loaded(lam, scores, token_scores(self._documents, self._continuations, tables[0], where))
-
-    def _estimates(self, loaded: _Loaded) -> Estimates:
+    def _estimates(self, loaded: Loaded) -> Estimates:
         if isinstance(loaded.scores, ContinuationScores):
             return continuation_estimates(loaded.scores, loaded.tokens, self._resamples)
         aligned = self._parent_estimates.get("aligned")
         found = choice_estimates(loaded.scores, loaded.tokens, self._resamples, self._answers, aligned)
         return matched_to_itself(found) if loaded.lam == PARENTS["aligned"] else found
 
-    def _compared(self, loaded: _Loaded, estimates: Estimates) -> Point:
+    def _compared(self, loaded: Loaded, estimates: Estimates) -> Point:
         found = dict(estimates)
         for name, parent in self._parents.items():
             if parent.lam != loaded.lam:
                 found |= self._differences(loaded, estimates, name)
-        return Point(loaded.lam, found, loaded.scores.left_out, len(self._documents.sizes))
+        bins = bin_rows(loaded, self._resamples.in_report)
+        return Point(loaded.lam, found, loaded.scores.left_out, self._documents, bins)
 
-    def _differences(self, loaded: _Loaded, mine: Estimates, name: str) -> Estimates:
+    def _differences(self, loaded: Loaded, mine: Estimates, name: str) -> Estimates:
         parent, theirs = self._parents[name], self._parent_estimates[name]
         one, other = loaded.scores.document, parent.scores.document
         if not np.array_equal(one, other):
@@ -145,10 +112,10 @@ class _Series:
         }
 
 
-def _restricted(loaded: _Loaded, kept: Ints) -> _Loaded:
+def _restricted(loaded: Loaded, kept: Ints) -> Loaded:
     scores: ChoiceScores | ContinuationScores
     if isinstance(loaded.scores, ContinuationScores):
         scores = continuation.restricted(loaded.scores, kept)
     else:
         scores = choice.restricted(loaded.scores, kept)
-    return _Loaded(loaded.lam, scores, loaded.tokens)
+    return Loaded(loaded.lam, scores, loaded.tokens)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from calibration.bins import bin_table
 from calibration.confidence import CONFIDENCES
 from calibration.curve import ERRORS, Curve, curve, thinned
 from calibration.estimate import interval
@@ -25,6 +26,7 @@ class Analysis:
     """What a run's tables say."""
 
     metrics: pa.Table  # schemas.METRICS
+    bins: pa.Table  # schemas.BINS
     curves: tuple[Curve, ...]  # of the choice tasks: for `frontier.frontiers`
 
 
@@ -68,9 +70,10 @@ def analyse(
 
     Returns:
         The metrics, ordered by task as in the plan, λ ascending, metric, confidence as in CONFIDENCES, and split (all,
-        select, report); and the curves that `frontier.frontiers` makes its answer of. A value is null where n is 0 or the
-        metric does not exist (AUROC where all are right, a perplexity beyond float64); `nll` and `perplexity` are
-        infinite where something right has probability 0. A λ with nothing committed has no rows.
+        select, report); the bins of reliability diagrams, by task and λ likewise [bins]; and the curves that
+        `frontier.frontiers` makes its answer of. A value is null where n is 0 or the metric does not exist (AUROC where
+        all are right, a perplexity beyond float64); `nll` and `perplexity` are infinite where something right has
+        probability 0. A λ with nothing committed has no rows.
 
     Raises:
         InputError: the directory holds no run; there is no such error or confidence.
@@ -80,6 +83,7 @@ def analyse(
         known = f"an error of {', '.join(ERRORS)} and a confidence of {', '.join(CONFIDENCES)}"
         raise InputError(f"accuracy cannot be held against {error!r} of confidence {confidence!r}: give {known}")
     rows: list[_Row] = []
+    binned = []
     curves = []
     for task, entry in run.plan()["tasks"].items():
         found: dict[str, list[_Row]] = {}
@@ -89,11 +93,13 @@ def analyse(
             kept.append(thinned(point, error, confidence))
         for lam in sorted(found, key=Decimal):
             rows += found[lam]
-        if along := curve(task, sorted(kept, key=lambda point: Decimal(point.lam)), error, confidence):
+        kept.sort(key=lambda point: Decimal(point.lam))
+        binned += [(task, point.lam, point.bins) for point in kept]
+        if along := curve(task, kept, error, confidence):
             curves.append(along)
     columns = zip(*rows, strict=True) if rows else [()] * len(schemas.METRICS)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schemas.METRICS, strict=True)]
-    return Analysis(pa.Table.from_arrays(arrays, schema=schemas.METRICS), tuple(curves))
+    return Analysis(pa.Table.from_arrays(arrays, schema=schemas.METRICS), bin_table(binned), tuple(curves))
 
 
 def write_metrics(run: RunDir, analysis: Analysis | None = None) -> pa.Table:
@@ -108,16 +114,24 @@ def write_metrics(run: RunDir, analysis: Analysis | None = None) -> pa.Table:
         OSError: the disk is full or not writable; an earlier metrics.parquet is left as it was.
     """
     table = (analysis or analyse(run)).metrics
+    commit_table(run.metrics, table, _identity(run))
+    return table
+
+
+def write_bins(run: RunDir, analysis: Analysis) -> None:
+    """Commit RUN/report/bins.parquet; raises as `write_metrics`."""
+    commit_table(run.bins, analysis.bins, _identity(run))
+
+
+def _identity(run: RunDir) -> dict[str, Any]:
     sweep = run.sweep()
-    identity = {
+    return {
         "schema": schemas.SCHEMA_VERSION,
         "base": sweep["pair"]["base"]["fingerprint"],
         "aligned": sweep["pair"]["aligned"]["fingerprint"],
         "engine": sweep["engine"],
         "versions": sweep["versions"],
     }
-    commit_table(run.metrics, table, identity)
-    return table
 
 
 def _rows(task: str, point: Point) -> Iterator[_Row]:

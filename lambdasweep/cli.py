@@ -15,6 +15,7 @@ from lambdasweep.errors import EXIT_FAILED, EXIT_INTERRUPTED, LambdasweepError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from calibration.summary import Analysis
     from lambdasweep.config import SweepConfig
     from lambdasweep.rundir import RunDir
 
@@ -121,10 +122,13 @@ def status(run_dir: RunArgument) -> None:
 
 @app.command()
 def report(run_dir: RunArgument) -> None:
-    """Recompute metrics.parquet from the tables and print it."""
+    """Recompute metrics.parquet from the tables, print it, and write RUN/report/index.html."""
+    from calibration.report.write import write_report
     from lambdasweep.rundir import RunDir
 
-    show_metrics(RunDir(run_dir))
+    run = RunDir(run_dir)
+    write_report(run, show_metrics(run))
+    typer.echo(f"report: {run.index_html}")
 
 
 @app.command()
@@ -169,19 +173,25 @@ def sweep(config: "SweepConfig") -> None:
         raise typer.Exit(result.exit_code)
 
 
-def show_metrics(run_dir: "RunDir") -> None:
-    """Compute and commit the metrics of a run and print its tables."""
+def show_metrics(run_dir: "RunDir") -> "Analysis":
+    """Compute and commit the metrics of a run, print its tables and its answers, and return the analysis."""
     from rich.console import Console
 
-    from calibration.summary import write_metrics
+    from calibration.frontier import frontiers
+    from calibration.summary import analyse, write_metrics
     from calibration.table import render
 
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
-    tables = render(write_metrics(run_dir))
+    analysis = analyse(run_dir)
+    tables = render(write_metrics(run_dir, analysis))
     for table in tables:
         console.print(table)
     if not tables:
         typer.echo("no unit is committed yet, so there is nothing to report", err=True)
+    found = frontiers(analysis.curves)
+    for one in (*found.tasks, *filter(None, [found.macro])):
+        typer.echo(f"{one.task}: {one.answer}")
+    return analysis
 
 
 def main() -> NoReturn:

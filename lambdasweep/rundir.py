@@ -7,7 +7,7 @@
     RUN/quarantine/…                                  same layout: what could not be scored, and why
     RUN/receipts/….json                               same layout: times, hosts, caches; not part of the results
     RUN/metrics.parquet                               computed from the tables, replaced as a whole
-    RUN/report/frontier.json                          likewise
+    RUN/report/…                                      likewise: index.html, figures, frontier.json, bins.parquet
 
 A committed file is the completion record: a file under its final name is complete, because it is written under a
 temporary name, flushed to the disk, and renamed. There is no other bookkeeping, so killing anything at any time loses at
@@ -109,6 +109,22 @@ class RunDir:
     @property
     def frontier_json(self) -> Path:
         return self.root / "report" / "frontier.json"
+
+    @property
+    def index_html(self) -> Path:
+        return self.root / "report" / "index.html"
+
+    @property
+    def bins(self) -> Path:
+        return self.root / "report" / "bins.parquet"
+
+    @property
+    def metrics_csv(self) -> Path:
+        return self.root / "report" / "metrics.csv"
+
+    def figure(self, name: str) -> Path:
+        """Path of a figure for a paper; `name` has its ending."""
+        return self.root / "report" / "figures" / name
 
     def requests(self, task: str) -> Path:
         return self.root / "requests" / f"task={task}.parquet"

@@ -50,3 +50,21 @@ METRICS = pa.schema(
         pa.field("resamples", pa.int32()),  # that the interval was computed from; null where there is none
     ]
 )
+
+BINS = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("lam", LAM, nullable=False),
+        pa.field("events", pa.string(), nullable=False),  # documents (is the predicted choice right?), tokens
+        pa.field("confidence", pa.string(), nullable=False),  # sum, tokens, bytes
+        pa.field("split", pa.string(), nullable=False),  # all, select, report
+        pa.field("bin", pa.int16(), nullable=False),
+        pa.field("bin_low", pa.float64(), nullable=False),  # left edge, not in the bin
+        pa.field("bin_high", pa.float64(), nullable=False),  # right edge, in the bin
+        pa.field("n", pa.int64(), nullable=False),  # events in the bin, at least 1
+        pa.field("mean_confidence", pa.float64(), nullable=False),
+        pa.field("accuracy", pa.float64(), nullable=False),
+        pa.field("ci_low", pa.float64()),  # 95 %, of the accuracy; null for tokens
+        pa.field("ci_high", pa.float64()),
+    ]
+)

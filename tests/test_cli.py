@@ -540,8 +540,9 @@ def test_status_counts_what_is_done_left_and_quarantined(begun: RunDir, lambdasw
 
 def test_a_report_of_nothing_says_so(begun: RunDir, lambdasweep: Callable[..., Result]) -> None:
     result = lambdasweep("report", begun.root)
-    assert (result.code, result.out) == (0, "")
+    assert (result.code, result.out) == (0, f"report: {begun.index_html}\n")
     assert result.err == "no unit is committed yet, so there is nothing to report\n"
+    assert "No λ is finished yet" in begun.index_html.read_text(encoding="utf-8")
 
 
 def test_a_plan_tells_the_cost_and_writes_nothing(

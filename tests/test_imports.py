@@ -29,10 +29,15 @@ MAY_KNOW = {
     "ray": {"ray_jobs"},
     "safetensors": {"merge", "serve"},
     "transformers": {"lambdasweep.tasks"},
+    "altair": {"calibration.report"},
+    "vl_convert": {"calibration.report"},
+    "jinja2": {"calibration.report"},
 }
 # These know neither torch nor vllm even so: a plan is made from headers and settings alone.
 LIGHT = {"merge.checkpoint", "merge.pair", "merge.vocabulary", "serve.settings", "serve.tiers"}
 HEAVY = ("torch", "vllm", "ray", "transformers", "safetensors", "huggingface_hub")
+# What only the report and `plot_reliability` load.
+PLOTTING = ("altair", "vl_convert", "jinja2")
 
 
 @functools.cache
@@ -131,6 +136,9 @@ def test_imports_follow_the_tree(name: str) -> None:
         ("lambdasweep.tasks.requests", "def f():\n    from transformers import AutoTokenizer", 0),
         ("lambdasweep.prepare", "def f():\n    from transformers import AutoTokenizer", 1),
         ("calibration.metrics", "def f():\n    import torch", 1),
+        ("calibration.summary", "def f():\n    import altair", 1),
+        ("calibration.report.style", "import altair", 0),
+        ("lambdasweep.cli", "def f():\n    import vl_convert", 1),
         ("calibration.metrics", "from lambdasweep.config import SweepConfig", 1),
         ("calibration.metrics", "import merge", 1),
         ("merge.pair", "from serve.settings import EngineSettings", 1),
@@ -155,17 +163,23 @@ def test_the_rule_sees_what_it_is_about(name: str, source: str, count: int) -> N
     [
         "import runpy; sys.argv = ['lambdasweep', '--help']\ntry: runpy.run_module('lambdasweep', run_name='__main__')\n"
         "except SystemExit as end: assert end.code == 0, end.code",
-        "import calibration.summary, calibration.table",
+        "import calibration.summary, calibration.table, calibration.frontier, lambdasweep.notebook",
         "import lambdasweep.status, lambdasweep.estimate, lambdasweep.tasks, merge.pair, serve.settings, ray_jobs.scheduler",
     ],
     ids=["help", "report", "plan"],
 )
 def test_light_commands_load_nothing_heavy(code: str) -> None:
-    ask = f"import sys\n{code}\nprint('loaded:', *[name for name in {HEAVY} if name in sys.modules])"
+    ask = f"import sys\n{code}\nprint('loaded:', *[name for name in {HEAVY + PLOTTING} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "loaded:"
     assert ("Usage: " in done.stdout) == ("--help" in code)
+
+
+def test_a_report_loads_nothing_heavy() -> None:
+    ask = f"import sys, calibration.report.write\nprint('loaded:', *[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "loaded:\n"
 
 
 def test_every_package_is_installed() -> None:
@@ -173,3 +187,6 @@ def test_every_package_is_installed() -> None:
     packaged = settings["tool"]["setuptools"]["packages"]
     assert sorted(packaged) == sorted(name for name, path in modules().items() if path.name == "__init__.py")
     assert sorted(settings["tool"]["mypy"]["packages"]) == sorted(FOLDERS)
+    data = settings["tool"]["setuptools"]["package-data"]["calibration.report"]
+    strange = [path.name for path in (ROOT / "calibration/report").iterdir() if path.suffix not in (".py", "")]
+    assert sorted(data) == sorted(strange)

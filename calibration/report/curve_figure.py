@@ -1,0 +1,68 @@
+"""One metric along λ, with its 95 % band and the cheap alternative: aligned after temperature scaling."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import altair as alt
+
+from calibration.points import PARENTS
+from calibration.report.data import chart_data
+from calibration.report.facts import Facts, TaskFacts, role_of
+from calibration.report.measures import Measure
+from calibration.report.selected import OF_POINT
+from calibration.report.style import NEUTRAL, OTHER_COLOUR, lam_axis, lam_colour, role_shape
+
+_COLUMNS = ("task", "lambda", "lam", "point", "role", "value", "low", "high", "scaled", "documents")
+
+
+def curve_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict[str, Any]]:
+    """Yield one row per finished λ at which the metric is a finite number; `scaled` is the same in all of them."""
+    scaled = task.cell(PARENTS["aligned"], measure.scaled).drawn if measure.scaled else None
+    for lam in task.lambdas:
+        cell = task.cell(lam, measure.metric)
+        if cell.drawn is not None:
+            yield {
+                **{"task": task.name, "lambda": lam, "lam": float(lam), "point": facts.stop(lam)},
+                **{"role": role_of(lam), "value": cell.drawn, "low": cell.low, "high": cell.high},
+                **{"scaled": scaled, "documents": cell.n},
+            }
+
+
+def curve_chart(
+    facts: Facts, rows: Sequence[dict[str, Any]], measure: Measure, follows: bool = False
+) -> alt.LayerChart:
+    """Draw a metric along λ.
+
+    Args:
+        facts: the run.
+        rows: of `curve_rows`.
+        measure: the metric.
+        follows: mark the λ of the slider.
+    """
+    x = lam_axis(facts.grid)
+    scale = alt.Scale(zero=False)
+    base = alt.Chart().encode(x=x)
+    value = alt.Y("value:Q", title=measure.axis, scale=scale)
+    tooltip = [
+        alt.Tooltip("lambda:N", title="λ"),
+        alt.Tooltip("value:Q", title=measure.title, format=measure.form),
+        alt.Tooltip("low:Q", title="95 % from", format=measure.form),
+        alt.Tooltip("high:Q", title="to", format=measure.form),
+        alt.Tooltip("documents:Q", title="documents", format="d"),
+    ]
+    layers = [
+        base.mark_area(opacity=0.22, color=NEUTRAL).encode(
+            y=alt.Y("low:Q", title=measure.axis, scale=scale), y2="high:Q"
+        ),
+        base.mark_line(color=NEUTRAL, strokeWidth=1.5).encode(y=value),
+    ]
+    if follows:
+        layers.append(base.transform_filter(OF_POINT).mark_rule(color=NEUTRAL, strokeDash=[2, 3], strokeWidth=1.2))
+    if any(row["scaled"] is not None for row in rows):
+        rule = alt.Chart().mark_rule(color=OTHER_COLOUR, strokeDash=[6, 3], strokeWidth=1.6)
+        layers.append(rule.encode(y=alt.Y("mean(scaled):Q", title=measure.axis, scale=scale)))
+    dots = base.mark_point(filled=True, opacity=1, size=42).encode(
+        y=value, color=lam_colour(facts.grid), shape=role_shape(), tooltip=tooltip
+    )
+    parents = dots.transform_filter("datum.role !== 'other λ'").mark_point(filled=True, opacity=1, size=110)
+    return alt.LayerChart(data=chart_data(rows, _COLUMNS), layer=[*layers, dots, parents])

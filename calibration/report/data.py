@@ -1,0 +1,30 @@
+"""Rows → the data of a chart. As CSV, which is a third of the size of a JSON object for each row."""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import altair as alt
+
+TEXT = ("task", "role", "label", "series", "lambda", "interval")
+
+
+def chart_data(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], digits: int = 6) -> alt.InlineData:
+    """Put some columns of rows into a chart; those of TEXT are text, all others numbers, rounded to some digits.
+
+    What is missing, None or not finite is null, which no mark is drawn for.
+    """
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_field(row.get(column), digits) for column in columns] for row in rows)
+    parse = {column: "string" if column in TEXT else "number" for column in columns}
+    return alt.InlineData(values=sink.getvalue(), format=alt.CsvDataFormat(type="csv", parse=parse))
+
+
+def _field(value: Any, digits: int) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,160 @@
+"""The tables of a run as its report shows them: one confidence, the finished λs, and what there is of each task."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from calibration.choice import ACCURACY
+from calibration.frontier import Frontier, Frontiers
+from calibration.points import PARENTS
+from calibration.summary import Analysis
+from lambdasweep.grid import canonical
+
+MAX_BIN_ROWS = 12_000  # in a page: half a megabyte
+MACRO = "average of all tasks"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A number of the metrics table."""
+
+    value: float | None  # may be infinite
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def drawn(self) -> float | None:
+        """The value, if it can be drawn."""
+        return self.value if self.value is not None and math.isfinite(self.value) else None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """A task."""
+
+    name: str
+    record: Mapping[str, Any]  # of plan.json
+    is_continuation: bool  # nothing to choose from; False where nothing is scored, too
+    lambdas: tuple[str, ...]  # finished: every document scored or known not to be; ascending
+    partial: tuple[str, ...]  # begun
+    cells: Mapping[tuple[str, str, str], Cell]  # λ, metric, split
+    frontier: Frontier | None
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The λs of the plan of which nothing is committed."""
+        return tuple(lam for lam in self.record["lambdas"] if lam not in {*self.lambdas, *self.partial})
+
+    def cell(self, lam: str, metric: str, split: str = "all") -> Cell:
+        """Return a number; one without a value where there is none."""
+        return self.cells.get((lam, metric, split), Cell(None, None, None, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A run."""
+
+    tasks: tuple[TaskFacts, ...]  # in the order of the plan
+    macro: Frontier | None
+    grid: tuple[str, ...]  # the finished λs of all tasks, ascending
+    confidence: str
+    error: str  # the calibration error of the frontier
+    bins: pa.Table  # schemas.BINS: of `confidence`, split all, finished λs
+    stops: tuple[str, ...]  # the λs that the slider stops at: the grid, unless that would be too much for a page
+
+    @property
+    def accuracy(self) -> str:
+        """Name of the metric that is the accuracy."""
+        return ACCURACY[self.confidence]
+
+    @property
+    def choices(self) -> tuple[TaskFacts, ...]:
+        """The choice tasks of which a λ is finished."""
+        return tuple(task for task in self.tasks if task.lambdas and not task.is_continuation)
+
+    @property
+    def continuations(self) -> tuple[TaskFacts, ...]:
+        """The continuation tasks of which a λ is finished."""
+        return tuple(task for task in self.tasks if task.lambdas and task.is_continuation)
+
+    @property
+    def frontiers(self) -> tuple[tuple[str, Frontier], ...]:
+        """Every frontier by what it is called: the average first, where there is one."""
+        average = ((MACRO, self.macro),) if self.macro else ()
+        return (*average, *((task.name, task.frontier) for task in self.tasks if task.frontier))
+
+    def stop(self, lam: str) -> int:
+        """Return the place of a λ among the stops of the slider; −2 where it has none."""
+        return self.stops.index(lam) if lam in self.stops else -2
+
+    @property
+    def start(self) -> int:
+        """Where the slider starts: at λ*."""
+        return self.stop(self.chosen) if self.chosen else 0
+
+    @property
+    def chosen(self) -> str | None:
+        """λ*: of the average, or of the only task that has one."""
+        return self.frontiers[0][1].chosen.lam if self.frontiers else None
+
+
+def gather(plan: Mapping[str, Any], analysis: Analysis, found: Frontiers, error: str, confidence: str) -> Facts:
+    """Put together what a report shows.
+
+    Args:
+        plan: plan.json.
+        analysis: of the run.
+        found: the frontiers of its curves, which hold accuracy against `error` of `confidence`.
+    """
+    cells: dict[str, dict[tuple[str, str, str], Cell]] = {}
+    wanted = pc.is_in(analysis.metrics["confidence"], pa.array({"sum", confidence}))
+    for row in analysis.metrics.filter(wanted).to_pylist():
+        of_task = cells.setdefault(row["task"], {})
+        key = canonical(row["lam"]), row["metric"], row["split"]
+        if row["confidence"] == confidence or key not in of_task:  # what is the same for all is stored under sum only
+            of_task[key] = Cell(row["value"], row["ci_low"], row["ci_high"], row["n"])
+    frontiers = {one.task: one for one in found.tasks}
+    tasks = tuple(
+        _task(name, record, cells.get(name, {}), frontiers.get(name)) for name, record in plan["tasks"].items()
+    )
+    grid = sorted({lam for task in tasks for lam in task.lambdas}, key=Decimal)
+    bins = _shown_bins(analysis.bins, tasks, confidence)
+    stars = {one.chosen.lam for one in (*found.tasks, *filter(None, [found.macro]))}
+    stops = _thinned(grid, len(bins), {*PARENTS.values(), *stars})
+    return Facts(tasks, found.macro, tuple(grid), confidence, error, bins, stops)
+
+
+def _thinned(grid: Sequence[str], rows: int, kept: set[str]) -> tuple[str, ...]:
+    step = -(-rows // MAX_BIN_ROWS) or 1
+    return tuple(lam for place, lam in enumerate(grid) if place % step == 0 or lam in kept)
+
+
+def role_of(lam: str) -> str:
+    """Return which parent a λ is, or `other λ`."""
+    return next((name for name, parent in PARENTS.items() if parent == lam), "other λ")
+
+
+def _task(
+    name: str, record: Mapping[str, Any], cells: Mapping[tuple[str, str, str], Cell], found: Frontier | None
+) -> TaskFacts:
+    lambdas = sorted({lam for lam, _, _ in cells}, key=Decimal)
+    partial = {lam for lam in lambdas if cells[lam, "docs_unfinished", "all"].value}
+    is_continuation = any(metric == "perplexity" for _, metric, _ in cells)
+    finished = tuple(lam for lam in lambdas if lam not in partial)
+    return TaskFacts(
+        name, record, is_continuation, finished, tuple(lam for lam in lambdas if lam in partial), cells, found
+    )
+
+
+def _shown_bins(bins: pa.Table, tasks: tuple[TaskFacts, ...], confidence: str) -> pa.Table:
+    of = pc.or_(pc.equal(bins["confidence"], confidence), pc.equal(bins["events"], "tokens"))
+    bins = bins.filter(pc.and_(of, pc.equal(bins["split"], "all")))
+    finished = {(task.name, Decimal(lam)) for task in tasks for lam in task.lambdas}
+    keys = zip(bins["task"].to_pylist(), bins["lam"].to_pylist(), strict=True)
+    return bins.filter(pa.array([key in finished for key in keys], pa.bool_()))

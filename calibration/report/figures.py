@@ -1,0 +1,148 @@
+"""All figures of a run: those of the page, which follow its controls, and those for a paper, which stand still."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import altair as alt
+
+from calibration.points import PARENTS
+from calibration.report.curve_figure import curve_chart, curve_rows
+from calibration.report.facts import MACRO, Facts, TaskFacts
+from calibration.report.frontier_figure import frontier_chart, frontier_rows
+from calibration.report.measures import Measure, choice_measures, continuation_measures
+from calibration.report.reliability_figure import bin_dicts, histogram_chart, reliability_chart
+from calibration.report.selected import OF_POINT, OF_TASK, TASK, point_param, task_param
+from calibration.report.tasks_figure import domain, task_rows, tasks_chart
+
+# Of figures for a paper; the page and the tables hold all tasks.
+PAPER_TASKS = 12
+
+_TASK, _CONTINUATION = "#task", "#continuation"
+
+
+def page_figures(facts: Facts) -> dict[str, dict[str, alt.LayerChart]]:
+    """Return the charts of each section of the page by their element's id; none where there is nothing to draw."""
+    found: dict[str, dict[str, alt.LayerChart]] = {}
+    point = facts.start
+    frontiers = {}
+    if facts.macro:
+        rows = list(frontier_rows(facts, *facts.frontiers[0]))
+        average = frontier_chart(facts, rows, follows=True).properties(title=_title(MACRO), height=300)
+        frontiers["frontier-average"] = average.add_params(point_param(point))
+    if per_task := [(name, one) for name, one in facts.frontiers if one is not facts.macro]:
+        rows = [row for name, found_one in per_task for row in frontier_rows(facts, name, found_one)]
+        one = frontier_chart(facts, rows, follows=True).properties(title=_title(alt.ExprRef(TASK)), height=300)
+        frontiers["frontier-task"] = _following(one, _TASK, facts.choices, point)
+    found["frontier"] = frontiers
+    found["curves"] = _curves(facts, facts.choices, choice_measures(facts.confidence), _TASK, point)
+    found["reliability"] = _reliability(facts, facts.choices, ("documents", "tokens"), _TASK, point)
+    multiples = {task.name: list(task_rows(facts, task)) for task in facts.choices}
+    span = domain([row for rows in multiples.values() for row in rows])
+    found["tasks"] = {
+        f"tasks-{i}": tasks_chart(facts, rows, span).properties(title=_title(name))
+        for i, (name, rows) in enumerate(multiples.items())
+    }
+    continuations = facts.continuations
+    found["continuation"] = _curves(facts, continuations, continuation_measures(), _CONTINUATION, point)
+    found["continuation"] |= _reliability(facts, continuations, ("tokens",), _CONTINUATION, point)
+    return {section: charts for section, charts in found.items() if charts}
+
+
+def paper_figures(facts: Facts) -> dict[str, alt.TopLevelMixin]:
+    """Return the figures for a paper by file name, of at most PAPER_TASKS tasks each."""
+    found: dict[str, alt.TopLevelMixin] = {}
+    if shown := facts.frontiers[:PAPER_TASKS]:
+        rows = [row for name, one in shown for row in frontier_rows(facts, name, one)]
+        chart = frontier_chart(facts, rows).properties(width=420, height=320)
+        found["frontier"] = _facet(chart, [name for name, _ in shown], columns=2).resolve_scale(
+            x="independent", y="independent"
+        )
+    tasks = facts.choices[:PAPER_TASKS]
+    if tasks:
+        found["curves"] = _grid(facts, tasks, choice_measures(facts.confidence))
+        rows = [row for task in tasks for row in task_rows(facts, task)]
+        chart = tasks_chart(facts, rows, domain(rows)).properties(width=240, height=180)
+        found["tasks"] = _facet(chart, [task.name for task in tasks], columns=3)
+    for events, of in (("documents", tasks), ("tokens", facts.tasks)):
+        names = [task.name for task in of if task.lambdas][:PAPER_TASKS]
+        rows = [row for row in _landmarks(facts, events) if row["task"] in names] if names else []
+        if rows:
+            found[f"reliability-{events}"] = _side_by_side(reliability_chart(rows, facts.grid, events), 200, rows)
+            found[f"confidence-{events}"] = _side_by_side(histogram_chart(rows, facts.grid, events), 110, rows)
+    if facts.continuations:
+        found["continuation"] = _grid(facts, facts.continuations[:PAPER_TASKS], continuation_measures())
+    return found
+
+
+def _title(name: str | alt.ExprRef) -> alt.TitleParams:
+    return alt.TitleParams(text=name, limit=300)
+
+
+def _following(
+    chart: alt.LayerChart, control: str, tasks: Sequence[TaskFacts], point: int, filters: str = OF_TASK
+) -> alt.LayerChart:
+    """Let a chart follow the page's controls."""
+    return chart.transform_filter(filters).add_params(task_param(control, tasks[0].name), point_param(point))
+
+
+def _curves(
+    facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure], control: str, point: int
+) -> dict[str, alt.LayerChart]:
+    found = {}
+    for measure in measures:
+        rows = [row for task in tasks for row in curve_rows(facts, task, measure)]
+        if rows:
+            chart = curve_chart(facts, rows, measure, follows=True).properties(title=measure.title, height=200)
+            found[f"{control[1:]}-{measure.metric}"] = _following(chart, control, tasks, point)
+    return found
+
+
+def _reliability(
+    facts: Facts, tasks: Sequence[TaskFacts], kinds: Sequence[str], control: str, point: int
+) -> dict[str, alt.LayerChart]:
+    found = {}
+    names = {task.name for task in tasks}
+    drawn: list[tuple[str, Callable[..., alt.LayerChart], str, int]] = [
+        ("reliability", reliability_chart, "Reliability of {}", 300),
+        ("confidence", histogram_chart, "Confidence of {}", 150),
+    ]
+    for of in kinds:
+        rows = [row for row in bin_dicts(facts.bins, of, facts.stops) if row["task"] in names]
+        for name, chart, title, height in drawn if rows else ():
+            one = chart(rows, facts.grid, of).properties(title=title.format(of), height=height)
+            filters = f"{OF_TASK} && {OF_POINT}"
+            found[f"{control[1:]}-{name}-{of}"] = _following(one, control, tasks, point, filters)
+    return found
+
+
+def _facet(chart: alt.LayerChart, names: list[str], columns: int) -> alt.FacetChart:
+    return chart.facet(facet=alt.Facet("task:N", title=None, sort=names), columns=columns)
+
+
+def _grid(facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure]) -> alt.TopLevelMixin:
+    """Put every metric of every task next to each other, a task a row."""
+    charts = []
+    for task in tasks:
+        row = []
+        for measure in measures:
+            title = f"{task.name}: {measure.title}" if len(tasks) > 1 else measure.title
+            rows = list(curve_rows(facts, task, measure))
+            row.append(curve_chart(facts, rows, measure).properties(title=_title(title), width=230, height=160))
+        charts.append(alt.concat(*row, columns=3))
+    return alt.vconcat(*charts)
+
+
+def _landmarks(facts: Facts, events: str) -> list[dict[str, Any]]:
+    """Return the bins of the parents and of λ*; of the λ nearest to the middle where none is chosen."""
+    star = facts.chosen or facts.grid[len(facts.grid) // 2]
+    names = {PARENTS["base"]: "base", PARENTS["aligned"]: "aligned"}
+    names[star] = f"{names[star]}, λ*" if star in names else f"λ* = {star}" if facts.chosen else f"λ = {star}"
+    rows = bin_dicts(facts.bins, events, facts.grid)
+    return [row | {"label": names[row["lambda"]]} for row in rows if row["lambda"] in names]
+
+
+def _side_by_side(chart: alt.LayerChart, height: int, rows: list[dict[str, Any]]) -> alt.FacetChart:
+    tasks, labels = (list(dict.fromkeys(row[key] for row in rows)) for key in ("task", "label"))
+    return chart.properties(width=220, height=height).facet(
+        row=alt.Row("task:N", title=None, sort=tasks), column=alt.Column("label:N", title=None, sort=labels)
+    )

@@ -1,0 +1,66 @@
+"""What a run is, and what of it could not be scored: the parts of a report that are words."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lambdasweep.rundir import RunDir
+
+SHOWN_IDS = 20
+_TASK_KEYS = ("file", "format", "shots", "limit", "seed", "documents", "requests", "duplicates", "template", "sha256")
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """One reason why requests of a task could not be scored."""
+
+    task: str
+    reason: str
+    count: int  # of (request, λ)
+    lambdas: tuple[str, ...]
+    request_ids: tuple[int, ...]  # the first SHOWN_IDS, ascending
+    requests: int  # how many different ones
+
+
+def identity(sweep: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what sweep.json says as (name, value), parents first."""
+    order = sorted(sweep, key=lambda key: (key != "pair", key))
+    return [pair for key in order for pair in _flat(key, sweep[key])]
+
+
+def task_records(plan: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return what plan.json says of each task as (name, value), and its λs."""
+    found = []
+    for name, record in plan["tasks"].items():
+        pairs = [pair for key in _TASK_KEYS if key in record for pair in _flat(key, record[key])]
+        found.append((name, [*pairs, ("λ", ", ".join(record["lambdas"]))]))
+    return found
+
+
+def quarantine(run: RunDir, plan: Mapping[str, Any]) -> list[Quarantined]:
+    """Count what could not be scored, by task and reason; the most frequent first."""
+    found = []
+    for task, record in plan["tasks"].items():
+        counts: Counter[str] = Counter()
+        lambdas: dict[str, list[str]] = {}
+        requests: dict[str, set[int]] = {}
+        for lam in record["lambdas"]:
+            table = run.quarantine(task, lam)
+            for request, reason in zip(table["request_id"].to_pylist(), table["reason"].to_pylist(), strict=True):
+                counts[reason] += 1
+                requests.setdefault(reason, set()).add(request)
+                if lam not in (at := lambdas.setdefault(reason, [])):
+                    at.append(lam)
+        for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            ids = sorted(requests[reason])
+            found.append(Quarantined(task, reason, count, tuple(lambdas[reason]), tuple(ids[:SHOWN_IDS]), len(ids)))
+    return found
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key in sorted(value):
+            yield from _flat(f"{name} {key}", value[key])
+    elif value is not None:
+        yield name, str(value)

@@ -1,0 +1,89 @@
+"""What a report has to admit: what is missing, left out, or not to be compared."""
+
+from collections.abc import Iterator, Sequence
+
+from calibration.points import PARENTS
+from calibration.report.facts import Facts, TaskFacts
+from calibration.report.figures import PAPER_TASKS
+
+_SHOWN = 8
+_FEW = 30
+_REASONS = {
+    "docs_quarantined": "are in quarantine",
+    "docs_undefined": "give every choice probability 0",
+}
+
+
+def notices(facts: Facts) -> Iterator[str]:
+    """Yield one sentence for each thing that a reader could miss."""
+    if not facts.tasks:
+        yield "No task has been asked for yet: nothing is scored."
+    elif not facts.grid:
+        yield "No λ is finished yet: there is nothing to draw. Run the sweep on, then make the report again."
+    for task in facts.tasks:
+        yield from (f"{task.name}: {text}" for text in _of_task(facts, task))
+    if facts.grid and not facts.choices:
+        yield (
+            "There is no finished task with choices, so there is no confidence in a choice: no frontier, no λ*, and "
+            "reliability of tokens only."
+        )
+    if len(facts.stops) < len(facts.grid):
+        yield (
+            f"The slider stops at {len(facts.stops)} of {len(facts.grid)} λs, to keep this page small; the bins of all of "
+            "them are in bins.parquet."
+        )
+    if max(len(facts.choices), len(facts.continuations), len(facts.frontiers)) > PAPER_TASKS:
+        yield f"The files in figures/ show the first {PAPER_TASKS} tasks; this page and the tables hold all of them."
+
+
+def _of_task(facts: Facts, task: TaskFacts) -> Iterator[str]:
+    if task.partial:
+        yield f"{_lams(task.partial)} partly scored, hence in no figure: fewer documents are no fair comparison."
+    if task.missing:
+        yield f"{_lams(task.missing)} not scored yet."
+    if not task.lambdas:
+        return
+    for name, lam in PARENTS.items():
+        if lam not in task.record["lambdas"]:
+            yield f"λ = {lam} ({name}) is not in the grid, so nothing is compared with {name}."
+        elif lam not in task.lambdas:
+            yield f"λ = {lam} ({name}) is not finished, so nothing is compared with {name}."
+    if len(task.lambdas) == 1:
+        yield f"only λ = {task.lambdas[0]} is finished: a point, not a curve."
+    for metric, words in _REASONS.items():
+        touched = [lam for lam in task.lambdas if task.cell(lam, metric).value]
+        if touched:
+            counts = [int(task.cell(lam, metric).value or 0) for lam in touched]
+            number = f"{min(counts)}–{max(counts)}" if min(counts) < max(counts) else str(counts[0])
+            total = task.cell(touched[0], metric).n
+            yield f"{number} of {total} documents {words} and are left out at {_span(touched)}."
+    yield from _of_values(facts, task)
+
+
+def _of_values(facts: Facts, task: TaskFacts) -> Iterator[str]:
+    accuracy = "acc" if task.is_continuation else facts.accuracy
+    cells = {lam: task.cell(lam, accuracy) for lam in task.lambdas}
+    empty = [lam for lam, cell in cells.items() if cell.value is None]
+    if empty:
+        yield f"no document could be evaluated for accuracy at {_span(empty)}."
+    most = max(cell.n for cell in cells.values())
+    if 0 < most < _FEW:
+        yield f"{most} document{'s' if most > 1 else ''} only: differences between λs are mostly chance."
+    for value, words in ((1.0, "right"), (0.0, "wrong")):
+        same = [lam for lam, cell in cells.items() if cell.value == value and cell.n > 1]
+        if same:
+            yield f"every answer is {words} at {_span(same)}, so confidence cannot rank them (no AUROC)."
+    if any(task.cell(lam, "nll").value == float("inf") for lam in task.lambdas):
+        where = [lam for lam in task.lambdas if task.cell(lam, "nll").value == float("inf")]
+        yield f"something right has probability 0 at {_span(where)}: NLL is infinite there and not drawn."
+    if not task.is_continuation and task.frontier is None and not empty:
+        yield "no frontier: it wants at least two documents in each half (select, report)."
+
+
+def _lams(lams: Sequence[str]) -> str:
+    return f"{_span(lams)} {'is' if len(lams) == 1 else 'are'}"
+
+
+def _span(lams: Sequence[str]) -> str:
+    more = f" and {len(lams) - _SHOWN} more" if len(lams) > _SHOWN else ""
+    return f"λ = {', '.join(lams[:_SHOWN])}{more}"

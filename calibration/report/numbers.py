@@ -1,0 +1,52 @@
+"""The metrics of a task as a table for reading, a λ a row."""
+
+from dataclasses import dataclass
+
+from calibration.report.facts import Cell, Facts, TaskFacts, role_of
+from calibration.report.measures import Measure, choice_measures, continuation_measures
+
+ROWS = 400  # in all tables of a page; beyond, parents, λ* and frontier only
+_MISSING = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """A table."""
+
+    task: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]  # λ, what it is, documents, then `value [low, high]` of each metric
+    left_out: int  # λs that are not shown
+
+
+def numbers(facts: Facts) -> list[Numbers]:
+    """Lay out every task of which anything is scored; partly scored λs are marked."""
+    tasks = [task for task in facts.tasks if task.lambdas or task.partial]
+    few = sum(len(task.lambdas) + len(task.partial) for task in tasks) <= ROWS
+    return [_of_task(facts, task, few) for task in tasks]
+
+
+def _of_task(facts: Facts, task: TaskFacts, every: bool) -> Numbers:
+    measures = continuation_measures() if task.is_continuation else choice_measures(facts.confidence)
+    every_lam = [lam for lam in task.record["lambdas"] if lam in {*task.lambdas, *task.partial}]
+    notable = {point.lam for point in task.frontier.points if point.on_frontier} if task.frontier else set()
+    star = task.frontier.chosen.lam if task.frontier else None
+    shown = [lam for lam in every_lam if every or lam in notable or lam == star or role_of(lam) != "other λ"]
+    rows = []
+    for lam in shown:
+        marks = [role_of(lam) if role_of(lam) != "other λ" else "", "λ*" if lam == star else ""]
+        marks += ["frontier" if lam in notable else "", "partial" if lam in task.partial else ""]
+        cells = [_text(task.cell(lam, measure.metric), measure) for measure in measures]
+        documents = task.cell(lam, "nll").n
+        rows.append((lam, ", ".join(filter(None, marks)), str(documents), *cells))
+    header = ("λ", "", "documents", *(measure.title for measure in measures))
+    return Numbers(task.name, header, tuple(rows), len(every_lam) - len(shown))
+
+
+def _text(cell: Cell, measure: Measure) -> str:
+    if cell.value is None:
+        return _MISSING
+    value = "∞" if cell.drawn is None else format(cell.value, measure.form)
+    if cell.low is None or cell.high is None:
+        return value
+    return f"{value} [{cell.low:{measure.form}}, {cell.high:{measure.form}}]"

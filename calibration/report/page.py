@@ -1,0 +1,100 @@
+"""Facts → one HTML file that opens from the disk: styles, scripts, data and the plotting library are all inside."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import PurePath
+from typing import Any
+
+import altair as alt
+import vl_convert
+from jinja2 import Environment
+from markupsafe import Markup
+
+from calibration.report.facts import Facts
+from calibration.report.figures import page_figures
+from calibration.report.identity import Quarantined, identity, task_records
+from calibration.report.measures import ERROR_TITLES
+from calibration.report.notices import notices
+from calibration.report.numbers import numbers
+from calibration.report.style import theme
+
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
+
+
+@dataclass(frozen=True, slots=True)
+class Parents:
+    """How a page calls the pair."""
+
+    base: str
+    aligned: str
+
+
+def page(
+    facts: Facts,
+    sweep: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    quarantined: list[Quarantined],
+    figures: list[str],
+) -> str:
+    """Return the HTML. Equal arguments give equal text.
+
+    Args:
+        facts: what is drawn.
+        sweep, plan: sweep.json and plan.json.
+        quarantined: of the run.
+        figures: names of the files in figures/, without their endings.
+    """
+    charts = page_figures(facts)
+    specs = {name: _spec(chart) for section in charts.values() for name, chart in section.items()}
+    # Known by their content: what two figures show is there once.
+    datasets = {name: rows for spec in specs.values() for name, rows in spec.pop("datasets").items()}
+    bundle, script = Markup(vl_convert.javascript_bundle("globalThis.vegaEmbed = vegaEmbed;")), Markup(_file("page.js"))
+    data = {"specs": specs, "datasets": datasets, "themes": {name: theme(name, _FONT) for name in ("light", "dark")}}
+    # Task names get no way out of where they stand: jinja2 escapes them in HTML, and in JSON there is no "<" at all.
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_file("page.html"))
+    return template.render(
+        parents=Parents(*(_short(sweep["pair"][role]) for role in ("base", "aligned"))),
+        facts=facts,
+        error_title=ERROR_TITLES[facts.error],
+        notices=list(notices(facts)),
+        charts=charts,
+        numbers=numbers(facts),
+        identity=identity(sweep),
+        task_records=task_records(plan),
+        quarantined=quarantined,
+        paper=figures,
+        style=Markup(_file("page.css")),
+        bundle=bundle,
+        script=script,
+        data=Markup(_json(data)),
+        # No other script than these two runs, whatever stands in the page, and nothing is fetched. Vega makes functions of
+        # its expressions ('unsafe-eval'); no text of a task is in any.
+        hashes=[_digest(bundle), _digest(script)],
+    )
+
+
+def _spec(chart: alt.LayerChart) -> dict[str, Any]:
+    spec: dict[str, Any] = chart.properties(width="container").to_dict()
+    spec.pop("config", None)  # the theme's, which follows the reader's setting
+    return spec
+
+
+def _short(parent: Mapping[str, Any]) -> str:
+    return PurePath(str(parent["source"])).name or str(parent["source"])
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _file(name: str) -> str:
+    return resources.files("calibration.report").joinpath(name).read_text(encoding="utf-8")

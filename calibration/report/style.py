@@ -1,0 +1,90 @@
+"""What all figures share: colours that a colour-blind reader can tell apart, for light and for dark, and the λ scale."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+# Hue goes from violet to orange and luminance only up, so that the order of λs is seen without colour, too. Every colour
+# of a ramp has a contrast of at least 3 on its background.
+_RAMPS = {
+    "light": ["#2b1a8f", "#8a1fa0", "#cc3f72", "#d9601a"],
+    "dark": ["#8f7bff", "#d070d0", "#ff8f6b", "#ffd84d"],
+}
+_INK = {"light": "#1c2128", "dark": "#e8edf3"}
+_MUTED = {"light": "#57606a", "dark": "#9aa5b1"}
+_GRID = {"light": "#e7eaee", "dark": "#2a323c"}
+_BACKGROUND = {"light": "#ffffff", "dark": "#12171d"}
+
+# Of the set of M. Okabe and K. Ito, "Color universal design" (2008); readable on both backgrounds.
+ACCURACY_COLOUR = "#2f7fc1"
+OTHER_COLOUR = "#d55e00"
+NEUTRAL = "#7d8792"  # of lines that are neither: the diagonal, the way along λ
+
+ROLES = ("base", "aligned", "other λ", "aligned, temperature-scaled")
+_SHAPES = ("square", "triangle-up", "circle", "cross")
+
+
+def theme(name: str, font: str) -> dict[str, Any]:
+    """Return the Vega-Lite config of `light` or `dark`."""
+    ink, muted = _INK[name], _MUTED[name]
+    return {
+        "background": _BACKGROUND[name],
+        "font": font,
+        "view": {"stroke": None, "continuousHeight": 240},
+        "axis": {
+            "labelColor": muted,
+            "titleColor": ink,
+            "titleFontWeight": "normal",
+            "titleFontSize": 12,
+            "labelFontSize": 11,
+            "gridColor": _GRID[name],
+            "domainColor": muted,
+            "tickColor": muted,
+            "labelOverlap": True,
+        },
+        "header": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "labelFontWeight": "bold"},
+        "legend": {
+            "labelColor": ink,
+            "titleColor": ink,
+            "titleFontWeight": "normal",
+            "labelFontSize": 11,
+            "labelLimit": 260,
+            "symbolStrokeColor": ink,
+            "symbolBaseStrokeColor": ink,
+        },
+        "title": {"color": ink, "fontSize": 13, "anchor": "start", "fontWeight": "bold"},
+        "text": {"color": ink},
+        "range": {"ramp": _RAMPS[name], "heatmap": _RAMPS[name]},
+    }
+
+
+def lam_colour(grid: Sequence[str], legend: bool = False) -> alt.Color:
+    """Return the colour channel of `lam`: the same colour for a λ in all figures of a run."""
+    low, high = _ends(grid)
+    high = high if high > low else low + 1
+    ticks = sorted({low, high, *(parent for parent in (0.0, 1.0) if low < parent < high)})
+    shown = alt.Legend(
+        title="λ", type="gradient", orient="top", gradientLength=200, gradientThickness=8, values=ticks, format="~g"
+    )
+    return alt.Color("lam:Q", scale=alt.Scale(domain=[low, high]), legend=shown if legend else None)
+
+
+def lam_axis(grid: Sequence[str]) -> alt.X:
+    """Return the horizontal axis of everything that is drawn along λ."""
+    low, high = _ends(grid)
+    margin = 0.03 * (high - low) or 0.5  # a single λ still wants an axis
+    return alt.X(
+        "lam:Q", title="λ (0 base, 1 aligned)", scale=alt.Scale(domain=[low - margin, high + margin], nice=False)
+    )
+
+
+def role_shape(legend: bool = False) -> alt.Shape:
+    """Return the shape channel of `role`: which point is a parent, without a colour."""
+    shown = alt.Legend(title=None, orient="bottom", columns=2) if legend else None
+    return alt.Shape("role:N", scale=alt.Scale(domain=list(ROLES), range=list(_SHAPES)), legend=shown)
+
+
+def _ends(grid: Sequence[str]) -> tuple[float, float]:
+    values = [float(lam) for lam in grid]
+    return min(values, default=0.0), max(values, default=1.0)

@@ -1,0 +1,86 @@
+"""A run directory → everything in RUN/report."""
+
+import csv
+import io
+import re
+from typing import Any
+
+import altair as alt
+import pyarrow as pa
+import vl_convert
+
+from calibration.confidence import CONFIDENCES
+from calibration.curve import ERRORS
+from calibration.frontier import Frontiers, frontiers, write_frontiers
+from calibration.report.facts import gather
+from calibration.report.figures import paper_figures
+from calibration.report.identity import quarantine
+from calibration.report.page import page
+from calibration.report.style import theme
+from calibration.summary import Analysis, write_bins
+from lambdasweep.grid import canonical
+from lambdasweep.rundir import RunDir, commit_bytes
+
+_FONT = "Liberation Sans, Arial, Helvetica, sans-serif"  # the first comes with the converter: the same on every machine
+_PPI = 200.0
+
+
+def write_report(
+    run: RunDir,
+    analysis: Analysis,
+    found: Frontiers | None = None,
+    error: str = ERRORS[0],
+    confidence: str = CONFIDENCES[0],
+) -> None:
+    """Commit report/index.html, figures/*.svg and *.png, frontier.json, bins.parquet and metrics.csv.
+
+    Equal tables of equal sweeps give equal bytes: no time, no host, no path but those that were recorded.
+
+    Args:
+        run: the run.
+        analysis: of it, with `error` and `confidence`.
+        found: the frontiers of its curves, where they are there already.
+
+    Raises:
+        InputError: the directory holds no run.
+        OSError: the disk is full or not writable; what was there before is left as it was.
+    """
+    found = found or frontiers(analysis.curves)
+    sweep, plan = run.sweep(), run.plan()
+    facts = gather(plan, analysis, found, error, confidence)
+    write_frontiers(run, found)
+    write_bins(run, analysis)
+    commit_bytes(run.metrics_csv, _csv(analysis.metrics))
+    figures = paper_figures(facts)
+    for name, chart in figures.items():
+        svg = _svg(chart)
+        commit_bytes(run.figure(f"{name}.svg"), svg.encode())
+        commit_bytes(run.figure(f"{name}.png"), vl_convert.svg_to_png(svg, ppi=_PPI))
+    html = page(facts, sweep, plan, quarantine(run, plan), list(figures))
+    commit_bytes(run.index_html, html.encode())
+
+
+def _svg(chart: alt.TopLevelMixin) -> str:
+    spec: dict[str, Any] = chart.to_dict()
+    spec["config"] = theme("light", _FONT)
+    svg = vl_convert.vegalite_to_svg(spec)
+    # Vega numbers the gradients of a process, not those of a figure.
+    numbers: dict[str, str] = {}
+    return re.sub(r"\bgradient_\d+\b", lambda match: numbers.setdefault(match[0], f"gradient_{len(numbers)}"), svg)
+
+
+def _csv(metrics: pa.Table) -> bytes:
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(metrics.column_names)
+    columns = [_texts(metrics[name]) for name in metrics.column_names]
+    writer.writerows(zip(*columns, strict=True))
+    return sink.getvalue().encode()
+
+
+def _texts(column: pa.ChunkedArray) -> list[str]:
+    """λs by their names, other numbers to seven digits: the exact ones are in metrics.parquet."""
+    form = (
+        canonical if pa.types.is_decimal(column.type) else "{:.7g}".format if pa.types.is_floating(column.type) else str
+    )
+    return ["" if value is None else form(value) for value in column.to_pylist()]

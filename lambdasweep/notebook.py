@@ -1,0 +1,213 @@
+"""A run for notebooks: its tables as Arrow, which DuckDB, polars and pandas read as they are."""
+
+import json
+import os
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lambdasweep import schemas
+from lambdasweep.errors import InputError
+from lambdasweep.grid import canonical
+from lambdasweep.rundir import RunDir
+
+if TYPE_CHECKING:
+    import altair as alt
+
+Lam = str | int | float | Decimal
+
+_TASK = pa.field("task", pa.string(), nullable=False)
+_FRONTIER = pa.schema(
+    [
+        _TASK,  # or `macro average`
+        pa.field("lam", schemas.LAM, nullable=False),
+        pa.field("documents", pa.int64(), nullable=False),
+        *(
+            pa.field(f"{name}{end}", pa.float64())
+            for name in ("accuracy", "error")
+            for end in ("", "_ci_low", "_ci_high")
+        ),
+        pa.field("on_frontier", pa.bool_(), nullable=False),
+        pa.field("membership", pa.float64()),  # share of the resamples in which it is on the frontier
+        pa.field("chosen", pa.bool_(), nullable=False),  # it is λ*
+        pa.field("p_accuracy", pa.float64()),  # that it is more accurate than both parents
+        pa.field("p_error", pa.float64()),  # that it is better calibrated than both
+    ]
+)
+
+
+class Run:
+    """A run directory. Everything but `plot_reliability` returns a `pyarrow.Table`.
+
+    A `task` or `lam` that is not given means all of the plan; λ is a decimal like "0.35", 0.35 or 1.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        """Open a run directory.
+
+        Raises:
+            InputError: there is none.
+        """
+        self._run = RunDir(root)
+        self._run.sweep()
+        self._plan: dict[str, Any] = self._run.plan()["tasks"]
+
+    def __repr__(self) -> str:
+        tasks = ", ".join(f"{name} ({len(record['lambdas'])} λ)" for name, record in self._plan.items())
+        return f"<run {self._run.root}: {tasks}>"
+
+    def metrics(self) -> pa.Table:
+        """Return schemas.METRICS as `lambdasweep run` or `report` last computed it.
+
+        Raises:
+            InputError: it never was, or by another version.
+        """
+        if not self._run.metrics.is_file():
+            raise InputError(f"{self._run.metrics} is not there: {self._remedy}")
+        table = pq.read_table(self._run.metrics).replace_schema_metadata(None)
+        if not table.schema.equals(schemas.METRICS):
+            raise InputError(f"{self._run.metrics} was written by another version: {self._remedy}")
+        return table
+
+    def frontier(self) -> pa.Table:
+        """Return accuracy and calibration error of every λ on `report`, as `lambdasweep report` last computed it.
+
+        One row per task (and `macro average`) and λ: documents, accuracy and error with 95 % intervals, on_frontier,
+        membership, chosen, p_accuracy, p_error; what they are is said in `calibration.frontier`.
+
+        Raises:
+            InputError: it never was.
+        """
+        rows = []
+        for one in self._frontiers():
+            for point in one["points"]:
+                ends = {
+                    f"{name}{suffix}": point[name][key]
+                    for name in ("accuracy", "error")
+                    for suffix, key in (("", "value"), ("_ci_low", "low"), ("_ci_high", "high"))
+                }
+                kept = {
+                    name: point[name] for name in ("documents", "on_frontier", "membership", "p_accuracy", "p_error")
+                }
+                own = {
+                    "task": one["task"],
+                    "lam": Decimal(point["lam"]),
+                    "chosen": point["lam"] == one["chosen"]["lam"],
+                }
+                rows.append(own | kept | ends)
+        return pa.Table.from_pylist(rows, schema=_FRONTIER)
+
+    def answers(self) -> dict[str, str]:
+        """Return the answer in a sentence, by task and for `macro average`; raises as `frontier`."""
+        return {one["task"]: one["answer"] for one in self._frontiers()}
+
+    def tokens(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
+        """Return the committed rows of schemas.TOKENS, with the task in front.
+
+        Raises:
+            InputError: the plan has no such task, or the task no such λ.
+        """
+        tables = [_named(name, self._run.tokens(name, one)) for name, one in self._points(task, lam)]
+        return pa.concat_tables([_named("", schemas.TOKENS.empty_table()), *tables])
+
+    def explode(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
+        """Return one row for each scored token.
+
+        Columns: task, request_id, lam, position, token_id, logprob (nats), rank, top1_id, top1_logprob. Raises as `tokens`.
+        """
+        from calibration.confidence import CONTINUATION_COLUMNS
+        from calibration.exploded import EXPLODED, explode
+
+        tables = [_named("", EXPLODED.empty_table())]
+        requests: dict[str, pa.Table] = {}
+        for name, one in self._points(task, lam):
+            if name not in requests:
+                requests = {name: pq.read_table(self._run.requests(name), columns=list(CONTINUATION_COLUMNS))}
+            tables.append(_named(name, explode(self._run.tokens(name, one), requests[name])))
+        return pa.concat_tables(tables)
+
+    def examples(self, task: str | None = None, lam: Lam | None = None, confidence: str = "sum") -> pa.Table:
+        """Return one row for each evaluated document.
+
+        Columns: task, lam, doc_id, split, gold, prediction, confidence, correct, nll (nats), brier.
+
+        Args:
+            task, lam: of the plan.
+            confidence: made of the log-probability of a choice (`sum`), that per token (`tokens`) or per byte (`bytes`).
+
+        Raises:
+            InputError: there is no such task, λ or confidence.
+            LambdasweepError: a table is missing or damaged.
+        """
+        from calibration.examples import EXAMPLES, examples
+        from calibration.loaded import Loader
+
+        tables = [EXAMPLES.empty_table()]
+        loaders: dict[str, Loader] = {}
+        for name, one in self._points(task, lam):
+            if name not in loaders:
+                loaders = {name: Loader(self._run, name)}
+            tables.append(examples(loaders[name], name, one, confidence))
+        return pa.concat_tables(tables)
+
+    def plot_reliability(self, task: str, lam: Lam, confidence: str = "sum") -> "alt.LayerChart":
+        """Draw the reliability diagram of a choice task at one λ; of a continuation task, that of its tokens.
+
+        Raises:
+            InputError: there is no such task, λ or confidence, or nothing of it is scored.
+            LambdasweepError: a table is missing or damaged.
+        """
+        from calibration.bins import bin_rows, bin_table
+        from calibration.confidence import CONFIDENCES
+        from calibration.loaded import Loader
+        from calibration.report.reliability_figure import bin_dicts, reliability_chart
+        from calibration.resample import draw
+
+        if confidence not in CONFIDENCES:
+            raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(CONFIDENCES)}")
+        ((_, name),) = self._points(task, lam)
+        loader = Loader(self._run, task)
+        documents = loader.documents
+        in_report = draw(task, len(documents.sizes), resamples=0).in_report
+        bins = bin_table([(task, name, bin_rows(loader.load(name), in_report))])
+        of = "tokens" if documents.is_continuation else "documents"
+        wanted = pc.and_(
+            pc.equal(bins["split"], "all"), pc.equal(bins["confidence"], "sum" if of == "tokens" else confidence)
+        )
+        rows = list(bin_dicts(bins.filter(wanted), of, [name]))
+        if not rows:
+            raise InputError(
+                f"nothing of task {task!r} is scored at λ = {name} yet: run the sweep on, or give another λ"
+            )
+        grid = self._plan[task]["lambdas"]  # its ends are those of the colours
+        return reliability_chart(rows, grid, of).properties(title=f"{task}, λ = {name}", width=320, height=320)
+
+    @property
+    def _remedy(self) -> str:
+        return f"run `lambdasweep report {self._run.root}` first"
+
+    def _frontiers(self) -> list[dict[str, Any]]:
+        try:
+            found = json.loads(self._run.frontier_json.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{self._run.frontier_json} is not there: {self._remedy}") from None
+        return [*found["tasks"], *filter(None, [found["macro"]])]
+
+    def _points(self, task: str | None, lam: Lam | None) -> Iterator[tuple[str, str]]:
+        if task is not None and task not in self._plan:
+            raise InputError(f"{self._run.root} has no task {task!r}: give one of {', '.join(self._plan)}")
+        wanted = None if lam is None else canonical(lam if isinstance(lam, Decimal) else str(lam))
+        names = self._plan if task is None else [task]
+        found = [(name, one) for name in names for one in self._plan[name]["lambdas"] if wanted in (None, one)]
+        if wanted is not None and not found:
+            known = sorted({one for name in names for one in self._plan[name]["lambdas"]}, key=Decimal)
+            raise InputError(f"{self._run.root} has no λ = {wanted}: give one of {', '.join(known)}")
+        return iter(found)
+
+
+def _named(task: str, table: pa.Table) -> pa.Table:
+    return table.add_column(0, _TASK, pa.array([task] * table.num_rows, pa.string()))

@@ -1,0 +1,70 @@
+"""Small run directories, written table by table."""
+
+from decimal import Decimal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lambdasweep import schemas
+from lambdasweep.rundir import commit_json, commit_table
+
+SWEEP = {
+    "pair": {"base": {"fingerprint": "b0", "source": "/here"}, "aligned": {"fingerprint": "a1", "source": "/here"}},
+    "engine": {"dtype": "float32"},
+    "versions": {"vllm": "0.32.0"},
+}
+
+
+def add_task(run, task, documents, lambdas, gold=None, sizes=None, continuations=None):
+    """Write one task: `documents` is the number of choices of each; of each request, `sizes` is the bytes and
+    `continuations` the token ids that are scored."""
+    requests = [(f"doc{d}", choice) for d, count in enumerate(documents) for choice in range(count)]
+    gold = gold or [0] * len(documents)
+    is_gold = [choice == gold[d] for d, count in enumerate(documents) for choice in range(count)]
+    columns = {
+        "request_id": list(range(len(requests))),
+        "doc_id": [name for name, _ in requests],
+        "choice": [choice for _, choice in requests],
+        "token_ids": [[1, 2, *ids] for ids in continuations or [[5]] * len(requests)],
+        "continuation_start": [2] * len(requests),
+        "continuation_bytes": sizes or [1] * len(requests),
+        "is_gold": is_gold,
+    }
+    commit_table(run.requests(task), pa.table(columns, schema=schemas.REQUESTS))
+    tasks = run.plan()["tasks"] if run.plan_json.is_file() else {}
+    tasks[task] = {"shards": [[0, len(requests)]], "lambdas": list(lambdas)}
+    commit_json(run.plan_json, {"tasks": tasks})
+    commit_json(run.sweep_json, SWEEP)
+
+
+def lengthen(run, task, scores):
+    """Give the requests of a choice task continuations as long as their scores."""
+    requests = pq.read_table(run.requests(task))
+    if len(set(requests["doc_id"].to_pylist())) == len(requests):
+        return  # a continuation task, where the tests say what the tokens are
+    ids = requests["token_ids"].to_pylist()
+    for request, row in scores.items():
+        if 0 <= request < len(ids) and row:
+            ids[request] = [1, 2, *[5] * len(row)]
+    column = requests.schema.get_field_index("token_ids")
+    field = requests.schema.field(column)
+    commit_table(run.requests(task), requests.set_column(column, field, pa.array(ids, field.type)))
+
+
+def add_scores(run, task, lam, scores, shard=0, ranks=None, top1=None, inside=None):
+    """Commit one shard: `scores`, `ranks` and `top1` (ids) are {request_id: one per token}, `inside` the λ in the rows."""
+    lengthen(run, task, scores)
+    columns = {
+        "request_id": list(scores),
+        "lam": [Decimal(inside or lam)] * len(scores),
+        "logprobs": list(scores.values()),
+        "ranks": [(ranks or {}).get(request, [None] * len(row)) for request, row in scores.items()],
+        "top1_ids": [(top1 or {}).get(request, [None] * len(row)) for request, row in scores.items()],
+        "top1_logprobs": [[0.0] * len(row) for row in scores.values()],
+    }
+    commit_table(run.unit("tokens", task, lam, shard), pa.table(columns, schema=schemas.TOKENS))
+
+
+def add_quarantine(run, task, lam, requests, shard=0):
+    table = pa.table({"request_id": requests, "reason": ["too long"] * len(requests)}, schema=schemas.QUARANTINE)
+    commit_table(run.unit("quarantine", task, lam, shard), table)
