@@ -485,7 +485,13 @@ CASES = {
         "other: λ = 0, 0.5, 1, 1.5 are not scored yet",
     ],
     nothing_finished: ["No λ is finished yet", "quiz: λ = 1 is partly scored"],
-    continuations_only: ["There is no finished task with choices", "No answer yet"],
+    continuations_only: [
+        "words: 6 documents only",
+        "words: accuracy is of the documents with known token ranks only, at least 3 of 6",
+        "words: every answer is right at λ = 0, 0.5, 1, 1.5.",
+        "There is no finished task with choices",
+        "No answer yet",
+    ],
     all_quarantined: ["4 of 4 documents are in quarantine", "no document could be evaluated"],
 }
 

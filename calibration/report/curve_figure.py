@@ -60,7 +60,9 @@ def curve_chart(
         layers.append(base.transform_filter(OF_POINT).mark_rule(color=NEUTRAL, strokeDash=[2, 3], strokeWidth=1.2))
     if any(row["scaled"] is not None for row in rows):
         rule = alt.Chart().mark_rule(color=OTHER_COLOUR, strokeDash=[6, 3], strokeWidth=1.6)
-        layers.append(rule.encode(y=alt.Y("mean(scaled):Q", title=measure.axis, scale=scale)))
+        level = alt.Y("mean(scaled):Q", title=measure.axis, scale=scale)
+        label = alt.Chart().mark_text(align="right", dy=-6, fontSize=10, color=OTHER_COLOUR, text="aligned, T-scaled")
+        layers += [rule.encode(y=level), label.encode(x=alt.X("max(lam):Q"), y=level)]
     dots = base.mark_point(filled=True, opacity=1, size=42).encode(
         y=value, color=lam_colour(facts.grid), shape=role_shape(), tooltip=tooltip
     )

@@ -15,7 +15,7 @@ from calibration.report.style import NEUTRAL, ROLES, lam_colour, role_shape
 
 _COLUMNS = (
     *("task", "lambda", "lam", "point", "role", "label", "x", "x_low", "x_high", "y", "y_low", "y_high"),
-    *("member", "chosen", "marked", "documents", "membership", "interval"),
+    *("member", "chosen", "marked", "below", "documents", "membership", "interval"),
 )
 _LETTER = (0.018, 0.05)  # width and height of a letter, in parts of the figure
 
@@ -33,6 +33,7 @@ def frontier_rows(facts: Facts, title: str, frontier: Frontier) -> Iterator[dict
             "member": int(point.on_frontier),
             "chosen": int(chosen),
             "marked": int(marked),
+            "below": int(_is_below(point.lam, frontier)),
         }
     if (scaled := _scaled(facts, title, frontier)) is not None:
         accuracy, error = scaled
@@ -70,19 +71,21 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
     if follows:
         crosses.append(_cross(base.transform_filter(OF_POINT), colour, 1.0))
     points = base.encode(x=x, y=y, color=colour, shape=role_shape(legend=True), tooltip=tooltip)
-    label = base.transform_filter("datum.label").mark_text(dx=9, dy=-9, align="left", fontSize=11)
+    label = base.transform_filter("datum.label && !datum.below").mark_text(dx=8, dy=-9, align="left", fontSize=11)
+    name = base.transform_filter("datum.label && datum.below").mark_text(dx=8, dy=15, align="left", fontSize=11)
     layers = [
         path.mark_line(color=NEUTRAL, strokeWidth=1, opacity=0.7).encode(x=x, y=y, order="lam:Q"),
         front.mark_line(color=NEUTRAL, strokeWidth=3, opacity=0.55, interpolate="step-after").encode(
             x=x, y=y, order="x:Q"
         ),
         *[mark for cross in crosses for mark in cross],
-        points.transform_filter("datum.member === 0").mark_point(size=55, filled=False, strokeWidth=1.6),
+        points.transform_filter("datum.member === 0").mark_point(size=55, filled=False, strokeWidth=1.8, opacity=1),
         points.transform_filter("datum.member === 1")
         .mark_point(size=110, filled=True, opacity=1)
         .encode(color=explained),
         base.transform_filter("datum.chosen === 1").mark_point(size=330, color=NEUTRAL, strokeWidth=2).encode(x=x, y=y),
         label.encode(x=x, y=y, text="label:N"),
+        name.encode(x=x, y=y, text="label:N"),
     ]
     if follows:
         halo = base.transform_filter(OF_POINT).mark_point(size=420, strokeWidth=1, strokeDash=[3, 2], color=NEUTRAL)
@@ -104,6 +107,7 @@ def _labels(frontier: Frontier) -> dict[str, str]:
     for point in points:
         label = words.get(point.lam, point.lam)
         left, bottom = point.error.value / width, point.accuracy.value / height
+        bottom -= 2 * _LETTER[1] if _is_below(point.lam, frontier) else 0.0
         right = left + _LETTER[0] * (len(label) + 1)
         apart = all(
             left > other_right or right < other_left or abs(bottom - other_bottom) > _LETTER[1]
@@ -112,6 +116,11 @@ def _labels(frontier: Frontier) -> dict[str, str]:
         if apart or point.lam in words:
             kept[point.lam] = left, right, bottom
     return {lam: words.get(lam, lam) for lam in kept}
+
+
+def _is_below(lam: str, frontier: Frontier) -> bool:
+    """Say whether a label is under its point: those of aligned and of λ*, which would lie on the way to the next λs."""
+    return lam != PARENTS["base"] and lam in (PARENTS["aligned"], frontier.chosen.lam)
 
 
 def _span(values: list[Value]) -> float:

@@ -25,8 +25,8 @@ class Quarantined:
 
 def identity(sweep: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what sweep.json says as (name, value), parents first."""
-    order = sorted(sweep, key=lambda key: (key != "pair", key))
-    return [pair for key in order for pair in _flat(key, sweep[key])]
+    parents = [pair for role in ("base", "aligned") for pair in _flat(role, sweep["pair"][role])]
+    return [*parents, *(pair for key in sorted(sweep.keys() - {"pair"}) for pair in _flat(key, sweep[key]))]
 
 
 def task_records(plan: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

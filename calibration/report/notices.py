@@ -66,13 +66,18 @@ def _of_values(facts: Facts, task: TaskFacts) -> Iterator[str]:
     empty = [lam for lam, cell in cells.items() if cell.value is None]
     if empty:
         yield f"no document could be evaluated for accuracy at {_span(empty)}."
-    most = max(cell.n for cell in cells.values())
+    most = max(task.cell(lam, "nll").n for lam in task.lambdas)
     if 0 < most < _FEW:
         yield f"{most} document{'s' if most > 1 else ''} only: differences between λs are mostly chance."
+    undecided = [lam for lam in task.lambdas if cells[lam].n < task.cell(lam, "nll").n]
+    if undecided:
+        fewest = min(cells[lam].n for lam in undecided)
+        yield f"accuracy is of the documents with known token ranks only, at least {fewest} of {most}."
     for value, words in ((1.0, "right"), (0.0, "wrong")):
         same = [lam for lam, cell in cells.items() if cell.value == value and cell.n > 1]
         if same:
-            yield f"every answer is {words} at {_span(same)}, so confidence cannot rank them (no AUROC)."
+            so = "" if task.is_continuation else ", so confidence cannot rank them (no AUROC)"
+            yield f"every answer is {words} at {_span(same)}{so}."
     if any(task.cell(lam, "nll").value == float("inf") for lam in task.lambdas):
         where = [lam for lam in task.lambdas if task.cell(lam, "nll").value == float("inf")]
         yield f"something right has probability 0 at {_span(where)}: NLL is infinite there and not drawn."
