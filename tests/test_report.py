@@ -20,6 +20,7 @@ from calibration.report.figures import page_figures, paper_figures
 from calibration.report.identity import quarantine
 from calibration.report.notices import notices
 from calibration.report.numbers import numbers
+from calibration.report.page import page
 from calibration.report.write import write_report
 from calibration.resample import draw
 from lambdasweep import schemas
@@ -71,6 +72,12 @@ def analysed(run):
 def facts_of(run):
     analysis = analysed(run)
     return gather(run.plan(), analysis, frontiers(analysis.curves), "ece_width15", "sum")
+
+
+def shown(run):
+    """Return the page alone."""
+    plan = run.plan()
+    return page_of(page(facts_of(run), run.sweep(), plan, quarantine(run, plan), []))
 
 
 def written(run):
@@ -158,12 +165,12 @@ def test_the_interval_of_a_bin_by_hand(run):
 
 
 def test_bins_of_the_halves(run):
-    add_quiz(run)
-    in_report = draw("quiz", 40).in_report
+    add_quiz(run, documents=41)
+    in_report = draw("quiz", 41).in_report
     rows = [
         row for row in analysed(run).bins.to_pylist() if row["events"] == "documents" and row["confidence"] == "sum"
     ]
-    for split, count in (("all", 40), ("select", int((~in_report).sum())), ("report", int(in_report.sum()))):
+    for split, count in (("all", 41), ("select", int((~in_report).sum())), ("report", int(in_report.sum()))):
         of_lam = [row for row in rows if row["split"] == split and row["lam"] == Decimal("0.5")]
         assert sum(row["n"] for row in of_lam) == count
 
@@ -215,11 +222,11 @@ def test_the_csv_is_the_metrics_table(run):
 
 def test_the_page_needs_nothing_else(run):
     add_quiz(run)
-    page = page_of(written(run))
-    for tag, attributes in page.elements:
+    found = page_of(written(run))
+    for tag, attributes in found.elements:
         assert "src" not in attributes, tag
         assert tag not in ("link", "iframe", "object", "img")
-    links = {attributes["href"] for tag, attributes in page.elements if tag == "a"}
+    links = {attributes["href"] for tag, attributes in found.elements if tag == "a"}
     assert links
     for link in links:
         assert (run.index_html.parent / link).is_file()
@@ -235,14 +242,14 @@ def test_text_of_a_task_stays_text(run):
 
     commit_json(run.plan_json, plan)
     add_quarantine(run, name, "1", [3], shard=1)
-    page = page_of(written(run))
-    assert sum(tag == "script" for tag, _ in page.elements) == 3
-    assert not {"img", "b"} & {tag for tag, _ in page.elements} - {"b"}
-    assert name in page.text
-    assert "</dl><script>alert(3)</script>" in page.text
-    assert "<" not in page.data
-    assert name in [attributes.get("value") for tag, attributes in page.elements if tag == "option"]
-    json.loads(page.data)
+    found = page_of(written(run))
+    assert sum(tag == "script" for tag, _ in found.elements) == 3
+    assert not {"img", "b"} & {tag for tag, _ in found.elements} - {"b"}
+    assert name in found.text
+    assert "</dl><script>alert(3)</script>" in found.text
+    assert "<" not in found.data
+    assert name in [attributes.get("value") for tag, attributes in found.elements if tag == "option"]
+    json.loads(found.data)
     svg = (run.root / "report/figures/tasks.svg").read_text(encoding="utf-8")
     assert "<script" not in svg
     assert "&lt;script&gt;" in svg
@@ -270,7 +277,7 @@ def test_the_answers_come_first(run):
     add_quiz(run)
     add_quiz(run, "other", seed=1)
     found = frontiers(analysed(run).curves)
-    text = page_of(written(run)).text
+    text = shown(run).text
     places = [text.index(one.answer) for one in (found.macro, *found.tasks)]
     assert places == sorted(places)
     assert places[-1] < text.index("Accuracy against calibration")
@@ -407,7 +414,7 @@ def test_quarantine_is_counted_by_reason_and_its_ids_are_capped(run):
     (found,) = quarantine(run, run.plan())
     assert (found.reason, found.count, found.lambdas, found.requests) == ("too long", 32, ("0.5", "1"), 31)
     assert found.request_ids == (0, 2, 3, *range(4, 38, 2))
-    text = page_of(written(run)).text
+    text = shown(run).text
     assert "too long" in text
     assert "… and 11 more" in text
 
@@ -499,12 +506,12 @@ CASES = {
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
 def test_a_report_says_what_is_absent(run, make):
     make(run)
-    page = page_of(written(run))
+    found = page_of(written(run))
     for says in CASES[make]:
-        assert says in page.text
+        assert says in found.text
     for wrong in ("nan", "None", "undefined"):
-        assert not re.search(rf"\b{wrong}\b", page.text.partition("What was run")[0])
-    data = json.loads(page.data)
+        assert not re.search(rf"\b{wrong}\b", found.text.partition("What was run")[0])
+    data = json.loads(found.data)
     assert not re.search(r"\b(nan|inf)\b", json.dumps(data["specs"]))
     for figure in (run.root / "report").glob("figures/*.svg"):
         assert "NaN" not in figure.read_text(encoding="utf-8"), figure.name
