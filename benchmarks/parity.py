@@ -57,10 +57,10 @@ def main() -> None:
         arc = without_repeats(arguments.data / "arc_easy.jsonl", Path(folder) / "arc.jsonl")
         piqa = without_repeats(arguments.data / "piqa.jsonl", Path(folder) / "piqa.jsonl")
         specs = {
-            "arc cloze": TaskSpec("arc", arc, limit=limit),
-            "arc letters": TaskSpec("arc", arc, format="letters", limit=limit),
-            "piqa cloze": TaskSpec("piqa", piqa, limit=limit),
-            "piqa letters": TaskSpec("piqa", piqa, format="letters", limit=limit),
+            "arc-cloze": TaskSpec("arc", arc, limit=limit),
+            "arc-letters": TaskSpec("arc", arc, format="letters", limit=limit),
+            "piqa-cloze": TaskSpec("piqa", piqa, limit=limit),
+            "piqa-letters": TaskSpec("piqa", piqa, format="letters", limit=limit),
             "lambada": TaskSpec("lambada", arguments.data / "lambada_1000.jsonl", limit=limit),
         }
         workloads = {name: texts(spec) for name, spec in specs.items()}
