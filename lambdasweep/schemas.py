@@ -50,3 +50,14 @@ METRICS = pa.schema(
         pa.field("resamples", pa.int32()),  # that the interval was computed from; null where there is none
     ]
 )
+
+# lm-eval's own metrics of its tasks and groups.
+OUTCOMES = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),  # or group
+        pa.field("lam", LAM, nullable=False),
+        pa.field("metric", pa.string(), nullable=False),  # metric,filter; docs_left_out
+        pa.field("value", pa.float64()),
+        pa.field("n", pa.int64(), nullable=False),  # documents the value was computed from
+    ]
+)

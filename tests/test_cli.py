@@ -155,7 +155,7 @@ def test_missing_flags_are_named_at_once(lambdasweep: Callable[..., Result]) -> 
             "  - --aligned is missing",
             "  - --lambdas is missing",
             "  - --out is missing",
-            "  - --task is missing: give at least one NAME=FILE.jsonl",
+            "  - --task is missing: give at least one NAME=FILE.jsonl or lm-eval:TASK",
         ]
 
 
@@ -213,7 +213,7 @@ def test_bad_flags_are_named_at_once(refused: Callable[..., Result]) -> None:
     ).problems[1:]
     assert "λ 'x' is not a decimal number" in grid
     assert "model is set by lambdasweep: use --base and --aligned" in engine
-    assert task == "--task '=f' is not NAME=FILE.jsonl"
+    assert task == "--task '=f' is not NAME=FILE.jsonl, lm-eval:TASK or NAME=lm-eval:TASK"
     assert (tp, dtype) == ("--tp is 0: give 1 or more", "--dtype is 'int4': use auto, float32, bfloat16, float16")
 
 
