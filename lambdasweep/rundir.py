@@ -118,6 +118,10 @@ class RunDir:
         """Path of lm-eval's own metrics of what was asked for as `task`: a task, or a group with its members."""
         return self.root / "lm_eval" / f"task={task}.parquet"
 
+    def all_outcomes(self) -> list[Path]:
+        """Return the paths of all that are there, by name."""
+        return sorted((self.root / "lm_eval").glob("task=*.parquet"))
+
     def unit(self, kind: str, task: str, lam: str, shard: int) -> Path:
         """Path of one unit's file; `kind` is tokens, quarantine or receipts."""
         suffix = "json" if kind == "receipts" else "parquet"

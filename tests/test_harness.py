@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from lambdasweep import schemas
+from lambdasweep.errors import InputError, LambdasweepError, TaskError
 from lambdasweep.rundir import RunDir, commit_json, commit_table
 from lambdasweep.tasks import HarnessSpec, load_tokenizer
 from lambdasweep.tasks.harness import Harness, load_harness
@@ -387,7 +388,7 @@ def test_a_group_has_its_members_and_its_aggregate(group: Path, peer, sweep) -> 
 
 
 @pytest.mark.usefixtures("_quick_index")
-def test_a_group_under_another_name(group: Path, directory: Path) -> None:
+def test_a_group_under_another_name(group: Path) -> None:
     harness = load_harness(HarnessSpec(str(group), name="mine"))
     assert harness.name == "mine"
     assert [task.name for task in harness.tasks] == ["mine.first", "mine.second"]
@@ -423,7 +424,7 @@ def is_right(built: BuiltHarnessTask, place: int) -> bool:
     return rows[int(np.argmax(sums))]["is_gold"]
 
 
-def test_a_lost_window_leaves_its_text_out(directory: Path, peer, sweep) -> None:
+def test_a_lost_window_leaves_its_text_out(directory: Path, sweep) -> None:
     found = outcomes(sweep(HarnessSpec(str(directory / "pages.yaml")), quarantined=(1,)), "pages")["pages"]
     assert found[LEFT_OUT] == (1, 3)
     assert {n for metric, (_, n) in found.items() if "," in metric} == {2}
@@ -487,3 +488,221 @@ def test_only_complete_lambdas_and_those_once(directory: Path, tmp_path: Path, m
     commit(other, built, ("0", "0.5"))
     write_outcomes(other, harness, built)
     assert other.outcomes("informed").read_bytes() == again
+
+
+# What our own metrics see
+
+
+def test_the_right_choice_and_its_bytes(directory: Path) -> None:
+    _, (built,) = build(directory, HarnessSpec(str(directory / "plain.yaml")))
+    table = built.parts["plain"].table
+    table.validate(full=True)
+    assert table.schema.equals(schemas.REQUESTS)
+    assert table["doc_id"].to_pylist()[2:4] == ["plain/0", "plain/1"]
+    assert table["choice"].to_pylist()[:4] == [0, 1, 2, 0]
+    golds = [row["choice"] for row in table.to_pylist() if row["is_gold"]]
+    assert golds == [row["gold"] for row in QUESTIONS]
+    assert table["continuation_bytes"].to_pylist()[:3] == [4, 10, 3]
+    _, (undelimited,) = build(directory, HarnessSpec(str(directory / "undelimited.yaml")))
+    assert undelimited.parts["undelimited"].table["continuation_bytes"].to_pylist()[:3] == [4, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "scored_as"),
+    [
+        ("plain", "choices"),
+        ("by_text", "choices"),
+        ("inputs", "contexts"),
+        ("lambada", "continuation"),
+        ("pages", "other"),
+        ("several", "other"),
+    ],
+)
+def test_what_the_requests_are_to_each_other(name: str, scored_as: str, directory: Path) -> None:
+    _, (built,) = build(directory, HarnessSpec(str(directory / f"{name}.yaml")))
+    part = built.parts[name]
+    assert part.scored_as == scored_as
+    golds = part.table["is_gold"].to_pylist()
+    assert sum(golds) == (0 if scored_as == "other" else len(QUESTIONS))
+    assert any("none of ours" in warning for warning in part.warnings) == (scored_as == "other")
+    if name == "by_text":
+        assert [row["choice"] for row in part.table.to_pylist() if row["is_gold"]] == [row["gold"] for row in QUESTIONS]
+
+
+def test_choices_without_context_are_no_choices(directory: Path) -> None:
+    _, (built,) = build(directory, HarnessSpec(str(directory / "informed.yaml")))
+    assert {name: (part.scored_as, len(part.table)) for name, part in built.parts.items()} == {
+        "informed": ("choices", 18),
+        "informed.unconditional": ("other", 18),
+    }
+    assert set(built.parts["informed.unconditional"].table["continuation_start"].to_pylist()) == {1}
+
+
+def test_metrics_hold_both(directory: Path, sweep) -> None:
+    from calibration.summary import analyse
+
+    for name in ("plain", "informed", "inputs", "lambada", "pages"):
+        run = sweep(HarnessSpec(str(directory / f"{name}.yaml")), lambdas=("0", "1"), to=name)
+        rows = analyse(run, resamples=10).metrics.to_pylist()
+        theirs = {row["metric"]: row for row in rows if row["metric"].startswith("lm_eval/") and row["lam"] == 1}
+        assert {key.removeprefix("lm_eval/") for key in theirs} == outcomes(run, name, "1")[name].keys()
+        assert all(row["confidence"] == "sum" and row["split"] == "all" for row in theirs.values())
+        ours = {(row["metric"], row["confidence"]): row["value"] for row in rows if row["split"] == "all"}
+        assert {row["task"] for row in rows} == {name}
+        assert (("nll", "sum") in ours) == (name != "pages")
+        assert (("option_mass", "sum") in ours) == (name in ("plain", "informed"))
+        if name != "pages":
+            assert ours["acc", "sum"] == pytest.approx(theirs["lm_eval/acc,none"]["value"])
+        if name == "plain":
+            assert ours["acc_bytes", "bytes"] == pytest.approx(theirs["lm_eval/acc_bytes,none"]["value"])
+        order = [(row["lam"], row["metric"]) for row in rows]
+        assert order == sorted(order)
+
+
+def test_the_terminal_shows_both(directory: Path, sweep, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    from calibration.summary import write_metrics
+    from calibration.table import render
+
+    run = sweep(HarnessSpec(str(directory / "plain.yaml")), lambdas=("0", "0.5"), quarantined=(4,))
+    tables = render(write_metrics(run))
+    for table in tables:
+        Console(width=80).print(table)
+    shown = capsys.readouterr().out
+    assert len(tables) == 2
+    assert "plain, by lm-eval" in shown
+    assert "acc_norm" in shown
+    assert "left out: up to 1 of 6 documents at 2 of 2 λs" in shown
+
+
+@pytest.mark.usefixtures("_quick_index")
+def test_a_group_is_in_the_metrics(group: Path, sweep) -> None:
+    from calibration.summary import analyse
+    from calibration.table import render
+
+    metrics = analyse(sweep(HarnessSpec(str(group))), resamples=10).metrics
+    rows = [row for row in metrics.to_pylist() if row["task"] == "both"]
+    assert [row["metric"] for row in rows] == ["lm_eval/acc,none", "lm_eval/acc_norm,none", "lm_eval/docs_left_out"]
+    assert len(render(metrics)) == 5
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"output_type": "generate_until"}, "odd is a generate_until task: only loglikelihood, loglikelihood_rolling"),
+        ({"doc_to_choice": "{{nonsense("}, "TemplateSyntaxError"),
+        ({"dataset_path": "no/such"}, "Error"),
+        ({"unsafe_code": True}, "odd runs code that a model wrote"),
+    ],
+)
+def test_what_lm_eval_has_and_we_cannot_score(
+    settings: dict[str, Any], says: str, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    path = write_task(directory, "odd", {**CHOICE, **settings})
+    with pytest.raises(TaskError) as caught:
+        load_harness(HarnessSpec(str(path)))
+    assert says in str(caught.value)
+    assert str(path) in caught.value.title
+
+
+@pytest.mark.usefixtures("_quick_index")
+def test_members_that_generate_are_named(directory: Path) -> None:
+    for name in ("writes", "speaks"):
+        write_task(directory, name, {**CHOICE, "output_type": "generate_until"})
+    path = directory / "mixed.yaml"
+    path.write_text(yaml.safe_dump({"group": "mixed", "task": ["plain", "writes", "speaks"]}))
+    with pytest.raises(TaskError) as caught:
+        load_harness(HarnessSpec(str(path)))
+    assert [problem.split()[0] for problem in caught.value.problems] == ["writes", "speaks"]
+
+
+@pytest.mark.usefixtures("_quick_index")
+def test_a_name_that_lm_eval_does_not_know() -> None:
+    with pytest.raises(TaskError, match=r"lm-eval 0\.4\.13 has no task of that name: give a name that"):
+        load_harness(HarnessSpec("arc_eesy"))
+
+
+def test_bad_settings_come_at_once(directory: Path) -> None:
+    with pytest.raises(TaskError) as caught:
+        load_harness(HarnessSpec(str(directory / "plain.yaml"), name="a/b", shots=-1, limit=0))
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        "limit is 0",
+        "shots is -1",
+        "the task name 'a/b' cannot be a file name",
+    ]
+    with pytest.raises(TaskError, match="the file cannot be read"):
+        load_harness(HarnessSpec(str(directory / "gone.yaml")))
+
+
+def test_lm_eval_is_missing_or_another(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lambdasweep.tasks import harness
+
+    monkeypatch.setattr(harness.metadata, "version", lambda name: "0.4.9")
+    with pytest.raises(InputError, match=r"need lm-eval 0\.4\.13, and 0\.4\.9 is installed"):
+        load_harness(HarnessSpec(str(directory / "plain.yaml")))
+
+    def gone(name: str) -> str:
+        raise harness.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(harness.metadata, "version", gone)
+    with pytest.raises(InputError, match=r"need lm-eval: install lambdasweep\[lm-eval\]"):
+        load_harness(HarnessSpec(str(directory / "plain.yaml")))
+
+
+def test_a_task_that_refuses_examples_says_so(directory: Path) -> None:
+    path = write_task(directory, "zero", {**CHOICE, "num_fewshot": 0})
+    harness = load_harness(HarnessSpec(str(path), shots=2))
+    assert harness.tasks[0].shots == 0
+    assert "takes 0 shots" in harness.warnings[0]
+
+
+def test_a_metric_that_fails_names_its_task(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness, built = build(directory, HarnessSpec(str(directory / "plain.yaml")))
+    run = RunDir(tmp_path / "run")
+    commit(run, built, ("0",))
+    monkeypatch.setattr(type(built[0].asked.task), "process_results", lambda *_: {}["gold"])
+    with pytest.raises(LambdasweepError, match="task plain at λ = 0: lm-eval cannot make metrics of the scores"):
+        write_outcomes(run, harness, built)
+
+
+# Identity
+
+
+def test_a_changed_task_is_another(directory: Path) -> None:
+    def sha256(**changes: Any) -> tuple[str, str]:
+        path = write_task(directory, "same", CHOICE | changes)
+        _, (built,) = build(directory, HarnessSpec(str(path)))
+        return built.parts["same"].sha256, built.parts["same"].requests_sha256
+
+    first = sha256()
+    assert sha256() == first
+    assert sha256(metric_list=CHOICE["metric_list"][:1]) != first
+    assert sha256(metric_list=CHOICE["metric_list"][:1])[1] == first[1]
+    assert sha256(doc_to_text="{{q}}?")[1] != first[1]
+
+
+def test_a_changed_document_is_another_task(directory: Path) -> None:
+    def sha256(word: str) -> tuple[str, str]:
+        (directory / "other.json").write_text("".join(json.dumps({**row, "word": word}) + "\n" for row in QUESTIONS))
+        path = write_task(directory, "changing", CHOICE, data="other.json")
+        _, (built,) = build(directory, HarnessSpec(str(path)))
+        return built.parts["changing"].sha256, built.parts["changing"].requests_sha256
+
+    (one, requests), (other, same) = sha256("one"), sha256("another word")
+    assert requests == same  # no request shows that word, but a metric may
+    assert one != other
+
+
+def test_a_moved_task_is_the_same(directory: Path, tmp_path: Path) -> None:
+    _, (here,) = build(directory, HarnessSpec(str(directory / "plain.yaml")))
+    (tmp_path / "questions.json").write_bytes((directory / "questions.json").read_bytes())
+    (tmp_path / "shots.json").write_bytes((directory / "shots.json").read_bytes())
+    _, (there,) = build(directory, HarnessSpec(str(write_task(tmp_path, "plain", CHOICE))))
+    assert here.parts["plain"].sha256 == there.parts["plain"].sha256
