@@ -100,7 +100,7 @@ def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prep
         if isinstance(one, Harness):
             instances = tuple(build_instances(task, tokenizer, settings.max_model_len) for task in one.tasks)
             harnesses.append((one, instances))
-            found = [(name, each.asked, part) for each in instances for name, part in each.parts.items()]
+            found = [(name, each.source, part) for each in instances for name, part in each.parts.items()]
         elif one:
             found = [(one.name, one, build_requests(one, tokenizer))]
         for name, spec, built in found:

@@ -116,7 +116,7 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
         interrupted = outcome.interrupted
     if not interrupted:
         for harness, built in prepared.harnesses:
-            write_outcomes(run, harness, built)
+            write_outcomes(run, harness, built, record.table_identity(sweep))
     quarantined = any(
         run.committed(name, lam, "quarantine") for name in prepared.tasks for lam in prepared.config.lambdas
     )

@@ -30,6 +30,7 @@ from lambdasweep.tasks.outcomes import LEFT_OUT, write_outcomes
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lambdasweep[lm-eval]")
 
 WINDOW = 24  # the engine's length in tokens
+IDENTITY = {"base": "f", "aligned": "f"}
 
 QUESTIONS = [
     {"q": "Which is a metal?", "a": ["iron", "oxygen gas", "hé"], "gold": 0, "word": "iron"},
@@ -229,7 +230,7 @@ def sweep(directory: Path, tmp_path: Path) -> Callable[..., RunDir]:
         harness, built = build(directory, spec)
         target = RunDir(tmp_path / to)
         commit(target, built, lambdas, quarantined)
-        write_outcomes(target, harness, built)
+        write_outcomes(target, harness, built, IDENTITY)
         return target
 
     return run
@@ -336,7 +337,7 @@ def test_a_text_longer_than_a_window_is_several_requests(directory: Path) -> Non
     table = built.parts["pages"].table
     assert table["doc_id"].to_pylist().count("pages/0") > 2
     assert max(map(len, table["token_ids"].to_pylist())) == WINDOW - 1
-    assert [len(built.questions[i].rows) for i in range(3)] == [1, 1, 1]
+    assert [len(rows) for rows in built.rows] == [1, 1, 1]
     assert built.parts["pages"].scored_as == "other"
 
 
@@ -348,6 +349,20 @@ def test_filters_and_repeats(directory: Path, peer, sweep) -> None:
         peer("filtered")["results"]["filtered"]
     )
     assert {"acc,kept", "acc,again"} <= found.keys()
+
+
+def test_results_computed_in_a_way_of_their_own(directory: Path, peer, sweep) -> None:
+    own = "def results(doc, results):\n    return {'acc': 1.0, 'margin': results[0][0] - results[1][0]}\n"
+    (directory / "own_results.py").write_text(own)
+    path = write_task(directory, "own", {key: value for key, value in CHOICE.items() if key != "metric_list"})
+    path.write_text(path.read_text() + "process_results: !function own_results.results\n")
+    found = outcomes(sweep(HarnessSpec(str(path))), "own")["own"]
+    assert {key: value for key, (value, _) in found.items() if "," in key} == theirs(peer("own")["results"]["own"])
+    assert "margin,none" in found
+    _, (built,) = build(directory, HarnessSpec(str(path)))
+    assert built.parts["own"].scored_as == "other"
+    (directory / "own_results.py").write_text(own.replace("1.0", "0.0"))
+    assert build(directory, HarnessSpec(str(path)))[1][0].parts["own"].sha256 != built.parts["own"].sha256
 
 
 # Groups
@@ -444,7 +459,7 @@ def test_unknown_greediness_is_no_guess(directory: Path, tmp_path: Path) -> None
     ]
     top1[places[0]] = [None] * len(top1[places[0]])
     commit_table(path, table.set_column(4, schemas.TOKENS.field("top1_ids"), pa.array(top1, pa.list_(pa.int32()))))
-    write_outcomes(run, harness, built)
+    write_outcomes(run, harness, built, IDENTITY)
     assert outcomes(run, "lambada")["lambada"][LEFT_OUT] == (1, 6)
 
 
@@ -456,7 +471,7 @@ def test_a_perplexity_beyond_float64_is_null(directory: Path, tmp_path: Path) ->
     table = pq.read_table(path)
     low = [[-5000.0] * len(one) for one in table["logprobs"].to_pylist()]
     commit_table(path, table.set_column(2, schemas.TOKENS.field("logprobs"), pa.array(low, pa.list_(pa.float32()))))
-    write_outcomes(run, harness, built)
+    write_outcomes(run, harness, built, IDENTITY)
     found = outcomes(run, "lambada")["lambada"]
     assert found["perplexity,none"] == (None, 6)
     assert not math.isnan(found["acc,none"][0])
@@ -474,19 +489,19 @@ def test_only_complete_lambdas_and_those_once(directory: Path, tmp_path: Path, m
     missing = run.unit("tokens", "informed.unconditional", "0.5", 0)
     kept = missing.read_bytes()
     missing.unlink()
-    write_outcomes(run, harness, built)
+    write_outcomes(run, harness, built, IDENTITY)
     assert not outcomes(run, "informed", "0.5")
     missing.write_bytes(kept)
     computed = []
     evaluate = module.evaluate
     monkeypatch.setattr(module, "evaluate", lambda *given: computed.append(given) or evaluate(*given))
-    write_outcomes(run, harness, built)
+    write_outcomes(run, harness, built, IDENTITY)
     assert len(computed) == 1
     assert outcomes(run, "informed", "0.5") == outcomes(run, "informed", "0")
     again = run.outcomes("informed").read_bytes()
     other = RunDir(tmp_path / "other")
     commit(other, built, ("0", "0.5"))
-    write_outcomes(other, harness, built)
+    write_outcomes(other, harness, built, IDENTITY)
     assert other.outcomes("informed").read_bytes() == again
 
 
@@ -667,9 +682,9 @@ def test_a_metric_that_fails_names_its_task(directory: Path, tmp_path: Path, mon
     harness, built = build(directory, HarnessSpec(str(directory / "plain.yaml")))
     run = RunDir(tmp_path / "run")
     commit(run, built, ("0",))
-    monkeypatch.setattr(type(built[0].asked.task), "process_results", lambda *_: {}["gold"])
+    monkeypatch.setattr(type(built[0].source.task), "process_results", lambda *_: {}["gold"])
     with pytest.raises(LambdasweepError, match="task plain at λ = 0: lm-eval cannot make metrics of the scores"):
-        write_outcomes(run, harness, built)
+        write_outcomes(run, harness, built, IDENTITY)
 
 
 # Identity

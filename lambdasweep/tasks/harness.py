@@ -7,8 +7,10 @@ chat template. lm-eval is imported where it is used: it is an optional extra.
 import contextlib
 import difflib
 import logging
+import os
 import random
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -23,6 +25,8 @@ from lambdasweep.tasks.documents import check_limit, check_name
 PREFIX = "lm-eval:"
 VERSION = "0.4.13"  # its tokens and its evaluator are what this package was held against
 SEED = 1234  # lm-eval's own, for the examples
+
+ROLLING = "loglikelihood_rolling"
 
 _FILES = (".yaml", ".yml")
 _GROUP = re.compile(r"^group\s*:\s*([\"']?)([^\"'#\n]+?)\1\s*(?:#.*)?$", re.MULTILINE)
@@ -54,11 +58,21 @@ class HarnessSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A document, its number in lm-eval's order, and all that lm-eval asks about it: its instances, in its order."""
+
+    number: int
+    doc: Any
+    instances: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class HarnessTask:
-    """One task of lm-eval; `task` is its object, ready to build requests, and `name` what it is called here."""
+    """One task of lm-eval; `task` is its object, and `name` what it is called here."""
 
     name: str
     task: Any
+    asked: tuple[Asked, ...]
     source: str
     shots: int
     limit: int | None
@@ -85,12 +99,12 @@ class Harness:
 
 
 def load_harness(spec: HarnessSpec) -> Harness:
-    """Load lm-eval's tasks and their data sets; may download those.
+    """Load lm-eval's tasks and their data sets, which may download those, and let it build its instances.
 
     Raises:
         InputError: lm-eval is not installed, or in another version.
-        TaskError: it does not know the task, cannot load it, or it is not one of log-likelihoods alone; with every
-            problem.
+        TaskError: it does not know the task, cannot load or build it, or it is not one of log-likelihoods alone; with
+            every problem.
     """
     _check_installed()
     problems = check_limit(spec.limit)
@@ -114,10 +128,19 @@ def load_harness(spec: HarnessSpec) -> Harness:
         if problems:
             raise _error(spec, problems)
         warnings = [warning for name, task in tasks.items() for warning in _set_up(name, task, spec)]
+        asked = {name: _ask(name, task, spec) for name, task in tasks.items()}
     top = next(iter(groups), None)  # the group asked for comes first
     names = _names(spec, [*tasks, *groups], next(iter(tasks)) if len(tasks) == 1 and not groups else top)
     members = tuple(
-        HarnessTask(names[name], task, PREFIX + _known_as(spec), task.config.num_fewshot, spec.limit, spec.seed)
+        HarnessTask(
+            name=names[name],
+            task=task,
+            asked=asked[name],
+            source=PREFIX + _known_as(spec),
+            shots=task.config.num_fewshot,
+            limit=spec.limit,
+            seed=spec.seed,
+        )
         for name, task in tasks.items()
     )
     name = spec.name or (names[top] if top else members[0].name if len(members) == 1 else _safe(spec.source))
@@ -206,6 +229,28 @@ def _set_up(name: str, task: Any, spec: HarnessSpec) -> Iterator[str]:
     elif default is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=spec.seed)
+
+
+def _ask(name: str, task: Any, spec: HarnessSpec) -> tuple[Asked, ...]:
+    try:
+        # It draws a progress bar.
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            task.build_all_requests(limit=spec.limit)
+        documents = list(task.doc_iterator(limit=spec.limit))
+    except Exception as error:  # whatever the task's own functions raise
+        problem = f"{name}: lm-eval cannot build its requests ({type(error).__name__}: {_first_line(error)})"
+        raise _error(spec, [problem]) from error
+    kinds = {instance.request_type for instance in task.instances}
+    if len(kinds) > 1 or not kinds <= {"loglikelihood", ROLLING}:
+        raise _error(
+            spec, [f"{name} asks for {' and '.join(sorted(kinds))}: only one kind of log-likelihood is scored"]
+        )
+    found = defaultdict(list)
+    for instance in task.instances:
+        found[instance.doc_id].append(instance)
+    return tuple(
+        Asked(number, doc, tuple(sorted(found[number], key=lambda instance: instance.idx))) for number, doc in documents
+    )
 
 
 def _names(spec: HarnessSpec, names: Sequence[str], top: str | None) -> dict[str, str]:

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from lambdasweep import schemas
 from lambdasweep.errors import LambdasweepError
 from lambdasweep.rundir import RunDir, commit_table, read_identity
-from lambdasweep.tasks.harness import VERSION, Harness, quiet
-from lambdasweep.tasks.instances import ROLLING, BuiltHarnessTask, Question
+from lambdasweep.tasks.harness import ROLLING, VERSION, Asked, Harness, quiet
+from lambdasweep.tasks.instances import BuiltHarnessTask
 from lambdasweep.tasks.tokens import Ints
 
 LEFT_OUT = "docs_left_out"
@@ -38,7 +38,9 @@ class Answers:
     greedy: list[bool | None]  # [R] every token is the most likely one; None where that is not known
 
 
-def write_outcomes(run: RunDir, harness: Harness, built: Sequence[BuiltHarnessTask]) -> pa.Table:
+def write_outcomes(
+    run: RunDir, harness: Harness, built: Sequence[BuiltHarnessTask], identity: dict[str, Any]
+) -> pa.Table:
     """Commit RUN/lm_eval/task=<harness>.parquet and return it: `schemas.OUTCOMES`, by task, λ and metric.
 
     It has the λs of the plan at which every unit of every task of the harness is committed; those that it has already are
@@ -48,6 +50,7 @@ def write_outcomes(run: RunDir, harness: Harness, built: Sequence[BuiltHarnessTa
         run: the run.
         harness: what was asked for.
         built: its tasks, as recorded in the run's plan.
+        identity: what every table of the run carries.
 
     Raises:
         LambdasweepError: one of lm-eval's functions failed, or a table is damaged.
@@ -55,7 +58,7 @@ def write_outcomes(run: RunDir, harness: Harness, built: Sequence[BuiltHarnessTa
     path = run.outcomes(harness.name)
     parts = {name: part for task in built for name, part in task.parts.items()}
     identity = {
-        **_identity(run),
+        **identity,
         "lm_eval": VERSION,
         "tasks": {name: [part.sha256, part.requests_sha256] for name, part in parts.items()},
     }
@@ -70,24 +73,13 @@ def write_outcomes(run: RunDir, harness: Harness, built: Sequence[BuiltHarnessTa
         ):
             answers = {name: read_answers(part.table, run.tokens(name, lam)) for name, part in parts.items()}
             rows += _rows(harness, built, answers, Decimal(lam))
-    order = {name: place for place, name in enumerate([*(task.asked.name for task in built), *harness.groups])}
+    order = {name: place for place, name in enumerate([*(task.source.name for task in built), *harness.groups])}
     rows.sort(key=lambda row: (order[row[0]], row[1], row[2]))
     columns = zip(*rows, strict=True) if rows else [()] * len(schemas.OUTCOMES)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schemas.OUTCOMES, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=schemas.OUTCOMES)
     commit_table(path, table, identity)
     return table
-
-
-def _identity(run: RunDir) -> dict[str, Any]:
-    sweep = run.sweep()
-    return {
-        "schema": schemas.SCHEMA_VERSION,
-        "base": sweep["pair"]["base"]["fingerprint"],
-        "aligned": sweep["pair"]["aligned"]["fingerprint"],
-        "engine": sweep["engine"],
-        "versions": sweep["versions"],
-    }
 
 
 def read_answers(requests: pa.Table, tokens: pa.Table) -> Answers:
@@ -147,21 +139,22 @@ def _rows(harness: Harness, built: Sequence[BuiltHarnessTask], answers: dict[str
     left_out: dict[str, int] = {}
     totals: dict[str, int] = {}
     for task in built:
-        complete = [
-            (question, resps) for question in task.questions if (resps := responses(question, answers)) is not None
-        ]
+        source = task.source
+        complete = []
+        for asked, rows in zip(source.asked, task.rows, strict=True):
+            results = responses(asked, rows, answers)
+            complete += [] if results is None else [(asked, results)]
         with quiet():
             try:
-                values = evaluate(task.asked.task, complete)
+                found[source.name] = evaluate(source.task, complete)
             except Exception as error:  # whatever the task's own functions raise
                 raise LambdasweepError(
-                    f"task {task.asked.name} at λ = {lam}: lm-eval cannot make metrics of the scores "
+                    f"task {source.name} at λ = {lam}: lm-eval cannot make metrics of the scores "
                     f"({type(error).__name__}: {error}). The scores are committed; mend the task and run again"
                 ) from error
-        name = task.asked.name
-        found[name], totals[name] = values, len(task.questions)
-        left_out[name] = len(task.questions) - len(complete)
-    names = {task.asked.task.task_name: task.asked.name for task in built}
+        totals[source.name] = len(source.asked)
+        left_out[source.name] = len(source.asked) - len(complete)
+    names = {task.source.task.task_name: task.source.name for task in built}
     for name, group in harness.groups.items():
         members = [names[member.task_name] for member in group.get_all_tasks()]
         totals[name] = sum(totals[member] for member in members)
@@ -169,42 +162,48 @@ def _rows(harness: Harness, built: Sequence[BuiltHarnessTask], answers: dict[str
         # A member without a value would silently make this the mean of the others.
         is_whole = all(left_out[member] < totals[member] for member in members)
         found[name] = aggregate(group, {theirs: found[ours] for theirs, ours in names.items()}) if is_whole else {}
-    rows: list[_Row] = []
+    made: list[_Row] = []
     for name, values in found.items():
-        rows.append((name, lam, LEFT_OUT, float(left_out[name]), totals[name]))
-        rows += [(name, lam, metric, None if math.isnan(value) else value, n) for metric, (value, n) in values.items()]
-    return rows
+        made.append((name, lam, LEFT_OUT, float(left_out[name]), totals[name]))
+        made += [(name, lam, metric, None if math.isnan(value) else value, n) for metric, (value, n) in values.items()]
+    return made
 
 
-def responses(question: Question, answers: dict[str, Answers]) -> list[Any] | None:
-    """Return what lm-eval's model would have answered to each instance; None where a score is missing."""
+def responses(asked: Asked, rows: Sequence[tuple[str, int, int]], answers: dict[str, Answers]) -> list[Any] | None:
+    """Return what a model of lm-eval's would have answered to each instance of a document; None where a score is missing.
+
+    Args:
+        asked: the document.
+        rows: as in `BuiltHarnessTask.rows`.
+        answers: of each part.
+    """
     found: list[Any] = []
-    for instance, (part, first, end) in zip(question.instances, question.rows, strict=True):
+    for instance, (part, first, end) in zip(asked.instances, rows, strict=True):
         logprobs = answers[part].logprob[first:end]
         greedy = answers[part].greedy[first:end]
         is_rolling = instance.request_type == ROLLING
         if any(map(math.isnan, logprobs)) or (not is_rolling and None in greedy):
             return None
-        # The sum over the windows starts from an int, as lm-eval's; a text without tokens has log-likelihood 0.
+        # A text without tokens has no windows, and log-likelihood 0.
         found.append(sum(logprobs) if is_rolling else (logprobs[0], bool(greedy[0])))
     return found
 
 
-def evaluate(task: Any, complete: Sequence[tuple[Question, list[Any]]]) -> dict[str, _Value]:
+def evaluate(task: Any, complete: Sequence[tuple[Asked, list[Any]]]) -> dict[str, _Value]:
     """Compute lm-eval's metrics of a task, named `<metric>,<filter>`, from the answers to some of its documents."""
     if not complete:
         return {}
-    for question, answered in complete:
-        for instance, answer in zip(question.instances, answered, strict=True):
-            instance.resps, instance.filtered_resps = [answer] * (instance.repeats or 1), {}
+    for asked, results in complete:
+        for instance, result in zip(asked.instances, results, strict=True):
+            instance.resps, instance.filtered_resps = [result] * (instance.repeats or 1), {}
     # Its filters go over all of its instances, and must not meet one without an answer.
-    task._instances = [instance for question, _ in complete for instance in question.instances]
+    task._instances = [instance for asked, _ in complete for instance in asked.instances]
     task.apply_filters()
     raw: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for filtered in task._instances[0].filtered_resps:
-        for question, _ in complete:
-            results = [instance.filtered_resps[filtered] for instance in question.instances]
-            for metric, value in task.process_results(question.doc, results).items():
+        for asked, _ in complete:
+            results = [instance.filtered_resps[filtered] for instance in asked.instances]
+            for metric, value in task.process_results(asked.doc, results).items():
                 raw[metric, filtered].append(value)
     aggregation = task.aggregation()
     return {
