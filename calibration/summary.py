@@ -12,6 +12,7 @@ from calibration.bins import bin_table
 from calibration.confidence import CONFIDENCES
 from calibration.curve import ERRORS, Curve, curve, thinned
 from calibration.estimate import interval
+from calibration.outcomes import outcome_rows
 from calibration.points import Point, points
 from calibration.resample import RESAMPLES, SEED, SPLITS
 from lambdasweep import schemas
@@ -62,6 +63,9 @@ def analyse(
     Per task and λ, under confidence sum and split all, with n = all documents of the task: `docs_quarantined`,
     `docs_unfinished`, `docs_undefined`: how many are in none of the above, and why (`calibration.confidence.LeftOut`).
 
+    Per task and group of lm-eval and λ, under confidence sum and split all, without intervals: its own metrics, as
+    `lm_eval/<metric>,<filter>` [outcomes].
+
     Args:
         run: the run.
         resamples: of the documents, for the 95 % intervals [estimate.interval]; smooth ECE takes at most 200 of them.
@@ -85,18 +89,24 @@ def analyse(
     rows: list[_Row] = []
     binned = []
     curves = []
+    outcomes = outcome_rows(run)
     for task, entry in run.plan()["tasks"].items():
-        found: dict[str, list[_Row]] = {}
+        found: dict[Decimal, list[_Row]] = outcomes.pop(task, {})
         kept: list[Point] = []
-        for point in points(run, task, entry["lambdas"], resamples, seed):
-            found[point.lam] = list(_rows(task, point))
+        # What is neither choices nor one continuation has lm-eval's metrics only.
+        scored_as = entry.get("scored_as", "choices")
+        for point in points(run, task, entry["lambdas"], resamples, seed) if scored_as != "other" else ():
+            found.setdefault(Decimal(point.lam), []).extend(_rows(task, point, scored_as))
             kept.append(thinned(point, error, confidence))
-        for lam in sorted(found, key=Decimal):
-            rows += found[lam]
+        for lam in sorted(found):
+            rows += sorted(found[lam], key=_order)
         kept.sort(key=lambda point: Decimal(point.lam))
         binned += [(task, point.lam, point.bins) for point in kept]
         if along := curve(task, kept, error, confidence):
             curves.append(along)
+    for group in outcomes.values():
+        for lam in sorted(group):
+            rows += sorted(group[lam], key=_order)
     columns = zip(*rows, strict=True) if rows else [()] * len(schemas.METRICS)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schemas.METRICS, strict=True)]
     return Analysis(pa.Table.from_arrays(arrays, schema=schemas.METRICS), bin_table(binned), tuple(curves))
@@ -134,7 +144,7 @@ def _identity(run: RunDir) -> dict[str, Any]:
     }
 
 
-def _rows(task: str, point: Point) -> Iterator[_Row]:
+def _rows(task: str, point: Point, scored_as: str) -> Iterator[_Row]:
     left_out = point.left_out
     counts = {
         ("docs_quarantined", "sum", "all"): left_out.quarantined,
@@ -142,7 +152,9 @@ def _rows(task: str, point: Point) -> Iterator[_Row]:
         ("docs_undefined", "sum", "all"): left_out.undefined,
     }
     lam = Decimal(point.lam)
-    for key in sorted([*point.estimates, *counts], key=_order):
+    for key in [*point.estimates, *counts]:
+        if scored_as == "contexts" and key[0].startswith("option_mass"):
+            continue  # probabilities after several contexts, which add up to nothing
         if key in counts:
             yield (task, lam, *key, float(counts[key]), None, None, point.documents, None)
             continue
@@ -153,6 +165,6 @@ def _rows(task: str, point: Point) -> Iterator[_Row]:
         yield (task, lam, *key, value, *ends, estimate.n, found.resamples if found else None)
 
 
-def _order(key: tuple[str, str, str]) -> tuple[str, int, int]:
-    metric, confidence, split = key
+def _order(row: _Row) -> tuple[str, int, int]:
+    _, _, metric, confidence, split, *_ = row
     return metric, CONFIDENCES.index(confidence), SPLITS.index(split)

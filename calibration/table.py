@@ -14,6 +14,7 @@ from rich.text import Text
 from calibration.choice import ACCURACY
 from calibration.confidence import CONFIDENCES
 from calibration.metrics import BINS
+from calibration.outcomes import PREFIX, outcome_table
 from lambdasweep.errors import InputError
 from lambdasweep.grid import canonical
 
@@ -54,7 +55,8 @@ class _Line:
 
 
 def render(metrics: pa.Table, confidence: str = "sum") -> list[Table]:
-    """Lay out a metrics table: one rich table per task in order of appearance, one row per λ ascending.
+    """Lay out a metrics table: one rich table per task in order of appearance, one row per λ ascending; and one of lm-eval's
+    own metrics for each task or group that has them.
 
     λ = 0 is marked `base`, λ = 1 `aligned`, and the λ of highest accuracy `best` (of equals the one of lower NLL, then
     the lower λ). The best values of a column carry a `*`; for confidence − accuracy that is the nearest to 0. A λ with
@@ -73,7 +75,13 @@ def render(metrics: pa.Table, confidence: str = "sum") -> list[Table]:
     tasks: dict[str, list[dict[str, Any]]] = {}
     for row in metrics.filter(pc.equal(metrics["split"], "all")).to_pylist():
         tasks.setdefault(row["task"], []).append(row)
-    return [_task_table(task, rows, confidence) for task, rows in tasks.items()]
+    tables = []
+    for task, rows in tasks.items():
+        outcomes = [row for row in rows if row["metric"].startswith(PREFIX)]
+        own = [row for row in rows if not row["metric"].startswith(PREFIX)]
+        tables += [_task_table(task, own, confidence)] if own else []
+        tables += [outcome_table(task, outcomes)] if outcomes else []
+    return tables
 
 
 def _task_table(task: str, rows: Sequence[dict[str, Any]], confidence: str) -> Table:

@@ -30,7 +30,10 @@ app = typer.Typer(
 Base = Annotated[str | None, typer.Option(help="Checkpoint before alignment: directory or hub id.")]
 Aligned = Annotated[str | None, typer.Option(help="Checkpoint after alignment: directory or hub id.")]
 Lambdas = Annotated[str | None, typer.Option(help="The grid: 0:1.5:0.1, or 0,0.25,1, or both joined by commas.")]
-Tasks = Annotated[list[str] | None, typer.Option("--task", metavar="NAME=FILE.jsonl", help="A task; repeatable.")]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", metavar="NAME=FILE.jsonl", help="A task, or lm-eval:TASK for one of lm-eval's; repeatable."),
+]
 Format = Annotated[str | None, typer.Option(help="cloze (score each choice's text) or letters (score A, B, C…).")]
 Shots = Annotated[int | None, typer.Option(help="Solved examples in front of every document.")]
 Limit = Annotated[int | None, typer.Option(help="Evaluate only the first so many documents.")]

@@ -10,6 +10,7 @@ from typing import Any
 from lambdasweep.errors import InputError
 from lambdasweep.grid import parse_grid
 from lambdasweep.tasks.documents import TaskSpec
+from lambdasweep.tasks.harness import PREFIX, HarnessSpec, resolved
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -24,7 +25,7 @@ class SweepConfig:
     """Directory or hub id of the checkpoint after alignment."""
     lambdas: tuple[str, ...]
     """Canonical λs, ascending."""
-    tasks: tuple[TaskSpec, ...]
+    tasks: tuple[TaskSpec | HarnessSpec, ...]
     out: Path
     """The run directory."""
     replicas: int | None = None
@@ -71,10 +72,11 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
 
     Args:
         flags: by name with underscores; None where a flag was not given.
-        tasks: `NAME=FILE.jsonl` of each `--task`; any given replace the file's.
+        tasks: `NAME=FILE.jsonl`, `lm-eval:TASK` or `NAME=lm-eval:TASK` of each `--task`; any given replace the file's.
         engine: `KEY=VALUE` of each `--engine`; laid over the file's `[engine]`.
         file: TOML with the flags' names as keys, `[[task]]` tables (name, file, format, shots, limit, seed) and
-            `[engine]`; relative paths in it start at its directory.
+            `[engine]`; relative paths in it start at its directory. `file = "lm-eval:TASK"` needs no name and takes no
+            format.
 
     Raises:
         InputError: with every problem.
@@ -111,7 +113,7 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
             problems.append(f"--engine {name} is {settings[name]!r}: give a whole number above 0")
     specs = _tasks(tasks, rows, values, problems)
     if not tasks and not rows and is_readable:
-        problems.append("--task is missing: give at least one NAME=FILE.jsonl")
+        problems.append("--task is missing: give at least one NAME=FILE.jsonl or lm-eval:TASK")
     for name in ("replicas", "tp", "max_model_len"):
         value = values.get(name)
         if value is not None and value < 1:
@@ -145,23 +147,35 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
 
 def _tasks(
     flags: list[str], rows: list[dict[str, Any]], values: dict[str, Any], problems: list[str]
-) -> tuple[TaskSpec, ...]:
+) -> tuple[TaskSpec | HarnessSpec, ...]:
     common = _common(values)
     specs = []
     for flag in flags:
-        name, equals, path = flag.partition("=")
-        if not (equals and name and path):
-            problems.append(f"--task {flag!r} is not NAME=FILE.jsonl")
+        name, _, path = flag.partition("=")
+        if flag.startswith(PREFIX):
+            name, path = "", flag
+        elif not name:
+            path = ""
+        if not path.removeprefix(PREFIX):
+            problems.append(f"--task {flag!r} is not NAME=FILE.jsonl, lm-eval:TASK or NAME=lm-eval:TASK")
             continue
-        specs.append(TaskSpec(name=name, file=Path(path), **common))
+        specs.append(_spec({"name": name, "file": path, **common}))
     if not flags:
-        specs = [TaskSpec(**(common | row)) for row in rows]
-    names = [spec.name for spec in specs]
+        specs = [_spec(common | row) for row in rows]
+    names = [spec.name for spec in specs if spec.name]
     problems += [
         f"task {name!r} is named twice: give each its own name"
         for name in sorted({name for name in names if names.count(name) > 1})
     ]
     return tuple(specs)
+
+
+def _spec(row: dict[str, Any]) -> TaskSpec | HarnessSpec:
+    file = str(row["file"])
+    if not file.startswith(PREFIX):
+        return TaskSpec(**(row | {"file": Path(file)}))
+    settings = {key: row[key] for key in ("shots", "limit", "seed") if key in row}
+    return HarnessSpec(file.removeprefix(PREFIX), name=row.get("name") or None, **settings)
 
 
 def _common(values: dict[str, Any]) -> dict[str, Any]:
@@ -191,10 +205,15 @@ def _read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
                 problems.append(f"{file}: [[task]] has the unknown key {key!r}: use {', '.join(sorted(_TASK_KEYS))}")
             elif key_problem := _check(key, value):
                 problems.append(f"{file}: [[task]]: {key_problem}")
-        if not {"name", "file"} <= row.keys():
+        source = str(row.get("file", ""))
+        if source.startswith(PREFIX):
+            if "format" in row:
+                problems.append(f"{file}: a [[task]] of lm-eval has its own format: remove format")
+            row["file"] = PREFIX + resolved(HarnessSpec(source.removeprefix(PREFIX)), here).source
+        elif not {"name", "file"} <= row.keys():
             problems.append(f"{file}: a [[task]] needs name and file")
         else:
-            row["file"] = here / str(row["file"])
+            row["file"] = here / source
     if len(problems) > before:
         return {}
     for key in ("base", "aligned"):  # a hub id is no path, unless there is a directory of that name

@@ -75,6 +75,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
 def _describe_headers(config: SweepConfig) -> Iterator[str]:
     from lambdasweep.prepare import join
     from lambdasweep.tasks.documents import read_documents
+    from lambdasweep.tasks.harness import PREFIX, HarnessSpec
     from merge.pair import open_pair
 
     failures: list[InputError] = []
@@ -85,6 +86,8 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
         failures.append(error)
     counts = {}
     for spec in config.tasks:
+        if isinstance(spec, HarnessSpec):
+            continue
         try:
             counts[spec.name] = len(read_documents(spec).documents)
         except InputError as error:
@@ -94,6 +97,9 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
     yield from _describe_pair(pair.base.nbytes, config.tp, len(pair.base.tensors))
     for name, count in counts.items():
         yield f"task      {name}: {count} rows"
+    for spec in config.tasks:
+        if isinstance(spec, HarnessSpec):
+            yield f"task      {PREFIX}{spec.source}: not checked"
     for warning in pair.warnings:
         yield f"warning: {warning}"
     yield "not checked: NaN and infinity in the weights, tokens, units, time (install lambdasweep[cpu] or [gpu] for those)"

@@ -12,8 +12,10 @@ import pyarrow.compute as pc
 
 from lambdasweep.config import SweepConfig
 from lambdasweep.errors import InputError, PairError
-from lambdasweep.tasks import BuiltTask, Tokenizer, build_requests, load_tokenizer, shards
+from lambdasweep.tasks import BuiltTask, HarnessSpec, Tokenizer, build_requests, load_tokenizer, shards
 from lambdasweep.tasks.documents import TaskSpec, read_documents
+from lambdasweep.tasks.harness import Harness, HarnessTask, load_harness
+from lambdasweep.tasks.instances import BuiltHarnessTask, build_instances
 
 if TYPE_CHECKING:
     from merge.pair import Pair
@@ -33,7 +35,7 @@ _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 class PreparedTask:
     """A task's requests, cut into shards; `costs` are tokens per shard."""
 
-    spec: TaskSpec
+    spec: TaskSpec | HarnessTask
     built: BuiltTask
     shards: tuple[tuple[int, int], ...]
     costs: tuple[int, ...]
@@ -47,10 +49,12 @@ class Prepared:
     pair: "Pair"
     settings: "EngineSettings"
     tasks: dict[str, PreparedTask]
+    harnesses: tuple[tuple[Harness, tuple[BuiltHarnessTask, ...]], ...] = ()
 
     @property
     def warnings(self) -> list[str]:
-        return [*self.pair.warnings, *(text for task in self.tasks.values() for text in task.built.warnings)]
+        told = [text for harness, _ in self.harnesses for text in harness.warnings]
+        return [*self.pair.warnings, *told, *(text for task in self.tasks.values() for text in task.built.warnings)]
 
 
 def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prepared:
@@ -77,8 +81,11 @@ def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prep
 
     pair = collect(lambda: open_pair(config.base, config.aligned, config.base_revision, config.aligned_revision))
     device = collect(installed_device)
-    for spec in config.tasks:
-        collect(lambda spec=spec: read_documents(spec))  # type: ignore[misc]
+    loaded: list[TaskSpec | Harness | None] = [
+        collect(lambda spec=spec: _load(spec))  # type: ignore[misc]
+        for spec in config.tasks
+    ]
+    collect(lambda: _check_names([one for one in loaded if one]))
     tokenizer = None
     if pair is not None:
         parent, other = (pair.base, "aligned") if config.tokenizer == "base" else (pair.aligned, "base")
@@ -86,12 +93,35 @@ def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prep
     if failures or pair is None or device is None or tokenizer is None:
         raise join(failures)
     settings = settle(config, pair, device, recorded)
-    tasks = {}
-    for spec in config.tasks:
-        built = build_requests(spec, tokenizer)
-        runs = tuple(shards(built.table, SHARD_TOKENS[device]))
-        tasks[spec.name] = PreparedTask(spec, built, runs, tuple(token_counts(built.table, runs)))
-    return Prepared(config, pair, settings, tasks)
+    tasks: dict[str, PreparedTask] = {}
+    harnesses = []
+    for one in loaded:
+        found: list[tuple[str, TaskSpec | HarnessTask, BuiltTask]] = []
+        if isinstance(one, Harness):
+            instances = tuple(build_instances(task, tokenizer, settings.max_model_len) for task in one.tasks)
+            harnesses.append((one, instances))
+            found = [(name, each.source, part) for each in instances for name, part in each.parts.items()]
+        elif one:
+            found = [(one.name, one, build_requests(one, tokenizer))]
+        for name, spec, built in found:
+            runs = tuple(shards(built.table, SHARD_TOKENS[device]))
+            tasks[name] = PreparedTask(spec, built, runs, tuple(token_counts(built.table, runs)))
+    return Prepared(config, pair, settings, tasks, tuple(harnesses))
+
+
+def _load(spec: TaskSpec | HarnessSpec) -> TaskSpec | Harness:
+    """Check a task as far as that goes without a tokenizer."""
+    if isinstance(spec, HarnessSpec):
+        return load_harness(spec)
+    read_documents(spec)
+    return spec
+
+
+def _check_names(loaded: list[TaskSpec | Harness]) -> None:
+    names = [name for one in loaded for name in (one.names if isinstance(one, Harness) else [one.name])]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"tasks are named twice: {', '.join(twice)}: give each its own name, as NAME=lm-eval:TASK")
 
 
 def _load_tokenizer(path: Path, other: str) -> Tokenizer:

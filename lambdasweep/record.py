@@ -72,7 +72,7 @@ def task_record(task: PreparedTask) -> dict[str, Any]:
     """Return what plan.json holds of a task, its λs apart."""
     spec, built = task.spec, task.built
     return {
-        "file": str(spec.file.resolve()),
+        "file": spec.source,
         "sha256": built.sha256,
         "format": spec.format,
         "shots": spec.shots,
@@ -83,6 +83,7 @@ def task_record(task: PreparedTask) -> dict[str, Any]:
         "requests": built.table.num_rows,
         "duplicates": built.duplicates,
         "requests_sha256": built.requests_sha256,
+        "scored_as": built.scored_as,
         "shards": [list(run) for run in task.shards],
         "costs": list(task.costs),
     }

@@ -6,6 +6,7 @@
     RUN/tokens/task=<task>/lambda=<λ>/shard-00017.parquet
     RUN/quarantine/…                                  same layout: what could not be scored, and why
     RUN/receipts/….json                               same layout: times, hosts, caches; not part of the results
+    RUN/lm_eval/task=<task>.parquet                   metrics of lm-eval's tasks, by lm-eval; computed from the tables
     RUN/metrics.parquet                               computed from the tables, replaced as a whole
     RUN/report/…                                      likewise: index.html, figures, frontier.json, bins.parquet
 
@@ -128,6 +129,14 @@ class RunDir:
 
     def requests(self, task: str) -> Path:
         return self.root / "requests" / f"task={task}.parquet"
+
+    def outcomes(self, task: str) -> Path:
+        """Path of lm-eval's own metrics of what was asked for as `task`: a task, or a group with its members."""
+        return self.root / "lm_eval" / f"task={task}.parquet"
+
+    def all_outcomes(self) -> list[Path]:
+        """Return the paths of all that are there, by name."""
+        return sorted((self.root / "lm_eval").glob("task=*.parquet"))
 
     def unit(self, kind: str, task: str, lam: str, shard: int) -> Path:
         """Path of one unit's file; `kind` is tokens, quarantine or receipts."""

@@ -68,3 +68,14 @@ BINS = pa.schema(
         pa.field("ci_high", pa.float64()),
     ]
 )
+
+# lm-eval's own metrics of its tasks and groups.
+OUTCOMES = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),  # or group
+        pa.field("lam", LAM, nullable=False),
+        pa.field("metric", pa.string(), nullable=False),  # metric,filter; docs_left_out
+        pa.field("value", pa.float64()),
+        pa.field("n", pa.int64(), nullable=False),  # documents the value was computed from
+    ]
+)

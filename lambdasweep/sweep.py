@@ -13,6 +13,7 @@ from lambdasweep.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, Sw
 from lambdasweep.prepare import Prepared, prepare
 from lambdasweep.progress import SweepProgress
 from lambdasweep.rundir import RunDir
+from lambdasweep.tasks.outcomes import write_outcomes
 
 if TYPE_CHECKING:
     from ray_jobs.units import Unit
@@ -113,6 +114,9 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
                 + "\n".join(f"  - {u.task} λ = {u.lam} shard {u.shard}: {why}" for u, why in outcome.given_up)
             )
         interrupted = outcome.interrupted
+    if not interrupted:
+        for harness, built in prepared.harnesses:
+            write_outcomes(run, harness, built, record.table_identity(sweep))
     quarantined = any(
         run.committed(name, lam, "quarantine") for name in prepared.tasks for lam in prepared.config.lambdas
     )

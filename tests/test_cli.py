@@ -155,7 +155,7 @@ def test_missing_flags_are_named_at_once(lambdasweep: Callable[..., Result]) -> 
             "  - --aligned is missing",
             "  - --lambdas is missing",
             "  - --out is missing",
-            "  - --task is missing: give at least one NAME=FILE.jsonl",
+            "  - --task is missing: give at least one NAME=FILE.jsonl or lm-eval:TASK",
         ]
 
 
@@ -213,7 +213,7 @@ def test_bad_flags_are_named_at_once(refused: Callable[..., Result]) -> None:
     ).problems[1:]
     assert "λ 'x' is not a decimal number" in grid
     assert "model is set by lambdasweep: use --base and --aligned" in engine
-    assert task == "--task '=f' is not NAME=FILE.jsonl"
+    assert task == "--task '=f' is not NAME=FILE.jsonl, lm-eval:TASK or NAME=lm-eval:TASK"
     assert (tp, dtype) == ("--tp is 0: give 1 or more", "--dtype is 'int4': use auto, float32, bfloat16, float16")
 
 
@@ -834,3 +834,72 @@ def test_a_begun_sweep_keeps_what_was_left_to_lambdasweep(
     assert begun.sweep_json.read_bytes() == before
     assert lambdasweep("run", *flags(out=begun.root.parent / "new")).code == 0
     assert RunDir(begun.root.parent / "new").sweep()["engine"]["threads"] == 32
+
+
+# Tasks of lm-eval
+
+
+@pytest.fixture
+def yaml_task(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A task of lm-eval over a local file."""
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lambdasweep[lm-eval]")
+    import datasets
+
+    datasets.disable_progress_bars()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+    write_task(tmp_path / "rows.json", IRON | {"choices": ["iron", "water"]}, WATER | {"choices": ["sand", "water"]})
+    settings = {
+        "task": "wet_metals",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.json")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{query}}",
+        "doc_to_target": "gold",
+        "doc_to_choice": "choices",
+    }
+    path = tmp_path / "wet.yaml"
+    path.write_text(json.dumps(settings))
+    return path
+
+
+@pytest.mark.parametrize("name", ["", "mine"])
+def test_a_task_of_lm_eval(
+    lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], yaml_task: Path, tmp_path: Path, name: str
+) -> None:
+    task = f"{name}=lm-eval:{yaml_task}".removeprefix("=")
+    planned = lambdasweep("plan", *flags(task=task, limit=1))
+    assert (planned.code, planned.err) == (0, "")
+    assert f"task      {name or 'wet_metals'}: 1 documents, 2 requests" in planned.out
+    assert lambdasweep("run", *flags(task=task)).code == 0
+    (entry,) = RunDir(tmp_path / "run").plan()["tasks"].values()
+    assert (entry["file"], entry["format"]) == (f"lm-eval:{yaml_task}", "lm-eval")
+    assert entry["template"] == "lm-eval 0.4.13 multiple_choice"
+    assert lambdasweep("run", *flags(task=task)).code == 0
+    status = lambdasweep("status", tmp_path / "run")
+    assert f"{name or 'wet_metals'}: 0/3 units, 2 documents × 3 λ (lm-eval, 0 shots)" in status.out
+    yaml_task.write_text(yaml_task.read_text().replace("{{query}}", "{{query}}?"))
+    refused = lambdasweep("run", *flags(task=task))
+    assert refused.code == 2
+    assert any("requests_sha256 was" in problem for problem in refused.problems)
+
+
+def test_a_task_of_lm_eval_in_a_file(
+    lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], yaml_task: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "sweep.toml"
+    config.write_text(
+        '[[task]]\nfile = "lm-eval:wet.yaml"\nlimit = 1\n\n[[task]]\nname = "metals"\nfile = "metals.jsonl"\n'
+    )
+    planned = lambdasweep("plan", *flags(task=None, config=config))
+    assert planned.code == 0, planned.err
+    assert "task      wet_metals: 1 documents" in planned.out
+    assert "task      metals: 2 documents" in planned.out
+    config.write_text('[[task]]\nfile = "lm-eval:wet.yaml"\nformat = "cloze"\n')
+    (problem,) = lambdasweep("plan", *flags(task=None, config=config)).problems
+    assert problem.endswith("a [[task]] of lm-eval has its own format: remove format")
+
+
+def test_names_of_lm_eval_that_are_taken(refused: Callable[..., Result], yaml_task: Path, tmp_path: Path) -> None:
+    (problem,) = refused(task=[f"lm-eval:{yaml_task}", f"wet_metals={tmp_path / 'metals.jsonl'}"]).problems
+    assert problem == "tasks are named twice: wet_metals: give each its own name, as NAME=lm-eval:TASK"

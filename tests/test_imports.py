@@ -29,13 +29,15 @@ MAY_KNOW = {
     "ray": {"ray_jobs"},
     "safetensors": {"merge", "serve"},
     "transformers": {"lambdasweep.tasks"},
+    "lm_eval": {"lambdasweep.tasks"},
+    "datasets": set(),  # lm-eval's business
     "altair": {"calibration.report"},
     "vl_convert": {"calibration.report"},
     "jinja2": {"calibration.report"},
 }
 # These know neither torch nor vllm even so: a plan is made from headers and settings alone.
 LIGHT = {"merge.checkpoint", "merge.pair", "merge.vocabulary", "serve.settings", "serve.tiers"}
-HEAVY = ("torch", "vllm", "ray", "transformers", "safetensors", "huggingface_hub")
+HEAVY = ("torch", "vllm", "ray", "transformers", "safetensors", "huggingface_hub", "lm_eval", "datasets")
 # What only the report and `plot_reliability` load.
 PLOTTING = ("altair", "vl_convert", "jinja2")
 
@@ -135,6 +137,10 @@ def test_imports_follow_the_tree(name: str) -> None:
         ("lambdasweep.tasks.requests", "import transformers", 1),
         ("lambdasweep.tasks.requests", "def f():\n    from transformers import AutoTokenizer", 0),
         ("lambdasweep.prepare", "def f():\n    from transformers import AutoTokenizer", 1),
+        ("lambdasweep.tasks.harness", "from lm_eval.tasks import TaskManager", 1),
+        ("lambdasweep.tasks.harness", "def f():\n    from lm_eval.tasks import TaskManager", 0),
+        ("lambdasweep.prepare", "def f():\n    import lm_eval", 1),
+        ("calibration.outcomes", "def f():\n    import lm_eval", 1),
         ("calibration.metrics", "def f():\n    import torch", 1),
         ("calibration.summary", "def f():\n    import altair", 1),
         ("calibration.report.style", "import altair", 0),

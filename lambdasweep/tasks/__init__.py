@@ -1,11 +1,27 @@
-"""Tasks: JSONL files → the λ-free requests table. Knows tokenizers, but neither engines nor models.
+"""Tasks: JSONL files and lm-eval's tasks → the λ-free requests table. Knows tokenizers, but neither engines nor models.
 
 documents.py    a JSONL file → checked documents, or every problem it has
 formats.py      a document → the text that is conditioned on and the texts that are scored
-requests.py     texts → tokens → the requests table, and its cut into shards
+tokens.py       texts → tokens: pairs of context and continuation, and windows over long texts
+requests.py     a task's texts → the requests table, and its cut into shards
+harness.py      the name of a task or group of lm-eval → lm-eval's own objects
+reading.py      lm-eval's instances of a document → its choices and the right one, where it has those
+instances.py    lm-eval's instances → requests tables, and the way back
+outcomes.py     committed scores → lm-eval's own metrics
 """
 
 from lambdasweep.tasks.documents import TaskSpec
-from lambdasweep.tasks.requests import BuiltTask, Tokenizer, build_requests, content_sha256, load_tokenizer, shards
+from lambdasweep.tasks.harness import HarnessSpec
+from lambdasweep.tasks.requests import BuiltTask, build_requests, content_sha256, shards
+from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
 
-__all__ = ["BuiltTask", "TaskSpec", "Tokenizer", "build_requests", "content_sha256", "load_tokenizer", "shards"]
+__all__ = [
+    "BuiltTask",
+    "HarnessSpec",
+    "TaskSpec",
+    "Tokenizer",
+    "build_requests",
+    "content_sha256",
+    "load_tokenizer",
+    "shards",
+]

@@ -48,6 +48,11 @@ class TaskSpec:
     limit: int | None = None
     seed: int = 0
 
+    @property
+    def source(self) -> str:
+        """Where the task comes from, for the record."""
+        return str(self.file.resolve())
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -131,20 +136,28 @@ def _error(spec: TaskSpec, problems: Sequence[str]) -> TaskError:
     return TaskError(f"task {spec.name!r} cannot be built from {spec.file}", shown)
 
 
+def check_name(name: str) -> list[str]:
+    """Return what is wrong with the name of a task."""
+    if _NAME.fullmatch(name) and len(name) <= _MAX_NAME:
+        return []
+    return [
+        f"the task name {name!r} cannot be a file name: use at most {_MAX_NAME} letters, digits, '.', '_' "
+        "and '-', and start with a letter or digit"
+    ]
+
+
+def check_limit(limit: int | None) -> list[str]:
+    """Return what is wrong with a limit on the number of documents."""
+    return [] if limit is None or limit >= 1 else [f"limit is {limit}: give 1 or more, or leave it out"]
+
+
 def _check_spec(spec: TaskSpec) -> list[str]:
-    problems = []
-    if not _NAME.fullmatch(spec.name) or len(spec.name) > _MAX_NAME:
-        problems.append(
-            f"the task name {spec.name!r} cannot be a file name: use at most {_MAX_NAME} letters, digits, '.', '_' "
-            "and '-', and start with a letter or digit"
-        )
+    problems = check_name(spec.name)
     if spec.format not in MAX_CHOICES:
         problems.append(f"the format {spec.format!r} is not known: use {' or '.join(MAX_CHOICES)}")
     if spec.shots < 0:
         problems.append(f"shots is {spec.shots}: give 0 or more")
-    if spec.limit is not None and spec.limit < 1:
-        problems.append(f"limit is {spec.limit}: give 1 or more, or leave it out")
-    return problems
+    return problems + check_limit(spec.limit)
 
 
 def _object(line: int, raw: bytes, problems: list[str]) -> dict[str, Any] | None:

@@ -1,33 +1,21 @@
-"""Requests: a task's texts → tokens → the requests table, and its cut into shards.
-
-Tokens are those of lm-evaluation-harness 0.4.13, on which its `hf` and `vllm` backends agree:
-
-- The tokenizer's own default decides on special tokens: a tokenizer that puts BOS in front does so here. A text that
-  already starts with it gets none, so BOS is never doubled.
-- Context and context + continuation are both encoded. The continuation is what the second has beyond the length of the
-  first; trailing white space of the context counts as part of the continuation. What is scored is the first followed by
-  that rest. Where a token spans the boundary, that is not the encoding of the whole text: a warning counts these.
-- An empty context is replaced by BOS, or by EOS for a tokenizer without BOS, and the continuation is encoded without
-  special tokens. (The backends differ for a context of white space alone; here it counts as empty, which is what `hf`
-  computes with a tokenizer that puts BOS in front.)
-"""
+"""Requests: a task's texts → tokens → the requests table, and its cut into shards."""
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lambdasweep.errors import InputError, PairError, TaskError
+from lambdasweep.errors import TaskError
 from lambdasweep.schemas import REQUESTS
 from lambdasweep.tasks.documents import TaskSpec, read_documents
-from lambdasweep.tasks.formats import TEMPLATES, Prompt, render, select, shots_text
+from lambdasweep.tasks.formats import TEMPLATES, render, select, shots_text
+from lambdasweep.tasks.tokens import Encoded, Ints, Tokenizer, encode_pairs, prefix_of
 
 # A prefix that all documents share is computed once per shard; this keeps it at 2 % of a shard's tokens.
 PREFIXES_PER_SHARD = 50
@@ -35,18 +23,8 @@ PREFIXES_PER_SHARD = 50
 _BATCH = 256  # documents encoded at a time: bounds the Python integers alive
 _LINES_NAMED = 7  # in a warning
 
-Ints = npt.NDArray[np.int64]
-
-
-class Tokenizer(Protocol):
-    """What is used of a transformers tokenizer."""
-
-    bos_token_id: int | None
-    eos_token_id: int | None
-
-    def __call__(self, text: list[str], **settings: Any) -> Any: ...
-
-    def decode(self, token_ids: Any) -> str: ...
+T = TypeVar("T")
+ScoredAs = Literal["choices", "contexts", "continuation", "other"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +41,8 @@ class BuiltTask:
         requests_sha256: `content_sha256(table)`.
         template: the format's version and form.
         one_token: every continuation is one token, so a document's answers are read off one forward pass.
+        scored_as: what a document's requests are to each other, hence which metrics of ours it has: `choices`; `contexts`,
+            one of which makes the continuation the likeliest; one `continuation`; or `other`, which has none.
     """
 
     table: pa.Table
@@ -73,34 +53,7 @@ class BuiltTask:
     requests_sha256: str
     template: str
     one_token: bool
-
-
-def load_tokenizer(directory: str | Path) -> Tokenizer:
-    """Load the tokenizer of a checkpoint on disk; nothing is downloaded.
-
-    Raises:
-        InputError: transformers is not installed.
-        PairError: the directory has no tokenizer, no fast one, or one that puts special tokens after the text.
-    """
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        raise InputError("tokenizing needs transformers: install lambdasweep[cpu] or lambdasweep[gpu]") from None
-    path = Path(directory)
-    if not path.is_dir():
-        raise PairError(f"{path} is not a directory: give a checkpoint on disk")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # tokenizers raises bare Exceptions for files it cannot read
-        raise PairError(f"the tokenizer in {path} cannot be loaded: {error}") from error
-    if not tokenizer.is_fast:
-        raise PairError(f"{path} has a slow tokenizer: save it with a tokenizer.json")
-    bare, full = (list(tokenizer("a", add_special_tokens=special)["input_ids"]) for special in (False, True))
-    if full[len(full) - len(bare) :] != bare:
-        # The continuation would be cut one token late and end in EOS.
-        raise PairError(f"the tokenizer in {path} ends texts with special tokens: set add_eos_token to false")
-    loaded: Tokenizer = tokenizer
-    return loaded
+    scored_as: ScoredAs
 
 
 def build_requests(spec: TaskSpec, tokenizer: Tokenizer) -> BuiltTask:
@@ -117,26 +70,23 @@ def build_requests(spec: TaskSpec, tokenizer: Tokenizer) -> BuiltTask:
     front = shots_text(shots, file.kind, spec.format)
     prompts = [render(document, file.kind, spec.format) for document in documents]
     prompts = [replace(prompt, context=front + prompt.context) for prompt in prompts]
-    prefix = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     bare = [document.line for document, prompt in zip(documents, prompts, strict=True) if not prompt.context.strip()]
-    if bare and prefix is None:
+    if bare and prefix_of(tokenizer) is None:
         problem = f"{_lines(bare)}: empty context, and the tokenizer has neither BOS nor EOS to use: fill it in"
         raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", [problem])
-    batches = [_encode(tokenizer, prefix, prompts[i : i + _BATCH]) for i in range(0, len(prompts), _BATCH)]
-    flat, lengths, starts, spanned = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-
+    encoded = [
+        encode_pairs(tokenizer, [(prompt.context, text) for prompt in batch for text in prompt.continuations])
+        for batch in batches(prompts)
+    ]
     owner = np.repeat(np.arange(len(documents)), [len(document.choices) for document in documents])
-    columns = {
-        "request_id": pa.array(np.arange(len(owner))),
-        "doc_id": pa.array([document.doc_id for document in documents], pa.string()).take(pa.array(owner)),
-        "choice": pa.array([i for document in documents for i in range(len(document.choices))], pa.int16()),
-        "token_ids": pa.ListArray.from_arrays(pa.array(_offsets(lengths), pa.int32()), pa.array(flat, pa.int32())),
-        "continuation_start": pa.array(starts, pa.int32()),
-        "continuation_bytes": pa.array([size for prompt in prompts for size in prompt.sizes], pa.int32()),
-        "is_gold": pa.array([i == document.gold for document in documents for i in range(len(document.choices))]),
-    }
-    table = pa.table(columns, schema=REQUESTS)
-
+    table = requests_table(
+        doc_ids=pa.array([document.doc_id for document in documents], pa.string()).take(pa.array(owner)),
+        choices=[i for document in documents for i in range(len(document.choices))],
+        encoded=encoded,
+        sizes=[size for prompt in prompts for size in prompt.sizes],
+        is_gold=[i == document.gold for document in documents for i in range(len(document.choices))],
+    )
+    lengths, starts, spanned = joined(encoded)
     line = np.array([document.line for document in documents])[owner]
     repeating = sorted(document.line for document in [*shots, *documents] if document.repeats)
     concerns = [
@@ -154,7 +104,38 @@ def build_requests(spec: TaskSpec, tokenizer: Tokenizer) -> BuiltTask:
         requests_sha256=content_sha256(table),
         template=TEMPLATES[file.kind, spec.format],
         one_token=bool((lengths - starts == 1).all()),
+        scored_as=file.kind,
     )
+
+
+def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Cut what is to be encoded into pieces, so that few Python integers are alive at a time."""
+    return (items[i : i + _BATCH] for i in range(0, len(items), _BATCH))
+
+
+def requests_table(
+    doc_ids: pa.Array, choices: Sequence[int], encoded: Sequence[Encoded], sizes: Sequence[int], is_gold: Sequence[bool]
+) -> pa.Table:
+    """Put the R requests of a task into a table of `schemas.REQUESTS`; every argument holds R, `encoded` in pieces."""
+    lengths, starts, _ = joined(encoded)
+    flat = np.concatenate([part.flat for part in encoded])
+    columns = {
+        "request_id": pa.array(np.arange(len(lengths))),
+        "doc_id": doc_ids,
+        "choice": pa.array(choices, pa.int16()),
+        "token_ids": pa.ListArray.from_arrays(pa.array(_offsets(lengths), pa.int32()), pa.array(flat, pa.int32())),
+        "continuation_start": pa.array(starts, pa.int32()),
+        "continuation_bytes": pa.array(sizes, pa.int32()),
+        "is_gold": pa.array(is_gold, pa.bool_()),
+    }
+    return pa.table(columns, schema=REQUESTS)
+
+
+def joined(encoded: Sequence[Encoded]) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
+    """Return lengths, starts and spanned [R] of all pieces."""
+    lengths = np.concatenate([part.lengths for part in encoded])
+    starts = np.concatenate([part.starts for part in encoded])
+    return lengths, starts, np.concatenate([part.spanned for part in encoded])
 
 
 def _lines(numbers: Sequence[int]) -> str:
@@ -163,71 +144,11 @@ def _lines(numbers: Sequence[int]) -> str:
     return f"line{'s' * (len(distinct) > 1)} {', '.join(map(str, distinct[:_LINES_NAMED]))}{more}"
 
 
-# Tokens
-
-
-def _encode(
-    tokenizer: Tokenizer, prefix: int | None, prompts: Sequence[Prompt]
-) -> tuple[npt.NDArray[np.int32], Ints, Ints, npt.NDArray[np.bool_]]:
-    """Return all tokens in one row, and of each request: its length, where its continuation starts, whether a token
-    spans that place. `prefix` stands in for an empty context."""
-    heads = [prompt.context.rstrip() for prompt in prompts]
-    pairs = [
-        (head, prompt.context + text)
-        for head, prompt in zip(heads, prompts, strict=True)
-        for text in prompt.continuations
-    ]
-    prefix_text = None if prefix is None else tokenizer.decode([prefix])
-    head_ids = dict(zip(heads, _encode_texts(tokenizer, heads, prefix_text), strict=True))
-    whole_ids = _encode_texts(tokenizer, [whole for _, whole in pairs], prefix_text, [not head for head, _ in pairs])
-    flat: list[int] = []
-    lengths, starts, spanned = [], [], []
-    for (head, _), whole in zip(pairs, whole_ids, strict=True):
-        if head:
-            context = head_ids[head]
-        else:
-            assert prefix is not None
-            context = [prefix]
-            whole = whole if whole[:1] == context else context + whole
-        tokens = context + whole[len(context) :]
-        flat += tokens
-        lengths.append(len(tokens))
-        starts.append(len(context))
-        spanned.append(whole[: len(context)] != context)
-    return np.array(flat, np.int32), np.array(lengths), np.array(starts), np.array(spanned)
-
-
-def _encode_texts(
-    tokenizer: Tokenizer, texts: Sequence[str], prefix_text: str | None, bare: Sequence[bool] | None = None
-) -> list[list[int]]:
-    """Encode texts; without special tokens where `bare` says so, or where the text starts with the prefix's text."""
-    plain = list(bare or [False] * len(texts))
-    if prefix_text is not None:
-        plain = [flag or text.startswith(prefix_text) for flag, text in zip(plain, texts, strict=True)]
-    encoded: list[list[int]] = [[]] * len(texts)
-    for without in (False, True):
-        chosen = [index for index, flag in enumerate(plain) if flag is without]
-        if not chosen:
-            continue
-        output = tokenizer(
-            [texts[index] for index in chosen],
-            add_special_tokens=not without,
-            truncation=False,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # the engine's limit on lengths is checked where the engine is known
-        )
-        for index, ids in zip(chosen, output["input_ids"], strict=True):
-            encoded[index] = list(ids)
-    return encoded
+# The table as a whole
 
 
 def _offsets(lengths: Ints) -> Ints:
     return np.concatenate([[0], np.cumsum(lengths)])
-
-
-# The table as a whole
 
 
 def content_sha256(table: pa.Table) -> str:

@@ -1,0 +1,72 @@
+"""lm-eval's own metrics of a run → rows of the metrics table, and a table for a terminal.
+
+They were computed by lm-eval at the end of the run; here they are read, so nobody needs lm-eval to look at them.
+"""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from lambdasweep.grid import canonical
+from lambdasweep.rundir import RunDir
+
+PREFIX = "lm_eval/"
+LEFT_OUT = f"{PREFIX}docs_left_out"
+
+_MISSING = "–"
+_SHOWN = 5  # metrics: as many as fit 80 columns
+_PARENTS = {Decimal(0): "base", Decimal(1): "aligned"}
+
+
+def outcome_rows(run: RunDir) -> dict[str, dict[Decimal, list[tuple[Any, ...]]]]:
+    """Return rows of schemas.METRICS by task or group and λ; names are `lm_eval/<metric>,<filter>`.
+
+    `lm_eval/docs_left_out` counts the documents that are in none of them, with n = all documents.
+    """
+    found: dict[str, dict[Decimal, list[tuple[Any, ...]]]] = {}
+    for path in run.all_outcomes():
+        for row in pq.read_table(path).to_pylist():
+            task, lam = row["task"], row["lam"]
+            values = (f"{PREFIX}{row['metric']}", "sum", "all", row["value"], None, None, row["n"], None)
+            found.setdefault(task, {}).setdefault(lam, []).append((task, lam, *values))
+    return found
+
+
+def outcome_table(task: str, rows: Sequence[dict[str, Any]]) -> Table:
+    """Lay out lm-eval's metrics of one task or group, one row per λ ascending.
+
+    Args:
+        task: its name.
+        rows: of the metrics table, all of them lm-eval's.
+    """
+    values = {(row["lam"], row["metric"]): (row["value"], row["n"]) for row in rows}
+    lambdas = sorted({row["lam"] for row in rows})
+    metrics = list(dict.fromkeys(row["metric"] for row in rows if row["metric"] != LEFT_OUT))
+    table = Table(title=Text(f"{task}, by lm-eval", style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    table.pad_edge = False
+    table.padding = (0, 1, 0, 0)
+    table.add_column("λ", justify="right", no_wrap=True)
+    table.add_column("", min_width=len("aligned"))
+    for metric in metrics[:_SHOWN]:
+        table.add_column(metric.removeprefix(PREFIX).removesuffix(",none"), justify="right")
+    table.add_column("docs", justify="right", no_wrap=True)
+    touched = []
+    for lam in lambdas:
+        cells = [values.get((lam, metric), (None, 0))[0] for metric in metrics[:_SHOWN]]
+        texts = [_MISSING if value is None else f"{value:#.5g}" for value in cells]
+        left_out, total = values.get((lam, LEFT_OUT), (0, 0))
+        table.add_row(canonical(lam), _PARENTS.get(lam, ""), *texts, str(total - int(left_out)))
+        touched += [(int(left_out), total)] if left_out else []
+    notes = [f"not shown, in metrics.parquet: {', '.join(metrics[_SHOWN:])}"] if len(metrics) > _SHOWN else []
+    if touched:
+        most, total = max(touched)
+        where = f"{len(touched)} of {len(lambdas)} λs"
+        notes.append(f"left out: up to {most} of {total} documents at {where}: some of their requests have no score")
+    table.caption = Text("\n".join(notes)) if notes else None
+    table.caption_justify = "left"
+    return table
