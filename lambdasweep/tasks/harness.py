@@ -176,10 +176,10 @@ def _check_installed() -> None:
     try:
         version = metadata.version("lm_eval")
     except metadata.PackageNotFoundError:
-        raise InputError(f"{PREFIX} tasks need lm-eval: install lambdasweep[lm-eval]") from None
+        raise InputError(f"tasks named {PREFIX}… need lm-eval: install lambdasweep[lm-eval]") from None
     if version != VERSION:
         raise InputError(
-            f"{PREFIX} tasks need lm-eval {VERSION}, and {version} is installed: install lambdasweep[lm-eval]"
+            f"tasks named {PREFIX}… need lm-eval {VERSION}, and {version} is installed: install lambdasweep[lm-eval]"
         )
 
 
