@@ -9,6 +9,7 @@ from decimal import Decimal
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -24,7 +25,7 @@ from calibration.report.page import page
 from calibration.report.write import write_report
 from calibration.resample import draw
 from lambdasweep import schemas
-from lambdasweep.rundir import RunDir, read_identity
+from lambdasweep.rundir import RunDir, commit_json, commit_table, read_identity
 from tests.tables import add_quarantine, add_scores, add_task
 
 GRID = ("0", "0.5", "1", "1.5")
@@ -532,3 +533,34 @@ def test_partly_scored_points_are_in_the_table_but_in_no_figure(run):
     assert {row["lambda"] for row in rows} == {"0", "0.5"}
     (table,) = numbers(facts)
     assert [(row[0], row[1]) for row in table.rows][-1] == ("1.5", "partial")
+
+
+def add_outcomes(run, harness, rows):
+    """Commit what lm-eval said: rows of (task or group, λ, metric, value, n)."""
+    columns = zip(*[(task, Decimal(lam), metric, value, n) for task, lam, metric, value, n in rows], strict=True)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schemas.OUTCOMES, strict=True)]
+    commit_table(run.outcomes(harness), pa.Table.from_arrays(arrays, schema=schemas.OUTCOMES))
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["beside choices", "alone"])
+def test_tasks_that_only_lm_eval_can_judge(run, alone):
+    """A rolling task has no choices and no confidence: lm-eval's numbers are in the tables, the figures are without it."""
+    if not alone:
+        add_task(run, "quiz", [2, 2], ["0", "1"])
+        for lam in ("0", "1"):
+            add_scores(run, "quiz", lam, {0: [-1.0], 1: [-2.0], 2: [-1.5], 3: [-1.0]})
+    add_task(run, "pages", [2, 1], ["0", "1"])
+    plan = run.plan()["tasks"]
+    plan["pages"]["scored_as"] = "other"
+    commit_json(run.plan_json, {"tasks": plan})
+    for lam in ("0", "1"):
+        add_scores(run, "pages", lam, {0: [-1.0, -2.0], 1: [-2.0], 2: [-3.0]})
+    add_outcomes(run, "pages", [("pages", lam, "word_perplexity,none", 12.5, 2) for lam in ("0", "1")])
+    add_outcomes(run, "both", [("both", lam, "acc,none", 0.25, 4) for lam in ("0", "1")])
+    analysis = summary.analyse(run, resamples=20)
+    summary.write_metrics(run, analysis)
+    write_report(run, analysis)
+    html = run.index_html.read_text(encoding="utf-8")
+    assert "Only lm-eval&#39;s own metrics can judge pages" in html
+    assert "lm_eval/word_perplexity,none" in run.metrics_csv.read_text(encoding="utf-8")
+    assert ("quiz" in html) == (not alone)

@@ -67,6 +67,9 @@ class Facts:
     error: str  # the calibration error of the frontier
     bins: pa.Table  # schemas.BINS: of `confidence`, split all, finished λs
     stops: tuple[str, ...]  # the λs that the slider stops at: the grid, unless that would be too much for a page
+    judged_elsewhere: tuple[
+        str, ...
+    ]  # tasks with neither choices nor one continuation a document: lm-eval's metrics only
 
     @property
     def accuracy(self) -> str:
@@ -120,14 +123,17 @@ def gather(plan: Mapping[str, Any], analysis: Analysis, found: Frontiers, error:
         if row["confidence"] == confidence or key not in of_task:  # what is the same for all is stored under sum only
             of_task[key] = Cell(row["value"], row["ci_low"], row["ci_high"], row["n"])
     frontiers = {one.task: one for one in found.tasks}
+    elsewhere = tuple(name for name, record in plan["tasks"].items() if record.get("scored_as") == "other")
     tasks = tuple(
-        _task(name, record, cells.get(name, {}), frontiers.get(name)) for name, record in plan["tasks"].items()
+        _task(name, record, cells.get(name, {}), frontiers.get(name))
+        for name, record in plan["tasks"].items()
+        if name not in elsewhere
     )
     grid = sorted({lam for task in tasks for lam in task.lambdas}, key=Decimal)
     bins = _shown_bins(analysis.bins, tasks, confidence)
     stars = {one.chosen.lam for one in (*found.tasks, *filter(None, [found.macro]))}
     stops = _thinned(grid, len(bins), {*PARENTS.values(), *stars})
-    return Facts(tasks, found.macro, tuple(grid), confidence, error, bins, stops)
+    return Facts(tasks, found.macro, tuple(grid), confidence, error, bins, stops, elsewhere)
 
 
 def _thinned(grid: Sequence[str], rows: int, kept: set[str]) -> tuple[str, ...]:

@@ -16,9 +16,14 @@ _REASONS = {
 
 def notices(facts: Facts) -> Iterator[str]:
     """Yield one sentence for each thing that a reader could miss."""
-    if not facts.tasks:
+    if facts.judged_elsewhere:
+        yield (
+            f"Only lm-eval's own metrics can judge {', '.join(facts.judged_elsewhere)}; they are in metrics.csv and "
+            "metrics.parquet, and in no figure."
+        )
+    if not facts.tasks and not facts.judged_elsewhere:
         yield "No task has been asked for yet: nothing is scored."
-    elif not facts.grid:
+    elif facts.tasks and not facts.grid:
         yield "No λ is finished yet: there is nothing to draw. Run the sweep on, then make the report again."
     for task in facts.tasks:
         yield from (f"{task.name}: {text}" for text in _of_task(facts, task))
