@@ -16,6 +16,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from lambdasweep.errors import InputError
 from merge.checkpoint import open_checkpoint
 from merge.pair import Pair
 from serve.head import ContinuationHead
@@ -66,8 +67,10 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
             room = _room(device, vllm_config, parents["ranks"])
             try:
                 resident = ResidentRoute(pair, model, device, lambda nbytes: choose(parents["tier"], nbytes, room))
-            except UntraceableError as error:
-                self.reason = str(error)
+            except InputError:
+                raise  # what was asked for does not fit
+            except Exception as error:  # vLLM's loader, fed with tensors it did not expect, may raise anything
+                self.reason = str(error) if isinstance(error, UntraceableError) else f"{type(error).__name__}: {error}"
             else:
                 self._routes[RESIDENT], self.tier = resident, resident.tier
         self._route = self._routes.get(RESIDENT, self._routes[RELOAD])
