@@ -15,6 +15,7 @@ from lambdasweep.errors import EXIT_FAILED, EXIT_INTERRUPTED, LambdasweepError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from calibration.frontier import Frontiers
     from calibration.summary import Analysis
     from lambdasweep.config import SweepConfig
     from lambdasweep.rundir import RunDir
@@ -130,7 +131,7 @@ def report(run_dir: RunArgument) -> None:
     from lambdasweep.rundir import RunDir
 
     run = RunDir(run_dir)
-    write_report(run, show_metrics(run))
+    write_report(run, *show_metrics(run))
     typer.echo(f"report: {run.index_html}")
 
 
@@ -176,8 +177,8 @@ def sweep(config: "SweepConfig") -> None:
         raise typer.Exit(result.exit_code)
 
 
-def show_metrics(run_dir: "RunDir") -> "Analysis":
-    """Compute and commit the metrics of a run, print its tables and its answers, and return the analysis."""
+def show_metrics(run_dir: "RunDir") -> "tuple[Analysis, Frontiers]":
+    """Compute and commit the metrics of a run, print its tables and its answers; return what they were made of."""
     from rich.console import Console
 
     from calibration.frontier import frontiers
@@ -194,7 +195,7 @@ def show_metrics(run_dir: "RunDir") -> "Analysis":
     found = frontiers(analysis.curves)
     for one in (*found.tasks, *filter(None, [found.macro])):
         typer.echo(f"{one.task}: {one.answer}")
-    return analysis
+    return analysis, found
 
 
 def main() -> NoReturn:

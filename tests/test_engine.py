@@ -213,7 +213,7 @@ def test_digests_tell_the_points_apart(results: dict[str, Any], case: Case) -> N
 
 
 def test_digests_agree_between_engines(results: dict[str, Any]) -> None:
-    """Two engines that take the same way through different code, and two tiers of the same parents, hold the same model."""
+    """One that was asked to reload and one that fell back to it hold the same models."""
     reload, sabotaged = ([step["digests"] for step in results[name][1]] for name in ("reload", "sabotaged"))
     assert reload == sabotaged
 
