@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import pyarrow.parquet as pq
-
 from calibration.confidence import (
     CONTINUATION_COLUMNS,
     REQUEST_COLUMNS,
@@ -16,6 +14,7 @@ from calibration.confidence import (
 )
 from calibration.tokens import TokenScores, token_scores
 from lambdasweep.errors import LambdasweepError
+from lambdasweep.location import read_table
 from lambdasweep.rundir import RunDir
 
 
@@ -44,8 +43,8 @@ class Loader:
             raise LambdasweepError(
                 f"{self._where}: {self._path} is missing: restore it, or run the same sweep again to write it"
             )
-        self.documents = documents_of(pq.read_table(self._path, columns=list(REQUEST_COLUMNS)), self._where)
-        self._continuations = continuations_of(pq.read_table(self._path, columns=list(CONTINUATION_COLUMNS)))
+        self.documents = documents_of(read_table(self._path, columns=list(REQUEST_COLUMNS)), self._where)
+        self._continuations = continuations_of(read_table(self._path, columns=list(CONTINUATION_COLUMNS)))
 
     def load(self, lam: str) -> Loaded:
         """Read what is committed at a λ.
@@ -64,5 +63,5 @@ class Loader:
 
     def doc_ids(self) -> list[str]:
         """Return the names of the documents [D]."""
-        names = pq.read_table(self._path, columns=["doc_id"])["doc_id"].to_pylist()
+        names = read_table(self._path, columns=["doc_id"])["doc_id"].to_pylist()
         return [name for name, place in zip(names, self.documents.position.tolist(), strict=True) if place == 0]

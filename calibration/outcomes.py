@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
-import pyarrow.parquet as pq
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from lambdasweep.grid import canonical
+from lambdasweep.location import read_table
 from lambdasweep.rundir import RunDir
 
 PREFIX = "lm_eval/"
@@ -30,7 +30,7 @@ def outcome_rows(run: RunDir) -> dict[str, dict[Decimal, list[tuple[Any, ...]]]]
     """
     found: dict[str, dict[Decimal, list[tuple[Any, ...]]]] = {}
     for path in run.all_outcomes():
-        for row in pq.read_table(path).to_pylist():
+        for row in read_table(path).to_pylist():
             task, lam = row["task"], row["lam"]
             values = (f"{PREFIX}{row['metric']}", "sum", "all", row["value"], None, None, row["n"], None)
             found.setdefault(task, {}).setdefault(lam, []).append((task, lam, *values))

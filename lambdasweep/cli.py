@@ -38,7 +38,7 @@ Tasks = Annotated[
 Format = Annotated[str | None, typer.Option(help="cloze (score each choice's text) or letters (score A, B, C…).")]
 Shots = Annotated[int | None, typer.Option(help="Solved examples in front of every document.")]
 Limit = Annotated[int | None, typer.Option(help="Evaluate only the first so many documents.")]
-Out = Annotated[str | None, typer.Option(help="The run directory.")]
+Out = Annotated[str | None, typer.Option(help="The run directory: path, s3:// or gs:// URL.")]
 Replicas = Annotated[int | None, typer.Option(help="vLLM engines at the same time.")]
 Tp = Annotated[int | None, typer.Option(help="Tensor-parallel ranks of each engine.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")]
@@ -55,7 +55,7 @@ ParentsOption = Annotated[
 ]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; without it one is started here.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file with these settings; flags win.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run directory: path, s3:// or gs:// URL.")]
 
 
 def asked(
@@ -136,11 +136,12 @@ def report(run_dir: RunArgument) -> None:
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="The run directory.")] = Path("runs/demo")) -> None:
+def demo(out: Annotated[str, typer.Option(help="The run directory.")] = "runs/demo") -> None:
     """Sweep the pair that comes with lambdasweep: two small models, two tasks, λ from 0 to 1.5."""
     from lambdasweep.config import SweepConfig
     from lambdasweep.demo import ALIGNED, BASE, CLOZE, LETTERS
     from lambdasweep.grid import parse_grid
+    from lambdasweep.location import locate
     from lambdasweep.tasks import TaskSpec
 
     sweep(
@@ -149,7 +150,7 @@ def demo(out: Annotated[Path, typer.Option(help="The run directory.")] = Path("r
             aligned=str(ALIGNED),
             lambdas=parse_grid("0:1.5:0.1"),
             tasks=(TaskSpec("letters", LETTERS, format="letters"), TaskSpec("cloze", CLOZE, format="cloze")),
-            out=out,
+            out=locate(out),
         )
     )
 

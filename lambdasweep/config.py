@@ -9,6 +9,7 @@ from typing import Any
 
 from lambdasweep.errors import InputError
 from lambdasweep.grid import parse_grid
+from lambdasweep.location import Location, locate
 from lambdasweep.tasks.documents import TaskSpec
 from lambdasweep.tasks.harness import PREFIX, HarnessSpec, resolved
 
@@ -26,8 +27,8 @@ class SweepConfig:
     lambdas: tuple[str, ...]
     """Canonical λs, ascending."""
     tasks: tuple[TaskSpec | HarnessSpec, ...]
-    out: Path
-    """The run directory."""
+    out: Location
+    """The run directory: a local path, or a prefix of an object store."""
     replicas: int | None = None
     """Engines at the same time."""
     tp: int = 1
@@ -111,6 +112,7 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
     for name in sorted(_ENGINE_NUMBERS & settings.keys()):
         if not (type(settings[name]) is int and settings[name] > 0):
             problems.append(f"--engine {name} is {settings[name]!r}: give a whole number above 0")
+    out: Location = collect(lambda: locate(str(values["out"])), Path()) if values.get("out") else Path()
     specs = _tasks(tasks, rows, values, problems)
     if not tasks and not rows and is_readable:
         problems.append("--task is missing: give at least one NAME=FILE.jsonl or lm-eval:TASK")
@@ -139,7 +141,7 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
         aligned=str(values["aligned"]),
         lambdas=lambdas,
         tasks=specs,
-        out=Path(str(values["out"])),
+        out=out,
         engine=settings,
         **{name: values[name] for name in names if name in values},
     )
@@ -219,7 +221,7 @@ def _read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
     for key in ("base", "aligned"):  # a hub id is no path, unless there is a directory of that name
         if key in values and (here / values[key]).is_dir():
             values[key] = str(here / values[key])
-    if "out" in values:
+    if "out" in values and "://" not in values["out"]:
         values["out"] = str(here / values["out"])
     return values
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lambdasweep import schemas
 from lambdasweep.errors import InputError
 from lambdasweep.grid import canonical
+from lambdasweep.location import read_table
 from lambdasweep.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Run:
         """
         if not self._run.metrics.is_file():
             raise InputError(f"{self._run.metrics} is not there: {self._remedy}")
-        table = pq.read_table(self._run.metrics).replace_schema_metadata(None)
+        table = read_table(self._run.metrics).replace_schema_metadata(None)
         if not table.schema.equals(schemas.METRICS):
             raise InputError(f"{self._run.metrics} was written by another version: {self._remedy}")
         return table
@@ -126,7 +126,7 @@ class Run:
         requests: dict[str, pa.Table] = {}
         for name, one in self._points(task, lam):
             if name not in requests:
-                requests = {name: pq.read_table(self._run.requests(name), columns=list(CONTINUATION_COLUMNS))}
+                requests = {name: read_table(self._run.requests(name), columns=list(CONTINUATION_COLUMNS))}
             tables.append(_named(name, explode(self._run.tokens(name, one), requests[name])))
         return pa.concat_tables(tables)
 

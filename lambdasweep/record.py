@@ -11,6 +11,7 @@ from typing import Any
 
 from lambdasweep import schemas
 from lambdasweep.errors import RunMismatchError
+from lambdasweep.location import Location, ObjectPath
 from lambdasweep.prepare import Prepared, PreparedTask, versions
 from lambdasweep.rundir import RunDir, commit_json, commit_table
 
@@ -19,15 +20,18 @@ _PLACES = {"source", "file"}
 _TASK_IDENTITY = ("sha256", "format", "shots", "limit", "seed", "template", "requests_sha256")
 
 
-def check_target(out: Path) -> None:
+def check_target(out: Location) -> None:
     """Refuse a directory that holds something else.
 
     Raises:
         RunMismatchError: `out` is a file, or a directory with other contents.
+        InputError: the object store cannot be used.
     """
+    if isinstance(out, ObjectPath):
+        out.check()
     if out.is_dir():
         strange = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-        if strange and not (out / "sweep.json").is_file() and set(strange) - {"requests"}:
+        if strange and not (out / "sweep.json").is_file() and set(strange) - {"requests", "lease.json"}:
             raise RunMismatchError(
                 f"{out} is not empty and no run directory (it holds {strange[0]}): give another --out"
             )

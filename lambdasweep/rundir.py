@@ -11,8 +11,9 @@
     RUN/report/…                                      likewise: index.html, figures, frontier.json, bins.parquet
 
 A committed file is the completion record: a file under its final name is complete, because it is written under a
-temporary name, flushed to the disk, and renamed. There is no other bookkeeping, so killing anything at any time loses at
-most the units in flight.
+temporary name, flushed to the disk, and renamed; on an object store (`lambdasweep.location`), because an upload shows under
+its name when it is complete. There is no other bookkeeping, so killing anything at any time loses at most the units in
+flight.
 """
 
 import contextlib
@@ -21,26 +22,33 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lambdasweep.errors import InputError, RunMismatchError
+from lambdasweep.lease import hold
+from lambdasweep.location import Location, ObjectPath, locate, read_schema, read_table
 
 _TEMPORARY = ".tmp"
 _SHARD = re.compile(r"shard-(\d{5,})\.parquet")
 METADATA_KEY = b"lambdasweep"
+_READS = 16  # at the same time, from an object store: each waits for its answer most of the time
 
 
-def commit_bytes(path: Path, data: bytes | memoryview | pa.Buffer) -> None:
+def commit_bytes(path: Location, data: bytes | memoryview | pa.Buffer) -> None:
     """Write `path` so that it appears complete or not at all, also across a power cut.
 
     Raises:
-        OSError: the disk is full or not writable; nothing is left under the final name.
+        OSError: the disk is full or not writable, or the object store refuses or fails; what was under the final name is
+            left as it was.
     """
+    if isinstance(path, ObjectPath):
+        path.write_bytes(data)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
     try:
@@ -59,12 +67,12 @@ def commit_bytes(path: Path, data: bytes | memoryview | pa.Buffer) -> None:
         os.close(directory)
 
 
-def commit_json(path: Path, value: Any) -> None:
+def commit_json(path: Location, value: Any) -> None:
     """Commit `value` as JSON with sorted keys, so that equal values are equal bytes."""
     commit_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
-def commit_table(path: Path, table: pa.Table, identity: dict[str, Any] | None = None) -> int:
+def commit_table(path: Location, table: pa.Table, identity: dict[str, Any] | None = None) -> int:
     """Commit a Parquet file and return its size in bytes.
 
     `identity` (what the table was computed from) is stored as JSON under the schema metadata key `lambdasweep`. The bytes
@@ -80,9 +88,9 @@ def commit_table(path: Path, table: pa.Table, identity: dict[str, Any] | None = 
     return len(buffer)
 
 
-def read_identity(path: Path) -> dict[str, Any]:
+def read_identity(path: Location) -> dict[str, Any]:
     """Return what `commit_table` stored about a table."""
-    metadata = pq.read_schema(path).metadata or {}
+    metadata = read_schema(path).metadata or {}
     identity: dict[str, Any] = json.loads(metadata.get(METADATA_KEY, b"{}"))
     return identity
 
@@ -90,55 +98,58 @@ def read_identity(path: Path) -> dict[str, Any]:
 class RunDir:
     """Names and reads the files of one run directory."""
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
+    def __init__(self, root: str | os.PathLike[str] | ObjectPath) -> None:
+        """`root` is a path, or the URL of an object store (`lambdasweep.location.locate`)."""
+        self.root: Location = locate(root)
 
     # Names
 
     @property
-    def sweep_json(self) -> Path:
+    def sweep_json(self) -> Location:
         return self.root / "sweep.json"
 
     @property
-    def plan_json(self) -> Path:
+    def plan_json(self) -> Location:
         return self.root / "plan.json"
 
     @property
-    def metrics(self) -> Path:
+    def metrics(self) -> Location:
         return self.root / "metrics.parquet"
 
     @property
-    def frontier_json(self) -> Path:
+    def frontier_json(self) -> Location:
         return self.root / "report" / "frontier.json"
 
     @property
-    def index_html(self) -> Path:
+    def index_html(self) -> Location:
         return self.root / "report" / "index.html"
 
     @property
-    def bins(self) -> Path:
+    def bins(self) -> Location:
         return self.root / "report" / "bins.parquet"
 
     @property
-    def metrics_csv(self) -> Path:
+    def metrics_csv(self) -> Location:
         return self.root / "report" / "metrics.csv"
 
-    def figure(self, name: str) -> Path:
+    def figure(self, name: str) -> Location:
         """Path of a figure for a paper; `name` has its ending."""
         return self.root / "report" / "figures" / name
 
-    def requests(self, task: str) -> Path:
+    def requests(self, task: str) -> Location:
         return self.root / "requests" / f"task={task}.parquet"
 
-    def outcomes(self, task: str) -> Path:
+    def outcomes(self, task: str) -> Location:
         """Path of lm-eval's own metrics of what was asked for as `task`: a task, or a group with its members."""
         return self.root / "lm_eval" / f"task={task}.parquet"
 
-    def all_outcomes(self) -> list[Path]:
+    def all_outcomes(self) -> list[Location]:
         """Return the paths of all that are there, by name."""
-        return sorted((self.root / "lm_eval").glob("task=*.parquet"))
+        folder = self.root / "lm_eval"
+        names = [name for name in _names(folder) if name.startswith("task=") and name.endswith(".parquet")]
+        return [folder / name for name in sorted(names)]
 
-    def unit(self, kind: str, task: str, lam: str, shard: int) -> Path:
+    def unit(self, kind: str, task: str, lam: str, shard: int) -> Location:
         """Path of one unit's file; `kind` is tokens, quarantine or receipts."""
         suffix = "json" if kind == "receipts" else "parquet"
         return self.root / kind / f"task={task}" / f"lambda={lam}" / f"shard-{shard:05d}.{suffix}"
@@ -164,8 +175,10 @@ class RunDir:
         """
         return self._json(self.plan_json, {"tasks"})
 
-    def _json(self, path: Path, keys: set[str]) -> dict[str, Any]:
-        if not self.root.is_dir():
+    def _json(self, path: Location, keys: set[str]) -> dict[str, Any]:
+        if isinstance(self.root, ObjectPath):
+            self.root.check()
+        elif not self.root.is_dir():
             what = "is a file" if self.root.exists() else "does not exist"
             raise InputError(f"{self.root} {what}: give the directory that `lambdasweep run --out` wrote")
         try:
@@ -180,12 +193,24 @@ class RunDir:
 
     def committed(self, task: str, lam: str, kind: str = "tokens") -> set[int]:
         """Return the numbers of the shards whose `kind` file is committed."""
-        folder = self.unit(kind, task, lam, 0).parent
-        try:
-            names = os.listdir(folder)
-        except FileNotFoundError:
-            return set()
-        return {int(match[1]) for name in names if (match := _SHARD.fullmatch(name))}
+        return {
+            int(match[1]) for name in _names(self.unit(kind, task, lam, 0).parent) if (match := _SHARD.fullmatch(name))
+        }
+
+    def all_committed(self, kind: str = "tokens") -> dict[tuple[str, str], set[int]]:
+        """Return the same of every task and λ that has any, in one listing; keys are (task, canonical λ).
+
+        On an object store it is one request for 1000 files, however they are spread.
+        """
+        folder, found = self.root / kind, dict[tuple[str, str], set[int]]()
+        files: Iterable[Location] = (
+            folder.walk() if isinstance(folder, ObjectPath) else folder.glob("task=*/lambda=*/*")
+        )
+        for file in files:
+            if match := _SHARD.fullmatch(file.name):
+                task, lam = (part.name.partition("=")[2] for part in (file.parent.parent, file.parent))
+                found.setdefault((task, lam), set()).add(int(match[1]))
+        return found
 
     def tokens(self, task: str, lam: str) -> pa.Table:
         """Return the committed rows of one task at one λ, in request order; no rows where nothing is committed."""
@@ -199,14 +224,23 @@ class RunDir:
         from lambdasweep import schemas
 
         schema = schemas.TOKENS if kind == "tokens" else schemas.QUARANTINE
-        tables = [
-            pq.read_table(self.unit(kind, task, lam, shard)).replace_schema_metadata(None)
-            for shard in sorted(self.committed(task, lam, kind))
-        ]
+        paths = [self.unit(kind, task, lam, shard) for shard in sorted(self.committed(task, lam, kind))]
+        if isinstance(self.root, ObjectPath) and len(paths) > 1:
+            with ThreadPoolExecutor(_READS) as pool:
+                read = list(pool.map(read_table, paths))
+        else:
+            read = [read_table(path) for path in paths]
+        tables = [table.replace_schema_metadata(None) for table in read]
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
     def sweep_temporaries(self) -> int:
-        """Delete what interrupted writers left behind and return how many files that was. Call it under `lock`."""
+        """Delete what interrupted writers left behind and return how many files that was. Call it under `lock`.
+
+        On an object store they leave unfinished multipart uploads of tables of more than 10 MB, which nobody sees and
+        pyarrow cannot list: a lifecycle rule of the bucket (AbortIncompleteMultipartUpload) is what clears those away.
+        """
+        if isinstance(self.root, ObjectPath):
+            return 0
         stale = [path for path in self.root.rglob(f".*{_TEMPORARY}") if path.is_file()]
         for path in stale:
             path.unlink(missing_ok=True)
@@ -216,9 +250,15 @@ class RunDir:
     def lock(self) -> Iterator[None]:
         """Hold the directory for one driver at a time; released by the kernel when the process ends, however it ends.
 
+        On an object store it is a lease (`lambdasweep.lease`), which is not as sure.
+
         Raises:
             RunMismatchError: another process is sweeping into this directory.
         """
+        if isinstance(self.root, ObjectPath):
+            with hold(self.root / "lease.json"):
+                yield
+            return
         self.root.mkdir(parents=True, exist_ok=True)
         with open(self.root / ".lock", "w") as file:
             try:
@@ -228,3 +268,13 @@ class RunDir:
                     f"another lambdasweep process is writing to {self.root}: wait for it, or stop it first"
                 ) from None
             yield
+
+
+def _names(folder: Location) -> list[str]:
+    """Return the names of what lies directly in a folder that may not be there."""
+    if isinstance(folder, ObjectPath):
+        return [path.name for path in folder.iterdir()]
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []

@@ -1,15 +1,15 @@
 """`lambdasweep status`: what of a run is done. Reads file names and small tables only; knows no Ray."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from lambdasweep.rundir import RunDir
 
 _SHOWN = 5
 
 
-def describe(root: Path) -> Iterator[str]:
+def describe(root: str | os.PathLike[str]) -> Iterator[str]:
     """Yield the lines of the status.
 
     Raises:
@@ -25,16 +25,17 @@ def describe(root: Path) -> Iterator[str]:
         f"TP {engine['tensor_parallel']}"
     )
     done = left = 0
+    scored, quarantined = run.all_committed(), run.all_committed("quarantine")
     for name, task in plan["tasks"].items():
         reasons: Counter[str] = Counter()
         task_done = 0
         unfinished: list[str] = []
         for lam in task["lambdas"]:
-            committed = len(run.committed(name, lam))
+            committed = len(scored.get((name, lam), ()))
             task_done += committed
             if committed < len(task["shards"]):
                 unfinished.append(lam)
-            if run.committed(name, lam, "quarantine"):
+            if (name, lam) in quarantined:
                 reasons.update(run.quarantine(name, lam).column("reason").to_pylist())
         total = len(task["shards"]) * len(task["lambdas"])
         done, left = done + task_done, left + total - task_done

@@ -51,7 +51,8 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
     fingerprints = fingerprint_pair(prepared)
     sweep = record.sweep_record(prepared, fingerprints)
     record.check(run, sweep, {name: record.task_record(task) for name, task in prepared.tasks.items()})
-    check_disk(config.out, disk_bytes(prepared, len(config.lambdas)))
+    if isinstance(config.out, Path):  # an object store has room
+        check_disk(config.out, disk_bytes(prepared, len(config.lambdas)))
     for warning in prepared.warnings:
         say(f"warning: {warning}")
     with run.lock():
@@ -82,7 +83,9 @@ def units_left(run: RunDir, prepared: Prepared) -> "tuple[list[Unit], int]":
 
     lambdas = prepared.config.lambdas
     plan = {name: TaskPlan(task.shards, lambdas, task.costs) for name, task in prepared.tasks.items()}
-    return units_for(plan, run.committed), sum(len(task.shards) for task in prepared.tasks.values()) * len(lambdas)
+    there = run.all_committed()
+    left = units_for(plan, lambda task, lam: there.get((task, lam), ()))
+    return left, sum(len(task.shards) for task in prepared.tasks.values()) * len(lambdas)
 
 
 def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Callable[[str], None]) -> SweepResult:
@@ -96,7 +99,7 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
         if len(left) < total:
             say(f"{total - len(left)} of {total} units are committed already; {len(left)} are left")
         spec = SweepSpec(
-            root=run.root.resolve(),
+            root=str(run.root.resolve()),
             base=prepared.pair.base.path,
             aligned=prepared.pair.aligned.path,
             settings=prepared.settings,
@@ -118,7 +121,7 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
         for harness, built in prepared.harnesses:
             write_outcomes(run, harness, built, record.table_identity(sweep))
     quarantined = any(
-        run.committed(name, lam, "quarantine") for name in prepared.tasks for lam in prepared.config.lambdas
+        task in prepared.tasks and lam in prepared.config.lambdas for task, lam in run.all_committed("quarantine")
     )
     exit_code = EXIT_INTERRUPTED if interrupted else EXIT_QUARANTINE if quarantined else 0
     return SweepResult(run, exit_code, progress.units, progress.requests, progress.seconds)

@@ -194,7 +194,13 @@ class _Driver:
         else:
             assert slot.unit is not None
             cause = error.cause if isinstance(error, RayTaskError) else None
-            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            if isinstance(cause, OSError) and cause.errno in (
+                errno.ENOSPC,
+                errno.EDQUOT,
+                errno.EROFS,
+                errno.EACCES,
+                errno.EREMOTEIO,
+            ):
                 raise SweepError(
                     f"tables cannot be written to {self._spec.root}: {cause}. Nothing is half-written; make room and run "
                     "the same command again"

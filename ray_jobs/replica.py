@@ -18,7 +18,8 @@ from serve.settings import EngineSettings
 class SweepSpec:
     """What every replica of a sweep needs to know."""
 
-    root: Path
+    root: str
+    """Of the run directory: an absolute path or a URL; replicas write their own tables there."""
     base: Path
     aligned: Path
     settings: EngineSettings

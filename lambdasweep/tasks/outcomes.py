@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lambdasweep import schemas
 from lambdasweep.errors import LambdasweepError
+from lambdasweep.location import read_table
 from lambdasweep.rundir import RunDir, commit_table, read_identity
 from lambdasweep.tasks.harness import ROLLING, VERSION, Asked, Harness, quiet
 from lambdasweep.tasks.instances import BuiltHarnessTask
@@ -64,7 +64,7 @@ def write_outcomes(
     }
     rows: list[_Row] = []
     if path.is_file() and read_identity(path) == identity:
-        rows = [tuple(row.values()) for row in pq.read_table(path).to_pylist()]
+        rows = [tuple(row.values()) for row in read_table(path).to_pylist()]
     known = {row[1] for row in rows}
     plan = run.plan()["tasks"]
     for lam in sorted(set.intersection(*(set(plan[name]["lambdas"]) for name in parts)), key=Decimal):
