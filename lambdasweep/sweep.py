@@ -62,14 +62,14 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
 
 
 def fingerprint_pair(prepared: Prepared) -> dict[str, str]:
-    """Read both parents once: content hashes, and a refusal of NaN and infinity in either."""
+    """Return content hashes of both parents, and refuse NaN and infinity in either; reads weights that are not known yet."""
     from lambdasweep.prepare import join
-    from merge.pair import fingerprint
+    from merge.remembered import remembered_fingerprint
 
     fingerprints, failures = {}, []
     for role, parent in (("base", prepared.pair.base), ("aligned", prepared.pair.aligned)):
         try:
-            fingerprints[role] = fingerprint(parent, role)
+            fingerprints[role] = remembered_fingerprint(parent, role)
         except InputError as error:
             failures.append(error)
     if failures:
@@ -93,15 +93,17 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
     interrupted = False
     progress = SweepProgress(total, total - len(left), sum(unit.cost for unit in left))
     if left:
+        from merge.parent import parent_of
         from ray_jobs.driver import run_units
         from ray_jobs.replica import SweepSpec
 
         if len(left) < total:
             say(f"{total - len(left)} of {total} units are committed already; {len(left)} are left")
+        pair = prepared.pair
         spec = SweepSpec(
             root=str(run.root.resolve()),
-            base=prepared.pair.base.path,
-            aligned=prepared.pair.aligned.path,
+            base=parent_of(pair.base, "base", sweep["pair"]["base"]["fingerprint"]),
+            aligned=parent_of(pair.aligned, "aligned", sweep["pair"]["aligned"]["fingerprint"]),
             settings=prepared.settings,
             identity=record.table_identity(sweep),
             requests_sha256={name: task.built.requests_sha256 for name, task in prepared.tasks.items()},

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ _IRRELEVANT = {
 _DERIVED = {"head_dim", "num_key_value_heads", "layer_types", "tie_word_embeddings"}
 _WINDOW = {"max_position_embeddings", "sliding_window", "use_sliding_window", "max_window_layers"}
 _FLOATS = {"F16", "BF16", "F32"}
+_THREADS = 16  # a core hashes about 1.8 GB/s, and so many of them outrun most disks
 _CHUNK = 4 << 20  # bytes hashed and scanned at a time: stays in the second-level cache, and bounds memory
 _SHOWN = 8
 
@@ -136,11 +138,8 @@ def _compare_tensors(base: Checkpoint, aligned: Checkpoint, problems: list[str])
     named("tensors that are not F16, BF16 or F32 cannot be interpolated", unusable)
 
 
-def fingerprint(checkpoint: Checkpoint, role: str, threads: int = 2) -> str:
+def fingerprint(checkpoint: Checkpoint, role: str) -> str:
     """Read every weight once: hash it, and refuse NaN and infinity.
-
-    The hash does not depend on how the tensors are split over files: SHA-256 over the sorted list of (name, dtype, shape,
-    SHA-256 of the bytes) and the config's relevant part.
 
     Returns:
         64 hexadecimal digits.
@@ -148,16 +147,28 @@ def fingerprint(checkpoint: Checkpoint, role: str, threads: int = 2) -> str:
     Raises:
         PairError: naming every tensor that holds NaN or infinity.
     """
+    return combine(checkpoint, scan(checkpoint, role))
+
+
+def scan(checkpoint: Checkpoint, role: str) -> dict[str, str]:
+    """Return the SHA-256 of each tensor's bytes; raises as `fingerprint`."""
+    threads = min(_THREADS, len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(threads) as pool:  # hashlib and NumPy release the interpreter lock
         scanned = list(pool.map(_scan, checkpoint.tensors.values()))
     bad = [name for name, (_, finite) in zip(checkpoint.tensors, scanned, strict=True) if not finite]
     if bad:
         more = [f"and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
         raise PairError(f"the {role} checkpoint {checkpoint.source} holds NaN or infinity", [*bad[:_SHOWN], *more])
-    rows: list[Any] = [
-        [name, info.dtype, list(info.shape), digest]
-        for (name, info), (digest, _) in zip(checkpoint.tensors.items(), scanned, strict=True)
-    ]
+    return {name: digest for name, (digest, _) in zip(checkpoint.tensors, scanned, strict=True)}
+
+
+def combine(checkpoint: Checkpoint, digests: dict[str, str]) -> str:
+    """Make the fingerprint of the hashes of all tensors.
+
+    It does not depend on how they are split over files: SHA-256 over the sorted list of (name, dtype, shape, SHA-256 of the
+    bytes) and the config's relevant part.
+    """
+    rows: list[Any] = [[name, info.dtype, list(info.shape), digests[name]] for name, info in checkpoint.tensors.items()]
     return hashlib.sha256(json.dumps([sorted(rows), _meaning(checkpoint.config)], sort_keys=True).encode()).hexdigest()
 
 

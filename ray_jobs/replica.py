@@ -4,12 +4,12 @@ import os
 import socket
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from lambdasweep.rundir import RunDir, commit_json, commit_table
+from merge.parent import Parent, open_here
 from ray_jobs.units import Receipt, Unit
 from serve.settings import EngineSettings
 
@@ -20,8 +20,8 @@ class SweepSpec:
 
     root: str
     """Of the run directory: an absolute path or a URL; replicas write their own tables there."""
-    base: Path
-    aligned: Path
+    base: Parent
+    aligned: Parent
     settings: EngineSettings
     identity: dict[str, Any]
     """Stored in every table: fingerprints, engine, versions."""
@@ -66,11 +66,12 @@ class Replica:
 
         Raises:
             EngineError: with vLLM's reason.
+            PairError: a parent is not to be had on this machine, or is another one here.
         """
         from serve.engine import Engine, hardware
 
         spec = self._spec
-        self._engine = Engine(spec.base, spec.aligned, spec.settings, spec.parents, ranks_on_node)
+        self._engine = Engine(open_here(spec.base), open_here(spec.aligned), spec.settings, spec.parents, ranks_on_node)
         self._hardware = hardware(spec.settings.device)
         return Started(self._hardware, self._engine.fallback)
 
