@@ -89,8 +89,9 @@ def analyse(
     rows: list[_Row] = []
     binned = []
     curves = []
+    tasks = run.plan()["tasks"]  # first: it tells a place that holds no run
     outcomes = outcome_rows(run)
-    for task, entry in run.plan()["tasks"].items():
+    for task, entry in tasks.items():
         found: dict[Decimal, list[_Row]] = outcomes.pop(task, {})
         kept: list[Point] = []
         # What is neither choices nor one continuation has lm-eval's metrics only.

@@ -153,8 +153,8 @@ def locate(root: str | os.PathLike[str] | ObjectPath) -> Location:
     scheme, key = match[1], match[2].rstrip("/")
     if scheme not in SCHEMES:
         raise InputError(f"{scheme}:// is not supported: give a local path, s3://bucket/run or gs://bucket/run")
-    if "@" in key.partition("/")[0] or "?" in key or "#" in key:
-        # Not repeated here: it may hold a key.
+    if any(mark in key for mark in "@?#"):
+        # Not repeated here: it may hold a secret, which may itself hold slashes.
         raise InputError(
             f"a {scheme}:// URL is a bucket and a path, without credentials and options: set those in the environment "
             "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION; GOOGLE_APPLICATION_CREDENTIALS)"

@@ -3,9 +3,9 @@
 from decimal import Decimal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lambdasweep import schemas
+from lambdasweep.location import read_table
 from lambdasweep.rundir import commit_json, commit_table
 
 SWEEP = {
@@ -39,7 +39,7 @@ def add_task(run, task, documents, lambdas, gold=None, sizes=None, continuations
 
 def lengthen(run, task, scores):
     """Give the requests of a choice task continuations as long as their scores."""
-    requests = pq.read_table(run.requests(task))
+    requests = read_table(run.requests(task))
     if len(set(requests["doc_id"].to_pylist())) == len(requests):
         return  # a continuation task, where the tests say what the tokens are
     ids = requests["token_ids"].to_pylist()
