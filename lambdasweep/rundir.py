@@ -202,13 +202,17 @@ class RunDir:
 
         On an object store it is one request for 1000 files, however they are spread.
         """
-        folder, found = self.root / kind, dict[tuple[str, str], set[int]]()
-        files: Iterable[Location] = (
-            folder.walk() if isinstance(folder, ObjectPath) else folder.glob("task=*/lambda=*/*")
-        )
-        for file in files:
-            if match := _SHARD.fullmatch(file.name):
-                task, lam = (part.name.partition("=")[2] for part in (file.parent.parent, file.parent))
+        root, found = self.root / kind, dict[tuple[str, str], set[int]]()
+        files: Iterable[tuple[str, str]]  # task=…/lambda=…, and the file's name
+        if isinstance(root, ObjectPath):
+            start = len(root.key) + 1
+            files = ((folder, name) for path in root.walk() for folder, _, name in [path.key[start:].rpartition("/")])
+        else:
+            folders = [f"{path.parent.name}/{path.name}" for path in root.glob("task=*/lambda=*")]
+            files = ((folder, name) for folder in folders for name in _names(root / folder))
+        for folder, name in files:
+            if match := _SHARD.fullmatch(name):
+                task, _, lam = folder.removeprefix("task=").partition("/lambda=")
                 found.setdefault((task, lam), set()).add(int(match[1]))
         return found
 
