@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     def watched(checkpoint: Checkpoint, role: str) -> dict[str, str]:
         read.append(checkpoint.path)
+        time.sleep(0.05)  # others ask meanwhile
         return scan(checkpoint, role)
 
     monkeypatch.setattr(remembered, "scan", watched)
@@ -56,6 +58,13 @@ def test_weights_are_read_once(tmp_path: Path, scans: list[Path]) -> None:
     shutil.copy(tmp_path / "two" / "config.json", directory)  # the same weights under it are another model
     assert remember(directory) == fingerprint(open_checkpoint(str(directory), "base"), "base")
     assert remember(directory) != fingerprint(checkpoint, "base")
+    assert scans == [directory]
+
+
+def test_of_several_that_ask_at_once_one_reads(tmp_path: Path, scans: list[Path]) -> None:
+    directory = write(tmp_path / "one", tensors())
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(remember, [directory] * 4))) == 1
     assert scans == [directory]
 
 
