@@ -1,10 +1,11 @@
 """`lambdasweep status`, in words: what of a run is done, what it took, and how its driver does. Knows no Ray."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from lambdasweep.heartbeat import ReplicaReport
+from lambdasweep.heartbeat import DriverState, ReplicaReport
 from lambdasweep.progress import duration
 from lambdasweep.rundir import RunDir
 from lambdasweep.survey import Survey
@@ -51,10 +52,10 @@ def describe(root: Path) -> Iterator[str]:
     yield from filter(None, [spent(survey), driver(survey)])
     if survey.driver_runs and survey.driver:
         yield from filter(None, [pace(survey)])
-        replicas = survey.driver.replicas
-        yield from (f"  {name}: {doing(replica)}" for name, replica in list(replicas.items())[:_REPLICAS_SHOWN])
-        if len(replicas) > _REPLICAS_SHOWN:
-            yield f"  and {len(replicas) - _REPLICAS_SHOWN} more replicas"
+        living = replicas(survey.driver)
+        yield from (f"  {name}: {doing(replica)}" for name, replica in living[:_REPLICAS_SHOWN])
+        if len(living) > _REPLICAS_SHOWN:
+            yield f"  and {len(living) - _REPLICAS_SHOWN} more replicas"
 
 
 def spent(survey: Survey) -> str:
@@ -98,6 +99,11 @@ def pace(survey: Survey) -> str:
         f"{duration(max(0.0, state.seconds_left - survey.driver_age))} left, "
         f"{quantity(state.requests_per_second)} requests/s, {quantity(state.tokens_per_second or 0)} tokens/s"
     )
+
+
+def replicas(state: DriverState) -> list[tuple[str, ReplicaReport]]:
+    """Return the living replicas by their numbers."""
+    return sorted(state.replicas.items(), key=lambda item: [int(number) for number in re.findall(r"\d+", item[0])])
 
 
 def doing(replica: ReplicaReport) -> str:

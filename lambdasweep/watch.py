@@ -59,25 +59,28 @@ def _units(survey: Survey) -> str:
 
 def render(survey: Survey, width: int, height: int) -> list[Text]:
     """Return the lines of the view: at most `height`, none wider than `width`."""
-    head = [Text(str(survey.run.root), "bold"), _bar(survey)]
+    head = [Text(str(survey.run.root), "bold"), _bar(survey, min(20, width // 4))]
     head += [Text(line) for line in (status.pace(survey), status.spent(survey)) if line]
     if quarantined := survey.spent.quarantined.total():
         head.append(Text(f"{status.quantity(quarantined)} requests quarantined", "red"))
     head.append(Text(status.driver(survey) or "no driver was seen here", "green" if survey.driver_runs else "yellow"))
-    replicas = _replicas(survey, width, max(3, height // 4))
-    news = [Text(line, "dim") for line in survey.driver.news[-2:]] if survey.driver and height >= 20 else []
-    room = height - len(head) - len(replicas) - len(news) - 2
-    lines = [*head, Text(), *_heat_map(survey, width, max(3, room)), Text(), *replicas, *news]
+    replicas = _replicas(survey, width, max(2, height // 6))
+    news, space = [], []
+    if height >= 20:
+        news = [Text(line, "dim") for line in survey.driver.news[-2:]] if survey.driver else []
+        space = [Text()]
+    room = height - len(head) - len(replicas) - len(news) - 2 * len(space)
+    lines = [*head, *space, *_heat_map(survey, width, max(4, room)), *space, *replicas, *news]
     for line in lines:
         line.no_wrap = True
         line.truncate(width, overflow="ellipsis")
     return lines[:height]
 
 
-def _bar(survey: Survey) -> Text:
+def _bar(survey: Survey, width: int) -> Text:
     share = survey.done / survey.total if survey.total else 1.0
-    filled = int(share * 20)
-    text = Text("█" * filled, "green").append("░" * (20 - filled), "dim")
+    filled = int(share * width)
+    text = Text("█" * filled, "green").append("░" * (width - filled), "dim")
     return text.append(f"  {_units(survey)}  {_percent(share)}")
 
 
@@ -161,7 +164,7 @@ def _replicas(survey: Survey, width: int, height: int) -> list[Text]:
     """Return what each replica does, in columns, and what the rest does where not all have room."""
     if not survey.driver_runs or survey.driver is None:
         return []
-    texts = [f"{name}  {status.doing(one)}" for name, one in survey.driver.replicas.items()]
+    texts = [f"{name}  {status.doing(one)}" for name, one in status.replicas(survey.driver)]
     if not texts:
         return []
     column = max(map(len, texts)) + 3
