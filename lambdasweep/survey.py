@@ -84,7 +84,7 @@ class Survey:
     @property
     def driver_runs(self) -> bool:
         driver = self.driver
-        return driver is not None and driver.state == "running" and self.driver_age < 5 * driver.every
+        return driver is not None and driver.state == "running" and self.driver_age < 10 * driver.every
 
     @property
     def in_work(self) -> list[Sequence[Any]]:

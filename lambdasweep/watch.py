@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from decimal import Decimal
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -36,13 +37,14 @@ def watch(run: RunDir, console: Console) -> None:
 
 def _print_lines(survey: Survey, console: Console) -> None:
     """Print a line whenever something has changed."""
-    before = ""
+    before: tuple[int, int, bool] | None = None
     while True:
         survey.refresh(_READ_SECONDS)
-        line = ", ".join(filter(None, [_units(survey), status.pace(survey), status.spent(survey)]))
-        counts = f"{survey.done} {survey.spent.receipts}"
-        if counts != before:
-            before = counts
+        now = survey.done, survey.spent.receipts, survey.driver_runs
+        if now != before:
+            before = now
+            how = status.pace(survey) if survey.driver_runs else status.driver(survey)
+            line = ", ".join(filter(None, [_units(survey), how, status.spent(survey)]))
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         if _ended(survey):
             return
@@ -90,7 +92,7 @@ def _percent(share: float) -> str:
 
 def _heat_map(survey: Survey, width: int, height: int) -> list[Text]:
     """Return rows of tasks and columns of λs, as many of them to a column as it takes."""
-    lambdas = sorted({lam for task in survey.tasks.values() for lam in task.lambdas}, key=float)
+    lambdas = sorted({lam for task in survey.tasks.values() for lam in task.lambdas}, key=_coordinates)
     label = min(_LABEL, max(len(name) for name in survey.tasks), width // 3)
     room = max(1, width - label - 7)
     per_column = -(-len(lambdas) // room)
@@ -108,6 +110,10 @@ def _heat_map(survey: Survey, width: int, height: int) -> list[Text]:
     if folded:
         lines.append(_row(f"{len(folded)} more", [survey.tasks[name] for name in folded], columns, cell, label))
     return lines
+
+
+def _coordinates(lam: str) -> list[Decimal]:
+    return [Decimal(coordinate.rpartition("=")[2]) for coordinate in lam.split(",")]
 
 
 def _rows(survey: Survey, room: int) -> tuple[list[str], list[str]]:
@@ -129,7 +135,7 @@ def _row(name: str, tasks: Sequence[TaskCount], columns: list[list[str]], cell: 
     name = name if len(name) <= label else name[: label - 1] + "…"
     text = Text(name.ljust(label) + " ")
     for column in columns:
-        planned = sum(task.shards for task in tasks for lam in column if lam in task.done or lam in task.lambdas)
+        planned = sum(task.shards for task in tasks for lam in column if lam in task.lambdas)
         done = sum(task.done[lam] for task in tasks for lam in column)
         glyph, style = _heat(done, planned)
         text.append(glyph * max(1, cell - 1) + " " * (cell > 1), style)

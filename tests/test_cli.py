@@ -60,6 +60,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return Outcome(done=0, given_up=(), interrupted=False, hardware=())
 
     monkeypatch.setattr(ray_jobs.driver, "run_units", run_units)
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # `run` sets it, and other tests must not see it
     return calls
 
 
