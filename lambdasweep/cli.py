@@ -116,10 +116,20 @@ def plan(config: "SweepConfig") -> None:
 
 
 @app.command()
-def status(run_dir: RunArgument) -> None:
-    """Print what of a run is done, what is left and what is quarantined."""
+def status(
+    run_dir: RunArgument,
+    live: Annotated[bool, typer.Option("--watch", help="Show it live, until the run is done.")] = False,
+) -> None:
+    """Print what of a run is done, what is left, what is quarantined, and how its driver does."""
     from lambdasweep.status import describe
 
+    if live:
+        from rich.console import Console
+
+        from lambdasweep.rundir import RunDir
+        from lambdasweep.watch import watch
+
+        watch(RunDir(run_dir), Console())
     for line in describe(run_dir):
         typer.echo(line)
 

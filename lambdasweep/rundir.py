@@ -6,6 +6,7 @@
     RUN/tokens/task=<task>/lambda=<λ>/shard-00017.parquet
     RUN/quarantine/…                                  same layout: what could not be scored, and why
     RUN/receipts/….json                               same layout: times, hosts, caches; not part of the results
+    RUN/driver.json                                   how the driver does, replaced every few seconds; not either
     RUN/lm_eval/task=<task>.parquet                   metrics of lm-eval's tasks, by lm-eval; computed from the tables
     RUN/metrics.parquet                               computed from the tables, replaced as a whole
     RUN/report/…                                      likewise: index.html, figures, frontier.json, bins.parquet
@@ -113,6 +114,10 @@ class RunDir:
         return self.root / "plan.json"
 
     @property
+    def driver_json(self) -> Location:
+        return self.root / "driver.json"
+
+    @property
     def metrics(self) -> Location:
         return self.root / "metrics.parquet"
 
@@ -216,6 +221,19 @@ class RunDir:
                 found.setdefault((task, lam), set()).add(int(match[1]))
         return found
 
+    def begun(self, task: str, lambdas: Iterable[str]) -> list[str]:
+        """Return those of some λs that may have a committed table of the task, by one listing."""
+        there = set(_names(self.root / "tokens" / f"task={task}"))
+        return [lam for lam in lambdas if self.unit("tokens", task, lam, 0).parent.name in there]
+
+    def receipt(self, task: str, lam: str, shard: int) -> dict[str, Any] | None:
+        """Return the receipt of a unit; None where there is none, or a damaged one."""
+        return _read_json(self.unit("receipts", task, lam, shard))
+
+    def driver(self) -> dict[str, Any] | None:
+        """Return driver.json (see `lambdasweep.heartbeat`); None where there is none, or a damaged one."""
+        return _read_json(self.driver_json)
+
     def tokens(self, task: str, lam: str) -> pa.Table:
         """Return the committed rows of one task at one λ, in request order; no rows where nothing is committed."""
         return self._rows("tokens", task, lam)
@@ -282,3 +300,12 @@ def _names(folder: Location) -> list[str]:
         return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _read_json(path: Location) -> dict[str, Any] | None:
+    """Read what is no result: nothing hangs on it, so nothing is said where it cannot be read."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value

@@ -1,12 +1,18 @@
-"""`lambdasweep status`: what of a run is done. Reads file names and small tables only; knows no Ray."""
+"""`lambdasweep status`, in words: what of a run is done, what it took, and how its driver does. Knows no Ray."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 
+from lambdasweep.heartbeat import DriverState, ReplicaReport
+from lambdasweep.progress import duration
 from lambdasweep.rundir import RunDir
+from lambdasweep.survey import Survey
 
 _SHOWN = 5
+_REPLICAS_SHOWN = 16
+_RECEIPT_SECONDS = 30.0  # a million receipts take longer; what is said then is of those that were read
 
 
 def describe(root: str | os.PathLike[str]) -> Iterator[str]:
@@ -16,7 +22,9 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
         InputError: `root` is no run directory.
     """
     run = RunDir(root)
-    sweep, plan = run.sweep(), run.plan()
+    survey = Survey(run)
+    survey.refresh(_RECEIPT_SECONDS)
+    sweep, plan = survey.sweep, run.plan()
     engine = sweep["engine"]
     yield f"base     {sweep['pair']['base']['source']}"
     yield f"aligned  {sweep['pair']['aligned']['source']}"
@@ -24,28 +32,93 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
         f"engine   vLLM {sweep['versions'].get('vllm', '?')} on {engine['device']}, {engine['dtype']}, "
         f"TP {engine['tensor_parallel']}"
     )
-    done = left = 0
-    scored, quarantined = run.all_committed(), run.all_committed("quarantine")
+    quarantined = run.all_committed("quarantine")
     for name, task in plan["tasks"].items():
-        reasons: Counter[str] = Counter()
-        task_done = 0
-        unfinished: list[str] = []
-        for lam in task["lambdas"]:
-            committed = len(scored.get((name, lam), ()))
-            task_done += committed
-            if committed < len(task["shards"]):
-                unfinished.append(lam)
-            if (name, lam) in quarantined:
-                reasons.update(run.quarantine(name, lam).column("reason").to_pylist())
-        total = len(task["shards"]) * len(task["lambdas"])
-        done, left = done + task_done, left + total - task_done
+        count = survey.tasks[name]
         yield (
-            f"{name}: {task_done}/{total} units, {task['documents']} documents × {len(task['lambdas'])} λ "
+            f"{name}: {count.done.total()}/{count.total} units, {task['documents']} documents × {len(task['lambdas'])} λ "
             f"({task['format']}, {task['shots']} shots)"
         )
+        unfinished = [lam for lam in task["lambdas"] if count.done[lam] < count.shards]
         if unfinished:
             more = f" and {len(unfinished) - _SHOWN} more" if len(unfinished) > _SHOWN else ""
             yield f"  left at λ {', '.join(unfinished[:_SHOWN])}{more}"
-        for reason, count in reasons.most_common(_SHOWN):
-            yield f"  quarantined: {count} × {reason}"
-    yield f"{done} units done, {left} left"
+        reasons: Counter[str] = Counter()
+        for lam in task["lambdas"]:
+            if (name, lam) in quarantined:
+                reasons.update(run.quarantine(name, lam).column("reason").to_pylist())
+        for reason, number in reasons.most_common(_SHOWN):
+            yield f"  quarantined: {number} × {reason}"
+    yield f"{survey.done} units done, {survey.total - survey.done} left"
+    yield from filter(None, [spent(survey), driver(survey)])
+    if survey.driver_runs and survey.driver:
+        yield from filter(None, [pace(survey)])
+        living = replicas(survey.driver)
+        yield from (f"  {name}: {doing(replica)}" for name, replica in living[:_REPLICAS_SHOWN])
+        if len(living) > _REPLICAS_SHOWN:
+            yield f"  and {len(living) - _REPLICAS_SHOWN} more replicas"
+
+
+def spent(survey: Survey) -> str:
+    """Say what the committed units took, from their receipts; empty before the first."""
+    sums = survey.spent
+    if not sums.receipts:
+        return ""
+    tokens = sums.tokens_scheduled + sums.tokens_cached
+    text = f"{survey.cost:.4g} {survey.unit_of_cost}, {quantity(tokens)} tokens"
+    if sums.tokens_cached:
+        text += f", {sums.tokens_cached / tokens:.0%} of them cached"
+    if sums.receipts < survey.done:
+        text += f" (by {sums.receipts} receipts of {survey.done} units)"
+    return text
+
+
+def driver(survey: Survey) -> str:
+    """Say how the run's last driver does, or how it ended; empty where none is known of."""
+    state = survey.driver
+    if state is None:
+        return ""
+    ago = duration(survey.driver_age)
+    lost = f"; {state.failures} replicas failed" if state.failures else ""
+    lost += f", {state.given_up} units given up" if state.given_up else ""
+    if survey.driver_runs:
+        return f"driver runs on {state.host} (process {state.pid}), seen {ago} ago{lost}"
+    if state.state == "running":
+        return f"driver not seen for {ago}: it ran on {state.host} (process {state.pid}){lost}"
+    if state.state == "failed":
+        return f"driver failed {ago} ago: {state.error.partition(chr(10))[0]}{lost}"
+    how = "was stopped" if state.state == "stopped" else "ended"
+    return f"driver {how} {ago} ago, with {state.done} units done and {state.left} left{lost}"
+
+
+def pace(survey: Survey) -> str:
+    """Say when a running driver will be done and how fast its replicas are; empty before their first unit is done."""
+    state = survey.driver if survey.driver_runs else None
+    if state is None or state.requests_per_second is None or state.seconds_left is None:
+        return ""
+    return (
+        f"{duration(max(0.0, state.seconds_left - survey.driver_age))} left, "
+        f"{quantity(state.requests_per_second)} requests/s, {quantity(state.tokens_per_second or 0)} tokens/s"
+    )
+
+
+def replicas(state: DriverState) -> list[tuple[str, ReplicaReport]]:
+    """Return the living replicas by their numbers."""
+    return sorted(state.replicas.items(), key=lambda item: [int(number) for number in re.findall(r"\d+", item[0])])
+
+
+def doing(replica: ReplicaReport) -> str:
+    """Say what a replica does."""
+    since = duration(replica["seconds"])
+    if replica["unit"] is None:
+        return f"{replica['doing']} for {since}"
+    task, lam, shard = replica["unit"]
+    return f"{task} λ {lam} shard {shard} for {since}"
+
+
+def quantity(number: float) -> str:
+    """Write a count so that it can be read at a glance: 950, 12.3 k, 4.56 M."""
+    for scale, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if number >= scale:
+            return f"{number / (1e3 if letter == 'k' else scale):.3g} {letter}"
+    return f"{number:.0f}"

@@ -1,6 +1,7 @@
 """`lambdasweep run`: prepare, record, run what is left, compute the metrics."""
 
 import errno
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lambdasweep import record
 from lambdasweep.config import SweepConfig
 from lambdasweep.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, SweepError
+from lambdasweep.heartbeat import Heartbeat
 from lambdasweep.prepare import Prepared, prepare
 from lambdasweep.progress import SweepProgress
 from lambdasweep.rundir import RunDir
@@ -91,10 +93,15 @@ def units_left(run: RunDir, prepared: Prepared) -> "tuple[list[Unit], int]":
 def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Callable[[str], None]) -> SweepResult:
     left, total = units_left(run, prepared)
     interrupted = False
-    progress = SweepProgress(total, total - len(left), sum(unit.cost for unit in left))
+    progress = SweepProgress(total, left)
     if left:
         from merge.parent import parent_of
+
+        if prepared.config.address is None:
+            # A cluster of this machine alone listens on loopback only. Ray reads it when it is imported.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         from ray_jobs.driver import run_units
+        from ray_jobs.listeners import Listeners
         from ray_jobs.replica import SweepSpec
 
         if len(left) < total:
@@ -110,8 +117,9 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
             parents=prepared.config.parents,
         )
         tables = {name: task.built.table for name, task in prepared.tasks.items()}
-        with progress:
-            outcome = run_units(spec, left, tables, prepared.config.replicas, progress, prepared.config.address)
+        with progress, Heartbeat(run, left) as heartbeat:
+            told = Listeners(progress, heartbeat)
+            outcome = run_units(spec, left, tables, prepared.config.replicas, told, prepared.config.address)
         if outcome.given_up:
             raise SweepError(
                 f"{len(outcome.given_up)} units failed on every try; all others are committed. Run the same command again "
@@ -126,7 +134,8 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
         task in prepared.tasks and lam in prepared.config.lambdas for task, lam in run.all_committed("quarantine")
     )
     exit_code = EXIT_INTERRUPTED if interrupted else EXIT_QUARANTINE if quarantined else 0
-    return SweepResult(run, exit_code, progress.units, progress.requests, progress.seconds)
+    tally = progress.tally
+    return SweepResult(run, exit_code, tally.done, tally.requests, progress.seconds)
 
 
 def disk_bytes(prepared: Prepared, lambdas: int) -> int:

@@ -19,6 +19,8 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from lambdasweep.errors import InputError, SweepError
+from ray_jobs.listeners import Listeners
+from ray_jobs.metrics import Metrics
 from ray_jobs.replica import Replica, SweepSpec
 from ray_jobs.scheduler import Scheduler
 from ray_jobs.units import Receipt, Unit
@@ -33,6 +35,14 @@ class Progress(Protocol):
     """What the driver tells while it runs."""
 
     def message(self, text: str) -> None: ...
+
+    def tick(self) -> None: ...  # every half second, and more often
+
+    def replica_starting(self, replica: str) -> None: ...
+
+    def replica_ready(self, replica: str) -> None: ...
+
+    def replica_lost(self, replica: str, given_up: Unit | None) -> None: ...  # with what it had, if that is given up
 
     def unit_started(self, replica: str, unit: Unit) -> None: ...
 
@@ -85,7 +95,8 @@ def run_units(
         SweepError: Ray or the replicas do not start, or the tables cannot be written.
     """
     with _cluster(address, spec, replicas), _stop_signals() as stop:
-        driver = _Driver(spec, units, tables, _room(spec, replicas, len(units)), progress)
+        told = Listeners(progress, Metrics(units))
+        driver = _Driver(spec, units, tables, _room(spec, replicas, len(units)), told)
         try:
             driver.loop(stop)
         finally:
@@ -126,6 +137,7 @@ class _Driver:
     def loop(self, stop: threading.Event) -> None:
         while not self.scheduler.finished and not stop.is_set():
             ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=_POLL_SECONDS)
+            self._progress.tick()
             for reference in ready:
                 self._settle(reference, self._pending.pop(reference))
             waiting, self._idle = self._idle, []
@@ -143,6 +155,7 @@ class _Driver:
         slot.generation += 1
         slot.name = f"replica-{slot.index}" + (f".{slot.generation}" if slot.generation > 1 else "")
         actor_class = ray.remote(max_restarts=0, max_task_retries=0, **self._resources)(Replica)
+        self._progress.replica_starting(slot.name)
         slot.actor = actor_class.remote(slot.name, self._spec, slot.cores, self._tables)
         slot.booting = True
         self._pending[slot.actor.start.remote(self._ranks_on_node)] = slot
@@ -158,6 +171,7 @@ class _Driver:
             slot.booting = False
             self._boot_failures = 0
             self.hardware.add(result.hardware)
+            self._progress.replica_ready(slot.name)
             self._progress.message(f"{slot.name} is ready on {result.hardware}")
             if result.fallback and not self._said_fallback:
                 self._said_fallback = True  # one reason for all: they run the same model on the same kind of machine
@@ -186,6 +200,7 @@ class _Driver:
         ray.kill(slot.actor)
         if slot.booting:
             self._boot_failures += 1
+            self._progress.replica_lost(slot.name, None)
             self._progress.message(f"{slot.name} did not start: {reason}")
             if self._boot_failures >= MAX_BOOT_FAILURES:
                 raise SweepError(
@@ -210,6 +225,7 @@ class _Driver:
             given_up = self.scheduler.lost(slot.name, charge)
             fate = "given up" if given_up else "put back"
             unit = slot.unit
+            self._progress.replica_lost(slot.name, unit if given_up else None)
             self._progress.message(
                 f"{slot.name} failed at {unit.task} λ = {unit.lam} shard {unit.shard}, which is {fate}: {reason}"
             )

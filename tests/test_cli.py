@@ -60,6 +60,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return Outcome(done=0, given_up=(), interrupted=False, hardware=())
 
     monkeypatch.setattr(ray_jobs.driver, "run_units", run_units)
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # `run` sets it, and other tests must not see it
     return calls
 
 
@@ -128,11 +129,11 @@ def write_task(file: Path, *rows: object) -> Path:
 
 
 def contents(root: Path) -> dict[str, bytes | None]:
-    """Every path below a directory and what is in it, the lock apart."""
+    """Every path below a directory and what is in it, apart from the lock and what tells how the driver does."""
     return {
         str(path.relative_to(root)): path.read_bytes() if path.is_file() else None
         for path in root.rglob("*")
-        if path.name != ".lock"
+        if path.name not in (".lock", "driver.json")
     }
 
 
@@ -399,6 +400,7 @@ def test_requests_that_no_plan_names_are_written_anew(
     before = begun.requests("metals").read_bytes()
     begun.sweep_json.unlink()
     begun.plan_json.unlink()
+    begun.driver_json.unlink()
     begun.metrics.unlink()
     write_task(tmp_path / "metals.jsonl", WATER, IRON)
     assert lambdasweep("run", *flags()).code == 0
@@ -529,7 +531,9 @@ def test_status_counts_what_is_done_left_and_quarantined(begun: RunDir, lambdasw
     result = lambdasweep("status", begun.root)
     assert result.code == 0
     assert result.err == ""
-    assert result.out.splitlines()[3:] == [
+    *lines, driver = result.out.splitlines()[3:]
+    assert driver.startswith("driver was stopped ")  # the stub did nothing
+    assert lines == [
         "metals: 1/3 units, 2 documents × 3 λ (cloze, 0 shots)",
         "  left at λ 0, 1",
         "  quarantined: 2 × too long",
