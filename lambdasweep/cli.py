@@ -31,6 +31,10 @@ app = typer.Typer(
 Base = Annotated[str | None, typer.Option(help="Checkpoint before alignment: directory or hub id.")]
 Aligned = Annotated[str | None, typer.Option(help="Checkpoint after alignment: directory or hub id.")]
 Lambdas = Annotated[str | None, typer.Option(help="The grid: 0:1.5:0.1, or 0,0.25,1, or both joined by commas.")]
+Refine = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Then score up to N λs more, between those of the grid, where λ* may be."),
+]
 Tasks = Annotated[
     list[str] | None,
     typer.Option("--task", metavar="NAME=FILE.jsonl", help="A task, or lm-eval:TASK for one of lm-eval's; repeatable."),
@@ -62,6 +66,7 @@ def asked(
     base: Base = None,
     aligned: Aligned = None,
     lambdas: Lambdas = None,
+    refine: Refine = None,
     task: Tasks = None,
     format: Format = None,
     shots: Shots = None,

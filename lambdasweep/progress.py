@@ -62,6 +62,13 @@ class SweepProgress:
         """Write one line of news."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def grow(self, units: int, work: int) -> None:
+        """There are more units to do, of so much cost."""
+        self._total += units
+        self._work += work
+        if self._bar:
+            self._bar.update(self._bar_task, total=self._total)
+
     def unit_started(self, replica: str, unit: "Unit") -> None:
         """A replica begins a unit."""
         self._began = self._began or time.monotonic()

@@ -55,7 +55,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Replace the cluster by a stub that does nothing; return what was handed to it, one entry a call."""
     calls: list[dict[str, Any]] = []
 
-    def run_units(spec, units, tables, replicas, progress, address=None) -> Outcome:
+    def run_units(spec, units, tables, replicas, progress, address=None, more=None) -> Outcome:
         calls.append({"spec": spec, "units": units, "replicas": replicas, "address": address})
         return Outcome(done=0, given_up=(), interrupted=False, hardware=())
 
