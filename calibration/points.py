@@ -59,7 +59,7 @@ def points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int
 def cores() -> int:
     """Return how many λs to work on at the same time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)  # a λ of 14,000 documents takes 150 MB while it is worked on
+    return min(cores, 8)  # a λ of 14,000 documents takes 300 MB while it is worked on
 
 
 class _Series:

@@ -55,7 +55,7 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
     """
     x = alt.X("x:Q", title=f"{ERROR_TITLES[facts.error]}, 0 to 1 (lower is better)", scale=alt.Scale(zero=False))
     y = alt.Y("y:Q", title="accuracy, share of documents (higher is better)", scale=alt.Scale(zero=False))
-    colour, explained = lam_colour(facts.grid), lam_colour(facts.grid, legend=True)
+    colour, explained = lam_colour(facts.every_lam), lam_colour(facts.every_lam, legend=True)
     tooltip = [
         alt.Tooltip("lambda:N", title="λ"),
         alt.Tooltip("y:Q", title="accuracy", format=".4f"),
