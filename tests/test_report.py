@@ -479,6 +479,18 @@ def all_quarantined(run):
         add_quarantine(run, "quiz", lam, list(range(8)))
 
 
+def quarantined_parents(run):
+    add_quiz(run, scored=("0.5",))
+    for lam in ("0", "1", "1.5"):
+        add_quarantine(run, "quiz", lam, list(range(len(pq.read_table(run.requests("quiz"))))))
+
+
+def one_choice(run):
+    add_task(run, "quiz", [1, 2, 1, 1, 2, 1, 1, 1], ["0", "1"])
+    for lam in ("0", "1"):
+        add_scores(run, "quiz", lam, {r: [-1.0 - 0.1 * r] for r in range(10)})
+
+
 CASES = {
     empty: ["No λ is finished yet", "quiz: λ = 0, 0.5, 1, 1.5 are not scored yet", "No answer yet"],
     one_document: ["1 document only", "quiz: no frontier"],
@@ -501,6 +513,8 @@ CASES = {
         "There is no finished task with choices",
         "No answer yet",
     ],
+    quarantined_parents: ["documents are in quarantine and are left out at λ = 0, 1, 1.5", "no document could be evaluated"],
+    one_choice: ["8 documents only", "every answer is right at λ = 0, 1"],
     all_quarantined: ["4 of 4 documents are in quarantine", "no document could be evaluated"],
 }
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import altair as alt
 
-from calibration.frontier import Frontier, FrontierPoint, Value
+from calibration.frontier import Frontier
+from calibration.gains import FrontierPoint, Value
 from calibration.points import PARENTS
 from calibration.report.data import chart_data
 from calibration.report.facts import Cell, Facts, role_of
