@@ -187,9 +187,8 @@ def _notes(lines: Sequence[_Line], confidence: str, is_continuation: bool, inter
         notes.append(f"confidence: softmax over the choices of {_SOFTMAX_OF[confidence]} ({confidence})")
         notes.append(f"ECE: {BINS} bins of equal width; Brier: in [0, 2]; NLL: nats")
     if intervals and any(line.intervals for line in lines):
-        notes.append(
-            "95 %: bootstrap over documents; of differences between λs, which are known better: metrics.parquet"
-        )
+        below = "" if is_continuation else "; of ECE without the upward push of noise, so maybe below the value"
+        notes.append(f"95 %: bootstrap over documents{below}")
     for reason, words in _REASONS.items():
         touched = [line for line in lines if line.values.get(reason)]
         if touched:

@@ -513,7 +513,10 @@ CASES = {
         "There is no finished task with choices",
         "No answer yet",
     ],
-    quarantined_parents: ["documents are in quarantine and are left out at λ = 0, 1, 1.5", "no document could be evaluated"],
+    quarantined_parents: [
+        "documents are in quarantine and are left out at λ = 0, 1, 1.5",
+        "no document could be evaluated",
+    ],
     one_choice: ["8 documents only", "every answer is right at λ = 0, 1"],
     all_quarantined: ["4 of 4 documents are in quarantine", "no document could be evaluated"],
 }
