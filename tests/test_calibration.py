@@ -842,7 +842,7 @@ def test_intervals_fit_100_columns_whole():
     assert max(map(len, printed.splitlines())) <= 100
     assert "…" not in printed
     assert line_of(printed, "-12.123456")[2:6] == ["0.6123", ".601–.620", "0.1000", ".000–.100"]
-    assert line_of(printed, "1")[3:7] == ["1.0000*", "1.000–1.000", "0.1000*", ".000–.100"]
+    assert line_of(printed, "1")[2:6] == ["1.0000*", "1.000–1.000", "0.1000*", ".000–.100"]
     assert line_of(printed, "2")[1:3] == ["0.5000", "0.1000*"]  # no interval of one document
     assert "95 %" not in text(as_table(rows))
 
