@@ -4,7 +4,7 @@
 
 The tables are as a sweep commits them, of one task in shards; what they say is drawn so that the models between the parents
 are more accurate and better calibrated. They are left in DIR, if one is given, and used again. Printed are the seconds and
-the largest memory of the command, on the cores of this process.
+the largest memory of the command, on the cores of this process, and its processor time, for where others load them.
 """
 
 import argparse
@@ -135,16 +135,24 @@ def main() -> None:
         command = [Path(sys.executable).with_name("lambdasweep"), "report", run.root]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - began
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        peak, processor = usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime
         metrics = pq.read_table(run.metrics)
         tokens = int(pq.read_table(run.requests("generated"), columns=["continuation_bytes"])[0].to_numpy().sum()) // 4
     requests = documents * CHOICES * len(lambdas)
     resamples = max(value for value in metrics.column("resamples").to_pylist() if value is not None)
     print(
         f"{len(lambdas)} λ × {documents} documents: {requests} requests, {tokens * len(lambdas)} tokens, {metrics.num_rows} "
-        f"metrics with up to {resamples} resamples in {seconds:.0f} s, {peak / 2**30:.2f} GiB at most"
+        f"metrics with up to {resamples} resamples in {seconds:.0f} s, {processor:.0f} s of processor time at "
+        f"load {os.getloadavg()[1]:.1f}, {peak / 2**30:.2f} GiB at most"
     )
-    found = {"seconds": seconds, "peak_gib": peak / 2**30, "requests": requests, "metrics": metrics.num_rows}
+    found = {
+        "seconds": seconds,
+        "cpu_seconds": processor,
+        "peak_gib": peak / 2**30,
+        "requests": requests,
+        "metrics": metrics.num_rows,
+    }
     print(json.dumps(found | {"resamples": resamples}))
 
 

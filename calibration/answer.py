@@ -1,11 +1,8 @@
 """The answer of a sweep in one sentence."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from calibration.frontier import Chosen, FrontierPoint
+from calibration.gains import Chosen, FrontierPoint
 
 SIGNIFICANT = 0.05
 
@@ -13,7 +10,7 @@ _NAMES = {"smece": "smooth ECE"}
 
 
 def sentence(
-    point: "FrontierPoint", chosen: "Chosen", parents: "Mapping[str, FrontierPoint]", others: int, metric: str
+    point: FrontierPoint, chosen: Chosen, parents: Mapping[str, FrontierPoint], others: int, metric: str
 ) -> str:
     """Say where λ* is, what it gains, and how sure that is.
 

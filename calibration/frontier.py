@@ -14,6 +14,7 @@ import numpy as np
 from calibration.answer import sentence
 from calibration.curve import Curve, Track, macro_average
 from calibration.estimate import Estimate, Interval, interval
+from calibration.gains import Chosen, FrontierPoint, Gain, Value
 from calibration.maxt import indistinguishable, step_down
 from calibration.metrics import Bools, Floats
 from calibration.points import PARENTS
@@ -21,52 +22,6 @@ from calibration.selection import choices, choose
 from lambdasweep.rundir import RunDir, commit_json
 
 REFERENCE = (0.0, 1.0)  # accuracy, error: the corner that nothing is worse than
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """A number with its 95 % interval (`estimate.interval`); null ends: there is none."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """What a λ gains on a parent."""
-
-    accuracy: Value  # difference; above 0 is better
-    error: Value  # difference; below 0 is better
-    dominates: bool  # not worse in either and better in one
-    dominated: bool  # the other way round
-    dominates_share: float  # of the resamples
-
-
-@dataclass(frozen=True, slots=True)
-class FrontierPoint:
-    """A λ on `report`."""
-
-    lam: str
-    documents: int
-    accuracy: Value
-    error: Value
-    on_frontier: bool  # no λ is at least as good in both and better in one
-    membership: float  # share of the resamples in which it is on the frontier
-    gains: dict[str, Gain]  # by parent, `base` and `aligned`, those there are
-    p_accuracy: float | None  # that it is more accurate than both parents, adjusted for all λs (`maxt.step_down`)
-    p_error: float | None  # that it is better calibrated than both
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """λ*, by `selection.choose` on `select`."""
-
-    lam: str
-    low: str  # λ* of the middle 95 % of the resamples
-    high: str
-    like_low: str  # the run of neighbouring λs that `report` cannot tell from it (`maxt.indistinguishable`)
-    like_high: str
 
 
 @dataclass(frozen=True, slots=True)

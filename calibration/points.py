@@ -49,16 +49,17 @@ def points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int
     series = _Series(run, task, parents, resamples, seed)
     yield from map(series.parent, parents)
     # Threads, because nearly all of it is sums in compiled code; each λ by itself, so their number changes nothing.
-    pool = ThreadPoolExecutor(_cores())
+    pool = ThreadPoolExecutor(cores())
     try:
         yield from pool.map(series.point, sorted(set(there) - set(parents.values()), key=Decimal))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return how many λs to work on at the same time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)  # a λ of 14,000 documents takes 150 MB while it is worked on
+    return min(cores, 8)  # a λ of 14,000 documents takes 300 MB while it is worked on
 
 
 class _Series:

@@ -20,7 +20,7 @@ RESAMPLES = 2000
 SMOOTH_RESAMPLES = 200  # the first of the same resamples; for what costs a search in each of them
 SPLITS = ("all", "select", "report")
 
-_CHUNK = 1 << 20  # weights at a time: 4 MB of float32, near enough to the processor
+_CHUNK = 1 << 22  # weights at a time, 16 MB of float32: of 14,000 documents in rows long enough for vector instructions
 _AT_ONCE = (
     50,
     500,

@@ -39,6 +39,7 @@ class _Column:
     header: str
     form: str  # z: what rounds to zero has no minus
     best: str  # max, min or zero (the nearest to it)
+    ends: str = ""  # form of its interval's; none: it is not shown
 
 
 @dataclass(slots=True)
@@ -48,24 +49,26 @@ class _Line:
     lam: Decimal
     values: dict[str, float | None] = field(default_factory=dict)  # by metric
     counts: dict[str, int] = field(default_factory=dict)  # documents behind each value
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # by metric, where there is one
 
     @property
     def is_partial(self) -> bool:
         return bool(self.values.get("docs_unfinished"))
 
 
-def render(metrics: pa.Table, confidence: str = "sum") -> list[Table]:
+def render(metrics: pa.Table, confidence: str = "sum", intervals: bool = False) -> list[Table]:
     """Lay out a metrics table: one rich table per task in order of appearance, one row per λ ascending; and one of lm-eval's
     own metrics for each task or group that has them.
 
     λ = 0 is marked `base`, λ = 1 `aligned`, and the λ of highest accuracy `best` (of equals the one of lower NLL, then
     the lower λ). The best values of a column carry a `*`; for confidence − accuracy that is the nearest to 0. A λ with
     documents still to be scored is marked `partial` and competes for neither: fewer documents are no fair comparison.
-    What is null prints as `–`. Fits 80 columns.
+    What is null prints as `–`. Fits 80 columns, with intervals 100.
 
     Args:
         metrics: schemas.METRICS, as `summary.analyse` returns it; only rows of split "all" are shown.
         confidence: the definition whose metrics are shown: sum, tokens or bytes. Continuation tasks have only one.
+        intervals: show those of accuracy and ECE too, of accuracy and NLL where there is no choice.
 
     Raises:
         InputError: there is no such confidence.
@@ -79,12 +82,12 @@ def render(metrics: pa.Table, confidence: str = "sum") -> list[Table]:
     for task, rows in tasks.items():
         outcomes = [row for row in rows if row["metric"].startswith(PREFIX)]
         own = [row for row in rows if not row["metric"].startswith(PREFIX)]
-        tables += [_task_table(task, own, confidence)] if own else []
+        tables += [_task_table(task, own, confidence, intervals)] if own else []
         tables += [outcome_table(task, outcomes)] if outcomes else []
     return tables
 
 
-def _task_table(task: str, rows: Sequence[dict[str, Any]], confidence: str) -> Table:
+def _task_table(task: str, rows: Sequence[dict[str, Any]], confidence: str, intervals: bool) -> Table:
     is_continuation = any(row["metric"] == "perplexity" for row in rows)
     if is_continuation:
         confidence = "sum"
@@ -97,26 +100,33 @@ def _task_table(task: str, rows: Sequence[dict[str, Any]], confidence: str) -> T
     # Text, not str: rich would read the brackets of a name as markup.
     table = Table(title=Text(task, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.pad_edge = False
-    table.caption = Text("\n".join(_notes(lines, confidence, is_continuation)))
+    table.caption = Text("\n".join(_notes(lines, confidence, is_continuation, intervals)))
     table.caption_justify = "left"
     table.add_column("λ", justify="right", no_wrap=True)
     table.add_column("", min_width=len("aligned,"))  # marks: the one column that may wrap, where λ has many digits
     for column in columns:
         table.add_column(column.header, justify="right", no_wrap=True)
+        if intervals and column.ends:
+            table.add_column("95 %", no_wrap=True)
     table.add_column("docs", justify="right", no_wrap=True)
     for line in lines:
         marks = [_PARENTS.get(line.lam, ""), "best" if line is best_line else "", "partial" if line.is_partial else ""]
-        cells = [_cell(column, line, None if line.is_partial else best_values[column.metric]) for column in columns]
+        cells = []
+        for column in columns:
+            cells.append(_cell(column, line, None if line.is_partial else best_values[column.metric]))
+            if intervals and column.ends:
+                cells.append(_interval(column, line))
         table.add_row(canonical(line.lam), ", ".join(filter(None, marks)), *cells, str(line.counts["nll"]))
     return table
 
 
 def _columns(confidence: str, is_continuation: bool) -> list[_Column]:
-    accuracy = _Column(ACCURACY[confidence], "accuracy", "z.4f", "max")
+    accuracy = _Column(ACCURACY[confidence], "accuracy", "z.4f", "max", ".3f")
     nll = _Column("nll", "NLL", "z.4f", "min")
     if is_continuation:
+        nll = _Column("nll", "NLL", "z.4f", "min", ".2f")
         return [accuracy, nll, _Column("perplexity", "perplexity", "#.5g", "min")]
-    ece = _Column(f"ece_width{BINS}", "ECE", "z.4f", "min")
+    ece = _Column(f"ece_width{BINS}", "ECE", "z.4f", "min", ".3f")
     brier = _Column("brier", "Brier", "z.4f", "min")
     return [accuracy, ece, brier, nll, _Column("overconfidence", "conf−acc", "+z.4f", "zero")]
 
@@ -128,6 +138,8 @@ def _lines(rows: Sequence[dict[str, Any]], confidence: str) -> list[_Line]:
         if row["confidence"] == confidence or row["metric"] in _REASONS:
             line.values[row["metric"]] = row["value"]
             line.counts[row["metric"]] = row["n"]
+            if row["ci_low"] is not None:
+                line.intervals[row["metric"]] = row["ci_low"], row["ci_high"]
     return list(lines.values())
 
 
@@ -156,7 +168,14 @@ def _cell(column: _Column, line: _Line, best: float | None) -> Text:
     return Text(f"{value:{column.form}}{'*' if is_best else ' '}", style="bold green" if is_best else "")
 
 
-def _notes(lines: Sequence[_Line], confidence: str, is_continuation: bool) -> list[str]:
+def _interval(column: _Column, line: _Line) -> Text:
+    if column.metric not in line.intervals:
+        return Text("")
+    ends = (f"{end:{column.ends}}".removeprefix("0") for end in line.intervals[column.metric])
+    return Text("–".join(ends), style="dim")
+
+
+def _notes(lines: Sequence[_Line], confidence: str, is_continuation: bool, intervals: bool) -> list[str]:
     notes = ["* best of its column; best: highest accuracy, of equals the lowest NLL"]
     if is_continuation:
         notes.append("accuracy: the continuation is the greedy one; NLL: nats per continuation; perplexity: exp(NLL)")
@@ -167,6 +186,9 @@ def _notes(lines: Sequence[_Line], confidence: str, is_continuation: bool) -> li
     else:
         notes.append(f"confidence: softmax over the choices of {_SOFTMAX_OF[confidence]} ({confidence})")
         notes.append(f"ECE: {BINS} bins of equal width; Brier: in [0, 2]; NLL: nats")
+    if intervals and any(line.intervals for line in lines):
+        below = "" if is_continuation else "; of ECE without the upward push of noise, so maybe below the value"
+        notes.append(f"95 %: bootstrap over documents{below}")
     for reason, words in _REASONS.items():
         touched = [line for line in lines if line.values.get(reason)]
         if touched:

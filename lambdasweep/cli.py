@@ -31,6 +31,10 @@ app = typer.Typer(
 Base = Annotated[str | None, typer.Option(help="Checkpoint before alignment: directory or hub id.")]
 Aligned = Annotated[str | None, typer.Option(help="Checkpoint after alignment: directory or hub id.")]
 Lambdas = Annotated[str | None, typer.Option(help="The grid: 0:1.5:0.1, or 0,0.25,1, or both joined by commas.")]
+Refine = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Then score up to N λs more, between those of the grid, where λ* may be."),
+]
 Tasks = Annotated[
     list[str] | None,
     typer.Option("--task", metavar="NAME=FILE.jsonl", help="A task, or lm-eval:TASK for one of lm-eval's; repeatable."),
@@ -62,6 +66,7 @@ def asked(
     base: Base = None,
     aligned: Aligned = None,
     lambdas: Lambdas = None,
+    refine: Refine = None,
     task: Tasks = None,
     format: Format = None,
     shots: Shots = None,
@@ -175,7 +180,7 @@ def sweep(config: "SweepConfig") -> None:
     if result.exit_code == EXIT_INTERRUPTED:
         typer.echo("stopped; what is committed is kept, and the same command goes on from there", err=True)
         raise typer.Exit(EXIT_INTERRUPTED)
-    show_metrics(result.run)
+    _write_report(result.run, *show_metrics(result.run))
     if result.units:
         seconds = result.seconds
         typer.echo(
@@ -188,6 +193,17 @@ def sweep(config: "SweepConfig") -> None:
         raise typer.Exit(result.exit_code)
 
 
+def _write_report(run_dir: "RunDir", analysis: "Analysis", found: "Frontiers") -> None:
+    """Write the page at the end of a sweep; the scores are safe, so whatever is wrong with it changes no exit status."""
+    try:
+        from calibration.report.write import write_report
+
+        write_report(run_dir, analysis, found)
+        typer.echo(f"report: {run_dir.index_html}")
+    except Exception as error:  # the plotting library's included
+        typer.echo(f"no report ({error}): lambdasweep report {run_dir.root} tries again", err=True)
+
+
 def show_metrics(run_dir: "RunDir") -> "tuple[Analysis, Frontiers]":
     """Compute and commit the metrics of a run, print its tables and its answers; return what they were made of."""
     from rich.console import Console
@@ -198,7 +214,7 @@ def show_metrics(run_dir: "RunDir") -> "tuple[Analysis, Frontiers]":
 
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     analysis = analyse(run_dir)
-    tables = render(write_metrics(run_dir, analysis))
+    tables = render(write_metrics(run_dir, analysis), intervals=console.width >= 100)
     for table in tables:
         console.print(table)
     if not tables:

@@ -29,6 +29,8 @@ class SweepConfig:
     tasks: tuple[TaskSpec | HarnessSpec, ...]
     out: Location
     """The run directory: a local path, or a prefix of an object store."""
+    refine: int = 0
+    """How many λs may be added to these, where λ* may be."""
     replicas: int | None = None
     """Engines at the same time."""
     tp: int = 1
@@ -63,7 +65,7 @@ _TEXT = {
     "parents",
     "address",
 }
-_NUMBERS = {"shots", "limit", "seed", "replicas", "tp", "max_model_len"}
+_NUMBERS = {"shots", "limit", "seed", "refine", "replicas", "tp", "max_model_len"}
 _ENGINE_NUMBERS = {"threads", "block_size", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
 _TASK_KEYS = {"name", "file", "format", "shots", "limit", "seed"}
 
@@ -120,12 +122,15 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
         value = values.get(name)
         if value is not None and value < 1:
             problems.append(f"--{name.replace('_', '-')} is {value}: give 1 or more")
+    if values.get("refine", 0) < 0:
+        problems.append(f"--refine is {values['refine']}: give 0 or more")
     for name, allowed in (("dtype", DTYPES), ("tokenizer", ("base", "aligned")), ("parents", CHOICES)):
         if name in values and values[name] not in allowed:
             problems.append(f"--{name} is {values[name]!r}: use {', '.join(allowed)}")
     if problems:
         raise InputError("the sweep cannot be set up", problems)
     names = (
+        "refine",
         "replicas",
         "tp",
         "dtype",

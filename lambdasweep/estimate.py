@@ -54,9 +54,10 @@ def describe(config: SweepConfig) -> Iterator[str]:
             f"task      {name}: {task.built.documents} documents, {task.built.table.num_rows} requests, "
             f"{sum(task.costs)} tokens in {len(task.shards)} shards ({task.spec.format}, {task.spec.shots} shots)"
         )
-    yield f"units     {len(left)} to do of {total} ({len(config.lambdas)} λ)"
+    further = f", then those of up to {config.refine} λ more" if config.refine else ""
+    yield f"units     {len(left)} to do of {total} ({len(config.lambdas)} λ){further}"
     yield f"tokens    {tokens} at most (contexts shared by a document's choices are computed once)"
-    yield f"disk      {disk_bytes(prepared, len(config.lambdas)) / 1e6:.1f} MB of tables"
+    yield f"disk      {disk_bytes(prepared, len(config.lambdas) + config.refine) / 1e6:.1f} MB of tables"
     parameters = sum(_elements(info.shape) for info in pair.base.tensors.values())
     if settings.device == "cpu":
         cores = len(os.sched_getaffinity(0))

@@ -42,10 +42,10 @@ class Tally:
         self.done = self.given_up = self.failures = 0
         self.requests = self.quarantined = self.tokens = 0
         self.replicas: dict[str, ReplicaState] = {}
-        self._costs = {unit.key: unit.cost for unit in units}
-        self._work = sum(self._costs.values())
-        self._work_done = 0
+        self._costs: dict[tuple[str, str, int], int] = {}
+        self._work = self._work_done = 0
         self._samples: deque[tuple[float, int, int, int]] = deque(maxlen=_SAMPLES)  # time, work, requests, tokens
+        self.grow(units)
 
     @property
     def left(self) -> int:
@@ -57,6 +57,12 @@ class Tally:
 
     def tick(self) -> None:
         """Nothing happened."""
+
+    def grow(self, units: "Iterable[Unit]") -> None:
+        """There are more units to do."""
+        added = {unit.key: unit.cost for unit in units}
+        self._costs |= added
+        self._work += sum(added.values())
 
     def replica_starting(self, replica: str) -> None:
         self.replicas[replica] = ReplicaState("starting", self.clock())
@@ -153,6 +159,14 @@ class SweepProgress:
 
     def replica_lost(self, replica: str, given_up: "Unit | None") -> None:
         self.tally.replica_lost(replica, given_up)
+
+    def grow(self, units: "Iterable[Unit]") -> None:
+        """There are more units to do."""
+        before = self.tally.left
+        self.tally.grow(units)
+        self._total += self.tally.left - before
+        if self._bar:
+            self._bar.update(self._bar_task, total=self._total)
 
     def unit_started(self, replica: str, unit: "Unit") -> None:
         """A replica begins a unit."""

@@ -1,10 +1,12 @@
-"""`lambdasweep run`: prepare, record, run what is left, compute the metrics."""
+"""`lambdasweep run`: prepare, record, run what is left, add λs where λ* may be."""
 
+import dataclasses
 import errno
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +56,7 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
     sweep = record.sweep_record(prepared, fingerprints)
     record.check(run, sweep, {name: record.task_record(task) for name, task in prepared.tasks.items()})
     if isinstance(config.out, Path):  # an object store has room
-        check_disk(config.out, disk_bytes(prepared, len(config.lambdas)))
+        check_disk(config.out, disk_bytes(prepared, len(config.lambdas) + config.refine))
     for warning in prepared.warnings:
         say(f"warning: {warning}")
     with run.lock():
@@ -90,8 +92,55 @@ def units_left(run: RunDir, prepared: Prepared) -> "tuple[list[Unit], int]":
     return left, sum(len(task.shards) for task in prepared.tasks.values()) * len(lambdas)
 
 
+class _Refinement:
+    """Adds λs to a sweep where the tables so far say that λ* may be.
+
+    What it adds depends on the tables and on how many λs there are besides the grid: those of the plan that the command does
+    not name are taken for added ones. So it goes on where a killed sweep stopped, and does nothing where all is done.
+    """
+
+    def __init__(self, run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Callable[[str], None]) -> None:
+        self._run, self._sweep, self._say = run, sweep, say
+        self._grid = set(prepared.config.lambdas)
+        self._most = prepared.config.refine
+        self.prepared = self._grown(prepared, ()) if self._most else prepared
+
+    def units(self) -> "list[Unit]":
+        """Return the units of the next λs, which are in the plan then; none where enough is added, or nothing helps."""
+        from calibration.quick import answer_curve
+        from calibration.refine import ROUND, suggest
+
+        lambdas = self.prepared.config.lambdas
+        count = min(ROUND, self._most - (len(lambdas) - len(self._grid)))
+        if count <= 0:
+            return []
+        curve = answer_curve(self._run, list(self.prepared.tasks))
+        if curve is None:
+            self._say("nothing to refine: no λ of a task with choices is finished")
+            return []
+        found = suggest(curve, count, lambdas)
+        if not found.lambdas:
+            self._say(f"λ* is as well known as these documents allow: no gap wider than {found.resolution:.2g} is left")
+            return []
+        self._say(f"refining at λ = {', '.join(found.lambdas)}")
+        self.prepared = self._grown(self.prepared, found.lambdas)
+        return units_left(self._run, self.prepared)[0]
+
+    def _grown(self, prepared: Prepared, lambdas: tuple[str, ...]) -> Prepared:
+        plan = self._run.plan()["tasks"]
+        planned = (lam for name in prepared.tasks for lam in plan[name]["lambdas"])
+        every = tuple(sorted({*prepared.config.lambdas, *planned, *lambdas}, key=Decimal))
+        grown = dataclasses.replace(prepared, config=dataclasses.replace(prepared.config, lambdas=every))
+        record.write(self._run, self._sweep, grown)
+        return grown
+
+
 def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Callable[[str], None]) -> SweepResult:
+    refinement = _Refinement(run, prepared, sweep, say)
+    prepared = refinement.prepared
     left, total = units_left(run, prepared)
+    if not left and (left := refinement.units()):
+        total += len(left)
     interrupted = False
     progress = SweepProgress(total, left)
     if left:
@@ -119,7 +168,8 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
         tables = {name: task.built.table for name, task in prepared.tasks.items()}
         with progress, Heartbeat(run, left) as heartbeat:
             told = Listeners(progress, heartbeat)
-            outcome = run_units(spec, left, tables, prepared.config.replicas, told, prepared.config.address)
+            replicas, address = prepared.config.replicas, prepared.config.address
+            outcome = run_units(spec, left, tables, replicas, told, address, refinement.units)
         if outcome.given_up:
             raise SweepError(
                 f"{len(outcome.given_up)} units failed on every try; all others are committed. Run the same command again "
@@ -131,7 +181,8 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
         for harness, built in prepared.harnesses:
             write_outcomes(run, harness, built, record.table_identity(sweep))
     quarantined = any(
-        task in prepared.tasks and lam in prepared.config.lambdas for task, lam in run.all_committed("quarantine")
+        task in prepared.tasks and lam in refinement.prepared.config.lambdas
+        for task, lam in run.all_committed("quarantine")
     )
     exit_code = EXIT_INTERRUPTED if interrupted else EXIT_QUARANTINE if quarantined else 0
     tally = progress.tally

@@ -9,7 +9,7 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -37,6 +37,8 @@ class Progress(Protocol):
     def message(self, text: str) -> None: ...
 
     def tick(self) -> None: ...  # every half second, and more often
+
+    def grow(self, units: Sequence[Unit]) -> None: ...  # there are more to do
 
     def replica_starting(self, replica: str) -> None: ...
 
@@ -79,6 +81,7 @@ def run_units(
     replicas: int | None,
     progress: Progress,
     address: str | None = None,
+    more: Callable[[], Sequence[Unit]] | None = None,
 ) -> Outcome:
     """Do every unit, or as many as can be done.
 
@@ -89,6 +92,8 @@ def run_units(
         replicas: engines to run at the same time; None: as many as the cluster has room for.
         progress: told of every step.
         address: a running Ray cluster; None starts one on this machine and stops it at the end.
+        more: asked whenever all units are done for further ones, which the same engines do; none ends the sweep. It is not
+            asked after a unit was given up.
 
     Raises:
         InputError: the cluster cannot be reached, or has no room for the replicas.
@@ -98,7 +103,7 @@ def run_units(
         told = Listeners(progress, Metrics(units))
         driver = _Driver(spec, units, tables, _room(spec, replicas, len(units)), told)
         try:
-            driver.loop(stop)
+            driver.loop(stop, more or tuple)
         finally:
             driver.shutdown()
         return Outcome(
@@ -134,8 +139,8 @@ class _Driver:
             taken = [cores[(index * per_replica + offset) % len(cores)] for offset in range(per_replica)]
             self._boot(_Slot(index, taken))
 
-    def loop(self, stop: threading.Event) -> None:
-        while not self.scheduler.finished and not stop.is_set():
+    def loop(self, stop: threading.Event, more: Callable[[], Sequence[Unit]]) -> None:
+        while not stop.is_set() and (not self.scheduler.finished or self._goes_on(more)):
             ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=_POLL_SECONDS)
             self._progress.tick()
             for reference in ready:
@@ -143,6 +148,17 @@ class _Driver:
             waiting, self._idle = self._idle, []
             for slot in waiting:
                 self._hand_out(slot)
+
+    def _goes_on(self, more: Callable[[], Sequence[Unit]]) -> bool:
+        """Take on further units, if there are any."""
+        units = () if self.scheduler.given_up else more()
+        if units:
+            self.scheduler = Scheduler(units)
+            self._progress.grow(units)
+            waiting, self._idle = self._idle, []
+            for slot in waiting:
+                self._hand_out(slot)
+        return bool(units)
 
     def shutdown(self) -> None:
         """Kill every replica: a unit in flight is committed as a whole or not at all."""

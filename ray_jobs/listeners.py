@@ -1,5 +1,6 @@
 """Several listeners to one driver."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ray_jobs.units import Receipt, Unit
@@ -21,6 +22,10 @@ class Listeners:
     def tick(self) -> None:
         for listener in self._listeners:
             listener.tick()
+
+    def grow(self, units: Sequence[Unit]) -> None:
+        for listener in self._listeners:
+            listener.grow(units)
 
     def replica_starting(self, replica: str) -> None:
         for listener in self._listeners:

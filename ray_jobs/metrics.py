@@ -51,17 +51,21 @@ class Metrics:
 
     def __init__(self, units: Iterable[Unit]) -> None:
         self._series = {one.name: one.kind(one.name, one.help, one.labels) for one in SERIES}
-        self._left = Counts(unit.lam for unit in units)
+        self._left: Counts[str] = Counts()
         self._replicas: dict[str, str] = {}
-        for lam in self._left:
-            self._set_left(lam)
-        self._set_totals()
+        self.grow(units)
 
     def message(self, text: str) -> None:
         """News are no numbers."""
 
     def tick(self) -> None:
         """Ray collects by itself."""
+
+    def grow(self, units: Iterable[Unit]) -> None:
+        self._left.update(unit.lam for unit in units)
+        for lam in self._left:
+            self._set_left(lam)
+        self._set_totals()
 
     def replica_starting(self, replica: str) -> None:
         self._now(replica, "starting")

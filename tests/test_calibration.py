@@ -830,6 +830,23 @@ def test_wide_numbers_and_names_fit_80_columns_whole():
         assert word in printed.split()
 
 
+def test_intervals_fit_100_columns_whole():
+    rows = choice_rows("quiz", "-12.123456", 0.61234, 0.1, nll=12.3456, n=14042, left_out=(0, 1, 0))
+    rows += choice_rows("quiz", "1", 1.0, nll=1.5, n=14043)
+    rows += choice_rows("quiz", "2", 0.5, n=1)
+    ends = {"acc": (0.60051, 0.62), "ece_width15": (0.0, 0.1), "brier": (0.1, 0.2)}
+    for row in rows:
+        if row["lam"] < 2 and row["metric"] in ends:
+            row["ci_low"], row["ci_high"] = (0.9995, 1.0) if row["value"] == 1.0 else ends[row["metric"]]
+    printed = text(as_table(rows), width=100, intervals=True)
+    assert max(map(len, printed.splitlines())) <= 100
+    assert "…" not in printed
+    assert line_of(printed, "-12.123456")[2:6] == ["0.6123", ".601–.620", "0.1000", ".000–.100"]
+    assert line_of(printed, "1")[2:6] == ["1.0000*", "1.000–1.000", "0.1000*", ".000–.100"]
+    assert line_of(printed, "2")[1:3] == ["0.5000", "0.1000*"]  # no interval of one document
+    assert "95 %" not in text(as_table(rows))
+
+
 def test_one_table_per_task_of_all_documents():
     rows = [*choice_rows("b", "0", 0.5), *choice_rows("a", "0", 0.5)]
     held_out = [{**row, "task": task, "split": "report", "value": 0.9} for row in rows for task in ("a", "c")]

@@ -10,10 +10,12 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from safetensors.torch import load_file, save_file
@@ -55,8 +57,8 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Replace the cluster by a stub that does nothing; return what was handed to it, one entry a call."""
     calls: list[dict[str, Any]] = []
 
-    def run_units(spec, units, tables, replicas, progress, address=None) -> Outcome:
-        calls.append({"spec": spec, "units": units, "replicas": replicas, "address": address})
+    def run_units(spec, units, tables, replicas, progress, address=None, more=None) -> Outcome:
+        calls.append({"spec": spec, "units": units, "replicas": replicas, "address": address, "more": more})
         return Outcome(done=0, given_up=(), interrupted=False, hardware=())
 
     monkeypatch.setattr(ray_jobs.driver, "run_units", run_units)
@@ -907,3 +909,124 @@ def test_a_task_of_lm_eval_in_a_file(
 def test_names_of_lm_eval_that_are_taken(refused: Callable[..., Result], yaml_task: Path, tmp_path: Path) -> None:
     (problem,) = refused(task=[f"lm-eval:{yaml_task}", f"wet_metals={tmp_path / 'metals.jsonl'}"]).problems
     assert problem == "tasks are named twice: wet_metals: give each its own name, as NAME=lm-eval:TASK"
+
+
+# The report at the end of a run
+
+
+def test_a_run_ends_with_its_report(
+    begun: RunDir,
+    lambdasweep: Callable[..., Result],
+    flags: Callable[..., list[object]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun.index_html.unlink()
+    assert f"report: {begun.index_html}\n" in lambdasweep("run", *flags()).out
+    assert begun.index_html.is_file()
+
+    def broken(*_: object) -> None:
+        raise ValueError("no such glyph")
+
+    monkeypatch.setattr("calibration.report.write.page", broken)
+    rows = pa.Table.from_pylist([{"request_id": 0, "reason": "too long"}], schema=schemas.QUARANTINE)
+    commit_table(begun.unit("quarantine", "metals", "0.5", 0), rows)
+    commit_table(begun.unit("tokens", "metals", "0.5", 0), schemas.TOKENS.empty_table())
+    result = lambdasweep("run", *flags())
+    assert result.code == 3  # the sweep's
+    assert f"no report (no such glyph): lambdasweep report {begun.root} tries again\n" in result.err
+    assert f"run directory: {begun.root}\n" in result.out
+
+
+# Refining
+
+
+class Killed(BaseException):
+    """What ends a process without a word."""
+
+
+@pytest.fixture
+def scoring(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[list[str]]]:
+    """Replace the cluster by a stub that commits scores, best calibrated near 0.62, and is killed after so many units.
+
+    Returns what to call for it: the λs of each round are in the list that it returns.
+    """
+
+    def score(kill_after: int = -1) -> list[list[str]]:
+        rounds: list[list[str]] = []
+
+        def run_units(spec, units, tables, replicas, progress, address=None, more=None) -> Outcome:
+            done = 0
+            while units:
+                rounds.append(sorted({unit.lam for unit in units}, key=Decimal))
+                for unit in units:
+                    if done == kill_after:
+                        raise Killed
+                    rows = unit.end_row - unit.first_row
+                    logits = np.random.default_rng(unit.shard).normal(size=rows) * (1 + abs(float(unit.lam) - 0.62))
+                    columns = {
+                        "request_id": range(unit.first_row, unit.end_row),
+                        "lam": [Decimal(unit.lam)] * rows,
+                        "logprobs": [[value - 9] for value in logits],
+                        "ranks": [[1]] * rows,
+                        "top1_ids": [[1]] * rows,
+                        "top1_logprobs": [[-1.0]] * rows,
+                    }
+                    table = pa.table(
+                        [pa.array(columns[field.name], field.type) for field in schemas.TOKENS], schemas.TOKENS
+                    )
+                    commit_table(RunDir(spec.root).unit("tokens", unit.task, unit.lam, unit.shard), table)
+                    done += 1
+                units = more()
+            return Outcome(done=done, given_up=(), interrupted=False, hardware=())
+
+        monkeypatch.setattr(ray_jobs.driver, "run_units", run_units)
+        return rounds
+
+    return score
+
+
+def test_refining_goes_on_where_it_was_killed_and_stops_when_all_is_there(
+    lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], scoring: Any, tmp_path: Path
+) -> None:
+    rows = [{"query": f"Number {n}?", "choices": ["a", "b", "c"], "gold": n % 3} for n in range(60)]
+    task = f"numbers={write_task(tmp_path / 'numbers.jsonl', *rows)}"
+
+    def sweep(out: str, refine: int = 6, kill_after: int = -1) -> tuple[int, list[list[str]]]:
+        rounds = scoring(kill_after)
+        try:
+            arguments = flags(task=task, lambdas="0:1:0.25", refine=refine, out=tmp_path / out)
+            return lambdasweep("run", *arguments).code, rounds
+        except Killed:
+            return 137, rounds
+
+    def results(out: str) -> dict[str, bytes | None]:
+        return contents(tmp_path / out)
+
+    code, rounds = sweep("whole")
+    assert code == 0
+    assert [len(lambdas) for lambdas in rounds] == [5, 4, 2]
+    whole = results("whole")
+    assert RunDir(tmp_path / "whole").plan()["tasks"]["numbers"]["lambdas"] == sorted(
+        (lam for lambdas in rounds for lam in lambdas), key=Decimal
+    )
+    for kill_after in range(0, 11, 2):  # in the grid, between two rounds, and in each of them
+        out = f"killed-{kill_after}"
+        assert sweep(out, kill_after=kill_after)[0] == 137
+        assert sweep(out)[0] == 0
+        assert results(out) == whole
+    # The same again, or less: nothing. More: that much more.
+    assert sweep("whole") == (0, [])
+    assert sweep("whole", refine=3) == (0, [])
+    assert results("whole") == whole
+    code, rounds = sweep("whole", refine=7)
+    assert [len(lambdas) for lambdas in rounds] == [1]
+
+
+def test_refining_without_choices_says_so(
+    lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], handed: list[dict[str, Any]]
+) -> None:
+    result = lambdasweep("run", *flags(refine=2))
+    assert result.code == 0
+    (call,) = handed
+    assert call["more"]() == []
+    assert "up to 2 λ more" in lambdasweep("plan", *flags(refine=2)).out

@@ -15,9 +15,10 @@ import pytest
 
 from calibration import summary
 from calibration.frontier import frontiers
+from calibration.report.curve_figure import outcome_curve_rows
 from calibration.report.data import chart_data
 from calibration.report.facts import gather
-from calibration.report.figures import page_figures, paper_figures
+from calibration.report.figures import OUTCOME_FIGURES, page_figures, paper_figures
 from calibration.report.identity import quarantine
 from calibration.report.notices import notices
 from calibration.report.numbers import numbers
@@ -478,6 +479,18 @@ def all_quarantined(run):
         add_quarantine(run, "quiz", lam, list(range(8)))
 
 
+def quarantined_parents(run):
+    add_quiz(run, scored=("0.5",))
+    for lam in ("0", "1", "1.5"):
+        add_quarantine(run, "quiz", lam, list(range(len(pq.read_table(run.requests("quiz"))))))
+
+
+def one_choice(run):
+    add_task(run, "quiz", [1, 2, 1, 1, 2, 1, 1, 1], ["0", "1"])
+    for lam in ("0", "1"):
+        add_scores(run, "quiz", lam, {r: [-1.0 - 0.1 * r] for r in range(10)})
+
+
 CASES = {
     empty: ["No λ is finished yet", "quiz: λ = 0, 0.5, 1, 1.5 are not scored yet", "No answer yet"],
     one_document: ["1 document only", "quiz: no frontier"],
@@ -500,6 +513,11 @@ CASES = {
         "There is no finished task with choices",
         "No answer yet",
     ],
+    quarantined_parents: [
+        "documents are in quarantine and are left out at λ = 0, 1, 1.5",
+        "no document could be evaluated",
+    ],
+    one_choice: ["8 documents only", "every answer is right at λ = 0, 1"],
     all_quarantined: ["4 of 4 documents are in quarantine", "no document could be evaluated"],
 }
 
@@ -564,3 +582,44 @@ def test_tasks_that_only_lm_eval_can_judge(run, alone):
     assert "Only lm-eval&#39;s own metrics can judge pages" in html
     assert "lm_eval/word_perplexity,none" in run.metrics_csv.read_text(encoding="utf-8")
     assert ("quiz" in html) == (not alone)
+    found = page_of(html)
+    assert [name for name in json.loads(found.data)["specs"] if name.startswith("outcome")] == [
+        "outcome-0",
+        "outcome-1",
+    ]
+    assert ("select", {"id": "lm-eval", "autocomplete": "off"}) in found.elements
+    # What follows the slider must find one.
+    sliders = [attributes for _, attributes in found.elements if attributes.get("id") == "lambda"]
+    assert len(sliders) == (not alone)
+    assert ("#lambda" in found.data) == (not alone)
+
+
+def test_the_metrics_of_lm_eval_are_drawn_along_lambda(run):
+    add_quiz(run)
+    values = {"0": 0.25, "0.5": 0.5, "1": None, "1.5": 0.75}
+    rows = [("quiz", lam, "acc_norm,none", value, 40) for lam, value in values.items()]
+    rows += [("quiz", lam, "docs_left_out", 1.0, 41) for lam in values]
+    rows += [("all", "0", "acc,strict", 0.125, 80)]
+    add_outcomes(run, "all", rows)
+    facts = facts_of(run)
+    assert facts.every_lam == facts.grid  # so that a λ has the same colour as ever
+    charts = page_figures(facts)["outcomes"]
+    assert [chart.title.text if hasattr(chart.title, "text") else chart.title for chart in charts.values()] == [
+        "acc_norm",
+        "acc,strict",
+    ]
+    drawn = list(outcome_curve_rows(facts, facts.outcomes[0], "acc_norm,none"))
+    shown_as = [(row["task"], row["lambda"], row["value"], row["low"], row["documents"], row["role"]) for row in drawn]
+    assert shown_as == [
+        ("quiz", "0", 0.25, None, 40, "base"),
+        ("quiz", "0.5", 0.5, None, 40, "other λ"),
+        ("quiz", "1.5", 0.75, None, 40, "other λ"),
+    ]
+    assert "docs_left_out" not in json.dumps(json.loads(shown(run).data)["specs"])
+    assert list(notices(facts)) == []
+    more = [("all", "0", f"metric_{i},none", 0.5, 80) for i in range(OUTCOME_FIGURES)]
+    add_outcomes(run, "all", rows + more)
+    assert len(page_figures(facts_of(run))["outcomes"]) == OUTCOME_FIGURES
+    assert list(notices(facts_of(run))) == [
+        f"The first {OUTCOME_FIGURES} metrics of lm-eval are drawn; metrics.csv and metrics.parquet hold all of them."
+    ]

@@ -7,7 +7,7 @@ import altair as alt
 
 from calibration.points import PARENTS
 from calibration.report.data import chart_data
-from calibration.report.facts import Facts, TaskFacts, role_of
+from calibration.report.facts import Cell, Facts, Outcomes, TaskFacts, role_of
 from calibration.report.measures import Measure
 from calibration.report.selected import OF_POINT
 from calibration.report.style import NEUTRAL, OTHER_COLOUR, lam_axis, lam_colour, role_shape
@@ -21,11 +21,21 @@ def curve_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict
     for lam in task.lambdas:
         cell = task.cell(lam, measure.metric)
         if cell.drawn is not None:
-            yield {
-                **{"task": task.name, "lambda": lam, "lam": float(lam), "point": facts.stop(lam)},
-                **{"role": role_of(lam), "value": cell.drawn, "low": cell.low, "high": cell.high},
-                **{"scaled": scaled, "documents": cell.n},
-            }
+            yield _row(facts, task.name, lam, cell) | {"scaled": scaled}
+
+
+def outcome_curve_rows(facts: Facts, outcomes: Outcomes, metric: str) -> Iterator[dict[str, Any]]:
+    """Yield one row per λ at which a metric of lm-eval is a finite number; it has no interval."""
+    for lam, cell in outcomes.cells.get(metric, {}).items():
+        if cell.drawn is not None:
+            yield _row(facts, outcomes.name, lam, cell) | {"scaled": None}
+
+
+def _row(facts: Facts, task: str, lam: str, cell: Cell) -> dict[str, Any]:
+    return {
+        **{"task": task, "lambda": lam, "lam": float(lam), "point": facts.stop(lam), "role": role_of(lam)},
+        **{"value": cell.drawn, "low": cell.low, "high": cell.high, "documents": cell.n},
+    }
 
 
 def curve_chart(
@@ -35,11 +45,11 @@ def curve_chart(
 
     Args:
         facts: the run.
-        rows: of `curve_rows`.
+        rows: of `curve_rows` or `outcome_curve_rows`.
         measure: the metric.
         follows: mark the λ of the slider.
     """
-    x = lam_axis(facts.grid)
+    x = lam_axis(facts.every_lam)
     scale = alt.Scale(zero=False)
     base = alt.Chart().encode(x=x)
     value = alt.Y("value:Q", title=measure.axis, scale=scale)
@@ -64,7 +74,7 @@ def curve_chart(
         label = alt.Chart().mark_text(align="right", dy=-6, fontSize=10, color=OTHER_COLOUR, text="aligned, T-scaled")
         layers += [rule.encode(y=level), label.encode(x=alt.X("max(lam):Q"), y=level)]
     dots = base.mark_point(filled=True, opacity=1, size=42).encode(
-        y=value, color=lam_colour(facts.grid), shape=role_shape(), tooltip=tooltip
+        y=value, color=lam_colour(facts.every_lam), shape=role_shape(), tooltip=tooltip
     )
     parents = dots.transform_filter("datum.role !== 'other λ'").mark_point(filled=True, opacity=1, size=110)
     return alt.LayerChart(data=chart_data(rows, _COLUMNS), layer=[*layers, dots, parents])

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from calibration.choice import ACCURACY
 from calibration.frontier import Frontier, Frontiers
+from calibration.outcomes import LEFT_OUT, PREFIX
 from calibration.points import PARENTS
 from calibration.summary import Analysis
 from lambdasweep.grid import canonical
@@ -57,6 +58,14 @@ class TaskFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Outcomes:
+    """lm-eval's own metrics of a task or group."""
+
+    name: str
+    cells: Mapping[str, Mapping[str, Cell]]  # by metric and λ, ascending; names are lm-eval's: `acc_norm,none`
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """A run."""
 
@@ -70,6 +79,7 @@ class Facts:
     judged_elsewhere: tuple[
         str, ...
     ]  # tasks with neither choices nor one continuation a document: lm-eval's metrics only
+    outcomes: tuple[Outcomes, ...]
 
     @property
     def accuracy(self) -> str:
@@ -85,6 +95,12 @@ class Facts:
     def continuations(self) -> tuple[TaskFacts, ...]:
         """The continuation tasks of which a λ is finished."""
         return tuple(task for task in self.tasks if task.lambdas and task.is_continuation)
+
+    @property
+    def every_lam(self) -> tuple[str, ...]:
+        """The grid, and the λs of which there are lm-eval's metrics only."""
+        judged = {lam for one in self.outcomes for cells in one.cells.values() for lam in cells}
+        return tuple(sorted({*self.grid, *judged}, key=Decimal))
 
     @property
     def frontiers(self) -> tuple[tuple[str, Frontier], ...]:
@@ -116,12 +132,19 @@ def gather(plan: Mapping[str, Any], analysis: Analysis, found: Frontiers, error:
         found: the frontiers of its curves, which hold accuracy against `error` of `confidence`.
     """
     cells: dict[str, dict[tuple[str, str, str], Cell]] = {}
+    outcomes: dict[str, dict[str, dict[str, Cell]]] = {}
     wanted = pc.is_in(analysis.metrics["confidence"], pa.array({"sum", confidence}))
     for row in analysis.metrics.filter(wanted).to_pylist():
+        lam, metric = canonical(row["lam"]), row["metric"]
+        cell = Cell(row["value"], row["ci_low"], row["ci_high"], row["n"])
+        if metric.startswith(PREFIX):
+            if metric != LEFT_OUT:
+                outcomes.setdefault(row["task"], {}).setdefault(metric.removeprefix(PREFIX), {})[lam] = cell
+            continue
         of_task = cells.setdefault(row["task"], {})
-        key = canonical(row["lam"]), row["metric"], row["split"]
+        key = lam, metric, row["split"]
         if row["confidence"] == confidence or key not in of_task:  # what is the same for all is stored under sum only
-            of_task[key] = Cell(row["value"], row["ci_low"], row["ci_high"], row["n"])
+            of_task[key] = cell
     frontiers = {one.task: one for one in found.tasks}
     elsewhere = tuple(name for name, record in plan["tasks"].items() if record.get("scored_as") == "other")
     tasks = tuple(
@@ -133,7 +156,8 @@ def gather(plan: Mapping[str, Any], analysis: Analysis, found: Frontiers, error:
     bins = _shown_bins(analysis.bins, tasks, confidence)
     stars = {one.chosen.lam for one in (*found.tasks, *filter(None, [found.macro]))}
     stops = _thinned(grid, len(bins), {*PARENTS.values(), *stars})
-    return Facts(tasks, found.macro, tuple(grid), confidence, error, bins, stops, elsewhere)
+    judged = tuple(Outcomes(name, by_metric) for name, by_metric in outcomes.items())
+    return Facts(tasks, found.macro, tuple(grid), confidence, error, bins, stops, elsewhere, judged)
 
 
 def _thinned(grid: Sequence[str], rows: int, kept: set[str]) -> tuple[str, ...]:

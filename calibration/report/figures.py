@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from calibration.points import PARENTS
-from calibration.report.curve_figure import curve_chart, curve_rows
+from calibration.report.curve_figure import curve_chart, curve_rows, outcome_curve_rows
 from calibration.report.facts import MACRO, Facts, TaskFacts
 from calibration.report.frontier_figure import frontier_chart, frontier_rows
 from calibration.report.measures import Measure, choice_measures, continuation_measures
@@ -17,7 +17,8 @@ from calibration.report.tasks_figure import domain, task_rows, tasks_chart
 # Of figures for a paper; the page and the tables hold all tasks.
 PAPER_TASKS = 12
 
-_TASK, _CONTINUATION = "#task", "#continuation"
+_TASK, _CONTINUATION, _OUTCOME = "#task", "#continuation", "#lm-eval"
+OUTCOME_FIGURES = 12  # of a page, the first metrics of lm-eval; the tables hold all
 
 
 def page_figures(facts: Facts) -> dict[str, dict[str, alt.LayerChart]]:
@@ -45,6 +46,7 @@ def page_figures(facts: Facts) -> dict[str, dict[str, alt.LayerChart]]:
     continuations = facts.continuations
     found["continuation"] = _curves(facts, continuations, continuation_measures(), _CONTINUATION, point)
     found["continuation"] |= _reliability(facts, continuations, ("tokens",), _CONTINUATION, point)
+    found["outcomes"] = _outcomes(facts, point)
     return {section: charts for section, charts in found.items() if charts}
 
 
@@ -67,8 +69,8 @@ def paper_figures(facts: Facts) -> dict[str, alt.TopLevelMixin]:
         names = [task.name for task in of if task.lambdas][:PAPER_TASKS]
         rows = [row for row in _landmarks(facts, events) if row["task"] in names] if names else []
         if rows:
-            found[f"reliability-{events}"] = _side_by_side(reliability_chart(rows, facts.grid, events), 200, rows)
-            found[f"confidence-{events}"] = _side_by_side(histogram_chart(rows, facts.grid, events), 110, rows)
+            found[f"reliability-{events}"] = _side_by_side(reliability_chart(rows, facts.every_lam, events), 200, rows)
+            found[f"confidence-{events}"] = _side_by_side(histogram_chart(rows, facts.every_lam, events), 110, rows)
     if facts.continuations:
         found["continuation"] = _grid(facts, facts.continuations[:PAPER_TASKS], continuation_measures())
     return found
@@ -97,6 +99,26 @@ def _curves(
     return found
 
 
+def outcome_metrics(facts: Facts) -> list[str]:
+    """Return the metrics of lm-eval that any of its tasks has a number of, in order of appearance."""
+    drawn = {
+        metric: None for one in facts.outcomes for metric in one.cells if list(outcome_curve_rows(facts, one, metric))
+    }
+    return list(drawn)
+
+
+def _outcomes(facts: Facts, point: int) -> dict[str, alt.LayerChart]:
+    found = {}
+    for i, metric in enumerate(outcome_metrics(facts)[:OUTCOME_FIGURES]):
+        rows = [row for one in facts.outcomes for row in outcome_curve_rows(facts, one, metric)]
+        measure = Measure(metric, metric.removesuffix(",none"), "as lm-eval says")
+        follows = bool(facts.grid)  # else the page has no slider
+        chart = curve_chart(facts, rows, measure, follows).properties(title=measure.title, height=200)
+        chart = chart.transform_filter(OF_TASK).add_params(task_param(_OUTCOME, facts.outcomes[0].name))
+        found[f"outcome-{i}"] = chart.add_params(point_param(point)) if follows else chart
+    return found
+
+
 def _reliability(
     facts: Facts, tasks: Sequence[TaskFacts], kinds: Sequence[str], control: str, point: int
 ) -> dict[str, alt.LayerChart]:
@@ -109,7 +131,7 @@ def _reliability(
     for of in kinds:
         rows = [row for row in bin_dicts(facts.bins, of, facts.stops) if row["task"] in names]
         for name, chart, title, height in drawn if rows else ():
-            one = chart(rows, facts.grid, of).properties(title=title.format(of), height=height)
+            one = chart(rows, facts.every_lam, of).properties(title=title.format(of), height=height)
             filters = f"{OF_TASK} && {OF_POINT}"
             found[f"{control[1:]}-{name}-{of}"] = _following(one, control, tasks, point, filters)
     return found

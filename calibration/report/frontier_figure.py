@@ -5,7 +5,8 @@ from typing import Any
 
 import altair as alt
 
-from calibration.frontier import Frontier, FrontierPoint, Value
+from calibration.frontier import Frontier
+from calibration.gains import FrontierPoint, Value
 from calibration.points import PARENTS
 from calibration.report.data import chart_data
 from calibration.report.facts import Cell, Facts, role_of
@@ -55,7 +56,7 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
     """
     x = alt.X("x:Q", title=f"{ERROR_TITLES[facts.error]}, 0 to 1 (lower is better)", scale=alt.Scale(zero=False))
     y = alt.Y("y:Q", title="accuracy, share of documents (higher is better)", scale=alt.Scale(zero=False))
-    colour, explained = lam_colour(facts.grid), lam_colour(facts.grid, legend=True)
+    colour, explained = lam_colour(facts.every_lam), lam_colour(facts.every_lam, legend=True)
     tooltip = [
         alt.Tooltip("lambda:N", title="λ"),
         alt.Tooltip("y:Q", title="accuracy", format=".4f"),

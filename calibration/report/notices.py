@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from calibration.points import PARENTS
 from calibration.report.facts import Facts, TaskFacts
-from calibration.report.figures import PAPER_TASKS
+from calibration.report.figures import OUTCOME_FIGURES, PAPER_TASKS, outcome_metrics
 
 _SHOWN = 8
 _FEW = 30
@@ -18,8 +18,8 @@ def notices(facts: Facts) -> Iterator[str]:
     """Yield one sentence for each thing that a reader could miss."""
     if facts.judged_elsewhere:
         yield (
-            f"Only lm-eval's own metrics can judge {', '.join(facts.judged_elsewhere)}; they are in metrics.csv and "
-            "metrics.parquet, and in no figure."
+            f"Only lm-eval's own metrics can judge {', '.join(facts.judged_elsewhere)}; they are drawn under \"By "
+            'lm-eval" and in no other figure.'
         )
     if not facts.tasks and not facts.judged_elsewhere:
         yield "No task has been asked for yet: nothing is scored."
@@ -37,6 +37,8 @@ def notices(facts: Facts) -> Iterator[str]:
             f"The slider stops at {len(facts.stops)} of {len(facts.grid)} λs, to keep this page small; the bins of all of "
             "them are in bins.parquet."
         )
+    if len(outcome_metrics(facts)) > OUTCOME_FIGURES:
+        yield f"The first {OUTCOME_FIGURES} metrics of lm-eval are drawn; metrics.csv and metrics.parquet hold all of them."
     if max(len(facts.choices), len(facts.continuations), len(facts.frontiers)) > PAPER_TASKS:
         yield f"The files in figures/ show the first {PAPER_TASKS} tasks; this page and the tables hold all of them."
 
