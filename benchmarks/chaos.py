@@ -149,7 +149,7 @@ class Chaos:
 def ranks(replica: psutil.Process) -> list[psutil.Process]:
     """The tensor-parallel ranks of a replica."""
     try:
-        return [child for child in replica.children() if "Worker" in " ".join(child.cmdline() + [child.name()])]
+        return [child for child in replica.children() if "Worker" in " ".join([*child.cmdline(), child.name()])]
     except psutil.Error:
         return []
 

@@ -21,10 +21,11 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from lambdasweep.errors import SweepError
-from ray_jobs import health
-from ray_jobs.cluster import Node, check_room, cluster, end_process, living_nodes, needs, on_node
+from ray_jobs.cluster import Node, check_room, cluster, end_process, living_nodes
+from ray_jobs.health import Deadlines
 from ray_jobs.replica import Replica, SweepSpec
 from ray_jobs.scheduler import Scheduler
+from ray_jobs.slot import Slot
 from ray_jobs.splitting import Splitter
 from ray_jobs.units import Receipt, Unit
 from ray_jobs.weights import WeightLedger
@@ -52,26 +53,6 @@ class Outcome:
     given_up: tuple[tuple[Unit, str], ...]  # with the last failure's reason
     interrupted: bool
     hardware: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class _Slot:
-    """A place for a replica on a node, and the actor that has it now."""
-
-    index: int
-    node: Node
-    place: int  # among the replicas of the node
-    generation: int = 0
-    actor: Any = None
-    name: str = ""
-    unit: Unit | None = None
-    splits: bool = False  # the unit comes from the splitter
-    began: float = 0.0
-    due: float | None = None  # when it counts as hung
-    ping: Any = None  # a heartbeat that is not answered yet
-    pinged: float = 0.0
-    pid: int | None = None  # known from the first heartbeat; before it the actor may be waiting for room
-    booting: bool = False
 
 
 def run_units(
@@ -129,17 +110,17 @@ class _Driver:
         self._progress = progress
         self._replicas = replicas
         self._tables = {task: ray.put(table) for task, table in tables.items()}
-        self._slots: list[_Slot] = []
-        self._vacant: list[_Slot] = []  # whose replica is gone: its number is used again
-        self._pending: dict[Any, _Slot] = {}  # what each slot's actor is working on
-        self._idle: list[_Slot] = []
+        self._slots: list[Slot] = []
+        self._vacant: list[Slot] = []  # whose replica is gone: its number is used again
+        self._pending: dict[Any, Slot] = {}  # what each slot's actor is working on
+        self._idle: list[Slot] = []
         self._nodes: dict[str, Node] = {}
         self._looked = float("-inf")
         self._boot_failures: Counter[str] = Counter()  # by node
         self._boot_reason = ""  # of the last one that failed
         self._said_fallback = False
         self._weights = WeightLedger()
-        self._deadlines = health.Deadlines()
+        self._deadlines = Deadlines()
 
     @property
     def _left(self) -> int:
@@ -199,21 +180,12 @@ class _Driver:
         if vacant:
             self._vacant.remove(vacant)
         index = vacant.index if vacant else len(self._slots) + len(self._vacant)
-        slot = _Slot(index, node, place, (vacant.generation if vacant else 0) + 1, booting=True)
-        slot.name = f"replica-{index}" + (f".{slot.generation}" if slot.generation > 1 else "")
-        actor_class = ray.remote(
-            max_restarts=0,
-            max_task_retries=0,
-            concurrency_groups={"health": 1},  # a thread of its own, which answers while the engine computes
-            scheduling_strategy=on_node(node.node_id),
-            **needs(self._spec.settings),
-        )(Replica)
-        slot.actor = actor_class.remote(slot.name, self._spec, place, self._tables)
+        slot = Slot(index, node, place, (vacant.generation if vacant else 0) + 1)
         ranks = min(self._replicas or node.room, node.room) * self._spec.settings.tensor_parallel
         self._slots.append(slot)
-        self._pending[slot.actor.start.remote(ranks)] = slot
+        self._pending[slot.boot(Replica, self._spec, self._tables, ranks)] = slot
 
-    def _settle(self, reference: Any, slot: _Slot) -> None:
+    def _settle(self, reference: Any, slot: Slot) -> None:
         """Take in what one actor call came to."""
         try:
             result = ray.get(reference)
@@ -234,7 +206,7 @@ class _Driver:
                 self._committed(slot, unit, result)
         self._idle.append(slot)
 
-    def _started(self, slot: _Slot, hardware: str, fallback: str) -> None:
+    def _started(self, slot: Slot, hardware: str, fallback: str) -> None:
         self._progress.message(f"{slot.name} is ready on {hardware}")
         if self.hardware and hardware not in self.hardware and len(self.hardware) == 1:
             kinds = ", ".join(sorted({*self.hardware, hardware}))
@@ -247,7 +219,7 @@ class _Driver:
             self._said_fallback = True  # one reason for all: they run the same model on the same kind of machine
             self._progress.message(f"λ is switched through vLLM's own loader, which is slower: {fallback}")
 
-    def _committed(self, slot: _Slot, unit: Unit, receipt: Receipt) -> None:
+    def _committed(self, slot: Slot, unit: Unit, receipt: Receipt) -> None:
         self._deadlines.observe(time.monotonic() - slot.began, unit.cost)
         if self.scheduler.done(slot.name, unit):
             self.done += 1
@@ -255,7 +227,7 @@ class _Driver:
         if conflict := self._weights.conflict(receipt):
             raise SweepError(conflict)
 
-    def _hand_out(self, slot: _Slot) -> None:
+    def _hand_out(self, slot: Slot) -> None:
         node = self._nodes.get(slot.node.node_id)
         if node is None or node.draining:
             self._retire(slot, charge=False)
@@ -276,31 +248,16 @@ class _Driver:
     def _check_health(self) -> None:
         """Send heartbeats, and give up replicas that answer none or are overdue."""
         now = time.monotonic()
-        sent = {slot.ping: slot for slot in self._slots if slot.ping is not None}
-        answered, _ = ray.wait(list(sent), num_returns=len(sent), timeout=0) if sent else ([], [])
-        for reference in answered:
-            slot = sent[reference]
-            slot.ping = None
+        for slot in list(self._slots):
             try:
-                pid = ray.get(reference)
+                hung = slot.check(now)
             except RayError as error:
                 self._failed(slot, error)
                 continue
-            if slot.pid is None:
-                slot.due = slot.due or now + health.START_SECONDS
-            slot.pid = pid
-        for slot in list(self._slots):
-            if slot.pid is not None and slot.ping is not None and now - slot.pinged > health.SILENCE_SECONDS:
-                self._failed(slot, f"it has not answered for {health.SILENCE_SECONDS:.0f} s")
-            elif slot.due is not None and now > slot.due:
-                what = "its engine is not up" if slot.booting else "the unit is not done"
-                since = f" after {now - slot.began:.0f} s" if slot.unit else ""
-                self._failed(slot, f"{what}{since}, which is far too long")
-            elif slot.ping is None and now - slot.pinged > health.PING_SECONDS:
-                slot.ping = slot.actor.ping.options(concurrency_group="health").remote()
-                slot.pinged = now
+            if hung:
+                self._failed(slot, hung)
 
-    def _failed(self, slot: _Slot, error: RayError | str) -> None:
+    def _failed(self, slot: Slot, error: RayError | str) -> None:
         """A replica died, raised, or hangs (with the reason as text)."""
         reason = error if isinstance(error, str) else _reason(error)
         cause = error.cause if isinstance(error, RayTaskError) else None
@@ -325,7 +282,7 @@ class _Driver:
             self._boot_reason = reason
         self._looked = float("-inf")  # a replacement at once
 
-    def _retire(self, slot: _Slot, charge: bool, reason: str = "") -> None:
+    def _retire(self, slot: Slot, charge: bool, reason: str = "") -> None:
         """Kill a replica, and put its unit back if it has one."""
         ray.kill(slot.actor)
         self._slots.remove(slot)
