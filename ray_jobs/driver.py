@@ -118,7 +118,7 @@ class _Driver:
         self._looked = float("-inf")
         self._boot_failures: Counter[str] = Counter()  # by node
         self._boot_reason = ""  # of the last one that failed
-        self._said_fallback = False
+        self._said_fallback = self._said_no_room = False
         self._weights = WeightLedger()
         self._deadlines = Deadlines()
 
@@ -152,10 +152,7 @@ class _Driver:
     def _look(self) -> None:
         """See which nodes there are, and fill what room they have."""
         self._looked = time.monotonic()
-        before, self._nodes = self._nodes, living_nodes(self._spec.settings, self._spec.accelerator_type)
-        for node_id, node in self._nodes.items():
-            if node.draining and not (node_id in before and before[node_id].draining):
-                self._progress.message(f"node {node.address} announces its end: it gets no new units")
+        self._update_nodes()
         fit = [node for node in self._nodes.values() if node.room and not node.draining]
         usable = [node for node in fit if self._boot_failures[node.node_id] < MAX_BOOT_FAILURES]
         if fit and not usable and not self._slots:
@@ -163,6 +160,9 @@ class _Driver:
                 f"no replica starts ({MAX_BOOT_FAILURES} tries in a row on each node). The last one said:\n"
                 f"{self._boot_reason}"
             )
+        if not fit and not self._slots and not self._said_no_room:
+            self._progress.message("no node has room for a replica now: the sweep goes on when one joins")
+        self._said_no_room = not fit and not self._slots
         taken: dict[str, set[int]] = {node.node_id: set() for node in usable}
         for slot in self._slots:
             taken.setdefault(slot.node.node_id, set()).add(slot.place)
@@ -174,6 +174,12 @@ class _Driver:
             place = min(room[node.node_id])
             room[node.node_id].remove(place)
             self._boot(node, place)
+
+    def _update_nodes(self) -> None:
+        before, self._nodes = self._nodes, living_nodes(self._spec.settings, self._spec.accelerator_type)
+        for node_id, node in self._nodes.items():
+            if node.draining and not (node_id in before and before[node_id].draining):
+                self._progress.message(f"node {node.address} announces its end: it gets no new units")
 
     def _boot(self, node: Node, place: int) -> None:
         vacant = next((slot for slot in self._vacant if slot.node.node_id == node.node_id), None)
@@ -266,7 +272,7 @@ class _Driver:
                 f"tables cannot be written to {self._spec.root}: {cause}. Nothing is half-written; make room and run "
                 "the same command again"
             )
-        self._nodes = living_nodes(self._spec.settings, self._spec.accelerator_type)
+        self._update_nodes()
         node = self._nodes.get(slot.node.node_id)
         preempted = isinstance(error, RayActorError) and getattr(error, "preempted", False)
         charge = not (preempted or node is None or node.draining)

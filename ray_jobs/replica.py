@@ -132,6 +132,8 @@ class Replica:
         path = self._run_dir.unit
         if scores.quarantine.num_rows:
             commit_table(path("quarantine", *unit.key), scores.quarantine, identity)
+        else:  # an earlier try may have left out what went well now, and ended before its tokens were committed
+            path("quarantine", *unit.key).unlink(missing_ok=True)
         commit_table(path("tokens", *unit.key), scores.tokens, identity)
         receipt = Receipt(
             *unit.key,
