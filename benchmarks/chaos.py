@@ -68,6 +68,7 @@ class Chaos:
         ]
         self.command += arguments
         self.random = random.Random(seed)
+        self.killed_nodes = self.restarts = 0
         self.driver = self.start()
 
     def start(self) -> "subprocess.Popen[bytes]":
@@ -89,6 +90,7 @@ class Chaos:
                 return False
             node = self.nodes.pop(self.random.randrange(len(self.nodes)))
             self.cluster.remove_node(node, allow_graceful=False)
+            self.killed_nodes += 1
             return True
         replicas = sorted(self.replicas(), key=lambda process: process.pid)
         victims = replicas if kind == "replica" else [rank for one in replicas for rank in ranks(one)]
@@ -129,14 +131,19 @@ class Chaos:
                     if len(self.nodes) < 2:
                         self.nodes.append(self.cluster.add_node(num_cpus=2))  # joins while the sweep runs
             time.sleep(0.05)
-        while self.driver.poll() is None:
+        while self.driver.poll() not in EXIT_DONE:
+            self.check()
             time.sleep(0.2)
-        self.check()
         return done
 
     def check(self) -> None:
         status = self.driver.poll()
-        if status is not None and (status not in EXIT_DONE):
+        if status is None or status in EXIT_DONE:
+            return
+        if self.killed_nodes > self.restarts:  # the driver may have been connected through the raylet that was killed
+            self.restarts += 1
+            self.driver = self.start()
+        else:
             raise SystemExit(f"the sweep ended with status {status}:\n{self.log.read_text()[-4000:]}")
 
     def close(self) -> None:
@@ -149,7 +156,7 @@ class Chaos:
 def ranks(replica: psutil.Process) -> list[psutil.Process]:
     """The tensor-parallel ranks of a replica."""
     try:
-        return [child for child in replica.children() if "Worker" in " ".join([*child.cmdline(), child.name()])]
+        return [child for child in replica.children() if "resource_tracker" not in " ".join(child.cmdline())]
     except psutil.Error:
         return []
 
