@@ -304,8 +304,7 @@ class _Driver:
         if slot.splits:
             fate = "given up" if self._splitter.failed(slot.name, charge) else "being split"
         elif given_up:
-            self._splitter.add(unit)
-            fate = "split, to find the requests that do it"
+            fate = "split, to find the requests that do it" if self._splitter.add(unit) else "given up"
         self._progress.message(
             f"{slot.name} failed at {unit.task} λ = {unit.lam} shard {unit.shard} "
             f"(rows {unit.first_row} to {unit.end_row - 1}), which is {fate}: {reason}"

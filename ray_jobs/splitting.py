@@ -13,7 +13,7 @@ from ray_jobs.units import Key, Unit
 
 REASON = "the engine failed on this request alone, on two replicas"
 MAX_KILLS = 2  # of a request alone
-MAX_OFFENDERS = 8  # of a unit; more, and the engine or the model is at fault
+MAX_OFFENDERS = 8  # of a unit, and at most half of it; more, and the engine or the model is at fault
 
 
 @dataclasses.dataclass(slots=True)
@@ -35,17 +35,21 @@ class Splitter:
         self._starts = starts
         self._cases: dict[Key, _Case] = {}
         self._holds: dict[str, _Case] = {}
+        self._hopeless = False  # a unit had too many offenders: another would cost as many engines
 
     @property
     def open(self) -> int:
         """Units that are being split."""
         return len(self._cases)
 
-    def add(self, unit: Unit) -> None:
-        """Begin to split a unit."""
+    def add(self, unit: Unit) -> bool:
+        """Begin to split a unit; False where there is no hope in it."""
+        if self._hopeless:
+            return False
         case = _Case(unit, self._starts(unit), [])
         case.waiting = _halves(case, unit.first_row, unit.end_row) or [(unit.first_row, unit.end_row)]
         self._cases[unit.key] = case
+        return True
 
     def next(self, replica: str) -> tuple[Unit, bool] | None:
         """Hand out a part to try, or a unit without its offenders, which is to be committed (True); None: nothing to do."""
@@ -90,7 +94,8 @@ class Splitter:
         case.kills = 0
         case.waiting.pop()
         case.offenders.append(first)
-        if len(case.offenders) > MAX_OFFENDERS:
+        if len(case.offenders) > max(1, min(MAX_OFFENDERS, (case.unit.end_row - case.unit.first_row) // 2)):
+            self._hopeless = True
             del self._cases[case.unit.key]
             return True
         return False

@@ -43,7 +43,7 @@ def split(rows: int, starts: list[int], kills, charge=lambda: True) -> tuple[lis
 @pytest.mark.parametrize("seed", range(100))
 def test_exactly_the_offenders_are_left_out(seed: int) -> None:
     source = random.Random(seed)
-    rows = source.randint(1, 60)
+    rows = source.randint(8, 60)
     starts = sorted({100, *(source.randrange(100, 100 + rows) for _ in range(rows // 3))})
     bad = set(source.sample(range(100, 100 + rows), min(rows, source.randint(0, 4))))
     tried, done = split(rows, starts, bad.__contains__, lambda: source.random() < 0.7)
@@ -94,6 +94,20 @@ def test_where_everything_fails_the_unit_is_given_up() -> None:
     tried, done = split(50, list(range(100, 150)), lambda row: True)
     assert done is None
     assert len({part.first_row for part in tried if part.end_row - part.first_row == 1}) == MAX_OFFENDERS + 1
+
+
+def test_a_unit_of_offenders_only_is_given_up_and_no_other_is_split() -> None:
+    unit = Unit("task", "0", 0, 0, 4, 1)
+    splitter = Splitter(lambda unit: [0, 2])
+    assert splitter.add(unit)
+    kills = 0
+    while splitter.next("a"):
+        kills += 1
+        if splitter.failed("a"):
+            break
+    assert (splitter.open, kills) == (0, 2 + 3 * 2)  # both documents, and three requests alone, each twice
+    assert not splitter.add(Unit("task", "0", 1, 4, 8, 1))
+    assert splitter.open == 0
 
 
 def test_deadlines_follow_what_units_take() -> None:
