@@ -43,7 +43,9 @@ Format = Annotated[str | None, typer.Option(help="cloze (score each choice's tex
 Shots = Annotated[int | None, typer.Option(help="Solved examples in front of every document.")]
 Limit = Annotated[int | None, typer.Option(help="Evaluate only the first so many documents.")]
 Out = Annotated[str | None, typer.Option(help="The run directory: path, s3:// or gs:// URL.")]
-Replicas = Annotated[int | None, typer.Option(help="vLLM engines at the same time.")]
+Replicas = Annotated[
+    int | None, typer.Option(help="vLLM engines at the same time; without it, as many as there is room for.")
+]
 Tp = Annotated[int | None, typer.Option(help="Tensor-parallel ranks of each engine.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")]
 MaxModelLen = Annotated[int | None, typer.Option(help="Longest request in tokens.")]
@@ -57,6 +59,7 @@ ParentsOption = Annotated[
     str | None,
     typer.Option("--parents", help="Where ranks keep both parents: auto, device, pinned, mmap or reload (nowhere)."),
 ]
+AcceleratorType = Annotated[str | None, typer.Option(help="Use only GPUs of this kind, by Ray's name: H100, say.")]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; without it one is started here.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file with these settings; flags win.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run directory: path, s3:// or gs:// URL.")]
@@ -81,6 +84,7 @@ def asked(
     aligned_revision: AlignedRevision = None,
     tokenizer: TokenizerOption = None,
     parents: ParentsOption = None,
+    accelerator_type: AcceleratorType = None,
     address: Address = None,
     config: ConfigFile = None,
 ) -> Any:  # a SweepConfig; typer evaluates annotations, and its module is imported late

@@ -47,6 +47,8 @@ class SweepConfig:
     """Whose tokenizer makes the requests: base or aligned."""
     parents: str = "auto"
     """Where each rank keeps both parents: auto, device, pinned, mmap, or reload (nowhere). Changes no number."""
+    accelerator_type: str | None = None
+    """Ray's name for the kind of GPU that replicas may use, such as H100; None: any."""
     address: str | None = None
     """A running Ray cluster; None starts one on this machine."""
 
@@ -63,6 +65,7 @@ _TEXT = {
     "aligned_revision",
     "tokenizer",
     "parents",
+    "accelerator_type",
     "address",
 }
 _NUMBERS = {"shots", "limit", "seed", "refine", "replicas", "tp", "max_model_len"}
@@ -139,6 +142,7 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
         "aligned_revision",
         "tokenizer",
         "parents",
+        "accelerator_type",
         "address",
     )
     return SweepConfig(

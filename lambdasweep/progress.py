@@ -70,9 +70,9 @@ class Tally:
     def replica_ready(self, replica: str) -> None:
         self.replicas[replica] = ReplicaState("idle", self.clock())
 
-    def replica_lost(self, replica: str, given_up: "Unit | None") -> None:
+    def replica_lost(self, replica: str, failed: bool, given_up: "Unit | None") -> None:
         self.replicas.pop(replica, None)
-        self.failures += 1
+        self.failures += failed
         if given_up:
             self.given_up += 1
             self._work -= self._costs.pop(given_up.key, 0)
@@ -157,8 +157,8 @@ class SweepProgress:
     def replica_ready(self, replica: str) -> None:
         self.tally.replica_ready(replica)
 
-    def replica_lost(self, replica: str, given_up: "Unit | None") -> None:
-        self.tally.replica_lost(replica, given_up)
+    def replica_lost(self, replica: str, failed: bool, given_up: "Unit | None") -> None:
+        self.tally.replica_lost(replica, failed, given_up)
 
     def grow(self, units: "Iterable[Unit]") -> None:
         """There are more units to do."""

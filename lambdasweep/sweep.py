@@ -164,6 +164,7 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
             identity=record.table_identity(sweep),
             requests_sha256={name: task.built.requests_sha256 for name, task in prepared.tasks.items()},
             parents=prepared.config.parents,
+            accelerator_type=prepared.config.accelerator_type,
         )
         tables = {name: task.built.table for name, task in prepared.tasks.items()}
         with progress, Heartbeat(run, left) as heartbeat:

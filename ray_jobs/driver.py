@@ -1,14 +1,16 @@
-"""The driver: a Ray cluster, its replicas, and the loop between them and the scheduler.
+"""The driver: the loop between the scheduler and the replicas of a cluster whose nodes come and go.
 
 The loop is the only place that sees Ray's exceptions. Whatever goes wrong in a replica, the answer is the same: kill it,
-start another in its slot, put its unit back. Ray's exception class does not tell whether an actor is gone (a killed node
-shows first as `ActorUnavailableError`), and an engine that raised may hold half-written weights.
+start another where there is room, put its unit back. Ray's exception class does not tell whether an actor is gone (a killed
+node shows first as `ActorUnavailableError`), and an engine that raised may hold half-written weights. A replica that no
+longer answers its heartbeat, or takes much longer for a unit than others took, is treated as one that died.
 """
 
 import errno
-import os
 import signal
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,17 +20,22 @@ import pyarrow as pa
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from lambdasweep.errors import InputError, SweepError
+from lambdasweep.errors import SweepError
+from ray_jobs.cluster import Node, check_room, cluster, end_process, living_nodes
+from ray_jobs.health import Deadlines
 from ray_jobs.listeners import Listeners
 from ray_jobs.metrics import Metrics
 from ray_jobs.replica import Replica, SweepSpec
 from ray_jobs.scheduler import Scheduler
+from ray_jobs.slot import Slot
+from ray_jobs.splitting import Splitter
 from ray_jobs.units import Receipt, Unit
 from ray_jobs.weights import WeightLedger
-from serve.settings import available_cores
 
-MAX_BOOT_FAILURES = 2  # in a row, without any replica having started since
+MAX_BOOT_FAILURES = 2  # on a node in a row; no replica is started there any more
 _POLL_SECONDS = 0.5
+_LOOK_SECONDS = 2.0  # between looks at the cluster's nodes
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EREMOTEIO)
 
 
 class Progress(Protocol):
@@ -44,7 +51,8 @@ class Progress(Protocol):
 
     def replica_ready(self, replica: str) -> None: ...
 
-    def replica_lost(self, replica: str, given_up: Unit | None) -> None: ...  # with what it had, if that is given up
+    def replica_lost(self, replica: str, failed: bool, given_up: Unit | None) -> None:
+        """It ended: by a failure, or with its node. `given_up` is what it had in hand, if that is given up."""
 
     def unit_started(self, replica: str, unit: Unit) -> None: ...
 
@@ -59,19 +67,6 @@ class Outcome:
     given_up: tuple[tuple[Unit, str], ...]  # with the last failure's reason
     interrupted: bool
     hardware: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class _Slot:
-    """A place for a replica: its cores, and the actor that has them now."""
-
-    index: int
-    cores: list[int]
-    generation: int = 0
-    actor: Any = None
-    name: str = ""
-    unit: Unit | None = None
-    booting: bool = False
 
 
 def run_units(
@@ -89,7 +84,7 @@ def run_units(
         spec: shared by all replicas.
         units: what is left to do.
         tables: requests table of each task.
-        replicas: engines to run at the same time; None: as many as the cluster has room for.
+        replicas: engines to run at the same time; None: as many as the cluster has room for, now and later.
         progress: told of every step.
         address: a running Ray cluster; None starts one on this machine and stops it at the end.
         more: asked whenever all units are done for further ones, which the same engines do; none ends the sweep. It is not
@@ -99,9 +94,9 @@ def run_units(
         InputError: the cluster cannot be reached, or has no room for the replicas.
         SweepError: Ray or the replicas do not start, or the tables cannot be written.
     """
-    with _cluster(address, spec, replicas), _stop_signals() as stop:
-        told = Listeners(progress, Metrics(units))
-        driver = _Driver(spec, units, tables, _room(spec, replicas, len(units)), told)
+    with cluster(address, spec.settings, replicas), _stop_signals() as stop:
+        check_room(living_nodes(spec.settings, spec.accelerator_type), spec.settings, replicas, spec.accelerator_type)
+        driver = _Driver(spec, units, tables, replicas, Listeners(progress, Metrics(units)))
         try:
             driver.loop(stop, more or tuple)
         finally:
@@ -116,35 +111,50 @@ def run_units(
 
 class _Driver:
     def __init__(
-        self, spec: SweepSpec, units: Sequence[Unit], tables: dict[str, pa.Table], replicas: int, progress: Progress
+        self,
+        spec: SweepSpec,
+        units: Sequence[Unit],
+        tables: dict[str, pa.Table],
+        replicas: int | None,
+        progress: Progress,
     ) -> None:
         self.scheduler = Scheduler(units)
         self.done = 0
         self.hardware: set[str] = set()
         self.reasons: dict[tuple[str, str, int], str] = {}
+        self._splitter = Splitter(lambda unit: _document_starts(tables, unit))
         self._spec = spec
         self._progress = progress
+        self._replicas = replicas
         self._tables = {task: ray.put(table) for task, table in tables.items()}
-        self._pending: dict[Any, _Slot] = {}  # what each slot's actor is working on
-        self._idle: list[_Slot] = []
-        self._boot_failures = 0
-        self._said_fallback = False
+        self._slots: list[Slot] = []
+        self._vacant: list[Slot] = []  # whose replica is gone: its number is used again
+        self._pending: dict[Any, Slot] = {}  # what each slot's actor is working on
+        self._idle: list[Slot] = []
+        self._nodes: dict[str, Node] = {}
+        self._looked = float("-inf")
+        self._boot_failures: Counter[str] = Counter()  # by node
+        self._boot_reason = ""  # of the last one that failed
+        self._said_fallback = self._said_no_room = False
         self._weights = WeightLedger()
-        self._ranks_on_node = min(replicas, _room_on_a_node(spec)) * spec.settings.tensor_parallel
-        per_replica = spec.settings.threads * spec.settings.tensor_parallel
-        self._resources = _resources(spec)
-        cores = available_cores()
-        for index in range(replicas):
-            # More replicas than cores (several nodes on one machine, in tests) share them in turn.
-            taken = [cores[(index * per_replica + offset) % len(cores)] for offset in range(per_replica)]
-            self._boot(_Slot(index, taken))
+        self._deadlines = Deadlines()
+
+    @property
+    def _left(self) -> int:
+        return self.scheduler.left + self._splitter.open
 
     def loop(self, stop: threading.Event, more: Callable[[], Sequence[Unit]]) -> None:
-        while not stop.is_set() and (not self.scheduler.finished or self._goes_on(more)):
-            ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=_POLL_SECONDS)
+        while not stop.is_set() and (self._left or self._goes_on(more)):
             self._progress.tick()
+            if time.monotonic() - self._looked >= _LOOK_SECONDS:
+                self._look()
+            if not self._pending:
+                time.sleep(_POLL_SECONDS)
+                continue
+            ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=_POLL_SECONDS)
             for reference in ready:
                 self._settle(reference, self._pending.pop(reference))
+            self._check_health()
             waiting, self._idle = self._idle, []
             for slot in waiting:
                 self._hand_out(slot)
@@ -162,120 +172,181 @@ class _Driver:
 
     def shutdown(self) -> None:
         """Kill every replica: a unit in flight is committed as a whole or not at all."""
-        for slot in [*self._pending.values(), *self._idle]:
+        for slot in self._slots:
             ray.kill(slot.actor)
+        self._slots.clear()
         self._pending.clear()
         self._idle.clear()
 
-    def _boot(self, slot: _Slot) -> None:
-        slot.generation += 1
-        slot.name = f"replica-{slot.index}" + (f".{slot.generation}" if slot.generation > 1 else "")
-        actor_class = ray.remote(max_restarts=0, max_task_retries=0, **self._resources)(Replica)
-        self._progress.replica_starting(slot.name)
-        slot.actor = actor_class.remote(slot.name, self._spec, slot.cores, self._tables)
-        slot.booting = True
-        self._pending[slot.actor.start.remote(self._ranks_on_node)] = slot
+    def _look(self) -> None:
+        """See which nodes there are, and fill what room they have."""
+        self._looked = time.monotonic()
+        self._update_nodes()
+        fit = [node for node in self._nodes.values() if node.room and not node.draining]
+        usable = [node for node in fit if self._boot_failures[node.node_id] < MAX_BOOT_FAILURES]
+        if fit and not usable and not self._slots:
+            raise SweepError(
+                f"no replica starts ({MAX_BOOT_FAILURES} tries in a row on each node). The last one said:\n"
+                f"{self._boot_reason}"
+            )
+        if not fit and not self._slots and not self._said_no_room:
+            self._progress.message("no node has room for a replica now: the sweep goes on when one joins")
+        self._said_no_room = not fit and not self._slots
+        taken: dict[str, set[int]] = {node.node_id: set() for node in usable}
+        for slot in self._slots:
+            taken.setdefault(slot.node.node_id, set()).add(slot.place)
+        room = {node.node_id: set(range(node.room)) - taken[node.node_id] for node in usable}
+        wanted = min(self._replicas or self._left, self._left)
+        while len(self._slots) < wanted and any(room.values()):
+            # The emptiest node first, so that few replicas spread.
+            node = max(usable, key=lambda node: len(room[node.node_id]))
+            place = min(room[node.node_id])
+            room[node.node_id].remove(place)
+            self._boot(node, place)
 
-    def _settle(self, reference: Any, slot: _Slot) -> None:
+    def _update_nodes(self) -> None:
+        before, self._nodes = self._nodes, living_nodes(self._spec.settings, self._spec.accelerator_type)
+        for node_id, node in self._nodes.items():
+            if node.draining and not (node_id in before and before[node_id].draining):
+                self._progress.message(f"node {node.address} announces its end: it gets no new units")
+
+    def _boot(self, node: Node, place: int) -> None:
+        vacant = next((slot for slot in self._vacant if slot.node.node_id == node.node_id), None)
+        if vacant:
+            self._vacant.remove(vacant)
+        index = vacant.index if vacant else len(self._slots) + len(self._vacant)
+        slot = Slot(index, node, place, (vacant.generation if vacant else 0) + 1)
+        ranks = min(self._replicas or node.room, node.room) * self._spec.settings.tensor_parallel
+        self._slots.append(slot)
+        self._progress.replica_starting(slot.name)
+        self._pending[slot.boot(Replica, self._spec, self._tables, ranks)] = slot
+
+    def _settle(self, reference: Any, slot: Slot) -> None:
         """Take in what one actor call came to."""
         try:
             result = ray.get(reference)
         except RayError as error:
             self._failed(slot, error)
             return
+        slot.due = None
         if slot.booting:
             slot.booting = False
-            self._boot_failures = 0
-            self.hardware.add(result.hardware)
-            self._progress.replica_ready(slot.name)
-            self._progress.message(f"{slot.name} is ready on {result.hardware}")
-            if result.fallback and not self._said_fallback:
-                self._said_fallback = True  # one reason for all: they run the same model on the same kind of machine
-                self._progress.message(f"λ is switched through vLLM's own loader, which is slower: {result.fallback}")
+            self._boot_failures[slot.node.node_id] = 0
+            self._started(slot, result.hardware, result.fallback)
         else:
-            assert slot.unit is not None
-            if self.scheduler.done(slot.name, slot.unit):
-                self.done += 1
-            slot.unit = None
-            self._progress.unit_done(result)
-            if conflict := self._weights.conflict(result):
-                raise SweepError(conflict)
+            unit, slot.unit = slot.unit, None
+            assert unit is not None
+            if slot.splits:
+                self._splitter.passed(slot.name)
+            if result is not None:  # nothing comes of a part that was only tried
+                self._committed(slot, unit, result)
         self._idle.append(slot)
 
-    def _hand_out(self, slot: _Slot) -> None:
-        unit = self.scheduler.next(slot.name)
+    def _started(self, slot: Slot, hardware: str, fallback: str) -> None:
+        self._progress.replica_ready(slot.name)
+        self._progress.message(f"{slot.name} is ready on {hardware}")
+        if self.hardware and hardware not in self.hardware and len(self.hardware) == 1:
+            kinds = ", ".join(sorted({*self.hardware, hardware}))
+            self._progress.message(
+                f"warning: replicas run on different kinds of hardware ({kinds}), whose numbers may differ in the last "
+                "bits; each table says which it was"
+            )
+        self.hardware.add(hardware)
+        if fallback and not self._said_fallback:
+            self._said_fallback = True  # one reason for all: they run the same model on the same kind of machine
+            self._progress.message(f"λ is switched through vLLM's own loader, which is slower: {fallback}")
+
+    def _committed(self, slot: Slot, unit: Unit, receipt: Receipt) -> None:
+        self._deadlines.observe(time.monotonic() - slot.began, unit.cost)
+        if self.scheduler.done(slot.name, unit):
+            self.done += 1
+        self._progress.unit_done(receipt)
+        if conflict := self._weights.conflict(receipt):
+            raise SweepError(conflict)
+
+    def _hand_out(self, slot: Slot) -> None:
+        node = self._nodes.get(slot.node.node_id)
+        if node is None or node.draining:
+            self._progress.replica_lost(slot.name, failed=False, given_up=self._retire(slot, charge=False))
+            return
+        split = self._splitter.next(slot.name)
+        slot.splits = split is not None
+        unit, commits = split or (self.scheduler.next(slot.name), True)
         if unit is None:
             self._idle.append(slot)
             return
         slot.unit = unit
-        self._progress.unit_started(slot.name, unit)
-        self._pending[slot.actor.run.remote(unit)] = slot
+        slot.began = time.monotonic()
+        slot.due = slot.began + self._deadlines.allowed(unit.cost)
+        if commits:
+            self._progress.unit_started(slot.name, unit)
+        self._pending[(slot.actor.run if commits else slot.actor.probe).remote(unit)] = slot
 
-    def _failed(self, slot: _Slot, error: RayError) -> None:
-        reason = _reason(error)
-        ray.kill(slot.actor)
-        if slot.booting:
-            self._boot_failures += 1
-            self._progress.replica_lost(slot.name, None)
-            self._progress.message(f"{slot.name} did not start: {reason}")
-            if self._boot_failures >= MAX_BOOT_FAILURES:
-                raise SweepError(
-                    f"no replica starts ({self._boot_failures} tries in a row). The last one said:\n{reason}"
-                )
-        else:
-            assert slot.unit is not None
-            cause = error.cause if isinstance(error, RayTaskError) else None
-            if isinstance(cause, OSError) and cause.errno in (
-                errno.ENOSPC,
-                errno.EDQUOT,
-                errno.EROFS,
-                errno.EACCES,
-                errno.EREMOTEIO,
-            ):
-                raise SweepError(
-                    f"tables cannot be written to {self._spec.root}: {cause}. Nothing is half-written; make room and run "
-                    "the same command again"
-                )
-            charge = not (isinstance(error, RayActorError) and getattr(error, "preempted", False))
-            self.reasons[slot.unit.key] = reason
-            given_up = self.scheduler.lost(slot.name, charge)
-            fate = "given up" if given_up else "put back"
-            unit = slot.unit
-            self._progress.replica_lost(slot.name, unit if given_up else None)
-            self._progress.message(
-                f"{slot.name} failed at {unit.task} λ = {unit.lam} shard {unit.shard}, which is {fate}: {reason}"
+    def _check_health(self) -> None:
+        """Send heartbeats, and give up replicas that answer none or are overdue."""
+        now = time.monotonic()
+        for slot in list(self._slots):
+            try:
+                hung = slot.check(now)
+            except RayError as error:
+                self._failed(slot, error)
+                continue
+            if hung:
+                self._failed(slot, hung)
+
+    def _failed(self, slot: Slot, error: RayError | str) -> None:
+        """A replica died, raised, or hangs (with the reason as text)."""
+        reason = error if isinstance(error, str) else _reason(error)
+        cause = error.cause if isinstance(error, RayTaskError) else None
+        if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
+            raise SweepError(
+                f"tables cannot be written to {self._spec.root}: {cause}. Nothing is half-written; make room and run "
+                "the same command again"
             )
-            slot.unit = None
-        if not self.scheduler.finished:
-            self._boot(slot)
+        self._update_nodes()
+        node = self._nodes.get(slot.node.node_id)
+        preempted = isinstance(error, RayActorError) and getattr(error, "preempted", False)
+        charge = not (preempted or node is None or node.draining)
+        if isinstance(error, str) and slot.pid is not None:
+            end_process(slot.node.node_id, slot.pid)
+        if slot.booting:
+            self._progress.message(f"{slot.name} did not start on {slot.node.address}: {reason}")
+        elif slot.unit is None:
+            self._progress.message(f"{slot.name} is lost: {reason}")
+        self._progress.replica_lost(slot.name, failed=True, given_up=self._retire(slot, charge, reason))
+        if slot.booting and charge:
+            self._boot_failures[slot.node.node_id] += 1
+            self._boot_reason = reason
+        self._looked = float("-inf")  # a replacement at once
 
-
-def _resources(spec: SweepSpec) -> dict[str, int]:
-    """What one replica asks of Ray."""
-    settings = spec.settings
-    if settings.device == "cpu":
-        return {"num_cpus": settings.threads * settings.tensor_parallel}
-    return {"num_gpus": settings.tensor_parallel}
-
-
-def _room_on_a_node(spec: SweepSpec) -> int:
-    """Return how many replicas the largest node has room for."""
-    ((name, each),) = _resources(spec).items()
-    kind = {"num_cpus": "CPU", "num_gpus": "GPU"}[name]
-    return max(1, int(max(node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]) // each))
-
-
-def _room(spec: SweepSpec, replicas: int | None, units: int) -> int:
-    """Return how many replicas to start: what is asked for, at most one a unit, and no more than have room."""
-    ((name, each),) = _resources(spec).items()
-    have = ray.cluster_resources().get({"num_cpus": "CPU", "num_gpus": "GPU"}[name], 0)
-    room = int(have // each)
-    if room < (replicas or 1):
-        raise InputError(
-            f"the Ray cluster has {have:.0f} {name.removeprefix('num_')} and a replica takes {each}: there is room for "
-            f"{room} replicas; ask for fewer replicas or ranks, or give it more"
+    def _retire(self, slot: Slot, charge: bool, reason: str = "") -> Unit | None:
+        """Kill a replica, and put its unit back if it has one; return the unit if it is given up instead."""
+        ray.kill(slot.actor)
+        self._slots.remove(slot)
+        self._vacant.append(slot)
+        self._pending = {reference: other for reference, other in self._pending.items() if other is not slot}
+        self._idle = [other for other in self._idle if other is not slot]
+        given_up = self.scheduler.lost(slot.name, charge)
+        unit, slot.unit = slot.unit, None
+        if unit is None:
+            return None
+        self.reasons[unit.key] = reason
+        fate = "put back"
+        if slot.splits:
+            fate = "given up" if self._splitter.failed(slot.name, charge) else "being split"
+        elif given_up:
+            fate = "split, to find the requests that do it" if self._splitter.add(unit) else "given up"
+        self._progress.message(
+            f"{slot.name} failed at {unit.task} λ = {unit.lam} shard {unit.shard} "
+            f"(rows {unit.first_row} to {unit.end_row - 1}), which is {fate}: {reason}"
         )
-    return min(replicas or room, units)
+        return unit if fate == "given up" else None
+
+
+def _document_starts(tables: dict[str, pa.Table], unit: Unit) -> list[int]:
+    """Return the first row of each document of a unit."""
+    names = tables[unit.task].column("doc_id").slice(unit.first_row, unit.end_row - unit.first_row).to_pylist()
+    return [unit.first_row + at for at, name in enumerate(names) if at == 0 or names[at - 1] != name]
 
 
 def _reason(error: RayError) -> str:
@@ -283,31 +354,6 @@ def _reason(error: RayError) -> str:
     if isinstance(error, RayTaskError) and error.cause is not None:
         return f"{type(error.cause).__name__}: {error.cause}"
     return str(error).strip().partition("\n")[0]
-
-
-@contextmanager
-def _cluster(address: str | None, spec: SweepSpec, replicas: int | None) -> Iterator[None]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        if address is None:
-            resources: dict[str, Any] = {}
-            if spec.settings.device == "cpu":
-                # Replicas that the user asked for beyond the cores share them.
-                wanted = (replicas or 0) * spec.settings.threads * spec.settings.tensor_parallel
-                resources["num_cpus"] = max(len(available_cores()), wanted)
-            ray.init(address="local", include_dashboard=False, **resources, **quiet)
-        else:
-            ray.init(address=address, **quiet)
-    except Exception as error:  # Ray raises bare Exceptions, when a busy machine starts it too slowly, say
-        if address is not None:
-            raise InputError(f"no Ray cluster can be reached at {address}: check --address ({error})") from None
-        raise SweepError(f"Ray did not start on this machine: try again when it is less busy ({error})") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

@@ -35,9 +35,9 @@ class Listeners:
         for listener in self._listeners:
             listener.replica_ready(replica)
 
-    def replica_lost(self, replica: str, given_up: Unit | None) -> None:
+    def replica_lost(self, replica: str, failed: bool, given_up: Unit | None) -> None:
         for listener in self._listeners:
-            listener.replica_lost(replica, given_up)
+            listener.replica_lost(replica, failed, given_up)
 
     def unit_started(self, replica: str, unit: Unit) -> None:
         for listener in self._listeners:

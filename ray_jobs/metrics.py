@@ -73,8 +73,8 @@ class Metrics:
     def replica_ready(self, replica: str) -> None:
         self._now(replica, "idle")
 
-    def replica_lost(self, replica: str, given_up: Unit | None) -> None:
-        self._count("lambdasweep_failures", 1, replica=_slot(replica))
+    def replica_lost(self, replica: str, failed: bool, given_up: Unit | None) -> None:
+        self._count("lambdasweep_failures", int(failed), replica=_slot(replica))
         if given_up:
             self._count("lambdasweep_units_given_up", 1, task=given_up.task)
             self._left[given_up.lam] -= 1

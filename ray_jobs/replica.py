@@ -1,17 +1,27 @@
 """A replica: the Ray actor that owns one vLLM engine and commits the units it is handed."""
 
+import dataclasses
 import os
 import socket
 import time
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
+from lambdasweep import schemas
+from lambdasweep.errors import EngineError
 from lambdasweep.rundir import RunDir, commit_json, commit_table
 from merge.parent import Parent, open_here
 from ray_jobs.units import Receipt, Unit
-from serve.settings import EngineSettings
+from serve.settings import EngineSettings, available_cores
+
+if TYPE_CHECKING:
+    from serve.scoring import UnitScores
+
+_LAST_LINES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +39,8 @@ class SweepSpec:
     """Content hash of each task's requests table."""
     parents: str = "auto"
     """Where ranks keep the parents: one of `serve.tiers.CHOICES`. Changes no number."""
+    accelerator_type: str | None = None
+    """Ray's name for the kind of GPU to use; None: any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +55,19 @@ class Replica:
     """Runs inside a process of its own; not thread-safe.
 
     The driver makes it an actor with `ray.remote`, calls `start` once and `run` for each unit. When either raises, the
-    engine's weights may be half-written: the driver kills the actor and starts another.
+    engine's weights may be half-written: the driver kills the actor and starts another. Only `ping` may be called at the
+    same time, from another thread.
     """
 
-    def __init__(self, name: str, spec: SweepSpec, cores: list[int], tables: dict[str, Any]) -> None:
-        """`tables` maps tasks to references of their requests tables; `cores` are this replica's (CPU engines)."""
+    def __init__(self, name: str, spec: SweepSpec, place: int, tables: dict[str, Any]) -> None:
+        """`tables` maps tasks to references of their requests tables; `place` counts the replicas of this node."""
         from serve.engine import process_environment
 
-        os.environ.update(process_environment(spec.settings, cores))  # before anything imports torch
-        if spec.settings.device == "cpu":
-            os.sched_setaffinity(0, cores)  # the engine's threads are born by this one
+        cores = available_cores()  # of the node that this process runs on
+        ranks = spec.settings.threads * spec.settings.tensor_parallel
+        # More replicas than cores (several nodes on one machine, in tests) share them in turn.
+        self._cores = [cores[(place * ranks + offset) % len(cores)] for offset in range(ranks)]
+        os.environ.update(process_environment(spec.settings, self._cores))  # before anything imports torch
         self._name = name
         self._spec = spec
         self._run_dir = RunDir(spec.root)
@@ -61,19 +76,38 @@ class Replica:
         self._engine: Any = None
         self._hardware = ""
 
+    def ping(self) -> int:
+        """Answer with the process's id, also while the engine computes."""
+        return os.getpid()
+
     def start(self, ranks_on_node: int) -> Started:
         """Start the engine; `ranks_on_node` counts those of all replicas that may share this machine's memory.
 
         Raises:
-            EngineError: with vLLM's reason.
+            EngineError: with vLLM's reason, and the last lines that its processes wrote.
             PairError: a parent is not to be had on this machine, or is another one here.
         """
         from serve.engine import Engine, hardware
 
         spec = self._spec
-        self._engine = Engine(open_here(spec.base), open_here(spec.aligned), spec.settings, spec.parents, ranks_on_node)
+        if spec.settings.device == "cpu":
+            os.sched_setaffinity(0, self._cores)  # this thread's; the engine's are born by it
+        base, aligned = open_here(spec.base), open_here(spec.aligned)
+        try:
+            self._engine = Engine(base, aligned, spec.settings, spec.parents, ranks_on_node)
+        except EngineError as error:
+            raise EngineError(f"{error}{_last_words()}") from error
         self._hardware = hardware(spec.settings.device)
         return Started(self._hardware, self._engine.fallback)
+
+    def probe(self, part: Unit) -> None:
+        """Score some rows of a unit and throw the scores away.
+
+        Raises:
+            EngineError: the switch or the scoring failed.
+        """
+        self._engine.switch(part.lam)
+        self._score(part, self._rows(part))
 
     def run(self, unit: Unit) -> Receipt:
         """Score a unit and commit its tables; the tokens table is the completion record and is written last.
@@ -82,14 +116,12 @@ class Replica:
             EngineError: the switch or the scoring failed.
             OSError: the table could not be written, because the disk is full, say.
         """
-        from serve.scoring import score_unit
-
         began = time.monotonic()
         switched = self._engine.lam != unit.lam
         self._engine.switch(unit.lam)
         at_lambda = time.monotonic()
-        requests = self._table(unit.task).slice(unit.first_row, unit.end_row - unit.first_row)
-        scores = score_unit(self._engine, requests, unit.lam)
+        requests = self._rows(unit)
+        scores = self._score(unit, requests)
         scored = time.monotonic()
 
         identity = {
@@ -104,6 +136,8 @@ class Replica:
         path = self._run_dir.unit
         if scores.quarantine.num_rows:
             commit_table(path("quarantine", *unit.key), scores.quarantine, identity)
+        else:  # an earlier try may have left out what went well now, and ended before its tokens were committed
+            path("quarantine", *unit.key).unlink(missing_ok=True)
         commit_table(path("tokens", *unit.key), scores.tokens, identity)
         receipt = Receipt(
             *unit.key,
@@ -123,9 +157,36 @@ class Replica:
         commit_json(path("receipts", *unit.key), receipt.to_json())
         return receipt
 
+    def _rows(self, unit: Unit) -> pa.Table:
+        return self._table(unit.task).slice(unit.first_row, unit.end_row - unit.first_row)
+
+    def _score(self, unit: Unit, requests: pa.Table) -> "UnitScores":
+        from serve.scoring import score_unit
+
+        if not unit.offenders:
+            return score_unit(self._engine, requests, unit.lam)
+        at = [row - unit.first_row for row, _ in unit.offenders]
+        scores = score_unit(self._engine, requests.filter(~np.isin(np.arange(requests.num_rows), at)), unit.lam)
+        refused = pa.table(
+            {"request_id": requests.column("request_id").take(at), "reason": [reason for _, reason in unit.offenders]},
+            schema=schemas.QUARANTINE,
+        )
+        quarantine = pa.concat_tables([scores.quarantine, refused]).combine_chunks().sort_by("request_id")
+        return dataclasses.replace(scores, quarantine=quarantine)
+
     def _table(self, task: str) -> pa.Table:
         if task not in self._tables:
             import ray
 
             self._tables[task] = ray.get(self._references[task])  # zero-copy from the node's object store
         return self._tables[task]
+
+
+def _last_words() -> str:
+    """Return the end of what this process and its children wrote to standard error: vLLM's reason is often only there."""
+    try:
+        log = Path(os.readlink("/proc/self/fd/2"))
+        lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:] if log.is_file() else []
+    except OSError:
+        return ""
+    return "".join(f"\n    {line}" for line in lines if line.strip())

@@ -20,6 +20,7 @@ class Unit:
     first_row: int  # of the task's request table
     end_row: int  # exclusive
     cost: int  # tokens or requests: an estimate of the work, used for balancing only
+    offenders: tuple[tuple[int, str], ...] = ()  # rows that go straight into quarantine, and why
 
     @property
     def key(self) -> Key:

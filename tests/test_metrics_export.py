@@ -48,11 +48,11 @@ def test_events_are_counted(recorded: Callable[[str], Any]) -> None:
 
     # A replica is lost with its unit, which is put back; its successor counts under the same name and loses it for good.
     metrics.unit_started("replica-0", units[2])
-    metrics.replica_lost("replica-0", None)
+    metrics.replica_lost("replica-0", True, None)
     metrics.replica_starting("replica-0.2")
     metrics.unit_started("replica-0.2", units[2])
     assert recorded("units_left") == {("0",): 1, ("0.5",): 2}
-    metrics.replica_lost("replica-0.2", units[2])
+    metrics.replica_lost("replica-0.2", True, units[2])
     assert recorded("failures") == {("replica-0",): 2}
     assert recorded("units_given_up") == {("arc",): 1}
     assert recorded("units_left") == {("0",): 1, ("0.5",): 1}

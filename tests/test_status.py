@@ -135,9 +135,9 @@ def test_given_up_units_are_no_longer_left() -> None:
     tally.replica_starting("replica-0")
     tally.replica_ready("replica-0")
     tally.unit_started("replica-0", units[0])
-    tally.replica_lost("replica-0", None)
+    tally.replica_lost("replica-0", True, None)
     assert (tally.left, tally.failures, tally.given_up, tally.replicas) == (3, 1, 0, {})
-    tally.replica_lost("replica-1", units[0])
+    tally.replica_lost("replica-1", True, units[0])
     assert (tally.left, tally.failures, tally.given_up) == (2, 2, 1)
 
 

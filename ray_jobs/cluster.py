@@ -1,0 +1,120 @@
+"""The Ray cluster: started or reached, what its nodes have room for, and how an actor gets onto one of them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from lambdasweep.errors import InputError, SweepError
+from serve.settings import EngineSettings, available_cores
+
+_KIND = {"num_cpus": "CPU", "num_gpus": "GPU"}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A living machine of the cluster."""
+
+    node_id: str
+    address: str
+    room: int  # replicas it can hold; 0 where it is of another kind than asked for
+    draining: bool  # it has announced its end
+
+
+def needs(settings: EngineSettings) -> dict[str, int]:
+    """Return what one replica asks of Ray."""
+    if settings.device == "cpu":
+        return {"num_cpus": settings.threads * settings.tensor_parallel}
+    return {"num_gpus": settings.tensor_parallel}
+
+
+def living_nodes(settings: EngineSettings, accelerator_type: str | None) -> dict[str, Node]:
+    """Return the living nodes by their id, as Ray knows them now."""
+    from ray._private.state import state  # ray.nodes() does not tell which nodes are being drained
+
+    ((name, each),) = needs(settings).items()
+    draining = state.get_draining_nodes()
+    found = {}
+    for entry in ray.nodes():
+        if entry["Alive"]:
+            resources = entry["Resources"]
+            fits = accelerator_type is None or f"accelerator_type:{accelerator_type}" in resources
+            room = int(resources.get(_KIND[name], 0) // each) if fits else 0
+            node_id = entry["NodeID"]
+            found[node_id] = Node(node_id, entry["NodeManagerAddress"], room, node_id in draining)
+    return found
+
+
+def check_room(nodes: dict[str, Node], settings: EngineSettings, replicas: int | None, accelerator: str | None) -> None:
+    """Refuse what the cluster cannot hold.
+
+    Raises:
+        InputError: it has room for fewer replicas than were asked for, or for none.
+    """
+    room = sum(node.room for node in nodes.values())
+    if room < (replicas or 1):
+        ((name, each),) = needs(settings).items()
+        kind = f" of the kind {accelerator}" if accelerator else ""
+        raise InputError(
+            f"a replica takes {each} {_KIND[name]} of one node, and the {len(nodes)} nodes of the Ray cluster have room "
+            f"for {room} replicas{kind}: ask for fewer replicas or ranks, or give it more"
+        )
+
+
+def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
+    """Return the strategy that keeps an actor or a task on one node."""
+    return NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+
+
+def end_process(node_id: str, pid: int) -> None:
+    """Send SIGKILL to a replica's process on its own node: one that hangs does not answer Ray either."""
+    try:
+        task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node(node_id))(_kill)
+        ray.get(task.remote(pid), timeout=30)
+    except RayError:
+        pass  # the node is gone, and its processes with it
+
+
+def _kill(pid: int) -> None:
+    import contextlib
+    import signal
+
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
+        if file.read().startswith("ray::"):  # not another process that got the number since
+            os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def cluster(address: str | None, settings: EngineSettings, replicas: int | None) -> Iterator[None]:
+    """Connect to a Ray cluster, or start one on this machine and stop it at the end.
+
+    Raises:
+        InputError: the cluster cannot be reached.
+        SweepError: Ray does not start.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if address is None:
+            resources: dict[str, Any] = {}
+            if settings.device == "cpu":
+                # Replicas that the user asked for beyond the cores share them.
+                wanted = (replicas or 0) * settings.threads * settings.tensor_parallel
+                resources["num_cpus"] = max(len(available_cores()), wanted)
+            ray.init(address="local", include_dashboard=False, **resources, **quiet)
+        else:
+            ray.init(address=address, **quiet)
+    except Exception as error:  # Ray raises bare Exceptions, when a busy machine starts it too slowly, say
+        if address is not None:
+            raise InputError(f"no Ray cluster can be reached at {address}: check --address ({error})") from None
+        raise SweepError(f"Ray did not start on this machine: try again when it is less busy ({error})") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,26 @@
+"""Replicas with real engines that fail in chosen ways. `LAMBDASWEEP_FAULTS` names a folder that remembers what happened."""
+
+import os
+import signal
+from pathlib import Path
+
+import pyarrow as pa
+
+from ray_jobs.replica import Replica
+from ray_jobs.units import Unit
+
+POISON = 3  # the request that ends every process that scores it
+
+
+class FaultyReplica(Replica):
+    """Stops dead at its first unit, once in a sweep; dies of `POISON`."""
+
+    def _score(self, unit: Unit, requests: pa.Table):
+        left_out = {row for row, _ in unit.offenders}
+        if POISON in set(requests.column("request_id").to_pylist()) - left_out:
+            os._exit(1)
+        hung = Path(os.environ["LAMBDASWEEP_FAULTS"]) / "hung"
+        if not hung.exists():
+            hung.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super()._score(unit, requests)

@@ -1,0 +1,120 @@
+"""Units that kill engines: the offending requests are found by halving, whatever dies by chance meanwhile."""
+
+import random
+
+import pytest
+
+from ray_jobs.health import Deadlines
+from ray_jobs.splitting import MAX_OFFENDERS, REASON, Splitter
+from ray_jobs.units import Unit
+
+
+def split(rows: int, starts: list[int], kills, charge=lambda: True) -> tuple[list[Unit], Unit | None]:
+    """Run a splitter to its end; return the parts that were tried, and the unit as it was committed."""
+    whole = Unit("task", "0.5", 3, 100, 100 + rows, 7)
+    splitter = Splitter(lambda unit: starts)
+    splitter.add(whole)
+    tried: list[Unit] = []
+    for number in range(10_000):
+        handed = splitter.next(f"replica-{number}")
+        if handed is None:
+            break
+        part, commits = handed
+        assert part.key == whole.key
+        assert splitter.next("another") is None  # one part of a unit at a time
+        left_out = {row for row, _ in part.offenders}
+        if any(kills(row) for row in range(part.first_row, part.end_row) if row not in left_out):
+            is_charged = charge()
+            given_up = splitter.failed(f"replica-{number}", is_charged)
+            if given_up:
+                assert splitter.open == 0
+                return tried, None
+            if is_charged:
+                tried.append(part)
+            continue
+        tried.append(part)
+        splitter.passed(f"replica-{number}")
+        if commits:
+            assert splitter.open == 0
+            return tried, part
+    raise AssertionError("the splitter did not end")
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_exactly_the_offenders_are_left_out(seed: int) -> None:
+    source = random.Random(seed)
+    rows = source.randint(8, 60)
+    starts = sorted({100, *(source.randrange(100, 100 + rows) for _ in range(rows // 3))})
+    bad = set(source.sample(range(100, 100 + rows), min(rows, source.randint(0, 4))))
+    tried, done = split(rows, starts, bad.__contains__, lambda: source.random() < 0.7)
+    assert done is not None
+    assert done.offenders == tuple((row, REASON) for row in sorted(bad))
+    assert (done.first_row, done.end_row) == (100, 100 + rows)
+    # Whole documents first: a part that cuts through one lies within it.
+    for part in tried[:-1]:
+        edges = [edge for edge in (part.first_row, part.end_row) if edge not in {*starts, 100 + rows}]
+        assert not edges or not any(part.first_row < start < part.end_row for start in starts)
+    assert len(tried) <= 3 + 2 * len(bad) * (2 * rows.bit_length() + 2)  # by halving, not one by one
+
+
+def test_a_chance_death_quarantines_nothing() -> None:
+    splitter = Splitter(lambda unit: [0, 1, 2, 3])
+    splitter.add(Unit("task", "0", 0, 0, 4, 1))
+    deaths = {0, 1, 3}  # at a half, and once at each of two requests alone
+    for number in range(20):
+        handed = splitter.next(f"replica-{number}")
+        assert handed is not None
+        if handed[1]:
+            assert handed[0].offenders == ()
+            return
+        if number in deaths:
+            assert not splitter.failed(f"replica-{number}")
+        else:
+            splitter.passed(f"replica-{number}")
+    raise AssertionError("it never came to the whole unit")
+
+
+def test_a_unit_without_an_offender_that_fails_again_is_given_up() -> None:
+    splitter = Splitter(lambda unit: [0, 1])
+    splitter.add(Unit("task", "0", 0, 0, 2, 1))
+    for name in "ab":
+        splitter.next(name)
+        splitter.passed(name)
+    handed = splitter.next("c")
+    assert handed is not None
+    assert handed[1]
+    assert splitter.failed("c", charge=False) is False  # a preempted replica proves nothing
+    assert splitter.next("d") == handed
+    assert splitter.failed("d") is True
+    assert splitter.open == 0
+    assert splitter.next("e") is None
+
+
+def test_where_everything_fails_the_unit_is_given_up() -> None:
+    tried, done = split(50, list(range(100, 150)), lambda row: True)
+    assert done is None
+    assert len({part.first_row for part in tried if part.end_row - part.first_row == 1}) == MAX_OFFENDERS + 1
+
+
+def test_a_unit_of_offenders_only_is_given_up_and_no_other_is_split() -> None:
+    unit = Unit("task", "0", 0, 0, 4, 1)
+    splitter = Splitter(lambda unit: [0, 2])
+    assert splitter.add(unit)
+    kills = 0
+    while splitter.next("a"):
+        kills += 1
+        if splitter.failed("a"):
+            break
+    assert (splitter.open, kills) == (0, 2 + 3 * 2)  # both documents, and three requests alone, each twice
+    assert not splitter.add(Unit("task", "0", 1, 4, 8, 1))
+    assert splitter.open == 0
+
+
+def test_deadlines_follow_what_units_take() -> None:
+    deadlines = Deadlines()
+    first = deadlines.allowed(1000)
+    assert first == deadlines.allowed(10**9) == 3600  # nothing is known yet
+    deadlines.observe(10.0, 1000)
+    deadlines.observe(30.0, 1000)
+    assert deadlines.allowed(1000) == 20 * 20 * 1.0
+    assert deadlines.allowed(1) == 300
