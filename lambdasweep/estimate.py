@@ -44,6 +44,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
     left, total = units_left(run, prepared)
     tokens = sum(unit.cost for unit in left)
     yield from _describe_pair(pair.base.nbytes, settings.tensor_parallel, len(pair.base.tensors))
+    yield f"line      {pair.line}"
     yield _describe_memory(prepared)
     yield (
         f"engine    {settings.device}, {settings.dtype}, TP {settings.tensor_parallel}, requests up to "
@@ -76,12 +77,14 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
     from lambdasweep.prepare import join
     from lambdasweep.tasks.documents import read_documents
     from lambdasweep.tasks.harness import PREFIX, HarnessSpec
+    from merge.line import Line
     from merge.pair import open_pair
 
     failures: list[InputError] = []
     pair = None
     try:
-        pair = open_pair(config.base, config.aligned, config.base_revision, config.aligned_revision)
+        line = Line(config.method, config.lam_map, config.vocab)
+        pair = open_pair(config.base, config.aligned, config.base_revision, config.aligned_revision, line)
     except InputError as error:
         failures.append(error)
     counts = {}
@@ -95,6 +98,7 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
     if failures or pair is None:
         raise join(failures)
     yield from _describe_pair(pair.base.nbytes, config.tp, len(pair.base.tensors))
+    yield f"line      {pair.line}"
     for name, count in counts.items():
         yield f"task      {name}: {count} rows"
     for spec in config.tasks:

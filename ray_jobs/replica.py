@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from lambdasweep.rundir import RunDir, commit_json, commit_table
+from merge.line import STRAIGHT, Line
 from ray_jobs.units import Receipt, Unit
 from serve.settings import EngineSettings
 
@@ -26,6 +27,8 @@ class SweepSpec:
     """Stored in every table: fingerprints, engine, versions."""
     requests_sha256: dict[str, str]
     """Content hash of each task's requests table."""
+    line: Line = STRAIGHT
+    """Between the parents."""
     parents: str = "auto"
     """Where ranks keep the parents: one of `serve.tiers.CHOICES`. Changes no number."""
 
@@ -69,7 +72,7 @@ class Replica:
         from serve.engine import Engine, hardware
 
         spec = self._spec
-        self._engine = Engine(spec.base, spec.aligned, spec.settings, spec.parents, ranks_on_node)
+        self._engine = Engine(spec.base, spec.aligned, spec.settings, spec.parents, ranks_on_node, spec.line)
         self._hardware = hardware(spec.settings.device)
         return Started(self._hardware, self._engine.fallback)
 

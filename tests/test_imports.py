@@ -36,7 +36,15 @@ MAY_KNOW = {
     "jinja2": {"calibration.report"},
 }
 # These know neither torch nor vllm even so: a plan is made from headers and settings alone.
-LIGHT = {"merge.checkpoint", "merge.pair", "merge.vocabulary", "serve.settings", "serve.tiers"}
+LIGHT = {
+    "merge.checkpoint",
+    "merge.lam_map",
+    "merge.line",
+    "merge.pair",
+    "merge.vocabulary",
+    "serve.settings",
+    "serve.tiers",
+}
 HEAVY = ("torch", "vllm", "ray", "transformers", "safetensors", "huggingface_hub", "lm_eval", "datasets")
 # What only the report and `plot_reliability` load.
 PLOTTING = ("altair", "vl_convert", "jinja2")

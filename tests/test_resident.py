@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from lambdasweep.errors import InputError
 from merge.checkpoint import open_checkpoint
 from merge.digest import WeightDigest, parameter_key, takes_words
-from merge.interpolate import chunks
+from merge.interpolate import chunks, tensor_rules
 from merge.pair import Pair
 from serve.loading import UntraceableError, View, trace
 from serve.parents import HeldParents, MappedParents
@@ -148,7 +148,7 @@ def loaded(model: Model) -> Model:
 
 
 def route(pair: Pair, model: Model, tier: str) -> ResidentRoute:
-    return ResidentRoute(pair, loaded(model), CPU, lambda nbytes: tier)
+    return ResidentRoute(pair, tensor_rules(pair), loaded(model), CPU, lambda nbytes: tier)
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +294,7 @@ def test_packed_layers_are_packed_anew(root: Path, keep: bool, tier: str) -> Non
     model.qkv.quant_method = Packing(keep)  # type: ignore[assignment]
     model.qkv.quant_method.process_weights_after_loading(model.qkv)
     kept = model.qkv.weight
-    resident = ResidentRoute(pair, model, CPU, lambda nbytes: tier)
+    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda nbytes: tier)
     for lam in ("0.35", "1.3", "0.35"):
         resident.switch(lam)
         want = expected(pair, lam, 0, 1, torch.float32)
@@ -308,8 +308,9 @@ def test_packed_layers_are_packed_anew(root: Path, keep: bool, tier: str) -> Non
 def test_a_layout_nobody_makes_is_refused(root: Path) -> None:
     model = loaded(Model(0, 1, 8, torch.float32))
     model.embed.weight = model.head.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
+    pair = write_pair(root / "layout", 8, torch.bfloat16)
     with pytest.raises(UntraceableError, match=r"keeps embed\.weight in a layout of its own"):
-        ResidentRoute(write_pair(root / "layout", 8, torch.bfloat16), model, CPU, lambda nbytes: "mmap")
+        ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda nbytes: "mmap")
 
 
 @pytest.mark.parametrize("tier", ["device", "mmap"])
@@ -320,7 +321,7 @@ def test_parents_give_every_element_once_in_blocks_within_the_limit(root: Path, 
     parents = MappedParents(tensors, tensors) if tier == "mmap" else HeldParents(targets, tensors, tensors, CPU, False)
     for target in targets:
         hits = torch.zeros(target.layout.shape, dtype=torch.int32)
-        for place, base, aligned in parents.blocks(target, 40):
+        for _, place, base, aligned in parents.blocks(target, 40, whole=True):
             place.on(hits).add_(1)
             assert base.numel() * 2 <= 40
             assert torch.equal(base, aligned)
