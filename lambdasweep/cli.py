@@ -203,7 +203,7 @@ def show_metrics(run_dir: "RunDir") -> "tuple[Analysis, Frontiers]":
 
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     analysis = analyse(run_dir)
-    tables = render(write_metrics(run_dir, analysis))
+    tables = render(write_metrics(run_dir, analysis), parents=analysis.parents)
     for table in tables:
         console.print(table)
     if not tables:
