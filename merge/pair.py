@@ -78,7 +78,8 @@ def open_pair(
     Reads headers and tokenizers only; `fingerprint` reads the weights.
 
     Raises:
-        InputError: with everything that does not match, of both checkpoints and of the line's map, at once.
+        PairError: with everything that does not match, of both checkpoints, at once.
+        InputError: the line's map does not fit their tensors.
     """
     problems: list[str] = []
     opened: list[Checkpoint] = []
