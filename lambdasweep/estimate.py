@@ -43,7 +43,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
     pair, settings = prepared.pair, prepared.settings
     left, total = units_left(run, prepared)
     tokens = sum(unit.cost for unit in left)
-    yield from _describe_pair(pair.base.nbytes, settings.tensor_parallel, len(pair.base.tensors))
+    yield from _describe_pair(pair.shaped.nbytes, settings.tensor_parallel, len(pair.shaped.tensors))
     yield f"line      {pair.line}"
     yield _describe_memory(prepared)
     yield (
@@ -58,7 +58,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
     yield f"units     {len(left)} to do of {total} ({len(config.lambdas)} λ)"
     yield f"tokens    {tokens} at most (contexts shared by a document's choices are computed once)"
     yield f"disk      {disk_bytes(prepared, len(config.lambdas)) / 1e6:.1f} MB of tables"
-    parameters = sum(_elements(info.shape) for info in pair.base.tensors.values())
+    parameters = sum(_elements(info.shape) for info in pair.shaped.tensors.values())
     if settings.device == "cpu":
         cores = len(os.sched_getaffinity(0))
         rate, what = FLOPS_PER_CORE * cores, f"{cores} cores at {FLOPS_PER_CORE / 1e9:.0f} GFLOP/s"
@@ -97,7 +97,7 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
             failures.append(error)
     if failures or pair is None:
         raise join(failures)
-    yield from _describe_pair(pair.base.nbytes, config.tp, len(pair.base.tensors))
+    yield from _describe_pair(pair.shaped.nbytes, config.tp, len(pair.shaped.tensors))
     yield f"line      {pair.line}"
     for name, count in counts.items():
         yield f"task      {name}: {count} rows"
@@ -133,7 +133,7 @@ def _describe_memory(prepared: "Prepared") -> str:
             f"memory    parents: {_size(parents)} a rank, in GPU memory, else pinned ({_size(parents * tp)} a replica), "
             "else in the page cache; decided on the GPU's own machine, by what is free there"
         )
-    live = sum(_elements(info.shape) for info in pair.base.tensors.values()) * {"float32": 4}.get(settings.dtype, 2)
+    live = sum(_elements(info.shape) for info in pair.shaped.tensors.values()) * {"float32": 4}.get(settings.dtype, 2)
     if settings.device == "cuda":
         room = dataclasses.replace(room, device_free=room.device_free - live // tp)
     tier = choose(config.parents, parents, room)

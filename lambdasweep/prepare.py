@@ -189,7 +189,7 @@ def default_replicas(cores: int, tensor_parallel: int) -> int:
 
 def kv_bytes_per_token(pair: "Pair", dtype: str) -> int:
     """Bytes of keys and values per token over all layers; 0 where the config does not say."""
-    config = pair.base.config
+    config = pair.shaped.config
     try:
         heads = int(config["num_attention_heads"])
         head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
