@@ -1,14 +1,14 @@
 """Accuracy and calibration error along λ, with their resamples: what the frontier is made of."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from calibration.choice import ACCURACY
 from calibration.metrics import BINS, Floats
-from calibration.points import Point
+from calibration.points import PARENTS, Point
 
 # What accuracy may be held against: errors in [0, 1].
 ERRORS = (f"ece_width{BINS}", f"ece_mass{BINS}", f"ece_classwise{BINS}", "smece")
@@ -35,6 +35,7 @@ class Curve:
     documents: tuple[int, ...]  # [L] in `report`
     select: Track
     report: Track
+    parents: Mapping[str, str] = field(default_factory=PARENTS.copy)  # λs of those that are on the line
 
 
 def thinned(point: Point, metric: str, confidence: str) -> Point:
@@ -44,7 +45,7 @@ def thinned(point: Point, metric: str, confidence: str) -> Point:
     return dataclasses.replace(point, estimates=kept)
 
 
-def curve(task: str, points: Sequence[Point], metric: str, confidence: str) -> Curve | None:
+def curve(task: str, points: Sequence[Point], metric: str, confidence: str, parents: Mapping[str, str]) -> Curve | None:
     """Collect two metrics of a choice task along λ.
 
     A λ with documents still to be scored is left out: fewer documents are no fair comparison.
@@ -54,6 +55,7 @@ def curve(task: str, points: Sequence[Point], metric: str, confidence: str) -> C
         points: λ ascending; only `metric` and the accuracy are needed of their estimates.
         metric: one of ERRORS.
         confidence: sum, tokens or bytes.
+        parents: λs of those that are on the line.
 
     Returns:
         None where no λ is finished, for a continuation task, and where a half holds fewer than two documents.
@@ -78,7 +80,7 @@ def curve(task: str, points: Sequence[Point], metric: str, confidence: str) -> C
         tracks[half] = Track(*values, *(array[:, whole] for array in resampled))
     documents = tuple(point.estimates[keys["report"][0]].n for point in finished)
     lambdas = tuple(point.lam for point in finished)
-    return Curve(task, metric, confidence, lambdas, documents, tracks["select"], tracks["report"])
+    return Curve(task, metric, confidence, lambdas, documents, tracks["select"], tracks["report"], parents)
 
 
 def macro_average(curves: Sequence[Curve]) -> Curve | None:
@@ -103,6 +105,5 @@ def macro_average(curves: Sequence[Curve]) -> Curve | None:
             np.mean([part.resampled_accuracy[row, :count] for part, row in zip(parts, rows, strict=True)], axis=0),
             np.mean([part.resampled_error[row, :count] for part, row in zip(parts, rows, strict=True)], axis=0),
         )
-    return Curve(
-        "macro average", first.metric, first.confidence, lambdas, tuple(documents), tracks["select"], tracks["report"]
-    )
+    tracks_of = tracks["select"], tracks["report"]
+    return Curve("macro average", first.metric, first.confidence, lambdas, tuple(documents), *tracks_of, first.parents)

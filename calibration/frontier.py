@@ -75,7 +75,7 @@ def frontier(curve: Curve) -> Frontier:
     """
     track = curve.report
     place = choose(curve.select)
-    parents = {name: curve.lambdas.index(lam) for name, lam in PARENTS.items() if lam in curve.lambdas}
+    parents = {name: curve.lambdas.index(lam) for name, lam in curve.parents.items() if lam in curve.lambdas}
     on_frontier = ~_dominated(track.accuracy[:, None], track.error[:, None])[:, 0]
     membership = 1 - _dominated(track.resampled_accuracy, track.resampled_error).mean(axis=1)
     p_accuracy, p_error = _better_than_both(track, parents)

@@ -3,7 +3,7 @@
 They were computed by lm-eval at the end of the run; here they are read, so nobody needs lm-eval to look at them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -20,7 +20,6 @@ LEFT_OUT = f"{PREFIX}docs_left_out"
 
 _MISSING = "–"
 _SHOWN = 5  # metrics: as many as fit 80 columns
-_PARENTS = {Decimal(0): "base", Decimal(1): "aligned"}
 
 
 def outcome_rows(run: RunDir) -> dict[str, dict[Decimal, list[tuple[Any, ...]]]]:
@@ -37,12 +36,13 @@ def outcome_rows(run: RunDir) -> dict[str, dict[Decimal, list[tuple[Any, ...]]]]
     return found
 
 
-def outcome_table(task: str, rows: Sequence[dict[str, Any]]) -> Table:
+def outcome_table(task: str, rows: Sequence[dict[str, Any]], roles: Mapping[Decimal, str]) -> Table:
     """Lay out lm-eval's metrics of one task or group, one row per λ ascending.
 
     Args:
         task: its name.
         rows: of the metrics table, all of them lm-eval's.
+        roles: what the parents' λs are marked with.
     """
     values = {(row["lam"], row["metric"]): (row["value"], row["n"]) for row in rows}
     lambdas = sorted({row["lam"] for row in rows})
@@ -60,7 +60,7 @@ def outcome_table(task: str, rows: Sequence[dict[str, Any]]) -> Table:
         cells = [values.get((lam, metric), (None, 0))[0] for metric in metrics[:_SHOWN]]
         texts = [_MISSING if value is None else f"{value:#.5g}" for value in cells]
         left_out, total = values.get((lam, LEFT_OUT), (0, 0))
-        table.add_row(canonical(lam), _PARENTS.get(lam, ""), *texts, str(total - int(left_out)))
+        table.add_row(canonical(lam), roles.get(lam, ""), *texts, str(total - int(left_out)))
         touched += [(int(left_out), total)] if left_out else []
     notes = [f"not shown, in metrics.parquet: {', '.join(metrics[_SHOWN:])}"] if len(metrics) > _SHOWN else []
     if touched:

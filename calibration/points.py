@@ -1,10 +1,11 @@
 """The λs of a task: the tokens of those only that are being worked on are in memory, one for each core."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from calibration.metrics import Ints
 from calibration.resample import Resamples, draw
 from lambdasweep.rundir import RunDir
 
-PARENTS = {"base": "0", "aligned": "1"}
+PARENTS = {"base": "0", "aligned": "1"}  # of a run whose line ends at aligned: see `parents_of`
 
 _UNCOMPARED = ("agreement_", "temperature")
 
@@ -34,6 +35,16 @@ class Point:
     bins: list[BinRow]
 
 
+def parents_of(sweep: Mapping[str, Any]) -> dict[str, str]:
+    """Return the λs of the parents that are on a run's line; where a map weighs λ, λ = 1 is not the aligned one.
+
+    Args:
+        sweep: sweep.json.
+    """
+    line = sweep.get("line", {})
+    return {name: lam for name, lam in PARENTS.items() if name == "base" or line.get("ends_at_aligned", True)}
+
+
 def points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int) -> Iterator[Point]:
     """Yield every λ that has anything committed: the parents first, then ascending.
 
@@ -45,7 +56,7 @@ def points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int
     there = [lam for lam in lambdas if run.committed(task, lam) or run.committed(task, lam, "quarantine")]
     if not there:
         return
-    parents = {name: lam for name, lam in PARENTS.items() if lam in there}
+    parents = {name: lam for name, lam in parents_of(run.sweep()).items() if lam in there}
     series = _Series(run, task, parents, resamples, seed)
     yield from map(series.parent, parents)
     # Threads, because nearly all of it is sums in compiled code; each λ by itself, so their number changes nothing.
@@ -90,7 +101,8 @@ class _Series:
             return continuation_estimates(loaded.scores, loaded.tokens, self._resamples)
         aligned = self._parent_estimates.get("aligned")
         found = choice_estimates(loaded.scores, loaded.tokens, self._resamples, self._answers, aligned)
-        return matched_to_itself(found) if loaded.lam == PARENTS["aligned"] else found
+        is_aligned = "aligned" in self._parents and loaded.lam == self._parents["aligned"].lam
+        return matched_to_itself(found) if is_aligned else found
 
     def _compared(self, loaded: Loaded, estimates: Estimates) -> Point:
         found = dict(estimates)

@@ -13,7 +13,7 @@ from calibration.curve import ERRORS, Curve, curve, macro_average
 from calibration.estimate import Estimate
 from calibration.loaded import Loader
 from calibration.metrics import Floats, predictions
-from calibration.points import Point, cores
+from calibration.points import Point, cores, parents_of
 from calibration.resample import RESAMPLES, SEED, Resamples, Weights, draw, ones
 from lambdasweep.rundir import RunDir
 
@@ -39,11 +39,11 @@ def answer_curve(run: RunDir, tasks: Sequence[str], resamples: int = RESAMPLES, 
         LambdasweepError: a table is missing or damaged; names the run, the task and λ.
     """
     plan = run.plan()["tasks"]
-    curves = []
+    parents, curves = parents_of(run.sweep()), []
     for task in tasks:
         if plan[task].get("scored_as", "choices") != "other":
             found = _points(run, task, plan[task]["lambdas"], resamples, seed)
-            if along := curve(task, found, _ERROR, _CONFIDENCE):
+            if along := curve(task, found, _ERROR, _CONFIDENCE, parents):
                 curves.append(along)
     return macro_average(curves) if len(curves) > 1 else curves[0] if curves else None
 

@@ -1,8 +1,8 @@
 """A run directory → its metrics table, from whatever is committed so far."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -13,7 +13,7 @@ from calibration.confidence import CONFIDENCES
 from calibration.curve import ERRORS, Curve, curve, thinned
 from calibration.estimate import interval
 from calibration.outcomes import outcome_rows
-from calibration.points import Point, points
+from calibration.points import PARENTS, Point, parents_of, points
 from calibration.resample import RESAMPLES, SEED, SPLITS
 from lambdasweep import schemas
 from lambdasweep.errors import InputError
@@ -29,6 +29,7 @@ class Analysis:
     metrics: pa.Table  # schemas.METRICS
     bins: pa.Table  # schemas.BINS
     curves: tuple[Curve, ...]  # of the choice tasks: for `frontier.frontiers`
+    parents: Mapping[str, str] = field(default_factory=PARENTS.copy)  # λs of those that are on the line
 
 
 def analyse(
@@ -58,7 +59,8 @@ def analyse(
     [continuation].
 
     Any of these but agreement and temperature also as `<metric>_vs_base` and `<metric>_vs_aligned`: less that of λ = 0,
-    λ = 1, on the documents that both have scores for.
+    λ = 1, on the documents that both have scores for. Where λ = 1 is not the aligned parent [points.parents_of], nothing is
+    named after that.
 
     Per task and λ, under confidence sum and split all, with n = all documents of the task: `docs_quarantined`,
     `docs_unfinished`, `docs_undefined`: how many are in none of the above, and why (`calibration.confidence.LeftOut`).
@@ -91,6 +93,7 @@ def analyse(
     curves = []
     tasks = run.plan()["tasks"]  # first: it tells a place that holds no run
     outcomes = outcome_rows(run)
+    parents = parents_of(run.sweep())
     for task, entry in tasks.items():
         found: dict[Decimal, list[_Row]] = outcomes.pop(task, {})
         kept: list[Point] = []
@@ -103,14 +106,14 @@ def analyse(
             rows += sorted(found[lam], key=_order)
         kept.sort(key=lambda point: Decimal(point.lam))
         binned += [(task, point.lam, point.bins) for point in kept]
-        if along := curve(task, kept, error, confidence):
+        if along := curve(task, kept, error, confidence, parents):
             curves.append(along)
     for group in outcomes.values():
         for lam in sorted(group):
             rows += sorted(group[lam], key=_order)
     columns = zip(*rows, strict=True) if rows else [()] * len(schemas.METRICS)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schemas.METRICS, strict=True)]
-    return Analysis(pa.Table.from_arrays(arrays, schema=schemas.METRICS), bin_table(binned), tuple(curves))
+    return Analysis(pa.Table.from_arrays(arrays, schema=schemas.METRICS), bin_table(binned), tuple(curves), parents)
 
 
 def write_metrics(run: RunDir, analysis: Analysis | None = None) -> pa.Table:
@@ -140,6 +143,7 @@ def _identity(run: RunDir) -> dict[str, Any]:
         "schema": schemas.SCHEMA_VERSION,
         "base": sweep["pair"]["base"]["fingerprint"],
         "aligned": sweep["pair"]["aligned"]["fingerprint"],
+        "line": sweep.get("line"),
         "engine": sweep["engine"],
         "versions": sweep["versions"],
     }

@@ -1,6 +1,6 @@
 """A metrics table → tables for a terminal, or for a file: every mark is a word or a character, never a colour alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -15,12 +15,12 @@ from calibration.choice import ACCURACY
 from calibration.confidence import CONFIDENCES
 from calibration.metrics import BINS
 from calibration.outcomes import PREFIX, outcome_table
+from calibration.points import PARENTS
 from lambdasweep.errors import InputError
 from lambdasweep.grid import canonical
 
 MISSING = "–"
 
-_PARENTS = {Decimal(0): "base", Decimal(1): "aligned"}
 _SOFTMAX_OF = {
     "sum": "the summed log-probabilities",
     "tokens": "the log-probabilities per token",
@@ -56,12 +56,17 @@ class _Line:
         return bool(self.values.get("docs_unfinished"))
 
 
-def render(metrics: pa.Table, confidence: str = "sum", intervals: bool = False) -> list[Table]:
+def render(
+    metrics: pa.Table,
+    confidence: str = "sum",
+    intervals: bool = False,
+    parents: Mapping[str, str] = PARENTS,
+) -> list[Table]:
     """Lay out a metrics table: one rich table per task in order of appearance, one row per λ ascending; and one of lm-eval's
     own metrics for each task or group that has them.
 
-    λ = 0 is marked `base`, λ = 1 `aligned`, and the λ of highest accuracy `best` (of equals the one of lower NLL, then
-    the lower λ). The best values of a column carry a `*`; for confidence − accuracy that is the nearest to 0. A λ with
+    The parents' λs are marked `base` and `aligned`, and the λ of highest accuracy `best` (of equals the one of lower NLL,
+    then the lower λ). The best values of a column carry a `*`; for confidence − accuracy that is the nearest to 0. A λ with
     documents still to be scored is marked `partial` and competes for neither: fewer documents are no fair comparison.
     What is null prints as `–`. Fits 80 columns, with intervals 100.
 
@@ -69,6 +74,7 @@ def render(metrics: pa.Table, confidence: str = "sum", intervals: bool = False) 
         metrics: schemas.METRICS, as `summary.analyse` returns it; only rows of split "all" are shown.
         confidence: the definition whose metrics are shown: sum, tokens or bytes. Continuation tasks have only one.
         intervals: show those of accuracy and ECE too, of accuracy and NLL where there is no choice.
+        parents: λs of those that are on the line.
 
     Raises:
         InputError: there is no such confidence.
@@ -78,16 +84,19 @@ def render(metrics: pa.Table, confidence: str = "sum", intervals: bool = False) 
     tasks: dict[str, list[dict[str, Any]]] = {}
     for row in metrics.filter(pc.equal(metrics["split"], "all")).to_pylist():
         tasks.setdefault(row["task"], []).append(row)
+    roles = {Decimal(lam): name for name, lam in parents.items()}
     tables = []
     for task, rows in tasks.items():
         outcomes = [row for row in rows if row["metric"].startswith(PREFIX)]
         own = [row for row in rows if not row["metric"].startswith(PREFIX)]
-        tables += [_task_table(task, own, confidence, intervals)] if own else []
-        tables += [outcome_table(task, outcomes)] if outcomes else []
+        tables += [_task_table(task, own, confidence, intervals, roles)] if own else []
+        tables += [outcome_table(task, outcomes, roles)] if outcomes else []
     return tables
 
 
-def _task_table(task: str, rows: Sequence[dict[str, Any]], confidence: str, intervals: bool) -> Table:
+def _task_table(
+    task: str, rows: Sequence[dict[str, Any]], confidence: str, intervals: bool, roles: Mapping[Decimal, str]
+) -> Table:
     is_continuation = any(row["metric"] == "perplexity" for row in rows)
     if is_continuation:
         confidence = "sum"
@@ -110,7 +119,7 @@ def _task_table(task: str, rows: Sequence[dict[str, Any]], confidence: str, inte
             table.add_column("95 %", no_wrap=True)
     table.add_column("docs", justify="right", no_wrap=True)
     for line in lines:
-        marks = [_PARENTS.get(line.lam, ""), "best" if line is best_line else "", "partial" if line.is_partial else ""]
+        marks = [roles.get(line.lam, ""), "best" if line is best_line else "", "partial" if line.is_partial else ""]
         cells = []
         for column in columns:
             cells.append(_cell(column, line, None if line.is_partial else best_values[column.metric]))

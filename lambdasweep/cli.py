@@ -55,6 +55,19 @@ EngineOptions = Annotated[
 BaseRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 AlignedRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 TokenizerOption = Annotated[str | None, typer.Option("--tokenizer", help="Whose tokenizer: base or aligned.")]
+Method = Annotated[
+    str | None, typer.Option(help="From base to aligned: linear, or slerp along the arc of each tensor.")
+]
+LamMap = Annotated[
+    str | None,
+    typer.Option(
+        "--lam-map", metavar="PATTERN=WEIGHT,…", help="Weights on λ by module: layers.0-9=0.3,layers.10-=0.8."
+    ),
+]
+Vocab = Annotated[
+    str | None,
+    typer.Option(help="Where vocabularies differ: strict (refuse) or shared (take aligned's rows of other tokens)."),
+]
 ParentsOption = Annotated[
     str | None,
     typer.Option("--parents", help="Where ranks keep both parents: auto, device, pinned, mmap or reload (nowhere)."),
@@ -82,6 +95,9 @@ def asked(
     engine: EngineOptions = None,
     base_revision: BaseRevision = None,
     aligned_revision: AlignedRevision = None,
+    method: Method = None,
+    lam_map: LamMap = None,
+    vocab: Vocab = None,
     tokenizer: TokenizerOption = None,
     parents: ParentsOption = None,
     accelerator_type: AcceleratorType = None,
@@ -218,7 +234,7 @@ def show_metrics(run_dir: "RunDir") -> "tuple[Analysis, Frontiers]":
 
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     analysis = analyse(run_dir)
-    tables = render(write_metrics(run_dir, analysis), intervals=console.width >= 100)
+    tables = render(write_metrics(run_dir, analysis), intervals=console.width >= 100, parents=analysis.parents)
     for table in tables:
         console.print(table)
     if not tables:

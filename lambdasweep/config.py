@@ -43,8 +43,14 @@ class SweepConfig:
     """Further arguments of vLLM."""
     base_revision: str | None = None
     aligned_revision: str | None = None
+    method: str = "linear"
+    """How θ(λ) goes from base to aligned: linear or slerp."""
+    lam_map: str = ""
+    """Weights on λ by module, as in `merge.lam_map`; empty: 1 everywhere."""
+    vocab: str = "strict"
+    """What token ids that stand for different strings in the parents are: strict: refused; shared: aligned's at every λ."""
     tokenizer: str = "base"
-    """Whose tokenizer makes the requests: base or aligned."""
+    """Whose tokenizer makes the requests: base or aligned; aligned where vocab is shared."""
     parents: str = "auto"
     """Where each rank keeps both parents: auto, device, pinned, mmap, or reload (nowhere). Changes no number."""
     accelerator_type: str | None = None
@@ -63,6 +69,9 @@ _TEXT = {
     "dtype",
     "base_revision",
     "aligned_revision",
+    "method",
+    "lam_map",
+    "vocab",
     "tokenizer",
     "parents",
     "accelerator_type",
@@ -87,6 +96,8 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
     Raises:
         InputError: with every problem.
     """
+    from merge.lam_map import parse_map
+    from merge.line import METHODS, VOCABULARIES
     from serve.settings import parse_extra
     from serve.tiers import CHOICES
 
@@ -127,9 +138,20 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
             problems.append(f"--{name.replace('_', '-')} is {value}: give 1 or more")
     if values.get("refine", 0) < 0:
         problems.append(f"--refine is {values['refine']}: give 0 or more")
-    for name, allowed in (("dtype", DTYPES), ("tokenizer", ("base", "aligned")), ("parents", CHOICES)):
-        if name in values and values[name] not in allowed:
-            problems.append(f"--{name} is {values[name]!r}: use {', '.join(allowed)}")
+    allowed = {
+        "dtype": DTYPES,
+        "method": METHODS,
+        "vocab": VOCABULARIES,
+        "tokenizer": ("base", "aligned"),
+        "parents": CHOICES,
+    }
+    for name, choices in allowed.items():
+        if name in values and values[name] not in choices:
+            problems.append(f"--{name} is {values[name]!r}: use {', '.join(choices)}")
+    if values.get("lam_map"):
+        values["lam_map"] = ",".join(sorted(rule.text for rule in collect(lambda: parse_map(values["lam_map"]), ())))
+    if values.get("vocab") == "shared" and values.setdefault("tokenizer", "aligned") == "base":
+        problems.append("--tokenizer base does not go with --vocab shared: the model then has aligned's vocabulary")
     if problems:
         raise InputError("the sweep cannot be set up", problems)
     names = (
@@ -140,6 +162,9 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
         "max_model_len",
         "base_revision",
         "aligned_revision",
+        "method",
+        "lam_map",
+        "vocab",
         "tokenizer",
         "parents",
         "accelerator_type",

@@ -43,7 +43,8 @@ def describe(config: SweepConfig) -> Iterator[str]:
     pair, settings = prepared.pair, prepared.settings
     left, total = units_left(run, prepared)
     tokens = sum(unit.cost for unit in left)
-    yield from _describe_pair(pair.base.nbytes, settings.tensor_parallel, len(pair.base.tensors))
+    yield from _describe_pair(pair.shaped.nbytes, settings.tensor_parallel, len(pair.shaped.tensors))
+    yield f"line      {pair.line}"
     yield _describe_memory(prepared)
     yield (
         f"engine    {settings.device}, {settings.dtype}, TP {settings.tensor_parallel}, requests up to "
@@ -58,7 +59,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
     yield f"units     {len(left)} to do of {total} ({len(config.lambdas)} λ){further}"
     yield f"tokens    {tokens} at most (contexts shared by a document's choices are computed once)"
     yield f"disk      {disk_bytes(prepared, len(config.lambdas) + config.refine) / 1e6:.1f} MB of tables"
-    parameters = sum(_elements(info.shape) for info in pair.base.tensors.values())
+    parameters = sum(_elements(info.shape) for info in pair.shaped.tensors.values())
     if settings.device == "cpu":
         cores = len(os.sched_getaffinity(0))
         rate, what = FLOPS_PER_CORE * cores, f"{cores} cores at {FLOPS_PER_CORE / 1e9:.0f} GFLOP/s"
@@ -77,12 +78,14 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
     from lambdasweep.prepare import join
     from lambdasweep.tasks.documents import read_documents
     from lambdasweep.tasks.harness import PREFIX, HarnessSpec
+    from merge.line import Line
     from merge.pair import open_pair
 
     failures: list[InputError] = []
     pair = None
     try:
-        pair = open_pair(config.base, config.aligned, config.base_revision, config.aligned_revision)
+        line = Line(config.method, config.lam_map, config.vocab)
+        pair = open_pair(config.base, config.aligned, config.base_revision, config.aligned_revision, line)
     except InputError as error:
         failures.append(error)
     counts = {}
@@ -95,7 +98,8 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
             failures.append(error)
     if failures or pair is None:
         raise join(failures)
-    yield from _describe_pair(pair.base.nbytes, config.tp, len(pair.base.tensors))
+    yield from _describe_pair(pair.shaped.nbytes, config.tp, len(pair.shaped.tensors))
+    yield f"line      {pair.line}"
     for name, count in counts.items():
         yield f"task      {name}: {count} rows"
     for spec in config.tasks:
@@ -130,7 +134,7 @@ def _describe_memory(prepared: "Prepared") -> str:
             f"memory    parents: {_size(parents)} a rank, in GPU memory, else pinned ({_size(parents * tp)} a replica), "
             "else in the page cache; decided on the GPU's own machine, by what is free there"
         )
-    live = sum(_elements(info.shape) for info in pair.base.tensors.values()) * {"float32": 4}.get(settings.dtype, 2)
+    live = sum(_elements(info.shape) for info in pair.shaped.tensors.values()) * {"float32": 4}.get(settings.dtype, 2)
     if settings.device == "cuda":
         room = dataclasses.replace(room, device_free=room.device_free - live // tp)
     tier = choose(config.parents, parents, room)

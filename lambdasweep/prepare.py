@@ -67,6 +67,7 @@ def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prep
     Raises:
         InputError: with everything that is wrong with the pair and all of the tasks.
     """
+    from merge.line import Line
     from merge.pair import open_pair
     from serve.settings import installed_device
 
@@ -79,7 +80,9 @@ def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prep
             failures.append(error)
             return None
 
-    pair = collect(lambda: open_pair(config.base, config.aligned, config.base_revision, config.aligned_revision))
+    line = Line(config.method, config.lam_map, config.vocab)
+    revisions = config.base_revision, config.aligned_revision
+    pair = collect(lambda: open_pair(config.base, config.aligned, *revisions, line))
     device = collect(installed_device)
     loaded: list[TaskSpec | Harness | None] = [
         collect(lambda spec=spec: _load(spec))  # type: ignore[misc]
@@ -186,7 +189,7 @@ def default_replicas(cores: int, tensor_parallel: int) -> int:
 
 def kv_bytes_per_token(pair: "Pair", dtype: str) -> int:
     """Bytes of keys and values per token over all layers; 0 where the config does not say."""
-    config = pair.base.config
+    config = pair.shaped.config
     try:
         heads = int(config["num_attention_heads"])
         head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)

@@ -7,13 +7,16 @@ the λs asked for of each: it grows, but a task that is in it stays as it is.
 import json
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lambdasweep import schemas
 from lambdasweep.errors import RunMismatchError
 from lambdasweep.location import Location, ObjectPath
 from lambdasweep.prepare import Prepared, PreparedTask, versions
 from lambdasweep.rundir import RunDir, commit_json, commit_table
+
+if TYPE_CHECKING:
+    from merge.pair import Pair
 
 # Where the inputs lay does not matter, only what they were.
 _PLACES = {"source", "file"}
@@ -55,10 +58,17 @@ def sweep_record(prepared: Prepared, fingerprints: dict[str, str]) -> dict[str, 
     return {
         "schema": schemas.SCHEMA_VERSION,
         "pair": pair,
+        "line": line_record(prepared.pair),
         "tokenizer": prepared.config.tokenizer,
         "engine": prepared.settings.to_json(),
         "versions": versions(),
     }
+
+
+def line_record(pair: "Pair") -> dict[str, Any]:
+    """Return what sweep.json and every table hold of the way between the parents."""
+    counts = {name: sum(stop - start for start, stop in spans) for name, spans in pair.aligned_rows.items()}
+    return {**pair.line.to_json(), "rows_from_aligned": counts, "ends_at_aligned": pair.ends_at_aligned}
 
 
 def table_identity(record: dict[str, Any]) -> dict[str, Any]:
@@ -67,6 +77,7 @@ def table_identity(record: dict[str, Any]) -> dict[str, Any]:
         "schema": record["schema"],
         "base": record["pair"]["base"]["fingerprint"],
         "aligned": record["pair"]["aligned"]["fingerprint"],
+        "line": record["line"],
         "engine": record["engine"],
         "versions": record["versions"],
     }

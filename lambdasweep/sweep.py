@@ -163,6 +163,7 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
             settings=prepared.settings,
             identity=record.table_identity(sweep),
             requests_sha256={name: task.built.requests_sha256 for name, task in prepared.tasks.items()},
+            line=prepared.pair.line,
             parents=prepared.config.parents,
             accelerator_type=prepared.config.accelerator_type,
         )

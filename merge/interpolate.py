@@ -5,20 +5,41 @@ tensors and a Python-float weight, lerp works in fp32 and rounds at the end. λ 
 inside lerp to fp32: a relative error of 6e-8, not the 4e-3 of a λ rounded to bfloat16. Always from the two parents, never
 from the previous λ. Live switching and export use this same function, so that both give the same bits on one kind of device;
 it works element by element, so that slicing a tensor first changes nothing.
+
+A line may weigh λ by tensor (`merge.lam_map`) and go along the arc between the parents instead (`merge.arc`). Both come to
+numbers known once for each tensor, its `Rule`, and stay element by element.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from safetensors import safe_open
 
+from merge.arc import angle_between, coefficients
 from merge.checkpoint import Checkpoint
+from merge.lam_map import scaled
 from merge.pair import Pair
+from merge.vocabulary import runs
 
 
-def interpolate(base: torch.Tensor, aligned: torch.Tensor, lam: str, out: torch.Tensor | None = None) -> torch.Tensor:
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How one tensor moves with λ."""
+
+    weight: str = "1"  # on λ
+    angle: float | None = None  # between the parents, in radians, where it goes along the arc
+
+
+PLAIN = Rule()
+
+
+def interpolate(
+    base: torch.Tensor, aligned: torch.Tensor, lam: str, out: torch.Tensor | None = None, rule: Rule = PLAIN
+) -> torch.Tensor:
     """Return one tensor of θ(λ), in the parents' dtype and shape.
 
     At λ = 0 and λ = 1 it is the parent itself (lerp would turn −0.0 into +0.0), uncopied where no `out` is given.
@@ -28,11 +49,31 @@ def interpolate(base: torch.Tensor, aligned: torch.Tensor, lam: str, out: torch.
         aligned: same shape, dtype and device.
         lam: canonical λ.
         out: where to put the result, and what is returned then; same shape, dtype and device.
+        rule: of the tensor, also where these are parts of it.
     """
+    lam = scaled(lam, rule.weight)
     if lam in ("0", "1"):
         parent = base if lam == "0" else aligned
         return parent if out is None else out.copy_(parent)
-    return torch.lerp(base, aligned, float(lam), out=out)
+    if rule.angle is None:
+        return torch.lerp(base, aligned, float(lam), out=out)
+    one, two = coefficients(float(lam), rule.angle)
+    # Products and their sum apart: a fused multiply-add rounds otherwise, and only some elements of a block get one.
+    made = (base.float() * one).add_(aligned.float() * two)
+    return made.to(base.dtype) if out is None else out.copy_(made)
+
+
+def tensor_rules(pair: Pair) -> dict[str, Rule]:
+    """Return the rule of every tensor; along the arc this reads both parents once."""
+    angles: dict[str, float | None] = {}
+    if pair.line.method == "slerp":
+        base, aligned = dict(mapped_tensors(pair.base)), dict(mapped_tensors(pair.aligned))
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # each tensor by one thread: its sums have one order
+            found = pool.map(
+                lambda name: angle_between(base[name], aligned[name], pair.aligned_rows.get(name, ())), aligned
+            )
+            angles = dict(zip(aligned, found, strict=True))
+    return {name: Rule(pair.weights.get(name, "1"), angles.get(name)) for name in pair.aligned.tensors}
 
 
 def mapped_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
@@ -50,10 +91,30 @@ def mapped_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]
             yield name, tensor
 
 
-def interpolated_tensors(pair: Pair, lam: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, tensor) of θ(λ) in natural order of the names, one tensor in memory at a time."""
+def interpolated_tensors(
+    pair: Pair, lam: str, rules: Mapping[str, Rule] | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name, tensor) of θ(λ) in natural order of the names, one tensor in memory at a time.
+
+    Args:
+        pair: the parents and the line.
+        lam: canonical λ.
+        rules: `tensor_rules` of the pair, for who has them already.
+    """
+    rules = tensor_rules(pair) if rules is None else rules
     for (name, base), (_, aligned) in zip(mapped_tensors(pair.base), mapped_tensors(pair.aligned), strict=True):
-        yield name, interpolate(base, aligned, lam)
+        spans = pair.aligned_rows.get(name)
+        if spans is None:
+            yield name, interpolate(base, aligned, lam, rule=rules[name])
+            continue
+        made = torch.empty_like(aligned)
+        for start, stop, is_kept in runs(0, len(aligned), spans):
+            rows = slice(start, stop)
+            if is_kept:
+                made[rows] = aligned[rows]
+            else:
+                interpolate(base[rows], aligned[rows], lam, made[rows], rules[name])
+        yield name, made
 
 
 def chunks(shape: tuple[int, ...], itemsize: int, limit: int) -> Iterator[tuple[slice, ...]]:

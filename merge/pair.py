@@ -3,15 +3,18 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from lambdasweep.errors import PairError
 from merge.checkpoint import Checkpoint, TensorInfo, natural_key, open_checkpoint
-from merge.vocabulary import compare_vocabularies
+from merge.lam_map import parse_map, resolve_map
+from merge.line import STRAIGHT, Line
+from merge.vocabulary import Spans, aligned_rows, compare_vocabularies, has_vocabulary_rows
 
 # What a config may differ in without touching what the weights mean. Post-training changes generation defaults and the
 # window; everything else (sizes, activations, rotary base, norms) must agree.
@@ -32,7 +35,7 @@ _SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two parents that passed every check made so far.
+    """Two parents that passed every check made so far, and the line between them.
 
     `warnings` are differences that do not stop a sweep. `max_position_embeddings` is the smaller of the two windows.
     """
@@ -40,6 +43,19 @@ class Pair:
     base: Checkpoint
     aligned: Checkpoint
     warnings: tuple[str, ...]
+    line: Line = STRAIGHT
+    weights: Mapping[str, str] = field(default_factory=dict)  # on λ, of the tensors that the line's map names
+    aligned_rows: Mapping[str, Spans] = field(default_factory=dict)  # that are aligned's at every λ; none where strict
+
+    @property
+    def shaped(self) -> Checkpoint:
+        """The parent that θ(λ) has the config, the shapes and the tokenizer of."""
+        return self.aligned if self.line.has_aligned_shapes else self.base
+
+    @property
+    def ends_at_aligned(self) -> bool:
+        """λ = 1 is the aligned parent."""
+        return all(self.weights.get(name, "1") == "1" for name in self.aligned.tensors)
 
     @property
     def nbytes(self) -> int:
@@ -52,13 +68,20 @@ class Pair:
         return min((window for window in windows if isinstance(window, int)), default=None)
 
 
-def open_pair(base: str, aligned: str, base_revision: str | None = None, aligned_revision: str | None = None) -> Pair:
+def open_pair(
+    base: str,
+    aligned: str,
+    base_revision: str | None = None,
+    aligned_revision: str | None = None,
+    line: Line = STRAIGHT,
+) -> Pair:
     """Open both checkpoints and hold their configs, tensor names, shapes, dtypes and vocabularies against each other.
 
     Reads headers and tokenizers only; `fingerprint` reads the weights.
 
     Raises:
         PairError: with everything that does not match, of both checkpoints, at once.
+        InputError: the line's map does not fit their tensors.
     """
     problems: list[str] = []
     opened: list[Checkpoint] = []
@@ -71,16 +94,39 @@ def open_pair(base: str, aligned: str, base_revision: str | None = None, aligned
         raise PairError("the pair cannot be opened", problems)
     one, two = opened
     warnings: list[str] = []
-    _compare_configs(one, two, problems, warnings)
-    _compare_tensors(one, two, problems)
-    compare_vocabularies(one.path, two.path, problems, warnings)
+    is_shared = line.vocab == "shared"
+    _compare_configs(one, two, problems, warnings, is_shared)
+    _compare_tensors(one, two, problems, is_shared)
+    compare_vocabularies(one.path, two.path, problems, warnings, is_shared)
     if problems:
         raise PairError("base and aligned do not fit together", problems)
-    return Pair(one, two, tuple(warnings))
+    pair = join(one, two, line)
+    for name, spans in pair.aligned_rows.items():
+        rows = sum(stop - start for start, stop in spans)
+        warnings.append(
+            f"{rows} of {two.tensors[name].shape[0]} rows of {name} are aligned's at every λ: their token ids stand for "
+            "other strings in base, or are not in it"
+        )
+    return replace(pair, warnings=tuple(warnings))
 
 
-def _compare_configs(base: Checkpoint, aligned: Checkpoint, problems: list[str], warnings: list[str]) -> None:
+def join(base: Checkpoint, aligned: Checkpoint, line: Line) -> Pair:
+    """Make a pair of two checkpoints that fit together (`open_pair` checks that), from their headers and tokenizers.
+
+    Raises:
+        InputError: the line's map does not fit the tensors.
+    """
+    weights = resolve_map(parse_map(line.lam_map), aligned.tensors)
+    rows = aligned_rows(base, aligned) if line.vocab == "shared" else {}
+    return Pair(base, aligned, (), line, weights, rows)
+
+
+def _compare_configs(
+    base: Checkpoint, aligned: Checkpoint, problems: list[str], warnings: list[str], is_shared: bool
+) -> None:
     config_one, config_two = _meaning(base.config), _meaning(aligned.config)
+    if is_shared:
+        config_one["vocab_size"] = config_two.get("vocab_size")
     for key in sorted(config_one.keys() | config_two.keys()):
         one, two = config_one.get(key), config_two.get(key)
         if one == two or (not one and not two) or (key in _DERIVED and None in (one, two)):
@@ -112,7 +158,7 @@ def _meaning(config: dict[str, Any]) -> dict[str, Any]:
     return values | {f"rope_{key.removeprefix('rope_')}": value for key, value in rope.items()}
 
 
-def _compare_tensors(base: Checkpoint, aligned: Checkpoint, problems: list[str]) -> None:
+def _compare_tensors(base: Checkpoint, aligned: Checkpoint, problems: list[str], is_shared: bool) -> None:
     def named(what: str, names: set[str]) -> None:
         if names:
             shown = sorted(names, key=natural_key)
@@ -126,7 +172,8 @@ def _compare_tensors(base: Checkpoint, aligned: Checkpoint, problems: list[str])
     differing: list[str] = []
     for name in base.tensors.keys() & aligned.tensors.keys():
         one, two = base.tensors[name], aligned.tensors[name]
-        if (one.shape, one.dtype) != (two.shape, two.dtype):
+        skipped = int(is_shared and has_vocabulary_rows(name))
+        if (one.shape[skipped:], one.dtype) != (two.shape[skipped:], two.dtype):
             differing.append(
                 f"{name} is {list(one.shape)} {one.dtype} in base and {list(two.shape)} {two.dtype} in aligned"
             )

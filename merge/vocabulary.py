@@ -2,35 +2,92 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from merge.checkpoint import Checkpoint
+from merge.lam_map import EMBEDDINGS, HEADS
+
+Spans = tuple[tuple[int, int], ...]  # [start, stop) of rows, ascending and apart
+
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 _SHOWN = 5
+_ROWS = re.compile(rf"(.*\.)?({'|'.join((*EMBEDDINGS, *HEADS))})\.(weight|bias)|output\.(weight|bias)")
 
 
-def compare_vocabularies(base: Path, aligned: Path, problems: list[str], warnings: list[str]) -> None:
+def compare_vocabularies(
+    base: Path, aligned: Path, problems: list[str], warnings: list[str], is_shared: bool = False
+) -> None:
     """Compare token strings id by id.
 
-    A token id that stands for different strings is a problem: its embedding row is then no line between two versions of
-    one thing. Different roles of the same tokens (post-training often ends a turn with another token) are a warning: they
-    do not change what an id means.
+    A token id that stands for different strings is a problem unless `is_shared`: its embedding row is then no line between
+    two versions of one thing. Different roles of the same tokens (post-training often ends a turn with another token) are a
+    warning: they do not change what an id means.
     """
     one, two = token_strings(base), token_strings(aligned)
     if one is None or two is None:
         for role, path, vocabulary in (("base", base, one), ("aligned", aligned, two)):
-            if vocabulary is None:
+            if vocabulary is None and is_shared:
+                problems.append(f"{role} has no readable tokenizer.json in {path}, which --vocab shared goes by")
+            elif vocabulary is None:
                 warnings.append(f"{role} has no readable tokenizer.json in {path}: the vocabularies were not compared")
         return
     differing = sorted(token for token in one.keys() | two.keys() if one.get(token) != two.get(token))
-    if differing:
+    if is_shared and len(differing) == len(one.keys() | two.keys()):
+        problems.append("no token id stands for the same string in base and aligned: there is no vocabulary to share")
+    elif differing and not is_shared:
         shown = ", ".join(f"{token}: {one.get(token)!r} / {two.get(token)!r}" for token in differing[:_SHOWN])
         more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
-        problems.append(f"{len(differing)} token ids stand for different strings in base / aligned: {shown}{more}")
+        problems.append(
+            f"{len(differing)} token ids stand for different strings in base / aligned: {shown}{more}; "
+            "--vocab shared takes the rows of such ids from aligned"
+        )
     roles_one, roles_two = _roles(base), _roles(aligned)
     for role in _ROLES:
         if roles_one.get(role) != roles_two.get(role):
             warnings.append(f"{role} is {roles_one.get(role)!r} in base and {roles_two.get(role)!r} in aligned")
+
+
+def has_vocabulary_rows(name: str) -> bool:
+    """Tell whether a tensor has one row for each token id: an embedding or an LM head, by its name."""
+    return _ROWS.fullmatch(name) is not None
+
+
+def aligned_rows(base: Checkpoint, aligned: Checkpoint) -> dict[str, Spans]:
+    """Return the rows of embedding and LM head that no line goes through: those of token ids that stand for different
+    strings, for a string in one parent only, or that base has no row for.
+
+    Rows beyond both vocabularies, with which checkpoints are padded, are no such rows: they are interpolated.
+    """
+    one, two = token_strings(base.path) or {}, token_strings(aligned.path) or {}
+    differing = {token for token in one.keys() | two.keys() if one.get(token) != two.get(token)}
+    found: dict[str, Spans] = {}
+    for name, info in aligned.tensors.items():
+        if has_vocabulary_rows(name):
+            rows, common = info.shape[0], min(info.shape[0], base.tensors[name].shape[0])
+            kept = sorted({*(token for token in differing if token < common), *range(common, rows)})
+            if kept:
+                starts = [
+                    row for row, before in zip(kept, [-1, *kept], strict=False) if row - 1 != before or before < 0
+                ]
+                stops = [row + 1 for row, after in zip(kept, [*kept[1:], -1], strict=True) if row + 1 != after]
+                found[name] = tuple(zip(starts, stops, strict=True))
+    return found
+
+
+def runs(first: int, stop: int, spans: Spans) -> Iterator[tuple[int, int, bool]]:
+    """Cut the rows [first, stop) where spans begin and end; yields (first, stop, whether it is of a span)."""
+    for start, end in spans:
+        start, end = max(start, first), min(end, stop)
+        if start < end:
+            if first < start:
+                yield first, start, False
+            yield start, end, True
+            first = end
+    if first < stop:
+        yield first, stop, False
 
 
 def token_strings(path: Path) -> dict[int, str] | None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from lambdasweep import schemas
 from lambdasweep.errors import EngineError
 from lambdasweep.rundir import RunDir, commit_json, commit_table
+from merge.line import STRAIGHT, Line
 from merge.parent import Parent, open_here
 from ray_jobs.units import Receipt, Unit
 from serve.settings import EngineSettings, available_cores
@@ -37,6 +38,8 @@ class SweepSpec:
     """Stored in every table: fingerprints, engine, versions."""
     requests_sha256: dict[str, str]
     """Content hash of each task's requests table."""
+    line: Line = STRAIGHT
+    """Between the parents."""
     parents: str = "auto"
     """Where ranks keep the parents: one of `serve.tiers.CHOICES`. Changes no number."""
     accelerator_type: str | None = None
@@ -94,7 +97,7 @@ class Replica:
             os.sched_setaffinity(0, self._cores)  # this thread's; the engine's are born by it
         base, aligned = open_here(spec.base), open_here(spec.aligned)
         try:
-            self._engine = Engine(base, aligned, spec.settings, spec.parents, ranks_on_node)
+            self._engine = Engine(base, aligned, spec.settings, spec.parents, ranks_on_node, spec.line)
         except EngineError as error:
             raise EngineError(f"{error}{_last_words()}") from error
         self._hardware = hardware(spec.settings.device)

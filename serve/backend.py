@@ -18,7 +18,9 @@ from vllm.distributed.weight_transfer.base import (
 
 from lambdasweep.errors import InputError
 from merge.checkpoint import open_checkpoint
-from merge.pair import Pair
+from merge.interpolate import tensor_rules
+from merge.line import Line
+from merge.pair import join
 from serve.head import ContinuationHead
 from serve.loading import UntraceableError
 from serve.plugin import CONFIG_KEY, RESIDENT
@@ -56,17 +58,19 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
         super().__init__(config, vllm_config, device, model)
         parents = vllm_config.additional_config[CONFIG_KEY]
         # The driver has checked the pair; a worker reads the headers again only to know where each tensor is.
-        pair = Pair(open_checkpoint(parents["base"], "base"), open_checkpoint(parents["aligned"], "aligned"), ())
+        base, aligned = (open_checkpoint(parents[role], role) for role in ("base", "aligned"))
+        pair = join(base, aligned, Line.from_json(parents["line"]))
+        rules = tensor_rules(pair)
         self.digest = ""
         self.tier = ""
         self.reason = ""  # why there is no resident route
-        self._routes: dict[str, Route] = {RELOAD: ReloadRoute(pair, model, vllm_config.model_config)}
+        self._routes: dict[str, Route] = {RELOAD: ReloadRoute(pair, rules, model, vllm_config.model_config)}
         if parents["tier"] == RELOAD:
             self.reason = "--parents reload"
         else:
             room = _room(device, vllm_config, parents["ranks"])
             try:
-                resident = ResidentRoute(pair, model, device, lambda nbytes: choose(parents["tier"], nbytes, room))
+                resident = ResidentRoute(pair, rules, model, device, lambda size: choose(parents["tier"], size, room))
             except InputError:
                 raise  # what was asked for does not fit
             except Exception as error:  # vLLM's loader, fed with tensors it did not expect, may raise anything

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lambdasweep.errors import EngineError
+from merge.line import STRAIGHT, Line
 from serve.head import EXTRA, limit_prefix_reads
 from serve.plugin import BACKEND, CONFIG_KEY, RESIDENT, WORKER_EXTENSION
 from serve.settings import EngineSettings
@@ -76,11 +77,12 @@ class Engine:
     parent: tensors derived from the weights at load would be right at the parent that was loaded last.
 
     Args:
-        base: directory of the base checkpoint; also gives the architecture.
+        base: directory of the base checkpoint; also gives the architecture, unless the vocabularies are only shared.
         aligned: directory of the aligned checkpoint.
         settings: see `EngineSettings`.
         parents: where ranks keep the parents, one of `serve.tiers.CHOICES`; changes no number.
         ranks_on_node: of all engines that share this machine's memory; None: of this one.
+        line: between the parents, which were checked to fit it.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Engine:
         settings: EngineSettings,
         parents: str = "auto",
         ranks_on_node: int | None = None,
+        line: Line = STRAIGHT,
     ) -> None:
         from vllm import LLM
         from vllm.config.weight_transfer import WeightTransferConfig
@@ -107,7 +110,7 @@ class Engine:
         }
         try:
             self._llm = LLM(
-                model=str(base),
+                model=str(aligned if line.has_aligned_shapes else base),
                 skip_tokenizer_init=True,
                 load_format="safetensors",
                 dtype=settings.dtype,
@@ -125,6 +128,7 @@ class Engine:
                     CONFIG_KEY: {
                         "base": str(base),
                         "aligned": str(aligned),
+                        "line": line.to_json(),
                         "tier": parents,
                         "ranks": ranks_on_node or settings.tensor_parallel,
                     }

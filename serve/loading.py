@@ -6,7 +6,7 @@ memory, writes the copies down and executes none. What cannot be expressed as su
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lambdasweep.errors import LambdasweepError
 from merge.digest import parameter_key, takes_words
+from merge.vocabulary import Spans, runs
+
+NO_ROWS: Mapping[str, Spans] = {}
 
 
 class UntraceableError(LambdasweepError):
@@ -53,6 +56,7 @@ class Piece:
     name: str
     source: View
     place: View
+    is_kept: bool = False  # rows that are aligned's at every λ
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +123,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return args[0]
 
 
-def trace(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> list[Target]:
+def trace(
+    model: torch.nn.Module, tensors: dict[str, torch.Tensor], aligned_rows: Mapping[str, Spans] = NO_ROWS
+) -> list[Target]:
     """Return the parameters that a checkpoint fills, in the model's order.
 
     Args:
         model: a loaded vLLM model of this rank; left as it is.
         tensors: the whole checkpoint, each tensor with a storage of its own; no element is read.
+        aligned_rows: see `merge.pair.Pair`; pieces are cut where these begin and end.
 
     Raises:
         UntraceableError: the loader does something else than copying, or fills a parameter in part only.
@@ -155,7 +162,9 @@ def trace(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> list[Targ
             module._buffers.clear()
             module._buffers.update(buffers)
     targets = [
-        _target(*owners[key], paths[key], recorder.pieces[key], key in recorder.zeroed, tensors)
+        _target(
+            *owners[key], paths[key], _cut(recorder.pieces[key], tensors, aligned_rows), key in recorder.zeroed, tensors
+        )
         for key in owners
         if key in recorder.pieces
     ]
@@ -165,6 +174,25 @@ def trace(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> list[Targ
     if missing := [name for key, name in named.items() if key not in live]:
         raise UntraceableError(f"the checkpoint fills nothing of {', '.join(missing[:5])}")
     return targets
+
+
+def _cut(pieces: list[Piece], tensors: dict[str, torch.Tensor], aligned_rows: Mapping[str, Spans]) -> list[Piece]:
+    """Cut pieces so that each has rows of one kind."""
+    found: list[Piece] = []
+    for piece in pieces:
+        spans, source, place = aligned_rows.get(piece.name), piece.source, piece.place
+        if spans is None:
+            found.append(piece)
+            continue
+        columns = math.prod(tensors[piece.name].shape[1:])
+        first, left = divmod(source.offset, columns)
+        reach = sum((side - 1) * step for side, step in zip(source.shape[1:], source.stride[1:], strict=True))
+        if source.stride[0] != columns or left + reach >= columns:
+            raise UntraceableError(f"rows of {piece.name} are not loaded as rows")
+        for start, stop, is_kept in runs(first, first + source.shape[0], spans):
+            index = (slice(start - first, stop - first), *(slice(0, side) for side in source.shape[1:]))
+            found.append(Piece(piece.name, source.block(index), place.block(index), is_kept))
+    return found
 
 
 def _target(

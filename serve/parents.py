@@ -14,21 +14,25 @@ from typing import Any, Protocol
 import torch
 
 from merge.interpolate import chunks
-from serve.loading import Target, View
+from serve.loading import Piece, Target, View
 
 # A block of each parent, and the block of θ(λ) they make. On the CPU it stays in the second-level cache from the lerp to the
 # digest to the conversion; on a GPU it is large enough to be worth a kernel, and two blocks are on their way at a time.
 CPU_BLOCK, CUDA_BLOCK = 1 << 20, 16 << 20
 
-Block = tuple[View, torch.Tensor, torch.Tensor]  # place in the parameter, base, aligned
+Block = tuple[Piece, View, torch.Tensor, torch.Tensor]  # what it is of, place in the parameter, base, aligned
 _ALIGN = 256  # bytes
 
 
 class Parents(Protocol):
     """Both parents of one rank."""
 
-    def blocks(self, target: Target, limit: int) -> Iterator[Block]:
-        """Yield what a parameter is made of, in blocks of at most `limit` bytes of each parent."""
+    def blocks(self, target: Target, limit: int, whole: bool) -> Iterator[Block]:
+        """Yield what a parameter is made of, in blocks of at most `limit` bytes of each parent.
+
+        Where a piece is kept, aligned stands for both. `whole`: all pieces move alike, so that a block may be of several;
+        it is then said to be of the first.
+        """
 
 
 class MappedParents:
@@ -37,12 +41,13 @@ class MappedParents:
     def __init__(self, base: dict[str, torch.Tensor], aligned: dict[str, torch.Tensor]) -> None:
         self._base, self._aligned = base, aligned
 
-    def blocks(self, target: Target, limit: int) -> Iterator[Block]:
+    def blocks(self, target: Target, limit: int, whole: bool) -> Iterator[Block]:
         for piece in target.pieces:
-            base, aligned = self._base[piece.name], self._aligned[piece.name]
+            aligned = self._aligned[piece.name]
+            base = aligned if piece.is_kept else self._base[piece.name]
             for index in chunks(piece.place.shape, target.dtype.itemsize, limit):
                 source = piece.source.block(index)
-                yield piece.place.block(index), source.on(base), source.on(aligned)
+                yield piece, piece.place.block(index), source.on(base), source.on(aligned)
 
 
 class HeldParents:
@@ -77,14 +82,17 @@ class HeldParents:
         for target in targets:
             for held, tensors in zip(self._of(target), (base, aligned), strict=True):
                 for piece in target.pieces:
-                    piece.place.on(held).copy_(piece.source.on(tensors[piece.name]))
+                    tensor = (aligned if piece.is_kept else tensors)[piece.name]
+                    piece.place.on(held).copy_(piece.source.on(tensor))
 
-    def blocks(self, target: Target, limit: int) -> Iterator[Block]:
+    def blocks(self, target: Target, limit: int, whole: bool) -> Iterator[Block]:
         base, aligned = self._of(target)
-        whole = View.of(target.layout)
-        for index in chunks(whole.shape, target.dtype.itemsize, limit):
-            place = whole.block(index)
-            yield place, place.on(base), place.on(aligned)
+        first = target.pieces[0]
+        windows = [(first, View.of(target.layout))] if whole else [(piece, piece.place) for piece in target.pieces]
+        for piece, window in windows:
+            for index in chunks(window.shape, target.dtype.itemsize, limit):
+                place = window.block(index)
+                yield piece, place, place.on(base), place.on(aligned)
 
     def _of(self, target: Target) -> list[torch.Tensor]:
         start = self._starts[target.path]

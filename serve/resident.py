@@ -5,12 +5,12 @@ are in host memory, the next block is copied while this one is computed. On the 
 and throws the plain ones away; there each layer is put together in a scratch buffer and packed anew, one after another.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
 from merge.digest import WeightDigest
-from merge.interpolate import interpolate, mapped_tensors
+from merge.interpolate import PLAIN, Rule, interpolate, mapped_tensors
 from merge.pair import Pair
 from serve.loading import Target, UntraceableError, trace
 from serve.packing import Packer
@@ -22,6 +22,7 @@ class ResidentRoute:
 
     Args:
         pair: the parents.
+        rules: `tensor_rules` of the pair.
         model: this rank's loaded model.
         device: the model's.
         choose_tier: given the bytes of this rank's share of both parents, returns device, pinned or mmap.
@@ -31,10 +32,17 @@ class ResidentRoute:
     """
 
     def __init__(
-        self, pair: Pair, model: torch.nn.Module, device: torch.device, choose_tier: Callable[[int], str]
+        self,
+        pair: Pair,
+        rules: Mapping[str, Rule],
+        model: torch.nn.Module,
+        device: torch.device,
+        choose_tier: Callable[[int], str],
     ) -> None:
         base, aligned = dict(mapped_tensors(pair.base)), dict(mapped_tensors(pair.aligned))
-        targets = trace(model, base)
+        targets = trace(model, aligned, pair.aligned_rows)
+        self._rules = rules
+        self._whole = {t.path for t in targets if len({(rules[p.name], p.is_kept) for p in t.pieces}) == 1}
         self._device = device
         self._layers: dict[torch.nn.Module, list[Target]] = {}
         for target in targets:
@@ -71,15 +79,16 @@ class ResidentRoute:
 
     def _fill(self, target: Target, live: torch.Tensor, lam: str, digest: WeightDigest) -> None:
         """Write θ(λ) of one parameter into `live`, a tensor of the loader's layout."""
-        for place, base, aligned in self._parents.blocks(target, self._limit):
+        for piece, place, base, aligned in self._parents.blocks(target, self._limit, target.path in self._whole):
+            at, rule = ("1", PLAIN) if piece.is_kept else (lam, self._rules[piece.name])
             if self._staging is not None:
                 base, aligned = self._staging.load(base, aligned)
             block = place.on(live)
             if live.dtype == target.dtype:
-                made = interpolate(base, aligned, lam, out=block)
+                made = interpolate(base, aligned, at, block, rule)
             else:
                 rounded = self._rounded[: block.numel() * target.dtype.itemsize].view(target.dtype)
-                made = interpolate(base, aligned, lam, out=rounded.view(block.shape))
+                made = interpolate(base, aligned, at, rounded.view(block.shape), rule)
                 block.copy_(made)
             if self._staging is not None:
                 self._staging.release()

@@ -4,14 +4,14 @@ The reload route goes through vLLM's own loader, so it knows every layout that v
 one; each engine holds the two against each other when it starts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from lambdasweep.errors import EngineError
 from merge.digest import WeightDigest
-from merge.interpolate import interpolated_tensors
+from merge.interpolate import Rule, interpolated_tensors
 from merge.pair import Pair
 
 if TYPE_CHECKING:
@@ -35,8 +35,10 @@ class Route(Protocol):
 class ReloadRoute:
     """Feeds interpolated checkpoint tensors to vLLM's layer-by-layer reload."""
 
-    def __init__(self, pair: Pair, model: torch.nn.Module, model_config: "ModelConfig") -> None:
-        self._pair = pair
+    def __init__(
+        self, pair: Pair, rules: Mapping[str, Rule], model: torch.nn.Module, model_config: "ModelConfig"
+    ) -> None:
+        self._pair, self._rules = pair, rules
         self._model: Any = model  # vLLM's models have load_weights
         self._model_config = model_config
         self._expected = {name for name, _ in model.named_parameters()}
@@ -48,7 +50,7 @@ class ReloadRoute:
         digest = WeightDigest(torch.device("cpu"))
 
         def digested() -> Iterator[tuple[str, torch.Tensor]]:
-            for name, tensor in interpolated_tensors(self._pair, lam):
+            for name, tensor in interpolated_tensors(self._pair, lam, self._rules):
                 digest.add_whole(name, tensor)
                 yield name, tensor
 

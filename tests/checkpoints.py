@@ -17,6 +17,7 @@ def write_checkpoint(
     seed: int,
     dtype: torch.dtype = torch.bfloat16,
     tie: bool = True,
+    vocab: int = VOCAB,
     max_shard_size: str | None = None,
 ) -> Path:
     """Write a two-layer Llama with seeded weights, and its tokenizer; return `directory`.
@@ -25,7 +26,7 @@ def write_checkpoint(
     `max_shard_size` (such as "100KB") splits the weights over files with an index.
     """
     config = LlamaConfig(
-        vocab_size=VOCAB,
+        vocab_size=vocab,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,

@@ -1,8 +1,8 @@
 """Runs one real vLLM engine in a process of its own: `python -m tests.engine_process JOB.json`.
 
 The environment of an engine must be set before torch is imported, and one process holds one engine. The job says where to
-go: `{"base", "aligned", "settings", "cores", "requests", "parents", "steps": [[λ or null, output.parquet], …]}`; a null λ
-scores the weights the engine was started with. With "sabotage" the resident route takes the parents for each other.
+go: `{"base", "aligned", "settings", "cores", "requests", "parents", "line", "steps": [[λ or null, output.parquet], …]}`; a
+null λ scores the weights the engine was started with. With "sabotage" the resident route takes the parents for each other.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from merge.line import Line
 from serve.settings import EngineSettings
 
 ROOT = Path(__file__).parent.parent
@@ -60,8 +61,11 @@ def main(job: Path) -> None:
         from serve import resident
 
         right = resident.interpolate
-        resident.interpolate = lambda base, aligned, lam, out: right(aligned, base, f"{float(lam) - 0.1}", out)
-    engine = Engine(Path(values["base"]), Path(values["aligned"]), engine_settings, values["parents"])
+        resident.interpolate = lambda base, aligned, lam, out, rule: right(
+            aligned, base, f"{float(lam) - 0.1}", out, rule
+        )
+    line = Line.from_json(values.get("line", {}))
+    engine = Engine(Path(values["base"]), Path(values["aligned"]), engine_settings, values["parents"], line=line)
     requests = pq.read_table(values["requests"])
     counted = []
     for lam, output in values["steps"]:

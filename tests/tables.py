@@ -10,6 +10,7 @@ from lambdasweep.rundir import commit_json, commit_table
 
 SWEEP = {
     "pair": {"base": {"fingerprint": "b0", "source": "/here"}, "aligned": {"fingerprint": "a1", "source": "/here"}},
+    "line": {"method": "linear", "lam_map": "", "vocab": "strict", "rows_from_aligned": {}, "ends_at_aligned": True},
     "engine": {"dtype": "float32"},
     "versions": {"vllm": "0.32.0"},
 }

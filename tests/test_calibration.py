@@ -556,6 +556,7 @@ def test_metrics_are_committed_with_what_they_were_computed_from_and_the_same_by
         "schema": 1,
         "base": "b0",
         "aligned": "a1",
+        "line": SWEEP["line"],
         "engine": {"dtype": "float32"},
         "versions": {"vllm": "0.32.0"},
     }

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 import ray_jobs.driver
 from lambdasweep import cli, prepare, schemas
 from lambdasweep.rundir import RunDir, commit_table
+from merge.line import Line
 from ray_jobs.driver import Outcome
 from serve.tiers import Room
 from tests.checkpoints import write_checkpoint
@@ -182,6 +183,11 @@ def test_a_bad_grid(refused: Callable[..., Result], lambdas: str, says: str) -> 
     [
         ({"dtype": "fp8"}, "--dtype is 'fp8': use auto, float32, bfloat16, float16"),
         ({"tokenizer": "mine"}, "--tokenizer is 'mine': use base, aligned"),
+        ({"method": "cubic"}, "--method is 'cubic': use linear, slerp"),
+        ({"vocab": "any"}, "--vocab is 'any': use strict, shared"),
+        ({"vocab": "shared", "tokenizer": "base"}, "--tokenizer base does not go with --vocab shared"),
+        ({"lam_map": "mlp"}, "'mlp' is not PATTERN=WEIGHT"),
+        ({"lam_map": "experts=1"}, "experts=1 matches no tensor of the pair"),
         ({"parents": "gpu"}, "--parents is 'gpu': use auto, device, pinned, mmap, reload"),
         ({"tp": 0}, "--tp is 0: give 1 or more"),
         ({"replicas": -1}, "--replicas is -1: give 1 or more"),
@@ -443,6 +449,9 @@ def test_where_the_inputs_lie_does_not_matter(
         ({"engine": "block_size=64"}, "engine.block_size was 32 and is 64 now"),
         ({"engine": "seed=7"}, "engine.extra.seed was null and is 7 now"),
         ({"tokenizer": "aligned"}, 'tokenizer was "base" and is "aligned" now'),
+        ({"method": "slerp"}, 'line.method was "linear" and is "slerp" now'),
+        ({"lam_map": "mlp=0.50"}, 'line.lam_map was "" and is "mlp=0.5" now'),
+        ({"vocab": "shared"}, 'line.vocab was "strict" and is "shared" now'),
     ],
 )
 def test_a_changed_setting_is_another_sweep(
@@ -621,6 +630,33 @@ def test_the_tier_asked_for_reaches_the_replicas_and_is_no_part_of_the_sweep(
     for parents in ("pinned", "mmap"):  # the second goes on with the first's run directory
         lambdasweep("run", *flags(parents=parents))
         assert handed[-1]["spec"].parents == parents
+
+
+def test_the_line_is_part_of_the_sweep_and_reaches_the_replicas(
+    lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], handed: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    aligned = write_checkpoint(tmp_path / "chat", seed=1, vocab=520)
+    line = {"method": "slerp", "lam_map": "layers=0.5:1,embed=1", "vocab": "shared"}
+    planned = lambdasweep("plan", *flags(aligned=aligned, **line))
+    assert "line      slerp, λ × embed=1,layers=0.5:1, shared vocabulary\n" in planned.out
+    warning = (
+        "warning: 8 of 520 rows of model.embed_tokens.weight are aligned's at every λ: their token ids stand for other"
+    )
+    assert warning in planned.out
+    result = lambdasweep("run", *flags(aligned=aligned, **line))
+    assert result.code == 0
+    assert warning in result.err
+    record = RunDir(tmp_path / "run").sweep()
+    want = {**line, "lam_map": "embed=1,layers=0.5:1"}
+    rows = {"model.embed_tokens.weight": 8}
+    assert record["line"] == want | {"rows_from_aligned": rows, "ends_at_aligned": False}
+    assert record["tokenizer"] == "aligned"
+    spec = handed[-1]["spec"]
+    assert spec.line == Line(**want)
+    assert spec.identity["line"] == record["line"]
+    # The same map in another order, with other zeros.
+    again = flags(aligned=aligned, **line | {"lam_map": "embed=1.0, layers=0.50:1"})
+    assert lambdasweep("run", *again).code == 0
 
 
 def test_a_plan_for_a_begun_sweep_counts_what_is_left(

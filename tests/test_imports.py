@@ -38,6 +38,8 @@ MAY_KNOW = {
 # These know neither torch nor vllm even so: a plan is made from headers and settings alone.
 LIGHT = {
     "merge.checkpoint",
+    "merge.lam_map",
+    "merge.line",
     "merge.pair",
     "merge.parent",
     "merge.remembered",

@@ -466,7 +466,8 @@ def test_a_changed_token_is_refused(tmp_path: Path) -> None:
     base, aligned = write_pair(tmp_path)
     write_vocabulary(aligned, ["<s>", "</s>", "b", "a", "<turn>"])
     assert mismatches(base, aligned) == [
-        "3 token ids stand for different strings in base / aligned: 2: 'a' / 'b', 3: 'b' / 'a', 4: None / '<turn>'"
+        "3 token ids stand for different strings in base / aligned: 2: 'a' / 'b', 3: 'b' / 'a', 4: None / '<turn>'; "
+        "--vocab shared takes the rows of such ids from aligned"
     ]
 
 

@@ -25,9 +25,10 @@ from calibration.report.numbers import numbers
 from calibration.report.page import page
 from calibration.report.write import write_report
 from calibration.resample import draw
+from calibration.table import render
 from lambdasweep import schemas
 from lambdasweep.rundir import RunDir, commit_json, commit_table, read_identity
-from tests.tables import add_quarantine, add_scores, add_task
+from tests.tables import SWEEP, add_quarantine, add_scores, add_task
 
 GRID = ("0", "0.5", "1", "1.5")
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -623,3 +624,47 @@ def test_the_metrics_of_lm_eval_are_drawn_along_lambda(run):
     assert list(notices(facts_of(run))) == [
         f"The first {OUTCOME_FIGURES} metrics of lm-eval are drawn; metrics.csv and metrics.parquet hold all of them."
     ]
+
+
+def test_where_the_line_does_not_end_at_aligned_nothing_is_called_that(run):
+    add_quiz(run)
+    plain = shown(run)
+    line = {**SWEEP["line"], "lam_map": "layers=0.2:1", "ends_at_aligned": False}
+    commit_json(run.sweep_json, {**SWEEP, "line": line})
+    weighed = shown(run)
+    notice = "λ = 1 is the whole map and not the aligned parent"
+    assert "triangle: aligned" in plain.text
+    assert notice not in plain.text
+    assert notice in weighed.text
+    assert "θ(λ) = base + λ · w · (aligned − base)" in weighed.text
+    assert "triangle: aligned" not in weighed.text
+    analysis = analysed(run)
+    metrics = set(analysis.metrics["metric"].to_pylist())
+    assert "acc_vs_base" in metrics
+    assert not [name for name in metrics if "aligned" in name or "matched" in name]
+    (found,) = frontiers(analysis.curves).tasks
+    assert [set(point.gains) for point in found.points] == [set(), {"base"}, {"base"}, {"base"}]
+    assert "aligned" not in found.answer
+    # In figures too: the role of λ = 1, its label and what temperature scaling makes of aligned.
+    assert '"role":"aligned' in plain.data
+    assert '"role":"aligned' not in weighed.data
+    assert "1 aligned" not in weighed.data
+    (table,) = render(analysis.metrics, parents=analysis.parents)
+    assert next(iter(table.columns[1].cells)) == "base"
+    assert not any("aligned" in cell for cell in table.columns[1].cells)
+
+
+@pytest.mark.parametrize(
+    ("method", "lam_map", "formula"),
+    [
+        ("linear", "", "θ(λ) = base + λ · (aligned − base)"),
+        ("slerp", "", "θ(λ) = slerp(base, aligned; λ)"),
+        ("slerp", "mlp=0", "θ(λ) = slerp(base, aligned; λ · w)"),
+    ],
+)
+def test_the_page_tells_the_line(run, method, lam_map, formula):
+    add_quiz(run)
+    commit_json(run.sweep_json, {**SWEEP, "line": {**SWEEP["line"], "method": method, "lam_map": lam_map}})
+    page = shown(run)
+    assert formula in page.text
+    assert not lam_map or lam_map in page.text

@@ -5,6 +5,7 @@ The model is a toy with vLLM's loading conventions; `tests/test_engine.py` does 
 
 import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,8 @@ from safetensors.torch import save_file
 from lambdasweep.errors import InputError
 from merge.checkpoint import open_checkpoint
 from merge.digest import WeightDigest, parameter_key, takes_words
-from merge.interpolate import chunks
+from merge.interpolate import chunks, interpolated_tensors, tensor_rules
+from merge.line import Line
 from merge.pair import Pair
 from serve.loading import UntraceableError, View, trace
 from serve.parents import HeldParents, MappedParents
@@ -118,11 +120,16 @@ def expected(pair: Pair, lam: str, rank: int, ranks: int, dtype: torch.dtype) ->
         else torch.lerp(one[name].float(), two[name].float(), float(lam)).to(one[name].dtype)
         for name in one
     }
+    return parameters(full, rank, ranks, dtype)
+
+
+def parameters(full: dict[str, torch.Tensor], rank: int, ranks: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The parameters of a rank, of the tensors of a checkpoint."""
 
     def rows(name: str) -> torch.Tensor:
         return full[name].chunk(ranks)[rank]
 
-    parameters = {
+    found = {
         "embed.weight": torch.cat([full["embed.weight"], torch.zeros(3, full["embed.weight"].shape[1])]),
         "qkv.weight": torch.cat([rows(f"attn.{letter}.weight") for letter in "qkv"]),
         "qkv.bias": torch.cat([rows(f"attn.{letter}.bias") for letter in "qkv"]),
@@ -133,7 +140,7 @@ def expected(pair: Pair, lam: str, rank: int, ranks: int, dtype: torch.dtype) ->
         ),
         "scale": full["scale"],
     }
-    return {name: tensor.to(dtype) for name, tensor in parameters.items()}
+    return {name: tensor.to(dtype) for name, tensor in found.items()}
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -148,7 +155,7 @@ def loaded(model: Model) -> Model:
 
 
 def route(pair: Pair, model: Model, tier: str) -> ResidentRoute:
-    return ResidentRoute(pair, loaded(model), CPU, lambda nbytes: tier)
+    return ResidentRoute(pair, tensor_rules(pair), loaded(model), CPU, lambda nbytes: tier)
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +199,69 @@ def test_any_path_gives_what_going_straight_there_gives(
     assert straight.switch(path[-1]) == digest
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    path=st.lists(st.sampled_from(["0", "1", "0.35", "1.3", "-0.5"]), min_size=1, max_size=3),
+    method=st.sampled_from(["linear", "slerp"]),
+    live=st.sampled_from([torch.bfloat16, torch.float32]),
+    tier=st.sampled_from(["device", "mmap"]),
+    place=st.sampled_from([(0, 1), (0, 2), (1, 2)]),
+    limit=st.sampled_from([8, 24, 1 << 20]),
+    packed=st.booleans(),
+)
+def test_other_lines_are_those_of_the_checkpoint(
+    root: Path,
+    path: list[str],
+    method: str,
+    live: torch.dtype,
+    tier: str,
+    place: tuple[int, int],
+    limit: int,
+    packed: bool,
+) -> None:
+    """Pieces of one parameter that move differently, and rows of aligned, two of which base has not."""
+    pair = write_pair(root / "lines", 8, torch.bfloat16)
+    file = pair.base.path / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in whole(pair).items()}
+    tensors["embed.weight"] = tensors["embed.weight"][:3]
+    save_file(tensors, file)
+    pair = replace(
+        pair,
+        base=open_checkpoint(str(pair.base.path), "base"),
+        line=Line(method),
+        weights={
+            "attn.k.weight": "0.4",
+            "attn.v.weight": "0",
+            "attn.q.bias": "-1",
+            "experts.1.w3": "2",
+            "embed.weight": "0.7",
+        },
+        aligned_rows={"embed.weight": ((1, 2), (3, 5))},
+    )
+    model = loaded(Model(*place, 8, live))
+    if packed:
+        model.qkv.quant_method = Packing(keep=False)  # type: ignore[assignment]
+        model.qkv.quant_method.process_weights_after_loading(model.qkv)
+    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda nbytes: tier)
+    resident._limit = limit
+    for lam in path:
+        digest = resident.switch(lam)
+    want = parameters(dict(interpolated_tensors(pair, path[-1])), *place, live)
+    for name, parameter in model.named_parameters():
+        if packed and name == "qkv.weight":
+            parameter = model.qkv.packed.t()
+        assert torch.equal(bits(parameter.data), bits(want[name])), name
+    straight = ResidentRoute(pair, tensor_rules(pair), loaded(Model(*place, 8, live)), CPU, lambda nbytes: "mmap")
+    assert straight.switch(path[-1]) == digest
+
+
+def test_rows_that_are_not_loaded_as_rows_are_refused(root: Path) -> None:
+    tensors = whole(write_pair(root / "turned", 2, torch.bfloat16))
+    model = loaded(Transposing(0, 1, 2, torch.float32))
+    with pytest.raises(UntraceableError, match=r"rows of experts\.0\.w1 are not loaded as rows"):
+        trace(model, tensors, {"experts.0.w1": ((0, 1),)})
+
+
 def test_tracing_leaves_the_model_as_it_was(root: Path) -> None:
     pair = write_pair(root / "as-it-was", 8, torch.bfloat16)
     model = loaded(Model(0, 1, 8, torch.float32))
@@ -216,6 +286,11 @@ def test_a_tied_parameter_is_filled_once(root: Path) -> None:
     paths = [target.path for target in targets]
     assert "embed.weight" in paths
     assert "head.weight" not in paths
+
+
+class Transposing(Model):
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        super().load_weights((name, tensor.t() if name == "experts.0.w1" else tensor) for name, tensor in tensors)
 
 
 class Scaling(Model):
@@ -294,7 +369,7 @@ def test_packed_layers_are_packed_anew(root: Path, keep: bool, tier: str) -> Non
     model.qkv.quant_method = Packing(keep)  # type: ignore[assignment]
     model.qkv.quant_method.process_weights_after_loading(model.qkv)
     kept = model.qkv.weight
-    resident = ResidentRoute(pair, model, CPU, lambda nbytes: tier)
+    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda nbytes: tier)
     for lam in ("0.35", "1.3", "0.35"):
         resident.switch(lam)
         want = expected(pair, lam, 0, 1, torch.float32)
@@ -308,8 +383,9 @@ def test_packed_layers_are_packed_anew(root: Path, keep: bool, tier: str) -> Non
 def test_a_layout_nobody_makes_is_refused(root: Path) -> None:
     model = loaded(Model(0, 1, 8, torch.float32))
     model.embed.weight = model.head.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
+    pair = write_pair(root / "layout", 8, torch.bfloat16)
     with pytest.raises(UntraceableError, match=r"keeps embed\.weight in a layout of its own"):
-        ResidentRoute(write_pair(root / "layout", 8, torch.bfloat16), model, CPU, lambda nbytes: "mmap")
+        ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda nbytes: "mmap")
 
 
 @pytest.mark.parametrize("tier", ["device", "mmap"])
@@ -320,7 +396,7 @@ def test_parents_give_every_element_once_in_blocks_within_the_limit(root: Path, 
     parents = MappedParents(tensors, tensors) if tier == "mmap" else HeldParents(targets, tensors, tensors, CPU, False)
     for target in targets:
         hits = torch.zeros(target.layout.shape, dtype=torch.int32)
-        for place, base, aligned in parents.blocks(target, 40):
+        for _, place, base, aligned in parents.blocks(target, 40, whole=True):
             place.on(hits).add_(1)
             assert base.numel() * 2 <= 40
             assert torch.equal(base, aligned)

@@ -5,9 +5,8 @@ from typing import Any
 
 import altair as alt
 
-from calibration.points import PARENTS
 from calibration.report.data import chart_data
-from calibration.report.facts import Cell, Facts, Outcomes, TaskFacts, role_of
+from calibration.report.facts import Cell, Facts, Outcomes, TaskFacts
 from calibration.report.measures import Measure
 from calibration.report.selected import OF_POINT
 from calibration.report.style import NEUTRAL, OTHER_COLOUR, lam_axis, lam_colour, role_shape
@@ -17,7 +16,8 @@ _COLUMNS = ("task", "lambda", "lam", "point", "role", "value", "low", "high", "s
 
 def curve_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict[str, Any]]:
     """Yield one row per finished λ at which the metric is a finite number; `scaled` is the same in all of them."""
-    scaled = task.cell(PARENTS["aligned"], measure.scaled).drawn if measure.scaled else None
+    aligned = facts.parents.get("aligned")
+    scaled = task.cell(aligned, measure.scaled).drawn if aligned and measure.scaled else None
     for lam in task.lambdas:
         cell = task.cell(lam, measure.metric)
         if cell.drawn is not None:
@@ -33,7 +33,7 @@ def outcome_curve_rows(facts: Facts, outcomes: Outcomes, metric: str) -> Iterato
 
 def _row(facts: Facts, task: str, lam: str, cell: Cell) -> dict[str, Any]:
     return {
-        **{"task": task, "lambda": lam, "lam": float(lam), "point": facts.stop(lam), "role": role_of(lam)},
+        **{"task": task, "lambda": lam, "lam": float(lam), "point": facts.stop(lam), "role": facts.role_of(lam)},
         **{"value": cell.drawn, "low": cell.low, "high": cell.high, "documents": cell.n},
     }
 

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 from calibration.choice import ACCURACY
 from calibration.frontier import Frontier, Frontiers
 from calibration.outcomes import LEFT_OUT, PREFIX
-from calibration.points import PARENTS
 from calibration.summary import Analysis
 from lambdasweep.grid import canonical
 
@@ -76,6 +75,7 @@ class Facts:
     error: str  # the calibration error of the frontier
     bins: pa.Table  # schemas.BINS: of `confidence`, split all, finished λs
     stops: tuple[str, ...]  # the λs that the slider stops at: the grid, unless that would be too much for a page
+    parents: Mapping[str, str]  # λs of those that are on the line
     judged_elsewhere: tuple[
         str, ...
     ]  # tasks with neither choices nor one continuation a document: lm-eval's metrics only
@@ -107,6 +107,10 @@ class Facts:
         """Every frontier by what it is called: the average first, where there is one."""
         average = ((MACRO, self.macro),) if self.macro else ()
         return (*average, *((task.name, task.frontier) for task in self.tasks if task.frontier))
+
+    def role_of(self, lam: str) -> str:
+        """Return which parent a λ is, or `other λ`."""
+        return next((name for name, parent in self.parents.items() if parent == lam), "other λ")
 
     def stop(self, lam: str) -> int:
         """Return the place of a λ among the stops of the slider; −2 where it has none."""
@@ -155,19 +159,14 @@ def gather(plan: Mapping[str, Any], analysis: Analysis, found: Frontiers, error:
     grid = sorted({lam for task in tasks for lam in task.lambdas}, key=Decimal)
     bins = _shown_bins(analysis.bins, tasks, confidence)
     stars = {one.chosen.lam for one in (*found.tasks, *filter(None, [found.macro]))}
-    stops = _thinned(grid, len(bins), {*PARENTS.values(), *stars})
+    stops = _thinned(grid, len(bins), {*analysis.parents.values(), *stars})
     judged = tuple(Outcomes(name, by_metric) for name, by_metric in outcomes.items())
-    return Facts(tasks, found.macro, tuple(grid), confidence, error, bins, stops, elsewhere, judged)
+    return Facts(tasks, found.macro, tuple(grid), confidence, error, bins, stops, analysis.parents, elsewhere, judged)
 
 
 def _thinned(grid: Sequence[str], rows: int, kept: set[str]) -> tuple[str, ...]:
     step = -(-rows // MAX_BIN_ROWS) or 1
     return tuple(lam for place, lam in enumerate(grid) if place % step == 0 or lam in kept)
-
-
-def role_of(lam: str) -> str:
-    """Return which parent a λ is, or `other λ`."""
-    return next((name for name, parent in PARENTS.items() if parent == lam), "other λ")
 
 
 def _task(

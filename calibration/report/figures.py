@@ -5,7 +5,6 @@ from typing import Any
 
 import altair as alt
 
-from calibration.points import PARENTS
 from calibration.report.curve_figure import curve_chart, curve_rows, outcome_curve_rows
 from calibration.report.facts import MACRO, Facts, TaskFacts
 from calibration.report.frontier_figure import frontier_chart, frontier_rows
@@ -157,7 +156,7 @@ def _grid(facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure])
 def _landmarks(facts: Facts, events: str) -> list[dict[str, Any]]:
     """Return the bins of the parents and of λ*; of the λ nearest to the middle where none is chosen."""
     star = facts.chosen or facts.grid[len(facts.grid) // 2]
-    names = {PARENTS["base"]: "base", PARENTS["aligned"]: "aligned"}
+    names = {lam: name for name, lam in facts.parents.items()}
     names[star] = f"{names[star]}, λ*" if star in names else f"λ* = {star}" if facts.chosen else f"λ = {star}"
     rows = bin_dicts(facts.bins, events, facts.grid)
     return [row | {"label": names[row["lambda"]]} for row in rows if row["lambda"] in names]

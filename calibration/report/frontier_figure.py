@@ -7,9 +7,8 @@ import altair as alt
 
 from calibration.frontier import Frontier
 from calibration.gains import FrontierPoint, Value
-from calibration.points import PARENTS
 from calibration.report.data import chart_data
-from calibration.report.facts import Cell, Facts, role_of
+from calibration.report.facts import Cell, Facts
 from calibration.report.measures import ERROR_TITLES
 from calibration.report.selected import OF_POINT
 from calibration.report.style import NEUTRAL, ROLES, lam_colour, role_shape
@@ -23,9 +22,9 @@ _LETTER = (0.018, 0.05)  # width and height of a letter, in parts of the figure
 
 def frontier_rows(facts: Facts, title: str, frontier: Frontier) -> Iterator[dict[str, Any]]:
     """Yield one row per λ of a frontier, and one of aligned after temperature scaling where that is the same error."""
-    labels = _labels(frontier)
+    labels = _labels(facts, frontier)
     for point in frontier.points:
-        role, chosen = role_of(point.lam), point.lam == frontier.chosen.lam
+        role, chosen = facts.role_of(point.lam), point.lam == frontier.chosen.lam
         marked = chosen or role != "other λ"
         yield _row(title, point) | {
             "point": facts.stop(point.lam),
@@ -34,7 +33,7 @@ def frontier_rows(facts: Facts, title: str, frontier: Frontier) -> Iterator[dict
             "member": int(point.on_frontier),
             "chosen": int(chosen),
             "marked": int(marked),
-            "below": int(_is_below(point.lam, frontier)),
+            "below": int(_is_below(facts, point.lam, frontier)),
         }
     if (scaled := _scaled(facts, title, frontier)) is not None:
         accuracy, error = scaled
@@ -96,9 +95,9 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
     return alt.LayerChart(layer=layers, data=chart_data(rows, _COLUMNS), resolve=alt.Resolve(legend=legend))
 
 
-def _labels(frontier: Frontier) -> dict[str, str]:
+def _labels(facts: Facts, frontier: Frontier) -> dict[str, str]:
     """Return the labels by λ, as many as do not lie on each other: parents and λ*, then the frontier, then the rest."""
-    words = {lam: f"{lam} {name}" for name, lam in PARENTS.items()}
+    words = {lam: f"{lam} {name}" for name, lam in facts.parents.items()}
     star = frontier.chosen.lam
     words[star] = f"{words.get(star, star)} λ*"
     points = sorted(frontier.points, key=lambda point: (point.lam not in words, not point.on_frontier))
@@ -108,7 +107,7 @@ def _labels(frontier: Frontier) -> dict[str, str]:
     for point in points:
         label = words.get(point.lam, point.lam)
         left, bottom = point.error.value / width, point.accuracy.value / height
-        bottom -= 2 * _LETTER[1] if _is_below(point.lam, frontier) else 0.0
+        bottom -= 2 * _LETTER[1] if _is_below(facts, point.lam, frontier) else 0.0
         right = left + _LETTER[0] * (len(label) + 1)
         apart = all(
             left > other_right or right < other_left or abs(bottom - other_bottom) > _LETTER[1]
@@ -119,9 +118,9 @@ def _labels(frontier: Frontier) -> dict[str, str]:
     return {lam: words.get(lam, lam) for lam in kept}
 
 
-def _is_below(lam: str, frontier: Frontier) -> bool:
+def _is_below(facts: Facts, lam: str, frontier: Frontier) -> bool:
     """Say whether a label is under its point: those of aligned and of λ*, which would lie on the way to the next λs."""
-    return lam != PARENTS["base"] and lam in (PARENTS["aligned"], frontier.chosen.lam)
+    return lam != facts.parents["base"] and lam in (facts.parents.get("aligned"), frontier.chosen.lam)
 
 
 def _span(values: list[Value]) -> float:
@@ -150,9 +149,9 @@ def _row(title: str, point: FrontierPoint) -> dict[str, Any]:
 def _scaled(facts: Facts, title: str, frontier: Frontier) -> tuple[Cell, Cell] | None:
     """Return accuracy and error of aligned after temperature scaling on `report`, of one task."""
     task = next((task for task in facts.tasks if task.name == title and task.frontier is frontier), None)
-    if task is None:
+    aligned = facts.parents.get("aligned")
+    if task is None or aligned is None:
         return None
-    aligned = PARENTS["aligned"]
     accuracy = task.cell(aligned, facts.accuracy, "report")
     error = task.cell(aligned, f"{facts.error}_scaled", "report")
     return None if accuracy.drawn is None or error.drawn is None else (accuracy, error)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-from calibration.points import PARENTS
 from calibration.report.facts import Facts, TaskFacts
 from calibration.report.figures import OUTCOME_FIGURES, PAPER_TASKS, outcome_metrics
 
@@ -25,6 +24,11 @@ def notices(facts: Facts) -> Iterator[str]:
         yield "No task has been asked for yet: nothing is scored."
     elif facts.tasks and not facts.grid:
         yield "No λ is finished yet: there is nothing to draw. Run the sweep on, then make the report again."
+    if "aligned" not in facts.parents:
+        yield (
+            "λ is weighed by module (line lam_map, below): λ = 1 is the whole map and not the aligned parent, with which "
+            "nothing is compared here."
+        )
     for task in facts.tasks:
         yield from (f"{task.name}: {text}" for text in _of_task(facts, task))
     if facts.grid and not facts.choices:
@@ -50,7 +54,7 @@ def _of_task(facts: Facts, task: TaskFacts) -> Iterator[str]:
         yield f"{_lams(task.missing)} not scored yet."
     if not task.lambdas:
         return
-    for name, lam in PARENTS.items():
+    for name, lam in facts.parents.items():
         if lam not in task.record["lambdas"]:
             yield f"λ = {lam} ({name}) is not in the grid, so nothing is compared with {name}."
         elif lam not in task.lambdas:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from calibration.report.facts import Cell, Facts, TaskFacts, role_of
+from calibration.report.facts import Cell, Facts, TaskFacts
 from calibration.report.measures import Measure, choice_measures, continuation_measures
 
 ROWS = 400  # in all tables of a page; beyond, parents, λ* and frontier only
@@ -31,10 +31,10 @@ def _of_task(facts: Facts, task: TaskFacts, every: bool) -> Numbers:
     every_lam = [lam for lam in task.record["lambdas"] if lam in {*task.lambdas, *task.partial}]
     notable = {point.lam for point in task.frontier.points if point.on_frontier} if task.frontier else set()
     star = task.frontier.chosen.lam if task.frontier else None
-    shown = [lam for lam in every_lam if every or lam in notable or lam == star or role_of(lam) != "other λ"]
+    shown = [lam for lam in every_lam if every or lam in notable or lam == star or facts.role_of(lam) != "other λ"]
     rows = []
     for lam in shown:
-        marks = [role_of(lam) if role_of(lam) != "other λ" else "", "λ*" if lam == star else ""]
+        marks = [facts.role_of(lam) if facts.role_of(lam) != "other λ" else "", "λ*" if lam == star else ""]
         marks += ["frontier" if lam in notable else "", "partial" if lam in task.partial else ""]
         cells = [_text(task.cell(lam, measure.metric), measure) for measure in measures]
         documents = task.cell(lam, "nll").n

@@ -58,6 +58,7 @@ def page(
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_file("page.html"))
     return template.render(
         parents=Parents(*(_short(sweep["pair"][role]) for role in ("base", "aligned"))),
+        formula=_formula(sweep.get("line", {})),
         facts=facts,
         error_title=ERROR_TITLES[facts.error],
         notices=list(notices(facts)),
@@ -81,6 +82,13 @@ def _spec(chart: alt.LayerChart) -> dict[str, Any]:
     spec: dict[str, Any] = chart.properties(width="container").to_dict()
     spec.pop("config", None)  # the theme's, which follows the reader's setting
     return spec
+
+
+def _formula(line: Mapping[str, Any]) -> str:
+    weight = "λ · w" if line.get("lam_map") else "λ"
+    if line.get("method") == "slerp":
+        return f"θ(λ) = slerp(base, aligned; {weight})"
+    return f"θ(λ) = base + {weight} · (aligned − base)"
 
 
 def _short(parent: Mapping[str, Any]) -> str:

@@ -1,0 +1,39 @@
+"""The way a sweep takes from base to aligned, where it is not the straight line through every tensor alike."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+METHODS = ("linear", "slerp")
+VOCABULARIES = ("strict", "shared")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Part of a sweep's identity; the same in every rank."""
+
+    method: str = "linear"
+    """linear: base + λ · (aligned − base). slerp: along the arc between them, see `merge.interpolate`."""
+    lam_map: str = ""
+    """Weights on λ by module, see `merge.lam_map`; empty: 1 everywhere."""
+    vocab: str = "strict"
+    """strict: a token id that stands for different strings in the parents is refused. shared: its rows of embedding and LM
+    head are aligned's at every λ, and θ(λ) has aligned's vocabulary and shapes."""
+
+    @property
+    def has_aligned_shapes(self) -> bool:
+        """θ(λ) goes into the architecture of aligned, and is read with its tokenizer, not base's."""
+        return self.vocab == "shared"
+
+    def __str__(self) -> str:
+        return ", ".join([self.method, *([f"λ × {self.lam_map}"] if self.lam_map else []), f"{self.vocab} vocabulary"])
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "Line":
+        return Line(**value)
+
+
+STRAIGHT = Line()
