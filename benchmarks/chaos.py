@@ -1,0 +1,237 @@
+"""Random kills during a sweep on a Ray cluster of several nodes: is any unit lost or done twice, does any byte change?
+
+    python benchmarks/chaos.py [--quick] [--kills N] [--seed N]
+
+A tiny pair with real vLLM engines on the CPU, tensor parallel 2, driven by `lambdasweep run --address`. One undisturbed
+sweep is the reference. A second one goes through seeded kills: of a replica's process, of one of its tensor-parallel
+ranks, of a whole node (another joins later), and of the driver (the same command is given again). Nodes are raylets on
+this machine; Ray's token authentication is on.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+KINDS = ("replica", "rank", "node", "driver")
+EXIT_DONE = (0, 3)  # 3: with one document in quarantine
+
+
+def write_inputs(root: Path, documents: int) -> list[str]:
+    """Write a tiny pair and a task; return the arguments of the sweep."""
+    from tests.checkpoints import write_checkpoint
+
+    write_checkpoint(root / "base", seed=0)
+    write_checkpoint(root / "aligned", seed=1)
+    rows = [
+        {"query": f"Which is {n}? " + "so " * (n % 40), "choices": [f"one {n}", f"two {n}"], "gold": n % 2}
+        for n in range(documents)
+    ]
+    rows[7]["query"] = "far too long " * 300
+    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--base", root / "base", "--aligned", root / "aligned", "--task", f"rows={root / 'rows.jsonl'}"]
+    arguments += ["--max-model-len", 256, "--engine", "kv_cache_memory_bytes=67108864", "--engine", "threads=1"]
+    return [*map(str, arguments), "--tp", "2"]
+
+
+class Chaos:
+    """A cluster, the driver's process, and what can be killed of them."""
+
+    def __init__(self, arguments: list[str], out: Path, nodes: int, seed: int) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        self.nodes = [self.cluster.add_node(num_cpus=2) for _ in range(nodes)]
+        self.out, self.log = out, out.with_suffix(".log")
+        self.command = [
+            sys.executable,
+            "-m",
+            "lambdasweep",
+            "run",
+            "--address",
+            self.cluster.address,
+            "--out",
+            str(out),
+        ]
+        self.command += arguments
+        self.random = random.Random(seed)
+        self.killed_nodes = self.restarts = 0
+        self.driver = self.start()
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        with open(self.log, "ab") as log:
+            return subprocess.Popen(self.command, cwd=ROOT, stdout=log, stderr=log)
+
+    def tables(self) -> int:
+        return len(list(self.out.glob("tokens/*/*/shard-*.parquet")))
+
+    def kill(self, kind: str) -> bool:
+        """Kill one thing; False where there is none of that kind now."""
+        if kind == "driver":
+            self.driver.kill()
+            self.driver.wait()
+            self.driver = self.start()
+            return True
+        if kind == "node":
+            if len(self.nodes) < 2:
+                return False
+            node = self.nodes.pop(self.random.randrange(len(self.nodes)))
+            self.cluster.remove_node(node, allow_graceful=False)
+            self.killed_nodes += 1
+            return True
+        replicas = sorted(self.replicas(), key=lambda process: process.pid)
+        victims = replicas if kind == "replica" else [rank for one in replicas for rank in ranks(one)]
+        if not victims:
+            return False
+        self.random.choice(victims).kill()
+        return True
+
+    def replicas(self) -> list[psutil.Process]:
+        found = []
+        for node in [self.cluster.head_node, *self.nodes]:
+            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+            for process in raylet.children(recursive=True):
+                try:
+                    if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::Replica"):
+                        found.append(process)
+                except psutil.Error:
+                    continue
+        return found
+
+    def run(self, kills: int, kinds: tuple[str, ...], units: int, log: Callable[[str], None]) -> Counter[str]:
+        """Kill until that many kills are done, a few tables apart, and let the sweep end; return the kills by kind."""
+        done: Counter[str] = Counter()
+        plan = [kinds[number % len(kinds)] for number in range(kills)]
+        self.random.shuffle(plan)
+        apart = max(1, units // (2 * kills + 2))
+        following = 1
+        while plan:
+            self.check()
+            if self.tables() >= following:
+                time.sleep(self.random.uniform(0, 0.5))
+                kind = plan[-1]
+                if self.kill(kind):
+                    plan.pop()
+                    done[kind] += 1
+                    log(f"{self.tables()}/{units} tables: killed a {kind}")
+                    following = self.tables() + apart
+                    if len(self.nodes) < 2:
+                        self.nodes.append(self.cluster.add_node(num_cpus=2))  # joins while the sweep runs
+            time.sleep(0.05)
+        while self.driver.poll() not in EXIT_DONE:
+            self.check()
+            time.sleep(0.2)
+        return done
+
+    def check(self) -> None:
+        status = self.driver.poll()
+        if status is None or status in EXIT_DONE:
+            return
+        if self.killed_nodes > self.restarts:  # the driver may have been connected through the raylet that was killed
+            self.restarts += 1
+            self.driver = self.start()
+        else:
+            raise SystemExit(f"the sweep ended with status {status}:\n{self.log.read_text()[-4000:]}")
+
+    def close(self) -> None:
+        if self.driver.poll() is None:
+            self.driver.kill()
+            self.driver.wait()
+        self.cluster.shutdown()
+
+
+def ranks(replica: psutil.Process) -> list[psutil.Process]:
+    """The tensor-parallel ranks of a replica."""
+    try:
+        return [child for child in replica.children() if "resource_tracker" not in " ".join(child.cmdline())]
+    except psutil.Error:
+        return []
+
+
+def results(out: Path) -> dict[str, bytes]:
+    """Every file of the results by its path."""
+    kinds = ("requests", "tokens", "quarantine", "metrics.parquet")
+    paths = [path for path in sorted(out.rglob("*")) if path.is_file() and path.relative_to(out).parts[0] in kinds]
+    return {str(path.relative_to(out)): path.read_bytes() for path in paths}
+
+
+def measure(
+    root: Path, lambdas: str, documents: int, kills: int, seed: int, log: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run both sweeps; return what the last line of the benchmark says."""
+    import pyarrow.parquet as pq
+
+    from lambdasweep.rundir import RunDir
+
+    arguments = [*write_inputs(root, documents), "--lambdas", lambdas]
+    begun = time.monotonic()
+    calm = Chaos([*arguments], root / "calm", 1, seed)
+    try:
+        calm.run(0, KINDS, 0, log)
+    finally:
+        calm.close()
+    reference = results(root / "calm")
+    units = sum(name.startswith("tokens/") for name in reference)
+    log(f"the undisturbed sweep: {units} units in {time.monotonic() - begun:.0f} s")
+    begun = time.monotonic()
+    chaos = Chaos(arguments, root / "chaos", 2, seed)
+    try:
+        done = chaos.run(kills, KINDS, units, log)
+    finally:
+        chaos.close()
+    disturbed = results(root / "chaos")
+    requests: Counter[int] = Counter()
+    run = RunDir(root / "chaos")
+    for lam in run.plan()["tasks"]["rows"]["lambdas"]:
+        for table in (run.tokens("rows", lam), run.quarantine("rows", lam)):
+            requests.update((lam, number) for number in table.column("request_id").to_pylist())
+    rows = pq.read_metadata(run.requests("rows")).num_rows * len(run.plan()["tasks"]["rows"]["lambdas"])
+    return {
+        "kills": sum(done.values()),
+        "lost": rows - len(requests),
+        "duplicated": sum(count - 1 for count in requests.values()),
+        "bytes_identical": reference == disturbed,
+        "by_kind": dict(sorted(done.items())),
+        "units": units,
+        "seconds": round(time.monotonic() - begun),
+        "given_up_or_split": (root / "chaos.log").read_text().count(" split, "),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="4 kills")
+    parser.add_argument("--kills", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    kills = options.kills or (4 if options.quick else 20)
+    # Before Ray is imported: its processes and the driver's talk with a token.
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid.uuid4().hex, RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
+    sys.path.insert(0, str(ROOT))
+    print(f"hardware  {len(os.sched_getaffinity(0))} cores; {platform.platform()}; Python {sys.version.split()[0]}")
+    print(f"settings  {kills} kills, seed {options.seed}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        lambdas, documents = ("0:1:0.1", 200) if options.quick else ("0:2:0.05", 400)
+        found = measure(
+            Path(folder), lambdas, documents, kills, options.seed, lambda text: print(f"  {text}", flush=True)
+        )
+    print(json.dumps(found))
+    if found["lost"] or found["duplicated"] or not found["bytes_identical"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
