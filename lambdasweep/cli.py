@@ -55,6 +55,8 @@ ParentsOption = Annotated[
 ]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; without it one is started here.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file with these settings; flags win.")]
+Lam = Annotated[str | None, typer.Option(help="The point, such as 0.62; of a run, λ* by default.")]
+TakenRun = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run directory, in place of a pair.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
 
@@ -152,6 +154,28 @@ def demo(out: Annotated[Path, typer.Option(help="The run directory.")] = Path("r
             out=out,
         )
     )
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="The directory to write; it must not exist.")],
+    run_dir: TakenRun = None,
+    base: Base = None,
+    aligned: Aligned = None,
+    lam: Lam = None,
+    like: Annotated[str, typer.Option(help="Whose config, tokenizer and chat template to take.")] = "aligned",
+    max_shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
+    base_revision: BaseRevision = None,
+    aligned_revision: AlignedRevision = None,
+) -> None:
+    """Write θ(λ) as a checkpoint that transformers and vLLM load: of RUN (λ* by default), or of a pair."""
+    from lambdasweep.export import export_point
+    from lambdasweep.point import from_flags
+
+    began = time.monotonic()
+    source = from_flags(run_dir, base, aligned, base_revision, aligned_revision, lam)
+    nbytes = export_point(source, out, like, max_shard_size, lambda line: typer.echo(line, err=True))
+    typer.echo(f"θ({source.lam}): {nbytes / 1e9:.2f} GB in {time.monotonic() - began:.1f} s in {out}")
 
 
 def sweep(config: "SweepConfig") -> None:
