@@ -37,6 +37,7 @@ from tests.tables import add_scores, add_task
 from tests.test_merge import write
 
 ROOT = Path(__file__).parent.parent
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 Tensors = dict[str, torch.Tensor]
 
 
@@ -121,7 +122,7 @@ def test_the_files_are_as_the_format_wants_them(mixed_pair: tuple[Path, Path], t
         for entry in json.loads(data[8 : 8 + length]).values():
             if "dtype" in entry:
                 assert entry["data_offsets"][0] % (4 if entry["dtype"] == "F32" else 2) == 0
-    assert {path.name for path in out.iterdir()} == {*names, INDEX, "README.md", "config.json", "tokenizer.json"}
+    assert {path.name for path in out.iterdir()} == {*names, INDEX, "README.md", "config.json", *TOKENIZER}
 
 
 @pytest.mark.parametrize("tie", [True, False])
