@@ -104,8 +104,10 @@ def fingerprints_of(pair: "Pair", run: MeasuredPoint | None) -> dict[str, str]:
         RunMismatchError: a parent is another one than the run's.
     """
     from merge.pair import fingerprint
+    from serve.settings import available_cores
 
-    found = {role: fingerprint(parent, role) for role, parent in (("base", pair.base), ("aligned", pair.aligned))}
+    parents, threads = {"base": pair.base, "aligned": pair.aligned}, len(available_cores())
+    found = {role: fingerprint(parent, role, threads) for role, parent in parents.items()}
     if run is not None:
         recorded = {role: run.record["pair"][role]["fingerprint"] for role in found}
         changed = [role for role in found if found[role] != recorded[role]]

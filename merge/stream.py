@@ -99,13 +99,16 @@ class WeightWriter:
             running: set[Future[int]] = set()
             flushing: Future[None] | None = None
             unflushed = 0
-            for block in self._blocks(file):
-                if len(running) >= 2 * self._threads:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    unflushed += sum(future.result() for future in done)
-                if unflushed >= _SYNC and (flushing is None or flushing.done()):
-                    flushing, unflushed = self._flusher.submit(os.fdatasync, out), 0
-                running.add(self._pool.submit(self._make, block, out, file.offsets[block.name], digest))
+            try:
+                for block in self._blocks(file):
+                    if len(running) >= 2 * self._threads:
+                        done, running = wait(running, return_when=FIRST_COMPLETED)
+                        unflushed += sum(future.result() for future in done)
+                    if unflushed >= _SYNC and (flushing is None or flushing.done()):
+                        flushing, unflushed = self._flusher.submit(os.fdatasync, out), 0
+                    running.add(self._pool.submit(self._make, block, out, file.offsets[block.name], digest))
+            finally:  # nobody may write to a descriptor that is closed, and perhaps another file's by then
+                wait([*running, *filter(None, [flushing])])
             for future in running:
                 future.result()
             if flushing is not None:

@@ -89,7 +89,7 @@ class LambdaEndpoint:
 
     async def _switch(self, lam: str) -> None:
         """Make θ(λ) live. The gate holds requests back; the engine may still be busy with what a client broke off."""
-        await self._engine.pause_generation(mode="wait", clear_cache=False)
+        await self._engine.pause_generation(mode="wait")  # also empties all caches
         if not await self._engine.reset_prefix_cache():
             raise EngineError("vLLM did not reset its prefix cache")
         await self._engine.start_weight_update()
@@ -129,7 +129,10 @@ class LambdaMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or scope.get("method") in _READS:
-            await self._app(scope, receive, send)
+            if self._gate.failure and scope["path"].endswith("/health"):
+                await problem(503, "a move of λ failed: GET /v1/lambda says why")(scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
         elif self._guard and not self._guard.verify_token(Headers(scope=scope)):
             await JSONResponse({"error": "Unauthorized"}, 401)(scope, receive, send)
         elif scope["path"].removeprefix(scope.get("root_path", "")) == PATH:

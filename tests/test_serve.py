@@ -328,7 +328,7 @@ def test_after_a_failed_move_the_reason_is_all_there_is(pair: tuple[Path, Path],
         with pytest.raises(openai.InternalServerError, match=r"the move from λ = 0 to 0\.5 failed") as caught:
             complete(server, prompt(1))
         assert caught.value.status_code == 503
-        assert server.ask("/v1/lambda")[0] == 503
+        assert server.ask("/v1/lambda")[0] == server.ask("/health")[0] == 503
         assert server.ask("/v1/lambda", b'{"lam": "0"}')[0] == 503
 
 
