@@ -6,8 +6,8 @@ kept if it still has its header and its digest.
 
 How far what is written is from θ(λ) = a + λ(b − a) in exact arithmetic. With u = 2⁻²⁴, fp32's unit roundoff, `torch.lerp`
 computes a + λ·(b − a) where |λ| < ½ and b + (λ − 1)·(b − a) elsewhere, in fp32 whatever the parents' dtype (half-precision
-parents are exact in it), product and sum in one fused operation, and rounds once to that dtype. Let d = b − a, M = max(|a|, |b|), X = max(M, |λd|); so |d| ≤ 2M and
-|θ| ≤ 2X. To first order in u, before the last rounding:
+parents are exact in it), product and sum in one fused operation, and rounds once to that dtype. Let d = b − a,
+M = max(|a|, |b|), X = max(M, |λd|); so |d| ≤ 2M and |θ| ≤ 2X. To first order in u, before the last rounding:
 
     |λ| < ½        λ and d are rounded once each, u|λd| each
     ½ ≤ λ ≤ 1      λ: u|λd|; d: u(1 − λ)|d|; λ − 1 is exact (Sterbenz). Together u|d|

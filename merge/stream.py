@@ -108,7 +108,8 @@ class WeightWriter:
                         flushing, unflushed = self._flusher.submit(os.fdatasync, out), 0
                     running.add(self._pool.submit(self._make, block, out, file.offsets[block.name], digest))
             finally:  # nobody may write to a descriptor that is closed, and perhaps another file's by then
-                wait([*running, *filter(None, [flushing])])
+                wait(running)
+                wait([flushing] if flushing is not None else [])
             for future in running:
                 future.result()
             if flushing is not None:
