@@ -68,7 +68,7 @@ def mixed(seed: int) -> Tensors:
 
     return {
         "model.embed.weight": draw(700, 999),
-        "model.layers.0.w": draw(3, 5, dtype=torch.float16),
+        "model.layers.0.a": draw(3, 5, dtype=torch.float16),
         "model.layers.0.odd": draw(7, dtype=torch.float32),
         "model.layers.0.scalar": draw(),
         "model.layers.0.empty": draw(0, 4),
