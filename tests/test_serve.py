@@ -232,12 +232,10 @@ def test_streams_finish_on_the_lambda_that_they_name(server: Server, greedy: Any
         time.sleep(0.1)
         new = [pool.submit(complete, server, ids) for ids in prompts]
         move.result()
-        moved = time.monotonic()
         for ids, one, two in zip(prompts, old, new, strict=True):
             assert one.result() == ("0.35", greedy("0.35", ids))
             assert two.result() == ("1.3", greedy("1.3", ids, 40))
     assert asked < min(ended), "the streams were over before the move: it had nothing to wait for"
-    assert max(ended) < moved
 
 
 def test_concurrent_moves_take_turns(server: Server, greedy: Any) -> None:
