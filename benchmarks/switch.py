@@ -31,22 +31,12 @@ from typing import Any
 from peers import MERGEKIT, ROOT, environment, header, merge, merge_config
 from random_pair import SHAPES, write_random_pair
 
+from lambdasweep.export import export_point
+from lambdasweep.point import from_flags
 from serve.settings import EngineSettings, available_cores, installed_device
 
 LAM = "0.35"  # of the merged checkpoints
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-
-
-def export(pair: Path, lam: str, out: Path) -> None:
-    """Write θ(λ) as a checkpoint, with the arithmetic that the live weights are made with."""
-    from safetensors.torch import save_file
-
-    from merge.interpolate import interpolated_tensors
-    from merge.pair import open_pair
-
-    shutil.copytree(pair / "base", out, ignore=shutil.ignore_patterns("*.safetensors"))
-    opened = open_pair(str(pair / "base"), str(pair / "aligned"))
-    save_file(dict(interpolated_tensors(opened, lam)), out / "model.safetensors", metadata={"format": "pt"})
 
 
 def copy_bandwidth(device: str, tier: str) -> float:
@@ -253,7 +243,8 @@ def main() -> None:
     turns, colds = (3, 1) if arguments.quick else (10, 3)
     with tempfile.TemporaryDirectory(dir=pair.parent) as folder:
         scratch = Path(folder)
-        export(pair, LAM, scratch / "export")
+        source = from_flags(None, str(pair / "base"), str(pair / "aligned"), None, None, LAM)
+        export_point(source, scratch / "export", "base", "5GB", print)
         (scratch / "merge.yaml").write_text(merge_config(pair / "base", pair / "aligned", LAM, stored))
         common = {"settings": settings.to_json(), "cores": cores, "parents": arguments.parents}
         parents = {"base": pair / "base", "aligned": pair / "aligned"}

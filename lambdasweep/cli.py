@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from lambdasweep.errors import EXIT_FAILED, EXIT_INTERRUPTED, LambdasweepError
 
@@ -27,6 +28,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+class TakesFlags(TyperCommand):
+    """A command that leaves what follows after `--` as it is, in `context.args`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        super().parse_args(ctx, args[:end])
+        ctx.args = args[end + 1 :]
+        return args[end + 1 :]
+
 
 Base = Annotated[str | None, typer.Option(help="Checkpoint before alignment: directory or hub id.")]
 Aligned = Annotated[str | None, typer.Option(help="Checkpoint after alignment: directory or hub id.")]
@@ -75,6 +87,8 @@ ParentsOption = Annotated[
 AcceleratorType = Annotated[str | None, typer.Option(help="Use only GPUs of this kind, by Ray's name: H100, say.")]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; without it one is started here.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file with these settings; flags win.")]
+Lam = Annotated[str | None, typer.Option(help="The point, such as 0.62; of a run, λ* by default.")]
+TakenRun = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run directory, in place of a pair.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run directory: path, s3:// or gs:// URL.")]
 
 
@@ -188,6 +202,50 @@ def demo(out: Annotated[str, typer.Option(help="The run directory.")] = "runs/de
             out=locate(out),
         )
     )
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="The directory to write; it must not exist.")],
+    run_dir: TakenRun = None,
+    base: Base = None,
+    aligned: Aligned = None,
+    lam: Lam = None,
+    like: Annotated[str, typer.Option(help="Whose config, tokenizer and chat template to take.")] = "aligned",
+    max_shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
+    base_revision: BaseRevision = None,
+    aligned_revision: AlignedRevision = None,
+) -> None:
+    """Write θ(λ) as a checkpoint that transformers and vLLM load: of RUN (λ* by default), or of a pair."""
+    from lambdasweep.export import export_point
+    from lambdasweep.point import from_flags
+
+    began = time.monotonic()
+    source = from_flags(run_dir, base, aligned, base_revision, aligned_revision, lam)
+    nbytes = export_point(source, out, like, max_shard_size, lambda line: typer.echo(line, err=True))
+    typer.echo(f"θ({source.lam}): {nbytes / 1e9:.2f} GB in {time.monotonic() - began:.1f} s in {out}")
+
+
+@app.command(cls=TakesFlags)
+def serve(
+    context: typer.Context,
+    run_dir: TakenRun = None,
+    base: Base = None,
+    aligned: Aligned = None,
+    lam: Lam = None,
+    base_revision: BaseRevision = None,
+    aligned_revision: AlignedRevision = None,
+    parents: ParentsOption = None,
+) -> None:
+    """Serve θ(λ) live through vLLM's OpenAI-compatible server, on 127.0.0.1. Flags of `vllm serve` follow after --.
+
+    POST /v1/lambda {"lam": "0.7"} moves it, GET /v1/lambda tells where it is, as does X-Lambdasweep-Lambda in each response.
+    """
+    from lambdasweep.point import from_flags
+    from lambdasweep.serving import serve_point
+
+    source = from_flags(run_dir, base, aligned, base_revision, aligned_revision, lam)
+    serve_point(source, parents or "auto", context.args, lambda line: typer.echo(line, err=True))
 
 
 def sweep(config: "SweepConfig") -> None:

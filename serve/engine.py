@@ -178,8 +178,7 @@ class Engine:
 
     def _probe(self) -> list[float]:
         """Return the logprobs of a fixed prompt's tokens."""
-        length = min(_PROBE_TOKENS, self.settings.max_model_len - 1)
-        token_ids = [(11 + 7919 * position) % self.vocab_size for position in range(length)]
+        token_ids = probe_token_ids(self.vocab_size, self.settings.max_model_len)
         self.clear_prefix_cache()
         logprobs: list[float] = self.score([Prompt(token_ids, 0, [0])]).logprob.tolist()
         return logprobs
@@ -231,6 +230,12 @@ class Engine:
             prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
             cached_tokens=sum(output.num_cached_tokens or 0 for output in outputs),
         )
+
+
+def probe_token_ids(vocab_size: int, max_model_len: int) -> list[int]:
+    """Return a fixed prompt, different tokens all over the vocabulary."""
+    length = min(_PROBE_TOKENS, max_model_len - 1)
+    return [(11 + 7919 * position) % vocab_size for position in range(length)]
 
 
 def free_memory(settings: EngineSettings, ranks: int) -> Room:

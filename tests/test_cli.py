@@ -6,6 +6,7 @@ No engine is started: where a command would go on to one, `run_units` is replace
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -1066,3 +1067,47 @@ def test_refining_without_choices_says_so(
     (call,) = handed
     assert call["more"]() == []
     assert "up to 2 λ more" in lambdasweep("plan", *flags(refine=2)).out
+
+
+# Taking a point home
+
+
+def test_export_writes_a_point(lambdasweep: Callable[..., Result], pair: tuple[Path, Path], tmp_path: Path) -> None:
+    parents = ["--base", pair[0], "--aligned", pair[1]]
+    result = lambdasweep("export", *parents, "--lam", "-0.50", "--out", tmp_path / "out", "--max-shard-size", "100KB")
+    assert (result.code, result.err) == (0, "")
+    assert re.fullmatch(rf"θ\(-0\.5\): 0\.00 GB in \d+\.\d s in {tmp_path / 'out'}\n", result.out)
+    assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
+    again = lambdasweep("export", *parents, "--lam", "0", "--out", tmp_path / "out")
+    assert (again.code, again.problems) == (2, [f"{tmp_path / 'out'} exists: give another --out, or remove it"])
+    missing = lambdasweep("export", *parents[:2], "--out", tmp_path / "other")
+    assert (missing.code, missing.problems) == (2, ["--aligned is missing", "--lam is missing"])
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_follows_the_dashes_is_for_vllm(
+    lambdasweep: Callable[..., Result], pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr("serve.server.serve", served.append)
+    flags = ["--port", "8001", "--", "--lam"]
+    result = lambdasweep("serve", "--base", pair[0], "--aligned", pair[1], "--lam", "0.620", "--", *flags)
+    assert (result.code, result.err) == (0, "")
+    (serving,) = served
+    assert (serving.lam, serving.parents, serving.name) == ("0.62", "auto", "aligned-lambda")
+    assert serving.flags == tuple(flags)
+    assert (serving.base, serving.aligned) == pair
+    assert serving.defaults["max_model_len"] == 512
+    assert serving.defaults["dtype"] == "float32"
+
+
+def test_serve_wants_a_point(lambdasweep: Callable[..., Result], pair: tuple[Path, Path], tmp_path: Path) -> None:
+    assert lambdasweep("serve", "--", "--port", "8001").problems == [
+        "--base is missing",
+        "--aligned is missing",
+        "--lam is missing",
+    ]
+    assert lambdasweep("serve", tmp_path / "gone").code == 2
+    parents = ["--base", pair[0], "--aligned", pair[1], "--lam", "0.5"]
+    (problem,) = lambdasweep("serve", *parents, "--parents", "ram").problems
+    assert problem == "--parents ram is unknown: give auto, device, pinned, mmap, reload"

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from lambdasweep import schemas
+from lambdasweep.export import export_point
+from lambdasweep.point import from_flags
 from tests import engine_process
 from tests.checkpoints import write_checkpoint
 
@@ -155,23 +156,9 @@ def results(pairs: dict[bool, tuple[Path, Path]], tmp_path_factory: pytest.TempP
 
 
 def export(base: Path, aligned: Path, lam: str, out: Path) -> Path:
-    """Write θ(λ) with none of our own code: fp32 arithmetic, one rounding, parents copied at 0 and 1."""
-    if out.exists():
-        return out
-    out.mkdir()
-    for file in base.iterdir():
-        if file.suffix != ".safetensors":
-            (out / file.name).write_bytes(file.read_bytes())
-    one, two = load_file(base / "model.safetensors"), load_file(aligned / "model.safetensors")
-    if lam == "0":
-        merged = one
-    elif lam == "1":
-        merged = two
-    else:
-        merged = {
-            name: torch.lerp(one[name].float(), two[name].float(), float(lam)).to(one[name].dtype) for name in one
-        }
-    save_file(merged, out / "model.safetensors", metadata={"format": "pt"})
+    """Write θ(λ) as `lambdasweep export` does, which tests/test_export.py holds against references."""
+    if not out.exists():
+        export_point(from_flags(None, str(base), str(aligned), None, None, lam), out, "base", "5GB", print)
     return out
 
 

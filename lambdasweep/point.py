@@ -1,0 +1,122 @@
+"""One point of one line, to be taken home: given by flags, or by a run and its λ*."""
+
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lambdasweep.errors import InputError, RunMismatchError
+from lambdasweep.grid import canonical
+from lambdasweep.rundir import RunDir
+from lambdasweep.schemas import METRICS
+
+if TYPE_CHECKING:
+    from calibration.summary import Analysis
+    from merge.pair import Pair
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the pair is, and which λ of it; `run` is what they were taken from, if anything."""
+
+    base: str
+    aligned: str
+    base_revision: str | None
+    aligned_revision: str | None
+    lam: str
+    run: "MeasuredPoint | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredPoint:
+    """What a run knows of a λ."""
+
+    root: str
+    record: dict[str, Any]  # sweep.json
+    chosen_by: str  # how λ came about, in a few words
+    metrics: tuple[dict[str, Any], ...]  # rows of schemas.METRICS at this λ, of all tasks
+
+
+def from_flags(
+    run: Path | None,
+    base: str | None,
+    aligned: str | None,
+    base_revision: str | None,
+    aligned_revision: str | None,
+    lam: str | None,
+) -> Source:
+    """Settle the point that a command line asks for.
+
+    Raises:
+        InputError: neither a run nor both parents, or both; no λ where there is no run to take it from; a run in which
+            nothing is committed.
+    """
+    parents = (base, aligned, base_revision, aligned_revision)
+    if run is not None:
+        if any(value is not None for value in parents):
+            raise InputError("a run knows its pair: give RUN, or --base and --aligned")
+        return _from_run(RunDir(run), canonical(lam) if lam is not None else None)
+    problems = [f"{flag} is missing" for flag, value in (("--base", base), ("--aligned", aligned)) if value is None]
+    problems += ["--lam is missing"] if lam is None else []
+    if problems or base is None or aligned is None or lam is None:
+        raise InputError("there is no point to take: give RUN, or --base, --aligned and --lam", problems)
+    return Source(base, aligned, base_revision, aligned_revision, canonical(lam))
+
+
+def _from_run(run: RunDir, lam: str | None) -> Source:
+    record = run.sweep()
+    base, aligned = (record["pair"][role] for role in ("base", "aligned"))
+    if lam is None:
+        from calibration.summary import analyse
+
+        analysis = analyse(run)  # from the tables: what `report` wrote may be older than they are
+        metrics = analysis.metrics
+        lam, chosen_by = _best(run, analysis)
+    else:
+        from lambdasweep.notebook import Run
+
+        metrics = Run(run.root).metrics() if run.metrics.is_file() else METRICS.empty_table()
+        chosen_by = "asked for"
+    rows = [row for row in metrics.to_pylist() if row["lam"] == Decimal(lam)]
+    measured = MeasuredPoint(str(run.root), record, chosen_by, tuple(rows))
+    return Source(base["source"], aligned["source"], base["revision"], aligned["revision"], lam, measured)
+
+
+def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str]:
+    """Return λ* and whose it is."""
+    from calibration.frontier import frontiers
+
+    found = frontiers(analysis.curves)
+    if len(found.tasks) > 1 and found.macro is None:
+        raise InputError(f"{run.root}: no λ has results of all tasks, so there is no λ* of their average: give --lam")
+    best = found.macro or next(iter(found.tasks), None)
+    if best is None:
+        raise InputError(f"{run.root} has no results of a task with choices, so there is no λ*: give --lam")
+    whose = f"the macro average of {len(found.tasks)} tasks" if found.macro else f"task {best.task}"
+    return best.chosen.lam, f"λ* of {whose}"
+
+
+def fingerprints_of(pair: "Pair", run: MeasuredPoint | None) -> dict[str, str]:
+    """Read both parents: content hashes by role.
+
+    Raises:
+        PairError: NaN or infinity in a parent.
+        RunMismatchError: a parent is another one than the run's.
+    """
+    from merge.pair import fingerprint
+    from serve.settings import available_cores
+
+    parents, threads = {"base": pair.base, "aligned": pair.aligned}, len(available_cores())
+    found = {role: fingerprint(parent, role, threads) for role, parent in parents.items()}
+    if run is not None:
+        recorded = {role: run.record["pair"][role]["fingerprint"] for role in found}
+        changed = [role for role in found if found[role] != recorded[role]]
+        if changed:
+            raise RunMismatchError(
+                f"{run.root} was made with another pair; restore what it was made with, or sweep again",
+                [
+                    f"{role} {run.record['pair'][role]['source']} was {recorded[role][:12]}… and is {found[role][:12]}… now"
+                    for role in changed
+                ],
+            )
+    return found

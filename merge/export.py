@@ -1,0 +1,209 @@
+"""θ(λ) as a checkpoint on disk.
+
+The directory appears under its final name complete or not at all: it is written as `.NAME.partial` beside it, flushed and
+renamed. An export that was killed goes on from there: a file that is recorded in `progress.json` was flushed before, and is
+kept if it still has its header and its digest.
+
+How far what is written is from θ(λ) = a + λ(b − a) in exact arithmetic. With u = 2⁻²⁴, fp32's unit roundoff, `torch.lerp`
+computes a + λ·(b − a) where |λ| < ½ and b + (λ − 1)·(b − a) elsewhere, in fp32 whatever the parents' dtype (half-precision
+parents are exact in it), product and sum in one fused operation, and rounds once to that dtype. Let d = b − a,
+M = max(|a|, |b|), X = max(M, |λd|); so |d| ≤ 2M and |θ| ≤ 2X. To first order in u, before the last rounding:
+
+    |λ| < ½        λ and d are rounded once each, u|λd| each
+    ½ ≤ λ ≤ 1      λ: u|λd|; d: u(1 − λ)|d|; λ − 1 is exact (Sterbenz). Together u|d|
+    other λ        λ, λ − 1 and d: u|d|(|λ| + 2|1 − λ|), less where these lie low in their binade: at most 6uX
+
+and the sum is rounded to fp32, u|θ|. For λ in [0, 1] that makes at most 3uM ≤ 2⁻²²·M; for any λ at most 8uX = 2⁻²¹·X,
+near λ = −½. In fp32 this is the whole error. In half precision the last rounding adds half a unit in the last place
+(ulp) of the result, and for λ in [0, 1] the rest is 2uM at most where |θ| is small beside M: with |θ| ≥ 2⁻⁸·M, one ulp is at
+least 2⁻¹⁶·M in bfloat16, which makes at most 0.508 ulp; in float16, whose ulp is 2⁻³ of that, the same holds from
+|θ| ≥ 2⁻⁵·M on.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lambdasweep.errors import InputError, PairError
+from lambdasweep.rundir import commit_bytes, commit_json
+from merge.checkpoint import INDEX, Checkpoint
+from merge.layout import OutputFile, index, lay_out
+from merge.pair import Pair
+from merge.stream import WeightWriter
+
+PROGRESS = "progress.json"
+_SPARE_BYTES = 64 << 20
+_SHOWN = 8
+# What goes with the weights: configs, tokenizer, chat templates, terms of use. No code, and no list of other weight files.
+_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
+_NOT_BESIDE = ("*.index.json", PROGRESS)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPlan:
+    """What to write. `like` is the parent whose config, tokenizer and chat template go with the weights."""
+
+    pair: Pair
+    fingerprints: dict[str, str]  # by role
+    lam: str  # canonical
+    like: str  # base or aligned
+    out: Path
+    max_shard_bytes: int
+
+    @property
+    def parent(self) -> Checkpoint:
+        return self.pair.base if self.like == "base" else self.pair.aligned
+
+
+def export(plan: ExportPlan, card: str, threads: int, say: Callable[[str], None]) -> int:
+    """Write θ(λ) as a Hugging Face checkpoint and return the bytes of its weight files.
+
+    Memory is a few MB a thread, whatever the model's size.
+
+    Args:
+        plan: what to write.
+        card: README.md.
+        threads: blocks in work at a time, each on a core.
+        say: told one line of news at a time.
+
+    Raises:
+        InputError: `out` exists, another process is writing it, or it does not fit on the disk. Nothing is written.
+        PairError: NaN or infinity came out, naming the tensors; nothing is left behind.
+        OSError: the disk is full or not writable; the same call again goes on.
+    """
+    out = plan.out.absolute()
+    files = lay_out(plan.pair.base.tensors, plan.max_shard_bytes)
+    check_target(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    with _locked(partial, out):
+        with WeightWriter(plan.pair, plan.lam, threads) as writer:
+            written = _written(partial, plan, files, writer)
+            if written:
+                say(f"going on: {len(written)} of {len(files)} files are there already")
+            _clear(partial, {PROGRESS, *written})
+            _check_disk(out, sum(file.nbytes for file in files if file.name not in written))
+            for file in files:
+                if file.name in written:
+                    continue
+                digest = writer.write(file, partial / file.name)
+                if not writer.not_finite:  # else nothing of it is of use
+                    written[file.name] = digest
+                    commit_json(partial / PROGRESS, _identity(plan) | {"files": written})
+            if writer.not_finite:
+                shutil.rmtree(partial)
+                raise _overflow(plan, writer.not_finite)
+        if len(files) > 1:
+            commit_json(partial / INDEX, index(files, plan.pair.base.tensors))
+        for source in beside(plan.parent.path):
+            commit_bytes(partial / source.name, source.read_bytes())
+        commit_bytes(partial / "README.md", card.encode())
+        (partial / PROGRESS).unlink()
+        _flush(partial)
+        check_target(out)
+        os.rename(partial, out)
+        _flush(out.parent)
+    return sum(file.nbytes for file in files)
+
+
+def check_target(out: Path) -> None:
+    """Refuse to write over anything.
+
+    Raises:
+        InputError: `out` exists.
+    """
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{out} exists: give another --out, or remove it")
+
+
+def beside(path: Path) -> list[Path]:
+    """Return the files of a checkpoint that an export takes over, by name."""
+    found = {file for pattern in _BESIDE for file in path.glob(pattern)}
+    dropped = {file for pattern in _NOT_BESIDE for file in path.glob(pattern)}
+    return sorted(file for file in found - dropped if file.is_file())
+
+
+def _identity(plan: ExportPlan) -> dict[str, Any]:
+    return {"lam": plan.lam, "fingerprints": plan.fingerprints, "max_shard_bytes": plan.max_shard_bytes}
+
+
+def _written(partial: Path, plan: ExportPlan, files: list[OutputFile], writer: WeightWriter) -> dict[str, str]:
+    """Return the digests of the files that an earlier call of the same plan left whole."""
+    try:
+        progress = json.loads((partial / PROGRESS).read_text())
+        recorded = progress.pop("files")
+    except (OSError, ValueError, KeyError):
+        return {}
+    if progress != _identity(plan):
+        return {}
+    return {
+        file.name: recorded[file.name]
+        for file in files
+        if file.name in recorded and _is_whole(partial / file.name, file, recorded[file.name], writer)
+    }
+
+
+def _is_whole(path: Path, file: OutputFile, digest: str, writer: WeightWriter) -> bool:
+    if not path.is_file() or path.stat().st_size != file.nbytes:
+        return False
+    with open(path, "rb") as stream:
+        if stream.read(len(file.header)) != file.header:
+            return False
+    return writer.digest(file, path) == digest
+
+
+def _clear(partial: Path, keep: set[str]) -> None:
+    for path in partial.iterdir():
+        if path.name not in keep:
+            path.unlink()
+
+
+def _check_disk(out: Path, needed: int) -> None:
+    free = shutil.disk_usage(out.parent).free
+    if free < needed + _SPARE_BYTES:
+        raise InputError(
+            f"no disk space: the weights take {needed / 1e9:.2f} GB more and {out.parent} has {free / 1e9:.2f} GB free; "
+            "make room or give another --out"
+        )
+
+
+def _overflow(plan: ExportPlan, names: set[str]) -> PairError:
+    ordered = [name for name in plan.pair.base.tensors if name in names]
+    more = [f"and {len(ordered) - _SHOWN} more"] if len(ordered) > _SHOWN else []
+    dtypes = {plan.pair.base.tensors[name].dtype for name in ordered}
+    return PairError(
+        f"θ({plan.lam}) cannot be exported: NaN or numbers too large for {' and '.join(sorted(dtypes))} in "
+        f"{len(ordered)} tensors; give a λ nearer to [0, 1], or parents without NaN",
+        [*ordered[:_SHOWN], *more],
+    )
+
+
+@contextmanager
+def _locked(partial: Path, out: Path) -> Iterator[None]:
+    """Make the temporary directory and hold it; the kernel lets go of it when the process ends, however it ends."""
+    partial.mkdir(exist_ok=True)
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another lambdasweep process is writing {out}: wait for it, or stop it first") from None
+        yield
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):
+            partial.rmdir()  # where nothing was written
+
+
+def _flush(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

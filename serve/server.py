@@ -1,0 +1,108 @@
+"""vLLM's own OpenAI-compatible server over a pair: its arguments, and its start."""
+
+import argparse
+import os
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from lambdasweep.errors import InputError
+from serve.plugin import BACKEND, CONFIG_KEY, WORKER_EXTENSION, register
+
+# vLLM flags that lambdasweep sets itself or cannot work with, and why; each must be left at its default.
+_REFUSED = {
+    "model_tag": "the pair is given by RUN, or --base and --aligned",
+    "model": "the pair is given by RUN, or --base and --aligned",
+    "weight_transfer_config": "it is how λ moves",
+    "worker_extension_cls": "it is how λ moves",
+    "additional_config": "it is how λ moves",
+    "load_format": "safetensors only",
+    "quantization": "quantised parents cannot be interpolated",
+    "trust_remote_code": "code from a checkpoint is never run",
+    "enable_lora": "an adapter does not belong to any λ",
+    "speculative_config": "a draft model does not move with λ",
+    "data_parallel_size": "one engine moves; start several servers",
+    "api_server_count": "one process admits requests",
+    "enable_elastic_ep": "one engine moves",
+    "headless": "one process admits requests",
+    "grpc": "the λ is named in HTTP headers",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What to serve. `defaults` are vLLM arguments that flags win over."""
+
+    base: Path
+    aligned: Path
+    lam: str  # canonical, to begin with
+    parents: str  # one of serve.tiers.CHOICES
+    name: str
+    flags: tuple[str, ...]  # of `vllm serve`
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
+def serve(serving: Serving) -> None:
+    """Run the server until it is told to stop. The process must not have imported vLLM yet.
+
+    Raises:
+        InputError: vLLM flags that cannot be used.
+    """
+    os.environ |= {
+        # Names the plugins that vLLM loads, in all of its processes: ours, and those the user named.
+        "VLLM_PLUGINS": ",".join(filter(None, [os.environ.get("VLLM_PLUGINS"), "lambdasweep"])),
+        "VLLM_SERVER_DEV_MODE": "0",  # its routes change weights behind our back
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+        "VLLM_ENABLE_RESPONSES_API_STORE": "0",  # stored responses go on after the request is over
+        "VLLM_USE_RUST_FRONTEND": "0",
+        "VLLM_NO_USAGE_STATS": os.environ.get("VLLM_NO_USAGE_STATS", "1"),
+    }
+    import uvloop
+
+    # vLLM goes on without a plugin that it does not find or cannot load, and would serve a parent.
+    import serve.endpoint  # noqa: F401
+
+    if not entry_points(group="vllm.endpoint_plugins", name="lambdasweep"):
+        raise InputError("this installation of lambdasweep has no endpoint plugin: install it again")
+    from vllm.entrypoints.launchers.api_server.entry import run_server
+
+    uvloop.run(run_server(arguments(serving)))
+
+
+def arguments(serving: Serving) -> argparse.Namespace:
+    """Return the arguments of vLLM's server.
+
+    Raises:
+        InputError: naming every flag that cannot be used.
+    """
+    from vllm.config.weight_transfer import WeightTransferConfig
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    register()
+    parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
+    untouched = parser.parse_args([])
+    args: argparse.Namespace = parser.parse_args(list(serving.flags))
+    problems = [
+        f"--{name.replace('_', '-')} cannot be used: {why}"
+        for name, why in _REFUSED.items()
+        if getattr(args, name, None) != getattr(untouched, name, None)
+    ]
+    if problems:
+        raise InputError("the flags after -- cannot be used", problems)
+    for name, value in serving.defaults.items():
+        if getattr(args, name) == getattr(untouched, name):
+            setattr(args, name, value)
+    if args.host is None and args.uds is None:
+        args.host = "127.0.0.1"  # vLLM's own default is every address of the machine
+    args.served_model_name = args.served_model_name or [serving.name]
+    args.model = args.model_tag = str(serving.aligned)
+    args.load_format = "safetensors"
+    args.api_server_count = None  # this process is the only one
+    args.weight_transfer_config = WeightTransferConfig(backend=BACKEND)
+    args.worker_extension_cls = WORKER_EXTENSION
+    parents = {"base": str(serving.base), "aligned": str(serving.aligned), "tier": serving.parents}
+    args.additional_config = {CONFIG_KEY: {**parents, "ranks": args.tensor_parallel_size, "lam": serving.lam}}
+    validate_parsed_serve_args(args)
+    return args
