@@ -40,8 +40,8 @@ def model_card(pair: "Pair", fingerprints: dict[str, str], lam: str, like: str, 
         "",
         f"# θ({lam}) of {_name(pair.base)} and {_name(pair.aligned)}",
         "",
-        f"The weights are base + {lam} · (aligned − base), tensor by tensor, computed in float32 and rounded once; λ = 0 is "
-        "the model before alignment and λ = 1 the one after.",
+        f"The weights are {_formula(pair, lam)}, tensor by tensor, computed in float32 and rounded once.",
+        *_beyond_the_formula(pair),
         "",
         "| parent | checkpoint | revision | fingerprint |",
         "|---|---|---|---|",
@@ -57,6 +57,19 @@ def model_card(pair: "Pair", fingerprints: dict[str, str], lam: str, like: str, 
         "",
     ]
     return "\n".join(lines)
+
+
+def _formula(pair: "Pair", lam: str) -> str:
+    weighed = f"{lam} · w" if pair.line.lam_map else lam
+    return f"slerp(base, aligned; {weighed})" if pair.line.method == "slerp" else f"base + {weighed} · (aligned − base)"
+
+
+def _beyond_the_formula(pair: "Pair") -> Iterator[str]:
+    if pair.line.lam_map:
+        yield f"The weight w of a tensor is 1, or what `{pair.line.lam_map}` says of it."
+    for name, spans in pair.aligned_rows.items():
+        rows = sum(stop - start for start, stop in spans)
+        yield f"{rows} rows of `{name}` are aligned's: their token ids stand for other strings in base, or are not in it."
 
 
 def _front_matter(base_models: list[str]) -> Iterator[str]:

@@ -215,13 +215,16 @@ def export(
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
     base_revision: BaseRevision = None,
     aligned_revision: AlignedRevision = None,
+    method: Method = None,
+    lam_map: LamMap = None,
+    vocab: Vocab = None,
 ) -> None:
     """Write θ(λ) as a checkpoint that transformers and vLLM load: of RUN (λ* by default), or of a pair."""
     from lambdasweep.export import export_point
     from lambdasweep.point import from_flags
 
     began = time.monotonic()
-    source = from_flags(run_dir, base, aligned, base_revision, aligned_revision, lam)
+    source = from_flags(run_dir, base, aligned, base_revision, aligned_revision, lam, method, lam_map, vocab)
     nbytes = export_point(source, out, like, max_shard_size, lambda line: typer.echo(line, err=True))
     typer.echo(f"θ({source.lam}): {nbytes / 1e9:.2f} GB in {time.monotonic() - began:.1f} s in {out}")
 
@@ -235,6 +238,9 @@ def serve(
     lam: Lam = None,
     base_revision: BaseRevision = None,
     aligned_revision: AlignedRevision = None,
+    method: Method = None,
+    lam_map: LamMap = None,
+    vocab: Vocab = None,
     parents: ParentsOption = None,
 ) -> None:
     """Serve θ(λ) live through vLLM's OpenAI-compatible server, on 127.0.0.1. Flags of `vllm serve` follow after --.
@@ -244,7 +250,7 @@ def serve(
     from lambdasweep.point import from_flags
     from lambdasweep.serving import serve_point
 
-    source = from_flags(run_dir, base, aligned, base_revision, aligned_revision, lam)
+    source = from_flags(run_dir, base, aligned, base_revision, aligned_revision, lam, method, lam_map, vocab)
     serve_point(source, parents or "auto", context.args, lambda line: typer.echo(line, err=True))
 
 

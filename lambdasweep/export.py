@@ -30,7 +30,9 @@ def export_point(source: Source, out: Path, like: str, max_shard_size: str, say:
         raise InputError(f"--like {like} is no parent: give base or aligned")
     max_shard_bytes = parse_size(max_shard_size)
     check_target(out)
-    pair = open_pair(source.base, source.aligned, source.base_revision, source.aligned_revision)
+    pair = open_pair(source.base, source.aligned, source.base_revision, source.aligned_revision, source.line)
+    if like == "base" and pair.line.has_aligned_shapes:
+        raise InputError("--like base does not go with --vocab shared: the model has aligned's vocabulary and shapes")
     for warning in pair.warnings:
         say(f"warning: {warning}")
     if source.run is not None:

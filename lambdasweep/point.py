@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lambdasweep.errors import InputError, RunMismatchError
@@ -12,6 +11,7 @@ from lambdasweep.schemas import METRICS
 
 if TYPE_CHECKING:
     from calibration.summary import Analysis
+    from merge.line import Line
     from merge.pair import Pair
 
 
@@ -23,6 +23,7 @@ class Source:
     aligned: str
     base_revision: str | None
     aligned_revision: str | None
+    line: "Line"
     lam: str
     run: "MeasuredPoint | None" = None
 
@@ -38,12 +39,15 @@ class MeasuredPoint:
 
 
 def from_flags(
-    run: Path | None,
+    run: str | None,
     base: str | None,
     aligned: str | None,
     base_revision: str | None,
     aligned_revision: str | None,
     lam: str | None,
+    method: str | None = None,
+    lam_map: str | None = None,
+    vocab: str | None = None,
 ) -> Source:
     """Settle the point that a command line asks for.
 
@@ -51,20 +55,26 @@ def from_flags(
         InputError: neither a run nor both parents, or both; no λ where there is no run to take it from; a run in which
             nothing is committed.
     """
-    parents = (base, aligned, base_revision, aligned_revision)
+    from merge.line import Line, check_line
+
     if run is not None:
-        if any(value is not None for value in parents):
-            raise InputError("a run knows its pair: give RUN, or --base and --aligned")
+        if any(value is not None for value in (base, aligned, base_revision, aligned_revision, method, lam_map, vocab)):
+            raise InputError("a run knows its pair and its line: give RUN, or --base and --aligned")
         return _from_run(RunDir(run), canonical(lam) if lam is not None else None)
     problems = [f"{flag} is missing" for flag, value in (("--base", base), ("--aligned", aligned)) if value is None]
     problems += ["--lam is missing"] if lam is None else []
+    line = Line(method or "linear", lam_map or "", vocab or "strict")
+    problems += check_line(line)
     if problems or base is None or aligned is None or lam is None:
         raise InputError("there is no point to take: give RUN, or --base, --aligned and --lam", problems)
-    return Source(base, aligned, base_revision, aligned_revision, canonical(lam))
+    return Source(base, aligned, base_revision, aligned_revision, line, canonical(lam))
 
 
 def _from_run(run: RunDir, lam: str | None) -> Source:
+    from merge.line import Line
+
     record = run.sweep()
+    line = Line(**{key: record["line"][key] for key in ("method", "lam_map", "vocab")})
     base, aligned = (record["pair"][role] for role in ("base", "aligned"))
     if lam is None:
         from calibration.summary import analyse
@@ -75,11 +85,11 @@ def _from_run(run: RunDir, lam: str | None) -> Source:
     else:
         from lambdasweep.notebook import Run
 
-        metrics = Run(run.root).metrics() if run.metrics.is_file() else METRICS.empty_table()
+        metrics = Run(str(run.root)).metrics() if run.metrics.is_file() else METRICS.empty_table()
         chosen_by = "asked for"
     rows = [row for row in metrics.to_pylist() if row["lam"] == Decimal(lam)]
     measured = MeasuredPoint(str(run.root), record, chosen_by, tuple(rows))
-    return Source(base["source"], aligned["source"], base["revision"], aligned["revision"], lam, measured)
+    return Source(base["source"], aligned["source"], base["revision"], aligned["revision"], line, lam, measured)
 
 
 def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str]:
@@ -97,17 +107,16 @@ def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str]:
 
 
 def fingerprints_of(pair: "Pair", run: MeasuredPoint | None) -> dict[str, str]:
-    """Read both parents: content hashes by role.
+    """Return content hashes of both parents by role; reads what was not read on this machine before.
 
     Raises:
         PairError: NaN or infinity in a parent.
         RunMismatchError: a parent is another one than the run's.
     """
-    from merge.pair import fingerprint
-    from serve.settings import available_cores
+    from merge.remembered import remembered_fingerprint
 
-    parents, threads = {"base": pair.base, "aligned": pair.aligned}, len(available_cores())
-    found = {role: fingerprint(parent, role, threads) for role, parent in parents.items()}
+    parents = {"base": pair.base, "aligned": pair.aligned}
+    found = {role: remembered_fingerprint(parent, role) for role, parent in parents.items()}
     if run is not None:
         recorded = {role: run.record["pair"][role]["fingerprint"] for role in found}
         changed = [role for role in found if found[role] != recorded[role]]

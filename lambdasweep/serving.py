@@ -32,7 +32,7 @@ def serve_point(source: Source, parents: str, flags: Sequence[str], say: Callabl
     if parents not in CHOICES:
         raise InputError(f"--parents {parents} is unknown: give {', '.join(CHOICES)}")
     device = installed_device()
-    pair = open_pair(source.base, source.aligned, source.base_revision, source.aligned_revision)
+    pair = open_pair(source.base, source.aligned, source.base_revision, source.aligned_revision, source.line)
     for warning in pair.warnings:
         say(f"warning: {warning}")
     if source.run is not None:
@@ -40,7 +40,7 @@ def serve_point(source: Source, parents: str, flags: Sequence[str], say: Callabl
         say(f"λ = {source.lam}: {source.run.chosen_by}")
     name = f"{Path(pair.aligned.source).name or 'model'}-lambda"
     defaults = engine_defaults(pair, device, source.run.record["engine"] if source.run else {})
-    serve(Serving(pair.base.path, pair.aligned.path, source.lam, parents, name, tuple(flags), defaults))
+    serve(Serving(pair.base.path, pair.aligned.path, pair.line, source.lam, parents, name, tuple(flags), defaults))
 
 
 def engine_defaults(pair: "Pair", device: str, recorded: dict[str, Any]) -> dict[str, Any]:

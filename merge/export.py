@@ -78,7 +78,7 @@ def export(plan: ExportPlan, card: str, threads: int, say: Callable[[str], None]
         OSError: the disk is full or not writable; the same call again goes on.
     """
     out = plan.out.absolute()
-    files = lay_out(plan.pair.base.tensors, plan.max_shard_bytes)
+    files = lay_out(plan.pair.shaped.tensors, plan.max_shard_bytes)
     check_target(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
@@ -100,7 +100,7 @@ def export(plan: ExportPlan, card: str, threads: int, say: Callable[[str], None]
                 shutil.rmtree(partial)
                 raise _overflow(plan, writer.not_finite)
         if len(files) > 1:
-            commit_json(partial / INDEX, index(files, plan.pair.base.tensors))
+            commit_json(partial / INDEX, index(files, plan.pair.shaped.tensors))
         for source in beside(plan.parent.path):
             commit_bytes(partial / source.name, source.read_bytes())
         commit_bytes(partial / "README.md", card.encode())
@@ -130,7 +130,8 @@ def beside(path: Path) -> list[Path]:
 
 
 def _identity(plan: ExportPlan) -> dict[str, Any]:
-    return {"lam": plan.lam, "fingerprints": plan.fingerprints, "max_shard_bytes": plan.max_shard_bytes}
+    line = plan.pair.line.to_json()
+    return {"lam": plan.lam, "line": line, "fingerprints": plan.fingerprints, "max_shard_bytes": plan.max_shard_bytes}
 
 
 def _written(partial: Path, plan: ExportPlan, files: list[OutputFile], writer: WeightWriter) -> dict[str, str]:
@@ -174,9 +175,9 @@ def _check_disk(out: Path, needed: int) -> None:
 
 
 def _overflow(plan: ExportPlan, names: set[str]) -> PairError:
-    ordered = [name for name in plan.pair.base.tensors if name in names]
+    ordered = [name for name in plan.pair.shaped.tensors if name in names]
     more = [f"and {len(ordered) - _SHOWN} more"] if len(ordered) > _SHOWN else []
-    dtypes = {plan.pair.base.tensors[name].dtype for name in ordered}
+    dtypes = {plan.pair.shaped.tensors[name].dtype for name in ordered}
     return PairError(
         f"θ({plan.lam}) cannot be exported: NaN or numbers too large for {' and '.join(sorted(dtypes))} in "
         f"{len(ordered)} tensors; give a λ nearer to [0, 1], or parents without NaN",

@@ -37,3 +37,9 @@ class Line:
 
 
 STRAIGHT = Line()
+
+
+def check_line(line: Line) -> list[str]:
+    """Return what is wrong with what a user asked for, as far as that can be told without the pair."""
+    given = (("method", line.method, METHODS), ("vocab", line.vocab, VOCABULARIES))
+    return [f"--{name} is {value!r}: use {', '.join(known)}" for name, value, known in given if value not in known]

@@ -18,9 +18,10 @@ import torch
 from lambdasweep.errors import PairError
 from merge.checkpoint import Checkpoint, TensorInfo
 from merge.digest import WeightDigest, parameter_key, takes_words
-from merge.interpolate import chunks, interpolate
+from merge.interpolate import chunks, interpolate, tensor_rules
 from merge.layout import OutputFile
 from merge.pair import Pair
+from merge.vocabulary import Spans, runs
 
 BLOCK = 1 << 20  # bytes of each parent: with the result they stay in the second-level cache
 _SYNC = 64 << 20  # bytes written between two requests to flush: the disk works while blocks are still made
@@ -35,15 +36,23 @@ class Block:
     name: str
     shape: tuple[int, ...]
     start: int
+    is_aligned: bool = False  # it is aligned's at every λ
 
 
-def blocks(name: str, shape: tuple[int, ...], itemsize: int) -> Iterator[Block]:
-    """Cut a tensor into blocks of whole rows (a row longer than a block is cut too)."""
+def blocks(name: str, shape: tuple[int, ...], itemsize: int, aligned_rows: Spans = ()) -> Iterator[Block]:
+    """Cut a tensor into blocks of whole rows, and where `aligned_rows` begin or end; a row longer than a block is cut too."""
     strides = _strides(shape)
     for place in chunks(shape, itemsize, BLOCK):
         sides = tuple(part.stop - part.start for part in place)
-        if math.prod(sides):
-            yield Block(name, sides, sum(part.start * step for part, step in zip(place, strides, strict=True)))
+        if not math.prod(sides):
+            continue
+        start = sum(part.start * step for part, step in zip(place, strides, strict=True))
+        if not aligned_rows:
+            yield Block(name, sides, start)
+            continue
+        first = place[0].start
+        for begin, end, is_aligned in runs(first, place[0].stop, aligned_rows):
+            yield Block(name, (end - begin, *sides[1:]), start + (begin - first) * strides[0], is_aligned)
 
 
 class WeightWriter:
@@ -60,6 +69,8 @@ class WeightWriter:
 
     def __init__(self, pair: Pair, lam: str, threads: int) -> None:
         self._pair = pair
+        self._tensors = pair.shaped.tensors
+        self._rules = tensor_rules(pair)
         self._lam = lam
         self._threads = threads
         self._local = threading.local()
@@ -124,7 +135,7 @@ class WeightWriter:
             source = _opened(stack, path, os.O_RDONLY)
 
             def take(block: Block) -> None:
-                dtype = _DTYPES[self._pair.base.tensors[block.name].dtype]
+                dtype = _DTYPES[self._tensors[block.name].dtype]
                 made = self._buffer(2, block, dtype)
                 _read(source, made, file.offsets[block.name] + block.start * dtype.itemsize, path)
                 self._add(digest, block, made)
@@ -135,14 +146,18 @@ class WeightWriter:
 
     def _blocks(self, file: OutputFile) -> Iterator[Block]:
         for name in file.offsets:
-            info = self._pair.base.tensors[name]
-            yield from blocks(name, info.shape, _DTYPES[info.dtype].itemsize)
+            info = self._tensors[name]
+            yield from blocks(name, info.shape, _DTYPES[info.dtype].itemsize, self._pair.aligned_rows.get(name, ()))
 
     def _make(self, block: Block, out: int, offset: int, digest: WeightDigest) -> int:
-        dtype = _DTYPES[self._pair.base.tensors[block.name].dtype]
-        base = self._load(self._pair.base, 0, block, dtype)
+        dtype = _DTYPES[self._tensors[block.name].dtype]
         aligned = self._load(self._pair.aligned, 1, block, dtype)
-        made = interpolate(base, aligned, self._lam, out=self._buffer(2, block, dtype))
+        if block.is_aligned:
+            made = aligned
+        else:
+            base = self._load(self._pair.base, 0, block, dtype)
+            made = self._buffer(2, block, dtype)
+            interpolate(base, aligned, self._lam, out=made, rule=self._rules[block.name])
         # Both NaN and infinity show in the extremes; and unlike isfinite() this makes no tensor.
         if not all(math.isfinite(extreme.item()) for extreme in torch.aminmax(made)):
             self.not_finite.add(block.name)
@@ -163,7 +178,7 @@ class WeightWriter:
         return buffer[: math.prod(block.shape) * dtype.itemsize].view(dtype).view(block.shape)
 
     def _add(self, digest: WeightDigest, block: Block, made: torch.Tensor) -> None:
-        shape = self._pair.base.tensors[block.name].shape
+        shape = self._tensors[block.name].shape
         made = made.reshape(1) if made.dim() == 0 else made
         columns = shape[-1] if shape else 1
         steps = [step // columns for step in _strides(shape)[:-1]]

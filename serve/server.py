@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lambdasweep.errors import InputError
+from merge.line import Line
 from serve.plugin import BACKEND, CONFIG_KEY, WORKER_EXTENSION, register
 
 # vLLM flags that lambdasweep sets itself or cannot work with, and why; each must be left at its default.
@@ -36,6 +37,7 @@ class Serving:
 
     base: Path
     aligned: Path
+    line: Line  # between them
     lam: str  # canonical, to begin with
     parents: str  # one of serve.tiers.CHOICES
     name: str
@@ -103,6 +105,13 @@ def arguments(serving: Serving) -> argparse.Namespace:
     args.weight_transfer_config = WeightTransferConfig(backend=BACKEND)
     args.worker_extension_cls = WORKER_EXTENSION
     parents = {"base": str(serving.base), "aligned": str(serving.aligned), "tier": serving.parents}
-    args.additional_config = {CONFIG_KEY: {**parents, "ranks": args.tensor_parallel_size, "lam": serving.lam}}
+    args.additional_config = {
+        CONFIG_KEY: {
+            **parents,
+            "line": serving.line.to_json(),
+            "ranks": args.tensor_parallel_size,
+            "lam": serving.lam,
+        }
+    }
     validate_parsed_serve_args(args)
     return args

@@ -298,7 +298,7 @@ def test_what_is_no_point(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         from_flags(None, "base", None, None, None, None)
     assert caught.value.problems == ("--aligned is missing", "--lam is missing")
-    with pytest.raises(InputError, match=r"give RUN, or --base and --aligned"):
+    with pytest.raises(InputError, match=r"a run knows its pair and its line: give RUN, or --base and --aligned"):
         from_flags(tmp_path, "base", None, None, None, "1")
     with pytest.raises(InputError, match=r"--like chat is no parent"):
         make(tmp_path, tmp_path, "1", tmp_path / "out", like="chat")

@@ -27,6 +27,7 @@ import torch
 from lambdasweep.errors import InputError
 from lambdasweep.export import export_point
 from lambdasweep.point import from_flags
+from merge.line import STRAIGHT
 from tests.checkpoints import POSITIONS, VOCAB, write_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -335,7 +336,7 @@ def test_flags_that_would_break_it_are_refused_at_once(pair: tuple[Path, Path]) 
 
     flags = ("other-model", "--load-format", "dummy", "--enable-lora", "--api-server-count", "2", "--trust-remote-code")
     with pytest.raises(InputError) as caught:
-        arguments(Serving(*pair, "0", "auto", "name", flags))
+        arguments(Serving(*pair, STRAIGHT, "0", "auto", "name", flags))
     assert [problem.split()[0] for problem in caught.value.problems] == [
         "--model-tag", "--load-format", "--trust-remote-code", "--enable-lora", "--api-server-count",
     ]  # fmt: skip
@@ -345,7 +346,9 @@ def test_flags_win_over_defaults(pair: tuple[Path, Path]) -> None:
     from serve.server import Serving, arguments
 
     flags = ("--max-model-len", "99", "--host", "0.0.0.0", "--served-model-name", "mine")
-    args = arguments(Serving(*pair, "0", "auto", "name", flags, {"max_model_len": POSITIONS, "dtype": "float32"}))
+    args = arguments(
+        Serving(*pair, STRAIGHT, "0", "auto", "name", flags, {"max_model_len": POSITIONS, "dtype": "float32"})
+    )
     assert (args.max_model_len, args.dtype, args.host, args.served_model_name) == (99, "float32", "0.0.0.0", ["mine"])
-    args = arguments(Serving(*pair, "0", "auto", "name", (), {"max_model_len": POSITIONS}))
+    args = arguments(Serving(*pair, STRAIGHT, "0", "auto", "name", (), {"max_model_len": POSITIONS}))
     assert (args.max_model_len, args.host, args.served_model_name) == (POSITIONS, "127.0.0.1", ["name"])
