@@ -27,6 +27,7 @@ class SweepProgress:
     def __init__(self, total: int, done: int, work: int, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr)
         self.requests = 0
+        self.tokens = 0
         self.units = 0
         self.seconds = {"switch": 0.0, "score": 0.0, "commit": 0.0}
         self._total, self._done = total, done
@@ -74,6 +75,7 @@ class SweepProgress:
         self._done += 1
         self._work_done += self._costs.pop(receipt.key, 0)
         self.requests += receipt.requests
+        self.tokens += receipt.tokens_scheduled + receipt.tokens_cached
         self.units += 1
         self.seconds["switch"] += receipt.switch_seconds
         self.seconds["score"] += receipt.score_seconds
@@ -92,12 +94,28 @@ class SweepProgress:
             self.message(f"{self._done}/{self._total} units  {text}")
 
     def _text(self) -> str:
-        at = " ".join(sorted(set(self._at.values()), key=float))
-        elapsed = time.monotonic() - self._began if self._began else 0.0
-        if not self._work_done or not elapsed:
-            return f"λ {at}"
-        left = (self._work - self._work_done) * elapsed / self._work_done
-        return f"λ {at}  {self.requests / elapsed:.0f} requests/s  {duration(left)} left"
+        at = "λ " + " ".join(sorted(set(self._at.values()), key=float))
+        if self._elapsed is None:
+            return at
+        return f"{at}  {self.requests / self._elapsed:.0f} requests/s  {self._left} left"
+
+    @property
+    def _elapsed(self) -> float | None:
+        """Seconds of work; None before the first unit is done."""
+        return time.monotonic() - self._began if self._began and self._work_done else None
+
+    @property
+    def _left(self) -> str:
+        return duration((self._work - self._work_done) * (self._elapsed or 0.0) / self._work_done)
+
+
+class ScoreProgress(SweepProgress):
+    """Shows units and rows done, tokens of the prompts per second and the time left."""
+
+    def _text(self) -> str:
+        if self._elapsed is None:
+            return "0 rows"
+        return f"{self.requests} rows  {self.tokens / self._elapsed:.0f} tokens/s  {self._left} left"
 
 
 def duration(seconds: float) -> str:

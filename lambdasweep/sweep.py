@@ -92,6 +92,7 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
     if left:
         from ray_jobs.driver import run_units
         from ray_jobs.replica import SweepSpec
+        from ray_jobs.sources import TableSource
 
         if len(left) < total:
             say(f"{total - len(left)} of {total} units are committed already; {len(left)} are left")
@@ -101,12 +102,14 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
             aligned=prepared.pair.aligned.path,
             settings=prepared.settings,
             identity=record.table_identity(sweep),
-            requests_sha256={name: task.built.requests_sha256 for name, task in prepared.tasks.items()},
             parents=prepared.config.parents,
         )
-        tables = {name: task.built.table for name, task in prepared.tasks.items()}
+        sources = {
+            name: TableSource(spec.root, name, task.built.table, task.built.requests_sha256)
+            for name, task in prepared.tasks.items()
+        }
         with progress:
-            outcome = run_units(spec, left, tables, prepared.config.replicas, progress, prepared.config.address)
+            outcome = run_units(spec, left, sources, prepared.config.replicas, progress, prepared.config.address)
         if outcome.given_up:
             raise SweepError(
                 f"{len(outcome.given_up)} units failed on every try; all others are committed. Run the same command again "

@@ -9,18 +9,18 @@ import errno
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import pyarrow as pa
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from lambdasweep.errors import InputError, SweepError
 from ray_jobs.replica import Replica, SweepSpec
 from ray_jobs.scheduler import Scheduler
+from ray_jobs.sources import Source
 from ray_jobs.units import Receipt, Unit
 from ray_jobs.weights import WeightLedger
 from serve.settings import available_cores
@@ -65,7 +65,7 @@ class _Slot:
 def run_units(
     spec: SweepSpec,
     units: Sequence[Unit],
-    tables: dict[str, pa.Table],
+    sources: Mapping[str, Source],
     replicas: int | None,
     progress: Progress,
     address: str | None = None,
@@ -75,17 +75,17 @@ def run_units(
     Args:
         spec: shared by all replicas.
         units: what is left to do.
-        tables: requests table of each task.
+        sources: where the requests of each task come from.
         replicas: engines to run at the same time; None: as many as the cluster has room for.
         progress: told of every step.
         address: a running Ray cluster; None starts one on this machine and stops it at the end.
 
     Raises:
-        InputError: the cluster cannot be reached, or has no room for the replicas.
+        InputError: the cluster cannot be reached, or has no room for the replicas; a unit's requests cannot be read.
         SweepError: Ray or the replicas do not start, or the tables cannot be written.
     """
     with _cluster(address, spec, replicas), _stop_signals() as stop:
-        driver = _Driver(spec, units, tables, _room(spec, replicas, len(units)), progress)
+        driver = _Driver(spec, units, sources, _room(spec, replicas, len(units)), progress)
         try:
             driver.loop(stop)
         finally:
@@ -100,7 +100,7 @@ def run_units(
 
 class _Driver:
     def __init__(
-        self, spec: SweepSpec, units: Sequence[Unit], tables: dict[str, pa.Table], replicas: int, progress: Progress
+        self, spec: SweepSpec, units: Sequence[Unit], sources: Mapping[str, Source], replicas: int, progress: Progress
     ) -> None:
         self.scheduler = Scheduler(units)
         self.done = 0
@@ -108,7 +108,7 @@ class _Driver:
         self.reasons: dict[tuple[str, str, int], str] = {}
         self._spec = spec
         self._progress = progress
-        self._tables = {task: ray.put(table) for task, table in tables.items()}
+        self._sources = {task: ray.put(source) for task, source in sources.items()}
         self._pending: dict[Any, _Slot] = {}  # what each slot's actor is working on
         self._idle: list[_Slot] = []
         self._boot_failures = 0
@@ -143,7 +143,7 @@ class _Driver:
         slot.generation += 1
         slot.name = f"replica-{slot.index}" + (f".{slot.generation}" if slot.generation > 1 else "")
         actor_class = ray.remote(max_restarts=0, max_task_retries=0, **self._resources)(Replica)
-        slot.actor = actor_class.remote(slot.name, self._spec, slot.cores, self._tables)
+        slot.actor = actor_class.remote(slot.name, self._spec, slot.cores, self._sources)
         slot.booting = True
         self._pending[slot.actor.start.remote(self._ranks_on_node)] = slot
 
@@ -194,6 +194,8 @@ class _Driver:
         else:
             assert slot.unit is not None
             cause = error.cause if isinstance(error, RayTaskError) else None
+            if isinstance(cause, InputError):  # on another replica it would be the same
+                raise cause
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
                 raise SweepError(
                     f"tables cannot be written to {self._spec.root}: {cause}. Nothing is half-written; make room and run "

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from lambdasweep.rundir import RunDir, commit_json, commit_table
+from lambdasweep.rundir import commit_json, commit_table
+from ray_jobs.sources import Source
 from ray_jobs.units import Receipt, Unit
 from serve.settings import EngineSettings
 
@@ -20,12 +19,11 @@ class SweepSpec:
 
     root: Path
     base: Path
-    aligned: Path
+    aligned: Path | None
+    """None: `base` alone is scored, as it is."""
     settings: EngineSettings
     identity: dict[str, Any]
     """Stored in every table: fingerprints, engine, versions."""
-    requests_sha256: dict[str, str]
-    """Content hash of each task's requests table."""
     parents: str = "auto"
     """Where ranks keep the parents: one of `serve.tiers.CHOICES`. Changes no number."""
 
@@ -45,8 +43,8 @@ class Replica:
     engine's weights may be half-written: the driver kills the actor and starts another.
     """
 
-    def __init__(self, name: str, spec: SweepSpec, cores: list[int], tables: dict[str, Any]) -> None:
-        """`tables` maps tasks to references of their requests tables; `cores` are this replica's (CPU engines)."""
+    def __init__(self, name: str, spec: SweepSpec, cores: list[int], sources: dict[str, Any]) -> None:
+        """`sources` maps tasks to references of their `Source`; `cores` are this replica's (CPU engines)."""
         from serve.engine import process_environment
 
         os.environ.update(process_environment(spec.settings, cores))  # before anything imports torch
@@ -54,9 +52,8 @@ class Replica:
             os.sched_setaffinity(0, cores)  # the engine's threads are born by this one
         self._name = name
         self._spec = spec
-        self._run_dir = RunDir(spec.root)
-        self._references = tables
-        self._tables: dict[str, pa.Table] = {}
+        self._references = sources
+        self._sources: dict[str, Source] = {}
         self._engine: Any = None
         self._hardware = ""
 
@@ -78,35 +75,36 @@ class Replica:
 
         Raises:
             EngineError: the switch or the scoring failed.
+            InputError: the unit's requests cannot be read.
             OSError: the table could not be written, because the disk is full, say.
         """
         from serve.scoring import score_unit
 
+        source = self._source(unit.task)
         began = time.monotonic()
         switched = self._engine.lam != unit.lam
         self._engine.switch(unit.lam)
         at_lambda = time.monotonic()
-        requests = self._table(unit.task).slice(unit.first_row, unit.end_row - unit.first_row)
-        scores = score_unit(self._engine, requests, unit.lam)
+        work = source.open(unit)
+        scores = score_unit(self._engine, work.requests, unit.lam)
         scored = time.monotonic()
 
         identity = {
             **self._spec.identity,
+            **work.identity,
             "hardware": self._hardware,
             "lam": unit.lam,
-            "requests_sha256": self._spec.requests_sha256[unit.task],
             "rows": [unit.first_row, unit.end_row],
             "shard": unit.shard,
-            "task": unit.task,
         }
-        path = self._run_dir.unit
-        if scores.quarantine.num_rows:
-            commit_table(path("quarantine", *unit.key), scores.quarantine, identity)
-        commit_table(path("tokens", *unit.key), scores.tokens, identity)
+        tokens, quarantine = work.tables(scores)
+        if quarantine.num_rows:
+            commit_table(source.path("quarantine", unit), quarantine, identity)
+        commit_table(source.path("tokens", unit), tokens, identity)
         receipt = Receipt(
             *unit.key,
-            requests=requests.num_rows,
-            quarantined=scores.quarantine.num_rows,
+            requests=tokens.num_rows + quarantine.num_rows,
+            quarantined=quarantine.num_rows,
             tokens_scheduled=scores.prompt_tokens - scores.cached_tokens,
             tokens_cached=scores.cached_tokens,
             switch_seconds=at_lambda - began if switched else 0.0,
@@ -118,12 +116,12 @@ class Replica:
             route=self._engine.route,
             weight_digests=self._engine.digests,
         )
-        commit_json(path("receipts", *unit.key), receipt.to_json())
+        commit_json(source.path("receipts", unit), receipt.to_json())
         return receipt
 
-    def _table(self, task: str) -> pa.Table:
-        if task not in self._tables:
+    def _source(self, task: str) -> Source:
+        if task not in self._sources:
             import ray
 
-            self._tables[task] = ray.get(self._references[task])  # zero-copy from the node's object store
-        return self._tables[task]
+            self._sources[task] = ray.get(self._references[task])  # a table in it is zero-copy, from the node's store
+        return self._sources[task]
