@@ -156,3 +156,27 @@ def test_whole_prompts_are_those_of_transformers(pair: Path, tmp_path: Path) -> 
         assert row["logprobs"] == pytest.approx(expected, abs=2e-5)
         assert row["sum_logprob"] == pytest.approx(sum(expected), abs=2e-5 * len(ids))
     assert len(tokenizer(texts[2])["input_ids"]) > 256
+
+
+def test_a_file_that_is_damaged_on_the_way_stops_the_batch_and_is_gone_on_with_once_restored(
+    pair: Path, tmp_path: Path
+) -> None:
+    texts = [f"text number {n}" for n in range(100)]
+    for name in ("a", "b"):
+        table = pa.table({"id": [f"{name}{n}" for n in range(100)], "prompt": texts})
+        pq.write_table(table, tmp_path / f"{name}.parquet", use_dictionary=False)
+    file = tmp_path / "b.parquet"
+    sound = file.read_bytes()
+    chunk = pq.read_metadata(file).row_group(0).column(1)
+    begin = chunk.data_page_offset
+    file.write_bytes(sound[:begin] + bytes(chunk.total_compressed_size) + sound[begin + chunk.total_compressed_size :])
+    out = ScoreDir(tmp_path / "out")
+    arguments = ["--model", str(pair / "base"), "--requests", str(tmp_path / "?.parquet"), *SMALL, "--replicas", "1"]
+    batch = Score(out.root, arguments)
+    assert batch.wait() == 2, batch.text()
+    assert f"lambdasweep: {file} cannot be read" in batch.text()
+    assert 1 not in out.parts("scores")
+    file.write_bytes(sound)
+    batch = Score(out.root, arguments)
+    assert batch.wait() == 0, batch.text()
+    assert pq.read_table(out.root / "scores")["id"].to_pylist() == [f"{n}{k}" for n in "ab" for k in range(100)]

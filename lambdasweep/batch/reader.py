@@ -86,6 +86,3 @@ class Reader:
                     parts.append(batch.slice(max(first - begin, 0), stop - max(first, begin)))
                 self._position = stop
         return pa.Table.from_batches(parts).select(self._columns)
-
-    def close(self) -> None:
-        self._parquet.close()

@@ -66,6 +66,7 @@ def run_score(config: ScoreConfig, say: Callable[[str], None]) -> ScoreResult:
         if not out.exists():
             commit_json(out.score_json, identity)
         if not out.repeated_ids.is_file():
+            say(f"reading the ids of {inputs.rows} rows")
             found = repeated_rows(inputs.files, inputs.columns)
             commit_table(out.repeated_ids, pa.table({"row": pa.array(found)}))
         return _run_left(config, out, prepared, inputs, identity, say)

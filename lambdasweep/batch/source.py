@@ -1,7 +1,8 @@
 """A unit's rows, read and tokenised in the replica that scores them."""
 
 import bisect
-from dataclasses import dataclass, field
+import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +15,22 @@ from lambdasweep.batch.reader import Reader
 from lambdasweep.batch.rows import Built, build, score_table
 from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.tasks.requests import content_sha256
-from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
+from lambdasweep.tasks.tokens import load_tokenizer
 
 if TYPE_CHECKING:
     from ray_jobs.units import Unit
     from serve.scoring import UnitScores
 
+# A replica keeps its tokenizer, and the file that it reads.
+_tokenizer = functools.lru_cache(maxsize=1)(load_tokenizer)
 
-@dataclass(slots=True)
+
+@functools.lru_cache(maxsize=1)
+def _reader(file: InputFile, columns: tuple[str, ...]) -> Reader:
+    return Reader(file, list(columns))
+
+
+@dataclass(frozen=True, slots=True)
 class ParquetSource:
     """`ray_jobs.sources.Source` over the rows of Parquet files."""
 
@@ -31,8 +40,6 @@ class ParquetSource:
     columns: Columns
     tokenizer: Path
     max_model_len: int
-    _loaded: Tokenizer | None = field(default=None, init=False)
-    _reader: Reader | None = field(default=None, init=False)
 
     def open(self, unit: "Unit") -> "RowsWork":
         """Read and tokenise a unit.
@@ -40,17 +47,11 @@ class ParquetSource:
         Raises:
             InputError: its file was changed or is damaged.
         """
-        self._loaded = self._loaded or load_tokenizer(self.tokenizer)
         index = bisect.bisect_right(self.files, unit.first_row, key=lambda file: file.first_row) - 1
         file = self.files[index]
-        if self._reader is None or self._reader.file != file:
-            if self._reader is not None:
-                self._reader.close()
-            self._reader = Reader(file, [self.columns.id, *self.columns.scored])
         first = unit.first_row - file.first_row
-        rows = self._reader.rows(first, unit.end_row - file.first_row)
-        repeated = self._repeated(unit)
-        built = build(rows, self.columns, repeated, self._loaded, self.max_model_len)
+        rows = _reader(file, (self.columns.id, *self.columns.scored)).rows(first, unit.end_row - file.first_row)
+        built = build(rows, self.columns, self._repeated(unit), _tokenizer(self.tokenizer), self.max_model_len)
         return RowsWork(rows, self.columns, built, file.path, first)
 
     def path(self, kind: str, unit: "Unit") -> Path:
