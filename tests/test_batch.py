@@ -1,6 +1,7 @@
 """Batches: what becomes of the input files before an engine sees them, and of the scores after; no engine is started."""
 
 import json
+import shutil
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -219,6 +220,13 @@ def test_units_are_runs_of_row_groups_or_parts_of_one(tmp_path: Path) -> None:
     assert inputs.shards == ((0, 8), (8, 12), (12, 22), (22, 32), (32, 42), (42, 52), (52, 53), (53, 54))
     assert inputs.costs == (80, 40, 100, 100, 100, 100, 10, 1000)
     assert inputs.rows == 54
+    assert inputs.scored == 53 * 10 + 1000
+
+    write(
+        tmp_path / "pairs" / "c.parquet", id=[1, 2], prompt_token_ids=[[5] * 90] * 2, continuation_token_ids=[[6], [7]]
+    )
+    inputs = open_inputs([str(tmp_path / "pairs")], "id", 1000)
+    assert (inputs.costs, inputs.scored) == ((182,), 2)
 
 
 def test_rows_are_read_in_any_order_and_on_from_the_last_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,6 +380,13 @@ def test_flags_that_cannot_be(
     assert result.code == 2
     assert any(problem in line for line in result.problems), result.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_tokenizer(score: Callable[..., Result], model: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.parquet", id=[1], prompt=["x"])
+    bare = Path(shutil.copytree(model, tmp_path / "bare"))
+    (bare / "tokenizer.json").unlink()
+    assert score(file, model=bare).problems == [f"{bare} has no tokenizer.json: put it there"]
 
 
 def test_another_input_model_or_setting_is_refused_with_what_changed(

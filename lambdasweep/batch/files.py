@@ -38,7 +38,8 @@ class Columns:
         return self.prompt in _TEXT
 
     @property
-    def scored(self) -> list[str]:
+    def texts(self) -> list[str]:
+        """The columns that become tokens; the last one is scored."""
         return [self.prompt, *([self.continuation] if self.continuation else [])]
 
     def to_json(self) -> dict[str, Any]:
@@ -69,6 +70,7 @@ class Inputs:
     files: tuple[InputFile, ...]
     shards: tuple[tuple[int, int], ...]  # [first row, end row) of all files' rows; never of two files
     costs: tuple[int, ...]  # tokens a shard, by estimate where the input is text
+    scored: int  # tokens that get a score, likewise
 
     @property
     def rows(self) -> int:
@@ -91,6 +93,7 @@ def open_inputs(requests: Sequence[str], id_name: str, shard_tokens: int) -> Inp
     files: list[InputFile] = []
     shards: list[tuple[int, int]] = []
     costs: list[int] = []
+    scored = 0
     seen: dict[Columns, str] = {}
     for path in paths:
         try:
@@ -114,12 +117,14 @@ def open_inputs(requests: Sequence[str], id_name: str, shard_tokens: int) -> Inp
         for first, end, cost in _cut(metadata, columns, shard_tokens):
             shards.append((first_row + first, first_row + end))
             costs.append(cost)
+        for index in range(metadata.num_row_groups):
+            scored += _tokens(metadata.row_group(index), columns, columns.texts[-1:])
     if paths and not problems and not shards:
         problems.append("the files have no rows")
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise InputError("--requests cannot be scored", [*problems[:_SHOWN], *more])
-    return Inputs(next(iter(seen)), tuple(files), tuple(shards), tuple(costs))
+    return Inputs(next(iter(seen)), tuple(files), tuple(shards), tuple(costs), scored)
 
 
 def read_footer(path: str) -> tuple[int, str, pq.FileMetaData, pa.Schema]:
@@ -220,7 +225,7 @@ def _columns(path: str, schema: pa.Schema, id_name: str, problems: list[str]) ->
 
 
 def _describe(columns: Columns) -> str:
-    return " and ".join([f"{columns.id} ({columns.id_type})", *columns.scored])
+    return " and ".join([f"{columns.id} ({columns.id_type})", *columns.texts])
 
 
 def _cut(metadata: pq.FileMetaData, columns: Columns, shard_tokens: int) -> Iterator[tuple[int, int, int]]:
@@ -228,7 +233,7 @@ def _cut(metadata: pq.FileMetaData, columns: Columns, shard_tokens: int) -> Iter
     first = row = cost = 0
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
-        tokens = _tokens(group, columns)
+        tokens = _tokens(group, columns, columns.texts)
         parts = min(round(tokens / shard_tokens), group.num_rows)
         if cost and (parts > 1 or cost + tokens > shard_tokens):
             yield first, row, cost
@@ -247,11 +252,12 @@ def _cut(metadata: pq.FileMetaData, columns: Columns, shard_tokens: int) -> Iter
         yield first, row, cost
 
 
-def _tokens(group: Any, columns: Columns) -> int:
-    """Return the tokens of a row group: as many as there are, or as the size of the text lets expect; at least its rows."""
+def _tokens(group: Any, columns: Columns, names: Sequence[str]) -> int:
+    """Return the tokens of some columns of a row group: as many as there are, or as the size of the text lets expect, but no
+    fewer than rows."""
     total = 0
     for index in range(group.num_columns):
         column = group.column(index)
-        if column.path_in_schema.partition(".")[0] in columns.scored:
+        if column.path_in_schema.partition(".")[0] in names:
             total += column.total_uncompressed_size // _BYTES_PER_TOKEN if columns.is_text else column.num_values
     return max(total, int(group.num_rows))

@@ -51,7 +51,7 @@ def build(rows: pa.Table, columns: Columns, repeated: set[int], tokenizer: Token
     refused = dict.fromkeys(repeated, "repeated id")
     refused |= dict.fromkeys(np.flatnonzero(rows[columns.id].is_null().to_numpy()).tolist(), "null id")
     values: list[list[Any]] = []
-    for name in columns.scored:
+    for name in columns.texts:
         values.append(_texts(rows[name]) if columns.is_text else rows[name].to_pylist())
     prefix = prefix_of(tokenizer)
     good: list[int] = []
@@ -145,7 +145,7 @@ def score_table(
 
 def _refuse(columns: Columns, values: Sequence[Any], prefix: int | None) -> str | None:
     """Return why a row cannot be tokenised, or None."""
-    for name, value in zip(columns.scored, values, strict=True):
+    for name, value in zip(columns.texts, values, strict=True):
         if value is None:
             return f"null {name}"
         if isinstance(value, bytes):

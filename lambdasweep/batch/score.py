@@ -12,7 +12,7 @@ from lambdasweep.batch.files import Inputs, open_inputs
 from lambdasweep.batch.repeats import repeated_rows
 from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.batch.source import ParquetSource
-from lambdasweep.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, RunMismatchError, SweepError
+from lambdasweep.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, PairError, RunMismatchError, SweepError
 from lambdasweep.prepare import SHARD_TOKENS, Prepared, join, prepare
 from lambdasweep.progress import ScoreProgress
 from lambdasweep.rundir import commit_json, commit_table
@@ -57,8 +57,8 @@ def run_score(config: ScoreConfig, say: Callable[[str], None]) -> ScoreResult:
     prepared, inputs = _prepare(config, out)
     identity = score_record(config, prepared, inputs)
     check(out, identity)
-    rows, tokens, units = inputs.rows, sum(inputs.costs), len(inputs.shards)
-    check_disk(sweep.out, tokens * _BYTES_PER_TOKEN + rows * _BYTES_PER_ROW + units * _BYTES_PER_UNIT)
+    rows, units = inputs.rows, len(inputs.shards)
+    check_disk(sweep.out, inputs.scored * _BYTES_PER_TOKEN + rows * _BYTES_PER_ROW + units * _BYTES_PER_UNIT)
     for warning in prepared.warnings:
         say(f"warning: {warning}")
     with out.lock():
@@ -85,7 +85,10 @@ def _prepare(config: ScoreConfig, out: ScoreDir) -> tuple[Prepared, Inputs]:
     prepared = inputs = None
     try:
         if config.is_model:
-            open_checkpoint(config.sweep.base, "model")  # what is wrong is said of one checkpoint, not of two
+            # What is wrong is said of one checkpoint, not of two.
+            path = open_checkpoint(config.sweep.base, "model").path
+            if not (path / "tokenizer.json").exists():
+                raise PairError(f"{path} has no tokenizer.json: put it there")
         prepared = prepare(config.sweep, out.score()["engine"] if out.exists() else None)
     except InputError as error:
         failures.append(error)

@@ -50,7 +50,7 @@ class ParquetSource:
         index = bisect.bisect_right(self.files, unit.first_row, key=lambda file: file.first_row) - 1
         file = self.files[index]
         first = unit.first_row - file.first_row
-        rows = _reader(file, (self.columns.id, *self.columns.scored)).rows(first, unit.end_row - file.first_row)
+        rows = _reader(file, (self.columns.id, *self.columns.texts)).rows(first, unit.end_row - file.first_row)
         built = build(rows, self.columns, self._repeated(unit), _tokenizer(self.tokenizer), self.max_model_len)
         return RowsWork(rows, self.columns, built, file.path, first)
 
