@@ -58,19 +58,21 @@ def test_kills_change_no_byte(pair: Path, tmp_path: Path) -> None:
     arguments = [*of_pair(pair, "0.35"), "--requests", str(tmp_path / "?.parquet"), "--id", "key", *SMALL]
     arguments += ["--replicas", "2"]
 
-    # Killed: first a replica, then the driver; then gone on with.
+    # Killed: first the replicas, then the driver; then gone on with.
     out = ScoreDir(tmp_path / "killed")
     batch = Score(out.root, arguments)
-    until(lambda: batch.replicas() and out.parts("scores"))
-    batch.replicas()[0].kill()
-    until(lambda: "replica-0.2 is ready" in batch.text() or "replica-1.2 is ready" in batch.text())
+    until(lambda: out.parts("scores"))
+    for replica in batch.replicas():
+        replica.kill()
+    before = out.parts("scores")
+    until(lambda: out.parts("scores") > before)
     engines = batch.replicas()
     batch.process.kill()
     batch.process.wait()
     until(lambda: not alive(engines), 60)
     total = out.score()["units"]
-    before = out.parts("scores")
-    assert 0 < len(before) < total
+    assert len(before) < len(out.parts("scores")) < total
+    assert ".2 is ready" in batch.text()
     batch = Score(out.root, arguments)
     assert batch.wait() == 3, batch.text()
     assert f"of {total} units are committed already" in batch.text()
