@@ -382,6 +382,13 @@ def test_flags_that_cannot_be(
     assert not (tmp_path / "out").exists()
 
 
+def test_scores_are_not_put_among_the_requests(score: Callable[..., Result], tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", id=[1], prompt=["x"])
+    (problem,) = score(tmp_path).problems
+    assert problem == f"--out {tmp_path}/out lies in {tmp_path}, and would be read as requests: give another"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_without_a_tokenizer(score: Callable[..., Result], model: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "a.parquet", id=[1], prompt=["x"])
     bare = Path(shutil.copytree(model, tmp_path / "bare"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -63,6 +64,7 @@ def run_score(config: ScoreConfig, say: Callable[[str], None]) -> ScoreResult:
         say(f"warning: {warning}")
     with out.lock():
         out.sweep_temporaries()
+        check(out, identity)  # another driver may have been here since
         if not out.exists():
             commit_json(out.score_json, identity)
         if not out.repeated_ids.is_file():
@@ -96,6 +98,12 @@ def _prepare(config: ScoreConfig, out: ScoreDir) -> tuple[Prepared, Inputs]:
         inputs = open_inputs(config.requests, config.id, SHARD_TOKENS[installed_device()])
     except InputError as error:
         failures.append(error)
+    target = config.sweep.out.resolve()
+    failures += [
+        InputError(f"--out {config.sweep.out} lies in {request}, and would be read as requests: give another")
+        for request in config.requests
+        if Path(request).is_dir() and target.is_relative_to(Path(request).resolve())
+    ]
     if prepared and inputs and inputs.columns.continuation is None and prepared.settings.max_model_len < _SHORTEST:
         failures.append(
             InputError(f"--max-model-len is too small: whole prompts are scored in windows of {_SHORTEST} or more")
