@@ -104,6 +104,49 @@ def plain(model: Path, files: list[Path], folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def speed(model: Path, folder: Path, scale: int) -> dict[str, float]:
+    """Score both workloads with both sides; return the speedups and the largest relative difference of a row's sum."""
+    tables = {"documents": documents(200 // scale, 40), "choices": choices(400 // scale)}
+    files = {name: folder / f"{name}.parquet" for name in tables}
+    for name, table in tables.items():
+        pq.write_table(table, files[name])
+    theirs = dict(zip(files, plain(model, list(files.values()), folder), strict=True))
+    result, largest = {}, 0.0
+    for name, file in files.items():
+        mine, other = ours(model, file, folder / name), theirs[name]
+        largest = max(largest, *(abs(a - b) / abs(b) for a, b in zip(mine["sums"], other["sums"], strict=True)))
+        speedup = other["seconds"] / mine["seconds"]
+        result["speedup" if name == "documents" else f"{name}_speedup"] = speedup
+        print(
+            f"{name:9} {len(mine['sums'])} rows: ours {mine['seconds']:.1f} s, plain vLLM {other['seconds']:.1f} s, "
+            f"{speedup:.2f} ×",
+            flush=True,
+        )
+    print(f"largest relative difference of a row's sum: {largest:.2g}", flush=True)
+    return result | {"max_rel_diff": largest}
+
+
+def memory(folder: Path, scale: int) -> dict[str, float]:
+    """Score whole prompts, and GROWTH times as many; return the peak of the larger batch and what it is to the smaller's."""
+    peaks = []
+    for factor in (1, GROWTH):
+        file = folder / f"large-{factor}.parquet"
+        pq.write_table(documents(500 // scale * factor, 40), file, use_dictionary=False)
+        seen = ours(BASE, file, folder / f"large-{factor}")
+        peaks.append(seen)
+        print(
+            f"memory: {len(seen['sums'])} rows, {seen['tokens']} tokens, {seen['units']} units: driver "
+            f"{seen['driver'] / 1e6:.0f} MB, replica {seen['replica'] / 1e6:.0f} MB",
+            flush=True,
+        )
+    one, many = peaks
+    return {
+        "peak_gib": (many["driver"] + many["replica"]) / (1 << 30),
+        "driver_growth": many["driver"] / one["driver"],
+        "replica_growth": many["replica"] / one["replica"],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="a checkpoint, for the speed")
@@ -112,50 +155,9 @@ def main() -> None:
     model = arguments.model.resolve()
     scale = 10 if arguments.quick else 1
     print(header("batch scoring", engine_settings(LENGTH), model), flush=True)
-    result: dict[str, float] = {}
-    largest = 0.0
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tables = {"documents": documents(200 // scale, 40), "choices": choices(400 // scale)}
-        files = {name: folder / f"{name}.parquet" for name in tables}
-        for name, table in tables.items():
-            pq.write_table(table, files[name])
-        theirs = dict(zip(files, plain(model, list(files.values()), folder), strict=True))
-        for name, file in files.items():
-            mine, other = ours(model, file, folder / name), theirs[name]
-            pairs = zip(mine["sums"], other["sums"], strict=True)
-            largest = max(largest, *(abs(a - b) / abs(b) for a, b in pairs))
-            speedup = other["seconds"] / mine["seconds"]
-            result["speedup" if name == "documents" else f"{name}_speedup"] = speedup
-            print(
-                f"{name:9} {len(mine['sums'])} rows: ours {mine['seconds']:.1f} s, plain vLLM {other['seconds']:.1f} s, "
-                f"{speedup:.2f} ×",
-                flush=True,
-            )
-        print(f"largest relative difference of a row's sum: {largest:.2g}", flush=True)
-        peaks = []
-        for factor in (1, GROWTH):
-            file = folder / f"large-{factor}.parquet"
-            pq.write_table(documents(500 // scale * factor, 40), file, use_dictionary=False)
-            seen = ours(BASE, file, folder / f"large-{factor}")
-            peaks.append(seen)
-            print(
-                f"memory: {len(seen['sums'])} rows, {seen['tokens']} tokens, {seen['units']} units: driver "
-                f"{seen['driver'] / 1e6:.0f} MB, replica {seen['replica'] / 1e6:.0f} MB",
-                flush=True,
-            )
-    one, many = peaks
-    print(
-        json.dumps(
-            result
-            | {
-                "max_rel_diff": largest,
-                "peak_gib": (many["driver"] + many["replica"]) / (1 << 30),
-                "driver_growth": many["driver"] / one["driver"],
-                "replica_growth": many["replica"] / one["replica"],
-            }
-        )
-    )
+        result = speed(model, Path(name), scale) | memory(Path(name), scale)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
