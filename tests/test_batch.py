@@ -21,6 +21,9 @@ from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.batch.source import ParquetSource
 from lambdasweep.errors import InputError
 from lambdasweep.rundir import commit_table
+from lambdasweep.tasks import TaskSpec, build_requests
+from lambdasweep.tasks.documents import read_documents
+from lambdasweep.tasks.formats import render
 from lambdasweep.tasks.tokens import load_tokenizer
 from ray_jobs.units import Unit
 from tests.checkpoints import write_checkpoint
@@ -76,6 +79,27 @@ def test_pairs_are_encoded_as_tasks_do_it(tokenizer: Any) -> None:
         (2, [BOS, *tokenizer("x")["input_ids"]], 1),
     ]
     assert built.requests["doc_id"].to_pylist() == ["0", "0", "2"]
+
+
+def test_rows_of_a_task_are_the_requests_of_its_sweep(tokenizer: Any, tmp_path: Path) -> None:
+    rows = [
+        {"query": f"Number {n}? " + "so " * n, "choices": [f"a {n}", "the b", "c"][: 2 + n % 2], "gold": 0}
+        for n in range(9)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for form in ("cloze", "letters"):
+        spec = TaskSpec("rows", tmp_path / "rows.jsonl", format=form)
+        theirs = build_requests(spec, tokenizer).table
+        prompts = [render(document, "choices", form) for document in read_documents(spec).documents]
+        pairs = [(prompt.context, text) for prompt in prompts for text in prompt.continuations]
+        table = pa.table(
+            {"id": range(len(pairs)), "prompt": [a for a, _ in pairs], "continuation": [b for _, b in pairs]}
+        )
+        ours = build(table, TEXT, set(), tokenizer, 256).requests
+        for column in ("request_id", "token_ids", "continuation_start"):
+            assert ours[column].to_pylist() == theirs[column].to_pylist()
+        of_doc = [[row.index(doc) for doc in row] for row in (ours["doc_id"].to_pylist(), theirs["doc_id"].to_pylist())]
+        assert of_doc[0] == of_doc[1]
 
 
 def test_token_ids_are_taken_as_they_are(tokenizer: Any) -> None:
