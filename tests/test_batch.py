@@ -69,16 +69,21 @@ def requests_of(built: Any) -> list[tuple[int, list[int], int]]:
 
 
 def test_pairs_are_encoded_as_tasks_do_it(tokenizer: Any) -> None:
-    rows = pa.table({"id": [1, 2, 3], "prompt": ["the cat ", "the cat", ""], "continuation": ["sat", " sat", "x"]})
+    prompts, continuations = ["the cat ", "the cat", "", "the cat"], ["sat", " sat", "x", ""]
+    rows = pa.table({"id": [1, 2, 3, 4], "prompt": prompts, "continuation": continuations})
     built = build(rows, TEXT, set(), tokenizer, 256)
     whole = tokenizer("the cat sat")["input_ids"]
     context = len(tokenizer("the cat")["input_ids"])
-    assert requests_of(built) == [
-        (0, whole, context),  # white space at the end of the prompt counts as part of the continuation
-        (1, whole, context),
-        (2, [BOS, *tokenizer("x")["input_ids"]], 1),
-    ]
-    assert built.requests["doc_id"].to_pylist() == ["0", "0", "2"]
+    assert (
+        requests_of(built)
+        == [
+            (0, whole, context),  # white space at the end of the prompt counts as part of the continuation
+            (1, whole, context),
+            (2, [BOS, *tokenizer("x")["input_ids"]], 1),
+            (3, whole[:context], context),  # nothing to score: the scorer quarantines it
+        ]
+    )
+    assert built.requests["doc_id"].to_pylist() == ["0", "0", "2", "3"]
 
 
 def test_rows_of_a_task_are_the_requests_of_its_sweep(tokenizer: Any, tmp_path: Path) -> None:
