@@ -70,6 +70,19 @@ _TEXT = {
 }
 _NUMBERS = {"shots", "limit", "seed", "refine", "replicas", "tp", "max_model_len"}
 _ENGINE_NUMBERS = {"threads", "block_size", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
+# Fields of SweepConfig that are about its engines.
+ENGINE_FIELDS = (
+    "replicas",
+    "tp",
+    "dtype",
+    "max_model_len",
+    "base_revision",
+    "aligned_revision",
+    "tokenizer",
+    "parents",
+    "accelerator_type",
+    "address",
+)
 _TASK_KEYS = {"name", "file", "format", "shots", "limit", "seed"}
 
 
@@ -88,7 +101,6 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
         InputError: with every problem.
     """
     from serve.settings import parse_extra
-    from serve.tiers import CHOICES
 
     problems: list[str] = []
     values = _read_toml(file, problems) if file else {}
@@ -114,37 +126,15 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
     # What is said of a flag holds for the file's table too: some arguments are not the user's to set.
     written = [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
     settings = collect(lambda: parse_extra(written), {}) | collect(lambda: parse_extra(engine), {})
-    for name in sorted(_ENGINE_NUMBERS & settings.keys()):
-        if not (type(settings[name]) is int and settings[name] > 0):
-            problems.append(f"--engine {name} is {settings[name]!r}: give a whole number above 0")
     out: Location = collect(lambda: locate(str(values["out"])), Path()) if values.get("out") else Path()
     specs = _tasks(tasks, rows, values, problems)
     if not tasks and not rows and is_readable:
         problems.append("--task is missing: give at least one NAME=FILE.jsonl or lm-eval:TASK")
-    for name in ("replicas", "tp", "max_model_len"):
-        value = values.get(name)
-        if value is not None and value < 1:
-            problems.append(f"--{name.replace('_', '-')} is {value}: give 1 or more")
     if values.get("refine", 0) < 0:
         problems.append(f"--refine is {values['refine']}: give 0 or more")
-    for name, allowed in (("dtype", DTYPES), ("tokenizer", ("base", "aligned")), ("parents", CHOICES)):
-        if name in values and values[name] not in allowed:
-            problems.append(f"--{name} is {values[name]!r}: use {', '.join(allowed)}")
+    problems += engine_problems(values, settings)
     if problems:
         raise InputError("the sweep cannot be set up", problems)
-    names = (
-        "refine",
-        "replicas",
-        "tp",
-        "dtype",
-        "max_model_len",
-        "base_revision",
-        "aligned_revision",
-        "tokenizer",
-        "parents",
-        "accelerator_type",
-        "address",
-    )
     return SweepConfig(
         base=str(values["base"]),
         aligned=str(values["aligned"]),
@@ -152,8 +142,27 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
         tasks=specs,
         out=out,
         engine=settings,
-        **{name: values[name] for name in names if name in values},
+        **{name: values[name] for name in ("refine", *ENGINE_FIELDS) if name in values},
     )
+
+
+def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Return what is wrong with values of `ENGINE_FIELDS` and with further arguments of vLLM."""
+    from serve.tiers import CHOICES
+
+    problems = [
+        f"--engine {name} is {settings[name]!r}: give a whole number above 0"
+        for name in sorted(_ENGINE_NUMBERS & settings.keys())
+        if not (type(settings[name]) is int and settings[name] > 0)
+    ]
+    for name in ("replicas", "tp", "max_model_len"):
+        value = values.get(name)
+        if value is not None and value < 1:
+            problems.append(f"--{name.replace('_', '-')} is {value}: give 1 or more")
+    for name, allowed in (("dtype", DTYPES), ("tokenizer", ("base", "aligned")), ("parents", CHOICES)):
+        if name in values and values[name] not in allowed:
+            problems.append(f"--{name} is {values[name]!r}: use {', '.join(allowed)}")
+    return problems
 
 
 def _tasks(
