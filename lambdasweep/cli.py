@@ -155,21 +155,79 @@ def plan(config: "SweepConfig") -> None:
 
 
 @app.command()
+def score(
+    requests: Annotated[
+        list[str] | None, typer.Option(metavar="FILES", help="Parquet files, as path, glob or directory; repeatable.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="One checkpoint: directory or hub id.")] = None,
+    base: Base = None,
+    aligned: Aligned = None,
+    lam: Annotated[str | None, typer.Option(help="The point of the pair to score with.")] = None,
+    id: Annotated[str | None, typer.Option(help="The id column; id where not given.")] = None,
+    out: Annotated[str | None, typer.Option(help="The output directory: path, s3:// or gs:// URL.")] = None,
+    replicas: Replicas = None,
+    tp: Tp = None,
+    dtype: Dtype = None,
+    max_model_len: MaxModelLen = None,
+    engine: EngineOptions = None,
+    base_revision: BaseRevision = None,
+    aligned_revision: AlignedRevision = None,
+    method: Method = None,
+    lam_map: LamMap = None,
+    vocab: Vocab = None,
+    tokenizer: TokenizerOption = None,
+    parents: ParentsOption = None,
+    accelerator_type: AcceleratorType = None,
+    address: Address = None,
+) -> None:
+    """Score Parquet files of prompts, of any size, with one model. The same command again goes on where it stopped."""
+    flags = locals()
+    from lambdasweep.batch.config import load_score_config
+    from lambdasweep.batch.score import run_score
+    from lambdasweep.progress import duration
+
+    plain = {name: value for name, value in flags.items() if name not in ("requests", "engine")}
+    began = time.monotonic()
+    result = run_score(load_score_config(plain, requests or [], engine or []), lambda line: typer.echo(line, err=True))
+    if result.exit_code == EXIT_INTERRUPTED:
+        typer.echo("stopped; what is committed is kept, and the same command goes on from there", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if result.units:
+        seconds = result.seconds
+        typer.echo(
+            f"{result.units} units, {result.rows} rows, {result.tokens} tokens computed in "
+            f"{duration(time.monotonic() - began)}; "
+            f"replica time: {seconds['score']:.1f} s scoring, {seconds['commit']:.1f} s committing"
+        )
+    typer.echo(f"scores: {result.out.root / 'scores'}")
+    if result.exit_code:
+        typer.echo(f"some rows are quarantined: lambdasweep status {result.out.root} counts them", err=True)
+        raise typer.Exit(result.exit_code)
+
+
+@app.command()
 def status(
     run_dir: RunArgument,
     live: Annotated[bool, typer.Option("--watch", help="Show it live, until the run is done.")] = False,
 ) -> None:
-    """Print what of a run is done, what is left, what is quarantined, and how its driver does."""
+    """Print what of a run, or of a batch, is done, what is left, what is quarantined, and how its driver does."""
+    from lambdasweep.batch.scoredir import ScoreDir
+    from lambdasweep.batch.status import describe as describe_score
     from lambdasweep.status import describe
 
+    batch = ScoreDir(run_dir)
+    is_batch = batch.exists()
     if live:
         from rich.console import Console
 
+        from lambdasweep.errors import InputError
         from lambdasweep.rundir import RunDir
         from lambdasweep.watch import watch
 
+        if is_batch:
+            raise InputError(f"{run_dir} is a batch, and --watch shows sweeps: leave it out")
         watch(RunDir(run_dir), Console())
-    for line in describe(run_dir):
+    for line in describe_score(batch) if is_batch else describe(run_dir):
         typer.echo(line)
 
 

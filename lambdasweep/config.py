@@ -79,6 +79,22 @@ _TEXT = {
 }
 _NUMBERS = {"shots", "limit", "seed", "refine", "replicas", "tp", "max_model_len"}
 _ENGINE_NUMBERS = {"threads", "block_size", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
+# Fields of SweepConfig that are about its pair and its engines.
+ENGINE_FIELDS = (
+    "replicas",
+    "tp",
+    "dtype",
+    "max_model_len",
+    "base_revision",
+    "aligned_revision",
+    "method",
+    "lam_map",
+    "vocab",
+    "tokenizer",
+    "parents",
+    "accelerator_type",
+    "address",
+)
 _TASK_KEYS = {"name", "file", "format", "shots", "limit", "seed"}
 
 
@@ -96,10 +112,7 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
     Raises:
         InputError: with every problem.
     """
-    from merge.lam_map import parse_map
-    from merge.line import METHODS, VOCABULARIES
     from serve.settings import parse_extra
-    from serve.tiers import CHOICES
 
     problems: list[str] = []
     values = _read_toml(file, problems) if file else {}
@@ -125,19 +138,44 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
     # What is said of a flag holds for the file's table too: some arguments are not the user's to set.
     written = [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
     settings = collect(lambda: parse_extra(written), {}) | collect(lambda: parse_extra(engine), {})
-    for name in sorted(_ENGINE_NUMBERS & settings.keys()):
-        if not (type(settings[name]) is int and settings[name] > 0):
-            problems.append(f"--engine {name} is {settings[name]!r}: give a whole number above 0")
     out: Location = collect(lambda: locate(str(values["out"])), Path()) if values.get("out") else Path()
     specs = _tasks(tasks, rows, values, problems)
     if not tasks and not rows and is_readable:
         problems.append("--task is missing: give at least one NAME=FILE.jsonl or lm-eval:TASK")
+    if values.get("refine", 0) < 0:
+        problems.append(f"--refine is {values['refine']}: give 0 or more")
+    problems += engine_problems(values, settings)
+    if problems:
+        raise InputError("the sweep cannot be set up", problems)
+    return SweepConfig(
+        base=str(values["base"]),
+        aligned=str(values["aligned"]),
+        lambdas=lambdas,
+        tasks=specs,
+        out=out,
+        engine=settings,
+        **{name: values[name] for name in ("refine", *ENGINE_FIELDS) if name in values},
+    )
+
+
+def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Return what is wrong with values of `ENGINE_FIELDS` and with further arguments of vLLM.
+
+    Writes a map as the record has it, and the tokenizer that goes with shared vocabularies, into `values`.
+    """
+    from merge.lam_map import parse_map
+    from merge.line import METHODS, VOCABULARIES
+    from serve.tiers import CHOICES
+
+    problems = [
+        f"--engine {name} is {settings[name]!r}: give a whole number above 0"
+        for name in sorted(_ENGINE_NUMBERS & settings.keys())
+        if not (type(settings[name]) is int and settings[name] > 0)
+    ]
     for name in ("replicas", "tp", "max_model_len"):
         value = values.get(name)
         if value is not None and value < 1:
             problems.append(f"--{name.replace('_', '-')} is {value}: give 1 or more")
-    if values.get("refine", 0) < 0:
-        problems.append(f"--refine is {values['refine']}: give 0 or more")
     allowed = {
         "dtype": DTYPES,
         "method": METHODS,
@@ -149,36 +187,13 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
         if name in values and values[name] not in choices:
             problems.append(f"--{name} is {values[name]!r}: use {', '.join(choices)}")
     if values.get("lam_map"):
-        values["lam_map"] = ",".join(sorted(rule.text for rule in collect(lambda: parse_map(values["lam_map"]), ())))
+        try:
+            values["lam_map"] = ",".join(sorted(rule.text for rule in parse_map(values["lam_map"])))
+        except InputError as error:
+            problems += [f"{error.title}: {problem}" for problem in error.problems] or [error.title]
     if values.get("vocab") == "shared" and values.setdefault("tokenizer", "aligned") == "base":
         problems.append("--tokenizer base does not go with --vocab shared: the model then has aligned's vocabulary")
-    if problems:
-        raise InputError("the sweep cannot be set up", problems)
-    names = (
-        "refine",
-        "replicas",
-        "tp",
-        "dtype",
-        "max_model_len",
-        "base_revision",
-        "aligned_revision",
-        "method",
-        "lam_map",
-        "vocab",
-        "tokenizer",
-        "parents",
-        "accelerator_type",
-        "address",
-    )
-    return SweepConfig(
-        base=str(values["base"]),
-        aligned=str(values["aligned"]),
-        lambdas=lambdas,
-        tasks=specs,
-        out=out,
-        engine=settings,
-        **{name: values[name] for name in names if name in values},
-    )
+    return problems
 
 
 def _tasks(

@@ -78,6 +78,31 @@ class DriverState:
             return None
 
 
+class DriverView:
+    """A run's last driver as others see it."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self.driver: DriverState | None = None
+        self._driver_seen = float("-inf")
+
+    @property
+    def driver_age(self) -> float:
+        """Seconds since the driver wrote. Once it was seen writing, no clock but this machine's matters."""
+        return max(0.0, time.monotonic() - self._driver_seen)
+
+    @property
+    def driver_runs(self) -> bool:
+        driver = self.driver
+        return driver is not None and driver.state == "running" and self.driver_age < 10 * driver.every
+
+    def look_at_driver(self) -> None:
+        before, self.driver = self.driver, DriverState.read(self.run)
+        if self.driver and (before is None or before.written != self.driver.written):
+            ago = max(0.0, time.time() - self.driver.written) if before is None else 0.0
+            self._driver_seen = time.monotonic() - ago
+
+
 class Heartbeat(Tally):
     """Listens to the driver and writes driver.json. A context manager, around all of the driver's work."""
 

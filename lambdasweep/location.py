@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lambdasweep.errors import InputError
@@ -164,9 +165,16 @@ def locate(root: str | os.PathLike[str] | ObjectPath) -> Location:
     return ObjectPath(scheme, key)
 
 
-def read_table(path: Location, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file, or some of its columns."""
-    return pq.read_table(_source(path), columns=columns)
+def read_table(path: Location, columns: list[str] | None = None, filters: pc.Expression | None = None) -> pa.Table:
+    """Read a Parquet file, or some of its columns, or the rows that pass a filter."""
+    return pq.read_table(_source(path), columns=columns, filters=filters)
+
+
+def read_metadata(path: Location) -> pq.FileMetaData:
+    """Read a Parquet file's footer, and no more of it."""
+    if isinstance(path, ObjectPath):
+        return path._ask(lambda store: pq.read_metadata(path.key, filesystem=store))
+    return pq.read_metadata(path)
 
 
 def read_schema(path: Location) -> pa.Schema:

@@ -137,14 +137,14 @@ def _load_tokenizer(path: Path, other: str) -> Tokenizer:
         raise PairError(f"{path} has no tokenizer.json: put it there, or give --tokenizer {other}") from None
 
 
-def join(failures: list[InputError]) -> InputError:
+def join(failures: list[InputError], title: str = "the sweep cannot be set up") -> InputError:
     """Make one error of several, so that the user sees all of them."""
     if len(failures) == 1:
         return failures[0]
     lines: list[str] = []
     for failure in failures:
         lines += [f"{failure.title}: {problem}" for problem in failure.problems] or [failure.title]
-    return InputError("the sweep cannot be set up", lines)
+    return InputError(title, lines)
 
 
 def settle(config: SweepConfig, pair: "Pair", device: str, recorded: dict[str, Any] | None) -> "EngineSettings":

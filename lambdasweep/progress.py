@@ -198,6 +198,16 @@ class SweepProgress:
         return f"λ {at}" + (f"  {rates[0]:.0f} requests/s  {duration(rates[2])} left" if rates else "")
 
 
+class ScoreProgress(SweepProgress):
+    """Shows units and rows done, tokens computed per second and the time left."""
+
+    def _text(self) -> str:
+        rates = self.tally.rates()
+        return f"{self.tally.requests} rows" + (
+            f"  {rates[1]:.0f} tokens/s  {duration(rates[2])} left" if rates else ""
+        )
+
+
 def duration(seconds: float) -> str:
     """Write seconds as a person would: 45 s, 3 min 20 s, 2 h 05 min."""
     whole = round(seconds)

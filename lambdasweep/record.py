@@ -23,8 +23,8 @@ _PLACES = {"source", "file"}
 _TASK_IDENTITY = ("sha256", "format", "shots", "limit", "seed", "template", "requests_sha256")
 
 
-def check_target(out: Location) -> None:
-    """Refuse a directory that holds something else.
+def check_target(out: Location, record: str = "sweep.json", early: str = "requests") -> None:
+    """Refuse a directory that holds something else than `record`, or `early`, which is written before it.
 
     Raises:
         RunMismatchError: `out` is a file, or a directory with other contents.
@@ -34,7 +34,7 @@ def check_target(out: Location) -> None:
         out.check()
     if out.is_dir():
         strange = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-        if strange and not (out / "sweep.json").is_file() and set(strange) - {"requests", "lease.json"}:
+        if strange and not (out / record).is_file() and set(strange) - {early, "lease.json"}:
             raise RunMismatchError(
                 f"{out} is not empty and no run directory (it holds {strange[0]}): give another --out"
             )
@@ -112,11 +112,11 @@ def check(run: RunDir, record: dict[str, Any], tasks: dict[str, dict[str, Any]])
     """
     if not run.exists():
         return
-    problems = list(_differences("", run.sweep(), record))
+    problems = list(differences("", run.sweep(), record))
     planned = run.plan()["tasks"] if run.plan_json.is_file() else {}
     for name in sorted(tasks.keys() & planned.keys()):
         old, new = ({key: value[name][key] for key in _TASK_IDENTITY} for value in (planned, tasks))
-        problems += _differences(f"task {name}: ", old, new)
+        problems += differences(f"task {name}: ", old, new)
     if problems:
         raise RunMismatchError(
             f"{run.root} holds another sweep; give another --out, or the settings it was started with", problems
@@ -143,13 +143,14 @@ def write(run: RunDir, record: dict[str, Any], prepared: Prepared) -> dict[str, 
     return plan
 
 
-def _differences(path: str, old: Any, new: Any) -> list[str]:
+def differences(path: str, old: Any, new: Any) -> list[str]:
+    """Return a line for each value of a record that is not what it was; places apart."""
     if isinstance(old, dict) and isinstance(new, dict):
         lines: list[str] = []
         for key in sorted(old.keys() | new.keys()):
             if key not in _PLACES:
                 separator = "" if path.endswith(" ") or not path else "."
-                lines += _differences(f"{path}{separator}{key}", old.get(key), new.get(key))
+                lines += differences(f"{path}{separator}{key}", old.get(key), new.get(key))
         return lines
     return [] if old == new else [f"{path} was {_short(old)} and is {_short(new)} now"]
 

@@ -151,8 +151,8 @@ class RunDir:
     def all_outcomes(self) -> list[Location]:
         """Return the paths of all that are there, by name."""
         folder = self.root / "lm_eval"
-        names = [name for name in _names(folder) if name.startswith("task=") and name.endswith(".parquet")]
-        return [folder / name for name in sorted(names)]
+        found = [name for name in names(folder) if name.startswith("task=") and name.endswith(".parquet")]
+        return [folder / name for name in sorted(found)]
 
     def unit(self, kind: str, task: str, lam: str, shard: int) -> Location:
         """Path of one unit's file; `kind` is tokens, quarantine or receipts."""
@@ -199,7 +199,7 @@ class RunDir:
     def committed(self, task: str, lam: str, kind: str = "tokens") -> set[int]:
         """Return the numbers of the shards whose `kind` file is committed."""
         return {
-            int(match[1]) for name in _names(self.unit(kind, task, lam, 0).parent) if (match := _SHARD.fullmatch(name))
+            int(match[1]) for name in names(self.unit(kind, task, lam, 0).parent) if (match := _SHARD.fullmatch(name))
         }
 
     def all_committed(self, kind: str = "tokens") -> dict[tuple[str, str], set[int]]:
@@ -214,7 +214,7 @@ class RunDir:
             files = ((folder, name) for path in root.walk() for folder, _, name in [path.key[start:].rpartition("/")])
         else:
             folders = [f"{path.parent.name}/{path.name}" for path in root.glob("task=*/lambda=*")]
-            files = ((folder, name) for folder in folders for name in _names(root / folder))
+            files = ((folder, name) for folder in folders for name in names(root / folder))
         for folder, name in files:
             if match := _SHARD.fullmatch(name):
                 task, _, lam = folder.removeprefix("task=").partition("/lambda=")
@@ -223,7 +223,7 @@ class RunDir:
 
     def begun(self, task: str, lambdas: Iterable[str]) -> list[str]:
         """Return those of some λs that may have a committed table of the task, by one listing."""
-        there = set(_names(self.root / "tokens" / f"task={task}"))
+        there = set(names(self.root / "tokens" / f"task={task}"))
         return [lam for lam in lambdas if self.unit("tokens", task, lam, 0).parent.name in there]
 
     def receipt(self, task: str, lam: str, shard: int) -> dict[str, Any] | None:
@@ -292,7 +292,7 @@ class RunDir:
             yield
 
 
-def _names(folder: Location) -> list[str]:
+def names(folder: Location) -> list[str]:
     """Return the names of what lies directly in a folder that may not be there."""
     if isinstance(folder, ObjectPath):
         return [path.name for path in folder.iterdir()]

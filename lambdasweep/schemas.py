@@ -79,3 +79,27 @@ OUTCOMES = pa.schema(
         pa.field("n", pa.int64(), nullable=False),  # documents the value was computed from
     ]
 )
+
+
+def batch_scores(id_name: str, id_type: pa.DataType) -> pa.Schema:
+    """Schema of the scores of `lambdasweep score`: a row of the input that could be scored."""
+    return pa.schema(
+        [
+            pa.field(id_name, id_type, nullable=False),
+            *(TOKENS.field(name) for name in ("logprobs", "ranks", "top1_ids", "top1_logprobs")),
+            pa.field("sum_logprob", pa.float64(), nullable=False),  # nats
+            pa.field("num_tokens", pa.int32(), nullable=False),  # that were scored
+        ]
+    )
+
+
+def batch_quarantine(id_name: str, id_type: pa.DataType) -> pa.Schema:
+    """Schema of what `lambdasweep score` could not score."""
+    return pa.schema(
+        [
+            pa.field(id_name, id_type),
+            pa.field("file", pa.string(), nullable=False),
+            pa.field("row", pa.int64(), nullable=False),  # of the file, from 0
+            pa.field("reason", pa.string(), nullable=False),
+        ]
+    )

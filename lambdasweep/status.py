@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from lambdasweep.heartbeat import DriverState, ReplicaReport
+from lambdasweep.heartbeat import DriverState, DriverView, ReplicaReport
 from lambdasweep.progress import duration
 from lambdasweep.rundir import RunDir
 from lambdasweep.survey import Survey
@@ -50,10 +50,16 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
         for reason, number in reasons.most_common(_SHOWN):
             yield f"  quarantined: {number} × {reason}"
     yield f"{survey.done} units done, {survey.total - survey.done} left"
-    yield from filter(None, [spent(survey), driver(survey)])
-    if survey.driver_runs and survey.driver:
-        yield from filter(None, [pace(survey)])
-        living = replicas(survey.driver)
+    yield from filter(None, [spent(survey)])
+    yield from driver_lines(survey)
+
+
+def driver_lines(view: DriverView) -> Iterator[str]:
+    """Yield how the last driver does, and what each of its replicas does while it runs."""
+    yield from filter(None, [driver(view)])
+    if view.driver_runs and view.driver:
+        yield from filter(None, [pace(view)])
+        living = replicas(view.driver)
         yield from (f"  {name}: {doing(replica)}" for name, replica in living[:_REPLICAS_SHOWN])
         if len(living) > _REPLICAS_SHOWN:
             yield f"  and {len(living) - _REPLICAS_SHOWN} more replicas"
@@ -73,15 +79,15 @@ def spent(survey: Survey) -> str:
     return text
 
 
-def driver(survey: Survey) -> str:
+def driver(view: DriverView) -> str:
     """Say how the run's last driver does, or how it ended; empty where none is known of."""
-    state = survey.driver
+    state = view.driver
     if state is None:
         return ""
-    ago = duration(survey.driver_age)
+    ago = duration(view.driver_age)
     lost = f"; {state.failures} replicas failed" if state.failures else ""
     lost += f", {state.given_up} units given up" if state.given_up else ""
-    if survey.driver_runs:
+    if view.driver_runs:
         return f"driver runs on {state.host} (process {state.pid}), seen {ago} ago{lost}"
     if state.state == "running":
         return f"driver not seen for {ago}: it ran on {state.host} (process {state.pid}){lost}"
@@ -91,13 +97,13 @@ def driver(survey: Survey) -> str:
     return f"driver {how} {ago} ago, with {state.done} units done and {state.left} left{lost}"
 
 
-def pace(survey: Survey) -> str:
+def pace(view: DriverView) -> str:
     """Say when a running driver will be done and how fast its replicas are; empty before their first unit is done."""
-    state = survey.driver if survey.driver_runs else None
+    state = view.driver if view.driver_runs else None
     if state is None or state.requests_per_second is None or state.seconds_left is None:
         return ""
     return (
-        f"{duration(max(0.0, state.seconds_left - survey.driver_age))} left, "
+        f"{duration(max(0.0, state.seconds_left - view.driver_age))} left, "
         f"{quantity(state.requests_per_second)} requests/s, {quantity(state.tokens_per_second or 0)} tokens/s"
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lambdasweep.heartbeat import DriverState
+from lambdasweep.heartbeat import DriverView
 from lambdasweep.rundir import RunDir
 
 
@@ -39,7 +39,7 @@ class Spent:
     quarantined: Counter[str] = field(default_factory=Counter)  # task → requests, at all λs
 
 
-class Survey:
+class Survey(DriverView):
     """Counts what is there.
 
     Raises:
@@ -47,14 +47,12 @@ class Survey:
     """
 
     def __init__(self, run: RunDir) -> None:
-        self.run = run
+        super().__init__(run)
         self.sweep = run.sweep()
         self.tasks: dict[str, TaskCount] = {}
         self.spent = Spent()
-        self.driver: DriverState | None = None
         self._seen: dict[tuple[str, str], set[int]] = {}  # of incomplete task and λ only
         self._unread: deque[tuple[str, str, int]] = deque()
-        self._driver_seen = float("-inf")
         self.refresh(0.0)
 
     @property
@@ -75,16 +73,6 @@ class Survey:
         engine = self.sweep["engine"]
         each = engine["tensor_parallel"] * (engine["threads"] if engine["device"] == "cpu" else 1)
         return self.spent.seconds * float(each) / 3600
-
-    @property
-    def driver_age(self) -> float:
-        """Seconds since the driver wrote. Once it was seen writing, no clock but this machine's matters."""
-        return max(0.0, time.monotonic() - self._driver_seen)
-
-    @property
-    def driver_runs(self) -> bool:
-        driver = self.driver
-        return driver is not None and driver.state == "running" and self.driver_age < 10 * driver.every
 
     @property
     def in_work(self) -> list[Sequence[Any]]:
@@ -108,14 +96,8 @@ class Survey:
                 task.done[lam] = len(there)
                 if len(there) >= task.shards:
                     del self._seen[name, lam]
-        self._look_at_driver()
+        self.look_at_driver()
         self._read(seconds)
-
-    def _look_at_driver(self) -> None:
-        before, self.driver = self.driver, DriverState.read(self.run)
-        if self.driver and (before is None or before.written != self.driver.written):
-            ago = max(0.0, time.time() - self.driver.written) if before is None else 0.0
-            self._driver_seen = time.monotonic() - ago
 
     def _read(self, seconds: float) -> None:
         until = time.monotonic() + seconds

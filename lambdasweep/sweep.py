@@ -146,12 +146,11 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
     if left:
         from merge.parent import parent_of
 
-        if prepared.config.address is None:
-            # A cluster of this machine alone listens on loopback only. Ray reads it when it is imported.
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        before_ray(prepared.config.address)
         from ray_jobs.driver import run_units
         from ray_jobs.listeners import Listeners
         from ray_jobs.replica import SweepSpec
+        from ray_jobs.sources import TableSource
 
         if len(left) < total:
             say(f"{total - len(left)} of {total} units are committed already; {len(left)} are left")
@@ -162,16 +161,18 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
             aligned=parent_of(pair.aligned, "aligned", sweep["pair"]["aligned"]["fingerprint"]),
             settings=prepared.settings,
             identity=record.table_identity(sweep),
-            requests_sha256={name: task.built.requests_sha256 for name, task in prepared.tasks.items()},
             line=prepared.pair.line,
             parents=prepared.config.parents,
             accelerator_type=prepared.config.accelerator_type,
         )
-        tables = {name: task.built.table for name, task in prepared.tasks.items()}
+        sources = {
+            name: TableSource(spec.root, name, task.built.table, task.built.requests_sha256)
+            for name, task in prepared.tasks.items()
+        }
         with progress, Heartbeat(run, left) as heartbeat:
             told = Listeners(progress, heartbeat)
             replicas, address = prepared.config.replicas, prepared.config.address
-            outcome = run_units(spec, left, tables, replicas, told, address, refinement.units)
+            outcome = run_units(spec, left, sources, replicas, told, address, refinement.units)
         if outcome.given_up:
             raise SweepError(
                 f"{len(outcome.given_up)} units failed on every try; all others are committed. Run the same command again "
@@ -189,6 +190,12 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
     exit_code = EXIT_INTERRUPTED if interrupted else EXIT_QUARANTINE if quarantined else 0
     tally = progress.tally
     return SweepResult(run, exit_code, tally.done, tally.requests, progress.seconds)
+
+
+def before_ray(address: str | None) -> None:
+    """Set what Ray reads when it is imported: a cluster of this machine alone listens on loopback only."""
+    if address is None:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 def disk_bytes(prepared: Prepared, lambdas: int) -> int:

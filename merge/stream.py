@@ -40,7 +40,7 @@ class Block:
 
 
 def blocks(name: str, shape: tuple[int, ...], itemsize: int, aligned_rows: Spans = ()) -> Iterator[Block]:
-    """Cut a tensor into blocks of whole rows, and where `aligned_rows` begin or end; a row longer than a block is cut too."""
+    """Cut a tensor into blocks of whole rows, also where `aligned_rows` begin or end; a row longer than one is cut too."""
     strides = _strides(shape)
     for place in chunks(shape, itemsize, BLOCK):
         sides = tuple(part.stop - part.start for part in place)

@@ -11,16 +11,15 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import pyarrow as pa
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from lambdasweep.errors import SweepError
+from lambdasweep.errors import InputError, SweepError
 from ray_jobs.cluster import Node, check_room, cluster, end_process, living_nodes
 from ray_jobs.health import Deadlines
 from ray_jobs.listeners import Listeners
@@ -28,6 +27,7 @@ from ray_jobs.metrics import Metrics
 from ray_jobs.replica import Replica, SweepSpec
 from ray_jobs.scheduler import Scheduler
 from ray_jobs.slot import Slot
+from ray_jobs.sources import Source
 from ray_jobs.splitting import Splitter
 from ray_jobs.units import Receipt, Unit
 from ray_jobs.weights import WeightLedger
@@ -72,7 +72,7 @@ class Outcome:
 def run_units(
     spec: SweepSpec,
     units: Sequence[Unit],
-    tables: dict[str, pa.Table],
+    sources: Mapping[str, Source],
     replicas: int | None,
     progress: Progress,
     address: str | None = None,
@@ -83,7 +83,7 @@ def run_units(
     Args:
         spec: shared by all replicas.
         units: what is left to do.
-        tables: requests table of each task.
+        sources: where the requests of each task come from.
         replicas: engines to run at the same time; None: as many as the cluster has room for, now and later.
         progress: told of every step.
         address: a running Ray cluster; None starts one on this machine and stops it at the end.
@@ -91,12 +91,12 @@ def run_units(
             asked after a unit was given up.
 
     Raises:
-        InputError: the cluster cannot be reached, or has no room for the replicas.
+        InputError: the cluster cannot be reached, or has no room for the replicas; a unit's requests cannot be read.
         SweepError: Ray or the replicas do not start, or the tables cannot be written.
     """
     with cluster(address, spec.settings, replicas), _stop_signals() as stop:
         check_room(living_nodes(spec.settings, spec.accelerator_type), spec.settings, replicas, spec.accelerator_type)
-        driver = _Driver(spec, units, tables, replicas, Listeners(progress, Metrics(units)))
+        driver = _Driver(spec, units, sources, replicas, Listeners(progress, Metrics(units)))
         try:
             driver.loop(stop, more or tuple)
         finally:
@@ -114,7 +114,7 @@ class _Driver:
         self,
         spec: SweepSpec,
         units: Sequence[Unit],
-        tables: dict[str, pa.Table],
+        sources: Mapping[str, Source],
         replicas: int | None,
         progress: Progress,
     ) -> None:
@@ -122,11 +122,11 @@ class _Driver:
         self.done = 0
         self.hardware: set[str] = set()
         self.reasons: dict[tuple[str, str, int], str] = {}
-        self._splitter = Splitter(lambda unit: _document_starts(tables, unit))
+        self._splitter = Splitter(lambda unit: sources[unit.task].documents(unit))
         self._spec = spec
         self._progress = progress
         self._replicas = replicas
-        self._tables = {task: ray.put(table) for task, table in tables.items()}
+        self._sources = {task: ray.put(source) for task, source in sources.items()}
         self._slots: list[Slot] = []
         self._vacant: list[Slot] = []  # whose replica is gone: its number is used again
         self._pending: dict[Any, Slot] = {}  # what each slot's actor is working on
@@ -219,7 +219,7 @@ class _Driver:
         ranks = min(self._replicas or node.room, node.room) * self._spec.settings.tensor_parallel
         self._slots.append(slot)
         self._progress.replica_starting(slot.name)
-        self._pending[slot.boot(Replica, self._spec, self._tables, ranks)] = slot
+        self._pending[slot.boot(Replica, self._spec, self._sources, ranks)] = slot
 
     def _settle(self, reference: Any, slot: Slot) -> None:
         """Take in what one actor call came to."""
@@ -298,6 +298,8 @@ class _Driver:
         """A replica died, raised, or hangs (with the reason as text)."""
         reason = error if isinstance(error, str) else _reason(error)
         cause = error.cause if isinstance(error, RayTaskError) else None
+        if isinstance(cause, InputError) and not slot.booting:  # on another replica it would be the same
+            raise cause
         if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
             raise SweepError(
                 f"tables cannot be written to {self._spec.root}: {cause}. Nothing is half-written; make room and run "
@@ -341,12 +343,6 @@ class _Driver:
             f"(rows {unit.first_row} to {unit.end_row - 1}), which is {fate}: {reason}"
         )
         return unit if fate == "given up" else None
-
-
-def _document_starts(tables: dict[str, pa.Table], unit: Unit) -> list[int]:
-    """Return the first row of each document of a unit."""
-    names = tables[unit.task].column("doc_id").slice(unit.first_row, unit.end_row - unit.first_row).to_pylist()
-    return [unit.first_row + at for at, name in enumerate(names) if at == 0 or names[at - 1] != name]
 
 
 def _reason(error: RayError) -> str:

@@ -1,6 +1,5 @@
 """A replica: the Ray actor that owns one vLLM engine and commits the units it is handed."""
 
-import dataclasses
 import os
 import socket
 import time
@@ -8,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-
-from lambdasweep import schemas
 from lambdasweep.errors import EngineError
-from lambdasweep.rundir import RunDir, commit_json, commit_table
+from lambdasweep.rundir import commit_json, commit_table
 from merge.line import STRAIGHT, Line
 from merge.parent import Parent, open_here
+from ray_jobs.sources import Source, Work
 from ray_jobs.units import Receipt, Unit
 from serve.settings import EngineSettings, available_cores
 
@@ -32,12 +28,11 @@ class SweepSpec:
     root: str
     """Of the run directory: an absolute path or a URL; replicas write their own tables there."""
     base: Parent
-    aligned: Parent
+    aligned: Parent | None
+    """None: `base` alone is scored, as it is."""
     settings: EngineSettings
     identity: dict[str, Any]
     """Stored in every table: fingerprints, engine, versions."""
-    requests_sha256: dict[str, str]
-    """Content hash of each task's requests table."""
     line: Line = STRAIGHT
     """Between the parents."""
     parents: str = "auto"
@@ -62,8 +57,8 @@ class Replica:
     same time, from another thread.
     """
 
-    def __init__(self, name: str, spec: SweepSpec, place: int, tables: dict[str, Any]) -> None:
-        """`tables` maps tasks to references of their requests tables; `place` counts the replicas of this node."""
+    def __init__(self, name: str, spec: SweepSpec, place: int, sources: dict[str, Any]) -> None:
+        """`sources` maps tasks to references of their `Source`; `place` counts the replicas of this node."""
         from serve.engine import process_environment
 
         cores = available_cores()  # of the node that this process runs on
@@ -73,9 +68,8 @@ class Replica:
         os.environ.update(process_environment(spec.settings, self._cores))  # before anything imports torch
         self._name = name
         self._spec = spec
-        self._run_dir = RunDir(spec.root)
-        self._references = tables
-        self._tables: dict[str, pa.Table] = {}
+        self._references = sources
+        self._sources: dict[str, Source] = {}
         self._engine: Any = None
         self._hardware = ""
 
@@ -95,7 +89,7 @@ class Replica:
         spec = self._spec
         if spec.settings.device == "cpu":
             os.sched_setaffinity(0, self._cores)  # this thread's; the engine's are born by it
-        base, aligned = open_here(spec.base), open_here(spec.aligned)
+        base, aligned = open_here(spec.base), open_here(spec.aligned) if spec.aligned else None
         try:
             self._engine = Engine(base, aligned, spec.settings, spec.parents, ranks_on_node, spec.line)
         except EngineError as error:
@@ -108,44 +102,45 @@ class Replica:
 
         Raises:
             EngineError: the switch or the scoring failed.
+            InputError: the requests cannot be read.
         """
         self._engine.switch(part.lam)
-        self._score(part, self._rows(part))
+        self._score(part)
 
     def run(self, unit: Unit) -> Receipt:
         """Score a unit and commit its tables; the tokens table is the completion record and is written last.
 
         Raises:
             EngineError: the switch or the scoring failed.
+            InputError: the unit's requests cannot be read.
             OSError: the table could not be written, because the disk is full, say.
         """
         began = time.monotonic()
         switched = self._engine.lam != unit.lam
         self._engine.switch(unit.lam)
         at_lambda = time.monotonic()
-        requests = self._rows(unit)
-        scores = self._score(unit, requests)
+        work, scores = self._score(unit)
         scored = time.monotonic()
 
         identity = {
             **self._spec.identity,
+            **work.identity,
             "hardware": self._hardware,
             "lam": unit.lam,
-            "requests_sha256": self._spec.requests_sha256[unit.task],
             "rows": [unit.first_row, unit.end_row],
             "shard": unit.shard,
-            "task": unit.task,
         }
-        path = self._run_dir.unit
-        if scores.quarantine.num_rows:
-            commit_table(path("quarantine", *unit.key), scores.quarantine, identity)
+        tokens, quarantine = work.tables(scores)
+        path = self._source(unit.task).path
+        if quarantine.num_rows:
+            commit_table(path("quarantine", unit), quarantine, identity)
         else:  # an earlier try may have left out what went well now, and ended before its tokens were committed
-            path("quarantine", *unit.key).unlink(missing_ok=True)
-        commit_table(path("tokens", *unit.key), scores.tokens, identity)
+            path("quarantine", unit).unlink(missing_ok=True)
+        commit_table(path("tokens", unit), tokens, identity)
         receipt = Receipt(
             *unit.key,
-            requests=requests.num_rows,
-            quarantined=scores.quarantine.num_rows,
+            requests=tokens.num_rows + quarantine.num_rows,
+            quarantined=quarantine.num_rows,
             tokens_scheduled=scores.prompt_tokens - scores.cached_tokens,
             tokens_cached=scores.cached_tokens,
             switch_seconds=at_lambda - began if switched else 0.0,
@@ -157,32 +152,21 @@ class Replica:
             route=self._engine.route,
             weight_digests=self._engine.digests,
         )
-        commit_json(path("receipts", *unit.key), receipt.to_json())
+        commit_json(path("receipts", unit), receipt.to_json())
         return receipt
 
-    def _rows(self, unit: Unit) -> pa.Table:
-        return self._table(unit.task).slice(unit.first_row, unit.end_row - unit.first_row)
-
-    def _score(self, unit: Unit, requests: pa.Table) -> "UnitScores":
+    def _score(self, unit: Unit) -> "tuple[Work, UnitScores]":
         from serve.scoring import score_unit
 
-        if not unit.offenders:
-            return score_unit(self._engine, requests, unit.lam)
-        at = [row - unit.first_row for row, _ in unit.offenders]
-        scores = score_unit(self._engine, requests.filter(~np.isin(np.arange(requests.num_rows), at)), unit.lam)
-        refused = pa.table(
-            {"request_id": requests.column("request_id").take(at), "reason": [reason for _, reason in unit.offenders]},
-            schema=schemas.QUARANTINE,
-        )
-        quarantine = pa.concat_tables([scores.quarantine, refused]).combine_chunks().sort_by("request_id")
-        return dataclasses.replace(scores, quarantine=quarantine)
+        work = self._source(unit.task).open(unit)
+        return work, score_unit(self._engine, work.requests, unit.lam)
 
-    def _table(self, task: str) -> pa.Table:
-        if task not in self._tables:
+    def _source(self, task: str) -> Source:
+        if task not in self._sources:
             import ray
 
-            self._tables[task] = ray.get(self._references[task])  # zero-copy from the node's object store
-        return self._tables[task]
+            self._sources[task] = ray.get(self._references[task])  # a table in it is zero-copy, from the node's store
+        return self._sources[task]
 
 
 def _last_words() -> str:

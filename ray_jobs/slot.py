@@ -33,7 +33,7 @@ class Slot:
     def name(self) -> str:
         return f"replica-{self.index}" + (f".{self.generation}" if self.generation > 1 else "")
 
-    def boot(self, kind: type[Replica], spec: SweepSpec, tables: dict[str, Any], ranks_on_node: int) -> Any:
+    def boot(self, kind: type[Replica], spec: SweepSpec, sources: dict[str, Any], ranks_on_node: int) -> Any:
         """Start the actor and its engine; return the reference of what `start` comes to."""
         actor_class = ray.remote(
             max_restarts=0,
@@ -42,7 +42,7 @@ class Slot:
             scheduling_strategy=on_node(self.node.node_id),
             **needs(spec.settings),
         )(kind)
-        self.actor = actor_class.remote(self.name, spec, self.place, tables)
+        self.actor = actor_class.remote(self.name, spec, self.place, sources)
         self.booting = True
         return self.actor.start.remote(ranks_on_node)
 

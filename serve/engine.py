@@ -17,6 +17,7 @@ from serve.plugin import BACKEND, CONFIG_KEY, RESIDENT, WORKER_EXTENSION
 from serve.settings import EngineSettings
 from serve.tiers import RELOAD, Room, host_memory
 
+LOADED = "loaded"  # the route of an engine of one checkpoint
 _PROBE_TOKENS = 48
 _GPU_SHARE = 0.92  # vLLM's default gpu_memory_utilization
 
@@ -78,7 +79,7 @@ class Engine:
 
     Args:
         base: directory of the base checkpoint; also gives the architecture, unless the vocabularies are only shared.
-        aligned: directory of the aligned checkpoint.
+        aligned: directory of the aligned checkpoint; None: `base` is scored as it is loaded, and the only λ is 0.
         settings: see `EngineSettings`.
         parents: where ranks keep the parents, one of `serve.tiers.CHOICES`; changes no number.
         ranks_on_node: of all engines that share this machine's memory; None: of this one.
@@ -88,7 +89,7 @@ class Engine:
     def __init__(
         self,
         base: Path,
-        aligned: Path,
+        aligned: Path | None,
         settings: EngineSettings,
         parents: str = "auto",
         ranks_on_node: int | None = None,
@@ -108,6 +109,19 @@ class Engine:
             "enforce_eager": settings.device == "cpu",
             **settings.extra,
         }
+        if aligned is not None:
+            config = {
+                "base": str(base),
+                "aligned": str(aligned),
+                "line": line.to_json(),
+                "tier": parents,
+                "ranks": ranks_on_node or settings.tensor_parallel,
+            }
+            arguments |= {
+                "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+                "additional_config": {CONFIG_KEY: config},
+            }
+        tiers: list[tuple[str, str]] = []
         try:
             self._llm = LLM(
                 model=str(aligned if line.has_aligned_shapes else base),
@@ -122,27 +136,21 @@ class Engine:
                 max_num_batched_tokens=settings.max_num_batched_tokens,
                 max_num_seqs=settings.max_num_seqs,
                 enable_prefix_caching=True,
-                weight_transfer_config=WeightTransferConfig(backend=BACKEND),
                 worker_extension_cls=WORKER_EXTENSION,
-                additional_config={
-                    CONFIG_KEY: {
-                        "base": str(base),
-                        "aligned": str(aligned),
-                        "line": line.to_json(),
-                        "tier": parents,
-                        "ranks": ranks_on_node or settings.tensor_parallel,
-                    }
-                },
                 **arguments,
             )
-            self._llm.init_weight_transfer_engine({"init_info": {}})
-            tiers = self._llm.collective_rpc("interpolation_tier")
+            if aligned is not None:
+                self._llm.init_weight_transfer_engine({"init_info": {}})
+                tiers = self._llm.collective_rpc("interpolation_tier")
             self._llm.collective_rpc("interpolation_score_rows")
             limit_prefix_reads(self._llm.llm_engine.engine_core.engine_core.scheduler)
         except Exception as error:
             raise EngineError(f"the vLLM engine did not start: {error}") from error
         self.vocab_size: int = self._llm.llm_engine.model_config.get_vocab_size()
         self.fallback = next((reason for _, reason in tiers if reason), "")
+        if aligned is None:
+            self.lam, self.route = "0", LOADED
+            return
         if parents != RELOAD and not self.fallback and not self._routes_agree():
             self.fallback = "the same λ gives other logprobs than vLLM's own loader"
         self._use(RELOAD if self.fallback else RESIDENT, only=True)

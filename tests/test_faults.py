@@ -1,11 +1,15 @@
-"""A replica that hangs and a request that kills engines, with real engines."""
+"""A replica that hangs and requests that kill engines, with real engines."""
 
 import json
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from lambdasweep.batch.config import load_score_config
+from lambdasweep.batch.score import run_score
 from lambdasweep.config import SweepConfig
 from lambdasweep.rundir import RunDir
 from lambdasweep.sweep import run_sweep
@@ -48,3 +52,18 @@ def test_a_hung_replica_is_replaced_and_a_deadly_request_is_quarantined(
     assert run.tokens("deadly", "0.5").column("request_id").to_pylist() == [0, 1, 2]
     assert run.tokens("harmless", "0.5").column("request_id").to_pylist() == [0, 1]
     assert run.quarantine("harmless", "0.5").num_rows == 0
+
+
+def test_a_deadly_row_of_a_batch_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path / "model", seed=0)
+    file = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"id": list("abcde"), "prompt": [f"text number {n}" for n in range(5)]}), file)
+    monkeypatch.setattr(driver, "Replica", FaultyReplica)
+    monkeypatch.setenv("LAMBDASWEEP_FAULTS", str(tmp_path))
+    (tmp_path / "hung").touch()  # none hangs
+    flags = {"model": str(tmp_path / "model"), "out": str(tmp_path / "out"), "replicas": 1, "max_model_len": 128}
+    engine = ["kv_cache_memory_bytes=67108864"]
+    assert run_score(load_score_config(flags, [str(file)], engine), print).exit_code == 3
+    (refused,) = pq.read_table(tmp_path / "out" / "quarantine").to_pylist()
+    assert refused == {"id": "d", "file": str(file), "row": POISON, "reason": REASON}
+    assert pq.read_table(tmp_path / "out" / "scores")["id"].to_pylist() == list("abce")

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lambdasweep import location, open_run
@@ -93,3 +95,21 @@ def test_a_killed_and_resumed_sweep_into_a_store_is_that_on_the_disk(store: Stor
     assert len(everything) > 100
     for secret in (SECRET, KEY_ID):
         assert not any(secret.encode() in data for data in everything)
+
+
+def test_a_batch_into_a_store_is_that_on_the_disk(store: Store, tmp_path: Path) -> None:
+    prompts = [f"text number {n}" for n in range(20)]
+    pq.write_table(pa.table({"id": [*range(19), None], "prompt": prompts}), tmp_path / "in.parquet")
+    local, url = tmp_path / "out", f"s3://{BUCKET}/batch"
+    for out in (str(local), url):
+        command = [sys.executable, "-m", "lambdasweep", "score", "--model", BASE, "--requests", tmp_path / "in.parquet"]
+        command += ["--out", out, "--replicas", "1"]
+        done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 3, done.stderr
+    stored = store.objects("batch/")
+    on_disk = {str(path.relative_to(local)): path.read_bytes() for path in local.rglob("*.*") if path.is_file()}
+    assert set(stored) == set(on_disk) - {".lock"}
+    results = {name for name in stored if not name.startswith(("receipts/", "driver.json"))}
+    assert len(results) == 4
+    assert {name for name in results if stored[name] != on_disk[name]} == set()
+    assert "19 rows scored, 1 quarantined" in lambdasweep("status", url)

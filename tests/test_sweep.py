@@ -30,11 +30,13 @@ TASKS = ("letters", "cloze")
 class Sweep:
     """One `lambdasweep run` process."""
 
+    command = "run"
+
     def __init__(self, out: Path, arguments: list[str]) -> None:
         self.log = out.parent / f"{out.name}.log"
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "lambdasweep", "run", "--out", str(out), *arguments],
+                [sys.executable, "-m", "lambdasweep", self.command, "--out", str(out), *arguments],
                 cwd=ROOT,
                 stdout=log,
                 stderr=log,

@@ -15,7 +15,7 @@ Tokens are those of lm-evaluation-harness 0.4.13, on which its `hf` and `vllm` b
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,7 +105,7 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> Enco
         sequences.append(context + whole[len(context) :])
         starts.append(len(context))
         spanned.append(whole[: len(context)] != context)
-    return _joined(sequences, starts, spanned)
+    return pack(sequences, starts, spanned)
 
 
 def encode_windows(tokenizer: Tokenizer, texts: Sequence[str], max_model_len: int) -> tuple[Encoded, list[int]]:
@@ -125,27 +125,47 @@ def encode_windows(tokenizer: Tokenizer, texts: Sequence[str], max_model_len: in
     prefix = prefix_of(tokenizer)
     assert prefix is not None
     prefix_text = tokenizer.decode([prefix])
-    inputs = max_model_len - 2
-    sequences, starts, counts = [], [], []
+    sequences: list[list[int]] = []
+    starts: list[int] = []
+    counts = []
     for text, ids in zip(texts, _encode_texts(tokenizer, texts, prefix_text), strict=True):
         if not text:
             ids = []  # a tokenizer that puts BOS in front does so for "" too
-        ends = [*range(inputs, len(ids), inputs), len(ids)] if ids else []
-        for begin, end in itertools.pairwise([0, *ends]):
-            front = [prefix, *ids[:end]] if begin == 0 else ids[end - inputs - 1 : end]
-            sequences.append(front)
-            starts.append(len(front) - (end - begin))
-        counts.append(len(ends))
-    return _joined(sequences, starts, [False] * len(sequences)), counts
+        before = len(sequences)
+        for sequence, start in windows(ids, prefix, max_model_len):
+            sequences.append(sequence)
+            starts.append(start)
+        counts.append(len(sequences) - before)
+    return pack(sequences, starts), counts
 
 
-def _joined(sequences: Sequence[Sequence[int]], starts: Sequence[int], spanned: Sequence[bool]) -> Encoded:
+def windows(ids: list[int], prefix: int, max_model_len: int) -> Iterator[tuple[list[int], int]]:
+    """Yield (tokens, where those to be scored start) of each window over `ids`; see `encode_windows`."""
+    inputs = max_model_len - 2
+    ends = [*range(inputs, len(ids), inputs), len(ids)] if ids else []
+    for begin, end in itertools.pairwise([0, *ends]):
+        window = [prefix, *ids[:end]] if begin == 0 else ids[end - inputs - 1 : end]
+        yield window, len(window) - (end - begin)
+
+
+def pack(sequences: Sequence[Sequence[int]], starts: Sequence[int], spanned: Sequence[bool] | None = None) -> Encoded:
+    """Put token sequences one after the other; no token spans a start where `spanned` is not given."""
     return Encoded(
         np.array(list(itertools.chain.from_iterable(sequences)), np.int32),
         np.array([len(sequence) for sequence in sequences], np.int64),
         np.array(starts, np.int64),
-        np.array(spanned, np.bool_),
+        np.array(spanned or [False] * len(sequences), np.bool_),
     )
+
+
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Encode whole texts, each without the token that `prefix_of` puts in front of it.
+
+    A tokenizer without such a token encodes as it does by default.
+    """
+    prefix = prefix_of(tokenizer)
+    encoded = _encode_texts(tokenizer, texts, None if prefix is None else tokenizer.decode([prefix]))
+    return [ids[1:] if ids[:1] == [prefix] else ids for ids in encoded]
 
 
 def _encode_texts(

@@ -1,0 +1,62 @@
+"""Scores Parquet files with vLLM alone, as one would without lambdasweep: `LLM.generate` with prompt logprobs, in a loop.
+
+    python plain_vllm.py JOB.json
+
+The job: {"model", "settings", "files", "out"}. Written are, for each file, the seconds of reading, tokenising and scoring
+(the engine is started before) and the sum of the logprobs of each row's continuation, or of all of a prompt behind BOS.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+BATCH = 256  # rows
+
+
+def main(job: dict[str, Any]) -> None:
+    from transformers import AutoTokenizer
+    from vllm import LLM, SamplingParams
+
+    settings = job["settings"]
+    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    llm = LLM(
+        model=job["model"],
+        skip_tokenizer_init=True,
+        dtype=settings["dtype"],
+        max_model_len=settings["max_model_len"],
+        block_size=settings["block_size"],
+        kv_cache_memory_bytes=settings["kv_cache_bytes"],
+        max_num_batched_tokens=settings["max_num_batched_tokens"],
+        max_num_seqs=settings["max_num_seqs"],
+        enforce_eager=settings["device"] == "cpu",
+        seed=0,
+    )
+    sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+    found = []
+    for file in job["files"]:
+        began = time.perf_counter()
+        sums = []
+        for batch in pq.ParquetFile(file).iter_batches(BATCH):
+            prompts = batch.column("prompt").to_pylist()
+            if "continuation" in batch.schema.names:
+                texts = [a + b for a, b in zip(prompts, batch.column("continuation").to_pylist(), strict=True)]
+                starts = [len(ids) for ids in tokenizer(prompts)["input_ids"]]
+                sequences = tokenizer(texts)["input_ids"]
+            else:
+                bos = tokenizer.bos_token_id
+                sequences = [ids if ids[0] == bos else [bos, *ids] for ids in tokenizer(prompts)["input_ids"]]
+                starts = [1] * len(sequences)
+            outputs = llm.generate([{"prompt_token_ids": ids} for ids in sequences], sampling, use_tqdm=False)
+            for ids, start, output in zip(sequences, starts, outputs, strict=True):
+                rows = output.prompt_logprobs
+                sums.append(sum(rows[place][ids[place]].logprob for place in range(start, len(ids))))
+        found.append({"seconds": time.perf_counter() - began, "sums": sums})
+    Path(job["out"]).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))

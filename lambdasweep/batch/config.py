@@ -1,0 +1,103 @@
+"""What the user asks of `lambdasweep score`: flags → one checked `ScoreConfig`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lambdasweep.config import ENGINE_FIELDS, SweepConfig, engine_problems
+from lambdasweep.errors import InputError
+from lambdasweep.grid import parse_grid
+from lambdasweep.location import Location, locate
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreConfig:
+    """One batch as asked for."""
+
+    sweep: SweepConfig
+    """Model, engines and output; without tasks, and with one λ. Both parents are the model where there is one."""
+    requests: tuple[str, ...]
+    """Parquet files, globs or directories."""
+    id: str
+    """The id column."""
+    is_model: bool
+    """One checkpoint is scored, not a point between two."""
+
+
+def load_score_config(flags: dict[str, Any], requests: list[str], engine: list[str]) -> ScoreConfig:
+    """Check every flag that can be checked without opening anything.
+
+    Args:
+        flags: by name with underscores; None where a flag was not given.
+        requests: of each `--requests`.
+        engine: `KEY=VALUE` of each `--engine`.
+
+    Raises:
+        InputError: with every problem.
+    """
+    from serve.settings import parse_extra
+
+    values = {name: value for name, value in flags.items() if value is not None}
+    problems: list[str] = []
+    settings: dict[str, Any] = {}
+    try:
+        settings = parse_extra(engine)
+    except InputError as error:
+        problems += [f"{error.title}: {problem}" for problem in error.problems]
+    is_model = "model" in values
+    of_pair = ("base", "aligned", "lam")
+    lambdas: tuple[str, ...] = ("0",)
+    if is_model:
+        pair_flags = [
+            *of_pair,
+            "base_revision",
+            "aligned_revision",
+            "method",
+            "lam_map",
+            "vocab",
+            "tokenizer",
+            "parents",
+        ]
+        problems += [
+            f"--{name.replace('_', '-')} is of a pair: leave out --model, or it"
+            for name in pair_flags
+            if name in values
+        ]
+    elif not any(name in values for name in of_pair):
+        problems.append("--model is missing: give a checkpoint, or a point of a pair as --base, --aligned and --lam")
+    else:
+        problems += [
+            f"--{name} is missing: a point of a pair takes --base, --aligned and --lam"
+            for name in of_pair
+            if name not in values
+        ]
+    if "lam" in values:
+        try:
+            lambdas = parse_grid(values["lam"])
+            if len(lambdas) != 1:
+                problems.append(f"--lam {values['lam']} is {len(lambdas)} points: give one")
+        except InputError as error:
+            problems += [f"{error.title}: {problem}" for problem in error.problems] or [error.title]
+    problems += [
+        f"{flag} is missing" for flag, given in (("--requests", requests), ("--out", "out" in values)) if not given
+    ]
+    out: Location = Path()
+    if "out" in values:
+        try:
+            out = locate(values["out"])
+        except InputError as error:
+            problems.append(error.title)
+    problems += engine_problems(values, settings)
+    if problems:
+        raise InputError("the batch cannot be set up", problems)
+    model = values.get("model", "")
+    sweep = SweepConfig(
+        base=values.get("base", model),
+        aligned=values.get("aligned", model),
+        lambdas=lambdas,
+        tasks=(),
+        out=out,
+        engine=settings,
+        **{name: values[name] for name in ENGINE_FIELDS if name in values},
+    )
+    return ScoreConfig(sweep, tuple(requests), values.get("id", "id"), is_model)

@@ -1,0 +1,243 @@
+"""`lambdasweep score`: check, record, run what is left."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from lambdasweep import record
+from lambdasweep.batch.config import ScoreConfig
+from lambdasweep.batch.files import Inputs, open_inputs
+from lambdasweep.batch.repeats import repeated_rows
+from lambdasweep.batch.scoredir import ScoreDir
+from lambdasweep.batch.source import ParquetSource
+from lambdasweep.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, PairError, RunMismatchError, SweepError
+from lambdasweep.heartbeat import Heartbeat
+from lambdasweep.prepare import SHARD_TOKENS, Prepared, join, prepare
+from lambdasweep.progress import ScoreProgress
+from lambdasweep.rundir import commit_json, commit_table
+from lambdasweep.sweep import before_ray, check_disk, fingerprint_pair
+
+if TYPE_CHECKING:
+    from ray_jobs.units import Unit
+
+TASK = "scores"  # what a unit's task is called
+_SHORTEST = 3  # tokens of a window
+
+# Parquet with zstd: see `lambdasweep.sweep`.
+_BYTES_PER_TOKEN, _BYTES_PER_ROW, _BYTES_PER_UNIT = 20, 32, 16 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResult:
+    """How `run_score` ended."""
+
+    out: ScoreDir
+    exit_code: int
+    units: int  # done by this call
+    rows: int
+    tokens: int  # computed by the engines
+    seconds: dict[str, float]  # of all replicas: switch, score, commit
+
+
+def run_score(config: ScoreConfig, say: Callable[[str], None]) -> ScoreResult:
+    """Score all rows of some Parquet files, or go on with it.
+
+    Args:
+        config: what is asked for.
+        say: told one line of news at a time.
+
+    Raises:
+        InputError: bad input, nothing is written; or a file that is changed or found damaged on the way.
+        SweepError: units were given up, or nothing could be run.
+    """
+    sweep = config.sweep
+    record.check_target(sweep.out, "score.json", "")
+    out = ScoreDir(sweep.out)
+    prepared, inputs = _prepare(config, out)
+    identity = score_record(config, prepared, inputs)
+    check(out, identity)
+    rows, units = inputs.rows, len(inputs.shards)
+    if isinstance(sweep.out, Path):  # an object store has room
+        check_disk(sweep.out, inputs.scored * _BYTES_PER_TOKEN + rows * _BYTES_PER_ROW + units * _BYTES_PER_UNIT)
+    for warning in prepared.warnings:
+        say(f"warning: {warning}")
+    with out.lock():
+        out.sweep_temporaries()
+        check(out, identity)  # another driver may have been here since
+        if not out.exists():
+            commit_json(out.score_json, identity)
+        if not out.repeated_ids.is_file():
+            say(f"reading the ids of {inputs.rows} rows")
+            found = repeated_rows(inputs.files, inputs.columns)
+            commit_table(out.repeated_ids, pa.table({"row": pa.array(found)}))
+        return _run_left(config, out, prepared, inputs, identity, say)
+
+
+def _prepare(config: ScoreConfig, out: ScoreDir) -> tuple[Prepared, Inputs]:
+    """Open the model and the files.
+
+    Raises:
+        InputError: with everything that is wrong with either.
+    """
+    from merge.checkpoint import open_checkpoint
+    from serve.settings import installed_device
+
+    failures: list[InputError] = []
+    prepared = inputs = None
+    try:
+        if config.is_model:
+            # What is wrong is said of one checkpoint, not of two.
+            path = open_checkpoint(config.sweep.base, "model").path
+            if not (path / "tokenizer.json").exists():
+                raise PairError(f"{path} has no tokenizer.json: put it there")
+        prepared = prepare(config.sweep, out.score()["engine"] if out.exists() else None)
+    except InputError as error:
+        failures.append(error)
+    try:
+        inputs = open_inputs(config.requests, config.id, SHARD_TOKENS[installed_device()])
+    except InputError as error:
+        failures.append(error)
+    out_path = config.sweep.out
+    target = out_path.resolve() if isinstance(out_path, Path) else None
+    failures += [
+        InputError(f"--out {out_path} lies in {request}, and would be read as requests: give another")
+        for request in config.requests
+        if target and Path(request).is_dir() and target.is_relative_to(Path(request).resolve())
+    ]
+    if prepared and inputs and inputs.columns.continuation is None and prepared.settings.max_model_len < _SHORTEST:
+        failures.append(
+            InputError(f"--max-model-len is too small: whole prompts are scored in windows of {_SHORTEST} or more")
+        )
+    if failures or prepared is None or inputs is None:
+        raise join(failures, "the batch cannot be set up")
+    return prepared, inputs
+
+
+def score_record(config: ScoreConfig, prepared: Prepared, inputs: Inputs) -> dict[str, Any]:
+    """Return what score.json holds."""
+    if config.is_model:
+        from merge.remembered import remembered_fingerprint
+
+        digest = remembered_fingerprint(prepared.pair.base, "model")
+        values = record.sweep_record(prepared, {"base": digest, "aligned": digest})
+        values["pair"] = {"model": values["pair"]["base"]}
+        del values["tokenizer"], values["line"]
+    else:
+        values = record.sweep_record(prepared, fingerprint_pair(prepared))
+    return {
+        **values,
+        "lam": None if config.is_model else config.sweep.lambdas[0],
+        "columns": inputs.columns.to_json(),
+        "rows": inputs.rows,
+        "units": len(inputs.shards),
+        "files": [
+            {"path": file.path, "size": file.size, "rows": file.rows, "footer_sha256": file.footer_sha256}
+            for file in inputs.files
+        ],
+    }
+
+
+def check(out: ScoreDir, identity: dict[str, Any]) -> None:
+    """Hold what is asked for now against what the directory was started with; files may have moved, all together.
+
+    Raises:
+        RunMismatchError: naming every difference.
+    """
+    if not out.exists():
+        return
+    before = out.score()
+    problems = record.differences("", {**before, "files": None}, {**identity, "files": None})
+    old, new = (
+        {file["path"]: (file["size"], file["footer_sha256"]) for file in files}
+        for files in (before["files"], identity["files"])
+    )
+    if list(old.values()) != list(new.values()):
+        problems += [f"{path} is not among the files now" for path in old if path not in new]
+        problems += [f"{path} is new among the files" for path in new if path not in old]
+        problems += [
+            f"{path} was {old[path][0]} bytes and is {new[path][0]} now, or has another footer"
+            for path in old
+            if path in new and old[path] != new[path]
+        ]
+        if old == new:
+            problems.append("the files come in another order")
+    if problems:
+        raise RunMismatchError(
+            f"{out.root} holds scores of something else; give another --out, or what it was started with", problems
+        )
+
+
+def _run_left(
+    config: ScoreConfig,
+    out: ScoreDir,
+    prepared: Prepared,
+    inputs: Inputs,
+    identity: dict[str, Any],
+    say: Callable[[str], None],
+) -> ScoreResult:
+    from ray_jobs.units import TaskPlan, units_for
+
+    lam = config.sweep.lambdas[0]
+    plan = {TASK: TaskPlan(inputs.shards, [lam], inputs.costs)}
+    left: list[Unit] = units_for(plan, lambda *_: out.parts("scores"))
+    total = len(inputs.shards)
+    interrupted = False
+    progress = ScoreProgress(total, left)
+    if left:
+        from merge.parent import parent_of
+
+        before_ray(config.sweep.address)
+        from ray_jobs.driver import run_units
+        from ray_jobs.listeners import Listeners
+        from ray_jobs.replica import SweepSpec
+
+        if len(left) < total:
+            say(f"{total - len(left)} of {total} units are committed already; {len(left)} are left")
+        pair = identity["pair"]
+        if config.is_model:
+            base, aligned = parent_of(prepared.pair.base, "model", pair["model"]["fingerprint"]), None
+        else:
+            base = parent_of(prepared.pair.base, "base", pair["base"]["fingerprint"])
+            aligned = parent_of(prepared.pair.aligned, "aligned", pair["aligned"]["fingerprint"])
+        spec = SweepSpec(
+            root=str(out.root.resolve()),
+            base=base,
+            aligned=aligned,
+            settings=prepared.settings,
+            identity=table_identity(identity),
+            line=prepared.pair.line,
+            parents=config.sweep.parents,
+            accelerator_type=config.sweep.accelerator_type,
+        )
+        tokenizer = aligned if aligned and config.sweep.tokenizer == "aligned" else base
+        max_model_len = prepared.settings.max_model_len
+        source = ParquetSource(spec.root, os.getcwd(), inputs.files, inputs.columns, tokenizer, max_model_len)
+        with progress, Heartbeat(out, left) as heartbeat:
+            told = Listeners(progress, heartbeat)
+            outcome = run_units(spec, left, {TASK: source}, config.sweep.replicas, told, config.sweep.address)
+        if outcome.given_up:
+            raise SweepError(
+                f"{len(outcome.given_up)} units failed on every try; all others are committed. Run the same command again "
+                "to try them again. They are\n"
+                + "\n".join(f"  - rows {u.first_row}–{u.end_row - 1}: {why}" for u, why in outcome.given_up)
+            )
+        interrupted = outcome.interrupted
+    code = EXIT_INTERRUPTED if interrupted else EXIT_QUARANTINE if out.parts("quarantine") else 0
+    tally = progress.tally
+    return ScoreResult(out, code, tally.done, tally.requests, tally.tokens, progress.seconds)
+
+
+def table_identity(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return what every table of scores carries about where it came from."""
+    fingerprints = {role: parent["fingerprint"] for role, parent in identity["pair"].items()}
+    return {
+        "schema": identity["schema"],
+        **fingerprints,
+        **({"line": identity["line"]} if "line" in identity else {}),
+        "engine": identity["engine"],
+        "versions": identity["versions"],
+    }

@@ -1,0 +1,43 @@
+"""`lambdasweep status` of a batch: what is done of it. Reads names, footers and quarantined rows only; knows no Ray."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from lambdasweep.batch.scoredir import ScoreDir
+from lambdasweep.heartbeat import DriverView
+from lambdasweep.location import read_metadata, read_table
+from lambdasweep.status import driver_lines
+
+_SHOWN = 5
+
+
+def describe(out: ScoreDir) -> Iterator[str]:
+    """Yield the lines of the status.
+
+    Raises:
+        InputError: score.json is damaged.
+    """
+    score = out.score()
+    engine = score["engine"]
+    for role, parent in score["pair"].items():
+        yield f"{role:8} {parent['source']}"
+    if score["lam"] is not None:
+        yield f"lambda   {score['lam']}"
+    yield (
+        f"engine   vLLM {score['versions'].get('vllm', '?')} on {engine['device']}, {engine['dtype']}, "
+        f"TP {engine['tensor_parallel']}"
+    )
+    size = sum(file["size"] for file in score["files"])
+    yield f"input    {len(score['files'])} files, {size / 1e6:.1f} MB, {score['rows']} rows"
+    done = out.parts("scores")
+    rows = sum(read_metadata(out.part("scores", shard)).num_rows for shard in done)
+    reasons: Counter[str] = Counter()
+    for shard in out.parts("quarantine") & done:
+        reasons.update(read_table(out.part("quarantine", shard), columns=["reason"])["reason"].to_pylist())
+    yield f"{rows} rows scored, {reasons.total()} quarantined"
+    for reason, count in reasons.most_common(_SHOWN):
+        yield f"  quarantined: {count} × {reason}"
+    yield f"{len(done)} units done, {score['units'] - len(done)} left"
+    view = DriverView(out)
+    view.look_at_driver()
+    yield from driver_lines(view)
