@@ -10,6 +10,7 @@ from typing import Any
 from lambdasweep.errors import InputError
 from lambdasweep.grid import parse_grid
 from lambdasweep.location import Location, locate
+from lambdasweep.tasks.chat import TEMPLATES
 from lambdasweep.tasks.documents import TaskSpec
 from lambdasweep.tasks.harness import PREFIX, HarnessSpec, resolved
 
@@ -64,10 +65,11 @@ _TEXT = {
     "tokenizer",
     "parents",
     "address",
+    "template",
 }
 _NUMBERS = {"shots", "limit", "seed", "refine", "replicas", "tp", "max_model_len"}
 _ENGINE_NUMBERS = {"threads", "block_size", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
-_TASK_KEYS = {"name", "file", "format", "shots", "limit", "seed"}
+_TASK_KEYS = {"name", "file", "format", "shots", "limit", "seed", "template"}
 
 
 def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file: Path | None) -> SweepConfig:
@@ -77,8 +79,8 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
         flags: by name with underscores; None where a flag was not given.
         tasks: `NAME=FILE.jsonl`, `lm-eval:TASK` or `NAME=lm-eval:TASK` of each `--task`; any given replace the file's.
         engine: `KEY=VALUE` of each `--engine`; laid over the file's `[engine]`.
-        file: TOML with the flags' names as keys, `[[task]]` tables (name, file, format, shots, limit, seed) and
-            `[engine]`; relative paths in it start at its directory. `file = "lm-eval:TASK"` needs no name and takes no
+        file: TOML with the flags' names as keys, `[[task]]` tables (name, file, format, shots, limit, seed, template)
+            and `[engine]`; relative paths in it start at its directory. `file = "lm-eval:TASK"` needs no name and takes no
             format.
 
     Raises:
@@ -124,7 +126,12 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
             problems.append(f"--{name.replace('_', '-')} is {value}: give 1 or more")
     if values.get("refine", 0) < 0:
         problems.append(f"--refine is {values['refine']}: give 0 or more")
-    for name, allowed in (("dtype", DTYPES), ("tokenizer", ("base", "aligned")), ("parents", CHOICES)):
+    for name, allowed in (
+        ("dtype", DTYPES),
+        ("tokenizer", ("base", "aligned")),
+        ("parents", CHOICES),
+        ("template", TEMPLATES),
+    ):
         if name in values and values[name] not in allowed:
             problems.append(f"--{name} is {values[name]!r}: use {', '.join(allowed)}")
     if problems:
@@ -179,15 +186,16 @@ def _tasks(
 
 def _spec(row: dict[str, Any]) -> TaskSpec | HarnessSpec:
     file = str(row["file"])
+    row["chat"] = row.pop("template", "none") == "chat"
     if not file.startswith(PREFIX):
         return TaskSpec(**(row | {"file": Path(file)}))
-    settings = {key: row[key] for key in ("shots", "limit", "seed") if key in row}
+    settings = {key: row[key] for key in ("shots", "limit", "seed", "chat") if key in row}
     return HarnessSpec(file.removeprefix(PREFIX), name=row.get("name") or None, **settings)
 
 
 def _common(values: dict[str, Any]) -> dict[str, Any]:
     """Return what is said of all tasks at once."""
-    return {key: values[key] for key in ("format", "shots", "limit", "seed") if key in values}
+    return {key: values[key] for key in ("format", "shots", "limit", "seed", "template") if key in values}
 
 
 def _read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
@@ -232,6 +240,8 @@ def _read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _check(key: str, value: Any) -> str | None:
+    if key == "template" and value not in TEMPLATES:
+        return f"template is {value!r}: use {', '.join(TEMPLATES)}"
     if key in _TEXT | {"name", "file"}:
         return None if isinstance(value, str) else f"{key} is {value!r}: give a string"
     if key in _NUMBERS:
