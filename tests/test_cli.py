@@ -804,7 +804,7 @@ def test_flags_win_over_a_config(
             '[[task]]\nname = "a"\n[[task]]\nname = "b"\nfile = "b.jsonl"\nsplit = "test"\nlimit = "all"\n',
             [
                 "{file}: a [[task]] needs name and file",
-                "{file}: [[task]] has the unknown key 'split': use file, format, limit, name, seed, shots",
+                "{file}: [[task]] has the unknown key 'split': use file, format, limit, name, seed, shots, template",
                 "{file}: [[task]]: limit is 'all': give a whole number",
             ],
         ),
