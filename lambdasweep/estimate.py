@@ -76,6 +76,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
 
 def _describe_headers(config: SweepConfig) -> Iterator[str]:
     from lambdasweep.prepare import join
+    from lambdasweep.tasks.chat import read_template
     from lambdasweep.tasks.documents import read_documents
     from lambdasweep.tasks.harness import PREFIX, HarnessSpec
     from merge.line import Line
@@ -88,6 +89,11 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
         pair = open_pair(config.base, config.aligned, config.base_revision, config.aligned_revision, line)
     except InputError as error:
         failures.append(error)
+    if pair is not None and any(spec.chat for spec in config.tasks):
+        try:
+            read_template(pair.aligned.path)
+        except InputError as error:
+            failures.append(error)
     counts = {}
     for spec in config.tasks:
         if isinstance(spec, HarnessSpec):

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from lambdasweep.config import SweepConfig
 from lambdasweep.errors import InputError, PairError
-from lambdasweep.tasks import BuiltTask, HarnessSpec, Tokenizer, build_requests, load_tokenizer, shards
+from lambdasweep.tasks import BuiltTask, ChatTemplate, HarnessSpec, Tokenizer, build_requests, load_tokenizer, shards
+from lambdasweep.tasks.chat import read_template
 from lambdasweep.tasks.documents import TaskSpec, read_documents
 from lambdasweep.tasks.harness import Harness, HarnessTask, load_harness
 from lambdasweep.tasks.instances import BuiltHarnessTask, build_instances
@@ -84,15 +85,19 @@ def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prep
     revisions = config.base_revision, config.aligned_revision
     pair = collect(lambda: open_pair(config.base, config.aligned, *revisions, line))
     device = collect(installed_device)
-    loaded: list[TaskSpec | Harness | None] = [
-        collect(lambda spec=spec: _load(spec))  # type: ignore[misc]
-        for spec in config.tasks
-    ]
-    collect(lambda: _check_names([one for one in loaded if one]))
-    tokenizer = None
+    tokenizer = source = chat = None
     if pair is not None:
         parent, other = (pair.base, "aligned") if config.tokenizer == "base" else (pair.aligned, "base")
         tokenizer = collect(lambda: _load_tokenizer(parent.path, other))
+        if any(spec.chat for spec in config.tasks):
+            source = collect(lambda: read_template(pair.aligned.path))
+    if tokenizer is not None and source is not None:
+        chat = ChatTemplate(source, tokenizer)
+    loaded: list[TaskSpec | Harness | None] = [
+        collect(lambda spec=spec: _load(spec, chat))  # type: ignore[misc]
+        for spec in config.tasks
+    ]
+    collect(lambda: _check_names([one for one in loaded if one]))
     if failures or pair is None or device is None or tokenizer is None:
         raise join(failures)
     settings = settle(config, pair, device, recorded)
@@ -105,17 +110,17 @@ def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prep
             harnesses.append((one, instances))
             found = [(name, each.source, part) for each in instances for name, part in each.parts.items()]
         elif one:
-            found = [(one.name, one, build_requests(one, tokenizer))]
+            found = [(one.name, one, build_requests(one, tokenizer, chat))]
         for name, spec, built in found:
             runs = tuple(shards(built.table, SHARD_TOKENS[device]))
             tasks[name] = PreparedTask(spec, built, runs, tuple(token_counts(built.table, runs)))
     return Prepared(config, pair, settings, tasks, tuple(harnesses))
 
 
-def _load(spec: TaskSpec | HarnessSpec) -> TaskSpec | Harness:
+def _load(spec: TaskSpec | HarnessSpec, chat: ChatTemplate | None) -> TaskSpec | Harness:
     """Check a task as far as that goes without a tokenizer."""
     if isinstance(spec, HarnessSpec):
-        return load_harness(spec)
+        return load_harness(spec, chat)
     read_documents(spec)
     return spec
 

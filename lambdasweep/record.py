@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Where the inputs lay does not matter, only what they were.
 _PLACES = {"source", "file"}
-_TASK_IDENTITY = ("sha256", "format", "shots", "limit", "seed", "template", "requests_sha256")
+_TASK_IDENTITY = ("sha256", "format", "shots", "limit", "seed", "template", "chat_template_sha256", "requests_sha256")
 
 
 def check_target(out: Location, record: str = "sweep.json", early: str = "requests") -> None:
@@ -94,6 +94,7 @@ def task_record(task: PreparedTask) -> dict[str, Any]:
         "limit": spec.limit,
         "seed": spec.seed,
         "template": built.template,
+        "chat_template_sha256": built.chat_template_sha256,
         "documents": built.documents,
         "requests": built.table.num_rows,
         "duplicates": built.duplicates,
@@ -115,7 +116,7 @@ def check(run: RunDir, record: dict[str, Any], tasks: dict[str, dict[str, Any]])
     problems = list(differences("", run.sweep(), record))
     planned = run.plan()["tasks"] if run.plan_json.is_file() else {}
     for name in sorted(tasks.keys() & planned.keys()):
-        old, new = ({key: value[name][key] for key in _TASK_IDENTITY} for value in (planned, tasks))
+        old, new = ({key: value[name].get(key) for key in _TASK_IDENTITY} for value in (planned, tasks))
         problems += differences(f"task {name}: ", old, new)
     if problems:
         raise RunMismatchError(

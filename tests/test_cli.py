@@ -4,6 +4,7 @@ No engine is started: where a command would go on to one, `run_units` is replace
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -18,12 +19,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
 import ray_jobs.driver
 from lambdasweep import cli, prepare, schemas
 from lambdasweep.rundir import RunDir, commit_table
+from lambdasweep.tasks import load_tokenizer
 from merge.line import Line
 from ray_jobs.driver import Outcome
 from serve.tiers import Room
@@ -411,6 +414,7 @@ def test_requests_that_no_plan_names_are_written_anew(
     begun.plan_json.unlink()
     begun.driver_json.unlink()
     begun.metrics.unlink()
+    shutil.rmtree(begun.root / "report")
     write_task(tmp_path / "metals.jsonl", WATER, IRON)
     assert lambdasweep("run", *flags()).code == 0
     assert begun.requests("metals").read_bytes() != before
@@ -838,7 +842,7 @@ def test_flags_win_over_a_config(
             '[[task]]\nname = "a"\n[[task]]\nname = "b"\nfile = "b.jsonl"\nsplit = "test"\nlimit = "all"\n',
             [
                 "{file}: a [[task]] needs name and file",
-                "{file}: [[task]] has the unknown key 'split': use file, format, limit, name, seed, shots",
+                "{file}: [[task]] has the unknown key 'split': use file, format, limit, name, seed, shots, template",
                 "{file}: [[task]]: limit is 'all': give a whole number",
             ],
         ),
@@ -946,6 +950,72 @@ def test_a_task_of_lm_eval_in_a_file(
 def test_names_of_lm_eval_that_are_taken(refused: Callable[..., Result], yaml_task: Path, tmp_path: Path) -> None:
     (problem,) = refused(task=[f"lm-eval:{yaml_task}", f"wet_metals={tmp_path / 'metals.jsonl'}"]).problems
     assert problem == "tasks are named twice: wet_metals: give each its own name, as NAME=lm-eval:TASK"
+
+
+# Chat templates
+
+CHAT = "{{ bos_token }}{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}<assistant>"
+
+
+@pytest.fixture
+def chatty(pair: tuple[Path, Path], tmp_path: Path) -> Path:
+    """The aligned checkpoint, with a chat template."""
+    shutil.copytree(pair[1], tmp_path / "chatty")
+    (tmp_path / "chatty" / "chat_template.jinja").write_text(CHAT)
+    return tmp_path / "chatty"
+
+
+def test_a_pair_without_a_chat_template(refused: Callable[..., Result], pair: tuple[Path, Path], chatty: Path) -> None:
+    (problem,) = refused(template="chat").problems
+    assert problem == (
+        f"{pair[1]} has no chat template, neither chat_template.jinja nor chat_template in tokenizer_config.json: "
+        "put one there, or leave --template out"
+    )
+    assert refused(template="chat", base=chatty, aligned=pair[0]).problems == [problem.replace("aligned", "base", 1)]
+    (problem,) = refused(template="yes").problems
+    assert problem == "--template is 'yes': use none, chat"
+
+
+def test_a_chat_template_is_part_of_the_task(
+    lambdasweep: Callable[..., Result],
+    flags: Callable[..., list[object]],
+    pair: tuple[Path, Path],
+    chatty: Path,
+    tmp_path: Path,
+) -> None:
+    line = flags(aligned=chatty, template="chat")
+    assert lambdasweep("run", *line).code == 0
+    run = RunDir(tmp_path / "run")
+    entry = run.plan()["tasks"]["metals"]
+    assert entry["template"].startswith("cloze 1")
+    assert entry["chat_template_sha256"] == hashlib.sha256(CHAT.encode()).hexdigest()
+    tokens = run.requests("metals").read_bytes()
+    text = load_tokenizer(pair[0]).decode(pq.read_table(pa.BufferReader(tokens))["token_ids"][1].as_py())
+    assert text == "<s><user>Which is a metal?\nAnswer:<assistant>oxygen"
+    assert lambdasweep("run", *line).code == 0
+    for name, changed in (("template", CHAT + "\n"), ("comment", CHAT + "{# the same text #}")):
+        (chatty / "chat_template.jinja").write_text(changed)
+        result = lambdasweep("run", *line)
+        assert result.code == 2, name
+        assert any("task metals: chat_template_sha256 was" in problem for problem in result.problems)
+    result = lambdasweep("run", *flags(aligned=chatty))
+    assert result.code == 2
+    assert any(problem.endswith("is null now") for problem in result.problems)
+    assert run.plan()["tasks"]["metals"] == entry
+
+
+def test_a_chat_template_for_one_task_of_a_file(
+    lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], chatty: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "sweep.toml"
+    rows = '[[task]]\nname = "{0}"\nfile = "metals.jsonl"\ntemplate = "{0}"\n'
+    config.write_text(rows.format("none") + rows.format("chat"))
+    assert lambdasweep("run", *flags(task=None, config=config, aligned=chatty)).code == 0
+    tasks = RunDir(tmp_path / "run").plan()["tasks"]
+    assert [tasks[name]["chat_template_sha256"] is None for name in ("none", "chat")] == [True, False]
+    config.write_text(rows.format("some"))
+    (problem,) = lambdasweep("plan", *flags(task=None, config=config)).problems
+    assert problem.endswith("[[task]]: template is 'some': use none, chat")
 
 
 # The report at the end of a run

@@ -11,14 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lambdasweep import schemas
 from lambdasweep.export import export_point
 from lambdasweep.point import from_flags
+from serve.engine import same_bits
 from tests import engine_process
 from tests.checkpoints import write_checkpoint
 
@@ -285,3 +288,45 @@ def test_a_unit_is_a_pure_function_of_the_unit(results: dict[str, Any]) -> None:
     assert PATH[first] == PATH[last]
     assert live[first].equals(live[last])
     assert json.dumps(counted[first]) == json.dumps(counted[last])
+
+
+def test_what_overflows_at_some_points_only_is_quarantined_there(tmp_path: Path) -> None:
+    """Every weight is finite at every λ; beyond the parents the last norm's output is not, and NaN comes out."""
+    base, aligned = (write_checkpoint(tmp_path / role, seed=0) for role in ("base", "aligned"))
+    weights = load_file(aligned / "model.safetensors")
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], 1e37)
+    save_file(weights, aligned / "model.safetensors", metadata={"format": "pt"})
+    requests, kinds = make_requests()
+    pq.write_table(requests, tmp_path / "requests.parquet")
+    stops = ("0", "30", "1", "0")
+    outputs = [tmp_path / f"{step}.parquet" for step in range(len(stops))]
+    job = tmp_path / "job.json"
+    process = engine_process.start(
+        job,
+        base=base,
+        aligned=aligned,
+        settings=engine_process.settings().to_json(),
+        cores=[0],
+        parents="auto",
+        requests=tmp_path / "requests.parquet",
+        steps=list(zip(stops, outputs, strict=True)),
+    )
+    counted = engine_process.finish(job, process)
+    tables = [pq.read_table(output) for output in outputs]
+    fit = {number for kind in ("letters", "full", "block", "shared", "longest") for number in kinds[kind]}
+    nan = {row["request_id"]: row["reason"] for row in counted[1]["quarantine"] if row["request_id"] in fit}
+    assert nan == dict.fromkeys(sorted(fit), "the engine returned NaN or infinity")
+    assert tables[1].num_rows == 0
+    for step in (0, 2, 3):
+        assert set(tables[step].column("request_id").to_pylist()) == fit
+    assert tables[3].equals(tables[0])  # nothing of it stays behind
+
+
+def test_same_bits_tells_signs_and_takes_nan_for_nan() -> None:
+    one = np.array([-1.5, np.nan, -np.inf])
+    negative = np.copysign(one, [-1, -1, -1])  # of NaN too
+    assert same_bits(one, negative)
+    assert not same_bits(one, np.array([-1.5, -2.0, -np.inf]))
+    assert not same_bits(one, np.array([np.nextafter(-1.5, 0), np.nan, -np.inf]))
+    assert not same_bits(one, one[:2])
+    assert not same_bits(np.array([0.0]), np.array([-0.0]))

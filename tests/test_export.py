@@ -30,8 +30,10 @@ from merge.digest import WeightDigest
 from merge.export import ExportPlan, export
 from merge.interpolate import interpolate
 from merge.layout import lay_out, parse_size
+from merge.line import Line
 from merge.pair import fingerprint, open_pair
 from merge.stream import BLOCK, blocks
+from tests import test_lines
 from tests.checkpoints import write_checkpoint
 from tests.tables import add_scores, add_task
 from tests.test_merge import write
@@ -302,6 +304,41 @@ def test_what_is_no_point(tmp_path: Path) -> None:
         from_flags(tmp_path, "base", None, None, None, "1")
     with pytest.raises(InputError, match=r"--like chat is no parent"):
         make(tmp_path, tmp_path, "1", tmp_path / "out", like="chat")
+
+
+# Lines
+
+
+@pytest.mark.parametrize(
+    "line",
+    [Line("slerp", test_lines.MAP, "shared"), Line("linear", test_lines.MAP, "strict"), Line("linear", "", "shared")],
+    ids=str,
+)
+@pytest.mark.parametrize("lam", ["0", "0.35", "1", "-0.5"])
+def test_every_line_is_exported_as_it_is_live(tmp_path: Path, line: Line, lam: str) -> None:
+    base, aligned = test_lines.write_pair(tmp_path, tied=False, shared=line.vocab == "shared")
+    source = from_flags(None, str(base), str(aligned), None, None, lam, line.method, line.lam_map, line.vocab)
+    export_point(source, tmp_path / "out", "aligned", "5GB", lambda _: None)
+    found, want = weights(tmp_path / "out"), test_lines.made(base, aligned, line, lam)
+    assert found.keys() == want.keys()
+    assert all(bits(found[name]) == bits(want[name]) for name in want)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("slerp(base, aligned; " in card) == (line.method == "slerp")
+    assert (f"`{line.lam_map}`" in card) == bool(line.lam_map)
+    assert ("rows of `model.embed_tokens.weight` are aligned's" in card) == (line.vocab == "shared")
+
+
+def test_a_line_that_cannot_be_exported(tmp_path: Path) -> None:
+    base, aligned = test_lines.write_pair(tmp_path, tied=False, shared=True)
+    source = from_flags(None, str(base), str(aligned), None, None, "0.5", vocab="shared")
+    with pytest.raises(InputError, match="--like base does not go with --vocab shared"):
+        export_point(source, tmp_path / "out", "base", "5GB", lambda _: None)
+    with pytest.raises(InputError) as caught:
+        from_flags(None, str(base), str(aligned), None, None, "0.5", "cubic", None, "some")
+    assert caught.value.problems == (
+        "--method is 'cubic': use linear, slerp",
+        "--vocab is 'some': use strict, shared",
+    )
 
 
 # Kills

@@ -33,7 +33,7 @@ MAY_KNOW = {
     "datasets": set(),  # lm-eval's business
     "altair": {"calibration.report"},
     "vl_convert": {"calibration.report"},
-    "jinja2": {"calibration.report"},
+    "jinja2": {"calibration.report", "lambdasweep.tasks"},
 }
 # These know neither torch nor vllm even so: a plan is made from headers and settings alone.
 LIGHT = {

@@ -8,7 +8,10 @@ from typing import Any
 from lambdasweep.rundir import RunDir
 
 SHOWN_IDS = 20
-_TASK_KEYS = ("file", "format", "shots", "limit", "seed", "documents", "requests", "duplicates", "template", "sha256")
+_TASK_KEYS = (
+    *("file", "format", "shots", "limit", "seed", "documents", "requests", "duplicates"),
+    *("template", "chat_template_sha256", "sha256"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 documents.py    a JSONL file → checked documents, or every problem it has
 formats.py      a document → the text that is conditioned on and the texts that are scored
+chat.py         a checkpoint's chat template, and messages → the text that it makes of them
 tokens.py       texts → tokens: pairs of context and continuation, and windows over long texts
 requests.py     a task's texts → the requests table, and its cut into shards
 harness.py      the name of a task or group of lm-eval → lm-eval's own objects
@@ -10,6 +11,7 @@ instances.py    lm-eval's instances → requests tables, and the way back
 outcomes.py     committed scores → lm-eval's own metrics
 """
 
+from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import TaskSpec
 from lambdasweep.tasks.harness import HarnessSpec
 from lambdasweep.tasks.requests import BuiltTask, build_requests, content_sha256, shards
@@ -17,6 +19,7 @@ from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
 
 __all__ = [
     "BuiltTask",
+    "ChatTemplate",
     "HarnessSpec",
     "TaskSpec",
     "Tokenizer",

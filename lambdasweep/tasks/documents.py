@@ -39,6 +39,7 @@ class TaskSpec:
         shots: rows shown as solved examples in front of every document; they are not evaluated.
         limit: evaluate the first so many of the remaining rows; all of them when None.
         seed: draws the shots.
+        chat: put everything up to what is scored into a user turn of the aligned model's chat template.
     """
 
     name: str
@@ -47,6 +48,7 @@ class TaskSpec:
     shots: int = 0
     limit: int | None = None
     seed: int = 0
+    chat: bool = False
 
     @property
     def source(self) -> str:

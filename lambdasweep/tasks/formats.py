@@ -7,8 +7,9 @@ sees " Paris" as the one token that it is in running text.
 import random
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import Document, Kind
 
 SHOT_SEPARATOR = "\n\n"
@@ -25,14 +26,20 @@ TEMPLATES = {
 class Prompt:
     """What is scored of one document.
 
-    `continuations` and `sizes` are parallel, and indexed by `Document.gold`. A size is in UTF-8 bytes of what answers
-    the question (the choice's text, the letter, the continuation) without the space in front of it:
-    lm-evaluation-harness divides by the same number for its `acc_bytes`.
+    `answers` and `sizes` are parallel, and indexed by `Document.gold`; `delimiter` stands between context and answer. A size
+    is in UTF-8 bytes of what answers the question (the choice's text, the letter, the continuation) without the space in
+    front of it: lm-evaluation-harness divides by the same number for its `acc_bytes`.
     """
 
     context: str
-    continuations: tuple[str, ...]
+    answers: tuple[str, ...]
     sizes: tuple[int, ...]
+    delimiter: str = " "
+
+    @property
+    def continuations(self) -> tuple[str, ...]:
+        """What is scored after the context."""
+        return tuple(self.delimiter + answer for answer in self.answers)
 
 
 def render(document: Document, kind: Kind, format: str) -> Prompt:
@@ -41,14 +48,22 @@ def render(document: Document, kind: Kind, format: str) -> Prompt:
         (continuation,) = document.choices
         joined = not document.query or document.query[-1].isspace() or continuation[0].isspace()
         size = len(continuation.lstrip().encode())
-        return Prompt(document.query, (continuation if joined else f" {continuation}",), (size,))
+        return Prompt(document.query, (continuation,), (size,), "" if joined else " ")
     context = document.query.rstrip()
     answers: Sequence[str] = document.choices
     if format == "letters":
         answers = string.ascii_uppercase[: len(document.choices)]
         context += "".join(f"\n{letter}. {choice}" for letter, choice in zip(answers, document.choices, strict=True))
     context += "\nAnswer:"
-    return Prompt(context, tuple(f" {answer}" for answer in answers), tuple(len(answer.encode()) for answer in answers))
+    return Prompt(context, tuple(answers), tuple(len(answer.encode()) for answer in answers))
+
+
+def in_chat(prompt: Prompt, chat: ChatTemplate) -> Prompt:
+    """Return the prompt with its context as the only user turn, and the answers opening the assistant's.
+
+    Nothing stands between the two but what the template writes: as in lm-evaluation-harness, the delimiter is dropped.
+    """
+    return replace(prompt, context=chat([{"role": "user", "content": prompt.context}]), delimiter="")
 
 
 def select(

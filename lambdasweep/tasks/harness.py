@@ -1,7 +1,8 @@
 """lm-evaluation-harness tasks by name: what is asked for → lm-eval's own task objects.
 
-Documents, prompts, examples and targets are those of lm-eval's objects, set up as its `simple_evaluate` does it without a
-chat template. lm-eval is imported where it is used: it is an optional extra.
+Documents, prompts, examples and targets are those of lm-eval's objects, set up as its `simple_evaluate` does it;
+with a chat template, as it does with `apply_chat_template=True, fewshot_as_multiturn=False`. lm-eval is imported where it is
+used: it is an optional extra.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from lambdasweep.errors import InputError, TaskError
+from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import check_limit, check_name
 
 PREFIX = "lm-eval:"
@@ -43,6 +45,7 @@ class HarnessSpec:
         shots: solved examples in front of every document; None: as many as the task says.
         limit: evaluate the first so many documents of each task; all of them when None.
         seed: draws the examples.
+        chat: put documents and examples into a user turn of the aligned model's chat template.
     """
 
     source: str
@@ -50,6 +53,7 @@ class HarnessSpec:
     shots: int | None = None
     limit: int | None = None
     seed: int = SEED
+    chat: bool = False
 
     @property
     def is_file(self) -> bool:
@@ -78,6 +82,7 @@ class HarnessTask:
     limit: int | None
     seed: int
     format: str = "lm-eval"
+    chat: ChatTemplate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +103,10 @@ class Harness:
         return {self.name, *self.groups, *(task.name for task in self.tasks)}
 
 
-def load_harness(spec: HarnessSpec) -> Harness:
+def load_harness(spec: HarnessSpec, chat: ChatTemplate | None = None) -> Harness:
     """Load lm-eval's tasks and their data sets, which may download those, and let it build its instances.
+
+    `chat` is needed, and used, where `spec.chat` is set.
 
     Raises:
         InputError: lm-eval is not installed, or in another version.
@@ -107,6 +114,7 @@ def load_harness(spec: HarnessSpec) -> Harness:
             every problem.
     """
     _check_installed()
+    chat = chat if spec.chat else None
     problems = check_limit(spec.limit)
     if spec.shots is not None and spec.shots < 0:
         problems.append(f"shots is {spec.shots}: give 0 or more")
@@ -127,8 +135,8 @@ def load_harness(spec: HarnessSpec) -> Harness:
             problems.append("it holds no task")
         if problems:
             raise _error(spec, problems)
-        warnings = [warning for name, task in tasks.items() for warning in _set_up(name, task, spec)]
-        asked = {name: _ask(name, task, spec) for name, task in tasks.items()}
+        warnings = [warning for name, task in tasks.items() for warning in _set_up(name, task, spec, chat)]
+        asked = {name: _ask(name, task, spec, chat) for name, task in tasks.items()}
     top = next(iter(groups), None)  # the group asked for comes first
     names = _names(spec, [*tasks, *groups], next(iter(tasks)) if len(tasks) == 1 and not groups else top)
     members = tuple(
@@ -140,6 +148,7 @@ def load_harness(spec: HarnessSpec) -> Harness:
             shots=task.config.num_fewshot,
             limit=spec.limit,
             seed=spec.seed,
+            chat=None if task.OUTPUT_TYPE == ROLLING else chat,
         )
         for name, task in tasks.items()
     )
@@ -219,7 +228,7 @@ def _unfit(name: str, task: Any) -> Iterator[str]:
         yield f"{name} runs code that a model wrote, which is not done here"
 
 
-def _set_up(name: str, task: Any, spec: HarnessSpec) -> Iterator[str]:
+def _set_up(name: str, task: Any, spec: HarnessSpec, chat: ChatTemplate | None) -> Iterator[str]:
     """Settle the number of examples and their seed as lm-eval's evaluator does; yield what the user should know."""
     default = task.get_config("num_fewshot")
     if spec.shots is not None and default == 0 and spec.shots != 0:
@@ -229,13 +238,22 @@ def _set_up(name: str, task: Any, spec: HarnessSpec) -> Iterator[str]:
     elif default is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=spec.seed)
+    if chat and task.OUTPUT_TYPE == ROLLING:
+        yield f"task {name}: lm-eval scores whole texts as they are, without a chat template"
+    elif chat and task.get_config("description") and not chat.takes_system:
+        yield f"task {name}: the chat template takes no system message, so lm-eval leaves its description out"
 
 
-def _ask(name: str, task: Any, spec: HarnessSpec) -> tuple[Asked, ...]:
+def _ask(name: str, task: Any, spec: HarnessSpec, chat: ChatTemplate | None) -> tuple[Asked, ...]:
     try:
         # It draws a progress bar.
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
-            task.build_all_requests(limit=spec.limit)
+            task.build_all_requests(
+                limit=spec.limit,
+                apply_chat_template=chat is not None,
+                fewshot_as_multiturn=False,
+                chat_template=chat,
+            )
         documents = list(task.doc_iterator(limit=spec.limit))
     except Exception as error:  # whatever the task's own functions raise
         problem = f"{name}: lm-eval cannot build its requests ({type(error).__name__}: {_first_line(error)})"

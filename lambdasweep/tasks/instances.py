@@ -141,6 +141,7 @@ def _build(
             template=f"lm-eval {VERSION} {source.task.OUTPUT_TYPE}",
             one_token=bool((lengths - starts == 1).all()),
             scored_as=scored_as,
+            chat_template_sha256=source.chat.sha256 if source.chat else None,
         ),
         counts,
     )

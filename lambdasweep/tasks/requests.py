@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 
 from lambdasweep.errors import TaskError
 from lambdasweep.schemas import REQUESTS
+from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import TaskSpec, read_documents
-from lambdasweep.tasks.formats import TEMPLATES, render, select, shots_text
+from lambdasweep.tasks.formats import TEMPLATES, Prompt, in_chat, render, select, shots_text
 from lambdasweep.tasks.tokens import Encoded, Ints, Tokenizer, encode_pairs, prefix_of
 
 # A prefix that all documents share is computed once per shard; this keeps it at 2 % of a shard's tokens.
@@ -43,6 +44,7 @@ class BuiltTask:
         one_token: every continuation is one token, so a document's answers are read off one forward pass.
         scored_as: what a document's requests are to each other, hence which metrics of ours it has: `choices`; `contexts`,
             one of which makes the continuation the likeliest; one `continuation`; or `other`, which has none.
+        chat_template_sha256: of the chat template that the contexts went through; None without one.
     """
 
     table: pa.Table
@@ -54,22 +56,27 @@ class BuiltTask:
     template: str
     one_token: bool
     scored_as: ScoredAs
+    chat_template_sha256: str | None = None
 
 
-def build_requests(spec: TaskSpec, tokenizer: Tokenizer) -> BuiltTask:
+def build_requests(spec: TaskSpec, tokenizer: Tokenizer, chat: ChatTemplate | None = None) -> BuiltTask:
     """Read a task file and turn it into requests.
 
-    A continuation of no tokens keeps its row; the scorer has to quarantine it.
+    A continuation of no tokens keeps its row; the scorer has to quarantine it. `chat` is needed, and used, where
+    `spec.chat` is set.
 
     Raises:
         TaskError: with every problem of the request and of the file; or for a row with an empty context, where the
-            tokenizer has neither BOS nor EOS to put in its place.
+            tokenizer has neither BOS nor EOS to put in its place; or because the chat template does not render.
     """
+    chat = chat if spec.chat else None
     file = read_documents(spec)
     shots, documents = select(file.documents, spec.shots, spec.limit, spec.seed)
     front = shots_text(shots, file.kind, spec.format)
     prompts = [render(document, file.kind, spec.format) for document in documents]
     prompts = [replace(prompt, context=front + prompt.context) for prompt in prompts]
+    if chat is not None:
+        prompts = _in_chat(spec, prompts, chat)
     bare = [document.line for document, prompt in zip(documents, prompts, strict=True) if not prompt.context.strip()]
     if bare and prefix_of(tokenizer) is None:
         problem = f"{_lines(bare)}: empty context, and the tokenizer has neither BOS nor EOS to use: fill it in"
@@ -105,7 +112,16 @@ def build_requests(spec: TaskSpec, tokenizer: Tokenizer) -> BuiltTask:
         template=TEMPLATES[file.kind, spec.format],
         one_token=bool((lengths - starts == 1).all()),
         scored_as=file.kind,
+        chat_template_sha256=chat.sha256 if chat else None,
     )
+
+
+def _in_chat(spec: TaskSpec, prompts: Sequence[Prompt], chat: ChatTemplate) -> list[Prompt]:
+    try:
+        return [in_chat(prompt, chat) for prompt in prompts]
+    except Exception as error:  # a template is a program, which may raise anything
+        problem = f"the chat template does not render it ({type(error).__name__}: {error})"
+        raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", [problem]) from error
 
 
 def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:

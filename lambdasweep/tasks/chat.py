@@ -1,0 +1,98 @@
+"""Chat templates: the one that comes with a checkpoint, and messages → the text that it makes of them.
+
+Rendered as lm-evaluation-harness 0.4.13 renders for its `hf` model with `apply_chat_template`: by the tokenizer that encodes
+the text, so that the template's `bos_token` is that tokenizer's own.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lambdasweep.errors import PairError
+
+TEMPLATES = ("none", "chat")  # what can be asked for
+
+_FILE = "chat_template.jinja"
+_CONFIG = "tokenizer_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """A chat template and the transformers tokenizer that renders it. Calling it is what lm-eval's tasks do."""
+
+    source: str
+    tokenizer: Any
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the template's text."""
+        return hashlib.sha256(self.source.encode()).hexdigest()
+
+    @property
+    def takes_system(self) -> bool:
+        """Whether it takes a system message."""
+        from jinja2.exceptions import TemplateError
+
+        try:
+            self._render([{"role": "system", "content": "a"}, {"role": "user", "content": "a"}], True)
+        except TemplateError:
+            return False
+        return True
+
+    def __call__(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True) -> str:
+        """Render messages; without those of the system where the template refuses them, as lm-eval does.
+
+        Without a generation prompt, the last message is left open.
+
+        Raises:
+            jinja2.exceptions.TemplateError: the template cannot be read, or refuses the messages.
+        """
+        from jinja2.exceptions import TemplateError
+
+        try:
+            return self._render(messages, add_generation_prompt)
+        except TemplateError:
+            rest = [message for message in messages if message["role"] != "system"]
+            if len(rest) == len(messages):
+                raise
+            return self._render(rest, add_generation_prompt)
+
+    def _render(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            list(messages),
+            chat_template=self.source,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return text
+
+
+def read_template(directory: str | Path) -> str:
+    """Return a checkpoint's chat template: chat_template.jinja, else `chat_template` of tokenizer_config.json.
+
+    Of several, the one named `default`.
+
+    Raises:
+        PairError: there is none, or it cannot be read.
+    """
+    path = Path(directory)
+    try:
+        if (path / _FILE).is_file():
+            return (path / _FILE).read_text(encoding="utf-8")
+        config = json.loads((path / _CONFIG).read_text(encoding="utf-8")) if (path / _CONFIG).is_file() else {}
+    except (OSError, ValueError) as error:  # bytes that are not UTF-8 and text that is not JSON are ValueErrors
+        raise PairError(f"the chat template in {path} cannot be read: {error}") from None
+    found = config.get("chat_template") if isinstance(config, dict) else None
+    if isinstance(found, list):
+        named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+        found = named.get("default")
+    if not isinstance(found, str) or not found:
+        raise PairError(
+            f"{path} has no chat template, neither {_FILE} nor chat_template in {_CONFIG}: "
+            "put one there, or leave --template out"
+        )
+    return found
