@@ -12,7 +12,7 @@ with random weights. In one run, on one engine, interleaved:
 Bytes moved by (a) are both parents read and the live weights written, once each, which is the least it could be; the bound
 is the bandwidth of a plain copy, measured in the same process with the same threads, or of copies to the GPU where the
 parents are in host memory. Live weights, (b) and a fresh engine must give equal numbers, all of θ(λ) as we export it; (b)
-does not where vLLM leaves a tied LM head behind on the CPU. mergekit's merge, which rounds λ, is shown beside them.
+does not where vLLM leaves a tied LM head behind on the CPU. mergekit's merge is shown beside them.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -22,7 +22,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from lambdasweep.errors import InputError, SweepError
 from ray_jobs.cluster import Node, check_room, cluster, end_process, living_nodes
 from ray_jobs.health import Deadlines
-from ray_jobs.listeners import Listeners
+from ray_jobs.listeners import Listeners, Progress
 from ray_jobs.metrics import Metrics
 from ray_jobs.replica import Replica, SweepSpec
 from ray_jobs.scheduler import Scheduler
@@ -36,27 +36,6 @@ MAX_BOOT_FAILURES = 2  # on a node in a row; no replica is started there any mor
 _POLL_SECONDS = 0.5
 _LOOK_SECONDS = 2.0  # between looks at the cluster's nodes
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EREMOTEIO)
-
-
-class Progress(Protocol):
-    """What the driver tells while it runs."""
-
-    def message(self, text: str) -> None: ...
-
-    def tick(self) -> None: ...  # every half second, and more often
-
-    def grow(self, units: Sequence[Unit]) -> None: ...  # there are more to do
-
-    def replica_starting(self, replica: str) -> None: ...
-
-    def replica_ready(self, replica: str) -> None: ...
-
-    def replica_lost(self, replica: str, failed: bool, given_up: Unit | None) -> None:
-        """It ended: by a failure, or with its node. `given_up` is what it had in hand, if that is given up."""
-
-    def unit_started(self, replica: str, unit: Unit) -> None: ...
-
-    def unit_done(self, receipt: Receipt) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
