@@ -467,9 +467,9 @@ def test_degenerate_tasks_have_numbers_or_nulls(run, documents, right):
 
 def test_the_number_of_cores_changes_nothing(run, monkeypatch):
     add_quiz(run, ["0", "0.2", "0.4", "0.6", "1"])
-    monkeypatch.setattr("calibration.points._cores", lambda: 1)
+    monkeypatch.setattr("calibration.points.cores", lambda: 1)
     alone = summary.analyse(run, resamples=50)
-    monkeypatch.setattr("calibration.points._cores", lambda: 4)
+    monkeypatch.setattr("calibration.points.cores", lambda: 4)
     together = summary.analyse(run, resamples=50)
     assert alone.metrics.equals(together.metrics)
     assert frontiers(alone.curves) == frontiers(together.curves)
