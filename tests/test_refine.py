@@ -114,12 +114,14 @@ def refined(world, coarse, most):
     return lambdas[choose(world.curve(lambdas).select)], lambdas
 
 
+OTHERS = 1000  # seeds of other documents
 GRIDS = [("0:1.5:0.05", "0:1.5:0.25", 3), ("0:1.5:0.02", "0:1.5:0.1", 9)]
 
 
 def simulate(seeds):
-    """Return of every shape, grid, number of documents and seed: how far off λ* is in dense steps, the share of the units,
-    and what its calibration error is above that of the dense λ*."""
+    """Return of every shape, grid, number of documents and seed: how far λ* is from the dense grid's, in dense steps; how
+    far that is from the dense grid's on as many other documents; the share of the units; and what the calibration error of
+    λ* is above that of the dense λ*."""
     rows = []
     for shape in SHAPES:
         for dense, coarse, most in GRIDS:
@@ -129,17 +131,22 @@ def simulate(seeds):
                     whole = world.curve(grid)
                     star = grid[choose(whole.select)]
                     lam, used = refined(world, parse_grid(coarse), most)
-                    steps = abs(Decimal(lam) - Decimal(star)) / Decimal(dense.split(":")[2])
+                    other = grid[choose(World(shape, documents, seed + OTHERS).curve(grid).select)]
+                    off, noise = (
+                        abs(Decimal(one) - Decimal(star)) / Decimal(dense.split(":")[2]) for one in (lam, other)
+                    )
                     excess = world.curve([lam]).select.error[0] - whole.select.error[grid.index(star)]
-                    rows.append((shape, documents, dense, float(steps), len(used) / len(grid), excess))
+                    rows.append((shape, documents, dense, float(off), float(noise), len(used) / len(grid), excess))
     return rows
 
 
 def test_a_coarse_grid_and_refinement_find_the_lambda_of_a_dense_grid():
     rows = simulate(seeds=4)
-    within, share, excess = (np.array(column) for column in list(zip(*rows, strict=True))[3:])
+    off, noise, share, excess = (np.array(column) for column in list(zip(*rows, strict=True))[3:])
     assert share.max() <= 1 / 3
-    assert np.mean(within <= 1) >= 0.7
+    # Which of a dense grid's λs is λ* is a matter of the documents; what refining adds to that is small.
+    assert np.mean(off <= 1) > np.mean(noise <= 1) + 0.1
+    assert np.mean(off <= 2) > np.mean(noise <= 2) + 0.1
     assert np.quantile(excess, 0.9) <= 0.01  # where it is another λ, it is hardly a worse one
 
 
