@@ -6,6 +6,7 @@ series grows with the sum of λs, tasks and replicas and not with their product:
 failures are by replica, under the name of its slot (`replica-3.2` is `replica-3`), so that restarts add none.
 """
 
+import time
 from collections import Counter as Counts
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from typing import NamedTuple
 from ray.util.metrics import Counter, Gauge
 
 from ray_jobs.units import Receipt, Unit
+
+_TELL_SECONDS = 0.5
 
 
 class Series(NamedTuple):
@@ -53,19 +56,21 @@ class Metrics:
         self._series = {one.name: one.kind(one.name, one.help, one.labels) for one in SERIES}
         self._left: Counts[str] = Counts()
         self._replicas: dict[str, str] = {}
+        self._told = float("-inf")
         self.grow(units)
 
     def message(self, text: str) -> None:
         """News are no numbers."""
 
     def tick(self) -> None:
-        """Ray collects by itself."""
+        """Ray drops gauges that were not set for a while."""
+        if (now := time.monotonic()) - self._told >= _TELL_SECONDS:
+            self._told = now
+            self._set_all()
 
     def grow(self, units: Iterable[Unit]) -> None:
         self._left.update(unit.lam for unit in units)
-        for lam in self._left:
-            self._set_left(lam)
-        self._set_totals()
+        self._set_all()
 
     def replica_starting(self, replica: str) -> None:
         self._now(replica, "starting")
@@ -109,6 +114,11 @@ class Metrics:
     def _count(self, name: str, value: float, **labels: str) -> None:
         if value > 0:  # Ray refuses others
             self._series[name].inc(value, labels)
+
+    def _set_all(self) -> None:
+        for lam in self._left:
+            self._set_left(lam)
+        self._set_totals()
 
     def _set_left(self, lam: str) -> None:
         self._series["lambdasweep_units_left"].set(self._left[lam], {"lam": lam})
