@@ -220,6 +220,7 @@ def status(
     from lambdasweep.status import describe
 
     batch = ScoreDir(run_dir)
+    batch.check_store()
     is_batch = batch.exists()
     if live:
         from rich.console import Console

@@ -25,6 +25,7 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -164,6 +165,15 @@ class RunDir:
     def exists(self) -> bool:
         return self.sweep_json.is_file()
 
+    def check_store(self) -> None:
+        """Ask an object store whether it is there, with few tries, before anything waits for it.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        if isinstance(self.root, ObjectPath):
+            self.root.check()
+
     def sweep(self) -> dict[str, Any]:
         """Return sweep.json.
 
@@ -181,9 +191,8 @@ class RunDir:
         return self._json(self.plan_json, {"tasks"})
 
     def _json(self, path: Location, keys: set[str]) -> dict[str, Any]:
-        if isinstance(self.root, ObjectPath):
-            self.root.check()
-        elif not self.root.is_dir():
+        self.check_store()
+        if isinstance(self.root, Path) and not self.root.is_dir():
             what = "is a file" if self.root.exists() else "does not exist"
             raise InputError(f"{self.root} {what}: give the directory that `lambdasweep run --out` wrote")
         try:
