@@ -591,8 +591,8 @@ def test_where_the_line_does_not_end_at_aligned_nothing_is_called_that(run):
         assert mark in plain.data
         assert mark not in weighed.data
     (table,) = render(analysis.metrics, parents=analysis.parents)
-    assert next(iter(table.columns[1].cells)) == "base"
-    assert not any("aligned" in cell for cell in table.columns[1].cells)
+    assert str(next(iter(table.columns[1].cells))).startswith("base")
+    assert not any("aligned" in str(cell) for cell in table.columns[1].cells)
 
 
 @pytest.mark.parametrize(
