@@ -645,14 +645,13 @@ def test_where_the_line_does_not_end_at_aligned_nothing_is_called_that(run):
     (found,) = frontiers(analysis.curves).tasks
     assert [set(point.gains) for point in found.points] == [set(), {"base"}, {"base"}, {"base"}]
     assert "aligned" not in found.answer
-    # In figures too: the role of λ = 1, its label and what temperature scaling makes of aligned.
-    for cell in (",aligned,", ',\\"aligned, temperature-scaled\\",'):  # of CSV in JSON
-        assert cell in plain.data
-        assert cell not in weighed.data
-    assert "1 aligned" not in weighed.data
+    # In figures too: the role of λ = 1 and its label.
+    for mark in (",aligned,", "1 aligned"):
+        assert mark in plain.data
+        assert mark not in weighed.data
     (table,) = render(analysis.metrics, parents=analysis.parents)
-    assert next(iter(table.columns[1].cells)) == "base"
-    assert not any("aligned" in cell for cell in table.columns[1].cells)
+    assert str(next(iter(table.columns[1].cells))).startswith("base")
+    assert not any("aligned" in str(cell) for cell in table.columns[1].cells)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def curve_chart(
         measure: the metric.
         follows: mark the λ of the slider.
     """
-    x = lam_axis(facts.every_lam)
+    x = lam_axis(facts.every_lam, facts.parents)
     scale = alt.Scale(zero=False)
     base = alt.Chart().encode(x=x)
     value = alt.Y("value:Q", title=measure.axis, scale=scale)

@@ -1,6 +1,6 @@
 """What all figures share: colours that a colour-blind reader can tell apart, for light and for dark, and the λ scale."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -70,13 +70,12 @@ def lam_colour(grid: Sequence[str], legend: bool = False) -> alt.Color:
     return alt.Color("lam:Q", scale=alt.Scale(domain=[low, high]), legend=shown if legend else None)
 
 
-def lam_axis(grid: Sequence[str]) -> alt.X:
+def lam_axis(grid: Sequence[str], parents: Mapping[str, str]) -> alt.X:
     """Return the horizontal axis of everything that is drawn along λ."""
     low, high = _ends(grid)
     margin = 0.03 * (high - low) or 0.5  # a single λ still wants an axis
-    return alt.X(
-        "lam:Q", title="λ (0 base, 1 aligned)", scale=alt.Scale(domain=[low - margin, high + margin], nice=False)
-    )
+    title = f"λ ({', '.join(f'{lam} {name}' for name, lam in parents.items())})"
+    return alt.X("lam:Q", title=title, scale=alt.Scale(domain=[low - margin, high + margin], nice=False))
 
 
 def role_shape(legend: bool = False) -> alt.Shape:

@@ -42,7 +42,7 @@ def tasks_chart(facts: Facts, rows: Sequence[dict[str, Any]], span: tuple[float,
         legend=legend,
     )
     dash = alt.StrokeDash("series:N", scale=alt.Scale(domain=list(_SERIES), range=[[1, 0], [6, 3]]), legend=legend)
-    base = alt.Chart().encode(x=lam_axis(facts.every_lam), color=colour)
+    base = alt.Chart().encode(x=lam_axis(facts.every_lam, facts.parents), color=colour)
     tooltip = [
         alt.Tooltip("lambda:N", title="λ"),
         alt.Tooltip("series:N", title="of"),
