@@ -49,8 +49,8 @@ def test_halves_come_first_and_weights_in_runs():
     assert not found.in_report[documents[order[runs["select"]]]].any()
     assert found.in_report[documents[order[runs["report"]]]].all()
     assert np.array_equal(np.hstack(list(found.chunks(documents[order]))), found.counts[documents[order]])
-    many = draw("quiz", 8000, 230)
-    runs_ = list(many.chunks(np.arange(8000)))
+    many = draw("quiz", 32_000, 230)
+    runs_ = list(many.chunks(np.arange(32_000)))
     assert len(runs_) == 2
     assert np.array_equal(np.hstack(runs_), many.counts)
 
