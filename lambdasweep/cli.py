@@ -161,7 +161,8 @@ def plan(config: "SweepConfig") -> None:
 @app.command()
 def score(
     requests: Annotated[
-        list[str] | None, typer.Option(metavar="FILES", help="Parquet files, as path, glob or directory; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="FILES", help="Parquet files, as path, glob, directory or URL; repeatable."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="One checkpoint: directory or hub id.")] = None,
     base: Base = None,

@@ -93,6 +93,10 @@ class ObjectPath:
 
         self._ask(upload)
 
+    def open(self) -> pa.NativeFile:
+        """Open the object to be read at any place; what fails in a read, `explained` explains."""
+        return self._ask(lambda store: store.open_input_file(self.key))
+
     def unlink(self, missing_ok: bool = False) -> None:
         try:
             self._ask(lambda store: store.delete_file(self.key))
@@ -193,7 +197,7 @@ def _ask(path: ObjectPath, attempts: int, what: Callable[[Any], T]) -> T:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise _explained(path, error) from None
+        raise explained(path, error) from None
 
 
 @functools.cache
@@ -215,7 +219,7 @@ def _store(scheme: str, attempts: int) -> Any:
     )
 
 
-def _explained(path: ObjectPath, error: OSError) -> OSError:
+def explained(path: ObjectPath, error: OSError) -> OSError:
     """Return the error with a message that says what to do, and a number that says what kind it is."""
     text = str(error)
     number = errno.EREMOTEIO

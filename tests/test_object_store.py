@@ -12,11 +12,17 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lambdasweep import lease, location, open_run, schemas
+from lambdasweep.batch.files import lies_in, open_inputs
+from lambdasweep.batch.reader import Reader
+from lambdasweep.batch.repeats import repeated_rows
 from lambdasweep.cli import app
 from lambdasweep.errors import InputError, LambdasweepError, RunMismatchError
 from lambdasweep.location import ObjectPath, locate, read_table
@@ -215,6 +221,82 @@ def test_failures_that_pass_are_tried_again(store: Store, url: str, status: int)
     assert len(store.requests) == 4
     left += [status] * 2
     assert (locate(url) / "file").read_bytes() == b"whole"
+
+
+# Requests to be scored
+
+
+def put(store: Store, key: str, **columns: list[object]) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink, row_group_size=30)
+    store.client().put_object(Bucket=BUCKET, Key=key, Body=sink.getvalue().to_pybytes())
+
+
+def test_requests_in_a_store_are_found_planned_and_read_as_local_ones(store: Store, url: str, tmp_path: Path) -> None:
+    columns = {"id": list(range(100)), "prompt": [f"text {n}" for n in range(100)]}
+    for key in ("in/b.parquet", "in/a.parquet", "in/deep/c.parquet", "in/notes.txt", "other/d.parquet"):
+        put(store, below(url) + key, **columns)
+    for request, found in {
+        f"{url}/in/a.parquet": ["in/a"],
+        f"{url}/in/*.parquet": ["in/a", "in/b"],
+        f"{url}/*/*.parquet": ["in/a", "in/b", "other/d"],
+        f"{url}/*/[cd].parquet": ["other/d"],
+        f"{url}/in": ["in/a", "in/b", "in/deep/c"],
+        f"{url}/in/": ["in/a", "in/b", "in/deep/c"],
+    }.items():
+        inputs = open_inputs([request], "id", 1000)
+        assert [file.path for file in inputs.files] == [f"{url}/{name}.parquet" for name in found]
+    local = tmp_path / "a.parquet"
+    local.write_bytes(store.objects(below(url))["in/a.parquet"])
+    inputs, here = open_inputs([f"{url}/in/a.parquet"], "id", 100), open_inputs([str(local)], "id", 100)
+    assert (inputs.shards, inputs.costs) == (here.shards, here.costs)
+    assert [replace(file, path="") for file in inputs.files] == [replace(file, path="") for file in here.files]
+    reader = Reader(inputs.files[0], ["id", "prompt"])
+    for first, end in ((50, 65), (0, 100), (99, 100)):
+        assert reader.rows(first, end) == Reader(here.files[0], ["id", "prompt"]).rows(first, end)
+    assert repeated_rows(open_inputs([f"{url}/in"], "id", 1000).files, inputs.columns).tolist() == list(range(300))
+
+
+def test_all_that_is_wrong_with_requests_in_a_store(store: Store, url: str) -> None:
+    put(store, below(url) + "in/a.parquet", id=[1], text=["x"])
+    store.client().put_object(Bucket=BUCKET, Key=below(url) + "in/b.parquet", Body=b"no table")
+    asked = [f"{url}/in", f"{url}/none", f"{url}/none*", f"{url}/**/*.parquet", "s3://no-such-bucket/in", "ftp://x/in"]
+    with pytest.raises(InputError) as raised:
+        open_inputs(asked, "id", 1000)
+    assert list(raised.value.problems) == [
+        f"{url}/none: no such Parquet file",
+        f"{url}/none*: no such Parquet file",
+        f"{url}/**/*.parquet: ** is not supported in a URL: give the folder, for all *.parquet below it",
+        "s3://no-such-bucket/in cannot be used: there is no bucket no-such-bucket; make it, or give another",
+        "ftp:// is not supported: give a local path, s3://bucket/run or gs://bucket/run",
+        f"{url}/in/a.parquet has neither prompt nor prompt_token_ids: give one of them",
+        f"{url}/in/b.parquet is no Parquet file, or is truncated (8 bytes)",
+    ]
+    assert lies_in(locate(f"{url}/in/out"), f"{url}/in/")
+    assert lies_in(locate(f"{url}/in"), f"{url}/in")
+    assert not lies_in(locate(f"{url}/input"), f"{url}/in")
+    assert not lies_in(Path("in/out"), f"{url}/in")
+
+
+def test_a_store_that_fails_while_requests_are_read_is_no_damaged_file(
+    store: Store, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(location, "_ATTEMPTS", 2)
+    put(store, below(url) + "a.parquet", id=list(range(100)), prompt=["text"] * 100)
+    (file,) = open_inputs([f"{url}/a.parquet"], "id", 1000).files
+    reader = Reader(file, ["id", "prompt"])
+    store.refuse = lambda method, asked: 503
+    with pytest.raises(OSError, match="the store failed") as raised:
+        reader.rows(0, 100)
+    assert raised.value.errno == errno.EREMOTEIO
+    store.refuse = lambda method, asked: None
+    assert Reader(file, ["id", "prompt"]).rows(0, 100).num_rows == 100
+    put(store, below(url) + "a.parquet", id=list(range(101)), prompt=["text"] * 101)
+    with pytest.raises(InputError, match="was changed while it was scored"):
+        Reader(file, ["id", "prompt"])
+    store.client().delete_object(Bucket=BUCKET, Key=below(url) + "a.parquet")
+    with pytest.raises(InputError, match="cannot be read"):
+        Reader(file, ["id", "prompt"])
 
 
 # What cannot be used

@@ -15,6 +15,7 @@ import pytest
 
 from lambdasweep import location, open_run
 from lambdasweep.demo import ALIGNED, BASE, CLOZE
+from lambdasweep.location import locate
 from lambdasweep.rundir import RunDir
 from tests.object_store import BUCKET, KEY_ID, SECRET, Store, enter, serve
 
@@ -97,19 +98,24 @@ def test_a_killed_and_resumed_sweep_into_a_store_is_that_on_the_disk(store: Stor
         assert not any(secret.encode() in data for data in everything)
 
 
-def test_a_batch_into_a_store_is_that_on_the_disk(store: Store, tmp_path: Path) -> None:
+def test_a_batch_from_and_into_a_store_is_that_on_the_disk(store: Store, tmp_path: Path) -> None:
     prompts = [f"text number {n}" for n in range(20)]
     pq.write_table(pa.table({"id": [*range(19), None], "prompt": prompts}), tmp_path / "in.parquet")
-    local, url = tmp_path / "out", f"s3://{BUCKET}/batch"
-    for out in (str(local), url):
-        command = [sys.executable, "-m", "lambdasweep", "score", "--model", BASE, "--requests", tmp_path / "in.parquet"]
+    local, url, key = tmp_path / "out", f"s3://{BUCKET}/batch", "requests/in.parquet"
+    store.client().put_object(Bucket=BUCKET, Key=key, Body=(tmp_path / "in.parquet").read_bytes())
+    for requests, out in ((str(tmp_path / "in.parquet"), str(local)), (f"s3://{BUCKET}/requests", url)):
+        command = [sys.executable, "-m", "lambdasweep", "score", "--model", str(BASE), "--requests", requests]
         command += ["--out", out, "--replicas", "1"]
-        done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
         assert done.returncode == 3, done.stderr
     stored = store.objects("batch/")
     on_disk = {str(path.relative_to(local)): path.read_bytes() for path in local.rglob("*.*") if path.is_file()}
     assert set(stored) == set(on_disk) - {".lock"}
-    results = {name for name in stored if not name.startswith(("receipts/", "driver.json"))}
-    assert len(results) == 4
-    assert {name for name in results if stored[name] != on_disk[name]} == set()
+    results = {name for name in stored if not name.startswith(("receipts/", "driver.json", "score.json"))}
+    names_its_file = "quarantine/shard-0000000.parquet"
+    assert len(results) == 3
+    assert {name for name in results if stored[name] != on_disk[name]} == {names_its_file}
+    (there,) = location.read_table(locate(f"{url}/{names_its_file}")).to_pylist()
+    (here,) = pq.read_table(local / names_its_file).to_pylist()
+    assert there == here | {"file": f"s3://{BUCKET}/{key}"}
     assert "19 rows scored, 1 quarantined" in lambdasweep("status", url)

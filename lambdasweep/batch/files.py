@@ -6,10 +6,11 @@ chunk. What a footer cannot show, a value changed in place, shows in the content
 
 import glob
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from lambdasweep import schemas
 from lambdasweep.errors import InputError
+from lambdasweep.location import Location, ObjectPath, locate
 
 _MAGIC = b"PAR1"
 _BYTES_PER_TOKEN = 4  # of English text; an estimate for planning only
@@ -81,7 +83,8 @@ def open_inputs(requests: Sequence[str], id_name: str, shard_tokens: int) -> Inp
     """Find the files, check each, and cut their rows into units.
 
     Args:
-        requests: Parquet files, globs, or directories (all `*.parquet` below them); files of each in order of their names.
+        requests: Parquet files, globs, or directories (all `*.parquet` below them), local ones or URLs of an object store;
+            files of each in order of their names.
         id_name: the id column.
         shard_tokens: about how many tokens a unit has.
 
@@ -134,7 +137,8 @@ def read_footer(path: str) -> tuple[int, str, pq.FileMetaData, pa.Schema]:
         InputError: the file is no Parquet file, or is damaged.
         OSError: it cannot be read.
     """
-    with open(path, "rb") as stream:
+    location = locate(path)
+    with location.open() if isinstance(location, ObjectPath) else open(location, "rb") as stream:
         size = stream.seek(0, os.SEEK_END)
         stream.seek(max(size - 8, 0))
         end = stream.read()
@@ -151,15 +155,27 @@ def read_footer(path: str) -> tuple[int, str, pq.FileMetaData, pa.Schema]:
         return size, digest, parquet.metadata, parquet.schema_arrow
 
 
+def lies_in(out: Location, request: str) -> bool:
+    """Whether `out` lies in a folder of requests."""
+    if "://" not in request:
+        return (
+            isinstance(out, Path) and Path(request).is_dir() and out.resolve().is_relative_to(Path(request).resolve())
+        )
+    return isinstance(out, ObjectPath) and f"{out}/".startswith(request.rstrip("/") + "/")
+
+
 def _find(requests: Sequence[str], problems: list[str]) -> list[str]:
     found: list[str] = []
     for request in requests:
-        if Path(request).is_dir():
-            paths = [str(path) for path in Path(request).rglob("*.parquet")]
-        elif Path(request).exists():
-            paths = [request]
-        else:
-            paths = glob.glob(request, recursive=True)
+        try:
+            location = locate(request)
+            paths = _objects(location) if isinstance(location, ObjectPath) else _local_files(location)
+        except InputError as error:
+            problems.append(error.title)
+            continue
+        except OSError as error:
+            problems.append(error.strerror or str(error))
+            continue
         if not paths:
             problems.append(f"{request}: no such Parquet file")
         found += sorted(paths)
@@ -169,6 +185,28 @@ def _find(requests: Sequence[str], problems: list[str]) -> list[str]:
             problems.append(f"{path} is given twice")
         seen.add(resolved)
     return found
+
+
+def _local_files(path: Path) -> list[str]:
+    if path.is_dir():
+        return [str(file) for file in path.rglob("*.parquet")]
+    return [str(path)] if path.exists() else glob.glob(str(path), recursive=True)
+
+
+def _objects(path: ObjectPath) -> list[str]:
+    path.check()
+    parts = path.key.split("/")
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+    if len(fixed) == len(parts):
+        pattern = "*.parquet"  # matched from the right
+        if path.is_file():
+            return [str(path)]
+    elif "**" in parts:
+        raise InputError(f"{path}: ** is not supported in a URL: give the folder, for all *.parquet below it")
+    else:
+        pattern = "/" + path.key
+    below = ObjectPath(path.scheme, "/".join(fixed)).walk()
+    return [str(file) for file in below if PurePosixPath("/" + file.key).match(pattern)]
 
 
 def _columns(path: str, schema: pa.Schema, id_name: str, problems: list[str]) -> Columns | None:

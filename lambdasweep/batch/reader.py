@@ -1,6 +1,7 @@
 """Rows of an input file, read in bounded memory."""
 
 import bisect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,8 +10,10 @@ import pyarrow.parquet as pq
 
 from lambdasweep.batch.files import InputFile, read_footer
 from lambdasweep.errors import InputError
+from lambdasweep.location import ObjectPath, explained, locate
 
 _BUFFER = 1 << 20  # bytes of a column chunk in memory at a time
+_OF_STORE = re.compile("AWS Error|google::cloud")  # pyarrow says so in words only
 _BATCH_BYTES, _BATCH_ROWS = 4 << 20, 4096  # decoded at a time, by the rows' average size
 
 
@@ -20,8 +23,11 @@ def reading(file: InputFile) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
+        location = locate(file.path)
+        if isinstance(error, OSError) and isinstance(location, ObjectPath) and _OF_STORE.search(str(error)):
+            error = explained(location, error)
         if isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, PermissionError)) and error.errno:
-            raise
+            raise error from None
         raise InputError(
             f"{file.path} cannot be read: {str(error).splitlines()[0]}; restore it, and run the same command again"
         ) from None
@@ -36,7 +42,9 @@ def open_parquet(file: InputFile) -> pq.ParquetFile:
     size, digest, _, _ = read_footer(file.path)
     if (size, digest) != (file.size, file.footer_sha256):
         raise InputError(f"{file.path} was changed while it was scored: score it into another --out")
-    return pq.ParquetFile(file.path, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
+    location = locate(file.path)
+    source = location.open() if isinstance(location, ObjectPath) else location
+    return pq.ParquetFile(source, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
 
 
 class Reader:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from lambdasweep import record
 from lambdasweep.batch.config import ScoreConfig
-from lambdasweep.batch.files import Inputs, open_inputs
+from lambdasweep.batch.files import Inputs, lies_in, open_inputs
 from lambdasweep.batch.repeats import repeated_rows
 from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.batch.source import ParquetSource
@@ -101,12 +101,10 @@ def _prepare(config: ScoreConfig, out: ScoreDir) -> tuple[Prepared, Inputs]:
         inputs = open_inputs(config.requests, config.id, SHARD_TOKENS[installed_device()])
     except InputError as error:
         failures.append(error)
-    out_path = config.sweep.out
-    target = out_path.resolve() if isinstance(out_path, Path) else None
     failures += [
-        InputError(f"--out {out_path} lies in {request}, and would be read as requests: give another")
+        InputError(f"--out {config.sweep.out} lies in {request}, and would be read as requests: give another")
         for request in config.requests
-        if target and Path(request).is_dir() and target.is_relative_to(Path(request).resolve())
+        if lies_in(config.sweep.out, request)
     ]
     if prepared and inputs and inputs.columns.continuation is None and prepared.settings.max_model_len < _SHORTEST:
         failures.append(

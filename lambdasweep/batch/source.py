@@ -14,7 +14,7 @@ from lambdasweep.batch.files import Columns, InputFile
 from lambdasweep.batch.reader import Reader
 from lambdasweep.batch.rows import Built, build, score_table
 from lambdasweep.batch.scoredir import ScoreDir
-from lambdasweep.location import Location, read_table
+from lambdasweep.location import Location, ObjectPath, locate, read_table
 from lambdasweep.tasks.requests import content_sha256
 from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
 
@@ -60,7 +60,9 @@ class ParquetSource:
         index = bisect.bisect_right(self.files, unit.first_row, key=lambda file: file.first_row) - 1
         file = self.files[index]
         first = unit.first_row - file.first_row
-        there = dataclasses.replace(file, path=os.path.join(self.directory, file.path))
+        location = locate(file.path)
+        path = location if isinstance(location, ObjectPath) else os.path.join(self.directory, location)
+        there = dataclasses.replace(file, path=str(path))
         rows = _reader(there, (self.columns.id, *self.columns.texts)).rows(first, unit.end_row - file.first_row)
         refused = dict.fromkeys(self._repeated(unit), "repeated id")
         refused |= {row - unit.first_row: reason for row, reason in unit.offenders}
