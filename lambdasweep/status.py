@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from lambdasweep.generate import how
 from lambdasweep.heartbeat import DriverState, DriverView, ReplicaReport
 from lambdasweep.progress import duration
 from lambdasweep.rundir import RunDir
@@ -37,7 +38,7 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
         count = survey.tasks[name]
         yield (
             f"{name}: {count.done.total()}/{count.total} units, {task['documents']} documents × {len(task['lambdas'])} λ "
-            f"({task['format']}, {task['shots']} shots)"
+            f"({how(task)})"
         )
         unfinished = [lam for lam in task["lambdas"] if count.done[lam] < count.shards]
         if unfinished:
@@ -74,6 +75,8 @@ def spent(survey: Survey) -> str:
     text = f"{survey.cost:.4g} {survey.unit_of_cost}, {quantity(tokens)} tokens"
     if sums.tokens_cached:
         text += f", {sums.tokens_cached / tokens:.0%} of them cached"
+    if sums.tokens_generated:
+        text += f", {quantity(sums.tokens_generated)} sampled"
     if sums.receipts < survey.done:
         text += f" (by {sums.receipts} receipts of {survey.done} units)"
     return text
