@@ -22,6 +22,8 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import scipy.sparse
 
 from calibration.choice import Estimates
@@ -31,6 +33,7 @@ from calibration.metrics import Floats, Ints
 from calibration.points import Point, parents_of
 from calibration.resample import SPLITS, Resamples, draw
 from lambdasweep.errors import LambdasweepError
+from lambdasweep.grid import canonical
 from lambdasweep.location import read_table
 from lambdasweep.rundir import RunDir
 
@@ -226,3 +229,18 @@ def _estimates(suffix: str, values: Floats, drawn: Resamples) -> Estimates:
             n = int(exists[part, at].sum())
             found[f"{metric}{suffix}", "sum", split] = Estimate(float(means[at]), resampled[at], n)
     return found
+
+
+def by_lambda(metrics: pa.Table) -> dict[str, list[dict[str, Any]]]:
+    """Return by generate task its λs ascending, each with its metrics of all prompts: value, low and high.
+
+    Args:
+        metrics: schemas.METRICS, as `summary.analyse` returns it.
+    """
+    wanted = pc.and_(pc.equal(metrics["split"], "all"), pc.is_in(metrics["metric"], pa.array(DIVERSITY)))
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in metrics.filter(wanted).to_pylist():
+        point = found.setdefault(row["task"], {}).setdefault(canonical(row["lam"]), {"prompts": row["n"]})
+        point[row["metric"]] = {"value": row["value"], "low": row["ci_low"], "high": row["ci_high"]}
+        point["prompts"] = max(point["prompts"], row["n"])
+    return {task: [{"lam": lam, **point} for lam, point in points.items()] for task, points in found.items()}

@@ -12,9 +12,9 @@ from lambdasweep.grid import canonical
 
 _MISSING = "–"
 _COLUMNS = {
-    "distinct_1": ("distinct-1", ".4f", ".3f"),
-    "distinct_2": ("distinct-2", ".4f", ".3f"),
-    "distinct_3": ("distinct-3", ".4f", ".3f"),
+    "distinct_1": ("dist-1", ".4f", ".3f"),
+    "distinct_2": ("dist-2", ".4f", ".3f"),
+    "distinct_3": ("dist-3", ".4f", ".3f"),
     "self_bleu": ("self-BLEU", ".4f", ".3f"),
     "distinct_answers": ("answers", ".2f", ".1f"),
 }
@@ -68,8 +68,8 @@ def _notes(
     cells: Mapping[tuple[Decimal, str], dict[str, Any]], lambdas: Sequence[Decimal], intervals: bool
 ) -> list[str]:
     notes = [
-        "means over prompts, each over its samples; distinct-n: different n-grams of words over all of them;",
-        "self-BLEU: of one sample against another, 0 to 1; answers: different ones after normalisation",
+        "means over prompts, each over its samples; dist-n: different n-grams of words over all;",
+        "self-BLEU: of one sample against another, 0 to 1; answers: different ones, normalised",
     ]
     if intervals:
         notes.append("95 %: bootstrap over prompts")

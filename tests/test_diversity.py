@@ -2,11 +2,8 @@
 
 import itertools
 import math
-from decimal import Decimal
 
 import numpy as np
-import pyarrow as pa
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU
@@ -14,7 +11,9 @@ from sacrebleu.metrics import BLEU
 from calibration.diversity import DIVERSITY, diversity, normalised
 
 texts = st.lists(
-    st.lists(st.sampled_from(["the", "cat", "sat", "The", "mat", ",", "don't", "a", "7.5", "—"]), max_size=9).map(" ".join),
+    st.lists(st.sampled_from(["the", "cat", "sat", "The", "mat", ",", "don't", "a", "7.5", "—"]), max_size=9).map(
+        " ".join
+    ),
     min_size=1,
     max_size=5,
 )
