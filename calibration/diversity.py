@@ -40,6 +40,7 @@ from lambdasweep.rundir import RunDir
 DIVERSITY = ("distinct_1", "distinct_2", "distinct_3", "self_bleu", "distinct_answers")
 
 _ORDERS = 4  # of n-grams in BLEU
+_AT_ONCE = 1000  # prompts whose texts are in memory
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -101,14 +102,12 @@ def _grams(prompt: Ints, texts: Sequence[str]) -> tuple[Ints, list[tuple[Ints, I
         words += [vocabulary.setdefault(word, len(vocabulary)) for word in found]
     word = np.array(words, np.int64)
     sample = np.repeat(np.arange(len(texts)), lengths)
-    left = lengths[sample] - (
-        np.arange(len(word)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    )  # words to the end
+    ends = np.repeat(np.cumsum(lengths), lengths)
     gram = np.unique(prompt[sample] * max(len(vocabulary), 1) + word, return_inverse=True)[1]
     place = np.arange(len(word))
     grams = [(sample, gram)]
     for order in range(1, _ORDERS):
-        kept = left[place] > order
+        kept = place + order < ends[place]
         place, gram = place[kept], gram[kept]
         gram = np.unique(gram * max(len(vocabulary), 1) + word[place + order], return_inverse=True)[1]
         grams.append((sample[place], gram))
@@ -208,25 +207,31 @@ def _of_prompts(run: RunDir, task: str, lam: str, prompts: int, samples: int) ->
             "same sweep again"
         )
     unfinished = prompts - int((counts > 0).sum()) - len(out)
-    return diversity(prompt, table["text"].to_pylist(), prompts), LeftOut(len(out), unfinished)
+    found = []
+    for first in range(0, prompts, _AT_ONCE):
+        last = min(first + _AT_ONCE, prompts)
+        begin, end = np.searchsorted(prompt, [first, last])
+        texts = table["text"].slice(begin, end - begin).to_pylist()
+        found.append(diversity(prompt[begin:end] - first, texts, last - first))
+    return np.concatenate(found), LeftOut(len(out), unfinished)
 
 
 def _estimates(suffix: str, values: Floats, drawn: Resamples) -> Estimates:
-    """Return the mean over prompts of each metric on every split, and in every resample."""
+    """Return the mean over prompts of each metric [P, 5] on every split, and in every resample."""
     found: Estimates = {}
-    exists = ~np.isnan(values)  # [P, 5]
+    size = len(DIVERSITY)
+    exists = ~np.isnan(values)
+    # [prompts, 10]: values and whether they are there. A sparse product has one order of summation on every machine.
+    both = np.hstack([np.where(exists, values, 0.0), exists])
     for split in SPLITS:
         part = {"all": np.ones(len(values), np.bool_), "select": ~drawn.in_report, "report": drawn.in_report}[split]
-        documents = np.flatnonzero(part)
-        sums, weights = [], []
-        for chunk in drawn.chunks(documents):
-            sums.append(np.where(exists, values, 0.0)[part].T @ chunk)
-            weights.append(exists[part].T.astype(np.float64) @ chunk)
+        matrix = scipy.sparse.csr_matrix(both[part].T)
+        sums = np.hstack([matrix @ chunk.astype(np.float64) for chunk in drawn.chunks(np.flatnonzero(part))])
+        itself = matrix @ np.ones(int(part.sum()))
         with np.errstate(invalid="ignore"):
-            resampled = np.hstack(sums) / np.hstack(weights) if sums else np.empty((len(DIVERSITY), 0))
-            means = np.where(exists, values, 0.0)[part].sum(0) / exists[part].sum(0)
+            resampled, means = sums[:size] / sums[size:], itself[:size] / itself[size:]
         for at, metric in enumerate(DIVERSITY):
-            n = int(exists[part, at].sum())
+            n = int(itself[size + at])
             found[f"{metric}{suffix}", "sum", split] = Estimate(float(means[at]), resampled[at], n)
     return found
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from importlib import metadata
 from pathlib import Path
@@ -159,6 +159,13 @@ def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prep
     prompts = {}
     for sampled in config.generate:
         built_prompts = build_prompts(sampled, tokenizer, stops or (), chat)
+        others = stop_tokens(pair.aligned.path, tokenizer)
+        if sampled.chat and others != built_prompts.stop_token_ids:
+            text = (
+                f"task {sampled.name}: samples end at base's end tokens {list(built_prompts.stop_token_ids)}, and the "
+                f"aligned model ends its turns with {list(others)}: --tokenizer aligned takes those"
+            )
+            built_prompts = replace(built_prompts, warnings=(*built_prompts.warnings, text))
         costs = prompt_costs(sampled, built_prompts.table)
         runs = tuple(prompt_shards(costs, SHARD_TOKENS[device]))
         sums = tuple(sum(costs[first:end]) for first, end in runs)

@@ -205,3 +205,31 @@ def test_texts_are_without_special_tokens(pair: tuple[Path, Path], prompts: Path
     assert work._text([0, *ids, 2]) == "the end , of"
     assert list(source.documents(unit)) == [0, 1, 2]
     assert source.path(source.kind, unit) == RunDir("/run").unit("generations", *unit.key)
+
+
+def test_prompts_go_through_the_chat_template(
+    lambdasweep: Callable[..., Result],  # noqa: F811
+    flags: Callable[..., list[object]],  # noqa: F811
+    prompts: Path,
+    tmp_path: Path,
+) -> None:
+    aligned = write_checkpoint(tmp_path / "aligned", seed=1)
+    (aligned / "chat_template.jinja").write_text(
+        "{% for message in messages %}[{{ message.role }}] {{ message.content }}{% endfor %} [assistant]"
+    )
+    (aligned / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
+    asked = {"aligned": aligned, "task": None, "generate": f"stories={prompts}", "template": "chat"}
+    result = lambdasweep("run", *flags(**asked))
+    assert result.code == 0, result.err
+    assert (
+        "warning: task stories: samples end at base's end tokens [1], and the aligned model ends its turns with "
+        in (result.err)
+    )
+    run = RunDir(tmp_path / "run")
+    tokenizer = load_tokenizer(aligned)
+    table = pq.read_table(run.requests("stories"))
+    texts = [f"[user] {row['prompt']} [assistant]" for row in PROMPTS]
+    assert table["token_ids"].to_pylist() == [tokenizer(text)["input_ids"] for text in texts]
+    other = flags(**asked, tokenizer="aligned", out=tmp_path / "other")
+    assert "warning" not in lambdasweep("run", *other).err
+    assert RunDir(tmp_path / "other").plan()["tasks"]["stories"]["stop_token_ids"] == [1, 7]
