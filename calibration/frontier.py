@@ -59,12 +59,12 @@ def frontiers(curves: Sequence[Curve]) -> Frontiers:
 
 
 def write_frontiers(run: RunDir, found: Frontiers, diversity: Mapping[str, Any] | None = None) -> None:
-    """Commit RUN/report/frontier.json, with what `diversity.by_lambda` says of the generate tasks.
+    """Commit RUN/report/frontier.json, with what `diversity.by_lambda` says of the generate tasks, if there are any.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    commit_json(run.frontier_json, {**found.to_json(), "diversity": diversity or {}})
+    commit_json(run.frontier_json, found.to_json() | ({"diversity": diversity} if diversity else {}))
 
 
 def frontier(curve: Curve) -> Frontier:
