@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from lambdasweep.config import SweepConfig
 from lambdasweep.errors import InputError
-from lambdasweep.generate import how
 from lambdasweep.progress import duration
+from lambdasweep.status import how
 
 if TYPE_CHECKING:
     from lambdasweep.prepare import Prepared

@@ -38,12 +38,3 @@ def generate_specs(
 def _spec(row: dict[str, Any]) -> GenerateSpec:
     chat = row.pop("template", "none") == "chat"
     return GenerateSpec(**(row | {"file": Path(row["file"])}), chat=chat)
-
-
-def how(record: dict[str, Any]) -> str:
-    """Say in a few words how a task of the plan is scored or sampled."""
-    if "samples" not in record:
-        return f"{record['format']}, {record['shots']} shots"
-    return (
-        f"{record['samples']} samples of at most {record['max_tokens']} tokens, temperature {record['temperature']:g}"
-    )

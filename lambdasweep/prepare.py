@@ -159,11 +159,10 @@ def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prep
     prompts = {}
     for sampled in config.generate:
         built_prompts = build_prompts(sampled, tokenizer, stops or (), chat)
-        others = stop_tokens(pair.aligned.path, tokenizer)
-        if sampled.chat and others != built_prompts.stop_token_ids:
+        if sampled.chat and (others := stop_tokens(pair.aligned.path, tokenizer)) != stops:
             text = (
-                f"task {sampled.name}: samples end at base's end tokens {list(built_prompts.stop_token_ids)}, and the "
-                f"aligned model ends its turns with {list(others)}: --tokenizer aligned takes those"
+                f"task {sampled.name}: samples end at base's end tokens {list(stops or ())}, and the aligned model ends "
+                f"its turns with {list(others)}: --tokenizer aligned takes those"
             )
             built_prompts = replace(built_prompts, warnings=(*built_prompts.warnings, text))
         costs = prompt_costs(sampled, built_prompts.table)

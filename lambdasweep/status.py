@@ -4,8 +4,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
-from lambdasweep.generate import how
 from lambdasweep.heartbeat import DriverState, DriverView, ReplicaReport
 from lambdasweep.progress import duration
 from lambdasweep.rundir import RunDir
@@ -53,6 +53,15 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
     yield f"{survey.done} units done, {survey.total - survey.done} left"
     yield from filter(None, [spent(survey)])
     yield from driver_lines(survey)
+
+
+def how(record: dict[str, Any]) -> str:
+    """Say in a few words how a task of the plan is scored or sampled."""
+    if "samples" not in record:
+        return f"{record['format']}, {record['shots']} shots"
+    return (
+        f"{record['samples']} samples of at most {record['max_tokens']} tokens, temperature {record['temperature']:g}"
+    )
 
 
 def driver_lines(view: DriverView) -> Iterator[str]:

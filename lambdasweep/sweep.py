@@ -151,7 +151,7 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
         from ray_jobs.listeners import Listeners
         from ray_jobs.replica import SweepSpec
         from ray_jobs.sources import GenerateSource, TableSource
-        from serve.sampling import Sampling
+        from serve.settings import Sampling
 
         if len(left) < total:
             say(f"{total - len(left)} of {total} units are committed already; {len(left)} are left")

@@ -12,10 +12,10 @@ from lambdasweep import schemas
 from lambdasweep.location import Location
 from lambdasweep.rundir import RunDir
 from ray_jobs.units import Unit
+from serve.settings import Sampling
 
 if TYPE_CHECKING:
     from serve.engine import Engine
-    from serve.sampling import Sampling
     from serve.scoring import UnitScores
 
 
@@ -125,7 +125,7 @@ class GenerateSource:
     task: str
     table: pa.Table
     requests_sha256: str
-    sampling: "Sampling"
+    sampling: Sampling
     tokenizer: Any
     """A fast tokenizer of transformers."""
 
@@ -153,7 +153,7 @@ class GenerateWork:
     refused: pa.Table
     """`schemas.QUARANTINE` of the offenders."""
     identity: dict[str, Any]
-    sampling: "Sampling"
+    sampling: Sampling
     tokenizer: Any
 
     def run(self, engine: "Engine", lam: str) -> Done:

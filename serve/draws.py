@@ -6,15 +6,43 @@ count of steps. Here a generator is put aside in such a step, so that a request'
 however the prompt was cut. And NaN is no reason for the sampler to stop: it picks some token. Here the rows of logits that
 hold NaN or infinity, or nothing but −∞, are told.
 
-Hooks into vLLM's V1 model runner, on each rank.
+`SeededDraws` hooks into vLLM's V1 model runner, on each rank.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 NUMBER = "lambdasweep_sample"  # in extra_args: the number of the request, which is then watched
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One sample to be drawn."""
+
+    token_ids: Sequence[int]  # of the prompt
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One sample."""
+
+    token_ids: tuple[int, ...]  # the stop token included
+    finish_reason: str  # stop, length
+    is_finite: bool  # False: a token came from logits of NaN or infinity, and nothing of it means anything
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """What some draws came to, in their order."""
+
+    drawn: list[Drawn]
+    prompt_tokens: int  # of all prompts
+    cached_tokens: int  # of those, read from the prefix cache
 
 
 class SeededDraws:
@@ -28,9 +56,8 @@ class SeededDraws:
         self._runner = runner
         self._sample, self._bookkeeping = runner._sample, runner._bookkeeping_sync
         self._aside: dict[int, torch.Generator] = {}
-        self._watched: list[
-            tuple[list[int], torch.Tensor]
-        ] = []  # numbers of requests [B], whether their logits are bad [B]
+        # Numbers of requests, and whether their logits are bad.
+        self._watched: list[tuple[list[int], torch.Tensor]] = []
         runner._sample, runner._bookkeeping_sync = self._before, self._after
 
     def take(self) -> set[int]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from lambdasweep.errors import EngineError
 from merge.line import STRAIGHT, Line
-from serve.draws import NUMBER
+from serve.draws import NUMBER, Draw, Drawn, Draws
 from serve.head import EXTRA, limit_prefix_reads
 from serve.plugin import BACKEND, CONFIG_KEY, RESIDENT, WORKER_EXTENSION
 from serve.settings import EngineSettings
@@ -43,32 +43,6 @@ class Answers:
     rank: npt.NDArray[np.int64]  # [T] 1 = most likely
     top1: npt.NDArray[np.int64]  # [T] the most likely token
     top1_logprob: npt.NDArray[np.float64]  # [T] nats
-    prompt_tokens: int  # of all prompts
-    cached_tokens: int  # of those, read from the prefix cache
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """One sample to be drawn."""
-
-    token_ids: Sequence[int]  # of the prompt
-    seed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """One sample."""
-
-    token_ids: tuple[int, ...]  # the stop token included
-    finish_reason: str  # stop, length
-    is_finite: bool  # False: a token came from logits of NaN or infinity, and nothing of it means anything
-
-
-@dataclass(frozen=True, slots=True)
-class Draws:
-    """What some draws came to, in their order."""
-
-    drawn: list[Drawn]
     prompt_tokens: int  # of all prompts
     cached_tokens: int  # of those, read from the prefix cache
 

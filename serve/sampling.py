@@ -14,19 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from lambdasweep import schemas
-from serve.engine import Draw, Drawn, Engine
+from serve.draws import Draw, Drawn
+from serve.engine import Engine
+from serve.settings import Sampling
 
 _NO_NUMBERS = "the engine's logits were NaN or infinity"
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How a task is sampled."""
-
-    samples: int  # of each prompt
-    temperature: float
-    max_tokens: int
-    stop_token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

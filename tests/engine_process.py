@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from merge.line import Line
-from serve.settings import EngineSettings
+from serve.settings import EngineSettings, Sampling
 
 ROOT = Path(__file__).parent.parent
 
@@ -53,7 +53,7 @@ def finish(job: Path, process: "subprocess.Popen[bytes]") -> dict[str, Any]:
 
 def main(job: Path) -> None:
     from serve.engine import Engine, process_environment
-    from serve.sampling import Sampling, sample_unit
+    from serve.sampling import sample_unit
     from serve.scoring import score_unit
 
     values = json.loads(job.read_text())

@@ -15,7 +15,8 @@ from lambdasweep.rundir import RunDir
 from lambdasweep.tasks import load_tokenizer
 from lambdasweep.tasks.prompts import GenerateSpec, build_prompts, prompt_costs, prompt_shards, stop_tokens
 from ray_jobs.sources import GenerateSource
-from serve.sampling import Sampling, seed_of
+from serve.sampling import seed_of
+from serve.settings import Sampling
 from tests.checkpoints import write_checkpoint
 from tests.test_cli import Result, contents, flags, handed, lambdasweep, pair, refused, write_task  # noqa: F401
 
