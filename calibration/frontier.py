@@ -58,13 +58,13 @@ def frontiers(curves: Sequence[Curve]) -> Frontiers:
     return Frontiers(tuple(frontier(one) for one in curves), frontier(average) if average else None)
 
 
-def write_frontiers(run: RunDir, found: Frontiers) -> None:
-    """Commit RUN/report/frontier.json.
+def write_frontiers(run: RunDir, found: Frontiers, diversity: Mapping[str, Any] | None = None) -> None:
+    """Commit RUN/report/frontier.json, with what `diversity.by_lambda` says of the generate tasks, if there are any.
 
     Raises:
         OSError: the disk is full or not writable.
     """
-    commit_json(run.frontier_json, found.to_json())
+    commit_json(run.frontier_json, found.to_json() | ({"diversity": diversity} if diversity else {}))
 
 
 def frontier(curve: Curve) -> Frontier:

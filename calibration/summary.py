@@ -11,6 +11,7 @@ import pyarrow as pa
 from calibration.bins import bin_table
 from calibration.confidence import CONFIDENCES
 from calibration.curve import ERRORS, Curve, curve, thinned
+from calibration.diversity import diversity_points
 from calibration.estimate import interval
 from calibration.outcomes import outcome_rows
 from calibration.points import PARENTS, Point, parents_of, points
@@ -58,6 +59,9 @@ def analyse(
     Per continuation task, λ and split, under confidence sum: `acc`, `nll`, `perplexity`, `token_ece_width15`
     [continuation].
 
+    Per generate task, λ and split, under confidence sum (there is none): `distinct_1`, `distinct_2`, `distinct_3`,
+    `self_bleu`, `distinct_answers`: means over prompts [diversity].
+
     Any of these but agreement and temperature also as `<metric>_vs_base` and `<metric>_vs_aligned`: less that of λ = 0,
     λ = 1, on the documents that both have scores for. Where λ = 1 is not the aligned parent [points.parents_of], nothing is
     named after that.
@@ -99,7 +103,12 @@ def analyse(
         kept: list[Point] = []
         # What is neither choices nor one continuation has lm-eval's metrics only.
         scored_as = entry.get("scored_as", "choices")
-        for point in points(run, task, entry["lambdas"], resamples, seed) if scored_as != "other" else ():
+        found_points: Iterator[Point] = iter(())
+        if scored_as == "samples":
+            found_points = diversity_points(run, task, entry, resamples, seed)
+        elif scored_as != "other":
+            found_points = points(run, task, entry["lambdas"], resamples, seed)
+        for point in found_points:
             found.setdefault(Decimal(point.lam), []).extend(_rows(task, point, scored_as))
             kept.append(thinned(point, error, confidence))
         for lam in sorted(found):

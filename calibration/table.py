@@ -13,6 +13,7 @@ from rich.text import Text
 
 from calibration.choice import ACCURACY
 from calibration.confidence import CONFIDENCES
+from calibration.diversity_table import diversity_table, is_diversity
 from calibration.metrics import BINS
 from calibration.outcomes import PREFIX, outcome_table
 from calibration.points import PARENTS
@@ -89,7 +90,10 @@ def render(
     for task, rows in tasks.items():
         outcomes = [row for row in rows if row["metric"].startswith(PREFIX)]
         own = [row for row in rows if not row["metric"].startswith(PREFIX)]
-        tables += [_task_table(task, own, confidence, intervals, roles)] if own else []
+        if is_diversity(own):
+            tables.append(diversity_table(task, own, intervals, roles))
+        elif own:
+            tables.append(_task_table(task, own, confidence, intervals, roles))
         tables += [outcome_table(task, outcomes, roles)] if outcomes else []
     return tables
 

@@ -16,6 +16,8 @@ _METRICS = {
     "brier": "Brier score",
     "nll": "NLL (nats)",
     "perplexity": "perplexity",
+    "distinct_2": "distinct-2 of samples",
+    "self_bleu": "self-BLEU of samples, 0 to 1",
 }
 _OF_LM_EVAL = "lm_eval/"
 # Of the run's documents: `report` had no say in which λ is λ*. What lm-eval computes is of all.

@@ -51,6 +51,13 @@ Tasks = Annotated[
     list[str] | None,
     typer.Option("--task", metavar="NAME=FILE.jsonl", help="A task, or lm-eval:TASK for one of lm-eval's; repeatable."),
 ]
+Generates = Annotated[
+    list[str] | None,
+    typer.Option("--generate", metavar="NAME=PROMPTS.jsonl", help="Prompts to sample from at every λ; repeatable."),
+]
+Samples = Annotated[int | None, typer.Option(help="Samples of each prompt; 16 where not given.")]
+Temperature = Annotated[float | None, typer.Option(help="To sample at; 1 where not given, 0 is greedy.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Tokens that a sample is cut at; 64 where not given.")]
 Format = Annotated[str | None, typer.Option(help="cloze (score each choice's text) or letters (score A, B, C…).")]
 Template = Annotated[
     str | None, typer.Option(help="none, or chat: contexts go through the aligned model's chat template, at every λ.")
@@ -101,6 +108,10 @@ def asked(
     lambdas: Lambdas = None,
     refine: Refine = None,
     task: Tasks = None,
+    generate: Generates = None,
+    samples: Samples = None,
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = None,
     format: Format = None,
     template: Template = None,
     shots: Shots = None,
@@ -126,8 +137,8 @@ def asked(
     flags = locals()
     from lambdasweep.config import load_config
 
-    plain = {name: value for name, value in flags.items() if name not in ("task", "engine", "config")}
-    return load_config(plain, task or [], engine or [], config)
+    plain = {name: value for name, value in flags.items() if name not in ("task", "generate", "engine", "config")}
+    return load_config(plain, task or [], generate or [], engine or [], config)
 
 
 def takes_sweep(command: "Callable[[SweepConfig], None]") -> "Callable[..., None]":

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from lambdasweep.errors import InputError
+from lambdasweep.generate import KEYS as GENERATE_KEYS
+from lambdasweep.generate import SETTINGS as GENERATE_SETTINGS
+from lambdasweep.generate import generate_specs
 from lambdasweep.grid import parse_grid
 from lambdasweep.location import Location, locate
 from lambdasweep.tasks.chat import TEMPLATES
 from lambdasweep.tasks.documents import TaskSpec
 from lambdasweep.tasks.harness import PREFIX, HarnessSpec, resolved
+from lambdasweep.tasks.prompts import GenerateSpec
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -30,6 +34,8 @@ class SweepConfig:
     tasks: tuple[TaskSpec | HarnessSpec, ...]
     out: Location
     """The run directory: a local path, or a prefix of an object store."""
+    generate: tuple[GenerateSpec, ...] = ()
+    """What is sampled at every λ."""
     refine: int = 0
     """How many λs may be added to these, where λ* may be."""
     replicas: int | None = None
@@ -60,7 +66,7 @@ class SweepConfig:
     """A running Ray cluster; None starts one on this machine."""
 
 
-# Keys of sweep.toml, which are the flags' names; `[[task]]` tables and `[engine]` are read apart.
+# Keys of sweep.toml, which are the flags' names; `[[task]]`, `[[generate]]` and `[engine]` are read apart.
 _TEXT = {
     "base",
     "aligned",
@@ -79,7 +85,7 @@ _TEXT = {
     "address",
     "template",
 }
-_NUMBERS = {"shots", "limit", "seed", "refine", "replicas", "tp", "max_model_len"}
+_NUMBERS = {"shots", "limit", "seed", "refine", "replicas", "tp", "max_model_len", "samples", "max_tokens"}
 _ENGINE_NUMBERS = {"threads", "block_size", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
 # Fields of SweepConfig that are about its pair and its engines.
 ENGINE_FIELDS = (
@@ -97,19 +103,22 @@ ENGINE_FIELDS = (
     "accelerator_type",
     "address",
 )
-_TASK_KEYS = {"name", "file", "format", "shots", "limit", "seed", "template"}
+_TABLE_KEYS = {"task": {"name", "file", "format", "shots", "limit", "seed", "template"}, "generate": GENERATE_KEYS}
 
 
-def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file: Path | None) -> SweepConfig:
+def load_config(
+    flags: dict[str, Any], tasks: list[str], generate: list[str], engine: list[str], file: Path | None
+) -> SweepConfig:
     """Merge flags over a TOML file and check every value that can be checked without opening anything.
 
     Args:
         flags: by name with underscores; None where a flag was not given.
         tasks: `NAME=FILE.jsonl`, `lm-eval:TASK` or `NAME=lm-eval:TASK` of each `--task`; any given replace the file's.
+        generate: `NAME=PROMPTS.jsonl` of each `--generate`; any given replace the file's.
         engine: `KEY=VALUE` of each `--engine`; laid over the file's `[engine]`.
-        file: TOML with the flags' names as keys, `[[task]]` tables (name, file, format, shots, limit, seed, template)
-            and `[engine]`; relative paths in it start at its directory. `file = "lm-eval:TASK"` needs no name and takes no
-            format.
+        file: TOML with the flags' names as keys, `[[task]]` tables (name, file, format, shots, limit, seed, template),
+            `[[generate]]` tables (name, file, samples, temperature, max_tokens, limit, template) and `[engine]`; relative
+            paths in it start at its directory. `file = "lm-eval:TASK"` needs no name and takes no format.
 
     Raises:
         InputError: with every problem.
@@ -121,6 +130,8 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
     is_readable = not problems  # else what is missing may well be in the file
     given = {name: value for name, value in flags.items() if value is not None}
     rows: list[dict[str, Any]] = [row | _common(given) for row in values.pop("task", [])]  # flags win
+    wins = {key: given[key] for key in (*GENERATE_SETTINGS, "limit", "template") if key in given}
+    prompts: list[dict[str, Any]] = [row | wins for row in values.pop("generate", [])]
     settings: dict[str, Any] = values.pop("engine", {})
     values |= given
 
@@ -142,8 +153,10 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
     settings = collect(lambda: parse_extra(written), {}) | collect(lambda: parse_extra(engine), {})
     out: Location = collect(lambda: locate(str(values["out"])), Path()) if values.get("out") else Path()
     specs = _tasks(tasks, rows, values, problems)
-    if not tasks and not rows and is_readable:
-        problems.append("--task is missing: give at least one NAME=FILE.jsonl or lm-eval:TASK")
+    sampled = generate_specs(generate, prompts, values, problems)
+    if not (tasks or rows or generate or prompts) and is_readable:
+        problems.append("--task is missing: give at least one NAME=FILE.jsonl or lm-eval:TASK, or a --generate")
+    problems += _repeated([*(spec.name for spec in specs), *(spec.name for spec in sampled)])
     if values.get("refine", 0) < 0:
         problems.append(f"--refine is {values['refine']}: give 0 or more")
     if values.get("template", "none") not in TEMPLATES:
@@ -157,6 +170,7 @@ def load_config(flags: dict[str, Any], tasks: list[str], engine: list[str], file
         lambdas=lambdas,
         tasks=specs,
         out=out,
+        generate=sampled,
         engine=settings,
         **{name: values[name] for name in ("refine", *ENGINE_FIELDS) if name in values},
     )
@@ -217,12 +231,12 @@ def _tasks(
         specs.append(_spec({"name": name, "file": path, **common}))
     if not flags:
         specs = [_spec(common | row) for row in rows]
-    names = [spec.name for spec in specs if spec.name]
-    problems += [
-        f"task {name!r} is named twice: give each its own name"
-        for name in sorted({name for name in names if names.count(name) > 1})
-    ]
     return tuple(specs)
+
+
+def _repeated(names: list[str | None]) -> list[str]:
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    return [f"task {name!r} is named twice: give each its own name" for name in twice]
 
 
 def _spec(row: dict[str, Any]) -> TaskSpec | HarnessSpec:
@@ -254,22 +268,23 @@ def _read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
         key_problem = _check(key, value)
         if key_problem:
             problems.append(f"{file}: {key_problem}")
-    rows = values.get("task")
-    for row in [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []:
-        for key, value in row.items():
-            if key not in _TASK_KEYS:
-                problems.append(f"{file}: [[task]] has the unknown key {key!r}: use {', '.join(sorted(_TASK_KEYS))}")
-            elif key_problem := _check(key, value):
-                problems.append(f"{file}: [[task]]: {key_problem}")
-        source = str(row.get("file", ""))
-        if source.startswith(PREFIX):
-            if "format" in row:
-                problems.append(f"{file}: a [[task]] of lm-eval has its own format: remove format")
-            row["file"] = PREFIX + resolved(HarnessSpec(source.removeprefix(PREFIX)), here).source
-        elif not {"name", "file"} <= row.keys():
-            problems.append(f"{file}: a [[task]] needs name and file")
-        else:
-            row["file"] = here / source
+    for table, keys in _TABLE_KEYS.items():
+        rows = values.get(table)
+        for row in [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []:
+            for key, value in row.items():
+                if key not in keys:
+                    problems.append(f"{file}: [[{table}]] has the unknown key {key!r}: use {', '.join(sorted(keys))}")
+                elif key_problem := _check(key, value):
+                    problems.append(f"{file}: [[{table}]]: {key_problem}")
+            source = str(row.get("file", ""))
+            if table == "task" and source.startswith(PREFIX):
+                if "format" in row:
+                    problems.append(f"{file}: a [[task]] of lm-eval has its own format: remove format")
+                row["file"] = PREFIX + resolved(HarnessSpec(source.removeprefix(PREFIX)), here).source
+            elif not {"name", "file"} <= row.keys():
+                problems.append(f"{file}: a [[{table}]] needs name and file")
+            else:
+                row["file"] = here / source
     if len(problems) > before:
         return {}
     for key in ("base", "aligned"):  # a hub id is no path, unless there is a directory of that name
@@ -288,9 +303,12 @@ def _check(key: str, value: Any) -> str | None:
     if key in _NUMBERS:
         is_number = isinstance(value, int) and not isinstance(value, bool)
         return None if is_number else f"{key} is {value!r}: give a whole number"
+    if key == "temperature":
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return None if is_number else f"temperature is {value!r}: give a number"
     if key == "engine":
         return None if isinstance(value, dict) else "engine is not a table: write [engine]"
-    if key == "task":
+    if key in _TABLE_KEYS:
         is_rows = isinstance(value, list) and all(isinstance(row, dict) for row in value)
-        return None if is_rows else "task is not a list of tables: write [[task]]"
+        return None if is_rows else f"{key} is not a list of tables: write [[{key}]]"
     return f"unknown key {key!r}"

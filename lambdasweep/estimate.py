@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lambdasweep.config import SweepConfig
 from lambdasweep.errors import InputError
 from lambdasweep.progress import duration
+from lambdasweep.status import how
 
 if TYPE_CHECKING:
     from lambdasweep.prepare import Prepared
@@ -38,7 +39,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
     prepared = prepare(config, recorded["engine"] if recorded else None)
     if recorded:
         weights = {role: recorded["pair"][role]["fingerprint"] for role in ("base", "aligned")}
-        tasks = {name: record.task_record(task) for name, task in prepared.tasks.items()}
+        tasks = {name: record.task_record(task) for name, task in prepared.everything.items()}
         record.check(run, record.sweep_record(prepared, weights), tasks)
     pair, settings = prepared.pair, prepared.settings
     left, total = units_left(run, prepared)
@@ -54,6 +55,11 @@ def describe(config: SweepConfig) -> Iterator[str]:
         yield (
             f"task      {name}: {task.built.documents} documents, {task.built.table.num_rows} requests, "
             f"{sum(task.costs)} tokens in {len(task.shards)} shards ({task.spec.format}, {task.spec.shots} shots)"
+        )
+    for name, prompts in prepared.prompts.items():
+        yield (
+            f"generate  {name}: {prompts.built.table.num_rows} prompts, {sum(prompts.costs)} tokens at most in "
+            f"{len(prompts.shards)} shards ({how(record.task_record(prompts))})"
         )
     further = f", then those of up to {config.refine} λ more" if config.refine else ""
     yield f"units     {len(left)} to do of {total} ({len(config.lambdas)} λ){further}"
@@ -79,6 +85,7 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
     from lambdasweep.tasks.chat import read_template
     from lambdasweep.tasks.documents import read_documents
     from lambdasweep.tasks.harness import PREFIX, HarnessSpec
+    from lambdasweep.tasks.prompts import read_prompts
     from merge.line import Line
     from merge.pair import open_pair
 
@@ -89,7 +96,7 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
         pair = open_pair(config.base, config.aligned, config.base_revision, config.aligned_revision, line)
     except InputError as error:
         failures.append(error)
-    if pair is not None and any(spec.chat for spec in config.tasks):
+    if pair is not None and any(spec.chat for spec in (*config.tasks, *config.generate)):
         try:
             read_template(pair.aligned.path)
         except InputError as error:
@@ -100,6 +107,11 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
             continue
         try:
             counts[spec.name] = len(read_documents(spec).documents)
+        except InputError as error:
+            failures.append(error)
+    for sampled in config.generate:
+        try:
+            counts[sampled.name] = len(read_prompts(sampled).documents)
         except InputError as error:
             failures.append(error)
     if failures or pair is None:

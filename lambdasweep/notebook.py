@@ -13,7 +13,7 @@ from lambdasweep import schemas
 from lambdasweep.errors import InputError
 from lambdasweep.grid import canonical
 from lambdasweep.location import read_table
-from lambdasweep.rundir import RunDir
+from lambdasweep.rundir import RunDir, completion
 
 if TYPE_CHECKING:
     import altair as alt
@@ -114,6 +114,16 @@ class Run:
         tables = [_named(name, self._run.tokens(name, one)) for name, one in self._points(task, lam)]
         return pa.concat_tables([_named("", schemas.TOKENS.empty_table()), *tables])
 
+    def generations(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
+        """Return the committed rows of schemas.GENERATIONS, with the task in front.
+
+        Raises:
+            InputError: the plan has no such generate task, or the task no such λ.
+        """
+        points = self._points(task, lam, "generations")
+        tables = [_named(name, self._run.generations(name, one)) for name, one in points]
+        return pa.concat_tables([_named("", schemas.GENERATIONS.empty_table()), *tables])
+
     def explode(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
         """Return one row for each scored token.
 
@@ -197,11 +207,16 @@ class Run:
             raise InputError(f"{self._run.frontier_json} is not there: {self._remedy}") from None
         return [*found["tasks"], *filter(None, [found["macro"]])]
 
-    def _points(self, task: str | None, lam: Lam | None) -> Iterator[tuple[str, str]]:
+    def _points(self, task: str | None, lam: Lam | None, kind: str = "tokens") -> Iterator[tuple[str, str]]:
+        of_kind = [name for name, record in self._plan.items() if completion(record) == kind]
         if task is not None and task not in self._plan:
             raise InputError(f"{self._run.root} has no task {task!r}: give one of {', '.join(self._plan)}")
+        if task is not None and task not in of_kind:
+            raise InputError(
+                f"task {task!r} has no {kind}: " + ("it is sampled" if kind == "tokens" else "it is scored")
+            )
         wanted = None if lam is None else canonical(lam if isinstance(lam, Decimal) else str(lam))
-        names = self._plan if task is None else [task]
+        names = of_kind if task is None else [task]
         found = [(name, one) for name in names for one in self._plan[name]["lambdas"] if wanted in (None, one)]
         if wanted is not None and not found:
             known = sorted({one for name in names for one in self._plan[name]["lambdas"]}, key=Decimal)

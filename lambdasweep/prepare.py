@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,15 @@ from lambdasweep.tasks.chat import read_template
 from lambdasweep.tasks.documents import TaskSpec, read_documents
 from lambdasweep.tasks.harness import Harness, HarnessTask, load_harness
 from lambdasweep.tasks.instances import BuiltHarnessTask, build_instances
+from lambdasweep.tasks.prompts import (
+    BuiltPrompts,
+    GenerateSpec,
+    build_prompts,
+    prompt_costs,
+    prompt_shards,
+    read_prompts,
+    stop_tokens,
+)
 
 if TYPE_CHECKING:
     from merge.pair import Pair
@@ -43,6 +53,16 @@ class PreparedTask:
 
 
 @dataclass(frozen=True, slots=True)
+class PreparedPrompts:
+    """A generate task's prompts, cut into shards; `costs` are the most tokens per shard, prompts and samples."""
+
+    spec: GenerateSpec
+    built: BuiltPrompts
+    shards: tuple[tuple[int, int], ...]
+    costs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A sweep that is ready to be recorded and run."""
 
@@ -51,11 +71,29 @@ class Prepared:
     settings: "EngineSettings"
     tasks: dict[str, PreparedTask]
     harnesses: tuple[tuple[Harness, tuple[BuiltHarnessTask, ...]], ...] = ()
+    prompts: dict[str, PreparedPrompts] = field(default_factory=dict)
+    refined: tuple[str, ...] = ()
+    """Canonical λs that were added to those of the config; nothing is sampled there."""
+
+    @property
+    def everything(self) -> dict[str, PreparedTask | PreparedPrompts]:
+        """All tasks, by name."""
+        return {**self.tasks, **self.prompts}
+
+    def lambdas(self, task: str) -> tuple[str, ...]:
+        """Return the λs of a task, ascending."""
+        return self.config.lambdas if task in self.prompts else self.scored_at
+
+    @property
+    def scored_at(self) -> tuple[str, ...]:
+        """The λs of the tasks that are scored, ascending."""
+        return tuple(sorted({*self.config.lambdas, *self.refined}, key=Decimal))
 
     @property
     def warnings(self) -> list[str]:
         told = [text for harness, _ in self.harnesses for text in harness.warnings]
-        return [*self.pair.warnings, *told, *(text for task in self.tasks.values() for text in task.built.warnings)]
+        of_tasks = [text for task in self.everything.values() for text in task.built.warnings]
+        return [*self.pair.warnings, *told, *of_tasks]
 
 
 def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prepared:
@@ -85,11 +123,13 @@ def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prep
     revisions = config.base_revision, config.aligned_revision
     pair = collect(lambda: open_pair(config.base, config.aligned, *revisions, line))
     device = collect(installed_device)
-    tokenizer = source = chat = None
+    tokenizer = source = chat = stops = None
     if pair is not None:
         parent, other = (pair.base, "aligned") if config.tokenizer == "base" else (pair.aligned, "base")
         tokenizer = collect(lambda: _load_tokenizer(parent.path, other))
-        if any(spec.chat for spec in config.tasks):
+        if tokenizer is not None and config.generate:
+            stops = collect(lambda: stop_tokens(parent.path, tokenizer))
+        if any(spec.chat for spec in (*config.tasks, *config.generate)):
             source = collect(lambda: read_template(pair.aligned.path))
     if tokenizer is not None and source is not None:
         chat = ChatTemplate(source, tokenizer)
@@ -97,7 +137,9 @@ def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prep
         collect(lambda spec=spec: _load(spec, chat))  # type: ignore[misc]
         for spec in config.tasks
     ]
-    collect(lambda: _check_names([one for one in loaded if one]))
+    for sampled in config.generate:
+        collect(lambda spec=sampled: read_prompts(spec))  # type: ignore[misc]
+    collect(lambda: _check_names([one for one in loaded if one], config.generate))
     if failures or pair is None or device is None or tokenizer is None:
         raise join(failures)
     settings = settle(config, pair, device, recorded)
@@ -114,7 +156,20 @@ def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prep
         for name, spec, built in found:
             runs = tuple(shards(built.table, SHARD_TOKENS[device]))
             tasks[name] = PreparedTask(spec, built, runs, tuple(token_counts(built.table, runs)))
-    return Prepared(config, pair, settings, tasks, tuple(harnesses))
+    prompts = {}
+    for sampled in config.generate:
+        built_prompts = build_prompts(sampled, tokenizer, stops or (), chat)
+        if sampled.chat and (others := stop_tokens(pair.aligned.path, tokenizer)) != stops:
+            text = (
+                f"task {sampled.name}: samples end at base's end tokens {list(stops or ())}, and the aligned model ends "
+                f"its turns with {list(others)}: --tokenizer aligned takes those"
+            )
+            built_prompts = replace(built_prompts, warnings=(*built_prompts.warnings, text))
+        costs = prompt_costs(sampled, built_prompts.table)
+        runs = tuple(prompt_shards(costs, SHARD_TOKENS[device]))
+        sums = tuple(sum(costs[first:end]) for first, end in runs)
+        prompts[sampled.name] = PreparedPrompts(sampled, built_prompts, runs, sums)
+    return Prepared(config, pair, settings, tasks, tuple(harnesses), prompts)
 
 
 def _load(spec: TaskSpec | HarnessSpec, chat: ChatTemplate | None) -> TaskSpec | Harness:
@@ -125,8 +180,9 @@ def _load(spec: TaskSpec | HarnessSpec, chat: ChatTemplate | None) -> TaskSpec |
     return spec
 
 
-def _check_names(loaded: list[TaskSpec | Harness]) -> None:
+def _check_names(loaded: list[TaskSpec | Harness], generate: tuple[GenerateSpec, ...]) -> None:
     names = [name for one in loaded for name in (one.names if isinstance(one, Harness) else [one.name])]
+    names += [spec.name for spec in generate]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"tasks are named twice: {', '.join(twice)}: give each its own name, as NAME=lm-eval:TASK")

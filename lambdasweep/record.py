@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lambdasweep import schemas
 from lambdasweep.errors import RunMismatchError
 from lambdasweep.location import Location, ObjectPath
-from lambdasweep.prepare import Prepared, PreparedTask, versions
+from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask, versions
 from lambdasweep.rundir import RunDir, commit_json, commit_table
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Where the inputs lay does not matter, only what they were.
 _PLACES = {"source", "file"}
 _TASK_IDENTITY = ("sha256", "format", "shots", "limit", "seed", "template", "chat_template_sha256", "requests_sha256")
+_SAMPLING = ("samples", "temperature", "max_tokens", "stop_token_ids")  # of generate tasks
 
 
 def check_target(out: Location, record: str = "sweep.json", early: str = "requests") -> None:
@@ -83,8 +84,32 @@ def table_identity(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def task_record(task: PreparedTask) -> dict[str, Any]:
+def task_record(task: PreparedTask | PreparedPrompts) -> dict[str, Any]:
     """Return what plan.json holds of a task, its λs apart."""
+    return _scored(task) if isinstance(task, PreparedTask) else _sampled(task)
+
+
+def _sampled(task: PreparedPrompts) -> dict[str, Any]:
+    spec, built = task.spec, task.built
+    return {
+        "file": spec.source,
+        "sha256": built.sha256,
+        "limit": spec.limit,
+        "samples": spec.samples,
+        "temperature": float(spec.temperature),
+        "max_tokens": spec.max_tokens,
+        "stop_token_ids": list(built.stop_token_ids),
+        "chat_template_sha256": built.chat_template_sha256,
+        "documents": built.table.num_rows,
+        "requests": built.table.num_rows,
+        "requests_sha256": built.requests_sha256,
+        "scored_as": "samples",
+        "shards": [list(run) for run in task.shards],
+        "costs": list(task.costs),
+    }
+
+
+def _scored(task: PreparedTask) -> dict[str, Any]:
     spec, built = task.spec, task.built
     return {
         "file": spec.source,
@@ -116,7 +141,7 @@ def check(run: RunDir, record: dict[str, Any], tasks: dict[str, dict[str, Any]])
     problems = list(differences("", run.sweep(), record))
     planned = run.plan()["tasks"] if run.plan_json.is_file() else {}
     for name in sorted(tasks.keys() & planned.keys()):
-        old, new = ({key: value[name].get(key) for key in _TASK_IDENTITY} for value in (planned, tasks))
+        old, new = (_identity(value[name]) for value in (planned, tasks))
         problems += differences(f"task {name}: ", old, new)
     if problems:
         raise RunMismatchError(
@@ -124,22 +149,27 @@ def check(run: RunDir, record: dict[str, Any], tasks: dict[str, dict[str, Any]])
         )
 
 
+def _identity(task: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a task's record may not change."""
+    return {key: task[key] for key in (*_TASK_IDENTITY, *_SAMPLING) if key in task}
+
+
 def write(run: RunDir, record: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
     """Record the sweep and grow the plan by what is asked for now; return the plan.
 
     The requests tables come first and the plan last: what the plan names is there.
     """
-    tasks = {name: task_record(task) for name, task in prepared.tasks.items()}
+    tasks = {name: task_record(task) for name, task in prepared.everything.items()}
     check(run, record, tasks)
     plan: dict[str, Any] = run.plan() if run.plan_json.is_file() else {"tasks": {}}
-    for name, task in prepared.tasks.items():
+    for name, task in prepared.everything.items():
         if name not in plan["tasks"]:  # a table that no plan names may be of another file
-            commit_table(run.requests(name), task.built.table, {key: tasks[name][key] for key in _TASK_IDENTITY})
+            commit_table(run.requests(name), task.built.table, _identity(tasks[name]))
     if not run.exists():
         commit_json(run.sweep_json, record)
     for name, entry in tasks.items():
         entry = plan["tasks"].setdefault(name, {**entry, "lambdas": []})
-        entry["lambdas"] = sorted({*entry["lambdas"], *prepared.config.lambdas}, key=Decimal)
+        entry["lambdas"] = sorted({*entry["lambdas"], *prepared.lambdas(name)}, key=Decimal)
     commit_json(run.plan_json, plan)
     return plan
 

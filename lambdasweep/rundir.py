@@ -4,7 +4,8 @@
     RUN/plan.json                                     tasks and the λs asked for so far; grows
     RUN/requests/task=<task>.parquet                  what is scored at every λ
     RUN/tokens/task=<task>/lambda=<λ>/shard-00017.parquet
-    RUN/quarantine/…                                  same layout: what could not be scored, and why
+    RUN/generations/…                                 same layout: samples, of generate tasks
+    RUN/quarantine/…                                  same layout: what could not be scored or sampled, and why
     RUN/receipts/….json                               same layout: times, hosts, caches; not part of the results
     RUN/driver.json                                   how the driver does, replaced every few seconds; not either
     RUN/lm_eval/task=<task>.parquet                   metrics of lm-eval's tasks, by lm-eval; computed from the tables
@@ -156,7 +157,7 @@ class RunDir:
         return [folder / name for name in sorted(found)]
 
     def unit(self, kind: str, task: str, lam: str, shard: int) -> Location:
-        """Path of one unit's file; `kind` is tokens, quarantine or receipts."""
+        """Path of one unit's file; `kind` is tokens, generations, quarantine or receipts."""
         suffix = "json" if kind == "receipts" else "parquet"
         return self.root / kind / f"task={task}" / f"lambda={lam}" / f"shard-{shard:05d}.{suffix}"
 
@@ -230,10 +231,10 @@ class RunDir:
                 found.setdefault((task, lam), set()).add(int(match[1]))
         return found
 
-    def begun(self, task: str, lambdas: Iterable[str]) -> list[str]:
+    def begun(self, task: str, lambdas: Iterable[str], kind: str = "tokens") -> list[str]:
         """Return those of some λs that may have a committed table of the task, by one listing."""
-        there = set(names(self.root / "tokens" / f"task={task}"))
-        return [lam for lam in lambdas if self.unit("tokens", task, lam, 0).parent.name in there]
+        there = set(names(self.root / kind / f"task={task}"))
+        return [lam for lam in lambdas if self.unit(kind, task, lam, 0).parent.name in there]
 
     def receipt(self, task: str, lam: str, shard: int) -> dict[str, Any] | None:
         """Return the receipt of a unit; None where there is none, or a damaged one."""
@@ -247,14 +248,18 @@ class RunDir:
         """Return the committed rows of one task at one λ, in request order; no rows where nothing is committed."""
         return self._rows("tokens", task, lam)
 
+    def generations(self, task: str, lam: str) -> pa.Table:
+        """Return the committed samples of one generate task at one λ, in the order of its prompts."""
+        return self._rows("generations", task, lam)
+
     def quarantine(self, task: str, lam: str) -> pa.Table:
-        """Return what could not be scored of one task at one λ."""
+        """Return what could not be scored or sampled of one task at one λ."""
         return self._rows("quarantine", task, lam)
 
     def _rows(self, kind: str, task: str, lam: str) -> pa.Table:
         from lambdasweep import schemas
 
-        schema = schemas.TOKENS if kind == "tokens" else schemas.QUARANTINE
+        schema = {"tokens": schemas.TOKENS, "generations": schemas.GENERATIONS}.get(kind, schemas.QUARANTINE)
         paths = [self.unit(kind, task, lam, shard) for shard in sorted(self.committed(task, lam, kind))]
         if isinstance(self.root, ObjectPath) and len(paths) > 1:
             with ThreadPoolExecutor(_READS) as pool:
@@ -299,6 +304,11 @@ class RunDir:
                     f"another lambdasweep process is writing to {self.root}: wait for it, or stop it first"
                 ) from None
             yield
+
+
+def completion(record: dict[str, Any]) -> str:
+    """Return the kind of table that is the completion record of a unit; `record` is of the task, in plan.json."""
+    return "generations" if record.get("scored_as") == "samples" else "tokens"
 
 
 def names(folder: Location) -> list[str]:

@@ -29,6 +29,28 @@ TOKENS = pa.schema(
     ]
 )
 
+# What is sampled from: the requests table of a generate task.
+PROMPTS = pa.schema(
+    [
+        pa.field("request_id", pa.int64(), nullable=False),  # row number within the task
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),  # as in the file
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+    ]
+)
+
+GENERATIONS = pa.schema(
+    [
+        pa.field("request_id", pa.int64(), nullable=False),
+        pa.field("sample", pa.int16(), nullable=False),
+        pa.field("lam", LAM, nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),  # the stop token included
+        pa.field("text", pa.string(), nullable=False),  # without stop and special tokens
+        pa.field("finish_reason", pa.string(), nullable=False),  # stop, length
+    ]
+)
+
 QUARANTINE = pa.schema(
     [
         pa.field("request_id", pa.int64(), nullable=False),
@@ -46,7 +68,7 @@ METRICS = pa.schema(
         pa.field("value", pa.float64()),
         pa.field("ci_low", pa.float64()),
         pa.field("ci_high", pa.float64()),
-        pa.field("n", pa.int64(), nullable=False),  # documents the value was computed from
+        pa.field("n", pa.int64(), nullable=False),  # documents, or prompts, the value was computed from
         pa.field("resamples", pa.int32()),  # that the interval was computed from; null where there is none
     ]
 )

@@ -4,6 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from lambdasweep.heartbeat import DriverState, DriverView, ReplicaReport
 from lambdasweep.progress import duration
@@ -37,7 +38,7 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
         count = survey.tasks[name]
         yield (
             f"{name}: {count.done.total()}/{count.total} units, {task['documents']} documents × {len(task['lambdas'])} λ "
-            f"({task['format']}, {task['shots']} shots)"
+            f"({how(task)})"
         )
         unfinished = [lam for lam in task["lambdas"] if count.done[lam] < count.shards]
         if unfinished:
@@ -52,6 +53,15 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
     yield f"{survey.done} units done, {survey.total - survey.done} left"
     yield from filter(None, [spent(survey)])
     yield from driver_lines(survey)
+
+
+def how(record: dict[str, Any]) -> str:
+    """Say in a few words how a task of the plan is scored or sampled."""
+    if "samples" not in record:
+        return f"{record['format']}, {record['shots']} shots"
+    return (
+        f"{record['samples']} samples of at most {record['max_tokens']} tokens, temperature {record['temperature']:g}"
+    )
 
 
 def driver_lines(view: DriverView) -> Iterator[str]:
@@ -74,6 +84,8 @@ def spent(survey: Survey) -> str:
     text = f"{survey.cost:.4g} {survey.unit_of_cost}, {quantity(tokens)} tokens"
     if sums.tokens_cached:
         text += f", {sums.tokens_cached / tokens:.0%} of them cached"
+    if sums.tokens_generated:
+        text += f", {quantity(sums.tokens_generated)} sampled"
     if sums.receipts < survey.done:
         text += f" (by {sums.receipts} receipts of {survey.done} units)"
     return text

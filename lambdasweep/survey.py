@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lambdasweep.heartbeat import DriverView
-from lambdasweep.rundir import RunDir
+from lambdasweep.rundir import RunDir, completion
 
 
 @dataclass(slots=True)
@@ -36,6 +36,7 @@ class Spent:
     requests: int = 0
     tokens_scheduled: int = 0
     tokens_cached: int = 0
+    tokens_generated: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)  # task → requests, at all λs
 
 
@@ -89,8 +90,9 @@ class Survey(DriverView):
         for name, entry in self.run.plan()["tasks"].items():
             task = self.tasks.setdefault(name, TaskCount(len(entry["shards"]), []))
             task.lambdas = entry["lambdas"]
-            for lam in self.run.begun(name, [lam for lam in task.lambdas if task.done[lam] < task.shards]):
-                there, seen = self.run.committed(name, lam), self._seen.setdefault((name, lam), set())
+            kind = completion(entry)
+            for lam in self.run.begun(name, [lam for lam in task.lambdas if task.done[lam] < task.shards], kind):
+                there, seen = self.run.committed(name, lam, kind), self._seen.setdefault((name, lam), set())
                 self._unread.extend((name, lam, shard) for shard in sorted(there - seen))
                 seen |= there
                 task.done[lam] = len(there)
@@ -115,4 +117,5 @@ class Survey(DriverView):
             spent.requests += receipt["requests"]
             spent.tokens_scheduled += receipt["tokens_scheduled"]
             spent.tokens_cached += receipt["tokens_cached"]
+            spent.tokens_generated += receipt.get("tokens_generated", 0)
             spent.quarantined[receipt["task"]] += receipt["quarantined"]

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,12 @@ from lambdasweep.rundir import RunDir
 from lambdasweep.tasks.outcomes import write_outcomes
 
 if TYPE_CHECKING:
+    from ray_jobs.sources import Source
     from ray_jobs.units import Unit
 
 # Parquet with zstd on real tables: about 11 bytes a continuation token and 12 a request, plus headers and the receipt.
 _BYTES_PER_TOKEN, _BYTES_PER_REQUEST, _BYTES_PER_UNIT = 20, 24, 16 << 10
+_BYTES_PER_NEW_TOKEN = 8  # its id and its text
 _SPARE_BYTES = 64 << 20
 
 
@@ -54,7 +55,7 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
     prepared = prepare(config, run.sweep()["engine"] if run.exists() else None)
     fingerprints = fingerprint_pair(prepared)
     sweep = record.sweep_record(prepared, fingerprints)
-    record.check(run, sweep, {name: record.task_record(task) for name, task in prepared.tasks.items()})
+    record.check(run, sweep, {name: record.task_record(task) for name, task in prepared.everything.items()})
     if isinstance(config.out, Path):  # an object store has room
         check_disk(config.out, disk_bytes(prepared, len(config.lambdas) + config.refine))
     for warning in prepared.warnings:
@@ -85,11 +86,11 @@ def units_left(run: RunDir, prepared: Prepared) -> "tuple[list[Unit], int]":
     """Return the units of this command that are not committed, and how many there are with those that are."""
     from ray_jobs.units import TaskPlan, units_for
 
-    lambdas = prepared.config.lambdas
-    plan = {name: TaskPlan(task.shards, lambdas, task.costs) for name, task in prepared.tasks.items()}
-    there = run.all_committed()
+    everything = prepared.everything
+    plan = {name: TaskPlan(task.shards, prepared.lambdas(name), task.costs) for name, task in everything.items()}
+    there = run.all_committed() | (run.all_committed("generations") if prepared.prompts else {})
     left = units_for(plan, lambda task, lam: there.get((task, lam), ()))
-    return left, sum(len(task.shards) for task in prepared.tasks.values()) * len(lambdas)
+    return left, sum(len(task.shards) * len(task.lambdas) for task in plan.values())
 
 
 class _Refinement:
@@ -110,7 +111,7 @@ class _Refinement:
         from calibration.quick import answer_curve
         from calibration.refine import ROUND, suggest
 
-        lambdas = self.prepared.config.lambdas
+        lambdas = self.prepared.scored_at
         count = min(ROUND, self._most - (len(lambdas) - len(self._grid)))
         if count <= 0:
             return []
@@ -129,8 +130,7 @@ class _Refinement:
     def _grown(self, prepared: Prepared, lambdas: tuple[str, ...]) -> Prepared:
         plan = self._run.plan()["tasks"]
         planned = (lam for name in prepared.tasks for lam in plan[name]["lambdas"])
-        every = tuple(sorted({*prepared.config.lambdas, *planned, *lambdas}, key=Decimal))
-        grown = dataclasses.replace(prepared, config=dataclasses.replace(prepared.config, lambdas=every))
+        grown = dataclasses.replace(prepared, refined=tuple({*prepared.refined, *planned, *lambdas} - self._grid))
         record.write(self._run, self._sweep, grown)
         return grown
 
@@ -150,7 +150,8 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
         from ray_jobs.driver import run_units
         from ray_jobs.listeners import Listeners
         from ray_jobs.replica import SweepSpec
-        from ray_jobs.sources import TableSource
+        from ray_jobs.sources import GenerateSource, TableSource
+        from serve.settings import Sampling
 
         if len(left) < total:
             say(f"{total - len(left)} of {total} units are committed already; {len(left)} are left")
@@ -165,10 +166,16 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
             parents=prepared.config.parents,
             accelerator_type=prepared.config.accelerator_type,
         )
-        sources = {
+        sources: dict[str, Source] = {
             name: TableSource(spec.root, name, task.built.table, task.built.requests_sha256)
             for name, task in prepared.tasks.items()
         }
+        for name, prompts in prepared.prompts.items():
+            asked, built = prompts.spec, prompts.built
+            sampling = Sampling(asked.samples, float(asked.temperature), asked.max_tokens, built.stop_token_ids)
+            sources[name] = GenerateSource(
+                spec.root, name, built.table, built.requests_sha256, sampling, built.tokenizer
+            )
         with progress, Heartbeat(run, left) as heartbeat:
             told = Listeners(progress, heartbeat)
             replicas, address = prepared.config.replicas, prepared.config.address
@@ -181,10 +188,10 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
             )
         interrupted = outcome.interrupted
     if not interrupted:
-        for harness, built in prepared.harnesses:
-            write_outcomes(run, harness, built, record.table_identity(sweep))
+        for harness, instances in prepared.harnesses:
+            write_outcomes(run, harness, instances, record.table_identity(sweep))
     quarantined = any(
-        task in prepared.tasks and lam in refinement.prepared.config.lambdas
+        task in prepared.everything and lam in refinement.prepared.lambdas(task)
         for task, lam in run.all_committed("quarantine")
     )
     exit_code = EXIT_INTERRUPTED if interrupted else EXIT_QUARANTINE if quarantined else 0
@@ -206,6 +213,10 @@ def disk_bytes(prepared: Prepared, lambdas: int) -> int:
         starts = table.column("continuation_start").to_numpy()
         lengths = sum(task.costs) - int(starts.sum())
         total += lengths * _BYTES_PER_TOKEN + table.num_rows * _BYTES_PER_REQUEST + len(task.shards) * _BYTES_PER_UNIT
+    for prompts in prepared.prompts.values():
+        each = _BYTES_PER_REQUEST + prompts.spec.max_tokens * _BYTES_PER_NEW_TOKEN
+        rows = prompts.built.table.num_rows * prompts.spec.samples
+        total += rows * each + len(prompts.shards) * _BYTES_PER_UNIT
     return total * lambdas
 
 

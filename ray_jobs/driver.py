@@ -116,7 +116,8 @@ class _Driver:
         self._boot_reason = ""  # of the last one that failed
         self._said_fallback = self._said_no_room = False
         self._weights = WeightLedger()
-        self._deadlines = Deadlines()
+        # A token sampled takes longer than one scored.
+        self._deadlines = {task: Deadlines() for task in sources}
 
     @property
     def _left(self) -> int:
@@ -236,7 +237,7 @@ class _Driver:
             self._progress.message(f"λ is switched through vLLM's own loader, which is slower: {fallback}")
 
     def _committed(self, slot: Slot, unit: Unit, receipt: Receipt) -> None:
-        self._deadlines.observe(time.monotonic() - slot.began, unit.cost)
+        self._deadlines[unit.task].observe(time.monotonic() - slot.began, unit.cost)
         if self.scheduler.done(slot.name, unit):
             self.done += 1
         self._progress.unit_done(receipt)
@@ -256,7 +257,7 @@ class _Driver:
             return
         slot.unit = unit
         slot.began = time.monotonic()
-        slot.due = slot.began + self._deadlines.allowed(unit.cost)
+        slot.due = slot.began + self._deadlines[unit.task].allowed(unit.cost)
         if commits:
             self._progress.unit_started(slot.name, unit)
         self._pending[(slot.actor.run if commits else slot.actor.probe).remote(unit)] = slot

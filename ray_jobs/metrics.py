@@ -2,7 +2,7 @@
 
 Fed from the driver's events, so replicas do nothing for them. Each has at most one label of ours, so that the number of
 series grows with the sum of λs, tasks and replicas and not with their product: 101 λs, 57 tasks and 64 replicas make at most
-2 × 101 + 2 × 57 + 7 × 64 + 4 = 768 series, not 368,000. Units are by λ, because λs are what a sweep works through; work and
+2 × 101 + 2 × 57 + 8 × 64 + 4 = 832 series, not 368,000. Units are by λ, because λs are what a sweep works through; work and
 failures are by replica, under the name of its slot (`replica-3.2` is `replica-3`), so that restarts add none.
 """
 
@@ -40,6 +40,7 @@ SERIES = (
     Series("lambdasweep_requests", Counter, "Requests of committed units", ("replica",)),
     Series("lambdasweep_requests_quarantined", Counter, "Requests that could not be scored", ("task",)),
     Series("lambdasweep_tokens_scheduled", Counter, "Tokens computed by engines", ("replica",)),
+    Series("lambdasweep_tokens_generated", Counter, "Tokens sampled, which are computed too", ("replica",)),
     Series("lambdasweep_tokens_cached", Counter, "Tokens taken from prefix caches", ("replica",)),
     Series("lambdasweep_switch_seconds", Counter, "Time replicas spent switching lambda", ("replica",)),
     Series("lambdasweep_score_seconds", Counter, "Time replicas spent scoring", ("replica",)),
@@ -98,6 +99,7 @@ class Metrics:
         for name in (
             "requests",
             "tokens_scheduled",
+            "tokens_generated",
             "tokens_cached",
             "switch_seconds",
             "score_seconds",

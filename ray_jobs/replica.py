@@ -5,18 +5,15 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lambdasweep.errors import EngineError
 from lambdasweep.rundir import commit_json, commit_table
 from merge.line import STRAIGHT, Line
 from merge.parent import Parent, open_here
-from ray_jobs.sources import Source, Work
+from ray_jobs.sources import Done, Source, Work
 from ray_jobs.units import Receipt, Unit
 from serve.settings import EngineSettings, available_cores
-
-if TYPE_CHECKING:
-    from serve.scoring import UnitScores
 
 _LAST_LINES = 20
 
@@ -98,20 +95,20 @@ class Replica:
         return Started(self._hardware, self._engine.fallback)
 
     def probe(self, part: Unit) -> None:
-        """Score some rows of a unit and throw the scores away.
+        """Do some rows of a unit and throw away what comes of it.
 
         Raises:
-            EngineError: the switch or the scoring failed.
+            EngineError: the switch or the engine failed.
             InputError: the requests cannot be read.
         """
         self._engine.switch(part.lam)
-        self._score(part)
+        self._work(part)
 
     def run(self, unit: Unit) -> Receipt:
-        """Score a unit and commit its tables; the tokens table is the completion record and is written last.
+        """Do a unit and commit its tables; that of its source's `kind` is the completion record and is written last.
 
         Raises:
-            EngineError: the switch or the scoring failed.
+            EngineError: the switch or the engine failed.
             InputError: the unit's requests cannot be read.
             OSError: the table could not be written, because the disk is full, say.
         """
@@ -119,7 +116,7 @@ class Replica:
         switched = self._engine.lam != unit.lam
         self._engine.switch(unit.lam)
         at_lambda = time.monotonic()
-        work, scores = self._score(unit)
+        work, done = self._work(unit)
         scored = time.monotonic()
 
         identity = {
@@ -130,19 +127,18 @@ class Replica:
             "rows": [unit.first_row, unit.end_row],
             "shard": unit.shard,
         }
-        tokens, quarantine = work.tables(scores)
-        path = self._source(unit.task).path
-        if quarantine.num_rows:
-            commit_table(path("quarantine", unit), quarantine, identity)
-        else:  # an earlier try may have left out what went well now, and ended before its tokens were committed
-            path("quarantine", unit).unlink(missing_ok=True)
-        commit_table(path("tokens", unit), tokens, identity)
+        source = self._source(unit.task)
+        if done.quarantine.num_rows:
+            commit_table(source.path("quarantine", unit), done.quarantine, identity)
+        else:  # an earlier try may have left out what went well now, and ended before its table was committed
+            source.path("quarantine", unit).unlink(missing_ok=True)
+        commit_table(source.path(source.kind, unit), done.table, identity)
         receipt = Receipt(
             *unit.key,
-            requests=tokens.num_rows + quarantine.num_rows,
-            quarantined=quarantine.num_rows,
-            tokens_scheduled=scores.prompt_tokens - scores.cached_tokens,
-            tokens_cached=scores.cached_tokens,
+            requests=done.requests,
+            quarantined=done.quarantine.num_rows,
+            tokens_scheduled=done.computed,
+            tokens_cached=done.cached,
             switch_seconds=at_lambda - began if switched else 0.0,
             score_seconds=scored - at_lambda,
             commit_seconds=time.monotonic() - scored,
@@ -151,15 +147,14 @@ class Replica:
             hardware=self._hardware,
             route=self._engine.route,
             weight_digests=self._engine.digests,
+            tokens_generated=done.generated,
         )
-        commit_json(path("receipts", unit), receipt.to_json())
+        commit_json(source.path("receipts", unit), receipt.to_json())
         return receipt
 
-    def _score(self, unit: Unit) -> "tuple[Work, UnitScores]":
-        from serve.scoring import score_unit
-
+    def _work(self, unit: Unit) -> tuple[Work, Done]:
         work = self._source(unit.task).open(unit)
-        return work, score_unit(self._engine, work.requests, unit.lam)
+        return work, work.run(self._engine, unit.lam)
 
     def _source(self, task: str) -> Source:
         if task not in self._sources:

@@ -46,6 +46,7 @@ class Receipt:
     hardware: str
     route: str  # how λ was switched: reload, or resident and the tier of the parents
     weight_digests: tuple[str, ...]  # of the live weights, one per rank
+    tokens_generated: int = 0  # of those computed, the sampled ones
 
     @property
     def key(self) -> Key:

@@ -21,6 +21,7 @@ from merge.checkpoint import open_checkpoint
 from merge.interpolate import tensor_rules
 from merge.line import Line
 from merge.pair import join
+from serve.draws import SeededDraws
 from serve.head import ContinuationHead
 from serve.loading import UntraceableError
 from serve.plugin import CONFIG_KEY, RESIDENT
@@ -114,6 +115,7 @@ class WorkerExtension:
     weight_transfer_engine: InterpolationEngine
     model_runner: Any
     interpolation_head: ContinuationHead
+    interpolation_draws: SeededDraws
 
     def interpolation_tier(self) -> tuple[str, str]:
         """Return this rank's tier, or "" and why it has no resident route."""
@@ -133,6 +135,14 @@ class WorkerExtension:
     def interpolation_rows(self) -> Any:
         """Return `ContinuationHead.take`."""
         return self.interpolation_head.take()
+
+    def interpolation_seeds(self) -> None:
+        """From now on, requests with a seed draw as `serve.draws` says."""
+        self.interpolation_draws = SeededDraws(self.model_runner)
+
+    def interpolation_bad_draws(self) -> set[int]:
+        """Return `SeededDraws.take`."""
+        return self.interpolation_draws.take()
 
 
 def _room(device: torch.device, vllm_config: "VllmConfig", ranks: int) -> Room:

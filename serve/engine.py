@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from lambdasweep.errors import EngineError
 from merge.line import STRAIGHT, Line
+from serve.draws import NUMBER, Draw, Drawn, Draws
 from serve.head import EXTRA, limit_prefix_reads
 from serve.plugin import BACKEND, CONFIG_KEY, RESIDENT, WORKER_EXTENSION
 from serve.settings import EngineSettings
@@ -143,6 +144,7 @@ class Engine:
                 self._llm.init_weight_transfer_engine({"init_info": {}})
                 tiers = self._llm.collective_rpc("interpolation_tier")
             self._llm.collective_rpc("interpolation_score_rows")
+            self._llm.collective_rpc("interpolation_seeds")
             limit_prefix_reads(self._llm.llm_engine.engine_core.engine_core.scheduler)
         except Exception as error:
             raise EngineError(f"the vLLM engine did not start: {error}") from error
@@ -235,6 +237,49 @@ class Engine:
             top1=scores[:, 2].astype(np.int64),
             top1_logprob=scores[:, 3],
             prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
+            cached_tokens=sum(output.num_cached_tokens or 0 for output in outputs),
+        )
+
+    def sample(
+        self, draws: Sequence[Draw], temperature: float, max_tokens: int, stop_token_ids: Sequence[int]
+    ) -> Draws:
+        """Add all draws in order, run them, and return what came of them.
+
+        From the softmax of logits / temperature over the whole vocabulary; temperature 0 takes the likeliest token.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        from vllm import SamplingParams
+
+        try:
+            outputs = (
+                self._llm.generate(
+                    [{"prompt_token_ids": list(draw.token_ids)} for draw in draws],
+                    [
+                        SamplingParams(
+                            seed=draw.seed,
+                            temperature=temperature,
+                            max_tokens=max_tokens,
+                            stop_token_ids=list(stop_token_ids),
+                            ignore_eos=True,  # those of the checkpoint that the engine was started with
+                            detokenize=False,
+                            extra_args={NUMBER: number},
+                        )
+                        for number, draw in enumerate(draws)
+                    ],
+                    use_tqdm=False,
+                )
+                if draws
+                else []
+            )
+            bad = set().union(*self._llm.collective_rpc("interpolation_bad_draws"))
+        except Exception as error:
+            raise EngineError(f"the vLLM engine failed: {error}") from error
+        ends = [output.outputs[0] for output in outputs]
+        return Draws(
+            [Drawn(tuple(end.token_ids), str(end.finish_reason), number not in bad) for number, end in enumerate(ends)],
+            prompt_tokens=sum(len(draw.token_ids) for draw in draws),
             cached_tokens=sum(output.num_cached_tokens or 0 for output in outputs),
         )
 

@@ -65,6 +65,16 @@ class EngineSettings:
         return EngineSettings(**value)
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a task is sampled."""
+
+    samples: int  # of each prompt
+    temperature: float
+    max_tokens: int
+    stop_token_ids: tuple[int, ...]
+
+
 def installed_device() -> str:
     """Return `cpu` or `cuda` by which vLLM distribution is installed.
 

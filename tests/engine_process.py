@@ -2,7 +2,8 @@
 
 The environment of an engine must be set before torch is imported, and one process holds one engine. The job says where to
 go: `{"base", "aligned", "settings", "cores", "requests", "parents", "line", "steps": [[λ or null, output.parquet], …]}`; a
-null λ scores the weights the engine was started with. With "sabotage" the resident route takes the parents for each other.
+null λ scores the weights the engine was started with. A step [λ, output.parquet, {"prompts", "sampling"}] samples
+instead; texts are then the token ids. With "sabotage" the resident route takes the parents for each other.
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from merge.line import Line
-from serve.settings import EngineSettings
+from serve.settings import EngineSettings, Sampling
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,6 +53,7 @@ def finish(job: Path, process: "subprocess.Popen[bytes]") -> dict[str, Any]:
 
 def main(job: Path) -> None:
     from serve.engine import Engine, process_environment
+    from serve.sampling import sample_unit
     from serve.scoring import score_unit
 
     values = json.loads(job.read_text())
@@ -68,9 +70,22 @@ def main(job: Path) -> None:
     engine = Engine(Path(values["base"]), Path(values["aligned"]), engine_settings, values["parents"], line=line)
     requests = pq.read_table(values["requests"])
     counted = []
-    for lam, output in values["steps"]:
+    for lam, output, *asked in values["steps"]:
         if lam is not None:
             engine.switch(lam)
+        if asked:
+            prompts, sampling = pq.read_table(asked[0]["prompts"]), Sampling(**asked[0]["sampling"])
+            samples = sample_unit(engine, prompts, lam or "0", sampling, lambda ids: " ".join(map(str, ids)))
+            pq.write_table(samples.generations, output)
+            counted.append(
+                {
+                    "quarantine": samples.quarantine.to_pylist(),
+                    "prompt_tokens": samples.prompt_tokens,
+                    "cached_tokens": samples.cached_tokens,
+                    "new_tokens": samples.new_tokens,
+                }
+            )
+            continue
         scores = score_unit(engine, requests, lam or "0")
         pq.write_table(scores.tokens, output)
         counted.append(

@@ -69,3 +69,35 @@ def add_scores(run, task, lam, scores, shard=0, ranks=None, top1=None, inside=No
 def add_quarantine(run, task, lam, requests, shard=0):
     table = pa.table({"request_id": requests, "reason": ["too long"] * len(requests)}, schema=schemas.QUARANTINE)
     commit_table(run.unit("quarantine", task, lam, shard), table)
+
+
+def add_prompts(run, task, prompts, lambdas, samples=2):
+    """Write one generate task of some prompts."""
+    columns = {
+        "request_id": list(range(prompts)),
+        "doc_id": [f"prompt{p}" for p in range(prompts)],
+        "prompt": [f"Say {p}" for p in range(prompts)],
+        "token_ids": [[1, 2]] * prompts,
+    }
+    commit_table(run.requests(task), pa.table(columns, schema=schemas.PROMPTS))
+    tasks = run.plan()["tasks"] if run.plan_json.is_file() else {}
+    sampling = {"samples": samples, "temperature": 1.0, "max_tokens": 8, "stop_token_ids": [0]}
+    shards = {"shards": [[0, prompts]], "costs": [prompts], "documents": prompts, "lambdas": list(lambdas)}
+    tasks[task] = {"scored_as": "samples", **sampling, **shards}
+    commit_json(run.plan_json, {"tasks": tasks})
+    commit_json(run.sweep_json, SWEEP)
+
+
+def add_samples(run, task, lam, texts, shard=0):
+    """Commit one shard: `texts` are {prompt: its samples}."""
+    rows = [(prompt, sample, text) for prompt, some in texts.items() for sample, text in enumerate(some)]
+    columns = {
+        "request_id": [prompt for prompt, _, _ in rows],
+        "sample": [sample for _, sample, _ in rows],
+        "lam": [Decimal(lam)] * len(rows),
+        "seed": [7] * len(rows),
+        "token_ids": [[5]] * len(rows),
+        "text": [text for _, _, text in rows],
+        "finish_reason": ["length"] * len(rows),
+    }
+    commit_table(run.unit("generations", task, lam, shard), pa.table(columns, schema=schemas.GENERATIONS))

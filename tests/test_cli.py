@@ -163,7 +163,7 @@ def test_missing_flags_are_named_at_once(lambdasweep: Callable[..., Result]) -> 
             "  - --aligned is missing",
             "  - --lambdas is missing",
             "  - --out is missing",
-            "  - --task is missing: give at least one NAME=FILE.jsonl or lm-eval:TASK",
+            "  - --task is missing: give at least one NAME=FILE.jsonl or lm-eval:TASK, or a --generate",
         ]
 
 

@@ -298,7 +298,11 @@ def test_what_overflows_at_some_points_only_is_quarantined_there(tmp_path: Path)
     save_file(weights, aligned / "model.safetensors", metadata={"format": "pt"})
     requests, kinds = make_requests()
     pq.write_table(requests, tmp_path / "requests.parquet")
-    stops = ("0", "30", "1", "0")
+    prompts = requests.select(["request_id", "doc_id", "token_ids"]).slice(0, 3)
+    pq.write_table(prompts, tmp_path / "prompts.parquet")
+    sampling = {"samples": 2, "temperature": 1.0, "max_tokens": 3, "stop_token_ids": [1]}
+    sampled = {"prompts": str(tmp_path / "prompts.parquet"), "sampling": sampling}
+    stops = ("0", "30", "1", "0", "30", "0")
     outputs = [tmp_path / f"{step}.parquet" for step in range(len(stops))]
     job = tmp_path / "job.json"
     process = engine_process.start(
@@ -309,7 +313,7 @@ def test_what_overflows_at_some_points_only_is_quarantined_there(tmp_path: Path)
         cores=[0],
         parents="auto",
         requests=tmp_path / "requests.parquet",
-        steps=list(zip(stops, outputs, strict=True)),
+        steps=[[stops[step], outputs[step], *([sampled] if step > 3 else [])] for step in range(len(stops))],
     )
     counted = engine_process.finish(job, process)
     tables = [pq.read_table(output) for output in outputs]
@@ -320,6 +324,10 @@ def test_what_overflows_at_some_points_only_is_quarantined_there(tmp_path: Path)
     for step in (0, 2, 3):
         assert set(tables[step].column("request_id").to_pylist()) == fit
     assert tables[3].equals(tables[0])  # nothing of it stays behind
+    # A sampler picks some token of NaN, too.
+    assert [row["request_id"] for row in counted[4]["quarantine"]] == prompts["request_id"].to_pylist()
+    assert {row["reason"] for row in counted[4]["quarantine"]} == {"the engine's logits were NaN or infinity"}
+    assert (tables[4].num_rows, tables[5].num_rows, counted[5]["quarantine"]) == (0, 2 * prompts.num_rows, [])
 
 
 def test_same_bits_tells_signs_and_takes_nan_for_nan() -> None:

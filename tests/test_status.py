@@ -206,13 +206,13 @@ def test_receipts_are_read_once_and_complete_folders_listed_no_more(
     listed, read = counted(monkeypatch, "committed"), counted(monkeypatch, "receipt")
     survey = Survey(run)
     survey.refresh(10)
-    assert sorted(listed[:2]) == [("arc", "0"), ("arc", "1")]
+    assert sorted(listed[:2]) == [("arc", "0", "tokens"), ("arc", "1", "tokens")]
     assert (survey.done, survey.total, survey.spent.receipts, len(read)) == (3, 12, 3, 3)
     listed.clear()
     commit(run, unit(lam="1", shard=1))
     commit(run, unit("mmlu", "0.5"))
     survey.refresh(10)
-    assert sorted(listed) == [("arc", "1"), ("mmlu", "0.5")]
+    assert sorted(listed) == [("arc", "1", "tokens"), ("mmlu", "0.5", "tokens")]
     assert (survey.done, survey.spent.receipts, len(read)) == (5, 5, 5)
 
 

@@ -87,7 +87,7 @@ def alive(processes: list[psutil.Process]) -> bool:
 
 def committed(out: Path) -> dict[str, bytes]:
     """Every file of the results, by its path; receipts and the plan's history are not part of them."""
-    kinds = ("requests", "tokens", "quarantine", "metrics.parquet")
+    kinds = ("requests", "tokens", "generations", "quarantine", "metrics.parquet")
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in sorted(out.rglob("*"))
@@ -101,12 +101,12 @@ def units(out: Path) -> int:
 
 
 def tables(out: Path) -> int:
-    return len(list(out.glob("tokens/*/*/shard-*.parquet")))
+    return len([*out.glob("tokens/*/*/shard-*.parquet"), *out.glob("generations/*/*/shard-*.parquet")])
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Arguments of the sweep: a tiny pair, and one task file in both formats through a config file."""
+    """Arguments of the sweep: a tiny pair, one task file in both formats, and prompts, through a config file."""
     root = tmp_path_factory.mktemp("inputs")
     write_checkpoint(root / "base", seed=0)
     write_checkpoint(root / "aligned", seed=1)
@@ -119,11 +119,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         for n in range(250)
     ]
     rows[7]["query"] = "far too long " * 300  # quarantined, in both formats
+    prompts = ["One day", "The end of", "word " * 300, "1, 2, 3,"]  # the third is quarantined
+    (root / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (root / "sweep.toml").write_text(
         'base = "base"\naligned = "aligned"\nmax_model_len = 256\n'
         "[engine]\nkv_cache_memory_bytes = 67108864\n"
         + "".join(f'[[task]]\nname = "{name}"\nfile = "rows.jsonl"\nformat = "{name}"\n' for name in TASKS)
+        + '[[generate]]\nname = "stories"\nfile = "prompts.jsonl"\nsamples = 3\nmax_tokens = 6\n'
     )
     return ["--config", str(root / "sweep.toml")]
 
@@ -159,7 +162,15 @@ def test_the_reference_is_complete(reference: Path) -> None:
             assert bad == {str(row + 1) for row in long}
             identity = read_identity(run.unit("tokens", task, lam, 0))
             assert (identity["lam"], identity["task"], identity["shard"]) == (lam, task, 0)
+    for lam in ("0", "0.05", "1", "1.5"):
+        samples = run.generations("stories", lam)
+        keys = list(zip(samples["request_id"].to_pylist(), samples["sample"].to_pylist(), strict=True))
+        assert keys == [(prompt, sample) for prompt in (0, 1, 3) for sample in range(3)]
+        assert run.quarantine("stories", lam)["request_id"].to_pylist() == [2]
+        assert samples["seed"].equals(run.generations("stories", "0")["seed"])  # the same at every λ
+    assert not run.generations("stories", "1")["text"].equals(run.generations("stories", "0")["text"])
     metrics = pq.read_table(run.metrics)
+    assert {"self_bleu", "distinct_2", "distinct_answers"} <= set(metrics["metric"].to_pylist())
     assert set(metrics.column("n").to_pylist()) >= {249}
     receipts = [json.loads(path.read_text()) for path in reference.rglob("receipts/**/*.json")]
     assert len(receipts) == units(reference)

@@ -47,6 +47,11 @@ class TaskFacts:
     frontier: Frontier | None
 
     @property
+    def is_sampled(self) -> bool:
+        """Whether it is a generate task: neither choices nor a continuation."""
+        return self.record.get("scored_as") == "samples"
+
+    @property
     def missing(self) -> tuple[str, ...]:
         """The λs of the plan of which nothing is committed."""
         return tuple(lam for lam in self.record["lambdas"] if lam not in {*self.lambdas, *self.partial})
@@ -89,12 +94,17 @@ class Facts:
     @property
     def choices(self) -> tuple[TaskFacts, ...]:
         """The choice tasks of which a λ is finished."""
-        return tuple(task for task in self.tasks if task.lambdas and not task.is_continuation)
+        return tuple(task for task in self.tasks if task.lambdas and not (task.is_continuation or task.is_sampled))
 
     @property
     def continuations(self) -> tuple[TaskFacts, ...]:
         """The continuation tasks of which a λ is finished."""
         return tuple(task for task in self.tasks if task.lambdas and task.is_continuation)
+
+    @property
+    def sampled(self) -> tuple[TaskFacts, ...]:
+        """The generate tasks of which a λ is finished."""
+        return tuple(task for task in self.tasks if task.lambdas and task.is_sampled)
 
     @property
     def every_lam(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import altair as alt
 from calibration.report.curve_figure import curve_chart, curve_rows, outcome_curve_rows
 from calibration.report.facts import MACRO, Facts, TaskFacts
 from calibration.report.frontier_figure import frontier_chart, frontier_rows
-from calibration.report.measures import Measure, choice_measures, continuation_measures
+from calibration.report.measures import Measure, choice_measures, continuation_measures, diversity_measures
 from calibration.report.reliability_figure import bin_dicts, histogram_chart, reliability_chart
 from calibration.report.selected import OF_POINT, OF_TASK, TASK, point_param, task_param
 from calibration.report.tasks_figure import domain, task_rows, tasks_chart
@@ -16,7 +16,7 @@ from calibration.report.tasks_figure import domain, task_rows, tasks_chart
 # Of figures for a paper; the page and the tables hold all tasks.
 PAPER_TASKS = 12
 
-_TASK, _CONTINUATION, _OUTCOME = "#task", "#continuation", "#lm-eval"
+_TASK, _CONTINUATION, _SAMPLED, _OUTCOME = "#task", "#continuation", "#sampled", "#lm-eval"
 OUTCOME_FIGURES = 12  # of a page, the first metrics of lm-eval; the tables hold all
 
 
@@ -45,6 +45,7 @@ def page_figures(facts: Facts) -> dict[str, dict[str, alt.LayerChart]]:
     continuations = facts.continuations
     found["continuation"] = _curves(facts, continuations, continuation_measures(), _CONTINUATION, point)
     found["continuation"] |= _reliability(facts, continuations, ("tokens",), _CONTINUATION, point)
+    found["diversity"] = _curves(facts, facts.sampled, diversity_measures(), _SAMPLED, point)
     found["outcomes"] = _outcomes(facts, point)
     return {section: charts for section, charts in found.items() if charts}
 
@@ -72,6 +73,8 @@ def paper_figures(facts: Facts) -> dict[str, alt.TopLevelMixin]:
             found[f"confidence-{events}"] = _side_by_side(histogram_chart(rows, facts.every_lam, events), 110, rows)
     if facts.continuations:
         found["continuation"] = _grid(facts, facts.continuations[:PAPER_TASKS], continuation_measures())
+    if facts.sampled:
+        found["diversity"] = _grid(facts, facts.sampled[:PAPER_TASKS], diversity_measures())
     return found
 
 

@@ -47,3 +47,14 @@ def continuation_measures() -> tuple[Measure, ...]:
         Measure("perplexity", "Perplexity", "exp(NLL) ↓", form=".5g"),
         Measure(f"token_ece_width{BINS}", "ECE of tokens", f"0 to 1 ({BINS} bins) ↓"),
     )
+
+
+def diversity_measures() -> tuple[Measure, ...]:
+    """Return the metrics of generate tasks."""
+    return (
+        Measure("distinct_1", "Distinct-1", "share of different words"),
+        Measure("distinct_2", "Distinct-2", "share of different word pairs"),
+        Measure("distinct_3", "Distinct-3", "share of different word triples"),
+        Measure("self_bleu", "Self-BLEU", "0 to 1, of pairs of samples"),
+        Measure("distinct_answers", "Distinct answers", "different samples of a prompt", form=".2f"),
+    )

@@ -43,7 +43,7 @@ def notices(facts: Facts) -> Iterator[str]:
         )
     if len(outcome_metrics(facts)) > OUTCOME_FIGURES:
         yield f"The first {OUTCOME_FIGURES} metrics of lm-eval are drawn; metrics.csv and metrics.parquet hold all of them."
-    if max(len(facts.choices), len(facts.continuations), len(facts.frontiers)) > PAPER_TASKS:
+    if max(map(len, (facts.choices, facts.continuations, facts.sampled, facts.frontiers))) > PAPER_TASKS:
         yield f"The files in figures/ show the first {PAPER_TASKS} tasks; this page and the tables hold all of them."
 
 
@@ -68,7 +68,13 @@ def _of_task(facts: Facts, task: TaskFacts) -> Iterator[str]:
             number = f"{min(counts)}–{max(counts)}" if min(counts) < max(counts) else str(counts[0])
             total = task.cell(touched[0], metric).n
             yield f"{number} of {total} documents {words} and are left out at {_span(touched)}."
-    yield from _of_values(facts, task)
+    if not task.is_sampled:
+        yield from _of_values(facts, task)
+        return
+    if 0 < (most := max(task.cell(lam, "distinct_answers").n for lam in task.lambdas)) < _FEW:
+        yield f"{most} prompt{'s' if most > 1 else ''} only: differences between λs are mostly chance."
+    if task.record["samples"] == 1:
+        yield "one sample a prompt: there are no pairs, hence no self-BLEU."
 
 
 def _of_values(facts: Facts, task: TaskFacts) -> Iterator[str]:

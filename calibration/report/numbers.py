@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from calibration.report.facts import Cell, Facts, TaskFacts
-from calibration.report.measures import Measure, choice_measures, continuation_measures
+from calibration.report.measures import Measure, choice_measures, continuation_measures, diversity_measures
 
 ROWS = 400  # in all tables of a page; beyond, parents, λ* and frontier only
 _MISSING = "–"
@@ -27,7 +27,11 @@ def numbers(facts: Facts) -> list[Numbers]:
 
 
 def _of_task(facts: Facts, task: TaskFacts, every: bool) -> Numbers:
-    measures = continuation_measures() if task.is_continuation else choice_measures(facts.confidence)
+    measures = choice_measures(facts.confidence)
+    if task.is_sampled:
+        measures = diversity_measures()
+    elif task.is_continuation:
+        measures = continuation_measures()
     every_lam = [lam for lam in task.record["lambdas"] if lam in {*task.lambdas, *task.partial}]
     notable = {point.lam for point in task.frontier.points if point.on_frontier} if task.frontier else set()
     star = task.frontier.chosen.lam if task.frontier else None
@@ -37,9 +41,9 @@ def _of_task(facts: Facts, task: TaskFacts, every: bool) -> Numbers:
         marks = [facts.role_of(lam) if facts.role_of(lam) != "other λ" else "", "λ*" if lam == star else ""]
         marks += ["frontier" if lam in notable else "", "partial" if lam in task.partial else ""]
         cells = [_text(task.cell(lam, measure.metric), measure) for measure in measures]
-        documents = task.cell(lam, "nll").n
+        documents = task.cell(lam, "distinct_answers" if task.is_sampled else "nll").n
         rows.append((lam, ", ".join(filter(None, marks)), str(documents), *cells))
-    header = ("λ", "", "documents", *(measure.title for measure in measures))
+    header = ("λ", "", "prompts" if task.is_sampled else "documents", *(measure.title for measure in measures))
     return Numbers(task.name, header, tuple(rows), len(every_lam) - len(shown))
 
 

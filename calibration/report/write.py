@@ -11,6 +11,7 @@ import vl_convert
 
 from calibration.confidence import CONFIDENCES
 from calibration.curve import ERRORS
+from calibration.diversity import by_lambda
 from calibration.frontier import Frontiers, frontiers, write_frontiers
 from calibration.report.facts import gather
 from calibration.report.figures import paper_figures
@@ -48,7 +49,7 @@ def write_report(
     found = found or frontiers(analysis.curves)
     sweep, plan = run.sweep(), run.plan()
     facts = gather(plan, analysis, found, error, confidence)
-    write_frontiers(run, found)
+    write_frontiers(run, found, by_lambda(analysis.metrics))
     write_bins(run, analysis)
     commit_bytes(run.metrics_csv, _csv(analysis.metrics))
     figures = paper_figures(facts)

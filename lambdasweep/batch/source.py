@@ -20,8 +20,9 @@ from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from merge.parent import Parent
+    from ray_jobs.sources import Done
     from ray_jobs.units import Unit
-    from serve.scoring import UnitScores
+    from serve.engine import Engine
 
 
 # A replica keeps its tokenizer, and the file that it reads.
@@ -50,6 +51,10 @@ class ParquetSource:
     tokenizer: "Parent"
     """Whose tokenizer it is."""
     max_model_len: int
+
+    @property
+    def kind(self) -> str:
+        return "tokens"
 
     def open(self, unit: "Unit") -> "RowsWork":
         """Read and tokenise a unit.
@@ -93,14 +98,15 @@ class RowsWork:
     first_row: int  # of the file
 
     @property
-    def requests(self) -> pa.Table:
-        return self.built.requests
-
-    @property
     def identity(self) -> dict[str, Any]:
         return {"requests_sha256": content_sha256(self.built.requests)}
 
-    def tables(self, scores: "UnitScores") -> tuple[pa.Table, pa.Table]:
-        return score_table(
+    def run(self, engine: "Engine", lam: str) -> "Done":
+        from ray_jobs.sources import scored
+        from serve.scoring import score_unit
+
+        scores = score_unit(engine, self.built.requests, lam)
+        tables = score_table(
             self.rows, self.columns, self.built, scores.tokens, scores.quarantine, self.file, self.first_row
         )
+        return scored(*tables, scores)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -96,17 +96,14 @@ def read_documents(spec: TaskSpec) -> TaskFile:
         data = spec.file.read_bytes()
     except OSError as error:
         problems.append(f"the file cannot be read ({error.strerror}): check the path and its permissions")
-        raise _error(spec, problems) from None
+        raise task_error(spec.name, spec.file, problems) from None
     documents: list[Document] = []
     ids: list[Any] = []
     first: dict[Kind, int] = {}  # line of the first row of each kind
     lines = 0
-    # Split the bytes at "\n" alone: JSON strings may hold other characters that str.splitlines would break at.
-    for line, raw in enumerate(data.removeprefix(_BYTE_ORDER_MARK).split(b"\n"), start=1):
-        if not raw.strip():
-            continue
+    for line, raw in json_lines(data):
         lines += 1
-        row = _object(line, raw, problems)
+        row = read_object(line, raw, problems)
         kind = _kind(line, row, problems) if row is not None else None
         if row is None or kind is None:
             continue
@@ -126,16 +123,25 @@ def read_documents(spec: TaskSpec) -> TaskFile:
     elif spec.shots >= lines:
         problems.append(f"{spec.shots} shots from {lines} rows leave none to evaluate: ask for fewer shots")
     if problems:
-        raise _error(spec, problems)
-    named, warnings = _named(spec, documents, ids)
-    return TaskFile(next(iter(first)), named, hashlib.sha256(data).hexdigest(), warnings)
+        raise task_error(spec.name, spec.file, problems)
+    known, warnings = named(spec.name, documents, ids)
+    return TaskFile(next(iter(first)), known, hashlib.sha256(data).hexdigest(), warnings)
 
 
-def _error(spec: TaskSpec, problems: Sequence[str]) -> TaskError:
+def json_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the number, counted from 1, and the bytes of each line that is not blank."""
+    # Split the bytes at "\n" alone: JSON strings may hold other characters that str.splitlines would break at.
+    for line, raw in enumerate(data.removeprefix(_BYTE_ORDER_MARK).split(b"\n"), start=1):
+        if raw.strip():
+            yield line, raw
+
+
+def task_error(name: str, file: Path, problems: Sequence[str]) -> TaskError:
+    """Make one error of what is wrong with a task; the first 20 problems are shown."""
     shown = list(problems[:MAX_SHOWN])
     if len(problems) > MAX_SHOWN:
         shown.append(f"and {len(problems) - MAX_SHOWN} more")
-    return TaskError(f"task {spec.name!r} cannot be built from {spec.file}", shown)
+    return TaskError(f"task {name!r} cannot be built from {file}", shown)
 
 
 def check_name(name: str) -> list[str]:
@@ -162,7 +168,8 @@ def _check_spec(spec: TaskSpec) -> list[str]:
     return problems + check_limit(spec.limit)
 
 
-def _object(line: int, raw: bytes, problems: list[str]) -> dict[str, Any] | None:
+def read_object(line: int, raw: bytes, problems: list[str]) -> dict[str, Any] | None:
+    """Read a line of a file; None and a problem where it is no JSON object."""
     try:
         row = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError:
@@ -195,7 +202,8 @@ def _kind(line: int, row: dict[str, Any], problems: list[str]) -> Kind | None:
     return None
 
 
-def _text(line: int, name: str, value: Any, problems: list[str], may_be_empty: bool = False) -> str | None:
+def check_text(line: int, name: str, value: Any, problems: list[str], may_be_empty: bool = False) -> str | None:
+    """Return a value of a row if it is text; None and a problem where it is not."""
     if not isinstance(value, str):
         what = "is missing" if value is None else f"is of type {_json_type(value)}"
         problems.append(f"line {line}: {name} {what}: give a string")
@@ -218,14 +226,14 @@ def _is_unicode(text: str) -> bool:
 
 def _choices(line: int, row: dict[str, Any], format: str, problems: list[str]) -> Document | None:
     before = len(problems)
-    query = _text(line, "query", row.get("query"), problems, may_be_empty=True)
+    query = check_text(line, "query", row.get("query"), problems, may_be_empty=True)
     choices = row["choices"]
     gold = row.get("gold")
     if not isinstance(choices, list):
         problems.append(f"line {line}: choices is of type {_json_type(choices)}: give a list of strings")
         return None
     for index, choice in enumerate(choices):
-        _text(line, f"choice {index}", choice, problems)
+        check_text(line, f"choice {index}", choice, problems)
     limit = MAX_CHOICES.get(format)
     if limit and len(choices) > limit:
         problems.append(f"line {line}: has {len(choices)} choices: the {format} format takes at most {limit}")
@@ -250,8 +258,8 @@ def _choices(line: int, row: dict[str, Any], format: str, problems: list[str]) -
 
 
 def _continuation(line: int, row: dict[str, Any], format: str, problems: list[str]) -> Document | None:
-    context = _text(line, "context", row.get("context"), problems, may_be_empty=True)
-    continuation = _text(line, "continuation", row["continuation"], problems)
+    context = check_text(line, "context", row.get("context"), problems, may_be_empty=True)
+    continuation = check_text(line, "continuation", row["continuation"], problems)
     if format == "letters":
         problems.append(f"line {line}: the letters format needs choices, and this row has a continuation: use cloze")
     if context is None or continuation is None:
@@ -259,9 +267,7 @@ def _continuation(line: int, row: dict[str, Any], format: str, problems: list[st
     return Document(line, str(line), context, (continuation,), 0)
 
 
-def _named(
-    spec: TaskSpec, documents: Sequence[Document], ids: Sequence[Any]
-) -> tuple[tuple[Document, ...], tuple[str, ...]]:
+def named(task: str, documents: Sequence[Document], ids: Sequence[Any]) -> tuple[tuple[Document, ...], tuple[str, ...]]:
     """Return the documents under their rows' ids where those can name them, else as they are, and any warning."""
     if any(isinstance(value, bool) or not isinstance(value, (str, int)) for value in ids):
         return tuple(documents), ()
@@ -270,6 +276,6 @@ def _named(
         return tuple(documents), ()
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
-        warning = f"task {spec.name}: id {name!r} is on {count} rows, so documents are known by their line numbers"
+        warning = f"task {task}: id {name!r} is on {count} rows, so documents are known by their line numbers"
         return tuple(documents), (warning,)
     return tuple(replace(document, doc_id=name) for document, name in zip(documents, names, strict=True)), ()

@@ -36,7 +36,7 @@ class Tokenizer(Protocol):
 
     def __call__(self, text: list[str], **settings: Any) -> Any: ...
 
-    def decode(self, token_ids: Any) -> str: ...
+    def decode(self, token_ids: Any, **settings: Any) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +163,14 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
     A tokenizer without such a token encodes as it does by default.
     """
-    prefix = prefix_of(tokenizer)
-    encoded = _encode_texts(tokenizer, texts, None if prefix is None else tokenizer.decode([prefix]))
+    prefix, encoded = prefix_of(tokenizer), encode_prompts(tokenizer, texts)
     return [ids[1:] if ids[:1] == [prefix] else ids for ids in encoded]
+
+
+def encode_prompts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Encode whole texts as the tokenizer does by default, but never with its first token doubled."""
+    prefix = prefix_of(tokenizer)
+    return _encode_texts(tokenizer, texts, None if prefix is None else tokenizer.decode([prefix]))
 
 
 def _encode_texts(

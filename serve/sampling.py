@@ -1,0 +1,122 @@
+"""Prompts in, samples out: one unit of a generate task.
+
+Sample i of a prompt has the same seed at every λ (common random numbers): what differs between two λs is the model's doing.
+Samples of a prompt are requests of their own, which share the prompt through the prefix cache. A unit's result depends on
+the unit alone: the cache starts empty, and all requests are added, in a fixed order, before the engine's first step.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+import numpy as np
+import pyarrow as pa
+
+from lambdasweep import schemas
+from serve.draws import Draw, Drawn
+from serve.engine import Engine
+from serve.settings import Sampling
+
+_NO_NUMBERS = "the engine's logits were NaN or infinity"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitSamples:
+    """A unit's tables and what they cost."""
+
+    generations: pa.Table
+    quarantine: pa.Table
+    prompt_tokens: int  # of all requests
+    cached_tokens: int  # of those, read from the prefix cache
+    new_tokens: int  # that were sampled
+
+
+def sample_unit(
+    engine: Engine, prompts: pa.Table, lam: str, sampling: Sampling, decode: Callable[[Sequence[int]], str]
+) -> UnitSamples:
+    """Sample every prompt of a unit at the engine's current λ.
+
+    A prompt has all of its samples in the table, or it is in quarantine.
+
+    Args:
+        engine: already switched to `lam`.
+        prompts: rows of `schemas.PROMPTS`.
+        lam: canonical λ, written into the table.
+        sampling: of the task.
+        decode: tokens → text.
+
+    Raises:
+        EngineError: the engine failed; nothing of the unit may be used.
+    """
+    engine.clear_prefix_cache()
+    ids, tokens = prompts.column("request_id").to_pylist(), prompts.column("token_ids").to_pylist()
+    reasons: dict[int, str] = {}
+    draws: list[Draw] = []
+    drawn_of: list[tuple[int, int]] = []  # request_id, sample
+    for request_id, token_ids in zip(ids, tokens, strict=True):
+        reason = _refuse(token_ids, sampling.max_tokens, engine.settings.max_model_len, engine.vocab_size)
+        if reason is not None:
+            reasons[request_id] = reason
+            continue
+        for sample in range(sampling.samples):
+            draws.append(Draw(token_ids, seed_of(request_id, token_ids, sample)))
+            drawn_of.append((request_id, sample))
+    stops = [token for token in sampling.stop_token_ids if token < engine.vocab_size]  # vLLM refuses others
+    answers = engine.sample(draws, sampling.temperature, sampling.max_tokens, stops)
+    for (request_id, _), drawn in zip(drawn_of, answers.drawn, strict=True):
+        if not drawn.is_finite:
+            reasons[request_id] = _NO_NUMBERS
+    rows = [
+        (request_id, sample, draw.seed, drawn)
+        for (request_id, sample), draw, drawn in zip(drawn_of, draws, answers.drawn, strict=True)
+        if request_id not in reasons
+    ]
+    bad = [(request_id, reasons[request_id]) for request_id in ids if request_id in reasons]
+    return UnitSamples(
+        _table(rows, lam, set(stops), decode),
+        pa.table({"request_id": [one for one, _ in bad], "reason": [why for _, why in bad]}, schema=schemas.QUARANTINE),
+        prompt_tokens=answers.prompt_tokens,
+        cached_tokens=answers.cached_tokens,
+        new_tokens=sum(len(drawn.token_ids) for drawn in answers.drawn),
+    )
+
+
+def seed_of(request_id: int, token_ids: Sequence[int], sample: int) -> int:
+    """Return a seed of 63 bits: of the prompt's place in its file, its tokens and the number of the sample.
+
+    vLLM's CPU generators (mt19937) use its lower 32 bits only: of 16 samples, two share them once in 36 million prompts.
+    """
+    digest = hashlib.sha256(np.array([request_id, sample, *token_ids], "<i8").tobytes()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _refuse(token_ids: Sequence[int], max_tokens: int, max_model_len: int, vocab_size: int) -> str | None:
+    """Return why a prompt cannot be sampled, or None."""
+    length = len(token_ids)
+    if not length:
+        return "empty prompt: the first token has nothing to be predicted from"
+    if length + max_tokens > max_model_len:
+        return f"{length} tokens and {max_tokens} to be sampled are more than the {max_model_len} the engine takes"
+    if not all(0 <= token < vocab_size for token in token_ids):
+        return f"a token id outside the vocabulary of {vocab_size}"
+    return None
+
+
+def _table(
+    rows: Sequence[tuple[int, int, int, Drawn]], lam: str, stops: set[int], decode: Callable[[Sequence[int]], str]
+) -> pa.Table:
+    texts = []
+    for *_, drawn in rows:
+        ends = drawn.token_ids and drawn.token_ids[-1] in stops
+        texts.append(decode(drawn.token_ids[:-1] if ends else drawn.token_ids))
+    columns = {
+        "request_id": [request_id for request_id, *_ in rows],
+        "sample": [sample for _, sample, *_ in rows],
+        "lam": pa.array([Decimal(lam)] * len(rows), schemas.LAM),
+        "seed": [seed for _, _, seed, _ in rows],
+        "token_ids": [list(drawn.token_ids) for *_, drawn in rows],
+        "text": texts,
+        "finish_reason": [drawn.finish_reason for *_, drawn in rows],
+    }
+    return pa.table(columns, schema=schemas.GENERATIONS)
