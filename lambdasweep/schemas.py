@@ -1,10 +1,44 @@
 """Arrow schemas of every table in a run directory. They are the contract of this tool: see README, "The tables"."""
 
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
 import pyarrow as pa
+
+from lambdasweep.coordinates import is_named
+from lambdasweep.grid import canonical
 
 SCHEMA_VERSION = 1
 
 LAM = pa.decimal128(12, 6)
+
+# Tables of a run over several aligned checkpoints have no λ, but a point: see `of_points`.
+POINT = pa.field("point", pa.string(), nullable=False)
+
+
+def of_points(schema: pa.Schema) -> pa.Schema:
+    """Return a schema as it is where points have several coordinates: `lam` null, and `point` beside it."""
+    place = schema.get_field_index("lam")
+    return schema.set(place, schema.field(place).with_nullable(True)).insert(place + 1, POINT)
+
+
+def schema_at(schema: pa.Schema, points: Sequence[str]) -> pa.Schema:
+    """Return a schema as it is for some points, of one kind."""
+    return of_points(schema) if any(map(is_named, points)) else schema
+
+
+def place_columns(points: Sequence[str]) -> list[pa.Array]:
+    """Return the columns that say which points rows are of: `lam`, or `lam` and `point`."""
+    if any(map(is_named, points)):
+        return [pa.nulls(len(points), LAM), pa.array(points, pa.string())]
+    return [pa.array([Decimal(lam) for lam in points], LAM)]
+
+
+def point_of(row: Mapping[str, Any]) -> str:
+    """Return the canonical point of a row."""
+    return canonical(row["lam"]) if row["lam"] is not None else str(row["point"])
+
 
 REQUESTS = pa.schema(
     [

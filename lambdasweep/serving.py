@@ -31,6 +31,8 @@ def serve_point(source: Source, parents: str, flags: Sequence[str], say: Callabl
 
     if parents not in CHOICES:
         raise InputError(f"--parents {parents} is unknown: give {', '.join(CHOICES)}")
+    if len(source.aligned) > 1:
+        raise InputError("serve takes one aligned checkpoint: export the point, and serve what is written")
     device = installed_device()
     pair = open_pair(source.base, source.aligned, source.base_revision, source.aligned_revision, source.line)
     for warning in pair.warnings:

@@ -16,6 +16,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from lambdasweep.coordinates import ONLY
 from lambdasweep.errors import InputError
 from merge.checkpoint import open_checkpoint
 from merge.interpolate import tensor_rules
@@ -59,7 +60,7 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
         parents = vllm_config.additional_config[CONFIG_KEY]
         # The driver has checked the pair; a worker reads the headers again only to know where each tensor is.
         base, aligned = (open_checkpoint(parents[role], role) for role in ("base", "aligned"))
-        pair = join(base, aligned, Line.from_json(parents["line"]))
+        pair = join(base, {ONLY: aligned}, Line.from_json(parents["line"]))
         rules = tensor_rules(pair)
         self.digest = ""
         self.tier = ""

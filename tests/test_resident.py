@@ -104,7 +104,7 @@ def write_pair(root: Path, width: int, dtype: torch.dtype) -> Pair:
         (root / role / "config.json").write_text("{}")
         save_file(made, root / role / "model.safetensors")
         parents.append(open_checkpoint(str(root / role), role))
-    return Pair(parents[0], parents[1], ())
+    return Pair(parents[0], {"": parents[1]}, ())
 
 
 def expected(pair: Pair, lam: str, rank: int, ranks: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
