@@ -88,7 +88,7 @@ def names_of(roles: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(one.removeprefix(_ALIGNED).removeprefix(".") for one in roles if one.startswith(_ALIGNED)))
 
 
-def choices(names: Iterable[str]) -> tuple[str, ...]:
+def parent_names(names: Iterable[str]) -> tuple[str, ...]:
     """Return what a user may call the parents."""
     return (_BASE, _ALIGNED, *filter(None, sorted(names)))
 

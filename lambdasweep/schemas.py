@@ -28,11 +28,34 @@ def schema_at(schema: pa.Schema, points: Sequence[str]) -> pa.Schema:
     return of_points(schema) if any(map(is_named, points)) else schema
 
 
-def place_columns(points: Sequence[str]) -> list[pa.Array]:
-    """Return the columns that say which points rows are of: `lam`, or `lam` and `point`."""
+def place_columns(point: str, rows: int) -> dict[str, pa.Array]:
+    """Return the columns that say which point all rows of a table are of: `lam`, or `lam` and `point`."""
+    if is_named(point):
+        return {"lam": pa.nulls(rows, LAM), "point": pa.array([point] * rows, pa.string())}
+    return {"lam": pa.array([Decimal(point)] * rows, LAM)}
+
+
+def place(point: str) -> dict[str, Any]:
+    """Return what a row at a point has in these columns."""
+    return {"lam": None, "point": point} if is_named(point) else {"lam": Decimal(point)}
+
+
+def table_of(schema: pa.Schema, rows: Sequence[tuple[Any, ...]], points: Sequence[str]) -> pa.Table:
+    """Make a table of rows in the order of a schema, with a canonical point in the place of `lam`.
+
+    Args:
+        schema: as it is over one aligned checkpoint; its second column is `lam`.
+        rows: of it.
+        points: of the run, which say what kind of points there are where there are no rows.
+    """
+    columns: list[Any] = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
     if any(map(is_named, points)):
-        return [pa.nulls(len(points), LAM), pa.array(points, pa.string())]
-    return [pa.array([Decimal(lam) for lam in points], LAM)]
+        schema = of_points(schema)
+        columns.insert(1, (None,) * len(rows))
+    else:
+        columns[1] = tuple(map(Decimal, columns[1]))
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def point_of(row: Mapping[str, Any]) -> str:
