@@ -369,9 +369,10 @@ def show_metrics(run_dir: "RunDir") -> "tuple[Analysis, Frontiers]":
     from calibration.summary import analyse, write_metrics
     from calibration.table import render
 
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     analysis = analyse(run_dir)
-    tables = render(write_metrics(run_dir, analysis), intervals=console.width >= 100, parents=analysis.parents)
+    wide = 100 + max(0, max(map(len, analysis.parents.values())) - 4)  # columns that intervals take
+    console = Console(width=None if sys.stdout.isatty() else wide, highlight=False)
+    tables = render(write_metrics(run_dir, analysis), intervals=console.width >= wide, parents=analysis.parents)
     for table in tables:
         console.print(table)
     if not tables:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lambdasweep.card import model_card
-from lambdasweep.coordinates import choices
+from lambdasweep.coordinates import parent_names
 from lambdasweep.errors import InputError
 from lambdasweep.point import Source, fingerprints_of
 
@@ -27,7 +27,7 @@ def export_point(source: Source, out: Path, like: str, max_shard_size: str, say:
     from merge.pair import open_pair
     from serve.settings import available_cores
 
-    if like not in (known := choices(source.aligned)):
+    if like not in (known := parent_names(source.aligned)):
         raise InputError(f"--like {like} is no parent: give {', '.join(known[:-1])} or {known[-1]}")
     max_shard_bytes = parse_size(max_shard_size)
     check_target(out)

@@ -87,10 +87,11 @@ def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prep
     device = collect(installed_device)
     tokenizer = source = chat = None
     if pair is not None:
-        parent, other = (pair.base, "aligned") if config.tokenizer == "base" else (pair.aligned, "base")
+        is_base = config.tokenizer == "base"
+        parent, other = pair.parent(config.tokenizer), "aligned" if is_base else "base"
         tokenizer = collect(lambda: _load_tokenizer(parent.path, other))
         if any(spec.chat for spec in config.tasks):
-            source = collect(lambda: read_template(pair.aligned.path))
+            source = collect(lambda: read_template((pair.aligned if is_base else parent).path))
     if tokenizer is not None and source is not None:
         chat = ChatTemplate(source, tokenizer)
     loaded: list[TaskSpec | Harness | None] = [

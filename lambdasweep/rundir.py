@@ -31,6 +31,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lambdasweep.coordinates import from_path, in_path
 from lambdasweep.errors import InputError, RunMismatchError
 from lambdasweep.lease import hold
 from lambdasweep.location import Location, ObjectPath, locate, read_schema, read_table
@@ -158,7 +159,7 @@ class RunDir:
     def unit(self, kind: str, task: str, lam: str, shard: int) -> Location:
         """Path of one unit's file; `kind` is tokens, quarantine or receipts."""
         suffix = "json" if kind == "receipts" else "parquet"
-        return self.root / kind / f"task={task}" / f"lambda={lam}" / f"shard-{shard:05d}.{suffix}"
+        return self.root / kind / f"task={task}" / f"lambda={in_path(lam)}" / f"shard-{shard:05d}.{suffix}"
 
     # What is there
 
@@ -212,7 +213,7 @@ class RunDir:
         }
 
     def all_committed(self, kind: str = "tokens") -> dict[tuple[str, str], set[int]]:
-        """Return the same of every task and λ that has any, in one listing; keys are (task, canonical λ).
+        """Return the same of every task and λ that has any, in one listing; keys are (task, canonical point).
 
         On an object store it is one request for 1000 files, however they are spread.
         """
@@ -227,7 +228,7 @@ class RunDir:
         for folder, name in files:
             if match := _SHARD.fullmatch(name):
                 task, _, lam = folder.removeprefix("task=").partition("/lambda=")
-                found.setdefault((task, lam), set()).add(int(match[1]))
+                found.setdefault((task, from_path(lam)), set()).add(int(match[1]))
         return found
 
     def begun(self, task: str, lambdas: Iterable[str]) -> list[str]:
@@ -254,7 +255,7 @@ class RunDir:
     def _rows(self, kind: str, task: str, lam: str) -> pa.Table:
         from lambdasweep import schemas
 
-        schema = schemas.TOKENS if kind == "tokens" else schemas.QUARANTINE
+        schema = schemas.schema_at(schemas.TOKENS, [lam]) if kind == "tokens" else schemas.QUARANTINE
         paths = [self.unit(kind, task, lam, shard) for shard in sorted(self.committed(task, lam, kind))]
         if isinstance(self.root, ObjectPath) and len(paths) > 1:
             with ThreadPoolExecutor(_READS) as pool:

@@ -55,4 +55,6 @@ def relative_to(value: Any, here: Path) -> Any:
         return {name: relative_to(one, here) for name, one in value.items()}
     if (here / value).is_dir():
         return str(here / value)
+    if (here / value).exists():
+        return value
     return {name: relative_to(one, here) for name, one in split_named(value)} or value

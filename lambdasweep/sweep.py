@@ -6,12 +6,12 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lambdasweep import record
 from lambdasweep.config import SweepConfig
+from lambdasweep.coordinates import order
 from lambdasweep.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, SweepError
 from lambdasweep.heartbeat import Heartbeat
 from lambdasweep.prepare import Prepared, prepare
@@ -66,12 +66,12 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
 
 
 def fingerprint_pair(prepared: Prepared) -> dict[str, str]:
-    """Return content hashes of both parents, and refuse NaN and infinity in either; reads weights that are not known yet."""
+    """Return content hashes of all parents, and refuse NaN and infinity in any; reads weights that are not known yet."""
     from lambdasweep.prepare import join
     from merge.remembered import remembered_fingerprint
 
     fingerprints, failures = {}, []
-    for role, parent in (("base", prepared.pair.base), ("aligned", prepared.pair.aligned)):
+    for role, parent in prepared.pair.parents.items():
         try:
             fingerprints[role] = remembered_fingerprint(parent, role)
         except InputError as error:
@@ -129,7 +129,7 @@ class _Refinement:
     def _grown(self, prepared: Prepared, lambdas: tuple[str, ...]) -> Prepared:
         plan = self._run.plan()["tasks"]
         planned = (lam for name in prepared.tasks for lam in plan[name]["lambdas"])
-        every = tuple(sorted({*prepared.config.lambdas, *planned, *lambdas}, key=Decimal))
+        every = tuple(sorted({*prepared.config.lambdas, *planned, *lambdas}, key=order))
         grown = dataclasses.replace(prepared, config=dataclasses.replace(prepared.config, lambdas=every))
         record.write(self._run, self._sweep, grown)
         return grown
@@ -144,7 +144,7 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
     interrupted = False
     progress = SweepProgress(total, left)
     if left:
-        from merge.parent import parent_of
+        from merge.parent import travelling
 
         before_ray(prepared.config.address)
         from ray_jobs.driver import run_units
@@ -154,11 +154,11 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
 
         if len(left) < total:
             say(f"{total - len(left)} of {total} units are committed already; {len(left)} are left")
-        pair = prepared.pair
+        base, aligned = travelling(prepared.pair, sweep["pair"])
         spec = SweepSpec(
             root=str(run.root.resolve()),
-            base=parent_of(pair.base, "base", sweep["pair"]["base"]["fingerprint"]),
-            aligned=parent_of(pair.aligned, "aligned", sweep["pair"]["aligned"]["fingerprint"]),
+            base=base,
+            aligned=aligned,
             settings=prepared.settings,
             identity=record.table_identity(sweep),
             line=prepared.pair.line,
