@@ -183,6 +183,9 @@ def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
     assert any("no curves, no interval of λ*" in text for text in told)
     assert not any("weighed by module" in text for text in told)
     write_report(plane, analysis, found)
+    svg = plane.figure("plane.svg").read_text()
+    assert all(f">{name}<" in svg for name in ("base", "dpo", "sft", "λ*", "0.667"))
+    assert ">null<" not in svg
     page = plane.index_html.read_text()
     assert "θ = base + λ_dpo · (dpo − base) + λ_sft · (sft − base)" in page
     assert "<h2>dpo against sft</h2>" in page

@@ -60,6 +60,8 @@ def plane_chart(facts: Facts, rows: Sequence[dict[str, Any]], measure: Measure) 
             # Pale, so that the numbers in the cells are read in a light and in a dark page.
             base.mark_rect(opacity=0.45).encode(color=colour, tooltip=tooltip),
             base.mark_text(fontSize=11).encode(text=alt.Text("value:Q", format=".3f")),
-            base.mark_text(fontSize=10, dy=13, fontWeight="bold").encode(text="label:N"),
+            base.transform_filter("datum.label")
+            .mark_text(fontSize=10, dy=13, fontWeight="bold")
+            .encode(text="label:N"),
         ],
     )
