@@ -97,9 +97,8 @@ class Run:
                 }
                 own = {
                     "task": one["task"],
-                    **schemas.place(point.get("point") or point["lam"]),
-                    "chosen": (point.get("point") or point["lam"])
-                    == (one["chosen"].get("point") or one["chosen"]["lam"]),
+                    **schemas.place(schemas.point_of(point)),
+                    "chosen": schemas.point_of(point) == schemas.point_of(one["chosen"]),
                 }
                 rows.append(own | kept | ends)
         return pa.Table.from_pylist(rows, schema=schemas.schema_at(_FRONTIER, self._kind))

@@ -4,6 +4,7 @@
     RUN/plan.json                                     tasks and the λs asked for so far; grows
     RUN/requests/task=<task>.parquet                  what is scored at every λ
     RUN/tokens/task=<task>/lambda=<λ>/shard-00017.parquet
+                                                      λ percent-encoded, where a point has several coordinates
     RUN/quarantine/…                                  same layout: what could not be scored, and why
     RUN/receipts/….json                               same layout: times, hosts, caches; not part of the results
     RUN/driver.json                                   how the driver does, replaced every few seconds; not either

@@ -59,7 +59,7 @@ def table_of(schema: pa.Schema, rows: Sequence[tuple[Any, ...]], points: Sequenc
 
 
 def point_of(row: Mapping[str, Any]) -> str:
-    """Return the canonical point of a row."""
+    """Return the canonical point of a row of a table, or of frontier.json."""
     return canonical(row["lam"]) if row["lam"] is not None else str(row["point"])
 
 
