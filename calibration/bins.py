@@ -3,8 +3,7 @@
 One table for all diagrams and histograms, made in the same pass over a λ as its metrics.
 """
 
-from collections.abc import Iterable, Iterator
-from decimal import Decimal
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,12 +45,10 @@ def bin_rows(loaded: Loaded, in_report: Bools) -> list[BinRow]:
     return rows
 
 
-def bin_table(rows: Iterable[tuple[str, str, list[BinRow]]]) -> pa.Table:
-    """Put (task, λ, its rows) together as schemas.BINS, in the order given."""
-    whole = [(task, Decimal(lam), *row) for task, lam, bins in rows for row in bins]
-    columns = zip(*whole, strict=True) if whole else [()] * len(schemas.BINS)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schemas.BINS, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=schemas.BINS)
+def bin_table(rows: Iterable[tuple[str, str, list[BinRow]]], points: Sequence[str]) -> pa.Table:
+    """Put (task, λ, its rows) together as schemas.BINS, in the order given; `points` as `schemas.table_of` takes them."""
+    whole = [(task, lam, *row) for task, lam, bins in rows for row in bins]
+    return schemas.table_of(schemas.BINS, whole, points)
 
 
 def _sides(in_report: Bools) -> dict[str, Bools]:

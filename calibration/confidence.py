@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calibration.metrics import Bools, Floats, Ints
+from lambdasweep.coordinates import is_named
 from lambdasweep.errors import LambdasweepError
 
 CONFIDENCES = ("sum", "tokens", "bytes")
@@ -227,7 +228,8 @@ def _rows(documents: Documents, tokens: pa.Table, lam: str, where: str) -> _Rows
     request = _request_ids(documents, tokens, where)
     if (np.bincount(request) > 1).any():
         raise _damaged(where, "a request is scored twice")
-    if not pc.all(pc.equal(tokens["lam"], pa.scalar(Decimal(lam), tokens["lam"].type)), min_count=0).as_py():
+    column, value = ("point", lam) if is_named(lam) else ("lam", Decimal(lam))
+    if not pc.all(pc.equal(tokens[column], pa.scalar(value, tokens[column].type)), min_count=0).as_py():
         raise _damaged(where, "a row belongs to another λ")
     lists = _one_chunk(tokens["logprobs"])
     lengths = _ints(pc.list_value_length(lists))

@@ -18,7 +18,6 @@ samples at once); M. Post, "A call for clarity in reporting BLEU scores", WMT 20
 import re
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -32,8 +31,8 @@ from calibration.estimate import Estimate
 from calibration.metrics import Floats, Ints
 from calibration.points import Point, parents_of
 from calibration.resample import SPLITS, Resamples, draw
+from lambdasweep import coordinates, schemas
 from lambdasweep.errors import LambdasweepError
-from lambdasweep.grid import canonical
 from lambdasweep.location import read_table
 from lambdasweep.rundir import RunDir
 
@@ -170,7 +169,8 @@ def diversity_points(run: RunDir, task: str, record: Mapping[str, Any], resample
     """
     kinds = ("generations", "quarantine")
     there = sorted(
-        (lam for lam in record["lambdas"] if any(run.committed(task, lam, kind) for kind in kinds)), key=Decimal
+        (lam for lam in record["lambdas"] if any(run.committed(task, lam, kind) for kind in kinds)),
+        key=coordinates.order,
     )
     if not there:
         return
@@ -200,7 +200,9 @@ def _of_prompts(run: RunDir, task: str, lam: str, prompts: int, samples: int) ->
     out = np.unique(run.quarantine(task, lam)["request_id"].to_numpy())
     counts = np.bincount(prompt, minlength=prompts) if len(prompt) else np.zeros(prompts, np.int64)
     whole = np.isin(counts, (0, samples)).all() and (np.diff(prompt) >= 0).all() and len(counts) == prompts
-    whole = whole and set(table["lam"].unique().to_pylist()) <= {Decimal(lam)}
+    whole = whole and all(
+        set(table[name].unique().to_pylist()) <= {value} for name, value in schemas.place(lam).items()
+    )
     if not whole or (out >= prompts).any() or counts[out].any():
         raise LambdasweepError(
             f"{run.root}: task {task!r} at λ = {lam}: its generations do not fit its prompts: delete them, and run the "
@@ -237,7 +239,7 @@ def _estimates(suffix: str, values: Floats, drawn: Resamples) -> Estimates:
 
 
 def by_lambda(metrics: pa.Table) -> dict[str, list[dict[str, Any]]]:
-    """Return by generate task its λs ascending, each with its metrics of all prompts: value, low and high.
+    """Return by generate task its points in order, each with its metrics of all prompts: value, low and high.
 
     Args:
         metrics: schemas.METRICS, as `summary.analyse` returns it.
@@ -245,7 +247,11 @@ def by_lambda(metrics: pa.Table) -> dict[str, list[dict[str, Any]]]:
     wanted = pc.and_(pc.equal(metrics["split"], "all"), pc.is_in(metrics["metric"], pa.array(DIVERSITY)))
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for row in metrics.filter(wanted).to_pylist():
-        point = found.setdefault(row["task"], {}).setdefault(canonical(row["lam"]), {"prompts": row["n"]})
+        point = found.setdefault(row["task"], {}).setdefault(schemas.point_of(row), {"prompts": row["n"]})
         point[row["metric"]] = {"value": row["value"], "low": row["ci_low"], "high": row["ci_high"]}
         point["prompts"] = max(point["prompts"], row["n"])
-    return {task: [{"lam": lam, **point} for lam, point in points.items()] for task, points in found.items()}
+    return {task: [_named(lam) | point for lam, point in points.items()] for task, points in found.items()}
+
+
+def _named(lam: str) -> dict[str, str | None]:
+    return {"lam": None, "point": lam} if coordinates.is_named(lam) else {"lam": lam}

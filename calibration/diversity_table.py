@@ -1,14 +1,14 @@
 """Diversity of a generate task as a table for a terminal, a λ a row."""
 
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lambdasweep.grid import canonical
+from lambdasweep.coordinates import order
+from lambdasweep.schemas import point_of
 
 _MISSING = "–"
 _COLUMNS = {
@@ -27,17 +27,17 @@ def is_diversity(rows: Sequence[dict[str, Any]]) -> bool:
     return any(row["metric"] == "self_bleu" for row in rows)
 
 
-def diversity_table(task: str, rows: Sequence[dict[str, Any]], intervals: bool, roles: Mapping[Decimal, str]) -> Table:
+def diversity_table(task: str, rows: Sequence[dict[str, Any]], intervals: bool, roles: Mapping[str, str]) -> Table:
     """Lay out one generate task, one row per λ ascending; nothing is best, because more diverse is not better.
 
     Args:
         task: its name.
         rows: of the metrics table, of this task and split all.
         intervals: show those of distinct-2 and self-BLEU too.
-        roles: what the parents' λs are marked with.
+        roles: what the parents' points are marked with.
     """
-    cells = {(row["lam"], row["metric"]): row for row in rows}
-    lambdas = sorted({row["lam"] for row in rows})
+    cells = {(point_of(row), row["metric"]): row for row in rows}
+    lambdas = sorted({lam for lam, _ in cells}, key=order)
     table = Table(title=Text(task, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.pad_edge = False
     table.add_column("λ", justify="right", no_wrap=True)
@@ -58,15 +58,13 @@ def diversity_table(task: str, rows: Sequence[dict[str, Any]], intervals: bool, 
                 has = row["ci_low"] is not None
                 pair = (f"{row[end]:{ends}}".removeprefix("0") for end in ("ci_low", "ci_high")) if has else ()
                 shown.append(Text("–".join(pair), style="dim"))
-        table.add_row(canonical(lam), ", ".join(filter(None, marks)), *shown, str(cells[lam, "distinct_answers"]["n"]))
+        table.add_row(lam, ", ".join(filter(None, marks)), *shown, str(cells[lam, "distinct_answers"]["n"]))
     table.caption = Text("\n".join(_notes(cells, lambdas, intervals)))
     table.caption_justify = "left"
     return table
 
 
-def _notes(
-    cells: Mapping[tuple[Decimal, str], dict[str, Any]], lambdas: Sequence[Decimal], intervals: bool
-) -> list[str]:
+def _notes(cells: Mapping[tuple[str, str], dict[str, Any]], lambdas: Sequence[str], intervals: bool) -> list[str]:
     notes = [
         "means over prompts, each over its samples; dist-n: different n-grams of words over all;",
         "self-BLEU: of one sample against another, 0 to 1; answers: different ones, normalised",

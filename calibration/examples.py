@@ -1,7 +1,5 @@
 """Document by document: what was predicted, how surely, and whether it was right."""
 
-from decimal import Decimal
-
 import numpy as np
 import pyarrow as pa
 
@@ -41,14 +39,15 @@ def examples(loader: Loader, task: str, lam: str, confidence: str = CONFIDENCES[
     names = np.array(loader.doc_ids(), object)[loaded.scores.document]
     in_report = draw(task, len(loader.documents.sizes), resamples=0).in_report[loaded.scores.document]
     count = len(names)
+    schema = schemas.schema_at(EXAMPLES, [lam])
     columns = {
         "task": [task] * count,
-        "lam": [Decimal(lam)] * count,
+        **schemas.place_columns(lam, count),
         "doc_id": names.tolist(),
         "split": np.where(in_report, "report", "select").tolist(),
         **_of_choices(loaded, confidence),
     }
-    return pa.table([pa.array(columns[field.name], field.type) for field in EXAMPLES], schema=EXAMPLES)
+    return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
 def _of_choices(loaded: Loaded, confidence: str) -> dict[str, object]:

@@ -36,9 +36,9 @@ def explode(tokens: pa.Table, requests: pa.Table) -> pa.Table:
     parent = pa.array(np.repeat(np.arange(len(request)), lengths))
     columns = [
         tokens["request_id"].take(parent),
-        tokens["lam"].take(parent),
+        *(tokens[name].take(parent) for name in ("lam", "point") if name in tokens.column_names),
         pa.array(position, pa.int32()),
         pa.array(continuations.tokens[np.repeat(starts, lengths) + position], pa.int32()),
         *(pc.list_flatten(tokens[name]) for name in ("logprobs", "ranks", "top1_ids", "top1_logprobs")),
     ]
-    return pa.table(columns, schema=EXPLODED)
+    return pa.table(columns, schema=schemas.of_points(EXPLODED) if "point" in tokens.column_names else EXPLODED)

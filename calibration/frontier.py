@@ -19,6 +19,7 @@ from calibration.maxt import indistinguishable, step_down
 from calibration.metrics import Bools, Floats
 from calibration.points import PARENTS
 from calibration.selection import choices, choose
+from lambdasweep.coordinates import is_named
 from lambdasweep.rundir import RunDir, commit_json
 
 REFERENCE = (0.0, 1.0)  # accuracy, error: the corner that nothing is worse than
@@ -49,7 +50,21 @@ class Frontiers:
         """Return it as what JSON knows; a number that does not exist is null."""
         reference = {"accuracy": REFERENCE[0], "error": REFERENCE[1]}
         plain: dict[str, Any] = _plain({**dataclasses.asdict(self), "reference": reference})
+        for one in (*plain["tasks"], *filter(None, [plain["macro"]])):
+            for place in (*one["points"], one["chosen"]):
+                _name(place)
         return plain
+
+
+def _name(place: dict[str, Any]) -> None:
+    """Write a point of several coordinates as `point` beside a `lam` that is null, and what λ* has there."""
+    like = place.pop("like", None)
+    if is_named(place["lam"]):
+        place |= {"lam": None, "point": place["lam"]}
+        if like is not None:
+            place["like"] = like
+            for key in ("low", "high", "like_low", "like_high"):
+                del place[key]
 
 
 def frontiers(curves: Sequence[Curve]) -> Frontiers:
@@ -78,7 +93,7 @@ def frontier(curve: Curve) -> Frontier:
     parents = {name: curve.lambdas.index(lam) for name, lam in curve.parents.items() if lam in curve.lambdas}
     on_frontier = ~_dominated(track.accuracy[:, None], track.error[:, None])[:, 0]
     membership = 1 - _dominated(track.resampled_accuracy, track.resampled_error).mean(axis=1)
-    p_accuracy, p_error = _better_than_both(track, parents)
+    p_accuracy, p_error = _better_than_all(track, parents, max(len(PARENTS), len(curve.parents)))
     points = tuple(
         FrontierPoint(
             lam=lam,
@@ -95,7 +110,7 @@ def frontier(curve: Curve) -> Frontier:
     )
     volume = _hypervolume(track.accuracy[:, None], track.error[:, None])[0]
     volumes = _hypervolume(track.resampled_accuracy, track.resampled_error)
-    chosen = _chosen(curve, place)
+    chosen = _chosen_point(curve, place) if is_named(curve.lambdas[place]) else _chosen(curve, place)
     compared = {name: points[parent] for name, parent in parents.items()}
     return Frontier(
         task=curve.task,
@@ -112,14 +127,7 @@ def frontier(curve: Curve) -> Frontier:
 def _chosen(curve: Curve, place: int) -> Chosen:
     drawn = np.sort(choices(curve.select))
     tail = int(0.025 * (len(drawn) + 1))
-    track = curve.report
-    like = np.ones(len(curve.lambdas), np.bool_)
-    others = np.delete(np.arange(len(like)), place)
-    pairs = [(track.accuracy, track.resampled_accuracy), (track.error, track.resampled_error)]
-    difference = np.concatenate([value[others] - value[place] for value, _ in pairs])
-    resampled = np.concatenate([drawn_[others] - drawn_[place] for _, drawn_ in pairs])
-    within = indistinguishable(difference, resampled).reshape(2, len(others))
-    like[others] = within.all(axis=0)
+    like = _like(curve.report, place)
     low = high = place
     while low > 0 and like[low - 1]:
         low -= 1
@@ -130,9 +138,30 @@ def _chosen(curve: Curve, place: int) -> Chosen:
     return Chosen(curve.lambdas[place], first, last, curve.lambdas[low], curve.lambdas[high])
 
 
-def _better_than_both(track: Track, parents: Mapping[str, int]) -> tuple[dict[int, float], dict[int, float]]:
-    """Return by λ the p-values of being better than both parents: of the two gains, the larger one."""
-    if len(parents) < len(PARENTS):
+def _chosen_point(curve: Curve, place: int) -> Chosen:
+    like = _like(curve.report, place)
+    like[place] = False
+    lam = curve.lambdas[place]
+    return Chosen(
+        lam, lam, lam, lam, lam, tuple(one for one, is_like in zip(curve.lambdas, like, strict=True) if is_like)
+    )
+
+
+def _like(track: Track, place: int) -> Bools:
+    """[L] which λs `report` cannot tell from one of them."""
+    like = np.ones(len(track.accuracy), np.bool_)
+    others = np.delete(np.arange(len(like)), place)
+    pairs = [(track.accuracy, track.resampled_accuracy), (track.error, track.resampled_error)]
+    difference = np.concatenate([value[others] - value[place] for value, _ in pairs])
+    resampled = np.concatenate([drawn[others] - drawn[place] for _, drawn in pairs])
+    within = indistinguishable(difference, resampled).reshape(2, len(others))
+    like[others] = within.all(axis=0)
+    return like
+
+
+def _better_than_all(track: Track, parents: Mapping[str, int], count: int) -> tuple[dict[int, float], dict[int, float]]:
+    """Return by λ the p-values of being better than all `count` parents: of the gains, the largest one."""
+    if len(parents) < count:
         return {}, {}
     others = np.array([i for i in range(len(track.accuracy)) if i not in parents.values()], np.intp)
     found = []

@@ -25,7 +25,7 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class FrontierPoint:
-    """A λ on `report`."""
+    """A λ on `report`, or a point of several coordinates."""
 
     lam: str
     documents: int
@@ -47,3 +47,4 @@ class Chosen:
     high: str
     like_low: str  # the run of neighbouring λs that `report` cannot tell from it (`maxt.indistinguishable`)
     like_high: str
+    like: tuple[str, ...] = ()  # over several aligned checkpoints, where points have no neighbours: all those like it

@@ -4,16 +4,16 @@ They were computed by lm-eval at the end of the run; here they are read, so nobo
 """
 
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lambdasweep.grid import canonical
+from lambdasweep.coordinates import order
 from lambdasweep.location import read_table
 from lambdasweep.rundir import RunDir
+from lambdasweep.schemas import point_of
 
 PREFIX = "lm_eval/"
 LEFT_OUT = f"{PREFIX}docs_left_out"
@@ -22,30 +22,32 @@ _MISSING = "–"
 _SHOWN = 5  # metrics: as many as fit 80 columns
 
 
-def outcome_rows(run: RunDir) -> dict[str, dict[Decimal, list[tuple[Any, ...]]]]:
-    """Return rows of schemas.METRICS by task or group and λ; names are `lm_eval/<metric>,<filter>`.
+def outcome_rows(run: RunDir) -> dict[str, dict[str, list[tuple[Any, ...]]]]:
+    """Return rows of METRICS as `schemas.table_of` takes them, by task or group and canonical point.
+
+    Names are `lm_eval/<metric>,<filter>`.
 
     `lm_eval/docs_left_out` counts the documents that are in none of them, with n = all documents.
     """
-    found: dict[str, dict[Decimal, list[tuple[Any, ...]]]] = {}
+    found: dict[str, dict[str, list[tuple[Any, ...]]]] = {}
     for path in run.all_outcomes():
         for row in read_table(path).to_pylist():
-            task, lam = row["task"], row["lam"]
+            task, lam = row["task"], point_of(row)
             values = (f"{PREFIX}{row['metric']}", "sum", "all", row["value"], None, None, row["n"], None)
             found.setdefault(task, {}).setdefault(lam, []).append((task, lam, *values))
     return found
 
 
-def outcome_table(task: str, rows: Sequence[dict[str, Any]], roles: Mapping[Decimal, str]) -> Table:
+def outcome_table(task: str, rows: Sequence[dict[str, Any]], roles: Mapping[str, str]) -> Table:
     """Lay out lm-eval's metrics of one task or group, one row per λ ascending.
 
     Args:
         task: its name.
         rows: of the metrics table, all of them lm-eval's.
-        roles: what the parents' λs are marked with.
+        roles: what the parents' points are marked with.
     """
-    values = {(row["lam"], row["metric"]): (row["value"], row["n"]) for row in rows}
-    lambdas = sorted({row["lam"] for row in rows})
+    values = {(point_of(row), row["metric"]): (row["value"], row["n"]) for row in rows}
+    lambdas = sorted({point_of(row) for row in rows}, key=order)
     metrics = list(dict.fromkeys(row["metric"] for row in rows if row["metric"] != LEFT_OUT))
     table = Table(title=Text(f"{task}, by lm-eval", style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
     table.pad_edge = False
@@ -60,7 +62,7 @@ def outcome_table(task: str, rows: Sequence[dict[str, Any]], roles: Mapping[Deci
         cells = [values.get((lam, metric), (None, 0))[0] for metric in metrics[:_SHOWN]]
         texts = [_MISSING if value is None else f"{value:#.5g}" for value in cells]
         left_out, total = values.get((lam, LEFT_OUT), (0, 0))
-        table.add_row(canonical(lam), roles.get(lam, ""), *texts, str(total - int(left_out)))
+        table.add_row(lam, roles.get(lam, ""), *texts, str(total - int(left_out)))
         touched += [(int(left_out), total)] if left_out else []
     notes = [f"not shown, in metrics.parquet: {', '.join(metrics[_SHOWN:])}"] if len(metrics) > _SHOWN else []
     if touched:

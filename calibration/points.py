@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -17,16 +16,17 @@ from calibration.continuation import continuation_estimates
 from calibration.loaded import Loaded, Loader
 from calibration.metrics import Ints
 from calibration.resample import Resamples, draw
+from lambdasweep import coordinates
 from lambdasweep.rundir import RunDir
 
-PARENTS = {"base": "0", "aligned": "1"}  # of a run whose line ends at aligned: see `parents_of`
+PARENTS = coordinates.parents([coordinates.ONLY])  # of a run whose line ends at aligned: see `parents_of`
 
 _UNCOMPARED = ("agreement_", "temperature")
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A task at one λ."""
+    """A task at one λ, or at one point of several coordinates."""
 
     lam: str  # canonical
     estimates: Estimates  # every metric; and, as `<metric>_vs_<parent>`, less that of a parent
@@ -36,13 +36,15 @@ class Point:
 
 
 def parents_of(sweep: Mapping[str, Any]) -> dict[str, str]:
-    """Return the λs of the parents that are on a run's line; where a map weighs λ, λ = 1 is not the aligned one.
+    """Return the points of the parents that a run can be at: `base`, and `aligned` or each of several by its name.
+
+    Where a map weighs λ, λ = 1 is not the aligned one.
 
     Args:
         sweep: sweep.json.
     """
-    line = sweep.get("line", {})
-    return {name: lam for name, lam in PARENTS.items() if name == "base" or line.get("ends_at_aligned", True)}
+    line, parents = sweep.get("line", {}), coordinates.parents(coordinates.names_of(sweep["pair"]))
+    return {name: lam for name, lam in parents.items() if name == "base" or line.get("ends_at_aligned", True)}
 
 
 def points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int) -> Iterator[Point]:
@@ -62,7 +64,7 @@ def points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int
     # Threads, because nearly all of it is sums in compiled code; each λ by itself, so their number changes nothing.
     pool = ThreadPoolExecutor(cores())
     try:
-        yield from pool.map(series.point, sorted(set(there) - set(parents.values()), key=Decimal))
+        yield from pool.map(series.point, sorted(set(there) - set(parents.values()), key=coordinates.order))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -83,8 +85,11 @@ class _Series:
             name: as_parent(one.scores) for name, one in self._parents.items() if isinstance(one.scores, ChoiceScores)
         }
         self._parent_estimates: dict[str, Estimates] = {}
-        for name in ("aligned", "base"):  # the accuracy of all others is matched to that of aligned
-            if name in self._parents:
+        for name in (
+            "aligned",
+            *parents,
+        ):  # the accuracy of all others is matched to that of aligned, where that is one
+            if name in self._parents and name not in self._parent_estimates:
                 self._parent_estimates[name] = self._estimates(self._parents[name])
 
     def parent(self, name: str) -> Point:

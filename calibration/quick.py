@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from decimal import Decimal
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from calibration.loaded import Loader
 from calibration.metrics import Floats, predictions
 from calibration.points import Point, cores, parents_of
 from calibration.resample import RESAMPLES, SEED, Resamples, Weights, draw, ones
+from lambdasweep.coordinates import order
 from lambdasweep.rundir import RunDir
 
 _ERROR, _CONFIDENCE = ERRORS[0], CONFIDENCES[0]
@@ -55,7 +55,7 @@ def _points(run: RunDir, task: str, lambdas: Sequence[str], resamples: int, seed
         return []
     drawn = draw(task, len(loader.documents.sizes), resamples, seed)
     with ThreadPoolExecutor(cores()) as pool:
-        return list(pool.map(lambda lam: _point(loader, drawn, lam), sorted(there, key=Decimal)))
+        return list(pool.map(lambda lam: _point(loader, drawn, lam), sorted(there, key=order)))
 
 
 def _point(loader: Loader, resamples: Resamples, lam: str) -> Point:

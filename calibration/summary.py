@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -17,10 +16,11 @@ from calibration.outcomes import outcome_rows
 from calibration.points import PARENTS, Point, parents_of, points
 from calibration.resample import RESAMPLES, SEED, SPLITS
 from lambdasweep import schemas
+from lambdasweep.coordinates import order
 from lambdasweep.errors import InputError
 from lambdasweep.rundir import RunDir, commit_table
 
-_Row = tuple[Any, ...]  # in the order of schemas.METRICS
+_Row = tuple[Any, ...]  # in the order of schemas.METRICS, with a canonical point in the place of λ
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,7 @@ def analyse(
 
     Per generate task, λ and split, under confidence sum (there is none): `distinct_1`, `distinct_2`, `distinct_3`,
     `self_bleu`, `distinct_answers`: means over prompts [diversity].
+    Over several aligned checkpoints their names stand in the place of `aligned`, and nothing is matched.
 
     Any of these but agreement and temperature also as `<metric>_vs_base` and `<metric>_vs_aligned`: less that of λ = 0,
     λ = 1, on the documents that both have scores for. Where λ = 1 is not the aligned parent [points.parents_of], nothing is
@@ -99,7 +100,7 @@ def analyse(
     outcomes = outcome_rows(run)
     parents = parents_of(run.sweep())
     for task, entry in tasks.items():
-        found: dict[Decimal, list[_Row]] = outcomes.pop(task, {})
+        found: dict[str, list[_Row]] = outcomes.pop(task, {})
         kept: list[Point] = []
         # What is neither choices nor one continuation has lm-eval's metrics only.
         scored_as = entry.get("scored_as", "choices")
@@ -109,20 +110,19 @@ def analyse(
         elif scored_as != "other":
             found_points = points(run, task, entry["lambdas"], resamples, seed)
         for point in found_points:
-            found.setdefault(Decimal(point.lam), []).extend(_rows(task, point, scored_as))
+            found.setdefault(point.lam, []).extend(_rows(task, point, scored_as))
             kept.append(thinned(point, error, confidence))
-        for lam in sorted(found):
+        for lam in sorted(found, key=order):
             rows += sorted(found[lam], key=_order)
-        kept.sort(key=lambda point: Decimal(point.lam))
+        kept.sort(key=lambda point: order(point.lam))
         binned += [(task, point.lam, point.bins) for point in kept]
         if along := curve(task, kept, error, confidence, parents):
             curves.append(along)
     for group in outcomes.values():
-        for lam in sorted(group):
+        for lam in sorted(group, key=order):
             rows += sorted(group[lam], key=_order)
-    columns = zip(*rows, strict=True) if rows else [()] * len(schemas.METRICS)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schemas.METRICS, strict=True)]
-    return Analysis(pa.Table.from_arrays(arrays, schema=schemas.METRICS), bin_table(binned), tuple(curves), parents)
+    metrics = schemas.table_of(schemas.METRICS, rows, list(parents.values()))
+    return Analysis(metrics, bin_table(binned, list(parents.values())), tuple(curves), parents)
 
 
 def write_metrics(run: RunDir, analysis: Analysis | None = None) -> pa.Table:
@@ -150,8 +150,7 @@ def _identity(run: RunDir) -> dict[str, Any]:
     sweep = run.sweep()
     return {
         "schema": schemas.SCHEMA_VERSION,
-        "base": sweep["pair"]["base"]["fingerprint"],
-        "aligned": sweep["pair"]["aligned"]["fingerprint"],
+        **{role: parent["fingerprint"] for role, parent in sweep["pair"].items()},
         "line": sweep.get("line"),
         "engine": sweep["engine"],
         "versions": sweep["versions"],
@@ -165,7 +164,7 @@ def _rows(task: str, point: Point, scored_as: str) -> Iterator[_Row]:
         ("docs_unfinished", "sum", "all"): left_out.unfinished,
         ("docs_undefined", "sum", "all"): left_out.undefined,
     }
-    lam = Decimal(point.lam)
+    lam = point.lam
     for key in [*point.estimates, *counts]:
         if scored_as == "contexts" and key[0].startswith("option_mass"):
             continue  # probabilities after several contexts, which add up to nothing

@@ -17,8 +17,9 @@ from calibration.diversity_table import diversity_table, is_diversity
 from calibration.metrics import BINS
 from calibration.outcomes import PREFIX, outcome_table
 from calibration.points import PARENTS
+from lambdasweep.coordinates import is_named, order
 from lambdasweep.errors import InputError
-from lambdasweep.grid import canonical
+from lambdasweep.schemas import point_of
 
 MISSING = "–"
 
@@ -45,9 +46,9 @@ class _Column:
 
 @dataclass(slots=True)
 class _Line:
-    """One λ of one task."""
+    """One point of one task."""
 
-    lam: Decimal
+    lam: str  # canonical
     values: dict[str, float | None] = field(default_factory=dict)  # by metric
     counts: dict[str, int] = field(default_factory=dict)  # documents behind each value
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # by metric, where there is one
@@ -85,7 +86,7 @@ def render(
     tasks: dict[str, list[dict[str, Any]]] = {}
     for row in metrics.filter(pc.equal(metrics["split"], "all")).to_pylist():
         tasks.setdefault(row["task"], []).append(row)
-    roles = {Decimal(lam): name for name, lam in parents.items()}
+    roles = {lam: name for name, lam in parents.items()}
     tables = []
     for task, rows in tasks.items():
         outcomes = [row for row in rows if row["metric"].startswith(PREFIX)]
@@ -99,7 +100,7 @@ def render(
 
 
 def _task_table(
-    task: str, rows: Sequence[dict[str, Any]], confidence: str, intervals: bool, roles: Mapping[Decimal, str]
+    task: str, rows: Sequence[dict[str, Any]], confidence: str, intervals: bool, roles: Mapping[str, str]
 ) -> Table:
     is_continuation = any(row["metric"] == "perplexity" for row in rows)
     if is_continuation:
@@ -129,7 +130,7 @@ def _task_table(
             cells.append(_cell(column, line, None if line.is_partial else best_values[column.metric]))
             if intervals and column.ends:
                 cells.append(_interval(column, line))
-        table.add_row(canonical(line.lam), ", ".join(filter(None, marks)), *cells, str(line.counts["nll"]))
+        table.add_row(line.lam, ", ".join(filter(None, marks)), *cells, str(line.counts["nll"]))
     return table
 
 
@@ -145,15 +146,15 @@ def _columns(confidence: str, is_continuation: bool) -> list[_Column]:
 
 
 def _lines(rows: Sequence[dict[str, Any]], confidence: str) -> list[_Line]:
-    lines: dict[Decimal, _Line] = {}
-    for row in sorted(rows, key=lambda row: row["lam"]):
-        line = lines.setdefault(row["lam"], _Line(row["lam"]))
+    lines: dict[str, _Line] = {}
+    for row in rows:
+        line = lines.setdefault(point := point_of(row), _Line(point))
         if row["confidence"] == confidence or row["metric"] in _REASONS:
             line.values[row["metric"]] = row["value"]
             line.counts[row["metric"]] = row["n"]
             if row["ci_low"] is not None:
                 line.intervals[row["metric"]] = row["ci_low"], row["ci_high"]
-    return list(lines.values())
+    return sorted(lines.values(), key=lambda line: order(line.lam))
 
 
 def _badness(column: _Column, value: float) -> float:
@@ -166,9 +167,9 @@ def _best_value(column: _Column, rivals: Sequence[_Line]) -> float | None:
 
 
 def _best_line(accuracy: str, rivals: Sequence[_Line]) -> _Line | None:
-    def rank(line: _Line) -> tuple[float, float, Decimal]:
+    def rank(line: _Line) -> tuple[float, float, tuple[Decimal, ...]]:
         nll = line.values.get("nll")
-        return -(line.values[accuracy] or 0.0), float("inf") if nll is None else nll, line.lam
+        return -(line.values[accuracy] or 0.0), float("inf") if nll is None else nll, order(line.lam)
 
     return min((line for line in rivals if line.values.get(accuracy) is not None), key=rank, default=None)
 
@@ -216,5 +217,5 @@ def _notes(lines: Sequence[_Line], confidence: str, is_continuation: bool, inter
 
 def _span(touched: Sequence[_Line], lines: Sequence[_Line]) -> str:
     if len(touched) <= 3:
-        return "λ " + ", ".join(canonical(line.lam) for line in touched)
+        return "λ " + ("; " if is_named(touched[0].lam) else ", ").join(line.lam for line in touched)
     return f"{len(touched)} of {len(lines)} λs"

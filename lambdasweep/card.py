@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from lambdasweep.coordinates import coordinates
+
 if TYPE_CHECKING:
     from lambdasweep.point import MeasuredPoint
     from merge.checkpoint import Checkpoint
@@ -30,17 +32,17 @@ def model_card(pair: "Pair", fingerprints: dict[str, str], lam: str, like: str, 
     Args:
         pair: the parents.
         fingerprints: their content hashes, by role.
-        lam: canonical λ.
+        lam: canonical point.
         like: the parent whose config, tokenizer and chat template the model has.
         run: what was measured of this λ, if anything.
     """
-    parents = {"base": pair.base, "aligned": pair.aligned}
+    parents = pair.parents
     lines = [
         "---",
         *_front_matter([parent.source for parent in parents.values() if parent.revision]),
         "---",
         "",
-        f"# θ({lam}) of {_name(pair.base)} and {_name(pair.aligned)}",
+        f"# θ({lam}) of {', '.join(map(_name, list(parents.values())[:-1]))} and {_name(list(parents.values())[-1])}",
         "",
         f"The weights are {_formula(pair, lam)}, tensor by tensor, computed in float32 and rounded once.",
         *_beyond_the_formula(pair),
@@ -62,8 +64,11 @@ def model_card(pair: "Pair", fingerprints: dict[str, str], lam: str, like: str, 
 
 
 def _formula(pair: "Pair", lam: str) -> str:
-    weighed = f"{lam} · w" if pair.line.lam_map else lam
-    return f"slerp(base, aligned; {weighed})" if pair.line.method == "slerp" else f"base + {weighed} · (aligned − base)"
+    weight = " · w" if pair.line.lam_map else ""
+    if pair.line.method == "slerp":
+        return f"slerp(base, aligned; {lam}{weight})"
+    steps = (f" + {one}{weight} · ({name or 'aligned'} − base)" for name, one in coordinates(lam).items())
+    return "base" + "".join(steps)
 
 
 def _beyond_the_formula(pair: "Pair") -> Iterator[str]:

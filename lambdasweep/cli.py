@@ -41,8 +41,16 @@ class TakesFlags(TyperCommand):
 
 
 Base = Annotated[str | None, typer.Option(help="Checkpoint before alignment: directory or hub id.")]
-Aligned = Annotated[str | None, typer.Option(help="Checkpoint after alignment: directory or hub id.")]
-Lambdas = Annotated[str | None, typer.Option(help="The grid: 0:1.5:0.1, or 0,0.25,1, or both joined by commas.")]
+Aligned = Annotated[
+    str | None,
+    typer.Option(help="Checkpoint after alignment: directory or hub id; several as NAME=CHECKPOINT,NAME=CHECKPOINT."),
+]
+Lambdas = Annotated[
+    str | None,
+    typer.Option(
+        help="The grid: 0:1.5:0.1, or 0,0.25,1, or both joined by commas; of several aligned ones NAME=GRID,NAME=GRID."
+    ),
+]
 Refine = Annotated[
     int | None,
     typer.Option(metavar="N", help="Then score up to N λs more, between those of the grid, where λ* may be."),
@@ -97,7 +105,7 @@ ParentsOption = Annotated[
 AcceleratorType = Annotated[str | None, typer.Option(help="Use only GPUs of this kind, by Ray's name: H100, say.")]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster; without it one is started here.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file with these settings; flags win.")]
-Lam = Annotated[str | None, typer.Option(help="The point, such as 0.62; of a run, λ* by default.")]
+Lam = Annotated[str | None, typer.Option(help="The point, such as 0.62 or dpo=0.5,sft=0.25; of a run, λ* by default.")]
 TakenRun = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run directory, in place of a pair.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run directory: path, s3:// or gs:// URL.")]
 
@@ -286,7 +294,9 @@ def export(
     base: Base = None,
     aligned: Aligned = None,
     lam: Lam = None,
-    like: Annotated[str, typer.Option(help="Whose config, tokenizer and chat template to take.")] = "aligned",
+    like: Annotated[
+        str, typer.Option(help="Whose config, tokenizer and chat template to take: base, aligned, or a name.")
+    ] = "aligned",
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
     base_revision: BaseRevision = None,
     aligned_revision: AlignedRevision = None,
@@ -371,9 +381,10 @@ def show_metrics(run_dir: "RunDir") -> "tuple[Analysis, Frontiers]":
     from calibration.summary import analyse, write_metrics
     from calibration.table import render
 
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     analysis = analyse(run_dir)
-    tables = render(write_metrics(run_dir, analysis), intervals=console.width >= 100, parents=analysis.parents)
+    wide = 100 + max(0, max(map(len, analysis.parents.values())) - 4)  # columns that intervals take
+    console = Console(width=None if sys.stdout.isatty() else wide, highlight=False)
+    tables = render(write_metrics(run_dir, analysis), intervals=console.width >= wide, parents=analysis.parents)
     for table in tables:
         console.print(table)
     if not tables:

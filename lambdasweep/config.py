@@ -2,17 +2,18 @@
 
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lambdasweep.coordinates import ONLY, by_name, parent_names, parse_points
 from lambdasweep.errors import InputError
 from lambdasweep.generate import KEYS as GENERATE_KEYS
 from lambdasweep.generate import SETTINGS as GENERATE_SETTINGS
 from lambdasweep.generate import generate_specs
-from lambdasweep.grid import parse_grid
 from lambdasweep.location import Location, locate
+from lambdasweep.several import parse_aligned, parse_revisions, relative_to
 from lambdasweep.tasks.chat import TEMPLATES
 from lambdasweep.tasks.documents import TaskSpec
 from lambdasweep.tasks.harness import PREFIX, HarnessSpec, resolved
@@ -27,10 +28,10 @@ class SweepConfig:
 
     base: str
     """Directory or hub id of the checkpoint before alignment."""
-    aligned: str
-    """Directory or hub id of the checkpoint after alignment."""
+    aligned: str | Mapping[str, str]
+    """Directory or hub id of the checkpoint after alignment; several by name."""
     lambdas: tuple[str, ...]
-    """Canonical λs, ascending."""
+    """Canonical λs, ascending; over several aligned checkpoints points, in order."""
     tasks: tuple[TaskSpec | HarnessSpec, ...]
     out: Location
     """The run directory: a local path, or a prefix of an object store."""
@@ -49,7 +50,7 @@ class SweepConfig:
     engine: dict[str, Any] = field(default_factory=dict)
     """Further arguments of vLLM."""
     base_revision: str | None = None
-    aligned_revision: str | None = None
+    aligned_revision: str | Mapping[str, str | None] | None = None
     method: str = "linear"
     """How θ(λ) goes from base to aligned: linear or slerp."""
     lam_map: str = ""
@@ -57,7 +58,7 @@ class SweepConfig:
     vocab: str = "strict"
     """What token ids that stand for different strings in the parents are: strict: refused; shared: aligned's at every λ."""
     tokenizer: str = "base"
-    """Whose tokenizer makes the requests: base or aligned; aligned where vocab is shared."""
+    """Whose tokenizer makes the requests: base, aligned or one of several by name; aligned where vocab is shared."""
     parents: str = "auto"
     """Where each rank keeps both parents: auto, device, pinned, mmap, or reload (nowhere). Changes no number."""
     accelerator_type: str | None = None
@@ -147,7 +148,10 @@ def load_config(
     for name, flag in (("base", "--base"), ("aligned", "--aligned"), ("lambdas", "--lambdas"), ("out", "--out")):
         if not values.get(name) and is_readable:
             problems.append(f"{flag} is missing")
-    lambdas = collect(lambda: parse_grid(str(values["lambdas"])), ()) if values.get("lambdas") else ()
+    parents = collect(lambda: read_parents(values), None) if values.get("aligned") else {ONLY: ""}
+    lambdas = (
+        collect(lambda: parse_points(str(values["lambdas"]), parents), ()) if parents and values.get("lambdas") else ()
+    )
     # What is said of a flag holds for the file's table too: some arguments are not the user's to set.
     written = [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
     settings = collect(lambda: parse_extra(written), {}) | collect(lambda: parse_extra(engine), {})
@@ -162,11 +166,13 @@ def load_config(
     if values.get("template", "none") not in TEMPLATES:
         problems.append(f"--template is {values['template']!r}: use {', '.join(TEMPLATES)}")
     problems += engine_problems(values, settings)
+    if len(parents or ()) > 1 and values.get("refine"):
+        problems.append("--refine goes along one λ: leave it out where there are several aligned checkpoints")
     if problems:
         raise InputError("the sweep cannot be set up", problems)
     return SweepConfig(
         base=str(values["base"]),
-        aligned=str(values["aligned"]),
+        aligned=values["aligned"],
         lambdas=lambdas,
         tasks=specs,
         out=out,
@@ -176,13 +182,25 @@ def load_config(
     )
 
 
+def read_parents(values: dict[str, Any]) -> dict[str, str]:
+    """Return the aligned checkpoints by name; writes them and their revisions into `values`.
+
+    Raises:
+        InputError: with everything that is wrong.
+    """
+    names = values["aligned"] = parse_aligned(values["aligned"])
+    if values.get("aligned_revision"):
+        values["aligned_revision"] = parse_revisions(values["aligned_revision"], names)
+    return names
+
+
 def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     """Return what is wrong with values of `ENGINE_FIELDS` and with further arguments of vLLM.
 
     Writes a map as the record has it, and the tokenizer that goes with shared vocabularies, into `values`.
     """
     from merge.lam_map import parse_map
-    from merge.line import METHODS, VOCABULARIES
+    from merge.line import METHODS, VOCABULARIES, Line
     from serve.tiers import CHOICES
 
     problems = [
@@ -198,7 +216,7 @@ def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[st
         "dtype": DTYPES,
         "method": METHODS,
         "vocab": VOCABULARIES,
-        "tokenizer": ("base", "aligned"),
+        "tokenizer": parent_names(by_name(values.get("aligned", ""))),
         "parents": CHOICES,
     }
     for name, choices in allowed.items():
@@ -209,6 +227,8 @@ def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[st
             values["lam_map"] = ",".join(sorted(rule.text for rule in parse_map(values["lam_map"])))
         except InputError as error:
             problems += [f"{error.title}: {problem}" for problem in error.problems] or [error.title]
+    if len(by_name(values.get("aligned", ""))) > 1:
+        return problems + Line(values.get("method", ""), vocab=values.get("vocab", "")).two_parents_only()
     if values.get("vocab") == "shared" and values.setdefault("tokenizer", "aligned") == "base":
         problems.append("--tokenizer base does not go with --vocab shared: the model then has aligned's vocabulary")
     return problems
@@ -287,9 +307,7 @@ def _read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
                 row["file"] = here / source
     if len(problems) > before:
         return {}
-    for key in ("base", "aligned"):  # a hub id is no path, unless there is a directory of that name
-        if key in values and (here / values[key]).is_dir():
-            values[key] = str(here / values[key])
+    values |= {key: relative_to(values[key], here) for key in ("base", "aligned") if key in values}
     if "out" in values and "://" not in values["out"]:
         values["out"] = str(here / values["out"])
     return values
@@ -298,6 +316,9 @@ def _read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
 def _check(key: str, value: Any) -> str | None:
     if key == "template" and value not in TEMPLATES:
         return f"template is {value!r}: use {', '.join(TEMPLATES)}"
+    if key in ("aligned", "aligned_revision") and isinstance(value, dict):
+        is_text = all(isinstance(one, str) for one in value.values())
+        return None if is_text else f"{key} is {value!r}: give a string for each name"
     if key in _TEXT | {"name", "file"}:
         return None if isinstance(value, str) else f"{key} is {value!r}: give a string"
     if key in _NUMBERS:

@@ -13,6 +13,7 @@ from lambdasweep.status import how
 
 if TYPE_CHECKING:
     from lambdasweep.prepare import Prepared
+    from merge.pair import Pair
 
 # What a replica is assumed to reach of its peak. CPU: float32 GEMMs of a small model in vLLM. GPU: bf16 on an H100.
 FLOPS_PER_CORE = 60e9
@@ -38,13 +39,13 @@ def describe(config: SweepConfig) -> Iterator[str]:
     recorded = run.sweep() if run.exists() else None
     prepared = prepare(config, recorded["engine"] if recorded else None)
     if recorded:
-        weights = {role: recorded["pair"][role]["fingerprint"] for role in ("base", "aligned")}
+        weights = {role: recorded["pair"].get(role, {}).get("fingerprint", "") for role in prepared.pair.parents}
         tasks = {name: record.task_record(task) for name, task in prepared.everything.items()}
         record.check(run, record.sweep_record(prepared, weights), tasks)
     pair, settings = prepared.pair, prepared.settings
     left, total = units_left(run, prepared)
     tokens = sum(unit.cost for unit in left)
-    yield from _describe_pair(pair.shaped.nbytes, settings.tensor_parallel, len(pair.shaped.tensors))
+    yield _describe_pair(pair, settings.tensor_parallel)
     yield f"line      {pair.line}"
     yield _describe_memory(prepared)
     yield (
@@ -98,7 +99,7 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
         failures.append(error)
     if pair is not None and any(spec.chat for spec in (*config.tasks, *config.generate)):
         try:
-            read_template(pair.aligned.path)
+            read_template((pair.aligned if config.tokenizer == "base" else pair.parent(config.tokenizer)).path)
         except InputError as error:
             failures.append(error)
     counts = {}
@@ -116,7 +117,7 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
             failures.append(error)
     if failures or pair is None:
         raise join(failures)
-    yield from _describe_pair(pair.shaped.nbytes, config.tp, len(pair.shaped.tensors))
+    yield _describe_pair(pair, config.tp)
     yield f"line      {pair.line}"
     for name, count in counts.items():
         yield f"task      {name}: {count} rows"
@@ -128,9 +129,12 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
     yield "not checked: NaN and infinity in the weights, tokens, units, time (install lambdasweep[cpu] or [gpu] for those)"
 
 
-def _describe_pair(nbytes: int, tensor_parallel: int, tensors: int) -> Iterator[str]:
-    yield (
-        f"pair      {tensors} tensors, {_size(nbytes)} each; both parents per rank: {_size(2 * nbytes // tensor_parallel)}"
+def _describe_pair(pair: "Pair", tensor_parallel: int) -> str:
+    nbytes, count = pair.shaped.nbytes, len(pair.parents)
+    parents = "both parents" if count == 2 else f"all {count} parents"
+    return (
+        f"pair      {len(pair.shaped.tensors)} tensors, {_size(nbytes)} each; {parents} per rank: "
+        f"{_size(count * nbytes // tensor_parallel)}"
     )
 
 

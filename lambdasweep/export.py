@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lambdasweep.card import model_card
+from lambdasweep.coordinates import parent_names
 from lambdasweep.errors import InputError
 from lambdasweep.point import Source, fingerprints_of
 
@@ -14,7 +15,7 @@ def export_point(source: Source, out: Path, like: str, max_shard_size: str, say:
     Args:
         source: the pair and λ.
         out: a directory that does not exist yet.
-        like: base or aligned, whose config, tokenizer and chat template go with the weights.
+        like: base, aligned, or one of several by name, whose config, tokenizer and chat template go with the weights.
         max_shard_size: of a weight file, such as 5GB.
         say: told one line of news at a time.
 
@@ -26,8 +27,8 @@ def export_point(source: Source, out: Path, like: str, max_shard_size: str, say:
     from merge.pair import open_pair
     from serve.settings import available_cores
 
-    if like not in ("base", "aligned"):
-        raise InputError(f"--like {like} is no parent: give base or aligned")
+    if like not in (known := parent_names(source.aligned)):
+        raise InputError(f"--like {like} is no parent: give {', '.join(known[:-1])} or {known[-1]}")
     max_shard_bytes = parse_size(max_shard_size)
     check_target(out)
     pair = open_pair(source.base, source.aligned, source.base_revision, source.aligned_revision, source.line)

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lambdasweep import schemas
+from lambdasweep.coordinates import names_of, order, parents, parse_point
 from lambdasweep.errors import InputError
-from lambdasweep.grid import canonical
 from lambdasweep.location import read_table
 from lambdasweep.rundir import RunDir, completion
 
@@ -43,7 +43,8 @@ _FRONTIER = pa.schema(
 class Run:
     """A run directory. Everything but `plot_reliability` returns a `pyarrow.Table`.
 
-    A `task` or `lam` that is not given means all of the plan; λ is a decimal like "0.35", 0.35 or 1.
+    A `task` or `lam` that is not given means all of the plan; λ is a decimal like "0.35", 0.35 or 1. Over several aligned
+    checkpoints it is a point like "dpo=0.5,sft=0.25", and tables have it in a column `point`, where `lam` is null.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -53,7 +54,8 @@ class Run:
             InputError: there is none.
         """
         self._run = RunDir(root)
-        self._run.sweep()
+        names = names_of(self._run.sweep()["pair"])
+        self._names, self._kind = names, list(parents(names).values())  # what points there are
         self._plan: dict[str, Any] = self._run.plan()["tasks"]
 
     def __repr__(self) -> str:
@@ -69,7 +71,7 @@ class Run:
         if not self._run.metrics.is_file():
             raise InputError(f"{self._run.metrics} is not there: {self._remedy}")
         table = read_table(self._run.metrics).replace_schema_metadata(None)
-        if not table.schema.equals(schemas.METRICS):
+        if not table.schema.equals(schemas.schema_at(schemas.METRICS, self._kind)):
             raise InputError(f"{self._run.metrics} was written by another version: {self._remedy}")
         return table
 
@@ -95,11 +97,11 @@ class Run:
                 }
                 own = {
                     "task": one["task"],
-                    "lam": Decimal(point["lam"]),
-                    "chosen": point["lam"] == one["chosen"]["lam"],
+                    **schemas.place(schemas.point_of(point)),
+                    "chosen": schemas.point_of(point) == schemas.point_of(one["chosen"]),
                 }
                 rows.append(own | kept | ends)
-        return pa.Table.from_pylist(rows, schema=_FRONTIER)
+        return pa.Table.from_pylist(rows, schema=schemas.schema_at(_FRONTIER, self._kind))
 
     def answers(self) -> dict[str, str]:
         """Return the answer in a sentence, by task and for `macro average`; raises as `frontier`."""
@@ -112,7 +114,7 @@ class Run:
             InputError: the plan has no such task, or the task no such λ.
         """
         tables = [_named(name, self._run.tokens(name, one)) for name, one in self._points(task, lam)]
-        return pa.concat_tables([_named("", schemas.TOKENS.empty_table()), *tables])
+        return pa.concat_tables([_named("", schemas.schema_at(schemas.TOKENS, self._kind).empty_table()), *tables])
 
     def generations(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
         """Return the committed rows of schemas.GENERATIONS, with the task in front.
@@ -122,7 +124,7 @@ class Run:
         """
         points = self._points(task, lam, "generations")
         tables = [_named(name, self._run.generations(name, one)) for name, one in points]
-        return pa.concat_tables([_named("", schemas.GENERATIONS.empty_table()), *tables])
+        return pa.concat_tables([_named("", schemas.schema_at(schemas.GENERATIONS, self._kind).empty_table()), *tables])
 
     def explode(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
         """Return one row for each scored token.
@@ -132,7 +134,7 @@ class Run:
         from calibration.confidence import CONTINUATION_COLUMNS
         from calibration.exploded import EXPLODED, explode
 
-        tables = [_named("", EXPLODED.empty_table())]
+        tables = [_named("", schemas.schema_at(EXPLODED, self._kind).empty_table())]
         requests: dict[str, pa.Table] = {}
         for name, one in self._points(task, lam):
             if name not in requests:
@@ -156,7 +158,7 @@ class Run:
         from calibration.examples import EXAMPLES, examples
         from calibration.loaded import Loader
 
-        tables = [EXAMPLES.empty_table()]
+        tables = [schemas.schema_at(EXAMPLES, self._kind).empty_table()]
         loaders: dict[str, Loader] = {}
         for name, one in self._points(task, lam):
             if name not in loaders:
@@ -183,7 +185,7 @@ class Run:
         loader = Loader(self._run, task)
         documents = loader.documents
         in_report = draw(task, len(documents.sizes), resamples=0).in_report
-        bins = bin_table([(task, name, bin_rows(loader.load(name), in_report))])
+        bins = bin_table([(task, name, bin_rows(loader.load(name), in_report))], [name])
         of = "tokens" if documents.is_continuation else "documents"
         wanted = pc.and_(
             pc.equal(bins["split"], "all"), pc.equal(bins["confidence"], "sum" if of == "tokens" else confidence)
@@ -215,12 +217,13 @@ class Run:
             raise InputError(
                 f"task {task!r} has no {kind}: " + ("it is sampled" if kind == "tokens" else "it is scored")
             )
-        wanted = None if lam is None else canonical(lam if isinstance(lam, Decimal) else str(lam))
+        wanted = None if lam is None else parse_point(f"{lam:f}" if isinstance(lam, Decimal) else str(lam), self._names)
         names = of_kind if task is None else [task]
         found = [(name, one) for name in names for one in self._plan[name]["lambdas"] if wanted in (None, one)]
         if wanted is not None and not found:
-            known = sorted({one for name in names for one in self._plan[name]["lambdas"]}, key=Decimal)
-            raise InputError(f"{self._run.root} has no λ = {wanted}: give one of {', '.join(known)}")
+            known = sorted({one for name in names for one in self._plan[name]["lambdas"]}, key=order)
+            between = "; " if len(self._names) > 1 else ", "
+            raise InputError(f"{self._run.root} has no λ = {wanted}: give one of {between.join(known)}")
         return iter(found)
 
 

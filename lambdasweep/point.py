@@ -1,13 +1,14 @@
-"""One point of one line, to be taken home: given by flags, or by a run and its λ*."""
+"""One point of a pair, to be taken home: given by flags, or by a run and its λ*."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from lambdasweep.coordinates import ONLY, names_of, parse_point, role
 from lambdasweep.errors import InputError, RunMismatchError
-from lambdasweep.grid import canonical
 from lambdasweep.rundir import RunDir
-from lambdasweep.schemas import METRICS
+from lambdasweep.schemas import METRICS, point_of
+from lambdasweep.several import parse_aligned, parse_revisions
 
 if TYPE_CHECKING:
     from calibration.summary import Analysis
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the pair is, and which λ of it; `run` is what they were taken from, if anything."""
+    """Where the pair is, and which point of it; `run` is what they were taken from, if anything."""
 
     base: str
-    aligned: str
+    aligned: Mapping[str, str]  # by name; the only one's is ""
     base_revision: str | None
-    aligned_revision: str | None
+    aligned_revision: Mapping[str, str | None]  # of hub ids
     line: "Line"
     lam: str
     run: "MeasuredPoint | None" = None
@@ -30,12 +31,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPoint:
-    """What a run knows of a λ."""
+    """What a run knows of a point."""
 
     root: str
     record: dict[str, Any]  # sweep.json
     chosen_by: str  # how λ came about, in a few words
-    metrics: tuple[dict[str, Any], ...]  # rows of schemas.METRICS at this λ, of all tasks
+    metrics: tuple[dict[str, Any], ...]  # rows of schemas.METRICS at this point, of all tasks
 
 
 def from_flags(
@@ -60,14 +61,16 @@ def from_flags(
     if run is not None:
         if any(value is not None for value in (base, aligned, base_revision, aligned_revision, method, lam_map, vocab)):
             raise InputError("a run knows its pair and its line: give RUN, or --base and --aligned")
-        return _from_run(RunDir(run), canonical(lam) if lam is not None else None)
+        return _from_run(RunDir(run), lam)
     problems = [f"{flag} is missing" for flag, value in (("--base", base), ("--aligned", aligned)) if value is None]
     problems += ["--lam is missing"] if lam is None else []
     line = Line(method or "linear", lam_map or "", vocab or "strict")
     problems += check_line(line)
     if problems or base is None or aligned is None or lam is None:
         raise InputError("there is no point to take: give RUN, or --base, --aligned and --lam", problems)
-    return Source(base, aligned, base_revision, aligned_revision, line, canonical(lam))
+    by_name = parse_aligned(aligned)
+    revisions = parse_revisions(aligned_revision, by_name) if aligned_revision is not None else {ONLY: None}
+    return Source(base, by_name, base_revision, revisions, line, parse_point(lam, by_name))
 
 
 def _from_run(run: RunDir, lam: str | None) -> Source:
@@ -75,7 +78,7 @@ def _from_run(run: RunDir, lam: str | None) -> Source:
 
     record = run.sweep()
     line = Line(**{key: record["line"][key] for key in ("method", "lam_map", "vocab")})
-    base, aligned = (record["pair"][role] for role in ("base", "aligned"))
+    base, aligned = record["pair"]["base"], {name: record["pair"][role(name)] for name in names_of(record["pair"])}
     if lam is None:
         from calibration.summary import analyse
 
@@ -85,11 +88,13 @@ def _from_run(run: RunDir, lam: str | None) -> Source:
     else:
         from lambdasweep.notebook import Run
 
+        lam = parse_point(lam, aligned)
         metrics = Run(str(run.root)).metrics() if run.metrics.is_file() else METRICS.empty_table()
         chosen_by = "asked for"
-    rows = [row for row in metrics.to_pylist() if row["lam"] == Decimal(lam)]
+    rows = [row for row in metrics.to_pylist() if point_of(row) == lam]
     measured = MeasuredPoint(str(run.root), record, chosen_by, tuple(rows))
-    return Source(base["source"], aligned["source"], base["revision"], aligned["revision"], line, lam, measured)
+    sources, revisions = ({name: one[key] for name, one in aligned.items()} for key in ("source", "revision"))
+    return Source(base["source"], sources, base["revision"], revisions, line, lam, measured)
 
 
 def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str]:
@@ -107,7 +112,7 @@ def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str]:
 
 
 def fingerprints_of(pair: "Pair", run: MeasuredPoint | None) -> dict[str, str]:
-    """Return content hashes of both parents by role; reads what was not read on this machine before.
+    """Return content hashes of all parents by role; reads what was not read on this machine before.
 
     Raises:
         PairError: NaN or infinity in a parent.
@@ -115,8 +120,7 @@ def fingerprints_of(pair: "Pair", run: MeasuredPoint | None) -> dict[str, str]:
     """
     from merge.remembered import remembered_fingerprint
 
-    parents = {"base": pair.base, "aligned": pair.aligned}
-    found = {role: remembered_fingerprint(parent, role) for role, parent in parents.items()}
+    found = {role: remembered_fingerprint(parent, role) for role, parent in pair.parents.items()}
     if run is not None:
         recorded = {role: run.record["pair"][role]["fingerprint"] for role in found}
         changed = [role for role in found if found[role] != recorded[role]]

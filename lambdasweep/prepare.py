@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lambdasweep.config import SweepConfig
+from lambdasweep.coordinates import order
 from lambdasweep.errors import InputError, PairError
 from lambdasweep.tasks import BuiltTask, ChatTemplate, HarnessSpec, Tokenizer, build_requests, load_tokenizer, shards
 from lambdasweep.tasks.chat import read_template
@@ -87,7 +87,7 @@ class Prepared:
     @property
     def scored_at(self) -> tuple[str, ...]:
         """The λs of the tasks that are scored, ascending."""
-        return tuple(sorted({*self.config.lambdas, *self.refined}, key=Decimal))
+        return tuple(sorted({*self.config.lambdas, *self.refined}, key=order))
 
     @property
     def warnings(self) -> list[str]:
@@ -125,12 +125,13 @@ def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prep
     device = collect(installed_device)
     tokenizer = source = chat = stops = None
     if pair is not None:
-        parent, other = (pair.base, "aligned") if config.tokenizer == "base" else (pair.aligned, "base")
+        is_base = config.tokenizer == "base"
+        parent, other = pair.parent(config.tokenizer), "aligned" if is_base else "base"
         tokenizer = collect(lambda: _load_tokenizer(parent.path, other))
         if tokenizer is not None and config.generate:
             stops = collect(lambda: stop_tokens(parent.path, tokenizer))
         if any(spec.chat for spec in (*config.tasks, *config.generate)):
-            source = collect(lambda: read_template(pair.aligned.path))
+            source = collect(lambda: read_template((pair.aligned if is_base else parent).path))
     if tokenizer is not None and source is not None:
         chat = ChatTemplate(source, tokenizer)
     loaded: list[TaskSpec | Harness | None] = [

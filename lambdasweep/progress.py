@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from lambdasweep.coordinates import order
+
 if TYPE_CHECKING:
     from ray_jobs.units import Receipt, Unit
 
@@ -193,7 +195,7 @@ class SweepProgress:
             self.message(f"{done}/{self._total} units  {text}")
 
     def _text(self) -> str:
-        at = " ".join(sorted({one.unit.lam for one in self.tally.replicas.values() if one.unit}, key=float))
+        at = " ".join(sorted({one.unit.lam for one in self.tally.replicas.values() if one.unit}, key=order))
         rates = self.tally.rates()
         return f"λ {at}" + (f"  {rates[0]:.0f} requests/s  {duration(rates[2])} left" if rates else "")
 

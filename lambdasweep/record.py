@@ -5,11 +5,11 @@ the λs asked for of each: it grows, but a task that is in it stays as it is.
 """
 
 import json
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lambdasweep import schemas
+from lambdasweep.coordinates import order
 from lambdasweep.errors import RunMismatchError
 from lambdasweep.location import Location, ObjectPath
 from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask, versions
@@ -54,7 +54,7 @@ def sweep_record(prepared: Prepared, fingerprints: dict[str, str]) -> dict[str, 
             "fingerprint": fingerprints[role],
             "tokenizer_sha256": tokenizer_digest(parent.path),
         }
-        for role, parent in (("base", prepared.pair.base), ("aligned", prepared.pair.aligned))
+        for role, parent in prepared.pair.parents.items()
     }
     return {
         "schema": schemas.SCHEMA_VERSION,
@@ -76,8 +76,7 @@ def table_identity(record: dict[str, Any]) -> dict[str, Any]:
     """Return what every token table of a sweep carries about where it came from."""
     return {
         "schema": record["schema"],
-        "base": record["pair"]["base"]["fingerprint"],
-        "aligned": record["pair"]["aligned"]["fingerprint"],
+        **{role: parent["fingerprint"] for role, parent in record["pair"].items()},
         "line": record["line"],
         "engine": record["engine"],
         "versions": record["versions"],
@@ -169,7 +168,7 @@ def write(run: RunDir, record: dict[str, Any], prepared: Prepared) -> dict[str, 
         commit_json(run.sweep_json, record)
     for name, entry in tasks.items():
         entry = plan["tasks"].setdefault(name, {**entry, "lambdas": []})
-        entry["lambdas"] = sorted({*entry["lambdas"], *prepared.lambdas(name)}, key=Decimal)
+        entry["lambdas"] = sorted({*entry["lambdas"], *prepared.lambdas(name)}, key=order)
     commit_json(run.plan_json, plan)
     return plan
 

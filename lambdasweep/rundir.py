@@ -4,6 +4,7 @@
     RUN/plan.json                                     tasks and the λs asked for so far; grows
     RUN/requests/task=<task>.parquet                  what is scored at every λ
     RUN/tokens/task=<task>/lambda=<λ>/shard-00017.parquet
+                                                      λ percent-encoded, where a point has several coordinates
     RUN/generations/…                                 same layout: samples, of generate tasks
     RUN/quarantine/…                                  same layout: what could not be scored or sampled, and why
     RUN/receipts/….json                               same layout: times, hosts, caches; not part of the results
@@ -32,6 +33,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lambdasweep.coordinates import from_path, in_path
 from lambdasweep.errors import InputError, RunMismatchError
 from lambdasweep.lease import hold
 from lambdasweep.location import Location, ObjectPath, locate, read_schema, read_table
@@ -159,7 +161,7 @@ class RunDir:
     def unit(self, kind: str, task: str, lam: str, shard: int) -> Location:
         """Path of one unit's file; `kind` is tokens, generations, quarantine or receipts."""
         suffix = "json" if kind == "receipts" else "parquet"
-        return self.root / kind / f"task={task}" / f"lambda={lam}" / f"shard-{shard:05d}.{suffix}"
+        return self.root / kind / f"task={task}" / f"lambda={in_path(lam)}" / f"shard-{shard:05d}.{suffix}"
 
     # What is there
 
@@ -213,7 +215,7 @@ class RunDir:
         }
 
     def all_committed(self, kind: str = "tokens") -> dict[tuple[str, str], set[int]]:
-        """Return the same of every task and λ that has any, in one listing; keys are (task, canonical λ).
+        """Return the same of every task and λ that has any, in one listing; keys are (task, canonical point).
 
         On an object store it is one request for 1000 files, however they are spread.
         """
@@ -228,7 +230,7 @@ class RunDir:
         for folder, name in files:
             if match := _SHARD.fullmatch(name):
                 task, _, lam = folder.removeprefix("task=").partition("/lambda=")
-                found.setdefault((task, lam), set()).add(int(match[1]))
+                found.setdefault((task, from_path(lam)), set()).add(int(match[1]))
         return found
 
     def begun(self, task: str, lambdas: Iterable[str], kind: str = "tokens") -> list[str]:
@@ -259,7 +261,10 @@ class RunDir:
     def _rows(self, kind: str, task: str, lam: str) -> pa.Table:
         from lambdasweep import schemas
 
-        schema = {"tokens": schemas.TOKENS, "generations": schemas.GENERATIONS}.get(kind, schemas.QUARANTINE)
+        schema = {
+            "tokens": schemas.schema_at(schemas.TOKENS, [lam]),
+            "generations": schemas.schema_at(schemas.GENERATIONS, [lam]),
+        }.get(kind, schemas.QUARANTINE)
         paths = [self.unit(kind, task, lam, shard) for shard in sorted(self.committed(task, lam, kind))]
         if isinstance(self.root, ObjectPath) and len(paths) > 1:
             with ThreadPoolExecutor(_READS) as pool:

@@ -1,10 +1,67 @@
 """Arrow schemas of every table in a run directory. They are the contract of this tool: see README, "The tables"."""
 
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
 import pyarrow as pa
+
+from lambdasweep.coordinates import is_named
+from lambdasweep.grid import canonical
 
 SCHEMA_VERSION = 1
 
 LAM = pa.decimal128(12, 6)
+
+# Tables of a run over several aligned checkpoints have no λ, but a point: see `of_points`.
+POINT = pa.field("point", pa.string(), nullable=False)
+
+
+def of_points(schema: pa.Schema) -> pa.Schema:
+    """Return a schema as it is where points have several coordinates: `lam` null, and `point` beside it."""
+    place = schema.get_field_index("lam")
+    return schema.set(place, schema.field(place).with_nullable(True)).insert(place + 1, POINT)
+
+
+def schema_at(schema: pa.Schema, points: Sequence[str]) -> pa.Schema:
+    """Return a schema as it is for some points, of one kind."""
+    return of_points(schema) if any(map(is_named, points)) else schema
+
+
+def place_columns(point: str, rows: int) -> dict[str, pa.Array]:
+    """Return the columns that say which point all rows of a table are of: `lam`, or `lam` and `point`."""
+    if is_named(point):
+        return {"lam": pa.nulls(rows, LAM), "point": pa.array([point] * rows, pa.string())}
+    return {"lam": pa.array([Decimal(point)] * rows, LAM)}
+
+
+def place(point: str) -> dict[str, Any]:
+    """Return what a row at a point has in these columns."""
+    return {"lam": None, "point": point} if is_named(point) else {"lam": Decimal(point)}
+
+
+def table_of(schema: pa.Schema, rows: Sequence[tuple[Any, ...]], points: Sequence[str]) -> pa.Table:
+    """Make a table of rows in the order of a schema, with a canonical point in the place of `lam`.
+
+    Args:
+        schema: as it is over one aligned checkpoint; its second column is `lam`.
+        rows: of it.
+        points: of the run, which say what kind of points there are where there are no rows.
+    """
+    columns: list[Any] = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
+    if any(map(is_named, points)):
+        schema = of_points(schema)
+        columns.insert(1, (None,) * len(rows))
+    else:
+        columns[1] = tuple(map(Decimal, columns[1]))
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def point_of(row: Mapping[str, Any]) -> str:
+    """Return the canonical point of a row of a table, or of frontier.json."""
+    return canonical(row["lam"]) if row["lam"] is not None else str(row["point"])
+
 
 REQUESTS = pa.schema(
     [

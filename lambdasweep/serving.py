@@ -38,9 +38,10 @@ def serve_point(source: Source, parents: str, flags: Sequence[str], say: Callabl
     if source.run is not None:
         fingerprints_of(pair, source.run)
         say(f"λ = {source.lam}: {source.run.chosen_by}")
-    name = f"{Path(pair.aligned.source).name or 'model'}-lambda"
+    name = f"{'-'.join(Path(one.source).name for one in pair.aligned_by_name.values()) or 'model'}-lambda"
     defaults = engine_defaults(pair, device, source.run.record["engine"] if source.run else {})
-    serve(Serving(pair.base.path, pair.aligned.path, pair.line, source.lam, parents, name, tuple(flags), defaults))
+    aligned = {one: checkpoint.path for one, checkpoint in pair.aligned_by_name.items()}
+    serve(Serving(pair.base.path, aligned, pair.line, source.lam, parents, name, tuple(flags), defaults))
 
 
 def engine_defaults(pair: "Pair", device: str, recorded: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from lambdasweep.coordinates import is_named
 from lambdasweep.heartbeat import DriverState, DriverView, ReplicaReport
 from lambdasweep.progress import duration
 from lambdasweep.rundir import RunDir
@@ -27,8 +28,8 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
     survey.refresh(_RECEIPT_SECONDS)
     sweep, plan = survey.sweep, run.plan()
     engine = sweep["engine"]
-    yield f"base     {sweep['pair']['base']['source']}"
-    yield f"aligned  {sweep['pair']['aligned']['source']}"
+    for role, parent in sorted(sweep["pair"].items(), key=lambda item: (item[0] != "base", item[0])):
+        yield f"{role:<8} {parent['source']}"
     yield (
         f"engine   vLLM {sweep['versions'].get('vllm', '?')} on {engine['device']}, {engine['dtype']}, "
         f"TP {engine['tensor_parallel']}"
@@ -43,7 +44,8 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
         unfinished = [lam for lam in task["lambdas"] if count.done[lam] < count.shards]
         if unfinished:
             more = f" and {len(unfinished) - _SHOWN} more" if len(unfinished) > _SHOWN else ""
-            yield f"  left at λ {', '.join(unfinished[:_SHOWN])}{more}"
+            between = "; " if is_named(unfinished[0]) else ", "
+            yield f"  left at λ {between.join(unfinished[:_SHOWN])}{more}"
         reasons: Counter[str] = Counter()
         for lam in task["lambdas"]:
             if (name, lam) in quarantined:

@@ -67,12 +67,12 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
 
 
 def fingerprint_pair(prepared: Prepared) -> dict[str, str]:
-    """Return content hashes of both parents, and refuse NaN and infinity in either; reads weights that are not known yet."""
+    """Return content hashes of all parents, and refuse NaN and infinity in any; reads weights that are not known yet."""
     from lambdasweep.prepare import join
     from merge.remembered import remembered_fingerprint
 
     fingerprints, failures = {}, []
-    for role, parent in (("base", prepared.pair.base), ("aligned", prepared.pair.aligned)):
+    for role, parent in prepared.pair.parents.items():
         try:
             fingerprints[role] = remembered_fingerprint(parent, role)
         except InputError as error:
@@ -144,7 +144,7 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
     interrupted = False
     progress = SweepProgress(total, left)
     if left:
-        from merge.parent import parent_of
+        from merge.parent import travelling
 
         before_ray(prepared.config.address)
         from ray_jobs.driver import run_units
@@ -155,11 +155,11 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
 
         if len(left) < total:
             say(f"{total - len(left)} of {total} units are committed already; {len(left)} are left")
-        pair = prepared.pair
+        base, aligned = travelling(prepared.pair, sweep["pair"])
         spec = SweepSpec(
             root=str(run.root.resolve()),
-            base=parent_of(pair.base, "base", sweep["pair"]["base"]["fingerprint"]),
-            aligned=parent_of(pair.aligned, "aligned", sweep["pair"]["aligned"]["fingerprint"]),
+            base=base,
+            aligned=aligned,
             settings=prepared.settings,
             identity=record.table_identity(sweep),
             line=prepared.pair.line,

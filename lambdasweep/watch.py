@@ -2,13 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from decimal import Decimal
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
 from lambdasweep import status
+from lambdasweep.coordinates import is_parent, order
 from lambdasweep.rundir import RunDir
 from lambdasweep.survey import Survey, TaskCount
 
@@ -92,7 +92,7 @@ def _percent(share: float) -> str:
 
 def _heat_map(survey: Survey, width: int, height: int) -> list[Text]:
     """Return rows of tasks and columns of λs, as many of them to a column as it takes."""
-    lambdas = sorted({lam for task in survey.tasks.values() for lam in task.lambdas}, key=_coordinates)
+    lambdas = sorted({lam for task in survey.tasks.values() for lam in task.lambdas}, key=order)
     label = min(_LABEL, max(len(name) for name in survey.tasks), width // 3)
     room = max(1, width - label - 7)
     per_column = -(-len(lambdas) // room)
@@ -110,10 +110,6 @@ def _heat_map(survey: Survey, width: int, height: int) -> list[Text]:
     if folded:
         lines.append(_row(f"{len(folded)} more", [survey.tasks[name] for name in folded], columns, cell, label))
     return lines
-
-
-def _coordinates(lam: str) -> list[Decimal]:
-    return [Decimal(coordinate.rpartition("=")[2]) for coordinate in lam.split(",")]
 
 
 def _rows(survey: Survey, room: int) -> tuple[list[str], list[str]]:
@@ -156,10 +152,10 @@ def _heat(done: int, planned: int) -> tuple[str, str]:
 def _axis(columns: list[list[str]], cell: int) -> str:
     """Return labels of λs over their columns: the ends and the parents first, then others where there is room."""
     line = [" "] * (len(columns) * cell + max(len(lam) for column in columns for lam in column))
-    order = [0, len(columns) - 1, *(n for n, column in enumerate(columns) if {"0", "1"} & set(column))]
+    order = [0, len(columns) - 1, *(n for n, column in enumerate(columns) if any(map(is_parent, column)))]
     step = max(1, len(columns) // 8)
     for number in [*order, *range(0, len(columns), step)]:
-        lam = next((lam for lam in columns[number] if lam in ("0", "1")), columns[number][0])
+        lam = next((lam for lam in columns[number] if is_parent(lam)), columns[number][0])
         start, end = number * cell, number * cell + len(lam)
         if all(character == " " for character in line[max(0, start - 1) : end + 1]):
             line[start:end] = lam

@@ -1,4 +1,4 @@
-"""θ(λ) as a checkpoint on disk.
+"""θ(λ) as a checkpoint on disk; of several aligned checkpoints `merge.interpolate` says what it is and how exact.
 
 The directory appears under its final name complete or not at all: it is written as `.NAME.partial` beside it, flushed and
 renamed. An export that was killed goes on from there: a file that is recorded in `progress.json` was flushed before, and is
@@ -47,18 +47,18 @@ _NOT_BESIDE = ("*.index.json", PROGRESS)
 
 @dataclass(frozen=True, slots=True)
 class ExportPlan:
-    """What to write. `like` is the parent whose config, tokenizer and chat template go with the weights."""
+    """What to write. `like` names the parent whose config, tokenizer and chat template go with the weights."""
 
     pair: Pair
     fingerprints: dict[str, str]  # by role
-    lam: str  # canonical
-    like: str  # base or aligned
+    lam: str  # canonical point
+    like: str  # as Pair.parent takes it
     out: Path
     max_shard_bytes: int
 
     @property
     def parent(self) -> Checkpoint:
-        return self.pair.base if self.like == "base" else self.pair.aligned
+        return self.pair.parent(self.like)
 
 
 def export(plan: ExportPlan, card: str, threads: int, say: Callable[[str], None]) -> int:

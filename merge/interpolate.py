@@ -1,4 +1,4 @@
-"""The one formula: θ(λ) = base + λ · (aligned − base).
+"""The one formula: θ(λ) = base + λ · (aligned − base); with several aligned checkpoints base + Σ λ_k · (aligned_k − base).
 
 `torch.lerp(base, aligned, λ)` per tensor, computed in fp32 and rounded once to the checkpoint's dtype: for half-precision
 tensors and a Python-float weight, lerp works in fp32 and rounds at the end. λ itself is rounded to a binary double, and
@@ -6,12 +6,22 @@ inside lerp to fp32: a relative error of 6e-8, not the 4e-3 of a λ rounded to b
 from the previous λ. Live switching and export use this same function, so that both give the same bits on one kind of device;
 it works element by element, so that slicing a tensor first changes nothing.
 
+Several aligned checkpoints are added to base with a λ each: G. Ilharco et al., "Editing models with task arithmetic", ICLR
+2023. Where at most one λ is not 0 that is the line to this one, computed as such. Else, in fp32 and rounded once,
+
+    s_0 = base,  s_k = s_{k−1} + λ_k · (aligned_k − base)
+
+over the λs that are not 0, in the order of the names, each difference, product and sum rounded by itself. With u = 2⁻²⁴,
+d_k = aligned_k − base and S = |base| + Σ |λ_k d_k|: λ_k, d_k and their product are rounded once each, 3u |λ_k d_k|, and the
+m sums u |s_k| ≤ uS each, together at most (m + 3)uS to first order. In half precision the last rounding adds half a unit in
+the last place of the result. Where numbers are subnormal in fp32 each product adds at most 2⁻¹⁵⁰.
+
 A line may weigh λ by tensor (`merge.lam_map`) and go along the arc between the parents instead (`merge.arc`). Both come to
 numbers known once for each tensor, its `Rule`, and stay element by element.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +29,7 @@ from dataclasses import dataclass
 import torch
 from safetensors import safe_open
 
+from lambdasweep.coordinates import coordinates
 from merge.arc import angle_between, coefficients
 from merge.checkpoint import Checkpoint
 from merge.lam_map import scaled
@@ -63,6 +74,38 @@ def interpolate(
     return made.to(base.dtype) if out is None else out.copy_(made)
 
 
+def theta(
+    parents: Sequence[torch.Tensor], point: str, out: torch.Tensor | None = None, rule: Rule = PLAIN
+) -> torch.Tensor:
+    """Return one tensor of θ at a point, in the parents' dtype and shape.
+
+    Args:
+        parents: base and the aligned ones in the order of their names, as `interpolate` takes two; those that `needed` does
+            not name are not read.
+        point: canonical, see `lambdasweep.coordinates`.
+        out, rule: as `interpolate` takes them.
+    """
+    lams = list(coordinates(point).values())
+    weighed = [scaled(lam, rule.weight) for lam in lams]
+    away = [place for place, lam in enumerate(weighed) if lam != "0"]
+    base = parents[0]
+    if len(away) < 2:
+        place = away[0] if away else 0
+        return interpolate(base, parents[1 + place], lams[place], out, rule)
+    made = base.to(torch.float32, copy=True)
+    for place in away:
+        # Apart, as above: `add` with a factor could be fused.
+        made.add_((parents[1 + place].float() - base.float()).mul_(float(weighed[place])))
+    return made.to(base.dtype) if out is None else out.copy_(made)
+
+
+def needed(point: str, rule: Rule = PLAIN) -> tuple[int, ...]:
+    """Return the places of the parents that `theta` reads."""
+    weighed = [scaled(lam, rule.weight) for lam in coordinates(point).values()]
+    away = tuple(place for place, lam in enumerate(weighed, 1) if lam != "0")
+    return away if [lam for lam in weighed if lam != "0"] == ["1"] else (0, *away)
+
+
 def tensor_rules(pair: Pair) -> dict[str, Rule]:
     """Return the rule of every tensor; along the arc this reads both parents once."""
     angles: dict[str, float | None] = {}
@@ -73,7 +116,7 @@ def tensor_rules(pair: Pair) -> dict[str, Rule]:
                 lambda name: angle_between(base[name], aligned[name], pair.aligned_rows.get(name, ())), aligned
             )
             angles = dict(zip(aligned, found, strict=True))
-    return {name: Rule(pair.weights.get(name, "1"), angles.get(name)) for name in pair.aligned.tensors}
+    return {name: Rule(pair.weights.get(name, "1"), angles.get(name)) for name in pair.base.tensors}
 
 
 def mapped_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
@@ -92,28 +135,30 @@ def mapped_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]
 
 
 def interpolated_tensors(
-    pair: Pair, lam: str, rules: Mapping[str, Rule] | None = None
+    pair: Pair, point: str, rules: Mapping[str, Rule] | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, tensor) of θ(λ) in natural order of the names, one tensor in memory at a time.
+    """Yield (name, tensor) of θ in natural order of the names, one tensor in memory at a time.
 
     Args:
         pair: the parents and the line.
-        lam: canonical λ.
+        point: canonical.
         rules: `tensor_rules` of the pair, for who has them already.
     """
     rules = tensor_rules(pair) if rules is None else rules
-    for (name, base), (_, aligned) in zip(mapped_tensors(pair.base), mapped_tensors(pair.aligned), strict=True):
+    for together in zip(*map(mapped_tensors, pair.parents.values()), strict=True):
+        name, parents = together[0][0], [tensor for _, tensor in together]
         spans = pair.aligned_rows.get(name)
         if spans is None:
-            yield name, interpolate(base, aligned, lam, rule=rules[name])
+            yield name, theta(parents, point, rule=rules[name])
             continue
+        base, aligned = parents
         made = torch.empty_like(aligned)
         for start, stop, is_kept in runs(0, len(aligned), spans):
             rows = slice(start, stop)
             if is_kept:
                 made[rows] = aligned[rows]
             else:
-                interpolate(base[rows], aligned[rows], lam, made[rows], rules[name])
+                theta([base[rows], aligned[rows]], point, made[rows], rules[name])
         yield name, made
 
 

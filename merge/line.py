@@ -25,6 +25,15 @@ class Line:
         """θ(λ) goes into the architecture of aligned, and is read with its tokenizer, not base's."""
         return self.vocab == "shared"
 
+    def two_parents_only(self) -> list[str]:
+        """Return why this line cannot be taken where there are several aligned checkpoints."""
+        problems = []
+        if self.method == "slerp":
+            problems.append("--method slerp takes one aligned checkpoint: an arc is between two")
+        if self.vocab == "shared":
+            problems.append("--vocab shared takes one aligned checkpoint: several have no rows in common to take")
+        return problems
+
     def __str__(self) -> str:
         return ", ".join([self.method, *([f"λ × {self.lam_map}"] if self.lam_map else []), f"{self.vocab} vocabulary"])
 

@@ -1,4 +1,7 @@
-"""A pair: two checkpoints of one architecture, checked so that the line between them means something."""
+"""A pair: checkpoints of one architecture, checked so that the line between them means something.
+
+One is base and one aligned; or several are, each with a name, and θ is on the plane through all of them.
+"""
 
 import hashlib
 import json
@@ -10,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lambdasweep.coordinates import by_name, role
 from lambdasweep.errors import PairError
 from merge.checkpoint import Checkpoint, TensorInfo, natural_key, open_checkpoint
 from merge.lam_map import parse_map, resolve_map
@@ -35,17 +39,31 @@ _SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two parents that passed every check made so far, and the line between them.
+    """Parents that passed every check made so far, and the line between them.
 
-    `warnings` are differences that do not stop a sweep. `max_position_embeddings` is the smaller of the two windows.
+    `warnings` are differences that do not stop a sweep. `max_position_embeddings` is the smallest of all windows.
     """
 
     base: Checkpoint
-    aligned: Checkpoint
+    aligned_by_name: Mapping[str, Checkpoint]  # sorted; the only one's name is ""
     warnings: tuple[str, ...]
     line: Line = STRAIGHT
     weights: Mapping[str, str] = field(default_factory=dict)  # on λ, of the tensors that the line's map names
     aligned_rows: Mapping[str, Spans] = field(default_factory=dict)  # that are aligned's at every λ; none where strict
+
+    @property
+    def aligned(self) -> Checkpoint:
+        """The aligned checkpoint; of several the first by name, whose tokenizer and template are aligned's."""
+        return next(iter(self.aligned_by_name.values()))
+
+    @property
+    def parents(self) -> dict[str, Checkpoint]:
+        """All of them by role: `base`, and `aligned` or `aligned.NAME`, in the order that `merge.interpolate` takes."""
+        return {"base": self.base} | {role(name): one for name, one in self.aligned_by_name.items()}
+
+    def parent(self, name: str) -> Checkpoint:
+        """Return the parent that a user calls `base`, `aligned`, or by its name."""
+        return {"base": self.base, "aligned": self.aligned, **self.aligned_by_name}[name]
 
     @property
     def shaped(self) -> Checkpoint:
@@ -55,70 +73,91 @@ class Pair:
     @property
     def ends_at_aligned(self) -> bool:
         """λ = 1 is the aligned parent."""
-        return all(self.weights.get(name, "1") == "1" for name in self.aligned.tensors)
+        return all(self.weights.get(name, "1") == "1" for name in self.base.tensors)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both parents."""
-        return self.base.nbytes + self.aligned.nbytes
+        """Bytes of all parents."""
+        return sum(parent.nbytes for parent in self.parents.values())
 
     @property
     def max_position_embeddings(self) -> int | None:
-        windows = [checkpoint.config.get("max_position_embeddings") for checkpoint in (self.base, self.aligned)]
+        windows = [checkpoint.config.get("max_position_embeddings") for checkpoint in self.parents.values()]
         return min((window for window in windows if isinstance(window, int)), default=None)
 
 
 def open_pair(
     base: str,
-    aligned: str,
+    aligned: str | Mapping[str, str],
     base_revision: str | None = None,
-    aligned_revision: str | None = None,
+    aligned_revision: str | Mapping[str, str | None] | None = None,
     line: Line = STRAIGHT,
 ) -> Pair:
-    """Open both checkpoints and hold their configs, tensor names, shapes, dtypes and vocabularies against each other.
+    """Open all checkpoints and hold their configs, tensor names, shapes, dtypes and vocabularies against base's.
 
     Reads headers and tokenizers only; `fingerprint` reads the weights.
 
+    Args:
+        base: directory or hub id.
+        aligned: likewise; several by name.
+        base_revision: branch, tag or commit of a hub id.
+        aligned_revision: likewise; by name where there are several.
+        line: between them.
+
     Raises:
-        PairError: with everything that does not match, of both checkpoints, at once.
-        InputError: the line's map does not fit their tensors.
+        PairError: with everything that does not match, of all checkpoints, at once.
+        InputError: the line's map does not fit their tensors, or it is a line between two.
     """
     problems: list[str] = []
-    opened: list[Checkpoint] = []
-    for role, source, revision in (("base", base, base_revision), ("aligned", aligned, aligned_revision)):
+    sources, revisions = by_name(aligned), by_name(aligned_revision)
+    if len(sources) > 1:
+        problems += line.two_parents_only()
+    opened: dict[str, Checkpoint] = {}
+    for name, source, revision in (
+        ("base", base, base_revision),
+        *((role(name), source, revisions.get(name)) for name, source in sources.items()),
+    ):
         try:
-            opened.append(open_checkpoint(source, role, revision))
+            opened[name] = open_checkpoint(source, name, revision)
         except PairError as error:
             problems += [f"{error.title}: {problem}" for problem in error.problems] or [error.title]
     if problems:
         raise PairError("the pair cannot be opened", problems)
-    one, two = opened
+    one = opened["base"]
+    others = {name: opened[role(name)] for name in sources}
     warnings: list[str] = []
     is_shared = line.vocab == "shared"
-    _compare_configs(one, two, problems, warnings, is_shared)
-    _compare_tensors(one, two, problems, is_shared)
-    compare_vocabularies(one.path, two.path, problems, warnings, is_shared)
+    for name, two in others.items():
+        wrong: list[str] = []
+        told: list[str] = []
+        _compare_configs(one, two, wrong, told, is_shared)
+        _compare_tensors(one, two, wrong, is_shared)
+        compare_vocabularies(one.path, two.path, wrong, told, is_shared)
+        whose = f"{role(name)}: " if name else ""
+        problems += [f"{whose}{problem}" for problem in wrong]
+        warnings += [f"{whose}{warning}" for warning in told]
     if problems:
         raise PairError("base and aligned do not fit together", problems)
-    pair = join(one, two, line)
+    pair = join(one, others, line)
     for name, spans in pair.aligned_rows.items():
         rows = sum(stop - start for start, stop in spans)
         warnings.append(
-            f"{rows} of {two.tensors[name].shape[0]} rows of {name} are aligned's at every λ: their token ids stand for "
-            "other strings in base, or are not in it"
+            f"{rows} of {pair.aligned.tensors[name].shape[0]} rows of {name} are aligned's at every λ: their token ids "
+            "stand for other strings in base, or are not in it"
         )
     return replace(pair, warnings=tuple(warnings))
 
 
-def join(base: Checkpoint, aligned: Checkpoint, line: Line) -> Pair:
-    """Make a pair of two checkpoints that fit together (`open_pair` checks that), from their headers and tokenizers.
+def join(base: Checkpoint, aligned: Mapping[str, Checkpoint], line: Line) -> Pair:
+    """Make a pair of checkpoints that fit together (`open_pair` checks that), from their headers and tokenizers.
 
     Raises:
         InputError: the line's map does not fit the tensors.
     """
-    weights = resolve_map(parse_map(line.lam_map), aligned.tensors)
-    rows = aligned_rows(base, aligned) if line.vocab == "shared" else {}
-    return Pair(base, aligned, (), line, weights, rows)
+    pair = Pair(base, dict(sorted(aligned.items())), (), line)
+    weights = resolve_map(parse_map(line.lam_map), pair.aligned.tensors)
+    rows = aligned_rows(base, pair.aligned) if line.vocab == "shared" else {}
+    return replace(pair, weights=weights, aligned_rows=rows)
 
 
 def _compare_configs(
@@ -136,9 +175,9 @@ def _compare_configs(
             warnings.append(line)
         else:
             problems.append(line)
-    for role, checkpoint in (("base", base), ("aligned", aligned)):
+    for name, checkpoint in (("base", base), ("aligned", aligned)):
         if checkpoint.config.get("quantization_config"):
-            problems.append(f"{role} is quantised: interpolation does not commute with quantisation; give the original")
+            problems.append(f"{name} is quantised: interpolation does not commute with quantisation; give the original")
 
 
 def _meaning(config: dict[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,15 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from lambdasweep.coordinates import role
 from lambdasweep.errors import PairError
 from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.pair import Pair
 from merge.remembered import remembered_fingerprint, stamp
 
 
@@ -15,7 +19,7 @@ from merge.remembered import remembered_fingerprint, stamp
 class Parent:
     """One parent of a sweep."""
 
-    role: str  # base or aligned
+    role: str  # base, aligned or aligned.NAME
     source: str  # absolute path, on every node or on storage that they share; or a hub id
     revision: str | None  # commit of a hub id
     headers: str  # SHA-256 of names, dtypes, shapes and sizes of all tensors
@@ -23,11 +27,25 @@ class Parent:
     fingerprint: str  # of the content
 
 
-def parent_of(checkpoint: Checkpoint, role: str, fingerprint: str) -> Parent:
+def parent_of(checkpoint: Checkpoint, called: str, fingerprint: str) -> Parent:
     """Describe an opened checkpoint to other machines."""
     is_local = checkpoint.revision is None
     source = os.path.abspath(os.path.expanduser(checkpoint.source)) if is_local else checkpoint.source
-    return Parent(role, source, checkpoint.revision, _headers(checkpoint), stamp(checkpoint), fingerprint)
+    return Parent(called, source, checkpoint.revision, _headers(checkpoint), stamp(checkpoint), fingerprint)
+
+
+def travelling(pair: Pair, recorded: Mapping[str, Any]) -> tuple[Parent, dict[str, Parent]]:
+    """Return base, and the aligned checkpoints by name.
+
+    Args:
+        pair: opened here.
+        recorded: by role; its `fingerprint`.
+    """
+    aligned = {
+        name: parent_of(checkpoint, role(name), recorded[role(name)]["fingerprint"])
+        for name, checkpoint in pair.aligned_by_name.items()
+    }
+    return parent_of(pair.base, "base", recorded["base"]["fingerprint"]), aligned
 
 
 def open_here(parent: Parent) -> Path:

@@ -1,7 +1,8 @@
-"""Writes the weights of θ(λ) block by block: read from both parents, interpolate, check, write.
+"""Writes the weights of θ(λ) block by block: read from its parents, interpolate, check, write.
 
 Where every block goes is known beforehand, so blocks are independent: each thread takes one from the parents to the file
-while it is in the core's cache, and while one waits for the disk others compute. Memory is three blocks a thread.
+while it is in the core's cache, and while one waits for the disk others compute. Memory is a block of each parent and one of
+the result a thread.
 """
 
 import math
@@ -18,7 +19,7 @@ import torch
 from lambdasweep.errors import PairError
 from merge.checkpoint import Checkpoint, TensorInfo
 from merge.digest import WeightDigest, parameter_key, takes_words
-from merge.interpolate import chunks, interpolate, tensor_rules
+from merge.interpolate import PLAIN, chunks, needed, tensor_rules, theta
 from merge.layout import OutputFile
 from merge.pair import Pair
 from merge.vocabulary import Spans, runs
@@ -60,18 +61,19 @@ class WeightWriter:
 
     Args:
         pair: the parents.
-        lam: canonical λ.
+        point: canonical.
         threads: blocks in work at a time.
 
     Attributes:
         not_finite: the tensors in which NaN or infinity came out, so far.
     """
 
-    def __init__(self, pair: Pair, lam: str, threads: int) -> None:
+    def __init__(self, pair: Pair, point: str, threads: int) -> None:
         self._pair = pair
+        self._parents = list(pair.parents.values())
         self._tensors = pair.shaped.tensors
         self._rules = tensor_rules(pair)
-        self._lam = lam
+        self._point = point
         self._threads = threads
         self._local = threading.local()
         self._lock = threading.Lock()
@@ -81,7 +83,7 @@ class WeightWriter:
         self._stack = ExitStack()
         self._sources = {
             file: _opened(self._stack, file, os.O_RDONLY)
-            for parent in (self._pair.base, self._pair.aligned)
+            for parent in self._parents
             for file in sorted({info.file for info in parent.tensors.values()})
         }
         # Parallel over blocks, not within one.
@@ -136,7 +138,7 @@ class WeightWriter:
 
             def take(block: Block) -> None:
                 dtype = _DTYPES[self._tensors[block.name].dtype]
-                made = self._buffer(2, block, dtype)
+                made = self._buffer(0, block, dtype)
                 _read(source, made, file.offsets[block.name] + block.start * dtype.itemsize, path)
                 self._add(digest, block, made)
 
@@ -151,13 +153,12 @@ class WeightWriter:
 
     def _make(self, block: Block, out: int, offset: int, digest: WeightDigest) -> int:
         dtype = _DTYPES[self._tensors[block.name].dtype]
-        aligned = self._load(self._pair.aligned, 1, block, dtype)
-        if block.is_aligned:
-            made = aligned
-        else:
-            base = self._load(self._pair.base, 0, block, dtype)
-            made = self._buffer(2, block, dtype)
-            interpolate(base, aligned, self._lam, out=made, rule=self._rules[block.name])
+        point, rule = ("1", PLAIN) if block.is_aligned else (self._point, self._rules[block.name])
+        made = self._buffer(0, block, dtype)
+        parents = [made] * len(self._parents)
+        for place in needed(point, rule):
+            parents[place] = self._load(self._parents[place], 1 + place, block, dtype)
+        theta(parents, point, made, rule)
         # Both NaN and infinity show in the extremes; and unlike isfinite() this makes no tensor.
         if not all(math.isfinite(extreme.item()) for extreme in torch.aminmax(made)):
             self.not_finite.add(block.name)
@@ -173,7 +174,7 @@ class WeightWriter:
 
     def _buffer(self, place: int, block: Block, dtype: torch.dtype) -> torch.Tensor:
         if not hasattr(self._local, "buffers"):
-            self._local.buffers = torch.empty((3, BLOCK), dtype=torch.uint8)
+            self._local.buffers = torch.empty((1 + len(self._parents), BLOCK), dtype=torch.uint8)
         buffer: torch.Tensor = self._local.buffers[place]
         return buffer[: math.prod(block.shape) * dtype.itemsize].view(dtype).view(block.shape)
 

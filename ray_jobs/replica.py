@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ class SweepSpec:
     root: str
     """Of the run directory: an absolute path or a URL; replicas write their own tables there."""
     base: Parent
-    aligned: Parent | None
-    """None: `base` alone is scored, as it is."""
+    aligned: Mapping[str, Parent] | None
+    """By name; the only one's is "". None: `base` alone is scored, as it is."""
     settings: EngineSettings
     identity: dict[str, Any]
     """Stored in every table: fingerprints, engine, versions."""
@@ -86,7 +87,8 @@ class Replica:
         spec = self._spec
         if spec.settings.device == "cpu":
             os.sched_setaffinity(0, self._cores)  # this thread's; the engine's are born by it
-        base, aligned = open_here(spec.base), open_here(spec.aligned) if spec.aligned else None
+        base = open_here(spec.base)
+        aligned = {name: open_here(parent) for name, parent in spec.aligned.items()} if spec.aligned else None
         try:
             self._engine = Engine(base, aligned, spec.settings, spec.parents, ranks_on_node, spec.line)
         except EngineError as error:

@@ -4,8 +4,9 @@ import dataclasses
 import heapq
 import itertools
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from decimal import Decimal
 from typing import Any, NamedTuple
+
+from lambdasweep.coordinates import is_parent, order
 
 Key = tuple[str, str, int]  # task, canonical λ, shard: names a unit, its table and its receipt
 
@@ -15,7 +16,7 @@ class Unit:
     """One shard of one task at one λ: the unit of work."""
 
     task: str
-    lam: str  # canonical λ
+    lam: str  # canonical point
     shard: int
     first_row: int  # of the task's request table
     end_row: int  # exclusive
@@ -81,7 +82,7 @@ def units_for(tasks: Mapping[str, TaskPlan], committed: Callable[[str, str], Con
     left = []
     for task in sorted(tasks):
         shards, lambdas, costs = tasks[task]
-        for lam in sorted(lambdas, key=_coordinates):
+        for lam in sorted(lambdas, key=order):
             there = committed(task, lam)
             for shard, ((first_row, end_row), cost) in enumerate(zip(shards, costs, strict=True)):
                 if shard not in there:
@@ -92,27 +93,22 @@ def units_for(tasks: Mapping[str, TaskPlan], committed: Callable[[str, str], Con
 def coarse_first(lambdas: Iterable[str]) -> list[str]:
     """Return λs so that every beginning of the list covers the whole grid about evenly.
 
-    The parents 0 and 1 come first, then the ends of the grid, then again and again the middle of the widest stretch
+    The parents come first, then the ends of the grid, then again and again the middle of the widest stretch
     (counted in grid points, the lowest one where several are equally wide): a coarse frontier is visible early.
     """
-    grid = sorted(set(lambdas), key=lambda lam: (_coordinates(lam), lam))
+    grid = sorted(set(lambdas), key=lambda lam: (order(lam), lam))
     if not grid:
         return []
-    taken = dict.fromkeys([*(grid.index(parent) for parent in ("0", "1") if parent in grid), 0, len(grid) - 1])
+    taken = dict.fromkeys([*(place for place, lam in enumerate(grid) if is_parent(lam)), 0, len(grid) - 1])
     fixed = sorted(taken)
     stretches = [(low - high, low, high) for low, high in itertools.pairwise(fixed)]
     heapq.heapify(stretches)
-    order = list(taken)
+    sequence = list(taken)
     while stretches:
         _, low, high = heapq.heappop(stretches)
         if high - low > 1:
             middle = (low + high) // 2
-            order.append(middle)
+            sequence.append(middle)
             heapq.heappush(stretches, (low - middle, low, middle))
             heapq.heappush(stretches, (middle - high, middle, high))
-    return [grid[index] for index in order]
-
-
-def _coordinates(lam: str) -> list[Decimal]:
-    """`0.5` → [0.5]; a point with several coordinates, `dpo=0.5,sft=0.25` → [0.5, 0.25]."""
-    return [Decimal(coordinate.rpartition("=")[2]) for coordinate in lam.split(",")]
+    return [grid[index] for index in sequence]

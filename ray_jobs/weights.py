@@ -1,5 +1,6 @@
 """Which weights each λ was scored with: all replicas at a λ must have held the same model."""
 
+from lambdasweep.coordinates import in_path
 from ray_jobs.units import Receipt
 
 
@@ -21,6 +22,6 @@ class WeightLedger:
         return (
             f"{first.replica} on {first.host} and {receipt.replica} on {receipt.host} computed different weights of the "
             f"same pair at λ = {receipt.lam}: a checkpoint file was changed during the sweep, or a machine's memory is "
-            f"faulty. Delete the tables under tokens/*/lambda={receipt.lam}, and those of other λs if files were changed, "
-            "before you run the same command again"
+            f"faulty. Delete the tables under tokens/*/lambda={in_path(receipt.lam)}, and those of other λs if files were "
+            "changed, before you run the same command again"
         )

@@ -1,7 +1,7 @@
 """The λ switch inside a vLLM worker: a weight-transfer backend that makes the weights instead of receiving them.
 
 vLLM's weight-transfer API lets a trainer push new weights into a running engine. Here nothing is pushed: the update says
-only `{"lam": "0.35"}`, and each rank computes its weights from the two parents. Where the parents are is configured through
+only `{"lam": "0.35"}`, and each rank computes its weights from its parents. Where the parents are is configured through
 `additional_config={"lambdasweep": {…}}`, because the backend is made during `load_model`, before any message can reach it
 and before the KV cache takes what memory is left.
 """
@@ -16,6 +16,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from lambdasweep.coordinates import role
 from lambdasweep.errors import InputError
 from merge.checkpoint import open_checkpoint
 from merge.interpolate import tensor_rules
@@ -41,7 +42,7 @@ class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """The point to move to, as a canonical λ."""
+    """The point to move to, by its canonical name."""
 
     lam: str
 
@@ -59,7 +60,8 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
         super().__init__(config, vllm_config, device, model)
         parents = vllm_config.additional_config[CONFIG_KEY]
         # The driver has checked the pair; a worker reads the headers again only to know where each tensor is.
-        base, aligned = (open_checkpoint(parents[role], role) for role in ("base", "aligned"))
+        base = open_checkpoint(parents["base"], "base")
+        aligned = {name: open_checkpoint(path, role(name)) for name, path in parents["aligned"].items()}
         pair = join(base, aligned, Line.from_json(parents["line"]))
         rules = tensor_rules(pair)
         self.digest = ""

@@ -7,7 +7,7 @@ one itself on every other path that does something.
 import json
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -19,8 +19,8 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, Wei
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 from vllm.logger import init_logger
 
+from lambdasweep.coordinates import middle, named, parse_point
 from lambdasweep.errors import EngineError, GridError
-from lambdasweep.grid import canonical
 from serve.engine import probe_token_ids
 from serve.gate import FailedMoveError, Gate
 from serve.plugin import CONFIG_KEY, RESIDENT
@@ -32,13 +32,12 @@ if TYPE_CHECKING:
 PATH = "/v1/lambda"
 HEADER = "X-Lambdasweep-Lambda"
 _READS = {"GET", "HEAD", "OPTIONS"}
-_PROBE = "0.5"  # as serve.engine: no parent
 
 logger = init_logger(f"vllm.{__name__}")  # vLLM's handlers print what is below its own name
 
 
 class LambdaEndpoint:
-    """Moves the server's engine along the line. One per API server."""
+    """Moves the server's engine between its parents. One per API server."""
 
     name = "lambdasweep"
     required_tasks = None  # whatever the model can do, it does it at some λ
@@ -48,6 +47,7 @@ class LambdaEndpoint:
         self._engine: Any = None
         self._route = ""
         self._fallback = ""
+        self._names: tuple[str, ...] = ()
 
     def attach_router(self, app: FastAPI) -> None:
         app.add_middleware(LambdaMiddleware, gate=self._gate, keys=app.state.args.api_key or [envs.VLLM_API_KEY])
@@ -58,6 +58,7 @@ class LambdaEndpoint:
         """Before the first request: settle by which route λ moves, and go to the first one."""
         self._engine = engine_client
         parents = args.additional_config[CONFIG_KEY]
+        self._names = tuple(parents["aligned"])
         await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
         tiers = await self._engine.collective_rpc("interpolation_tier")
         self._fallback = next((reason for _, reason in tiers if reason), "")
@@ -77,7 +78,7 @@ class LambdaEndpoint:
 
     async def move(self, request: Request) -> JSONResponse:
         try:
-            lam = asked_lambda(await request.body())
+            lam = asked_lambda(await request.body(), self._names)
         except (ValueError, GridError) as error:
             return problem(400, str(error))
         began = time.perf_counter()
@@ -98,11 +99,11 @@ class LambdaEndpoint:
         await self._engine.resume_generation()
 
     async def _routes_agree(self) -> bool:
-        """As `serve.engine.Engine`: θ(0.5) by both routes must give a probe prompt the same logprobs, bit by bit."""
+        """As `serve.engine.Engine`: θ half-way by both routes must give a probe prompt the same logprobs, bit by bit."""
         seen = []
         for route in (RESIDENT, RELOAD):
             await self._engine.collective_rpc("interpolation_use", args=(route, False))
-            await self._switch(_PROBE)
+            await self._switch(middle(self._names))
             seen.append(await self._probe())
         return seen[0] == seen[1]
 
@@ -151,19 +152,20 @@ class LambdaMiddleware:
                 await problem(503, str(error))(scope, receive, send)
 
 
-def asked_lambda(body: bytes) -> str:
-    """Return the canonical λ of `{"lam": "0.7"}`; a number is taken as it is written, never through a binary float.
+def asked_lambda(body: bytes, names: Collection[str]) -> str:
+    """Return the canonical point of `{"lam": "0.7"}`; a number is taken as it is written, never through a binary float.
 
     Raises:
         ValueError, GridError: saying what is wrong.
     """
+    example = json.dumps({"lam": named(dict.fromkeys(names, "0.7"))})
     try:
         value = json.loads(body, parse_float=str, parse_int=str)
     except ValueError as error:
-        raise ValueError(f'the body is not JSON ({error}): send {{"lam": "0.7"}}') from None
+        raise ValueError(f"the body is not JSON ({error}): send {example}") from None
     if not isinstance(value, dict) or value.keys() != {"lam"} or not isinstance(value["lam"], str):
-        raise ValueError('send {"lam": "0.7"} and nothing else')
-    return canonical(value["lam"])
+        raise ValueError(f"send {example} and nothing else")
+    return parse_point(value["lam"], names)
 
 
 def problem(status: int, message: str) -> JSONResponse:

@@ -1,8 +1,8 @@
-"""One vLLM engine that holds θ(λ) and moves along the line in place."""
+"""One vLLM engine that holds θ(λ) and moves in place."""
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lambdasweep.coordinates import by_name, middle
 from lambdasweep.errors import EngineError
 from merge.line import STRAIGHT, Line
 from serve.draws import NUMBER, Draw, Drawn, Draws
@@ -74,13 +75,15 @@ def process_environment(settings: EngineSettings, cores: Sequence[int]) -> dict[
 class Engine:
     """A vLLM engine over a pair. Not thread-safe. After any `EngineError` the process must end.
 
-    When it starts, θ(0.5) is made live once by the resident route and once by vLLM's own loader, and a probe prompt must get
-    the same logprobs, bit by bit; else every switch goes through the loader, and `fallback` says why. λ = 0.5 and not a
-    parent: tensors derived from the weights at load would be right at the parent that was loaded last.
+    When it starts, θ half-way to every aligned checkpoint (λ = 0.5) is made live once by the resident route and once by
+    vLLM's own loader, and a probe prompt must get the same logprobs, bit by bit; else every switch goes through the loader,
+    and `fallback` says why. Half-way and not a parent: tensors derived from the weights at load would be right at the parent
+    that was loaded last.
 
     Args:
         base: directory of the base checkpoint; also gives the architecture, unless the vocabularies are only shared.
-        aligned: directory of the aligned checkpoint; None: `base` is scored as it is loaded, and the only λ is 0.
+        aligned: directory of the aligned checkpoint, or of each by name; None: `base` is scored as it is loaded, and the
+            only λ is 0.
         settings: see `EngineSettings`.
         parents: where ranks keep the parents, one of `serve.tiers.CHOICES`; changes no number.
         ranks_on_node: of all engines that share this machine's memory; None: of this one.
@@ -90,7 +93,7 @@ class Engine:
     def __init__(
         self,
         base: Path,
-        aligned: Path | None,
+        aligned: Path | Mapping[str, Path] | None,
         settings: EngineSettings,
         parents: str = "auto",
         ranks_on_node: int | None = None,
@@ -110,10 +113,11 @@ class Engine:
             "enforce_eager": settings.device == "cpu",
             **settings.extra,
         }
-        if aligned is not None:
+        paths = by_name(aligned) if aligned is not None else {}
+        if paths:
             config = {
                 "base": str(base),
-                "aligned": str(aligned),
+                "aligned": {name: str(path) for name, path in paths.items()},
                 "line": line.to_json(),
                 "tier": parents,
                 "ranks": ranks_on_node or settings.tensor_parallel,
@@ -125,7 +129,7 @@ class Engine:
         tiers: list[tuple[str, str]] = []
         try:
             self._llm = LLM(
-                model=str(aligned if line.has_aligned_shapes else base),
+                model=str(next(iter(paths.values())) if line.has_aligned_shapes else base),
                 skip_tokenizer_init=True,
                 load_format="safetensors",
                 dtype=settings.dtype,
@@ -140,7 +144,7 @@ class Engine:
                 worker_extension_cls=WORKER_EXTENSION,
                 **arguments,
             )
-            if aligned is not None:
+            if paths:
                 self._llm.init_weight_transfer_engine({"init_info": {}})
                 tiers = self._llm.collective_rpc("interpolation_tier")
             self._llm.collective_rpc("interpolation_score_rows")
@@ -150,16 +154,17 @@ class Engine:
             raise EngineError(f"the vLLM engine did not start: {error}") from error
         self.vocab_size: int = self._llm.llm_engine.model_config.get_vocab_size()
         self.fallback = next((reason for _, reason in tiers if reason), "")
-        if aligned is None:
+        if not paths:
             self.lam, self.route = "0", LOADED
             return
+        self._probed = middle(paths)
         if parents != RELOAD and not self.fallback and not self._routes_agree():
             self.fallback = "the same λ gives other logprobs than vLLM's own loader"
         self._use(RELOAD if self.fallback else RESIDENT, only=True)
         self.route = RELOAD if self.fallback else f"{RESIDENT} {'/'.join(sorted({tier for tier, _ in tiers}))}"
 
     def switch(self, lam: str) -> None:
-        """Move to θ(λ). Raises EngineError when that fails: the weights are then half-written."""
+        """Move to θ at a point. Raises EngineError when that fails: the weights are then half-written."""
         if lam == self.lam:
             return
         self.lam = None
@@ -181,7 +186,7 @@ class Engine:
         for route in (RESIDENT, RELOAD):
             self._use(route, only=False)
             self.lam = None
-            self.switch("0.5")
+            self.switch(self._probed)
             seen.append(self._probe())
         self.lam = None
         return same_bits(*seen)

@@ -1,4 +1,4 @@
-"""Where a rank keeps both parents: on its device, in pinned host memory, or in the page cache.
+"""Where a rank keeps its parents: on its device, in pinned host memory, or in the page cache.
 
     device   beside the live parameters: a switch costs memory bandwidth
     pinned   page-locked host memory: a switch costs the bus to the device
@@ -8,7 +8,7 @@
 A rank keeps only its own tensor-parallel share.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -20,34 +20,35 @@ from serve.loading import Piece, Target, View
 # digest to the conversion; on a GPU it is large enough to be worth a kernel, and two blocks are on their way at a time.
 CPU_BLOCK, CUDA_BLOCK = 1 << 20, 16 << 20
 
-Block = tuple[Piece, View, torch.Tensor, torch.Tensor]  # what it is of, place in the parameter, base, aligned
+Block = tuple[Piece, View, list[torch.Tensor]]  # what it is of, place in the parameter, base and each aligned one
+Tensors = Mapping[str, torch.Tensor]  # of a checkpoint
 _ALIGN = 256  # bytes
 
 
 class Parents(Protocol):
-    """Both parents of one rank."""
+    """All parents of one rank."""
 
     def blocks(self, target: Target, limit: int, whole: bool) -> Iterator[Block]:
         """Yield what a parameter is made of, in blocks of at most `limit` bytes of each parent.
 
-        Where a piece is kept, aligned stands for both. `whole`: all pieces move alike, so that a block may be of several;
-        it is then said to be of the first.
+        Where a piece is kept, aligned stands for base, too. `whole`: all pieces move alike, so that a block may be of
+        several; it is then said to be of the first.
         """
 
 
 class MappedParents:
     """The checkpoint files, read where a block needs them."""
 
-    def __init__(self, base: dict[str, torch.Tensor], aligned: dict[str, torch.Tensor]) -> None:
-        self._base, self._aligned = base, aligned
+    def __init__(self, parents: Sequence[Tensors]) -> None:
+        """`parents`: base and each aligned one."""
+        self._parents = parents
 
     def blocks(self, target: Target, limit: int, whole: bool) -> Iterator[Block]:
         for piece in target.pieces:
-            aligned = self._aligned[piece.name]
-            base = aligned if piece.is_kept else self._base[piece.name]
+            tensors = [parent[piece.name] for parent in _kept(self._parents, piece)]
             for index in chunks(piece.place.shape, target.dtype.itemsize, limit):
                 source = piece.source.block(index)
-                yield piece, piece.place.block(index), source.on(base), source.on(aligned)
+                yield piece, piece.place.block(index), [source.on(tensor) for tensor in tensors]
 
 
 class HeldParents:
@@ -55,8 +56,7 @@ class HeldParents:
 
     Args:
         targets: of this rank.
-        base: the checkpoint's tensors.
-        aligned: likewise.
+        parents: base's tensors, and those of each aligned checkpoint.
         device: where to hold them.
         pin: page-lock them, so that copies to the GPU overlap with its work.
     """
@@ -64,8 +64,7 @@ class HeldParents:
     def __init__(
         self,
         targets: Sequence[Target],
-        base: dict[str, torch.Tensor],
-        aligned: dict[str, torch.Tensor],
+        parents: Sequence[Tensors],
         device: torch.device,
         pin: bool,
     ) -> None:
@@ -73,28 +72,31 @@ class HeldParents:
         for target in targets:
             self._starts[target.path] = size
             size += -(-target.layout.numel() * target.dtype.itemsize // _ALIGN) * _ALIGN
-        self._memory = [torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2)]
+        self._memory = [torch.zeros(size, dtype=torch.uint8, device=device) for _ in parents]
         if pin:
             # Not pin_memory=True: PyTorch's pinned allocator rounds up to a power of two, twice the memory at worst.
             for memory in self._memory:
                 cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
                 torch.cuda.check_error(cudart.cudaHostRegister(memory.data_ptr(), size, 0))
         for target in targets:
-            for held, tensors in zip(self._of(target), (base, aligned), strict=True):
-                for piece in target.pieces:
-                    tensor = (aligned if piece.is_kept else tensors)[piece.name]
-                    piece.place.on(held).copy_(piece.source.on(tensor))
+            for piece in target.pieces:
+                for held, tensors in zip(self._of(target), _kept(parents, piece), strict=True):
+                    piece.place.on(held).copy_(piece.source.on(tensors[piece.name]))
 
     def blocks(self, target: Target, limit: int, whole: bool) -> Iterator[Block]:
-        base, aligned = self._of(target)
+        held = self._of(target)
         first = target.pieces[0]
         windows = [(first, View.of(target.layout))] if whole else [(piece, piece.place) for piece in target.pieces]
         for piece, window in windows:
             for index in chunks(window.shape, target.dtype.itemsize, limit):
                 place = window.block(index)
-                yield piece, place, place.on(base), place.on(aligned)
+                yield piece, place, [place.on(tensor) for tensor in held]
 
     def _of(self, target: Target) -> list[torch.Tensor]:
         start = self._starts[target.path]
         size = target.layout.numel() * target.dtype.itemsize
         return [memory[start : start + size].view(target.dtype) for memory in self._memory]
+
+
+def _kept(parents: Sequence[Tensors], piece: Piece) -> Sequence[Tensors]:
+    return [parents[-1]] * len(parents) if piece.is_kept else parents

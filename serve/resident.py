@@ -1,16 +1,17 @@
-"""The resident route: θ(λ) straight from both parents into the live parameters, at the speed of memory.
+"""The resident route: θ(λ) straight from its parents into the live parameters, at the speed of memory.
 
-On a GPU the live parameters have the layout that vLLM's loader writes; each block of them is one lerp and, where the parents
+On a GPU the live parameters have the layout that vLLM's loader writes; each block of them is one lerp, or
+a few sums, and, where the parents
 are in host memory, the next block is copied while this one is computed. On the CPU vLLM packs linear weights for its kernels
 and throws the plain ones away; there each layer is put together in a scratch buffer and packed anew, one after another.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from merge.digest import WeightDigest
-from merge.interpolate import PLAIN, Rule, interpolate, mapped_tensors
+from merge.interpolate import PLAIN, Rule, mapped_tensors, needed, theta
 from merge.pair import Pair
 from serve.loading import Target, UntraceableError, trace
 from serve.packing import Packer
@@ -18,14 +19,14 @@ from serve.parents import CPU_BLOCK, CUDA_BLOCK, HeldParents, MappedParents, Par
 
 
 class ResidentRoute:
-    """Both parents of one rank, and the way from them to its live parameters.
+    """The parents of one rank, and the way from them to its live parameters.
 
     Args:
         pair: the parents.
         rules: `tensor_rules` of the pair.
         model: this rank's loaded model.
         device: the model's.
-        choose_tier: given the bytes of this rank's share of both parents, returns device, pinned or mmap.
+        choose_tier: given the bytes of this rank's share of all parents, returns device, pinned or mmap.
 
     Raises:
         UntraceableError: vLLM loads or keeps some weights in a way that this route does not know.
@@ -39,8 +40,8 @@ class ResidentRoute:
         device: torch.device,
         choose_tier: Callable[[int], str],
     ) -> None:
-        base, aligned = dict(mapped_tensors(pair.base)), dict(mapped_tensors(pair.aligned))
-        targets = trace(model, aligned, pair.aligned_rows)
+        parents = [dict(mapped_tensors(parent)) for parent in pair.parents.values()]
+        targets = trace(model, parents[-1], pair.aligned_rows)
         self._rules = rules
         self._whole = {t.path for t in targets if len({(rules[p.name], p.is_kept) for p in t.pieces}) == 1}
         self._device = device
@@ -51,15 +52,16 @@ class ResidentRoute:
         self._packer = Packer(model, self._layers) if device.type == "cpu" else None
         if self._packer is None and (packed := [target.path for target in targets if not target.is_plain]):
             raise UntraceableError(f"vLLM keeps {', '.join(packed[:5])} in a layout of its own")
-        self.tier = choose_tier(2 * sum(target.layout.numel() * target.dtype.itemsize for target in targets))
+        self.tier = choose_tier(len(parents) * sum(target.layout.numel() * target.dtype.itemsize for target in targets))
         self._parents: Parents
         if self.tier == "mmap":
-            self._parents = MappedParents(base, aligned)
+            self._parents = MappedParents(parents)
         else:
             where = device if self.tier == "device" else torch.device("cpu")
             pin = self.tier == "pinned" and device.type == "cuda"
-            self._parents = HeldParents(targets, base, aligned, where, pin)
-        self._staging = _Staging(device, self._limit) if device.type == "cuda" and self.tier != "device" else None
+            self._parents = HeldParents(targets, parents, where, pin)
+        stages = device.type == "cuda" and self.tier != "device"
+        self._staging = _Staging(device, self._limit, len(parents)) if stages else None
         # Where the checkpoint's dtype is not the engine's, a block is rounded to the former before it is converted.
         self._rounded = torch.empty(self._limit, dtype=torch.uint8, device=device)
 
@@ -79,16 +81,16 @@ class ResidentRoute:
 
     def _fill(self, target: Target, live: torch.Tensor, lam: str, digest: WeightDigest) -> None:
         """Write θ(λ) of one parameter into `live`, a tensor of the loader's layout."""
-        for piece, place, base, aligned in self._parents.blocks(target, self._limit, target.path in self._whole):
+        for piece, place, parents in self._parents.blocks(target, self._limit, target.path in self._whole):
             at, rule = ("1", PLAIN) if piece.is_kept else (lam, self._rules[piece.name])
             if self._staging is not None:
-                base, aligned = self._staging.load(base, aligned)
+                parents = self._staging.load(parents, needed(at, rule))
             block = place.on(live)
             if live.dtype == target.dtype:
-                made = interpolate(base, aligned, at, block, rule)
+                made = theta(parents, at, block, rule)
             else:
                 rounded = self._rounded[: block.numel() * target.dtype.itemsize].view(target.dtype)
-                made = interpolate(base, aligned, at, rounded.view(block.shape), rule)
+                made = theta(parents, at, rounded.view(block.shape), rule)
                 block.copy_(made)
             if self._staging is not None:
                 self._staging.release()
@@ -97,27 +99,31 @@ class ResidentRoute:
 
 
 class _Staging:
-    """Two pairs of buffers on the GPU: a side stream fills one while the other is computed with."""
+    """Two sets of buffers on the GPU, one for each parent: a side stream fills one while the other is computed with."""
 
-    def __init__(self, device: torch.device, nbytes: int) -> None:
+    def __init__(self, device: torch.device, nbytes: int, parents: int) -> None:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._buffers = [torch.empty((2, nbytes), dtype=torch.uint8, device=device) for _ in range(2)]
+        self._buffers = [torch.empty((parents, nbytes), dtype=torch.uint8, device=device) for _ in range(2)]
         self._filled = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
         self._released = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
         self._turn = 0
 
-    def load(self, base: torch.Tensor, aligned: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copy a block of each parent; what is returned may be used on the current stream until `release`."""
+    def load(self, parents: Sequence[torch.Tensor], places: Sequence[int]) -> list[torch.Tensor]:
+        """Copy a block of those parents that are at some places; what is returned of them may be used on the current stream
+        until `release`, and the rest is not to be read."""
         buffers, filled, released = self._buffers[self._turn], self._filled[self._turn], self._released[self._turn]
-        nbytes = base.numel() * base.element_size()
-        staged = [buffers[row, :nbytes].view(base.dtype).view(base.shape) for row in range(2)]
+        nbytes = parents[0].numel() * parents[0].element_size()
+        staged = [
+            buffer[:nbytes].view(parent.dtype).view(parent.shape)
+            for buffer, parent in zip(buffers, parents, strict=True)
+        ]
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(released)
-            for to, source in zip(staged, (base, aligned), strict=True):
-                to.copy_(source, non_blocking=True)
+            for place in places:
+                staged[place].copy_(parents[place], non_blocking=True)
             filled.record(self._stream)
         torch.cuda.current_stream().wait_event(filled)
-        return staged[0], staged[1]
+        return staged
 
     def release(self) -> None:
         """The work queued so far is the last to use the block."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Route(Protocol):
-    """Moves the live parameters of one rank to a point of the line."""
+    """Moves the live parameters of one rank to a point."""
 
     def switch(self, lam: str) -> str:
         """Make θ(λ) live, bit-equal to a fresh load of the exported θ(λ).

@@ -8,7 +8,6 @@ the unit alone: the cache starts empty, and all requests are added, in a fixed o
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +41,7 @@ def sample_unit(
     Args:
         engine: already switched to `lam`.
         prompts: rows of `schemas.PROMPTS`.
-        lam: canonical λ, written into the table.
+        lam: canonical point, written into the table.
         sampling: of the task.
         decode: tokens → text.
 
@@ -113,10 +112,10 @@ def _table(
     columns = {
         "request_id": [request_id for request_id, *_ in rows],
         "sample": [sample for _, sample, *_ in rows],
-        "lam": pa.array([Decimal(lam)] * len(rows), schemas.LAM),
+        **schemas.place_columns(lam, len(rows)),
         "seed": [seed for _, _, seed, _ in rows],
         "token_ids": [list(drawn.token_ids) for *_, drawn in rows],
         "text": texts,
         "finish_reason": [drawn.finish_reason for *_, drawn in rows],
     }
-    return pa.table(columns, schema=schemas.GENERATIONS)
+    return pa.table(columns, schema=schemas.schema_at(schemas.GENERATIONS, [lam]))

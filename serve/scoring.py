@@ -13,7 +13,6 @@ engine's first step.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from itertools import groupby
 
 import pyarrow as pa
@@ -61,7 +60,7 @@ def score_unit(engine: Engine, requests: pa.Table, lam: str) -> UnitScores:
     Args:
         engine: already switched to `lam`.
         requests: rows of `schemas.REQUESTS`, whole documents.
-        lam: canonical λ, written into the table.
+        lam: canonical point, written into the table.
 
     Raises:
         EngineError: the engine failed; nothing of the unit may be used.
@@ -190,16 +189,17 @@ def _tables(request_ids: list[int], outcomes: dict[int, Score | str], lam: str) 
             bad.append((request_id, outcome))
         else:
             good.append((request_id, outcome))
+    schema = schemas.schema_at(schemas.TOKENS, [lam])
     tokens = pa.table(
         {
             "request_id": [request_id for request_id, _ in good],
-            "lam": pa.array([Decimal(lam)] * len(good), schemas.LAM),
+            **schemas.place_columns(lam, len(good)),
             "logprobs": [score.logprobs for _, score in good],
             "ranks": [score.ranks for _, score in good],
             "top1_ids": [score.top1_ids for _, score in good],
             "top1_logprobs": [score.top1_logprobs for _, score in good],
         },
-        schema=schemas.TOKENS,
+        schema=schema,
     )
     quarantine = pa.table(
         {"request_id": [request_id for request_id, _ in bad], "reason": [reason for _, reason in bad]},

@@ -2,11 +2,13 @@
 
 import argparse
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from lambdasweep.coordinates import by_name
 from lambdasweep.errors import InputError
 from merge.line import Line
 from serve.plugin import BACKEND, CONFIG_KEY, WORKER_EXTENSION, register
@@ -36,9 +38,9 @@ class Serving:
     """What to serve. `defaults` are vLLM arguments that flags win over."""
 
     base: Path
-    aligned: Path
+    aligned: Path | Mapping[str, Path]  # by name where there are several
     line: Line  # between them
-    lam: str  # canonical, to begin with
+    lam: str  # canonical point, to begin with
     parents: str  # one of serve.tiers.CHOICES
     name: str
     flags: tuple[str, ...]  # of `vllm serve`
@@ -99,12 +101,17 @@ def arguments(serving: Serving) -> argparse.Namespace:
     if args.host is None and args.uds is None:
         args.host = "127.0.0.1"  # vLLM's own default is every address of the machine
     args.served_model_name = args.served_model_name or [serving.name]
-    args.model = args.model_tag = str(serving.aligned)
+    paths = by_name(serving.aligned)
+    args.model = args.model_tag = str(next(iter(paths.values())))
     args.load_format = "safetensors"
     args.api_server_count = None  # this process is the only one
     args.weight_transfer_config = WeightTransferConfig(backend=BACKEND)
     args.worker_extension_cls = WORKER_EXTENSION
-    parents = {"base": str(serving.base), "aligned": str(serving.aligned), "tier": serving.parents}
+    parents = {
+        "base": str(serving.base),
+        "aligned": {name: str(path) for name, path in paths.items()},
+        "tier": serving.parents,
+    }
     args.additional_config = {
         CONFIG_KEY: {
             **parents,

@@ -41,7 +41,7 @@ class Room:
 
 
 def fits(tier: str, parents: int, room: Room) -> bool:
-    """Tell whether a rank's `parents` bytes (both) fit into a tier."""
+    """Tell whether a rank's `parents` bytes (of all of them) fit into a tier."""
     if tier == "device" and room.device_total:
         return parents + room.device_reserve <= room.device_free
     if tier in ("device", "pinned"):
@@ -56,7 +56,7 @@ def choose(asked: str, parents: int, room: Room) -> str:
 
     Args:
         asked: auto, or a tier.
-        parents: bytes of this rank's share of both parents.
+        parents: bytes of this rank's share of all parents.
         room: what was measured.
 
     Raises:
@@ -73,7 +73,7 @@ def choose(asked: str, parents: int, room: Room) -> str:
                 f"{room.host_available / 1e9:.1f} GB are free"
             )
         raise InputError(
-            f"--parents {asked}: both parents take {parents / 1e9:.1f} GB a rank, and {have}; use --parents auto"
+            f"--parents {asked}: the parents take {parents / 1e9:.1f} GB a rank, and {have}; use --parents auto"
         )
     return asked
 

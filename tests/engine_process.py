@@ -1,9 +1,10 @@
 """Runs one real vLLM engine in a process of its own: `python -m tests.engine_process JOB.json`.
 
 The environment of an engine must be set before torch is imported, and one process holds one engine. The job says where to
-go: `{"base", "aligned", "settings", "cores", "requests", "parents", "line", "steps": [[λ or null, output.parquet], …]}`; a
-null λ scores the weights the engine was started with. A step [λ, output.parquet, {"prompts", "sampling"}] samples
-instead; texts are then the token ids. With "sabotage" the resident route takes the parents for each other.
+go: `{"base", "aligned" (one, or several by name), "settings", "cores", "requests", "parents", "line", "steps":
+[[λ or null, output.parquet], …]}`; a null λ scores the weights the engine was started with. A step [λ, output.parquet,
+{"prompts", "sampling"}] samples instead; texts are then the token ids. With "sabotage" the resident route takes the parents
+for each other.
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from lambdasweep.coordinates import by_name
 from merge.line import Line
 from serve.settings import EngineSettings, Sampling
 
@@ -62,12 +64,11 @@ def main(job: Path) -> None:
     if values.get("sabotage"):
         from serve import resident
 
-        right = resident.interpolate
-        resident.interpolate = lambda base, aligned, lam, out, rule: right(
-            aligned, base, f"{float(lam) - 0.1}", out, rule
-        )
+        right = resident.theta
+        resident.theta = lambda parents, lam, out, rule: right(parents[::-1], f"{float(lam) - 0.1}", out, rule)
     line = Line.from_json(values.get("line", {}))
-    engine = Engine(Path(values["base"]), Path(values["aligned"]), engine_settings, values["parents"], line=line)
+    aligned = {name: Path(path) for name, path in by_name(values["aligned"]).items()}
+    engine = Engine(Path(values["base"]), aligned, engine_settings, values["parents"], line=line)
     requests = pq.read_table(values["requests"])
     counted = []
     for lam, output, *asked in values["steps"]:

@@ -1,7 +1,5 @@
 """Small run directories, written table by table."""
 
-from decimal import Decimal
-
 import pyarrow as pa
 
 from lambdasweep import schemas
@@ -57,13 +55,14 @@ def add_scores(run, task, lam, scores, shard=0, ranks=None, top1=None, inside=No
     lengthen(run, task, scores)
     columns = {
         "request_id": list(scores),
-        "lam": [Decimal(inside or lam)] * len(scores),
+        **schemas.place_columns(inside or lam, len(scores)),
         "logprobs": list(scores.values()),
         "ranks": [(ranks or {}).get(request, [None] * len(row)) for request, row in scores.items()],
         "top1_ids": [(top1 or {}).get(request, [None] * len(row)) for request, row in scores.items()],
         "top1_logprobs": [[0.0] * len(row) for row in scores.values()],
     }
-    commit_table(run.unit("tokens", task, lam, shard), pa.table(columns, schema=schemas.TOKENS))
+    schema = schemas.schema_at(schemas.TOKENS, [lam])
+    commit_table(run.unit("tokens", task, lam, shard), pa.table(columns, schema=schema))
 
 
 def add_quarantine(run, task, lam, requests, shard=0):
@@ -94,10 +93,13 @@ def add_samples(run, task, lam, texts, shard=0):
     columns = {
         "request_id": [prompt for prompt, _, _ in rows],
         "sample": [sample for _, sample, _ in rows],
-        "lam": [Decimal(lam)] * len(rows),
+        **schemas.place_columns(lam, len(rows)),
         "seed": [7] * len(rows),
         "token_ids": [[5]] * len(rows),
         "text": [text for _, _, text in rows],
         "finish_reason": ["length"] * len(rows),
     }
-    commit_table(run.unit("generations", task, lam, shard), pa.table(columns, schema=schemas.GENERATIONS))
+    commit_table(
+        run.unit("generations", task, lam, shard),
+        pa.table(columns, schema=schemas.schema_at(schemas.GENERATIONS, [lam])),
+    )

@@ -1166,7 +1166,7 @@ def test_what_follows_the_dashes_is_for_vllm(
     (serving,) = served
     assert (serving.lam, serving.parents, serving.name) == ("0.62", "auto", "aligned-lambda")
     assert serving.flags == tuple(flags)
-    assert (serving.base, serving.aligned) == pair
+    assert (serving.base, serving.aligned) == (pair[0], {"": pair[1]})
     assert serving.defaults["max_model_len"] == 512
     assert serving.defaults["dtype"] == "float32"
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("lambdasweep", "merge", "serve", "ray_jobs", "calibration")
-LEAVES = {f"lambdasweep.{name}" for name in ("errors", "grid", "schemas", "lease", "location", "rundir")}
+LEAVES = {f"lambdasweep.{name}" for name in ("errors", "coordinates", "grid", "schemas", "lease", "location", "rundir")}
 
 # What each folder may import of ours besides itself, wherever the import stands. The command line (`lambdasweep`, its
 # leaves apart) may import every folder, but only inside functions.

@@ -180,7 +180,7 @@ def test_rows_of_other_strings_are_those_of_aligned(
     assert not spans or told[0].startswith(f"{count} of {rows} rows")
     assert pair.shaped is pair.aligned
     if (rows, strings) == (7, BASE):
-        assert open_pair(base, aligned) == Pair(pair.base, pair.aligned, ())
+        assert open_pair(base, aligned) == Pair(pair.base, {"": pair.aligned}, ())
         return
     with pytest.raises(PairError):
         open_pair(base, aligned)

@@ -94,9 +94,9 @@ def shapes(width: int) -> dict[str, tuple[int, ...]]:
     return {"embed.weight": (5, width), "down.weight": (3, 2 * width), **experts, **fused, **biases, **rest}
 
 
-def write_pair(root: Path, width: int, dtype: torch.dtype) -> Pair:
+def write_pair(root: Path, width: int, dtype: torch.dtype, first_seed: int = 0) -> Pair:
     parents = []
-    for seed, role in enumerate(("base", "aligned")):
+    for seed, role in enumerate(("base", "aligned"), first_seed):
         generator = torch.Generator().manual_seed(100 * width + seed)
         made = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes(width).items()}
         made["norm.weight"][0] = -0.0  # which only a copy keeps
@@ -104,7 +104,7 @@ def write_pair(root: Path, width: int, dtype: torch.dtype) -> Pair:
         (root / role / "config.json").write_text("{}")
         save_file(made, root / role / "model.safetensors")
         parents.append(open_checkpoint(str(root / role), role))
-    return Pair(parents[0], parents[1], ())
+    return Pair(parents[0], {"": parents[1]}, ())
 
 
 def expected(pair: Pair, lam: str, rank: int, ranks: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -255,6 +255,48 @@ def test_other_lines_are_those_of_the_checkpoint(
     assert straight.switch(path[-1]) == digest
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    path=st.lists(
+        st.sampled_from(["dpo=0,sft=0", "dpo=0.5,sft=0", "dpo=0,sft=1", "dpo=0.35,sft=-0.5", "dpo=1,sft=1"]),
+        min_size=1,
+        max_size=4,
+    ),
+    dtypes=st.sampled_from([(torch.bfloat16, torch.float32), (torch.float16, torch.float16)]),
+    tier=st.sampled_from(["device", "mmap"]),
+    place=st.sampled_from([(0, 1), (0, 2), (1, 2)]),
+    limit=st.sampled_from([24, 1 << 20]),
+)
+def test_several_aligned_checkpoints_are_those_of_the_checkpoint(
+    root: Path,
+    path: list[str],
+    dtypes: tuple[torch.dtype, torch.dtype],
+    tier: str,
+    place: tuple[int, int],
+    limit: int,
+) -> None:
+    stored, live = dtypes
+    pair = write_pair(root / f"8-{stored}", 8, stored)
+    other = write_pair(root / f"9-{stored}", 8, stored, first_seed=7)
+    pair = replace(pair, aligned_by_name={"dpo": pair.aligned, "sft": other.aligned}, weights={"attn.k.weight": "0.4"})
+    model = loaded(Model(*place, 8, live))
+    asked: list[int] = []
+
+    def choose_tier(nbytes: int) -> str:
+        asked.append(nbytes)
+        return tier
+
+    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, choose_tier)
+    resident._limit = limit
+    for point in path:
+        digest = resident.switch(point)
+    want = parameters(dict(interpolated_tensors(pair, path[-1])), *place, live)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(bits(parameter.data), bits(want[name])), name
+    assert asked == [3 * stored.itemsize * sum(parameter.numel() for parameter in model.parameters())]
+    assert route(pair, Model(*place, 8, live), "mmap").switch(path[-1]) == digest
+
+
 def test_rows_that_are_not_loaded_as_rows_are_refused(root: Path) -> None:
     tensors = whole(write_pair(root / "turned", 2, torch.bfloat16))
     model = loaded(Transposing(0, 1, 2, torch.float32))
@@ -393,10 +435,11 @@ def test_parents_give_every_element_once_in_blocks_within_the_limit(root: Path, 
     pair = write_pair(root / "blocks", 8, torch.bfloat16)
     tensors = whole(pair)
     targets = trace(loaded(Model(1, 2, 8, torch.float32)), tensors)
-    parents = MappedParents(tensors, tensors) if tier == "mmap" else HeldParents(targets, tensors, tensors, CPU, False)
+    both = [tensors, tensors]
+    parents = MappedParents(both) if tier == "mmap" else HeldParents(targets, both, CPU, False)
     for target in targets:
         hits = torch.zeros(target.layout.shape, dtype=torch.int32)
-        for _, place, base, aligned in parents.blocks(target, 40, whole=True):
+        for _, place, (base, aligned) in parents.blocks(target, 40, whole=True):
             place.on(hits).add_(1)
             assert base.numel() * 2 <= 40
             assert torch.equal(base, aligned)
@@ -498,12 +541,12 @@ def test_staging_never_overwrites_a_block_that_is_in_use(monkeypatch: pytest.Mon
     for name in ("Stream", "Event", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, Recorded)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
-    staging = _Staging(CPU, 64)
+    staging = _Staging(CPU, 64, 2)
     seen = []
     for turn in range(5):
         sources = [torch.full((2, 3), value, dtype=torch.bfloat16).t() for value in (turn, -turn)]
-        base, aligned = staging.load(*sources)
-        assert torch.equal(base, sources[0])
+        base, aligned = staging.load(sources, (1,) if turn == 3 else (0, 1))
+        assert torch.equal(base, sources[0]) == (turn != 3)  # what is not read is not copied
         assert torch.equal(aligned, sources[1])
         seen.append(base.data_ptr())
         staging.release()

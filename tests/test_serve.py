@@ -40,7 +40,6 @@ LENGTH = 300  # tokens of a long answer
 class Server:
     url: str
     base: Path
-    aligned: Path
 
     @property
     def client(self) -> openai.OpenAI:
@@ -83,7 +82,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(base: Path, aligned: Path, log: Path, *options: str) -> Iterator[Server]:
+def serving(base: Path, aligned: Path | str, log: Path, *options: str, lam: str = "0.0") -> Iterator[Server]:
     port = free_port()
     flags = ["--port", str(port), "--api-key", KEY, "--max-num-seqs", "8"]
     command = [
@@ -96,13 +95,13 @@ def serving(base: Path, aligned: Path, log: Path, *options: str) -> Iterator[Ser
         "--aligned",
         str(aligned),
         "--lam",
-        "0.0",
+        lam,
     ]
     with open(log, "wb") as stream:
         process = subprocess.Popen(
             [*command, *options, "--", *flags], cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True
         )
-    server = Server(f"http://127.0.0.1:{port}", base, aligned)
+    server = Server(f"http://127.0.0.1:{port}", base)
     try:
         deadline = time.monotonic() + 400
         while True:
@@ -139,14 +138,17 @@ def server(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def greedy(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return the tokens that transformers continues a prompt with, at a λ."""
+    return continuations(pair[0], str(pair[1]), tmp_path_factory.mktemp("exported"))
+
+
+def continuations(base: Path, aligned: str, root: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
-    root = tmp_path_factory.mktemp("exported")
     models: dict[str, Any] = {}
 
     def answer(lam: str, prompt: list[int], length: int = LENGTH) -> list[int]:
         if lam not in models:
-            export_point(from_flags(None, *map(str, pair), None, None, lam), root / lam, "aligned", "5GB", print)  # type: ignore[arg-type]
+            export_point(from_flags(None, str(base), aligned, None, None, lam), root / lam, "aligned", "5GB", print)
             models[lam] = AutoModelForCausalLM.from_pretrained(root / lam, dtype=torch.float32).eval()
         with torch.no_grad():
             ids, cache, found = torch.tensor([prompt]), None, []
@@ -169,11 +171,9 @@ def prompt(seed: int, length: int = 70) -> list[int]:
 OPTIONS: dict[str, Any] = {"temperature": 0, "extra_body": {"ignore_eos": True, "return_token_ids": True}}
 
 
-def complete(server: Server, ids: list[int], length: int = 40) -> tuple[str, list[int]]:
+def complete(server: Server, ids: list[int], length: int = 40, model: str = "after-lambda") -> tuple[str, list[int]]:
     """Return the λ that an answer names, and its tokens."""
-    raw = server.client.completions.with_raw_response.create(
-        model="after-lambda", prompt=ids, max_tokens=length, **OPTIONS
-    )
+    raw = server.client.completions.with_raw_response.create(model=model, prompt=ids, max_tokens=length, **OPTIONS)
     return raw.headers[HEADER], raw.parse().choices[0].token_ids  # type: ignore[attr-defined]
 
 
@@ -275,6 +275,29 @@ def test_a_bad_lambda_says_what_is_wrong_and_moves_nothing(server: Server, body:
 def test_numbers_are_taken_as_they_are_written(server: Server) -> None:
     status, answer = server.ask("/v1/lambda", b'{"lam": 0.350}')
     assert (status, answer["lam"], server.lam) == (200, "0.35", "0.35")
+
+
+def test_several_aligned_checkpoints_are_moved_between(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    other = write_checkpoint(tmp_path / "other", seed=2)
+    aligned = f"sft={other},dpo={pair[1]}"
+    greedy = continuations(pair[0], aligned, tmp_path)
+    inner, axis = "dpo=0.5,sft=0.25", "dpo=0,sft=0.7"
+    with serving(pair[0], aligned, tmp_path / "log", lam="sft=0.25,dpo=0.50") as server:
+        status, answer = server.ask("/v1/lambda")
+        assert (status, answer["lam"], answer["fallback"]) == (200, inner, "")
+        for lam in (inner, axis):
+            server.move(lam)
+            assert complete(server, prompt(4), model="after-other-lambda") == (lam, greedy(lam, prompt(4), 40))
+        for body, says in (
+            ('{"lam": "0.5"}', "there are dpo, sft"),
+            ('{"lam": "dpo=1,rl=0"}', "'sft' is missing"),
+            ('{"lam": "dpo=0:1:1,sft=0"}', "dpo: λ '0:1:1' is not a decimal number"),
+            ("{}", 'send {"lam": "dpo=0.7,sft=0.7"} and nothing else'),
+        ):
+            status, answer = server.ask("/v1/lambda", body.encode(), method="POST")
+            assert status == 400
+            assert says in answer["error"]["message"]
+        assert server.lam == axis
 
 
 @pytest.mark.parametrize("key", [None, "wrong"])

@@ -9,7 +9,7 @@ from calibration.report.data import chart_data
 from calibration.report.facts import Cell, Facts, Outcomes, TaskFacts
 from calibration.report.measures import Measure
 from calibration.report.selected import OF_POINT
-from calibration.report.style import NEUTRAL, OTHER_COLOUR, lam_axis, lam_colour, role_shape
+from calibration.report.style import NEUTRAL, OTHER_COLOUR, lam_axis, lam_colour, number, role_shape
 
 _COLUMNS = ("task", "lambda", "lam", "point", "role", "value", "low", "high", "scaled", "documents")
 
@@ -33,7 +33,7 @@ def outcome_curve_rows(facts: Facts, outcomes: Outcomes, metric: str) -> Iterato
 
 def _row(facts: Facts, task: str, lam: str, cell: Cell) -> dict[str, Any]:
     return {
-        **{"task": task, "lambda": lam, "lam": float(lam), "point": facts.stop(lam), "role": facts.role_of(lam)},
+        **{"task": task, "lambda": lam, "lam": number(lam), "point": facts.stop(lam), "role": facts.mark_of(lam)},
         **{"value": cell.drawn, "low": cell.low, "high": cell.high, "documents": cell.n},
     }
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +12,8 @@ from calibration.choice import ACCURACY
 from calibration.frontier import Frontier, Frontiers
 from calibration.outcomes import LEFT_OUT, PREFIX
 from calibration.summary import Analysis
-from lambdasweep.grid import canonical
+from lambdasweep.coordinates import coordinates, order
+from lambdasweep.schemas import point_of
 
 MAX_BIN_ROWS = 12_000  # in a page: half a megabyte
 MACRO = "average of all tasks"
@@ -110,7 +110,7 @@ class Facts:
     def every_lam(self) -> tuple[str, ...]:
         """The grid, and the λs of which there are lm-eval's metrics only."""
         judged = {lam for one in self.outcomes for cells in one.cells.values() for lam in cells}
-        return tuple(sorted({*self.grid, *judged}, key=Decimal))
+        return tuple(sorted({*self.grid, *judged}, key=order))
 
     @property
     def frontiers(self) -> tuple[tuple[str, Frontier], ...]:
@@ -118,9 +118,19 @@ class Facts:
         average = ((MACRO, self.macro),) if self.macro else ()
         return (*average, *((task.name, task.frontier) for task in self.tasks if task.frontier))
 
+    @property
+    def coordinates(self) -> tuple[str, ...]:
+        """Names of the coordinates of the points; none where there is one λ."""
+        return tuple(filter(None, coordinates(self.parents["base"])))
+
     def role_of(self, lam: str) -> str:
         """Return which parent a λ is, or `other λ`."""
         return next((name for name, parent in self.parents.items() if parent == lam), "other λ")
+
+    def mark_of(self, lam: str) -> str:
+        """Return the same as `style.ROLES` has it: every aligned parent is `aligned`."""
+        role = self.role_of(lam)
+        return "aligned" if role in self.coordinates else role
 
     def stop(self, lam: str) -> int:
         """Return the place of a λ among the stops of the slider; −2 where it has none."""
@@ -149,7 +159,7 @@ def gather(plan: Mapping[str, Any], analysis: Analysis, found: Frontiers, error:
     outcomes: dict[str, dict[str, dict[str, Cell]]] = {}
     wanted = pc.is_in(analysis.metrics["confidence"], pa.array({"sum", confidence}))
     for row in analysis.metrics.filter(wanted).to_pylist():
-        lam, metric = canonical(row["lam"]), row["metric"]
+        lam, metric = point_of(row), row["metric"]
         cell = Cell(row["value"], row["ci_low"], row["ci_high"], row["n"])
         if metric.startswith(PREFIX):
             if metric != LEFT_OUT:
@@ -166,7 +176,7 @@ def gather(plan: Mapping[str, Any], analysis: Analysis, found: Frontiers, error:
         for name, record in plan["tasks"].items()
         if name not in elsewhere
     )
-    grid = sorted({lam for task in tasks for lam in task.lambdas}, key=Decimal)
+    grid = sorted({lam for task in tasks for lam in task.lambdas}, key=order)
     bins = _shown_bins(analysis.bins, tasks, confidence)
     stars = {one.chosen.lam for one in (*found.tasks, *filter(None, [found.macro]))}
     stops = _thinned(grid, len(bins), {*analysis.parents.values(), *stars})
@@ -182,7 +192,7 @@ def _thinned(grid: Sequence[str], rows: int, kept: set[str]) -> tuple[str, ...]:
 def _task(
     name: str, record: Mapping[str, Any], cells: Mapping[tuple[str, str, str], Cell], found: Frontier | None
 ) -> TaskFacts:
-    lambdas = sorted({lam for lam, _, _ in cells}, key=Decimal)
+    lambdas = sorted({lam for lam, _, _ in cells}, key=order)
     partial = {lam for lam in lambdas if cells[lam, "docs_unfinished", "all"].value}
     is_continuation = any(metric == "perplexity" for _, metric, _ in cells)
     finished = tuple(lam for lam in lambdas if lam not in partial)
@@ -194,6 +204,7 @@ def _task(
 def _shown_bins(bins: pa.Table, tasks: tuple[TaskFacts, ...], confidence: str) -> pa.Table:
     of = pc.or_(pc.equal(bins["confidence"], confidence), pc.equal(bins["events"], "tokens"))
     bins = bins.filter(pc.and_(of, pc.equal(bins["split"], "all")))
-    finished = {(task.name, Decimal(lam)) for task in tasks for lam in task.lambdas}
-    keys = zip(bins["task"].to_pylist(), bins["lam"].to_pylist(), strict=True)
+    finished = {(task.name, lam) for task in tasks for lam in task.lambdas}
+    places = bins.select([name for name in ("task", "lam", "point") if name in bins.column_names]).to_pylist()
+    keys = [(row["task"], point_of(row)) for row in places]
     return bins.filter(pa.array([key in finished for key in keys], pa.bool_()))

@@ -9,6 +9,7 @@ from calibration.report.curve_figure import curve_chart, curve_rows, outcome_cur
 from calibration.report.facts import MACRO, Facts, TaskFacts
 from calibration.report.frontier_figure import frontier_chart, frontier_rows
 from calibration.report.measures import Measure, choice_measures, continuation_measures, diversity_measures
+from calibration.report.plane_figure import plane_chart, plane_measures, plane_rows
 from calibration.report.reliability_figure import bin_dicts, histogram_chart, reliability_chart
 from calibration.report.selected import OF_POINT, OF_TASK, TASK, point_param, task_param
 from calibration.report.tasks_figure import domain, task_rows, tasks_chart
@@ -34,18 +35,21 @@ def page_figures(facts: Facts) -> dict[str, dict[str, alt.LayerChart]]:
         one = frontier_chart(facts, rows, follows=True).properties(title=_title(alt.ExprRef(TASK)), height=300)
         frontiers["frontier-task"] = _following(one, _TASK, facts.choices, point)
     found["frontier"] = frontiers
+    found["plane"] = _planes(facts, facts.choices, choice_measures(facts.confidence), _TASK)
     found["curves"] = _curves(facts, facts.choices, choice_measures(facts.confidence), _TASK, point)
     found["reliability"] = _reliability(facts, facts.choices, ("documents", "tokens"), _TASK, point)
-    multiples = {task.name: list(task_rows(facts, task)) for task in facts.choices}
+    multiples = {task.name: list(task_rows(facts, task)) for task in facts.choices if not facts.coordinates}
     span = domain([row for rows in multiples.values() for row in rows])
     found["tasks"] = {
         f"tasks-{i}": tasks_chart(facts, rows, span).properties(title=_title(name))
         for i, (name, rows) in enumerate(multiples.items())
     }
     continuations = facts.continuations
-    found["continuation"] = _curves(facts, continuations, continuation_measures(), _CONTINUATION, point)
+    found["continuation"] = _planes(facts, continuations, continuation_measures(), _CONTINUATION)
+    found["continuation"] |= _curves(facts, continuations, continuation_measures(), _CONTINUATION, point)
     found["continuation"] |= _reliability(facts, continuations, ("tokens",), _CONTINUATION, point)
-    found["diversity"] = _curves(facts, facts.sampled, diversity_measures(), _SAMPLED, point)
+    found["diversity"] = _planes(facts, facts.sampled, diversity_measures()[1::2], _SAMPLED)
+    found["diversity"] |= _curves(facts, facts.sampled, diversity_measures(), _SAMPLED, point)
     found["outcomes"] = _outcomes(facts, point)
     return {section: charts for section, charts in found.items() if charts}
 
@@ -60,7 +64,9 @@ def paper_figures(facts: Facts) -> dict[str, alt.TopLevelMixin]:
             x="independent", y="independent"
         )
     tasks = facts.choices[:PAPER_TASKS]
-    if tasks:
+    if tasks and facts.coordinates:
+        found |= _paper_planes(facts, tasks, choice_measures(facts.confidence))
+    elif tasks:
         found["curves"] = _grid(facts, tasks, choice_measures(facts.confidence))
         rows = [row for task in tasks for row in task_rows(facts, task)]
         chart = tasks_chart(facts, rows, domain(rows)).properties(width=240, height=180)
@@ -71,9 +77,9 @@ def paper_figures(facts: Facts) -> dict[str, alt.TopLevelMixin]:
         if rows:
             found[f"reliability-{events}"] = _side_by_side(reliability_chart(rows, facts.every_lam, events), 200, rows)
             found[f"confidence-{events}"] = _side_by_side(histogram_chart(rows, facts.every_lam, events), 110, rows)
-    if facts.continuations:
+    if facts.continuations and not facts.coordinates:
         found["continuation"] = _grid(facts, facts.continuations[:PAPER_TASKS], continuation_measures())
-    if facts.sampled:
+    if facts.sampled and not facts.coordinates:
         found["diversity"] = _grid(facts, facts.sampled[:PAPER_TASKS], diversity_measures())
     return found
 
@@ -92,8 +98,8 @@ def _following(
 def _curves(
     facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure], control: str, point: int
 ) -> dict[str, alt.LayerChart]:
-    found = {}
-    for measure in measures:
+    found: dict[str, alt.LayerChart] = {}
+    for measure in () if facts.coordinates else measures:
         rows = [row for task in tasks for row in curve_rows(facts, task, measure)]
         if rows:
             chart = curve_chart(facts, rows, measure, follows=True).properties(title=measure.title, height=200)
@@ -101,8 +107,37 @@ def _curves(
     return found
 
 
+def _planes(
+    facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure], control: str
+) -> dict[str, alt.LayerChart]:
+    found = {}
+    for measure in plane_measures(facts, measures):
+        rows = [row for task in tasks for row in plane_rows(facts, task, measure)]
+        if rows:
+            chart = plane_chart(facts, rows, measure).properties(title=measure.title, height=260)
+            chart = chart.transform_filter(OF_TASK).add_params(task_param(control, tasks[0].name))
+            found[f"{control[1:]}-plane-{measure.metric}"] = chart
+    return found
+
+
+def _paper_planes(
+    facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure]
+) -> dict[str, alt.TopLevelMixin]:
+    charts = [
+        plane_chart(facts, list(plane_rows(facts, task, measure)), measure).properties(
+            title=_title(f"{task.name}: {measure.title}"), width=260, height=220
+        )
+        for task in tasks
+        for measure in plane_measures(facts, measures)
+    ]
+    return {"plane": alt.concat(*charts, columns=2).resolve_scale(color="independent")} if charts else {}
+
+
 def outcome_metrics(facts: Facts) -> list[str]:
-    """Return the metrics of lm-eval that any of its tasks has a number of, in order of appearance."""
+    """Return the metrics of lm-eval that any of its tasks has a number of, in order of appearance; none are drawn where
+    points have several coordinates."""
+    if facts.coordinates:
+        return []
     drawn = {
         metric: None for one in facts.outcomes for metric in one.cells if list(outcome_curve_rows(facts, one, metric))
     }

@@ -11,7 +11,7 @@ from calibration.report.data import chart_data
 from calibration.report.facts import Cell, Facts
 from calibration.report.measures import ERROR_TITLES
 from calibration.report.selected import OF_POINT
-from calibration.report.style import NEUTRAL, ROLES, lam_colour, role_shape
+from calibration.report.style import NEUTRAL, ROLES, lam_colour, number, role_shape
 
 _COLUMNS = (
     *("task", "lambda", "lam", "point", "role", "label", "x", "x_low", "x_high", "y", "y_low", "y_high"),
@@ -24,7 +24,7 @@ def frontier_rows(facts: Facts, title: str, frontier: Frontier) -> Iterator[dict
     """Yield one row per λ of a frontier, and one of aligned after temperature scaling where that is the same error."""
     labels = _labels(facts, frontier)
     for point in frontier.points:
-        role, chosen = facts.role_of(point.lam), point.lam == frontier.chosen.lam
+        role, chosen = facts.mark_of(point.lam), point.lam == frontier.chosen.lam
         marked = chosen or role != "other λ"
         yield _row(title, point) | {
             "point": facts.stop(point.lam),
@@ -73,8 +73,9 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
     points = base.encode(x=x, y=y, color=colour, shape=role_shape(legend=True), tooltip=tooltip)
     label = base.transform_filter("datum.label && !datum.below").mark_text(dx=8, dy=-9, align="left", fontSize=11)
     name = base.transform_filter("datum.label && datum.below").mark_text(dx=8, dy=15, align="left", fontSize=11)
+    along = path.mark_line(color=NEUTRAL, strokeWidth=1, opacity=0.7).encode(x=x, y=y, order="lam:Q")
     layers = [
-        path.mark_line(color=NEUTRAL, strokeWidth=1, opacity=0.7).encode(x=x, y=y, order="lam:Q"),
+        *([] if facts.coordinates else [along]),  # points of several coordinates have no order
         front.mark_line(color=NEUTRAL, strokeWidth=3, opacity=0.55, interpolate="step-after").encode(
             x=x, y=y, order="x:Q"
         ),
@@ -97,7 +98,7 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
 
 def _labels(facts: Facts, frontier: Frontier) -> dict[str, str]:
     """Return the labels by λ, as many as do not lie on each other: parents and λ*, then the frontier, then the rest."""
-    words = {lam: f"{lam} {name}" for name, lam in facts.parents.items()}
+    words = {lam: name if facts.coordinates else f"{lam} {name}" for name, lam in facts.parents.items()}
     star = frontier.chosen.lam
     words[star] = f"{words.get(star, star)} λ*"
     points = sorted(frontier.points, key=lambda point: (point.lam not in words, not point.on_frontier))
@@ -128,7 +129,7 @@ def _span(values: list[Value]) -> float:
     return (max(ends) - min(ends)) or 1.0
 
 
-def _cross(base: alt.Chart, colour: alt.Color, opacity: float) -> tuple[alt.Chart, alt.Chart]:
+def _cross(base: alt.Chart, colour: alt.Color | alt.ColorValue, opacity: float) -> tuple[alt.Chart, alt.Chart]:
     across = base.mark_rule(strokeWidth=1.4, opacity=opacity).encode(x="x_low:Q", x2="x_high:Q", y="y:Q", color=colour)
     up = base.mark_rule(strokeWidth=1.4, opacity=opacity).encode(x="x:Q", y="y_low:Q", y2="y_high:Q", color=colour)
     return across, up
@@ -139,7 +140,7 @@ def _row(title: str, point: FrontierPoint) -> dict[str, Any]:
     ends = [end for end in (accuracy.low, accuracy.high, error.low, error.high) if end is not None]
     interval = "accuracy {:.3f}–{:.3f}, error {:.3f}–{:.3f}".format(*ends) if len(ends) == 4 else ""
     return {
-        **{"task": title, "lambda": point.lam, "lam": float(point.lam), "documents": point.documents},
+        **{"task": title, "lambda": point.lam, "lam": number(point.lam), "documents": point.documents},
         **{"x": error.value, "x_low": error.low, "x_high": error.high},
         **{"y": accuracy.value, "y_low": accuracy.low, "y_high": accuracy.high},
         **{"membership": point.membership, "interval": interval},

@@ -28,7 +28,8 @@ class Quarantined:
 
 def identity(sweep: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what sweep.json says as (name, value), parents first."""
-    parents = [pair for role in ("base", "aligned") for pair in _flat(role, sweep["pair"][role])]
+    roles = sorted(sweep["pair"], key=lambda role: (role != "base", role))
+    parents = [pair for role in roles for pair in _flat(role, sweep["pair"][role])]
     return [*parents, *(pair for key in sorted(sweep.keys() - {"pair"}) for pair in _flat(key, sweep[key]))]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from calibration.report.facts import Facts, TaskFacts
 from calibration.report.figures import OUTCOME_FIGURES, PAPER_TASKS, outcome_metrics
+from lambdasweep.coordinates import is_named
 
 _SHOWN = 8
 _FEW = 30
@@ -24,7 +25,13 @@ def notices(facts: Facts) -> Iterator[str]:
         yield "No task has been asked for yet: nothing is scored."
     elif facts.tasks and not facts.grid:
         yield "No λ is finished yet: there is nothing to draw. Run the sweep on, then make the report again."
-    if "aligned" not in facts.parents:
+    if facts.coordinates:
+        maps = "heat maps" if len(facts.coordinates) == 2 else "the table of numbers"
+        yield (
+            f"A point has {len(facts.coordinates)} coordinates ({', '.join(facts.coordinates)}), so there is nothing along "
+            f"one λ: no curves, no interval of λ* and no λs beside it; {maps} and the frontier show the points."
+        )
+    if len(facts.parents) == 1:
         yield (
             "λ is weighed by module (line lam_map, below): λ = 1 is the whole map and not the aligned parent, with which "
             "nothing is compared here."
@@ -108,4 +115,4 @@ def _lams(lams: Sequence[str]) -> str:
 
 def _span(lams: Sequence[str]) -> str:
     more = f" and {len(lams) - _SHOWN} more" if len(lams) > _SHOWN else ""
-    return f"λ = {', '.join(lams[:_SHOWN])}{more}"
+    return f"λ = {('; ' if is_named(lams[0]) else ', ').join(lams[:_SHOWN])}{more}"

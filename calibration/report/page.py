@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import PurePath
@@ -57,8 +57,8 @@ def page(
     # Task names get no way out of where they stand: jinja2 escapes them in HTML, and in JSON there is no "<" at all.
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_file("page.html"))
     return template.render(
-        parents=Parents(*(_short(sweep["pair"][role]) for role in ("base", "aligned"))),
-        formula=_formula(sweep.get("line", {})),
+        parents=_parents(sweep["pair"]),
+        formula=_formula(sweep.get("line", {}), facts.coordinates),
         facts=facts,
         error_title=ERROR_TITLES[facts.error],
         notices=list(notices(facts)),
@@ -84,7 +84,15 @@ def _spec(chart: alt.LayerChart) -> dict[str, Any]:
     return spec
 
 
-def _formula(line: Mapping[str, Any]) -> str:
+def _parents(pair: Mapping[str, Any]) -> Parents:
+    aligned = [_short(pair[role]) for role in sorted(pair.keys() - {"base"})]
+    return Parents(_short(pair["base"]), ", ".join(aligned))
+
+
+def _formula(line: Mapping[str, Any], names: Sequence[str]) -> str:
+    if names:
+        weight = " · w" if line.get("lam_map") else ""
+        return "θ = base" + "".join(f" + λ_{name}{weight} · ({name} − base)" for name in names)
     weight = "λ · w" if line.get("lam_map") else "λ"
     if line.get("method") == "slerp":
         return f"θ(λ) = slerp(base, aligned; {weight})"

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calibration.report.data import chart_data
-from calibration.report.style import ACCURACY_COLOUR, NEUTRAL, OTHER_COLOUR, lam_colour
-from lambdasweep.grid import canonical
+from calibration.report.style import ACCURACY_COLOUR, NEUTRAL, OTHER_COLOUR, lam_colour, number
+from lambdasweep.schemas import point_of
 
 _COLUMNS = (
     *("task", "lambda", "lam", "point", "bin_low", "bin_high", "n", "share"),
@@ -36,14 +36,14 @@ def bin_dicts(bins: pa.Table, events: str, grid: Sequence[str]) -> Iterator[dict
     """
     rows = bins.filter(pc.equal(bins["events"], events)).to_pylist()
     places = {lam: place for place, lam in enumerate(grid)}
-    totals: dict[tuple[str, Any], int] = {}
+    totals: dict[tuple[str, str], int] = {}
     for row in rows:
-        key = row["task"], row["lam"]
+        key = row["task"], point_of(row)
         totals[key] = totals.get(key, 0) + row["n"]
     for row in rows:
-        if (lam := canonical(row["lam"])) in places:
-            share = row["n"] / totals[row["task"], row["lam"]]
-            yield row | {"lambda": lam, "lam": float(lam), "point": places[lam], "share": share}
+        if (lam := point_of(row)) in places:
+            share = row["n"] / totals[row["task"], lam]
+            yield row | {"lambda": lam, "lam": number(lam), "point": places[lam], "share": share}
 
 
 def reliability_chart(rows: Sequence[dict[str, Any]], grid: Sequence[str], of: str = "documents") -> alt.LayerChart:

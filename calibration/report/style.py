@@ -5,6 +5,8 @@ from typing import Any
 
 import altair as alt
 
+from lambdasweep.coordinates import is_named
+
 # Hue goes from violet to orange and luminance only up, so that the order of λs is seen without colour, too. Every colour
 # of a ramp has a contrast of at least 3 on its background.
 _RAMPS = {
@@ -59,8 +61,15 @@ def theme(name: str, font: str) -> dict[str, Any]:
     }
 
 
-def lam_colour(grid: Sequence[str], legend: bool = False) -> alt.Color:
-    """Return the colour channel of `lam`: the same colour for a λ in all figures of a run."""
+def number(point: str) -> float | None:
+    """Return λ as a number; a point of several coordinates is none."""
+    return None if is_named(point) else float(point)
+
+
+def lam_colour(grid: Sequence[str], legend: bool = False) -> alt.Color | alt.ColorValue:
+    """Return the colour channel of `lam`: the same colour for a λ in all figures of a run; of points one for all."""
+    if any(map(is_named, grid)):
+        return alt.ColorValue(ACCURACY_COLOUR)
     low, high = _ends(grid)
     high = high if high > low else low + 1
     ticks = sorted({low, high, *(parent for parent in (0.0, 1.0) if low < parent < high)})

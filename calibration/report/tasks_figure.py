@@ -7,7 +7,7 @@ import altair as alt
 
 from calibration.report.data import chart_data
 from calibration.report.facts import Facts, TaskFacts
-from calibration.report.style import ACCURACY_COLOUR, OTHER_COLOUR, lam_axis
+from calibration.report.style import ACCURACY_COLOUR, OTHER_COLOUR, lam_axis, number
 
 _COLUMNS = ("task", "lambda", "lam", "point", "series", "value", "low", "high")
 _SERIES = ("accuracy", "mean confidence")
@@ -20,7 +20,7 @@ def task_rows(facts: Facts, task: TaskFacts) -> Iterator[dict[str, Any]]:
             cell = task.cell(lam, metric)
             if cell.drawn is not None:
                 yield {
-                    **{"task": task.name, "lambda": lam, "lam": float(lam), "point": facts.stop(lam)},
+                    **{"task": task.name, "lambda": lam, "lam": number(lam), "point": facts.stop(lam)},
                     **{"series": series, "value": cell.drawn, "low": cell.low, "high": cell.high},
                 }
 

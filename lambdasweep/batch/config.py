@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lambdasweep.config import ENGINE_FIELDS, SweepConfig, engine_problems
+from lambdasweep.config import ENGINE_FIELDS, SweepConfig, engine_problems, read_parents
+from lambdasweep.coordinates import ONLY, parse_points
 from lambdasweep.errors import InputError
-from lambdasweep.grid import parse_grid
 from lambdasweep.location import Location, locate
 
 
@@ -73,7 +73,7 @@ def load_score_config(flags: dict[str, Any], requests: list[str], engine: list[s
         ]
     if "lam" in values:
         try:
-            lambdas = parse_grid(values["lam"])
+            lambdas = parse_points(values["lam"], read_parents(values) if values.get("aligned") else (ONLY,))
             if len(lambdas) != 1:
                 problems.append(f"--lam {values['lam']} is {len(lambdas)} points: give one")
         except InputError as error:

@@ -186,7 +186,7 @@ def _run_left(
     interrupted = False
     progress = ScoreProgress(total, left)
     if left:
-        from merge.parent import parent_of
+        from merge.parent import parent_of, travelling
 
         before_ray(config.sweep.address)
         from ray_jobs.driver import run_units
@@ -199,8 +199,7 @@ def _run_left(
         if config.is_model:
             base, aligned = parent_of(prepared.pair.base, "model", pair["model"]["fingerprint"]), None
         else:
-            base = parent_of(prepared.pair.base, "base", pair["base"]["fingerprint"])
-            aligned = parent_of(prepared.pair.aligned, "aligned", pair["aligned"]["fingerprint"])
+            base, aligned = travelling(prepared.pair, pair)
         spec = SweepSpec(
             root=str(out.root.resolve()),
             base=base,
@@ -211,7 +210,9 @@ def _run_left(
             parents=config.sweep.parents,
             accelerator_type=config.sweep.accelerator_type,
         )
-        tokenizer = aligned if aligned and config.sweep.tokenizer == "aligned" else base
+        tokenizer = base
+        if aligned and config.sweep.tokenizer != "base":
+            tokenizer = aligned.get(config.sweep.tokenizer) or next(iter(aligned.values()))
         max_model_len = prepared.settings.max_model_len
         source = ParquetSource(spec.root, os.getcwd(), inputs.files, inputs.columns, tokenizer, max_model_len)
         with progress, Heartbeat(out, left) as heartbeat:

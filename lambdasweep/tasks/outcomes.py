@@ -9,7 +9,6 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lambdasweep import schemas
+from lambdasweep.coordinates import order
 from lambdasweep.errors import LambdasweepError
 from lambdasweep.location import read_table
 from lambdasweep.rundir import RunDir, commit_table, read_identity
@@ -27,7 +27,7 @@ from lambdasweep.tasks.tokens import Ints
 LEFT_OUT = "docs_left_out"
 
 _Value = tuple[float, int]  # a metric, and the documents it was computed from
-_Row = tuple[str, Decimal, str, float | None, int]  # in the order of schemas.OUTCOMES
+_Row = tuple[str, str, str, float | None, int]  # in the order of schemas.OUTCOMES, of a canonical point
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +64,19 @@ def write_outcomes(
     }
     rows: list[_Row] = []
     if path.is_file() and read_identity(path) == identity:
-        rows = [tuple(row.values()) for row in read_table(path).to_pylist()]
+        rows = [
+            (row["task"], schemas.point_of(row), row["metric"], row["value"], row["n"])
+            for row in read_table(path).to_pylist()
+        ]
     known = {row[1] for row in rows}
     plan = run.plan()["tasks"]
-    for lam in sorted(set.intersection(*(set(plan[name]["lambdas"]) for name in parts)), key=Decimal):
-        if Decimal(lam) not in known and all(
-            len(run.committed(name, lam)) == len(plan[name]["shards"]) for name in parts
-        ):
+    for lam in sorted(set.intersection(*(set(plan[name]["lambdas"]) for name in parts)), key=order):
+        if lam not in known and all(len(run.committed(name, lam)) == len(plan[name]["shards"]) for name in parts):
             answers = {name: read_answers(part.table, run.tokens(name, lam)) for name, part in parts.items()}
-            rows += _rows(harness, built, answers, Decimal(lam))
-    order = {name: place for place, name in enumerate([*(task.source.name for task in built), *harness.groups])}
-    rows.sort(key=lambda row: (order[row[0]], row[1], row[2]))
-    columns = zip(*rows, strict=True) if rows else [()] * len(schemas.OUTCOMES)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schemas.OUTCOMES, strict=True)]
-    table = pa.Table.from_arrays(arrays, schema=schemas.OUTCOMES)
+            rows += _rows(harness, built, answers, lam)
+    places = {name: place for place, name in enumerate([*(task.source.name for task in built), *harness.groups])}
+    rows.sort(key=lambda row: (places[row[0]], order(row[1]), row[2]))
+    table = schemas.table_of(schemas.OUTCOMES, rows, [lam for name in parts for lam in plan[name]["lambdas"]])
     commit_table(path, table, identity)
     return table
 
@@ -134,7 +133,7 @@ def _scored_tokens(requests: pa.Table, rows: Ints) -> Ints:
     return found
 
 
-def _rows(harness: Harness, built: Sequence[BuiltHarnessTask], answers: dict[str, Answers], lam: Decimal) -> list[_Row]:
+def _rows(harness: Harness, built: Sequence[BuiltHarnessTask], answers: dict[str, Answers], lam: str) -> list[_Row]:
     found: dict[str, dict[str, _Value]] = {}
     left_out: dict[str, int] = {}
     totals: dict[str, int] = {}

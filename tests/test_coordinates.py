@@ -1,0 +1,93 @@
+"""Points over several aligned checkpoints: their names, their order, and grids of them."""
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lambdasweep import coordinates
+from lambdasweep.coordinates import parse_point, parse_points
+from lambdasweep.errors import GridError
+from lambdasweep.grid import canonical
+
+NAMES = ("dpo", "sft")
+LAMS = st.decimals(-9, 9, places=3).map(canonical)
+
+
+def test_a_grid_is_the_product_of_those_of_its_coordinates() -> None:
+    points = parse_points("sft=0,0.5,1,dpo=0:1:0.5", NAMES)
+    assert len(points) == 9
+    assert points[:4] == ("dpo=0,sft=0", "dpo=0,sft=0.5", "dpo=0,sft=1", "dpo=0.5,sft=0")
+    assert points == tuple(sorted(points, key=coordinates.order))
+    assert parse_points("dpo=0:1:0.5,sft=0:0.5:0.5,1.0", NAMES) == points
+    assert parse_points("0,1") == ("0", "1")
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z0-9][a-z0-9_-]{0,6}", fullmatch=True), LAMS, min_size=2, max_size=4))
+def test_a_point_has_one_name(lams: dict[str, str]) -> None:
+    point = coordinates.named(lams)
+    assert coordinates.coordinates(point) == dict(sorted(lams.items()))
+    backwards = ",".join(f"{name}={Decimal(lam):.5f}" for name, lam in sorted(lams.items(), reverse=True))
+    assert parse_point(backwards, lams.keys()) == point == parse_point(point, set(lams))
+    assert coordinates.from_path(coordinates.in_path(point)) == point
+    assert not set("=,/?#") & set(coordinates.in_path(point))
+
+
+@given(LAMS)
+def test_over_one_checkpoint_nothing_is_different(lam: str) -> None:
+    assert coordinates.coordinates(lam) == {"": lam}
+    assert parse_point(lam) == coordinates.named({"": lam}) == coordinates.in_path(lam) == lam
+    assert coordinates.order(lam) == (Decimal(lam),)
+    assert coordinates.is_parent(lam) == (lam in ("0", "1"))
+
+
+def test_points_sort_as_numbers() -> None:
+    points = ["dpo=10,sft=0", "dpo=2,sft=1", "dpo=2,sft=-1", "dpo=-0.5,sft=3"]
+    assert sorted(points, key=coordinates.order) == points[::-1]
+
+
+def test_parents_and_the_middle() -> None:
+    assert coordinates.parents([""]) == {"base": "0", "aligned": "1"}
+    assert coordinates.parents(["sft", "dpo"]) == {
+        "base": "dpo=0,sft=0",
+        "dpo": "dpo=1,sft=0",
+        "sft": "dpo=0,sft=1",
+    }
+    assert [point for point in parse_points("dpo=0,1,2,sft=0,1", NAMES) if coordinates.is_parent(point)] == [
+        "dpo=0,sft=0",
+        "dpo=0,sft=1",
+        "dpo=1,sft=0",
+    ]
+    assert (coordinates.middle([""]), coordinates.middle(NAMES)) == ("0.5", "dpo=0.5,sft=0.5")
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("0:1:0.5", ["it names no coordinate: there are dpo, sft"]),
+        ("0.5,dpo=1,sft=0", ["it names no coordinate: there are dpo, sft"]),
+        ("dpo=0:1:0.5", ["'sft' is missing"]),
+        ("dpo=1,dpo=2,rl=0", ["'dpo' is named twice", "'rl' is no aligned checkpoint: there are dpo, sft"]),
+        ("dpo=1e3,sft=0:1:0", ["dpo: λ '1e3' is not a decimal number: write it like 0.35", "sft: '0:1:0' has step 0"]),
+        ("dpo=0,sft=", ["sft: an empty part between two commas"]),
+    ],
+)
+def test_every_problem_of_a_grid_is_named(text: str, problems: list[str]) -> None:
+    with pytest.raises(GridError) as caught:
+        parse_points(text, NAMES)
+    assert "write it like dpo=0:1:0.25,sft=0:1:0.25" in caught.value.title
+    for problem in problems:
+        assert any(found.startswith(problem) for found in caught.value.problems), caught.value.problems
+
+
+def test_a_point_takes_one_number_for_each() -> None:
+    with pytest.raises(GridError, match=r"dpo: λ '0:1:1' is not a decimal number"):
+        parse_point("dpo=0:1:1,sft=0", NAMES)
+    with pytest.raises(GridError, match="at most 100000 are taken"):
+        parse_points("dpo=0:1:0.001,sft=0:1:0.001", NAMES)
+
+
+def test_names() -> None:
+    assert coordinates.name_problems(["dpo", "sft-2_b"]) == []
+    assert len(coordinates.name_problems(["", "a b", "base", "dpo", "dpo"])) == 4
