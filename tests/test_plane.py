@@ -139,6 +139,7 @@ def test_the_best_point_is_that_of_the_same_scores(plane, line, analysis):
     assert star["lam"] is None
     assert star["point"] == found.macro.chosen.lam
     assert star.keys() == {"lam", "point", "like"}
+    assert set(star["like"]) < set(POINTS) - {star["point"]}
     assert [point["point"] for point in written["tasks"][0]["points"]] == list(POINTS)
     answer = found.macro.answer
     assert answer.startswith(f"{star['point']}: accuracy +")
