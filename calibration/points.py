@@ -85,12 +85,9 @@ class _Series:
             name: as_parent(one.scores) for name, one in self._parents.items() if isinstance(one.scores, ChoiceScores)
         }
         self._parent_estimates: dict[str, Estimates] = {}
-        for name in (
-            "aligned",
-            *parents,
-        ):  # the accuracy of all others is matched to that of aligned, where that is one
-            if name in self._parents and name not in self._parent_estimates:
-                self._parent_estimates[name] = self._estimates(self._parents[name])
+        # Aligned first, where that is one: the accuracy of all others is matched to its.
+        for name in sorted(parents, key=lambda name: name != "aligned"):
+            self._parent_estimates[name] = self._estimates(self._parents[name])
 
     def parent(self, name: str) -> Point:
         """Return a parent, compared with the other."""

@@ -139,6 +139,7 @@ def test_the_best_point_is_that_of_the_same_scores(plane, line, analysis):
     assert star["lam"] is None
     assert star["point"] == found.macro.chosen.lam
     assert star.keys() == {"lam", "point", "like"}
+    assert set(star["like"]) < set(POINTS) - {star["point"]}
     assert [point["point"] for point in written["tasks"][0]["points"]] == list(POINTS)
     answer = found.macro.answer
     assert answer.startswith(f"{star['point']}: accuracy +")
@@ -229,3 +230,15 @@ def test_an_empty_run_has_the_columns(tmp_path):
     for made, schema in ((analyse(run).metrics, schemas.METRICS), (run.tokens("one", POINTS[0]), schemas.TOKENS)):
         assert made.schema.equals(schemas.of_points(schema))
         assert len(made) == 0
+
+
+def test_three_coordinates_have_tables_and_no_plane(tmp_path):
+    run = RunDir(tmp_path / "run")
+    add_quiz(run, "one", lambda point: point.replace(",", ",rl=0,"))
+    pair = dict.fromkeys(("base", "aligned.dpo", "aligned.sft", "aligned.rl"), SWEEP["pair"]["aligned"])
+    commit_json(run.sweep_json, {**SWEEP, "pair": pair})
+    made = analyse(run, resamples=50)
+    facts = gather(run.plan(), made, frontiers(made.curves), "ece_width15", "sum")
+    assert facts.grid == parse_points("dpo=0,0.5,1,sft=0,1,rl=0", ["dpo", "rl", "sft"])
+    assert list(page_figures(facts)) == ["frontier", "reliability"]
+    assert "A point has 3 coordinates (dpo, rl, sft)" in next(notices(facts))
