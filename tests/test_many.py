@@ -213,7 +213,7 @@ def flags(tmp_path: Path, **changes: str | int) -> dict[str, Any]:
 
 
 def test_a_sweep_of_several_is_read_from_flags_and_files(tmp_path: Path) -> None:
-    config = load_config(flags(tmp_path), ["t=rows.jsonl"], [], None)
+    config = load_config(flags(tmp_path), ["t=rows.jsonl"], [], [], None)
     assert config.aligned == {"dpo": "d", "sft": "s"}
     assert config.lambdas[:3] == ("dpo=0,sft=0", "dpo=0,sft=1", "dpo=0.5,sft=0")
     (tmp_path / "sft").mkdir()
@@ -221,7 +221,7 @@ def test_a_sweep_of_several_is_read_from_flags_and_files(tmp_path: Path) -> None
     for aligned in ('{sft = "sft", dpo = "org/dpo"}', '"sft=sft,dpo=org/dpo"'):
         file.write_text(f'aligned = {aligned}\naligned_revision = {{dpo = "v1"}}\n')
         given = {key: value for key, value in flags(tmp_path).items() if key != "aligned"}
-        config = load_config(given, ["t=rows.jsonl"], [], file)
+        config = load_config(given, ["t=rows.jsonl"], [], [], file)
         assert config.aligned == {"dpo": "org/dpo", "sft": str(tmp_path / "sft")}
         assert config.aligned_revision == {"dpo": "v1"}
     given = {"base": "b", "aligned": "sft=s,dpo=d", "lam": "sft=0.50,dpo=1", "out": str(tmp_path / "scores")}
@@ -231,7 +231,7 @@ def test_a_sweep_of_several_is_read_from_flags_and_files(tmp_path: Path) -> None
 def test_every_problem_of_a_sweep_of_several_is_named_at_once(tmp_path: Path) -> None:
     changes = {"method": "slerp", "vocab": "shared", "refine": 3, "tokenizer": "rl", "lambdas": "sft=0:1:0.5,rl=1"}
     with pytest.raises(InputError) as caught:
-        load_config(flags(tmp_path, **changes), ["t=rows.jsonl"], [], None)
+        load_config(flags(tmp_path, **changes), ["t=rows.jsonl"], [], [], None)
     said = "\n".join(caught.value.problems)
     for part in (
         "--method slerp takes one aligned checkpoint: an arc is between two",
@@ -242,16 +242,16 @@ def test_every_problem_of_a_sweep_of_several_is_named_at_once(tmp_path: Path) ->
         "'dpo' is missing",
     ):
         assert part in said
-    assert load_config(flags(tmp_path, tokenizer="sft"), ["t=rows.jsonl"], [], None).tokenizer == "sft"
+    assert load_config(flags(tmp_path, tokenizer="sft"), ["t=rows.jsonl"], [], [], None).tokenizer == "sft"
     with pytest.raises(InputError, match="is no name: use a–z"):
-        load_config(flags(tmp_path, aligned="SFT=s,dpo=d"), ["t=rows.jsonl"], [], None)
+        load_config(flags(tmp_path, aligned="SFT=s,dpo=d"), ["t=rows.jsonl"], [], [], None)
 
 
 def test_a_plan_counts_every_parent(tmp_path: Path) -> None:
     sources = [write_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate(("base", "dpo", "sft"))]
     (tmp_path / "rows.jsonl").write_text(json.dumps({"query": "q", "choices": ["a", "b"], "gold": 0}) + "\n")
     given = flags(tmp_path, base=str(sources[0]), aligned=f"sft={sources[2]},dpo={sources[1]}")
-    lines = list(describe(load_config(given, [f"t={tmp_path / 'rows.jsonl'}"], [], None)))
+    lines = list(describe(load_config(given, [f"t={tmp_path / 'rows.jsonl'}"], [], [], None)))
     (pair,) = (line for line in lines if line.startswith("pair"))
     assert "; all 3 parents per rank: " in pair
     assert any(line.startswith("units     6 to do of 6 (6 λ)") for line in lines)

@@ -10,20 +10,22 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from calibration.diversity import by_lambda
 from calibration.frontier import frontiers
+from calibration.points import parents_of
 from calibration.report.facts import gather
 from calibration.report.figures import page_figures, paper_figures
 from calibration.report.notices import notices
 from calibration.report.write import write_report
 from calibration.summary import analyse, write_metrics
 from calibration.table import render
-from lambdasweep import open_run, schemas, status, watch
+from lambdasweep import coordinates, open_run, schemas, status, watch
 from lambdasweep.coordinates import parse_points
 from lambdasweep.errors import InputError
 from lambdasweep.rundir import RunDir, commit_json
 from lambdasweep.schemas import point_of
 from lambdasweep.survey import Survey
-from tests.tables import SWEEP, add_scores, add_task
+from tests.tables import SWEEP, add_prompts, add_samples, add_scores, add_task
 
 POINTS = parse_points("dpo=0,0.5,1,sft=0,1", ["dpo", "sft"])
 # The same scores along a line: base and dpo are where base and aligned are there.
@@ -242,3 +244,39 @@ def test_three_coordinates_have_tables_and_no_plane(tmp_path):
     assert facts.grid == parse_points("dpo=0,0.5,1,sft=0,1,rl=0", ["dpo", "rl", "sft"])
     assert list(page_figures(facts)) == ["frontier", "reliability"]
     assert "A point has 3 coordinates (dpo, rl, sft)" in next(notices(facts))
+
+
+def test_samples_at_points_are_those_of_the_same_samples_along_a_line(tmp_path):
+    """Prompts of a generate task: alike at one point, different at the next."""
+    runs = {}
+    for name, places in (("plane", dict(zip(POINTS, POINTS, strict=True))), ("line", LINE)):
+        run = runs[name] = RunDir(tmp_path / name)
+        add_prompts(run, "say", 12, sorted(map(places.get, POINTS), key=coordinates.order))
+        if name == "plane":
+            pair = {"base": SWEEP["pair"]["base"]} | dict.fromkeys(
+                ("aligned.dpo", "aligned.sft"), SWEEP["pair"]["aligned"]
+            )
+            commit_json(run.sweep_json, SWEEP | {"pair": pair})
+        for number, point in enumerate(POINTS):
+            texts = {p: [f"so it is {p % (1 + s * number)}" for s in (0, 1)] for p in range(12)}
+            add_samples(run, "say", places[point], texts)
+    found = {name: by_lambda(analyse(run).metrics)["say"] for name, run in runs.items()}
+    assert [(row.pop("lam"), row.pop("point")) for row in found["plane"]] == [(None, point) for point in POINTS]
+    along = {row.pop("lam"): row for row in found["line"]}
+    assert found["plane"] == [along[LINE[point]] for point in POINTS]
+    assert found["plane"][0]["self_bleu"]["value"] > found["plane"][5]["self_bleu"]["value"]
+    plane = runs["plane"]
+    table = open_run(str(plane.root)).generations(lam="sft=1,dpo=0.5")
+    assert set(zip(table["lam"].to_pylist(), table["point"].to_pylist(), strict=True)) == {(None, "dpo=0.5,sft=1")}
+    made = analyse(plane)
+    write_metrics(plane, made)
+    write_report(plane, made, frontiers(made.curves))
+    facts = gather(plane.plan(), made, frontiers(made.curves), "ece_width15", "sum")
+    charts = page_figures(facts)["diversity"]
+    assert "diversity" not in paper_figures(facts)
+    assert list(charts) == ["sampled-plane-distinct_2", "sampled-plane-self_bleu"]
+    assert json.loads(plane.frontier_json.read_text())["diversity"]["say"][1]["point"] == "dpo=0,sft=1"
+    out = io.StringIO()
+    for one in render(made.metrics, intervals=True, parents=parents_of(plane.sweep())):
+        Console(file=out, width=100).print(one)
+    assert "dpo=0.5,sft=1" in out.getvalue()
