@@ -5,6 +5,7 @@ formats.py      a document → the text that is conditioned on and the texts tha
 chat.py         a checkpoint's chat template, and messages → the text that it makes of them
 tokens.py       texts → tokens: pairs of context and continuation, and windows over long texts
 requests.py     a task's texts → the requests table, and its cut into shards
+prompts.py      a JSONL file → prompts to be sampled from, and their cut into shards
 harness.py      the name of a task or group of lm-eval → lm-eval's own objects
 reading.py      lm-eval's instances of a document → its choices and the right one, where it has those
 instances.py    lm-eval's instances → requests tables, and the way back
