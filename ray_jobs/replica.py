@@ -4,21 +4,21 @@ import os
 import socket
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lambdasweep.errors import EngineError
 from lambdasweep.rundir import commit_json, commit_table
 from merge.line import STRAIGHT, Line
 from merge.parent import Parent, open_here
+from ray_jobs.berths import Berth
+from ray_jobs.process import last_words, settle_in
 from ray_jobs.sources import Source, Work
 from ray_jobs.units import Receipt, Unit
-from serve.settings import EngineSettings, available_cores
+from serve.settings import EngineSettings
+from serve.span import Span, free_port
 
 if TYPE_CHECKING:
     from serve.scoring import UnitScores
-
-_LAST_LINES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,45 +57,47 @@ class Replica:
     same time, from another thread.
     """
 
-    def __init__(self, name: str, spec: SweepSpec, place: int, sources: dict[str, Any]) -> None:
-        """`sources` maps tasks to references of their `Source`; `place` counts the replicas of this node."""
-        from serve.engine import process_environment
-
-        cores = available_cores()  # of the node that this process runs on
-        ranks = spec.settings.threads * spec.settings.tensor_parallel
-        # More replicas than cores (several nodes on one machine, in tests) share them in turn.
-        self._cores = [cores[(place * ranks + offset) % len(cores)] for offset in range(ranks)]
-        os.environ.update(process_environment(spec.settings, self._cores))  # before anything imports torch
+    def __init__(self, name: str, spec: SweepSpec, berth: Berth, sources: dict[str, Any]) -> None:
+        """`sources` maps tasks to references of their `Source`; the actor is on the first seat of `berth`."""
+        self._cores = settle_in(spec.settings, berth, 0)
+        self._berth = berth
         self._name = name
         self._spec = spec
         self._references = sources
         self._sources: dict[str, Source] = {}
         self._engine: Any = None
-        self._hardware = ""
 
     def ping(self) -> int:
         """Answer with the process's id, also while the engine computes."""
         return os.getpid()
 
-    def start(self, ranks_on_node: int) -> Started:
-        """Start the engine; `ranks_on_node` counts those of all replicas that may share this machine's memory.
+    def meeting_port(self) -> int:
+        """Return a free port of this node, where the ranks of an engine over several nodes meet."""
+        return free_port()
+
+    def start(self, ranks_on_node: int, port: int | None) -> Started:
+        """Start the engine.
+
+        Args:
+            ranks_on_node: those of all replicas that may share this machine's memory.
+            port: `meeting_port`, where the engine spans nodes.
 
         Raises:
             EngineError: with vLLM's reason, and the last lines that its processes wrote.
             PairError: a parent is not to be had on this machine, or is another one here.
         """
-        from serve.engine import Engine, hardware
+        from serve.engine import Engine
 
         spec = self._spec
         if spec.settings.device == "cpu":
             os.sched_setaffinity(0, self._cores)  # this thread's; the engine's are born by it
         base, aligned = open_here(spec.base), open_here(spec.aligned) if spec.aligned else None
+        span = Span(len(self._berth), 0, self._berth[0].node.address, port) if port is not None else None
         try:
-            self._engine = Engine(base, aligned, spec.settings, spec.parents, ranks_on_node, spec.line)
+            self._engine = Engine(base, aligned, spec.settings, spec.parents, ranks_on_node, spec.line, span)
         except EngineError as error:
-            raise EngineError(f"{error}{_last_words()}") from error
-        self._hardware = hardware(spec.settings.device)
-        return Started(self._hardware, self._engine.fallback)
+            raise EngineError(f"{error}{last_words()}") from error
+        return Started(self._engine.hardware, self._engine.fallback)
 
     def probe(self, part: Unit) -> None:
         """Score some rows of a unit and throw the scores away.
@@ -125,7 +127,7 @@ class Replica:
         identity = {
             **self._spec.identity,
             **work.identity,
-            "hardware": self._hardware,
+            "hardware": self._engine.hardware,
             "lam": unit.lam,
             "rows": [unit.first_row, unit.end_row],
             "shard": unit.shard,
@@ -148,7 +150,7 @@ class Replica:
             commit_seconds=time.monotonic() - scored,
             replica=self._name,
             host=socket.gethostname(),
-            hardware=self._hardware,
+            hardware=self._engine.hardware,
             route=self._engine.route,
             weight_digests=self._engine.digests,
         )
@@ -167,13 +169,3 @@ class Replica:
 
             self._sources[task] = ray.get(self._references[task])  # a table in it is zero-copy, from the node's store
         return self._sources[task]
-
-
-def _last_words() -> str:
-    """Return the end of what this process and its children wrote to standard error: vLLM's reason is often only there."""
-    try:
-        log = Path(os.readlink("/proc/self/fd/2"))
-        lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:] if log.is_file() else []
-    except OSError:
-        return ""
-    return "".join(f"\n    {line}" for line in lines if line.strip())
