@@ -145,7 +145,7 @@ def _describe_memory(prepared: "Prepared") -> str:
         room = dataclasses.replace(room, device_free=room.device_free - live // ranks)
     tier = choose(config.parents, parents, room)
     if settings.device == "cuda":
-        host = parents * ranks * replicas if tier == "pinned" else 0
+        host = parents * room.ranks if tier == "pinned" else 0
         each = f"{_size(parents)} a rank beside {_size(live // ranks)} live, of {_size(room.device_free)} free"
     else:
         host = replicas * (live + ranks * (settings.kv_cache_bytes or 0)) + (

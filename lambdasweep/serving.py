@@ -55,9 +55,10 @@ def engine_defaults(pair: "Pair", device: str, recorded: dict[str, Any]) -> dict
             "enforce_eager": True,
         }
     defaults |= {key: recorded[key] for key in ("dtype", "max_model_len") if key in recorded}
-    for name in ("tensor_parallel", "pipeline_parallel"):
-        if recorded.get(name, 1) > 1:
-            defaults[f"{name}_size"] = recorded[name]
+    if recorded.get("tensor_parallel", 1) > 1:
+        defaults["tensor_parallel_size"] = recorded["tensor_parallel"]
+    if recorded.get("pipeline_parallel", 1) > 1 and device != "cpu":  # whose memory is one
+        defaults["pipeline_parallel_size"] = recorded["pipeline_parallel"]
     if device == "cpu":
         context = defaults["max_model_len"] * kv_bytes_per_token(pair, defaults["dtype"])
         defaults["kv_cache_memory_bytes"] = max(GIB, 4 * context)

@@ -96,7 +96,8 @@ class Slot:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, number)
                 if self._group
                 else on_node(seat.node.node_id),
-                **{f"num_{name.lower()}s": amount for name, amount in want.items()},
+                # Ray would want a CPU too for a GPU's actor to be placed, which a bundle of GPUs has not.
+                **{"num_cpus": 0} | {f"num_{name.lower()}s": amount for name, amount in want.items()},
             )
             if number == 0:
                 actor = actor_class(kind).remote(self.name, spec, self.berth, sources)
@@ -123,13 +124,13 @@ class Slot:
         """
         leader, *others = self.members
         starting = leader.pid is None
-        silent = [] if leader.beat(now) else [leader]
+        if not leader.beat(now):
+            return f"it has not answered for {health.SILENCE_SECONDS:.0f} s"
         for member in others:
             with contextlib.suppress(RayError):
-                silent += [] if member.beat(now) else [member]
-        if silent:
-            address = silent[0].seat.node.address
-            return f"it has not answered from {address} for {health.SILENCE_SECONDS:.0f} s"
+                if not member.beat(now):
+                    where = member.seat.node.address
+                    return f"its part on {where} has not answered for {health.SILENCE_SECONDS:.0f} s"
         if starting and self.booting and leader.pid is not None:
             self.due = now + health.START_SECONDS
         if self.due is not None and now > self.due:

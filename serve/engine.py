@@ -288,6 +288,7 @@ def free_memory(settings: EngineSettings, ranks: int) -> Room:
         if torch.cuda.is_available():
             free, device_total = torch.cuda.mem_get_info()
             share = float(settings.extra.get("gpu_memory_utilization", _GPU_SHARE))
+            ranks = min(ranks, torch.cuda.device_count())  # the others are on other nodes
             return Room(total, available, ranks, device_total, free, share, settings.kv_cache_bytes)
     return Room(total, available, ranks)
 

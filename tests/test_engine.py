@@ -85,6 +85,7 @@ class Case:
     name: str
     ranks: int = 1
     stages: int = 1
+    step: int = 2048  # tokens: fewer make several steps, of which a pipeline works on two at a time
     dtype: str = "float32"
     tied: bool = True
     parents: str = "auto"
@@ -101,7 +102,7 @@ LIVE = (
     Case("resident tp2", ranks=2),
     Case("held untied bfloat16", dtype="bfloat16", tied=False, parents="device"),
     Case("pipeline", stages=2),
-    Case("pipeline untied", stages=2, tied=False),
+    Case("pipeline untied", stages=2, tied=False, step=128),
     Case("reload", parents="reload"),
     Case("sabotaged", sabotage=True),
 )
@@ -131,10 +132,13 @@ def results(pairs: dict[bool, tuple[Path, Path]], tmp_path_factory: pytest.TempP
     jobs: list[tuple[str, dict[str, Any]]] = []
 
     def add(name: str, case: Case, base: Path, aligned: Path, parents: str, stops: Sequence[str | None]) -> None:
+        settings = engine_process.settings(
+            case.ranks, dtype=case.dtype, pipeline_parallel=case.stages, max_num_batched_tokens=case.step
+        )
         values = {
             "base": base,
             "aligned": aligned,
-            "settings": engine_process.settings(case.ranks, dtype=case.dtype, pipeline_parallel=case.stages).to_json(),
+            "settings": settings.to_json(),
             "cores": [0, 1][: case.ranks * case.stages],
             "parents": parents,
             "sabotage": case.sabotage,
