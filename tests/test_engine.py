@@ -102,7 +102,7 @@ LIVE = (
     Case("resident tp2", ranks=2),
     Case("held untied bfloat16", dtype="bfloat16", tied=False, parents="device"),
     Case("pipeline", stages=2),
-    Case("pipeline untied", stages=2, tied=False, step=128),
+    Case("pipeline untied", stages=2, tied=False, step=256),
     Case("reload", parents="reload"),
     Case("sabotaged", sabotage=True),
 )
