@@ -77,6 +77,7 @@ Replicas = Annotated[
     int | None, typer.Option(help="vLLM engines at the same time; without it, as many as there is room for.")
 ]
 Tp = Annotated[int | None, typer.Option(help="Tensor-parallel ranks of each engine.")]
+Pp = Annotated[int | None, typer.Option(help="Pipeline stages of each engine, of --tp ranks each.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")]
 MaxModelLen = Annotated[int | None, typer.Option(help="Longest request in tokens.")]
 EngineOptions = Annotated[
@@ -127,6 +128,7 @@ def asked(
     out: Out = None,
     replicas: Replicas = None,
     tp: Tp = None,
+    pp: Pp = None,
     dtype: Dtype = None,
     max_model_len: MaxModelLen = None,
     engine: EngineOptions = None,
@@ -191,6 +193,7 @@ def score(
     out: Annotated[str | None, typer.Option(help="The output directory: path, s3:// or gs:// URL.")] = None,
     replicas: Replicas = None,
     tp: Tp = None,
+    pp: Pp = None,
     dtype: Dtype = None,
     max_model_len: MaxModelLen = None,
     engine: EngineOptions = None,

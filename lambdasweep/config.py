@@ -43,6 +43,8 @@ class SweepConfig:
     """Engines at the same time."""
     tp: int = 1
     """Tensor-parallel ranks of each engine."""
+    pp: int = 1
+    """Pipeline stages of each engine, of `tp` ranks each."""
     dtype: str = "auto"
     """What engines compute in; auto: float32 on a CPU, the checkpoint's on a GPU."""
     max_model_len: int | None = None
@@ -86,12 +88,13 @@ _TEXT = {
     "address",
     "template",
 }
-_NUMBERS = {"shots", "limit", "seed", "refine", "replicas", "tp", "max_model_len", "samples", "max_tokens"}
+_NUMBERS = {"shots", "limit", "seed", "refine", "replicas", "tp", "pp", "max_model_len", "samples", "max_tokens"}
 _ENGINE_NUMBERS = {"threads", "block_size", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
 # Fields of SweepConfig that are about its pair and its engines.
 ENGINE_FIELDS = (
     "replicas",
     "tp",
+    "pp",
     "dtype",
     "max_model_len",
     "base_revision",
@@ -208,7 +211,7 @@ def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[st
         for name in sorted(_ENGINE_NUMBERS & settings.keys())
         if not (type(settings[name]) is int and settings[name] > 0)
     ]
-    for name in ("replicas", "tp", "max_model_len"):
+    for name in ("replicas", "tp", "pp", "max_model_len"):
         value = values.get(name)
         if value is not None and value < 1:
             problems.append(f"--{name.replace('_', '-')} is {value}: give 1 or more")

@@ -45,12 +45,13 @@ def describe(config: SweepConfig) -> Iterator[str]:
     pair, settings = prepared.pair, prepared.settings
     left, total = units_left(run, prepared)
     tokens = sum(unit.cost for unit in left)
-    yield _describe_pair(pair, settings.tensor_parallel)
+    yield _describe_pair(pair, settings.ranks)
     yield f"line      {pair.line}"
     yield _describe_memory(prepared)
     yield (
-        f"engine    {settings.device}, {settings.dtype}, TP {settings.tensor_parallel}, requests up to "
-        f"{settings.max_model_len} tokens" + (f", {settings.threads} threads a rank" if settings.threads else "")
+        f"engine    {settings.device}, {settings.dtype}, TP {settings.tensor_parallel}, PP {settings.pipeline_parallel}, "
+        f"requests up to {settings.max_model_len} tokens"
+        + (f", {settings.threads} threads a rank" if settings.threads else "")
     )
     for name, task in prepared.tasks.items():
         yield (
@@ -71,7 +72,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
         cores = len(os.sched_getaffinity(0))
         rate, what = FLOPS_PER_CORE * cores, f"{cores} cores at {FLOPS_PER_CORE / 1e9:.0f} GFLOP/s"
     else:
-        gpus = (config.replicas or 1) * settings.tensor_parallel
+        gpus = (config.replicas or 1) * settings.ranks
         rate, what = FLOPS_PER_GPU * gpus, f"{gpus} GPUs at {FLOPS_PER_GPU / 1e12:.0f} TFLOP/s"
     seconds = duration(2 * parameters * tokens / rate)
     yield f"time      about {seconds}, engine start apart (2 FLOP × parameters × tokens, {what})"
@@ -117,7 +118,7 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
             failures.append(error)
     if failures or pair is None:
         raise join(failures)
-    yield _describe_pair(pair, config.tp)
+    yield _describe_pair(pair, config.tp * config.pp)
     yield f"line      {pair.line}"
     for name, count in counts.items():
         yield f"task      {name}: {count} rows"
@@ -129,12 +130,12 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
     yield "not checked: NaN and infinity in the weights, tokens, units, time (install lambdasweep[cpu] or [gpu] for those)"
 
 
-def _describe_pair(pair: "Pair", tensor_parallel: int) -> str:
+def _describe_pair(pair: "Pair", ranks: int) -> str:
     nbytes, count = pair.shaped.nbytes, len(pair.parents)
     parents = "both parents" if count == 2 else f"all {count} parents"
     return (
         f"pair      {len(pair.shaped.tensors)} tensors, {_size(nbytes)} each; {parents} per rank: "
-        f"{_size(count * nbytes // tensor_parallel)}"
+        f"{_size(count * nbytes // ranks)}"
     )
 
 
@@ -146,26 +147,27 @@ def _describe_memory(prepared: "Prepared") -> str:
     from serve.tiers import RELOAD, choose
 
     config, settings, pair = prepared.config, prepared.settings, prepared.pair
-    tp, parents = settings.tensor_parallel, pair.nbytes // settings.tensor_parallel
+    # Stages are not quite equal: the first has the embedding, the last the LM head.
+    ranks, parents = settings.ranks, pair.nbytes // settings.ranks
     if config.parents == RELOAD:
         return "memory    parents in the page cache; every switch goes through vLLM's own loader (--parents reload)"
-    replicas = config.replicas or (default_replicas(len(available_cores()), tp) if settings.device == "cpu" else 1)
-    room = free_memory(settings, replicas * tp)
+    replicas = config.replicas or (default_replicas(len(available_cores()), ranks) if settings.device == "cpu" else 1)
+    room = free_memory(settings, replicas * ranks)
     if settings.device == "cuda" and not room.device_total:
         return (
-            f"memory    parents: {_size(parents)} a rank, in GPU memory, else pinned ({_size(parents * tp)} a replica), "
+            f"memory    parents: {_size(parents)} a rank, in GPU memory, else pinned ({_size(parents * ranks)} a replica), "
             "else in the page cache; decided on the GPU's own machine, by what is free there"
         )
     live = sum(_elements(info.shape) for info in pair.shaped.tensors.values()) * {"float32": 4}.get(settings.dtype, 2)
     if settings.device == "cuda":
-        room = dataclasses.replace(room, device_free=room.device_free - live // tp)
+        room = dataclasses.replace(room, device_free=room.device_free - live // ranks)
     tier = choose(config.parents, parents, room)
     if settings.device == "cuda":
-        host = parents * tp * replicas if tier == "pinned" else 0
-        each = f"{_size(parents)} a rank beside {_size(live // tp)} live, of {_size(room.device_free)} free"
+        host = parents * room.ranks if tier == "pinned" else 0
+        each = f"{_size(parents)} a rank beside {_size(live // ranks)} live, of {_size(room.device_free)} free"
     else:
-        host = replicas * (live + tp * (settings.kv_cache_bytes or 0)) + (
-            0 if tier == "mmap" else replicas * tp * parents
+        host = replicas * (live + ranks * (settings.kv_cache_bytes or 0)) + (
+            0 if tier == "mmap" else replicas * ranks * parents
         )
         each = f"{_size(parents)} a rank"
         if tier == "mmap":

@@ -222,18 +222,23 @@ def settle(config: SweepConfig, pair: "Pair", device: str, recorded: dict[str, A
     max_model_len = config.max_model_len or (min(window, CPU_WINDOW) if device == "cpu" else window)
     if max_model_len > window:
         raise InputError(f"--max-model-len {max_model_len} is more than the {window} positions of the model")
+    layers = pair.shaped.config.get("num_hidden_layers")
+    if layers is not None and config.pp > layers:
+        raise InputError(f"--pp {config.pp} is more than the {layers} layers of the model: each stage needs one")
     extra = dict(config.engine)
+    ranks = config.tp * config.pp
     threads, kv_cache_bytes = 0, extra.pop("kv_cache_memory_bytes", None)
     if device == "cpu":
         cores = len(available_cores())
-        replicas = config.replicas or default_replicas(cores, config.tp)
-        threads = extra.pop("threads", None) or recorded.get("threads") or max(1, cores // (replicas * config.tp))
-        kv_cache_bytes = kv_cache_bytes or max(GIB, 2 * max_model_len * kv_bytes_per_token(pair, dtype) // config.tp)
+        replicas = config.replicas or default_replicas(cores, ranks)
+        threads = extra.pop("threads", None) or recorded.get("threads") or max(1, cores // (replicas * ranks))
+        kv_cache_bytes = kv_cache_bytes or max(GIB, 2 * max_model_len * kv_bytes_per_token(pair, dtype) // ranks)
     return EngineSettings(
         device=device,
         dtype=dtype,
         max_model_len=max_model_len,
         tensor_parallel=config.tp,
+        pipeline_parallel=config.pp,
         threads=threads,
         block_size=extra.pop("block_size", 32 if device == "cpu" else 16),
         kv_cache_bytes=kv_cache_bytes,
@@ -244,9 +249,9 @@ def settle(config: SweepConfig, pair: "Pair", device: str, recorded: dict[str, A
     )
 
 
-def default_replicas(cores: int, tensor_parallel: int) -> int:
+def default_replicas(cores: int, ranks: int) -> int:
     """Two replicas on a CPU that has cores for them: one scores while the other switches, and both share the parents."""
-    return 2 if cores >= 2 * tensor_parallel else 1
+    return 2 if cores >= 2 * ranks else 1
 
 
 def kv_bytes_per_token(pair: "Pair", dtype: str) -> int:

@@ -58,6 +58,8 @@ def engine_defaults(pair: "Pair", device: str, recorded: dict[str, Any]) -> dict
     defaults |= {key: recorded[key] for key in ("dtype", "max_model_len") if key in recorded}
     if recorded.get("tensor_parallel", 1) > 1:
         defaults["tensor_parallel_size"] = recorded["tensor_parallel"]
+    if recorded.get("pipeline_parallel", 1) > 1 and device != "cpu":  # whose memory is one
+        defaults["pipeline_parallel_size"] = recorded["pipeline_parallel"]
     if device == "cpu":
         context = defaults["max_model_len"] * kv_bytes_per_token(pair, defaults["dtype"])
         defaults["kv_cache_memory_bytes"] = max(GIB, 4 * context)

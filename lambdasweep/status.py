@@ -32,7 +32,7 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
         yield f"{role:<8} {parent['source']}"
     yield (
         f"engine   vLLM {sweep['versions'].get('vllm', '?')} on {engine['device']}, {engine['dtype']}, "
-        f"TP {engine['tensor_parallel']}"
+        f"TP {engine['tensor_parallel']}, PP {engine.get('pipeline_parallel', 1)}"
     )
     quarantined = run.all_committed("quarantine")
     for name, task in plan["tasks"].items():

@@ -72,7 +72,8 @@ class Survey(DriverView):
     def cost(self) -> float:
         """GPU-hours, or core-hours on a CPU, that the units of the read receipts took: seconds × ranks (× threads)."""
         engine = self.sweep["engine"]
-        each = engine["tensor_parallel"] * (engine["threads"] if engine["device"] == "cpu" else 1)
+        ranks = engine["tensor_parallel"] * engine.get("pipeline_parallel", 1)
+        each = ranks * (engine["threads"] if engine["device"] == "cpu" else 1)
         return self.spent.seconds * float(each) / 3600
 
     @property

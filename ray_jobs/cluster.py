@@ -13,8 +13,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lambdasweep.errors import InputError, SweepError
 from serve.settings import EngineSettings, available_cores
 
-_KIND = {"num_cpus": "CPU", "num_gpus": "GPU"}
-
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -22,48 +20,34 @@ class Node:
 
     node_id: str
     address: str
-    room: int  # replicas it can hold; 0 where it is of another kind than asked for
+    stages: (
+        int  # pipeline stages it can hold, 0 where it is of another kind than asked for; mostly a replica is one stage
+    )
     draining: bool  # it has announced its end
 
 
-def needs(settings: EngineSettings) -> dict[str, int]:
-    """Return what one replica asks of Ray."""
+def needs(settings: EngineSettings, stages: int) -> dict[str, int]:
+    """Return what pipeline stages of a replica ask of Ray."""
     if settings.device == "cpu":
-        return {"num_cpus": settings.threads * settings.tensor_parallel}
-    return {"num_gpus": settings.tensor_parallel}
+        return {"CPU": settings.threads * settings.tensor_parallel * stages}
+    return {"GPU": settings.tensor_parallel * stages}
 
 
 def living_nodes(settings: EngineSettings, accelerator_type: str | None) -> dict[str, Node]:
     """Return the living nodes by their id, as Ray knows them now."""
     from ray._private.state import state  # ray.nodes() does not tell which nodes are being drained
 
-    ((name, each),) = needs(settings).items()
+    ((name, each),) = needs(settings, 1).items()
     draining = state.get_draining_nodes()
     found = {}
     for entry in ray.nodes():
         if entry["Alive"]:
             resources = entry["Resources"]
             fits = accelerator_type is None or f"accelerator_type:{accelerator_type}" in resources
-            room = int(resources.get(_KIND[name], 0) // each) if fits else 0
+            stages = int(resources.get(name, 0) // each) if fits else 0
             node_id = entry["NodeID"]
-            found[node_id] = Node(node_id, entry["NodeManagerAddress"], room, node_id in draining)
+            found[node_id] = Node(node_id, entry["NodeManagerAddress"], stages, node_id in draining)
     return found
-
-
-def check_room(nodes: dict[str, Node], settings: EngineSettings, replicas: int | None, accelerator: str | None) -> None:
-    """Refuse what the cluster cannot hold.
-
-    Raises:
-        InputError: it has room for fewer replicas than were asked for, or for none.
-    """
-    room = sum(node.room for node in nodes.values())
-    if room < (replicas or 1):
-        ((name, each),) = needs(settings).items()
-        kind = f" of the kind {accelerator}" if accelerator else ""
-        raise InputError(
-            f"a replica takes {each} {_KIND[name]} of one node, and the {len(nodes)} nodes of the Ray cluster have room "
-            f"for {room} replicas{kind}: ask for fewer replicas or ranks, or give it more"
-        )
 
 
 def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
@@ -105,7 +89,7 @@ def cluster(address: str | None, settings: EngineSettings, replicas: int | None)
             resources: dict[str, Any] = {}
             if settings.device == "cpu":
                 # Replicas that the user asked for beyond the cores share them.
-                wanted = (replicas or 0) * settings.threads * settings.tensor_parallel
+                wanted = (replicas or 0) * settings.threads * settings.ranks
                 resources["num_cpus"] = max(len(available_cores()), wanted)
             ray.init(address="local", include_dashboard=False, **resources, **quiet)
         else:

@@ -20,7 +20,8 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from lambdasweep.errors import InputError, SweepError
-from ray_jobs.cluster import Node, check_room, cluster, end_process, living_nodes
+from ray_jobs.berths import Berth, check_room, free_berth, ranks_on_node, take
+from ray_jobs.cluster import Node, cluster, end_process, living_nodes
 from ray_jobs.health import Deadlines
 from ray_jobs.listeners import Listeners, Progress
 from ray_jobs.metrics import Metrics
@@ -153,7 +154,7 @@ class _Driver:
     def shutdown(self) -> None:
         """Kill every replica: a unit in flight is committed as a whole or not at all."""
         for slot in self._slots:
-            ray.kill(slot.actor)
+            slot.end()
         self._slots.clear()
         self._pending.clear()
         self._idle.clear()
@@ -162,9 +163,11 @@ class _Driver:
         """See which nodes there are, and fill what room they have."""
         self._looked = time.monotonic()
         self._update_nodes()
-        fit = [node for node in self._nodes.values() if node.room and not node.draining]
-        usable = [node for node in fit if self._boot_failures[node.node_id] < MAX_BOOT_FAILURES]
-        if fit and not usable and not self._slots:
+        settings = self._spec.settings
+        staying = [node for node in self._nodes.values() if not node.draining]
+        usable = [node for node in staying if self._boot_failures[node.node_id] < MAX_BOOT_FAILURES]
+        fit = free_berth(staying, {}, settings) is not None
+        if fit and not free_berth(usable, {}, settings) and not self._slots:
             raise SweepError(
                 f"no replica starts ({MAX_BOOT_FAILURES} tries in a row on each node). The last one said:\n"
                 f"{self._boot_reason}"
@@ -172,17 +175,13 @@ class _Driver:
         if not fit and not self._slots and not self._said_no_room:
             self._progress.message("no node has room for a replica now: the sweep goes on when one joins")
         self._said_no_room = not fit and not self._slots
-        taken: dict[str, set[int]] = {node.node_id: set() for node in usable}
+        taken: dict[str, set[int]] = {}
         for slot in self._slots:
-            taken.setdefault(slot.node.node_id, set()).add(slot.place)
-        room = {node.node_id: set(range(node.room)) - taken[node.node_id] for node in usable}
+            take(slot.berth, taken)
         wanted = min(self._replicas or self._left, self._left)
-        while len(self._slots) < wanted and any(room.values()):
-            # The emptiest node first, so that few replicas spread.
-            node = max(usable, key=lambda node: len(room[node.node_id]))
-            place = min(room[node.node_id])
-            room[node.node_id].remove(place)
-            self._boot(node, place)
+        while len(self._slots) < wanted and (berth := free_berth(usable, taken, settings)):
+            take(berth, taken)
+            self._boot(berth)
 
     def _update_nodes(self) -> None:
         before, self._nodes = self._nodes, living_nodes(self._spec.settings, self._spec.accelerator_type)
@@ -190,28 +189,29 @@ class _Driver:
             if node.draining and not (node_id in before and before[node_id].draining):
                 self._progress.message(f"node {node.address} announces its end: it gets no new units")
 
-    def _boot(self, node: Node, place: int) -> None:
-        vacant = next((slot for slot in self._vacant if slot.node.node_id == node.node_id), None)
+    def _boot(self, berth: Berth) -> None:
+        vacant = next((slot for slot in self._vacant if slot.node.node_id == berth[0].node.node_id), None)
         if vacant:
             self._vacant.remove(vacant)
         index = vacant.index if vacant else len(self._slots) + len(self._vacant)
-        slot = Slot(index, node, place, (vacant.generation if vacant else 0) + 1)
-        ranks = min(self._replicas or node.room, node.room) * self._spec.settings.tensor_parallel
+        slot = Slot(index, berth, (vacant.generation if vacant else 0) + 1)
+        ranks = [ranks_on_node(seat, self._spec.settings, self._replicas) for seat in berth]
         self._slots.append(slot)
         self._progress.replica_starting(slot.name)
-        self._pending[slot.boot(Replica, self._spec, self._sources, ranks)] = slot
+        self._pending |= dict.fromkeys(slot.boot(Replica, self._spec, self._sources, ranks), slot)
 
     def _settle(self, reference: Any, slot: Slot) -> None:
         """Take in what one actor call came to."""
         try:
             result = ray.get(reference)
         except RayError as error:
-            self._failed(slot, error)
+            self._failed(slot, error, slot.node_of(reference))
             return
         slot.due = None
         if slot.booting:
             slot.booting = False
-            self._boot_failures[slot.node.node_id] = 0
+            for seat in slot.berth:
+                self._boot_failures[seat.node.node_id] = 0
             self._started(slot, result.hardware, result.fallback)
         else:
             unit, slot.unit = slot.unit, None
@@ -225,13 +225,14 @@ class _Driver:
     def _started(self, slot: Slot, hardware: str, fallback: str) -> None:
         self._progress.replica_ready(slot.name)
         self._progress.message(f"{slot.name} is ready on {hardware}")
-        if self.hardware and hardware not in self.hardware and len(self.hardware) == 1:
-            kinds = ", ".join(sorted({*self.hardware, hardware}))
-            self._progress.message(
-                f"warning: replicas run on different kinds of hardware ({kinds}), whose numbers may differ in the last "
-                "bits; each table says which it was"
-            )
+        before = {kind for each in self.hardware for kind in each.split(" + ")}
         self.hardware.add(hardware)
+        kinds = before | set(hardware.split(" + "))
+        if len(before) < 2 <= len(kinds):
+            self._progress.message(
+                f"warning: replicas run on different kinds of hardware ({', '.join(sorted(kinds))}), whose numbers may "
+                "differ in the last bits; each table says which it was"
+            )
         if fallback and not self._said_fallback:
             self._said_fallback = True  # one reason for all: they run the same model on the same kind of machine
             self._progress.message(f"λ is switched through vLLM's own loader, which is slower: {fallback}")
@@ -245,8 +246,7 @@ class _Driver:
             raise SweepError(conflict)
 
     def _hand_out(self, slot: Slot) -> None:
-        node = self._nodes.get(slot.node.node_id)
-        if node is None or node.draining:
+        if not self._stays(slot):
             self._progress.replica_lost(slot.name, failed=False, given_up=self._retire(slot, charge=False))
             return
         split = self._splitter.next(slot.name)
@@ -262,6 +262,11 @@ class _Driver:
             self._progress.unit_started(slot.name, unit)
         self._pending[(slot.actor.run if commits else slot.actor.probe).remote(unit)] = slot
 
+    def _stays(self, slot: Slot) -> bool:
+        """Whether no node of a replica is gone or has announced its end."""
+        nodes = [self._nodes.get(seat.node.node_id) for seat in slot.berth]
+        return all(node is not None and not node.draining for node in nodes)
+
     def _check_health(self) -> None:
         """Send heartbeats, and give up replicas that answer none or are overdue."""
         now = time.monotonic()
@@ -274,8 +279,9 @@ class _Driver:
             if hung:
                 self._failed(slot, hung)
 
-    def _failed(self, slot: Slot, error: RayError | str) -> None:
-        """A replica died, raised, or hangs (with the reason as text)."""
+    def _failed(self, slot: Slot, error: RayError | str, on: Node | None = None) -> None:
+        """A replica died, raised, or hangs (with the reason as text); where it spans nodes, this was seen `on` one."""
+        where = on or slot.node
         reason = error if isinstance(error, str) else _reason(error)
         cause = error.cause if isinstance(error, RayTaskError) else None
         if isinstance(cause, InputError) and not slot.booting:  # on another replica it would be the same
@@ -286,24 +292,24 @@ class _Driver:
                 "the same command again"
             )
         self._update_nodes()
-        node = self._nodes.get(slot.node.node_id)
         preempted = isinstance(error, RayActorError) and getattr(error, "preempted", False)
-        charge = not (preempted or node is None or node.draining)
-        if isinstance(error, str) and slot.pid is not None:
-            end_process(slot.node.node_id, slot.pid)
+        charge = self._stays(slot) and not preempted
+        for member in slot.members:
+            if isinstance(error, str) and member.pid is not None:
+                end_process(member.seat.node.node_id, member.pid)
         if slot.booting:
-            self._progress.message(f"{slot.name} did not start on {slot.node.address}: {reason}")
+            self._progress.message(f"{slot.name} did not start on {where.address}: {reason}")
         elif slot.unit is None:
             self._progress.message(f"{slot.name} is lost: {reason}")
         self._progress.replica_lost(slot.name, failed=True, given_up=self._retire(slot, charge, reason))
         if slot.booting and charge:
-            self._boot_failures[slot.node.node_id] += 1
+            self._boot_failures[where.node_id] += 1
             self._boot_reason = reason
         self._looked = float("-inf")  # a replacement at once
 
     def _retire(self, slot: Slot, charge: bool, reason: str = "") -> Unit | None:
         """Kill a replica, and put its unit back if it has one; return the unit if it is given up instead."""
-        ray.kill(slot.actor)
+        slot.end()
         self._slots.remove(slot)
         self._vacant.append(slot)
         self._pending = {reference: other for reference, other in self._pending.items() if other is not slot}

@@ -12,11 +12,12 @@ from lambdasweep.errors import EngineError
 from lambdasweep.rundir import commit_json, commit_table
 from merge.line import STRAIGHT, Line
 from merge.parent import Parent, open_here
+from ray_jobs.berths import Berth
+from ray_jobs.process import last_words, settle_in
 from ray_jobs.sources import Done, Source, Work
 from ray_jobs.units import Receipt, Unit
-from serve.settings import EngineSettings, available_cores
-
-_LAST_LINES = 20
+from serve.settings import EngineSettings
+from serve.span import Span, free_port
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,15 @@ class SweepSpec:
     accelerator_type: str | None = None
     """Ray's name for the kind of GPU to use; None: any."""
 
+    def open_parents(self) -> tuple[Path, dict[str, Path] | None]:
+        """Return the directories of base and of the aligned checkpoints by name, on this machine.
+
+        Raises:
+            PairError: a parent is not to be had here, or is another one.
+        """
+        aligned = {name: open_here(parent) for name, parent in self.aligned.items()} if self.aligned else None
+        return open_here(self.base), aligned
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -55,46 +65,47 @@ class Replica:
     same time, from another thread.
     """
 
-    def __init__(self, name: str, spec: SweepSpec, place: int, sources: dict[str, Any]) -> None:
-        """`sources` maps tasks to references of their `Source`; `place` counts the replicas of this node."""
-        from serve.engine import process_environment
-
-        cores = available_cores()  # of the node that this process runs on
-        ranks = spec.settings.threads * spec.settings.tensor_parallel
-        # More replicas than cores (several nodes on one machine, in tests) share them in turn.
-        self._cores = [cores[(place * ranks + offset) % len(cores)] for offset in range(ranks)]
-        os.environ.update(process_environment(spec.settings, self._cores))  # before anything imports torch
+    def __init__(self, name: str, spec: SweepSpec, berth: Berth, sources: dict[str, Any]) -> None:
+        """`sources` maps tasks to references of their `Source`; the actor is on the first seat of `berth`."""
+        self._cores = settle_in(spec.settings, berth, 0)
+        self._berth = berth
         self._name = name
         self._spec = spec
         self._references = sources
         self._sources: dict[str, Source] = {}
         self._engine: Any = None
-        self._hardware = ""
 
     def ping(self) -> int:
         """Answer with the process's id, also while the engine computes."""
         return os.getpid()
 
-    def start(self, ranks_on_node: int) -> Started:
-        """Start the engine; `ranks_on_node` counts those of all replicas that may share this machine's memory.
+    def meeting_port(self) -> int:
+        """Return a free port of this node, where the ranks of an engine over several nodes meet."""
+        return free_port()
+
+    def start(self, ranks_on_node: int, port: int | None) -> Started:
+        """Start the engine.
+
+        Args:
+            ranks_on_node: those of all replicas that may share this machine's memory.
+            port: `meeting_port`, where the engine spans nodes.
 
         Raises:
             EngineError: with vLLM's reason, and the last lines that its processes wrote.
             PairError: a parent is not to be had on this machine, or is another one here.
         """
-        from serve.engine import Engine, hardware
+        from serve.engine import Engine
 
         spec = self._spec
         if spec.settings.device == "cpu":
             os.sched_setaffinity(0, self._cores)  # this thread's; the engine's are born by it
-        base = open_here(spec.base)
-        aligned = {name: open_here(parent) for name, parent in spec.aligned.items()} if spec.aligned else None
+        base, aligned = spec.open_parents()
+        span = Span(len(self._berth), 0, self._berth[0].node.address, port) if port is not None else None
         try:
-            self._engine = Engine(base, aligned, spec.settings, spec.parents, ranks_on_node, spec.line)
+            self._engine = Engine(base, aligned, spec.settings, spec.parents, ranks_on_node, spec.line, span)
         except EngineError as error:
-            raise EngineError(f"{error}{_last_words()}") from error
-        self._hardware = hardware(spec.settings.device)
-        return Started(self._hardware, self._engine.fallback)
+            raise EngineError(f"{error}{last_words()}") from error
+        return Started(self._engine.hardware, self._engine.fallback)
 
     def probe(self, part: Unit) -> None:
         """Do some rows of a unit and throw away what comes of it.
@@ -124,7 +135,7 @@ class Replica:
         identity = {
             **self._spec.identity,
             **work.identity,
-            "hardware": self._hardware,
+            "hardware": self._engine.hardware,
             "lam": unit.lam,
             "rows": [unit.first_row, unit.end_row],
             "shard": unit.shard,
@@ -146,7 +157,7 @@ class Replica:
             commit_seconds=time.monotonic() - scored,
             replica=self._name,
             host=socket.gethostname(),
-            hardware=self._hardware,
+            hardware=self._engine.hardware,
             route=self._engine.route,
             weight_digests=self._engine.digests,
             tokens_generated=done.generated,
@@ -164,13 +175,3 @@ class Replica:
 
             self._sources[task] = ray.get(self._references[task])  # a table in it is zero-copy, from the node's store
         return self._sources[task]
-
-
-def _last_words() -> str:
-    """Return the end of what this process and its children wrote to standard error: vLLM's reason is often only there."""
-    try:
-        log = Path(os.readlink("/proc/self/fd/2"))
-        lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:] if log.is_file() else []
-    except OSError:
-        return ""
-    return "".join(f"\n    {line}" for line in lines if line.strip())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vllm.distributed.parallel_state import get_pp_group
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -23,6 +24,7 @@ from merge.interpolate import tensor_rules
 from merge.line import Line
 from merge.pair import join
 from serve.draws import SeededDraws
+from serve.engine import hardware
 from serve.head import ContinuationHead
 from serve.loading import UntraceableError
 from serve.plugin import CONFIG_KEY, RESIDENT
@@ -116,6 +118,7 @@ class WorkerExtension:
 
     weight_transfer_engine: InterpolationEngine
     model_runner: Any
+    device: torch.device
     interpolation_head: ContinuationHead
     interpolation_draws: SeededDraws
 
@@ -132,11 +135,22 @@ class WorkerExtension:
 
     def interpolation_score_rows(self) -> None:
         """From now on, score what prompts ask for in their extra_args."""
-        self.interpolation_head = ContinuationHead(self.model_runner)
+        runner = self.model_runner
+        self.interpolation_head = ContinuationHead(runner)
+        # What a stage receives from the one before goes into buffers that vLLM makes in its first dummy run, of which there
+        # is none on the CPU without compilation.
+        if not get_pp_group().is_first_rank and runner.intermediate_tensors is None:
+            runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+                batch_size=runner.max_num_tokens, dtype=runner.model_config.dtype, device=self.device
+            )
 
     def interpolation_rows(self) -> Any:
-        """Return `ContinuationHead.take`."""
-        return self.interpolation_head.take()
+        """Return `ContinuationHead.take` of the last pipeline stage, which is the one that has an LM head."""
+        return self.interpolation_head.take() if get_pp_group().is_last_rank else None
+
+    def interpolation_hardware(self) -> str:
+        """Return the kind of hardware that this rank computes on."""
+        return hardware(self.device.type)
 
     def interpolation_seeds(self) -> None:
         """From now on, requests with a seed draw as `serve.draws` says."""

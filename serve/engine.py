@@ -17,6 +17,7 @@ from serve.draws import NUMBER, Draw, Drawn, Draws
 from serve.head import EXTRA, limit_prefix_reads
 from serve.plugin import BACKEND, CONFIG_KEY, RESIDENT, WORKER_EXTENSION
 from serve.settings import EngineSettings
+from serve.span import Span, network_environment
 from serve.tiers import RELOAD, Room, host_memory
 
 LOADED = "loaded"  # the route of an engine of one checkpoint
@@ -48,11 +49,14 @@ class Answers:
     cached_tokens: int  # of those, read from the prefix cache
 
 
-def process_environment(settings: EngineSettings, cores: Sequence[int]) -> dict[str, str]:
+def process_environment(
+    settings: EngineSettings, cores: Sequence[int], nodes: int = 1, address: str = ""
+) -> dict[str, str]:
     """Return the environment that a process needs before it imports torch or vLLM.
 
     The engine core runs in the process itself: nothing to lose contact with, and all requests of a unit are added before
-    its first step. On the CPU each rank gets `settings.threads` of `cores`.
+    its first step. On the CPU each of this node's ranks gets `settings.threads` of `cores`. Where the engine spans several
+    `nodes`, this one is reached at `address`.
     """
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -64,9 +68,11 @@ def process_environment(settings: EngineSettings, cores: Sequence[int]) -> dict[
     }
     if settings.batch_invariant:
         environment["VLLM_BATCH_INVARIANT"] = "1"
+    if nodes > 1:
+        environment |= network_environment(address)
     if settings.device == "cpu":
         threads = settings.threads
-        ranks = [cores[rank * threads : (rank + 1) * threads] for rank in range(settings.tensor_parallel)]
+        ranks = [cores[rank * threads : (rank + 1) * threads] for rank in range(settings.ranks // nodes)]
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, rank)) for rank in ranks)
         environment["OMP_NUM_THREADS"] = str(threads)
     return environment
@@ -88,6 +94,7 @@ class Engine:
         parents: where ranks keep the parents, one of `serve.tiers.CHOICES`; changes no number.
         ranks_on_node: of all engines that share this machine's memory; None: of this one.
         line: between the parents, which were checked to fit it.
+        span: of an engine over several nodes, this one being the first.
     """
 
     def __init__(
@@ -98,66 +105,33 @@ class Engine:
         parents: str = "auto",
         ranks_on_node: int | None = None,
         line: Line = STRAIGHT,
+        span: Span | None = None,
     ) -> None:
         from vllm import LLM
-        from vllm.config.weight_transfer import WeightTransferConfig
 
-        from serve.plugin import register
-
-        register()  # also without the package's entry points, in this process
         self.settings = settings
         self.lam: str | None = None
         self.digests: tuple[str, ...] = ()  # of each rank's live weights
-        arguments: dict[str, Any] = {
-            "seed": 0,
-            "enforce_eager": settings.device == "cpu",
-            **settings.extra,
-        }
-        paths = by_name(aligned) if aligned is not None else {}
-        if paths:
-            config = {
-                "base": str(base),
-                "aligned": {name: str(path) for name, path in paths.items()},
-                "line": line.to_json(),
-                "tier": parents,
-                "ranks": ranks_on_node or settings.tensor_parallel,
-            }
-            arguments |= {
-                "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
-                "additional_config": {CONFIG_KEY: config},
-            }
+        arguments = llm_arguments(base, aligned, settings, parents, ranks_on_node, line, span)
         tiers: list[tuple[str, str]] = []
         try:
-            self._llm = LLM(
-                model=str(next(iter(paths.values())) if line.has_aligned_shapes else base),
-                skip_tokenizer_init=True,
-                load_format="safetensors",
-                dtype=settings.dtype,
-                max_model_len=settings.max_model_len,
-                tensor_parallel_size=settings.tensor_parallel,
-                distributed_executor_backend="uni" if settings.tensor_parallel == 1 else "mp",
-                block_size=settings.block_size,
-                kv_cache_memory_bytes=settings.kv_cache_bytes,
-                max_num_batched_tokens=settings.max_num_batched_tokens,
-                max_num_seqs=settings.max_num_seqs,
-                enable_prefix_caching=True,
-                worker_extension_cls=WORKER_EXTENSION,
-                **arguments,
-            )
-            if paths:
+            self._llm = LLM(**arguments)
+            if aligned is not None:
                 self._llm.init_weight_transfer_engine({"init_info": {}})
                 tiers = self._llm.collective_rpc("interpolation_tier")
             self._llm.collective_rpc("interpolation_score_rows")
             self._llm.collective_rpc("interpolation_seeds")
+            # Of all nodes; one kind, unless the ranks are on different ones.
+            self.hardware = " + ".join(sorted(set(self._llm.collective_rpc("interpolation_hardware"))))
             limit_prefix_reads(self._llm.llm_engine.engine_core.engine_core.scheduler)
         except Exception as error:
             raise EngineError(f"the vLLM engine did not start: {error}") from error
         self.vocab_size: int = self._llm.llm_engine.model_config.get_vocab_size()
         self.fallback = next((reason for _, reason in tiers if reason), "")
-        if not paths:
+        if aligned is None:
             self.lam, self.route = "0", LOADED
             return
-        self._probed = middle(paths)
+        self._probed = middle(by_name(aligned))
         if parents != RELOAD and not self.fallback and not self._routes_agree():
             self.fallback = "the same λ gives other logprobs than vLLM's own loader"
         self._use(RELOAD if self.fallback else RESIDENT, only=True)
@@ -289,6 +263,58 @@ class Engine:
         )
 
 
+def llm_arguments(
+    base: Path,
+    aligned: Path | Mapping[str, Path] | None,
+    settings: EngineSettings,
+    parents: str,
+    ranks_on_node: int | None,
+    line: Line,
+    span: Span | None = None,
+) -> dict[str, Any]:
+    """Return the arguments of `vllm.LLM` for an `Engine`, of which these are the arguments."""
+    from vllm.config.weight_transfer import WeightTransferConfig
+
+    from serve.plugin import register
+
+    register()  # also without the package's entry points, in this process
+    paths = by_name(aligned) if aligned is not None else {}
+    arguments: dict[str, Any] = {
+        "seed": 0,
+        "enforce_eager": settings.device == "cpu",
+        **settings.extra,
+        "model": str(next(iter(paths.values())) if line.has_aligned_shapes else base),
+        "skip_tokenizer_init": True,
+        "load_format": "safetensors",
+        "dtype": settings.dtype,
+        "max_model_len": settings.max_model_len,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "pipeline_parallel_size": settings.pipeline_parallel,
+        "distributed_executor_backend": "uni" if settings.ranks == 1 else "mp",
+        "block_size": settings.block_size,
+        "kv_cache_memory_bytes": settings.kv_cache_bytes,
+        "max_num_batched_tokens": settings.max_num_batched_tokens,
+        "max_num_seqs": settings.max_num_seqs,
+        "enable_prefix_caching": True,
+        "worker_extension_cls": WORKER_EXTENSION,
+    }
+    if span is not None:
+        arguments |= span.arguments()
+    if paths:
+        config = {
+            "base": str(base),
+            "aligned": {name: str(path) for name, path in paths.items()},
+            "line": line.to_json(),
+            "tier": parents,
+            "ranks": ranks_on_node or settings.ranks,
+        }
+        arguments |= {
+            "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+            "additional_config": {CONFIG_KEY: config},
+        }
+    return arguments
+
+
 def probe_token_ids(vocab_size: int, max_model_len: int) -> list[int]:
     """Return a fixed prompt, different tokens all over the vocabulary."""
     length = min(_PROBE_TOKENS, max_model_len - 1)
@@ -312,6 +338,7 @@ def free_memory(settings: EngineSettings, ranks: int) -> Room:
         if torch.cuda.is_available():
             free, device_total = torch.cuda.mem_get_info()
             share = float(settings.extra.get("gpu_memory_utilization", _GPU_SHARE))
+            ranks = min(ranks, torch.cuda.device_count())  # the others are on other nodes
             return Room(total, available, ranks, device_total, free, share, settings.kv_cache_bytes)
     return Room(total, available, ranks)
 

@@ -116,7 +116,7 @@ def arguments(serving: Serving) -> argparse.Namespace:
         CONFIG_KEY: {
             **parents,
             "line": serving.line.to_json(),
-            "ranks": args.tensor_parallel_size,
+            "ranks": args.tensor_parallel_size * args.pipeline_parallel_size,
             "lam": serving.lam,
         }
     }

@@ -18,7 +18,9 @@ _OWNED = {
     "dtype": "--dtype",
     "max_model_len": "--max-model-len",
     "tensor_parallel_size": "--tp",
-    "distributed_executor_backend": "nothing: it follows from --tp",
+    "pipeline_parallel_size": "--pp",
+    "distributed_executor_backend": "nothing: it follows from --tp and --pp",
+    "nnodes": "nothing: it follows from --tp, --pp and the cluster's nodes",
     "weight_transfer_config": "nothing: it is how λ is switched",
     "additional_config": "nothing: it is how λ is switched",
     "worker_extension_cls": "nothing: it is how λ is switched",
@@ -41,7 +43,9 @@ class EngineSettings:
     max_model_len: int
     """Longest request in tokens, context and continuation; longer ones are quarantined."""
     tensor_parallel: int = 1
-    """Ranks a replica spans."""
+    """Ranks that share each layer; always of one node."""
+    pipeline_parallel: int = 1
+    """Stages that the layers are dealt to; each is `tensor_parallel` ranks."""
     threads: int = 0
     """CPU threads per rank; 0 on a GPU. The order of a sum, and so its last bit, can depend on it."""
     block_size: int = 32
@@ -56,6 +60,11 @@ class EngineSettings:
     """vLLM's batch-invariant kernels (GPU; VLLM_BATCH_INVARIANT=1): logprobs then do not depend on the batch."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further arguments of `vllm.LLM`."""
+
+    @property
+    def ranks(self) -> int:
+        """Of one replica."""
+        return self.tensor_parallel * self.pipeline_parallel
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -194,6 +194,8 @@ def test_a_bad_grid(refused: Callable[..., Result], lambdas: str, says: str) -> 
         ({"lam_map": "experts=1"}, "experts=1 matches no tensor of the pair"),
         ({"parents": "gpu"}, "--parents is 'gpu': use auto, device, pinned, mmap, reload"),
         ({"tp": 0}, "--tp is 0: give 1 or more"),
+        ({"pp": 0}, "--pp is 0: give 1 or more"),
+        ({"pp": 3}, "--pp 3 is more than the 2 layers of the model: each stage needs one"),
         ({"replicas": -1}, "--replicas is -1: give 1 or more"),
         ({"max_model_len": 0}, "--max-model-len is 0: give 1 or more"),
         ({"max_model_len": 513}, "--max-model-len 513 is more than the 512 positions of the model"),
@@ -451,6 +453,7 @@ def test_where_the_inputs_lie_does_not_matter(
         ({"dtype": "bfloat16"}, 'engine.dtype was "float32" and is "bfloat16" now'),
         ({"max_model_len": 100}, "engine.max_model_len was 512 and is 100 now"),
         ({"tp": 2}, "engine.tensor_parallel was 1 and is 2 now"),
+        ({"pp": 2}, "engine.pipeline_parallel was 1 and is 2 now"),
         ({"engine": "block_size=64"}, "engine.block_size was 32 and is 64 now"),
         ({"engine": "seed=7"}, "engine.extra.seed was null and is 7 now"),
         ({"tokenizer": "aligned"}, 'tokenizer was "base" and is "aligned" now'),
@@ -574,12 +577,15 @@ def test_a_plan_tells_the_cost_and_writes_nothing(
     lines = {line.split()[0].rstrip(":"): line.split(maxsplit=1)[1] for line in result.out.splitlines()}
     assert lines["pair"].startswith("20 tensors, 0.26 MB each; both parents per rank: 0.53 MB")
     assert lines["memory"].startswith("parents: mmap, 0.53 MB in the page cache, shared by all ranks; host memory ")
-    assert lines["engine"].startswith("cpu, float32, TP 1, requests up to 512 tokens")
+    assert lines["engine"].startswith("cpu, float32, TP 1, PP 1, requests up to 512 tokens")
     assert lines["task"].startswith("metals: 2 documents, 5 requests, ")
     assert lines["units"] == "3 to do of 3 (3 λ)"
     tokens = int(lines["task"].split(" requests, ")[1].split()[0])
     assert lines["tokens"].startswith(f"{3 * tokens} at most")
     assert lines["disk"].startswith("0.1 MB")
+    halves = lambdasweep("plan", *flags(pp=2)).out
+    assert "both parents per rank: 0.26 MB" in halves
+    assert "TP 1, PP 2" in halves
     assert lines["time"].startswith("about ")
     assert lines["not"].startswith("checked: NaN and infinity in the weights (")
     assert contents(tmp_path) == before

@@ -84,6 +84,8 @@ class Case:
 
     name: str
     ranks: int = 1
+    stages: int = 1
+    step: int = 2048  # tokens: fewer make several steps, of which a pipeline works on two at a time
     dtype: str = "float32"
     tied: bool = True
     parents: str = "auto"
@@ -92,19 +94,20 @@ class Case:
     @property
     def kind(self) -> str:
         """What a fresh engine must share with this one."""
-        return f"tp{self.ranks} {self.dtype} {'tied' if self.tied else 'untied'}"
+        return f"tp{self.ranks} pp{self.stages} {self.dtype} {'tied' if self.tied else 'untied'}"
 
 
 LIVE = (
     Case("resident"),
     Case("resident tp2", ranks=2),
     Case("held untied bfloat16", dtype="bfloat16", tied=False, parents="device"),
+    Case("pipeline", stages=2),
+    Case("pipeline untied", stages=2, tied=False, step=256),
     Case("reload", parents="reload"),
     Case("sabotaged", sabotage=True),
 )
-FRESH = {
-    (case.kind, lam): case for case in LIVE for lam in LAMBDAS if case.name != "held untied bfloat16" or lam != "0"
-}
+FRESH_AT = {"held untied bfloat16": LAMBDAS[1:], "pipeline": ("0.35", "1.5"), "pipeline untied": ("0.35",)}
+FRESH = {(case.kind, lam): case for case in LIVE for lam in FRESH_AT.get(case.name, LAMBDAS)}
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +132,14 @@ def results(pairs: dict[bool, tuple[Path, Path]], tmp_path_factory: pytest.TempP
     jobs: list[tuple[str, dict[str, Any]]] = []
 
     def add(name: str, case: Case, base: Path, aligned: Path, parents: str, stops: Sequence[str | None]) -> None:
+        settings = engine_process.settings(
+            case.ranks, dtype=case.dtype, pipeline_parallel=case.stages, max_num_batched_tokens=case.step
+        )
         values = {
             "base": base,
             "aligned": aligned,
-            "settings": engine_process.settings(case.ranks, dtype=case.dtype).to_json(),
-            "cores": [0, 1][: case.ranks],
+            "settings": settings.to_json(),
+            "cores": [0, 1][: case.ranks * case.stages],
             "parents": parents,
             "sabotage": case.sabotage,
             "steps": [[lam, root / f"{name}-{step}.parquet"] for step, lam in enumerate(stops)],
@@ -171,7 +177,7 @@ def test_live_is_bit_equal_to_a_fresh_engine_on_the_merged_checkpoint(
     results: dict[str, Any], case: Case, lam: str
 ) -> None:
     if (case.kind, lam) not in FRESH:
-        pytest.skip("started for the tied pair only")
+        pytest.skip("no fresh engine is started there")
     ((fresh,), _) = results[f"fresh {case.kind} {lam}"]
     live, _ = results[case.name]
     for step, stop in enumerate(PATH):
@@ -186,6 +192,8 @@ def test_the_route_is_the_fast_one_unless_it_is_wrong(results: dict[str, Any], c
     wanted = {
         "resident": ("resident mmap", ""),
         "resident tp2": ("resident mmap", ""),
+        "pipeline": ("resident mmap", ""),
+        "pipeline untied": ("resident mmap", ""),
         "held untied bfloat16": ("resident device", ""),
         "reload": ("reload", "--parents reload"),
         "sabotaged": ("reload", "the same λ gives other logprobs than vLLM's own loader"),
@@ -197,9 +205,25 @@ def test_the_route_is_the_fast_one_unless_it_is_wrong(results: dict[str, Any], c
 def test_digests_tell_the_points_apart(results: dict[str, Any], case: Case) -> None:
     _, counted = results[case.name]
     digests = [tuple(step["digests"]) for step in counted]
-    assert all(len(found) == case.ranks for found in digests)
+    assert all(len(found) == case.ranks * case.stages for found in digests)
     for (one, first), (two, second) in itertools.combinations(zip(PATH, digests, strict=True), 2):
         assert (first == second) == (one == two)
+
+
+def test_each_stage_holds_its_own_layers(results: dict[str, Any]) -> None:
+    """A digest is a sum over parameters: those of the stages add up to the whole model's."""
+    whole, stages = (
+        [step["digests"] for step in results[name][1]] for name in ("held untied bfloat16", "pipeline untied")
+    )
+    for (all_of_it,), (first, last) in zip(whole, stages, strict=True):
+        assert (int(first, 16) + int(last, 16)) % 2**64 == int(all_of_it, 16)
+        assert int(first, 16)
+        assert int(last, 16)
+
+
+def test_stages_give_the_numbers_of_one_rank(results: dict[str, Any]) -> None:
+    for one, two in zip(results["resident"][0], results["pipeline"][0], strict=True):
+        assert one.equals(two)
 
 
 def test_digests_agree_between_engines(results: dict[str, Any]) -> None:

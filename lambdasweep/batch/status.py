@@ -25,7 +25,7 @@ def describe(out: ScoreDir) -> Iterator[str]:
         yield f"lambda   {score['lam']}"
     yield (
         f"engine   vLLM {score['versions'].get('vllm', '?')} on {engine['device']}, {engine['dtype']}, "
-        f"TP {engine['tensor_parallel']}"
+        f"TP {engine['tensor_parallel']}, PP {engine.get('pipeline_parallel', 1)}"
     )
     size = sum(file["size"] for file in score["files"])
     yield f"input    {len(score['files'])} files, {size / 1e6:.1f} MB, {score['rows']} rows"
