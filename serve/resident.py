@@ -1,9 +1,9 @@
 """The resident route: θ(λ) straight from its parents into the live parameters, at the speed of memory.
 
-On a GPU the live parameters have the layout that vLLM's loader writes; each block of them is one lerp, or
-a few sums, and, where the parents
-are in host memory, the next block is copied while this one is computed. On the CPU vLLM packs linear weights for its kernels
-and throws the plain ones away; there each layer is put together in a scratch buffer and packed anew, one after another.
+On a GPU the live parameters have the layout that vLLM's loader writes; each block of them is one lerp, or a few sums, and,
+where the parents are in host memory, the next block is copied while this one is computed. On the CPU vLLM packs linear
+weights for its kernels and throws the plain ones away; there each layer is put together in a scratch buffer and packed anew,
+one after another.
 """
 
 from collections.abc import Callable, Mapping, Sequence
