@@ -16,7 +16,7 @@ from merge.line import STRAIGHT, Line
 from serve.draws import NUMBER, Draw, Drawn, Draws
 from serve.head import EXTRA, limit_prefix_reads
 from serve.plugin import BACKEND, CONFIG_KEY, RESIDENT, WORKER_EXTENSION
-from serve.settings import EngineSettings
+from serve.settings import EngineSettings, cores_by_rank
 from serve.span import Span, network_environment
 from serve.tiers import RELOAD, Room, host_memory
 
@@ -71,10 +71,8 @@ def process_environment(
     if nodes > 1:
         environment |= network_environment(address)
     if settings.device == "cpu":
-        threads = settings.threads
-        ranks = [cores[rank * threads : (rank + 1) * threads] for rank in range(settings.ranks // nodes)]
-        environment["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, rank)) for rank in ranks)
-        environment["OMP_NUM_THREADS"] = str(threads)
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = cores_by_rank(cores, settings.ranks // nodes, settings.threads)
+        environment["OMP_NUM_THREADS"] = str(settings.threads)
     return environment
 
 

@@ -12,6 +12,7 @@ from lambdasweep.coordinates import by_name
 from lambdasweep.errors import InputError
 from merge.line import Line
 from serve.plugin import BACKEND, CONFIG_KEY, WORKER_EXTENSION, register
+from serve.settings import available_cores, cores_by_rank, installed_device
 
 # vLLM flags that lambdasweep sets itself or cannot work with, and why; each must be left at its default.
 _REFUSED = {
@@ -71,7 +72,13 @@ def serve(serving: Serving) -> None:
         raise InputError("this installation of lambdasweep has no endpoint plugin: install it again")
     from vllm.entrypoints.launchers.api_server.entry import run_server
 
-    uvloop.run(run_server(arguments(serving)))
+    args = arguments(serving)
+    ranks = args.tensor_parallel_size * args.pipeline_parallel_size
+    if ranks > 1 and installed_device() == "cpu":  # left to itself vLLM wants a NUMA node for each rank
+        cores = available_cores()
+        bound = cores_by_rank(cores, ranks, max(1, len(cores) // ranks))
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bound)
+    uvloop.run(run_server(args))
 
 
 def arguments(serving: Serving) -> argparse.Namespace:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -124,6 +125,12 @@ def parse_extra(pairs: list[str]) -> dict[str, Any]:
     if problems:
         raise InputError("--engine cannot be used", problems)
     return extra
+
+
+def cores_by_rank(cores: Sequence[int], ranks: int, threads: int) -> str:
+    """Return what VLLM_CPU_OMP_THREADS_BIND is, so that each rank gets `threads` cores; too few are shared in turn."""
+    mine = [[str(cores[(rank * threads + one) % len(cores)]) for one in range(threads)] for rank in range(ranks)]
+    return "|".join(",".join(rank) for rank in mine)
 
 
 def available_cores() -> list[int]:

@@ -82,9 +82,12 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(base: Path, aligned: Path | str, log: Path, *options: str, lam: str = "0.0") -> Iterator[Server]:
+def serving(
+    base: Path, aligned: Path | str, log: Path, *options: str, lam: str = "0.0", tensor_parallel: int = 1
+) -> Iterator[Server]:
     port = free_port()
     flags = ["--port", str(port), "--api-key", KEY, "--max-num-seqs", "8"]
+    flags += ["--tensor-parallel-size", str(tensor_parallel)]
     command = [
         sys.executable,
         "-m",
@@ -277,12 +280,12 @@ def test_numbers_are_taken_as_they_are_written(server: Server) -> None:
     assert (status, answer["lam"], server.lam) == (200, "0.35", "0.35")
 
 
-def test_several_aligned_checkpoints_are_moved_between(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_several_aligned_checkpoints_are_moved_between_on_two_ranks(pair: tuple[Path, Path], tmp_path: Path) -> None:
     other = write_checkpoint(tmp_path / "other", seed=2)
     aligned = f"sft={other},dpo={pair[1]}"
     greedy = continuations(pair[0], aligned, tmp_path)
     inner, axis = "dpo=0.5,sft=0.25", "dpo=0,sft=0.7"
-    with serving(pair[0], aligned, tmp_path / "log", lam="sft=0.25,dpo=0.50") as server:
+    with serving(pair[0], aligned, tmp_path / "log", lam="sft=0.25,dpo=0.50", tensor_parallel=2) as server:
         status, answer = server.ask("/v1/lambda")
         assert (status, answer["lam"], answer["fallback"]) == (200, inner, "")
         for lam in (inner, axis):
