@@ -100,6 +100,8 @@ def arguments(serving: Serving) -> argparse.Namespace:
         for name, why in _REFUSED.items()
         if getattr(args, name, None) != getattr(untouched, name, None)
     ]
+    if args.pipeline_parallel_size > 1 and installed_device() == "cpu":
+        problems.append("--pipeline-parallel-size cannot be used: vLLM's server has no buffers between stages on a CPU")
     if problems:
         raise InputError("the flags after -- cannot be used", problems)
     for name, value in serving.defaults.items():
