@@ -92,11 +92,7 @@ def read_documents(spec: TaskSpec) -> TaskFile:
         TaskError: with every problem of the request and of the file, each with its line; the first 20 are shown.
     """
     problems = _check_spec(spec)
-    try:
-        data = spec.file.read_bytes()
-    except OSError as error:
-        problems.append(f"the file cannot be read ({error.strerror}): check the path and its permissions")
-        raise task_error(spec.name, spec.file, problems) from None
+    data = read_bytes(spec.name, spec.file, problems)
     documents: list[Document] = []
     ids: list[Any] = []
     first: dict[Kind, int] = {}  # line of the first row of each kind
@@ -126,6 +122,19 @@ def read_documents(spec: TaskSpec) -> TaskFile:
         raise task_error(spec.name, spec.file, problems)
     known, warnings = named(spec.name, documents, ids)
     return TaskFile(next(iter(first)), known, hashlib.sha256(data).hexdigest(), warnings)
+
+
+def read_bytes(name: str, file: Path, problems: list[str]) -> bytes:
+    """Return what is in the file of a task.
+
+    Raises:
+        TaskError: it cannot be read; with the problems so far.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        problems.append(f"the file cannot be read ({error.strerror}): check the path and its permissions")
+        raise task_error(name, file, problems) from None
 
 
 def json_lines(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -22,6 +22,7 @@ from lambdasweep.tasks.documents import (
     check_text,
     json_lines,
     named,
+    read_bytes,
     read_object,
     task_error,
 )
@@ -96,11 +97,7 @@ def read_prompts(spec: GenerateSpec) -> Prompts:
         problems.append(f"temperature is {spec.temperature:g}: give 0, or {_LEAST_TEMPERATURE} or more")
     if spec.max_tokens < 1:
         problems.append(f"max_tokens is {spec.max_tokens}: give 1 or more")
-    try:
-        data = spec.file.read_bytes()
-    except OSError as error:
-        problems.append(f"the file cannot be read ({error.strerror}): check the path and its permissions")
-        raise task_error(spec.name, spec.file, problems) from None
+    data = read_bytes(spec.name, spec.file, problems)
     documents: list[Document] = []
     ids: list[Any] = []
     lines = 0
