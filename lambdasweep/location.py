@@ -29,6 +29,7 @@ SCHEMES = ("s3", "gs")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
 # Standard backoff of the AWS SDK, up to 20 s between tries: a store that is away for a minute or two stops no sweep.
 _ATTEMPTS, _PROBE_ATTEMPTS = 20, 3
+_OF_STORE = re.compile("AWS Error|google::cloud")  # a damaged file is an OSError too; pyarrow tells in words only
 _GS_SECONDS, _GS_PROBE_SECONDS = 180, 10
 
 
@@ -94,7 +95,7 @@ class ObjectPath:
         self._ask(upload)
 
     def open(self) -> pa.NativeFile:
-        """Open the object to be read at any place; what fails in a read, `explained` explains."""
+        """Open the object to be read at any place; what fails in a read, `of_read` explains."""
         return self._ask(lambda store: store.open_input_file(self.key))
 
     def unlink(self, missing_ok: bool = False) -> None:
@@ -197,7 +198,7 @@ def _ask(path: ObjectPath, attempts: int, what: Callable[[Any], T]) -> T:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise explained(path, error) from None
+        raise _explained(path, error) from None
 
 
 @functools.cache
@@ -219,7 +220,12 @@ def _store(scheme: str, attempts: int) -> Any:
     )
 
 
-def explained(path: ObjectPath, error: OSError) -> OSError:
+def of_read(path: Location, error: OSError) -> OSError:
+    """Return what failed in a read from an opened file: where it was the store, as every method of `ObjectPath` says it."""
+    return _explained(path, error) if isinstance(path, ObjectPath) and _OF_STORE.search(str(error)) else error
+
+
+def _explained(path: ObjectPath, error: OSError) -> OSError:
     """Return the error with a message that says what to do, and a number that says what kind it is."""
     text = str(error)
     number = errno.EREMOTEIO

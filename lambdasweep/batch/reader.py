@@ -1,7 +1,6 @@
 """Rows of an input file, read in bounded memory."""
 
 import bisect
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,10 +9,9 @@ import pyarrow.parquet as pq
 
 from lambdasweep.batch.files import InputFile, read_footer
 from lambdasweep.errors import InputError
-from lambdasweep.location import ObjectPath, explained, locate
+from lambdasweep.location import ObjectPath, locate, of_read
 
 _BUFFER = 1 << 20  # bytes of a column chunk in memory at a time
-_OF_STORE = re.compile("AWS Error|google::cloud")  # pyarrow says so in words only
 _BATCH_BYTES, _BATCH_ROWS = 4 << 20, 4096  # decoded at a time, by the rows' average size
 
 
@@ -23,9 +21,8 @@ def reading(file: InputFile) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        location = locate(file.path)
-        if isinstance(error, OSError) and isinstance(location, ObjectPath) and _OF_STORE.search(str(error)):
-            error = explained(location, error)
+        if isinstance(error, OSError):
+            error = of_read(locate(file.path), error)
         if isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, PermissionError)) and error.errno:
             raise error from None
         raise InputError(
