@@ -1,7 +1,12 @@
-"""Makes a pair of any shape with random weights, where only sizes matter and nothing can be downloaded."""
+"""Makes a pair of any shape with random weights, where only sizes matter and nothing can be downloaded.
+
+python random_pair.py OUT SHAPE ROLE     writes one parent, as `write_random_pair` has it done
+"""
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 SHAPES = {  # layers, hidden, intermediate, heads, key-value heads, vocabulary
@@ -11,8 +16,25 @@ SHAPES = {  # layers, hidden, intermediate, heads, key-value heads, vocabulary
 }
 
 
+ROLES = {"base": 0.0, "aligned": 0.1}  # how much is added to the weights
+
+
 def write_random_pair(out: Path, shape: str) -> None:
-    """Write a Llama of a shape twice: normal weights, and those with a little added, in bfloat16."""
+    """Write a Llama of a shape twice, in bfloat16: normal weights, and those with a little added.
+
+    Each parent is made in a process of its own, both at a time: what they take on a GPU is free again afterwards.
+    """
+    scratch = out.with_name(out.name + ".tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    running = [subprocess.Popen([sys.executable, __file__, str(scratch), shape, role]) for role in ROLES]
+    ended = [process.wait() for process in running]
+    if any(ended):
+        sys.exit(f"random_pair: a parent of {out} was not written")
+    scratch.rename(out)
+
+
+def write_parent(out: Path, shape: str, role: str) -> None:
+    """Write `out`/`role`."""
     import torch
     from safetensors.torch import save_file
 
@@ -53,17 +75,17 @@ def write_random_pair(out: Path, shape: str) -> None:
         "eos_token_id": 1,
     }
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    scratch = out.with_name(out.name + ".tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    for role, amount in (("base", 0.0), ("aligned", 0.1)):
-        generator = torch.Generator(device).manual_seed(0)
-        tensors = {}
-        for name, size in sizes.items():
-            scale = 0.02 if len(size) > 1 else 0.1
-            weight = scale * torch.randn(size, generator=generator, device=device) + float(len(size) == 1)
-            weight += amount * scale * torch.randn(size, generator=generator, device=device)
-            tensors[name] = weight.to(torch.bfloat16).cpu()
-        (scratch / role).mkdir(parents=True)
-        (scratch / role / "config.json").write_text(json.dumps(config, indent=1))
-        save_file(tensors, scratch / role / "model.safetensors", metadata={"format": "pt"})
-    scratch.rename(out)
+    generator = torch.Generator(device).manual_seed(0)
+    tensors = {}
+    for name, size in sizes.items():
+        scale = 0.02 if len(size) > 1 else 0.1
+        weight = scale * torch.randn(size, generator=generator, device=device) + float(len(size) == 1)
+        weight += ROLES[role] * scale * torch.randn(size, generator=generator, device=device)
+        tensors[name] = weight.to(torch.bfloat16).cpu()
+    (out / role).mkdir(parents=True)
+    (out / role / "config.json").write_text(json.dumps(config, indent=1))
+    save_file(tensors, out / role / "model.safetensors", metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    write_parent(Path(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 
 _WORD = 8
+_SLOTS = 1024  # of partial sums: additions from all over a GPU to one place would wait for each other
 _INTEGERS = {2: torch.int16, 4: torch.int32}
 
 
@@ -25,7 +26,8 @@ class WeightDigest:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._total = torch.zeros((), dtype=torch.int64, device=device)
+        self.partial_sums = torch.zeros(_SLOTS, dtype=torch.int64, device=device)
+        """What kernels of their own may add to, anywhere; the digest is made of their sum."""
 
     def add(self, block: torch.Tensor, key: int, first_row: int, row_steps: Sequence[int], words: bool) -> None:
         """Take in one block of a parameter.
@@ -45,7 +47,7 @@ class WeightDigest:
         for side, step in zip(sums.shape, row_steps, strict=True):
             along = torch.arange(0, 2 * step * side, 2 * step, dtype=torch.int64, device=block.device)
             weights = weights[..., None] + along
-        self._total += (sums * weights).sum() * key
+        self.partial_sums[0] += (sums * weights).sum() * key
 
     def add_whole(self, name: str, tensor: torch.Tensor) -> None:
         """Take in a whole contiguous tensor as a parameter of its own."""
@@ -56,7 +58,7 @@ class WeightDigest:
 
     def hex(self) -> str:
         """Return the digest of all blocks added so far, as 16 hexadecimal digits."""
-        return f"{int(self._total.item()) & ((1 << 64) - 1):016x}"
+        return f"{int(self.partial_sums.sum().item()) & ((1 << 64) - 1):016x}"
 
 
 def parameter_key(name: str) -> int:

@@ -46,6 +46,8 @@ class Rule:
 
 
 PLAIN = Rule()
+_CPU = torch.device("cpu")
+_BROUGHT_BYTES = 256 << 20  # of a parent on a device at a time
 
 
 def interpolate(
@@ -99,6 +101,20 @@ def theta(
     return made.to(base.dtype) if out is None else out.copy_(made)
 
 
+def along_one(point: str, rule: Rule = PLAIN) -> tuple[int, str] | None:
+    """Return which aligned parent a tensor moves towards, and its λ after the tensor's weight, where that is all there is.
+
+    Returns:
+        The parent's place, 1 for the first aligned one; None where θ goes along the arc, or towards several.
+    """
+    weighed = [scaled(lam, rule.weight) for lam in coordinates(point).values()]
+    away = [place for place, lam in enumerate(weighed, 1) if lam != "0"]
+    if rule.angle is not None or len(away) > 1:
+        return None
+    place = away[0] if away else 1
+    return place, weighed[place - 1]
+
+
 def needed(point: str, rule: Rule = PLAIN) -> tuple[int, ...]:
     """Return the places of the parents that `theta` reads."""
     weighed = [scaled(lam, rule.weight) for lam in coordinates(point).values()]
@@ -135,7 +151,7 @@ def mapped_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]
 
 
 def interpolated_tensors(
-    pair: Pair, point: str, rules: Mapping[str, Rule] | None = None
+    pair: Pair, point: str, rules: Mapping[str, Rule] | None = None, device: torch.device = _CPU
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, tensor) of θ in natural order of the names, one tensor in memory at a time.
 
@@ -143,23 +159,39 @@ def interpolated_tensors(
         pair: the parents and the line.
         point: canonical.
         rules: `tensor_rules` of the pair, for who has them already.
+        device: where to compute, and where the tensors are. Beside a tensor itself it holds a part of each parent.
     """
     rules = tensor_rules(pair) if rules is None else rules
     for together in zip(*map(mapped_tensors, pair.parents.values()), strict=True):
         name, parents = together[0][0], [tensor for _, tensor in together]
         spans = pair.aligned_rows.get(name)
         if spans is None:
-            yield name, theta(parents, point, rule=rules[name])
+            yield name, _theta_on(device, parents, point, rules[name])
             continue
         base, aligned = parents
-        made = torch.empty_like(aligned)
+        made = torch.empty_like(aligned, device=device)
         for start, stop, is_kept in runs(0, len(aligned), spans):
             rows = slice(start, stop)
             if is_kept:
-                made[rows] = aligned[rows]
+                made[rows] = aligned[rows].to(device)
             else:
-                theta([base[rows], aligned[rows]], point, made[rows], rules[name])
+                _theta_on(device, [base[rows], aligned[rows]], point, rules[name], made[rows])
         yield name, made
+
+
+def _theta_on(
+    device: torch.device, parents: Sequence[torch.Tensor], point: str, rule: Rule, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """As `theta`, on a device to which the parents, which are in host memory, are brought part by part."""
+    if device.type == "cpu":
+        return theta(parents, point, out, rule)
+    made = torch.empty_like(parents[0], device=device) if out is None else out
+    for index in chunks(tuple(made.shape), made.element_size(), _BROUGHT_BYTES):
+        read = needed(point, rule)
+        # Of the others `theta` reads nothing.
+        brought = [parent[index].to(device) if place in read else made[index] for place, parent in enumerate(parents)]
+        theta(brought, point, made[index], rule)
+    return made
 
 
 def chunks(shape: tuple[int, ...], itemsize: int, limit: int) -> Iterator[tuple[slice, ...]]:

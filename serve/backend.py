@@ -2,8 +2,8 @@
 
 vLLM's weight-transfer API lets a trainer push new weights into a running engine. Here nothing is pushed: the update says
 only `{"lam": "0.35"}`, and each rank computes its weights from its parents. Where the parents are is configured through
-`additional_config={"lambdasweep": {…}}`, because the backend is made during `load_model`, before any message can reach it
-and before the KV cache takes what memory is left.
+vLLM's `additional_config` (`serve.plugin.ParentsConfig`), because the backend is made during `load_model`, before any
+message can reach it and before the KV cache takes what memory is left.
 """
 
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
         self.digest = ""
         self.tier = ""
         self.reason = ""  # why there is no resident route
-        self._routes: dict[str, Route] = {RELOAD: ReloadRoute(pair, rules, model, vllm_config.model_config)}
+        self._routes: dict[str, Route] = {RELOAD: ReloadRoute(pair, rules, model, vllm_config.model_config, device)}
         if parents["tier"] == RELOAD:
             self.reason = "--parents reload"
         else:

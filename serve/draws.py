@@ -56,14 +56,19 @@ class SeededDraws:
         self._runner = runner
         self._sample, self._bookkeeping = runner._sample, runner._bookkeeping_sync
         self._aside: dict[int, torch.Generator] = {}
-        # Numbers of requests, and whether their logits are bad.
-        self._watched: list[tuple[list[int], torch.Tensor]] = []
+        # Numbers of requests, the rows of their logits, and for each row whether it is bad; that stays on the device.
+        self._watched: list[tuple[list[int], list[int], torch.Tensor]] = []
         runner._sample, runner._bookkeeping_sync = self._before, self._after
 
     def take(self) -> set[int]:
         """Return the numbers of the requests that a token was drawn for from no numbers, since the last call."""
         watched, self._watched = self._watched, []
-        return {number for numbers, bad in watched for number, flag in zip(numbers, bad.tolist(), strict=True) if flag}
+        bad: list[bool] = torch.cat([flags for _, _, flags in watched]).tolist() if watched else []
+        found, start = set(), 0
+        for numbers, rows, flags in watched:
+            found |= {number for number, row in zip(numbers, rows, strict=True) if bad[start + row]}
+            start += len(flags)
+        return found
 
     def _before(self, logits: torch.Tensor | None, *rest: Any) -> Any:
         batch = self._runner.input_batch
@@ -83,8 +88,7 @@ class SeededDraws:
                 rows.append(row)
                 numbers.append(number)
         if rows:
-            highest = logits.amax(-1)  # NaN where there is any
-            self._watched.append((numbers, ~highest[torch.tensor(rows, device=logits.device)].isfinite()))
+            self._watched.append((numbers, rows, ~logits.amax(-1).isfinite()))  # NaN where there is any
 
     def _after(self, *arguments: Any, **named: Any) -> Any:
         done = self._bookkeeping(*arguments, **named)

@@ -1,5 +1,6 @@
 """One vLLM engine that holds θ(λ) and moves in place."""
 
+import copy
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from lambdasweep.errors import EngineError
 from merge.line import STRAIGHT, Line
 from serve.draws import NUMBER, Draw, Drawn, Draws
 from serve.head import EXTRA, limit_prefix_reads
-from serve.plugin import BACKEND, CONFIG_KEY, RESIDENT, WORKER_EXTENSION
+from serve.plugin import BACKEND, RESIDENT, WORKER_EXTENSION, ParentsConfig
 from serve.settings import EngineSettings, cores_by_rank
 from serve.span import Span, network_environment
 from serve.tiers import RELOAD, Room, host_memory
@@ -62,6 +63,8 @@ def process_environment(
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         # The hooks of serve.head are made for this runner; on the CPU there is no other.
         "VLLM_USE_V2_MODEL_RUNNER": "0",
+        # It is compiled when an engine starts, which takes minutes and fails where there is no nvcc.
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
         "TOKENIZERS_PARALLELISM": "false",
@@ -182,20 +185,20 @@ class Engine:
         """
         from vllm import SamplingParams
 
+        # One output token is the fewest, and nobody reads it. Making and copying these anew for each prompt would take as
+        # long as a small model does.
+        shared = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, ignore_eos=True, skip_clone=True)
+
+        def parameters(number: int, prompt: Prompt) -> SamplingParams:
+            own = copy.copy(shared)
+            own.extra_args = {EXTRA: [number, prompt.first_row, *prompt.last]}
+            return own
+
         try:
             outputs = (
                 self._llm.generate(
                     [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts],
-                    [
-                        SamplingParams(
-                            max_tokens=1,  # the fewest; nobody reads it
-                            temperature=0.0,
-                            detokenize=False,
-                            ignore_eos=True,
-                            extra_args={EXTRA: [number, prompt.first_row, *prompt.last]},
-                        )
-                        for number, prompt in enumerate(prompts)
-                    ],
+                    [parameters(number, prompt) for number, prompt in enumerate(prompts)],
                     use_tqdm=False,
                 )
                 if prompts
@@ -242,6 +245,7 @@ class Engine:
                             ignore_eos=True,  # those of the checkpoint that the engine was started with
                             detokenize=False,
                             extra_args={NUMBER: number},
+                            skip_clone=True,
                         )
                         for number, draw in enumerate(draws)
                     ],
@@ -277,10 +281,15 @@ def llm_arguments(
 
     register()  # also without the package's entry points, in this process
     paths = by_name(aligned) if aligned is not None else {}
+    extra = dict(settings.extra)
+    if settings.dtype != "float32" and settings.head_dtype != "auto":
+        extra["hf_overrides"] = {"head_dtype": settings.head_dtype} | dict(extra.get("hf_overrides", {}))
+    if settings.device == "cuda" and not extra.get("enforce_eager"):
+        extra["compilation_config"] = _same_kernels(extra.get("compilation_config"))
     arguments: dict[str, Any] = {
         "seed": 0,
         "enforce_eager": settings.device == "cpu",
-        **settings.extra,
+        **extra,
         "model": str(next(iter(paths.values())) if line.has_aligned_shapes else base),
         "skip_tokenizer_init": True,
         "load_format": "safetensors",
@@ -308,9 +317,17 @@ def llm_arguments(
         }
         arguments |= {
             "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
-            "additional_config": {CONFIG_KEY: config},
+            "additional_config": ParentsConfig(config),
         }
     return arguments
+
+
+def _same_kernels(asked: Any) -> dict[str, Any]:
+    """Have Inductor choose kernels by rule: by timing, two engines may choose differently, and differ in the last bits."""
+    config = dict(asked or {})
+    return config | {
+        "inductor_compile_config": {"deterministic": True} | dict(config.get("inductor_compile_config", {}))
+    }
 
 
 def probe_token_ids(vocab_size: int, max_model_len: int) -> list[int]:

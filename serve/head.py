@@ -9,12 +9,15 @@ answers of one token each share one prompt.
 Both halves hook into vLLM's V1 model runner and scheduler; the tests hold the results against transformers.
 """
 
+from bisect import bisect_left
 from typing import Any
 
 import numpy as np
 import torch
 
-_ROWS = 256  # rows of logits at a time: with a vocabulary of 128,000, 131 MB of float32
+# Rows of logits at a time. On the CPU 256: with a vocabulary of 128,000, 131 MB of float32. A GPU wants larger products, and
+# takes as many rows as make 512 MiB of float32; the passes after the product need about three times that beside the cache.
+_CPU_ROWS, _CUDA_LOGITS_BYTES = 256, 512 << 20
 EXTRA = "lambdasweep"  # in extra_args: [number of the prompt, first row, *tokens that the last row predicts]
 
 
@@ -28,7 +31,7 @@ class ContinuationHead:
     def __init__(self, runner: Any) -> None:
         self._runner = runner
         self._prompt_logprobs = runner._get_prompt_logprobs_dict
-        self._where: list[tuple[int, int, int]] = []  # prompt, row, token
+        self._where: list[np.ndarray[Any, Any]] = []  # [tokens, 3] each: prompt, row, token
         self._scores: list[torch.Tensor] = []  # [tokens, 4] each
         runner._get_prompt_logprobs_dict = self._after_step
 
@@ -40,16 +43,21 @@ class ContinuationHead:
             token and its logprob. A row that was computed twice, after a preemption, is there twice. None on ranks that
             do not have the logits.
         """
-        where, scores = np.array(self._where, np.int64).reshape(-1, 3), self._scores
+        where, scores = self._where, self._scores
         self._where, self._scores = [], []
-        if len(where) and not scores:
+        if where and not scores:
             return None
-        return where, torch.cat(scores).cpu().numpy() if scores else np.empty((0, 4))
+        if not where:
+            return np.empty((0, 3), np.int64), np.empty((0, 4))
+        return np.concatenate(where), torch.cat(scores).cpu().numpy()
 
     def _after_step(self, hidden_states: torch.Tensor, num_scheduled_tokens: dict[str, int]) -> Any:
         rows: list[int] = []  # of hidden_states
+        of: list[int] = []  # for each target, which of `rows` predicts it; ascending
+        # For each target, the number of its prompt, its row there, and the token.
+        numbers: list[int] = []
+        places: list[int] = []
         targets: list[int] = []
-        of: list[int] = []  # which of `rows` each target belongs to
         for request_id, count in num_scheduled_tokens.items():
             request = self._runner.requests[request_id]
             asked = (request.sampling_params.extra_args or {}).get(EXTRA)
@@ -58,36 +66,59 @@ class ContinuationHead:
             number, first, *last = asked
             prompt = request.prompt_token_ids
             begin = request.num_computed_tokens
-            offset = int(self._runner.query_start_loc.np[self._runner.input_batch.req_id_to_index[request_id]]) - begin
-            for row in range(max(first, begin), min(begin + count, len(prompt))):
-                for token in (prompt[row + 1],) if row + 1 < len(prompt) else last:
-                    of.append(len(rows))
-                    targets.append(token)
-                    self._where.append((number, row, token))
-                rows.append(offset + row)
+            low, high = max(first, begin), min(begin + count, len(prompt))
+            if low >= high:
+                continue
+            start = int(self._runner.query_start_loc.np[self._runner.input_batch.req_id_to_index[request_id]]) - begin
+            ends = high == len(prompt)
+            following = prompt[low + 1 : high + 1]
+            of.extend(range(len(rows), len(rows) + len(following)))
+            places.extend(range(low, low + len(following)))
+            targets.extend(following)
+            if ends:
+                of.extend([len(rows) + high - low - 1] * len(last))
+                places.extend([high - 1] * len(last))
+                targets.extend(last)
+            numbers.extend([number] * (len(targets) - len(numbers)))
+            rows.extend(range(start + low, start + high))
         if rows:
+            self._where.append(np.array([numbers, places, targets], np.int64).T)
             self._score(hidden_states, rows, of, targets)
         return self._prompt_logprobs(hidden_states, num_scheduled_tokens)
 
     def _score(self, hidden_states: torch.Tensor, rows: list[int], of: list[int], targets: list[int]) -> None:
-        device = hidden_states.device
-        place, wanted = torch.tensor(of, device=device), torch.tensor(targets, device=device)
-        every = hidden_states[torch.tensor(rows, device=device)]
-        for begin in range(0, len(rows), _ROWS):
-            logits = self._runner.model.compute_logits(every[begin : begin + _ROWS])
+        """Score a step's targets without ever waiting for the device: what is where is known to the CPU."""
+        indices = on_device(np.array([*rows, *of, *targets], np.int64), hidden_states.device)
+        index, place, wanted = torch.split(indices, [len(rows), len(of), len(targets)])
+        every = hidden_states[index]
+        limit = self._rows_at_a_time(hidden_states.device)
+        for begin in range(0, len(rows), limit):
+            logits = self._runner.model.compute_logits(every[begin : begin + limit])
             if logits is None:  # they are gathered on another rank
                 continue
             # As log_softmax does: relative to the largest logit, which keeps what is subtracted small.
             highest, top1 = logits.max(-1)
             relative = logits.float().sub_(highest.float()[:, None])
             norm = relative.exp().sum(-1).log()
-            here = torch.nonzero((place >= begin) & (place < begin + _ROWS)).flatten()
-            for part in range(0, len(here), _ROWS):
-                some = here[part : part + _ROWS]
+            low, high = (bisect_left(of, row) for row in (begin, begin + limit))
+            for part in range(low, high, limit):
+                some = slice(part, min(part + limit, high))
                 at, token = place[some] - begin, wanted[some]
                 value = relative[at, token]
                 rank = 1 + (relative[at] > value[:, None]).sum(-1)
                 self._scores.append(torch.stack([value - norm[at], rank, top1[at], -norm[at]], -1).double())
+
+    def _rows_at_a_time(self, device: torch.device) -> int:
+        if device.type == "cpu":
+            return _CPU_ROWS
+        vocabulary: int = self._runner.model_config.get_vocab_size()
+        return max(_CPU_ROWS, _CUDA_LOGITS_BYTES // (4 * vocabulary))
+
+
+def on_device(values: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:
+    """Return an array as a tensor on a device, without waiting for what the device is doing."""
+    tensor = torch.from_numpy(values)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def limit_prefix_reads(scheduler: Any) -> None:

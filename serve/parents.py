@@ -16,9 +16,10 @@ import torch
 from merge.interpolate import chunks
 from serve.loading import Piece, Target, View
 
-# A block of each parent, and the block of θ(λ) they make. On the CPU it stays in the second-level cache from the lerp to the
-# digest to the conversion; on a GPU it is large enough to be worth a kernel, and two blocks are on their way at a time.
-CPU_BLOCK, CUDA_BLOCK = 1 << 20, 16 << 20
+# Bytes of a block of each parent, and of the block of θ(λ) they make. On the CPU it stays in the second-level cache from the
+# lerp to the digest to the conversion. On a GPU that holds the parents it is a whole parameter, mostly, so that starting a
+# kernel costs nothing beside running it; where parents come over the bus, two blocks are on their way at a time.
+CPU_BLOCK, CUDA_BLOCK, STAGED_BLOCK = 1 << 20, 256 << 20, 32 << 20
 
 Block = tuple[Piece, View, list[torch.Tensor]]  # what it is of, place in the parameter, base and each aligned one
 Tensors = Mapping[str, torch.Tensor]  # of a checkpoint

@@ -4,11 +4,33 @@ import ctypes
 import multiprocessing
 import os
 import signal
+from typing import Any
 
 BACKEND = "interpolation"
 CONFIG_KEY = "lambdasweep"  # under vLLM's additional_config
 WORKER_EXTENSION = "serve.backend.WorkerExtension"
 RESIDENT = "resident"
+
+
+class ParentsConfig:
+    """What vLLM carries to its workers as `additional_config`: under CONFIG_KEY, where the parents are.
+
+    vLLM keys its cache of compiled code by a hash of this. Nothing in it changes what is compiled, so the hash is the same
+    for every pair, tier and number of ranks; a plain dict would have each compiled anew.
+    """
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = {CONFIG_KEY: values}
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        """vLLM adds settings of its own for some architectures."""
+        self._values[key] = value
+
+    def compute_hash(self) -> str:
+        return BACKEND + "".join(f" {key}={value}" for key, value in self._values.items() if key != CONFIG_KEY)
 
 
 def register() -> None:

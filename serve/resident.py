@@ -6,16 +6,17 @@ weights for its kernels and throws the plain ones away; there each layer is put 
 one after another.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
 from merge.digest import WeightDigest
-from merge.interpolate import PLAIN, Rule, mapped_tensors, needed, theta
+from merge.interpolate import PLAIN, Rule, along_one, mapped_tensors, needed, theta
 from merge.pair import Pair
+from serve import fused
 from serve.loading import Target, UntraceableError, trace
 from serve.packing import Packer
-from serve.parents import CPU_BLOCK, CUDA_BLOCK, HeldParents, MappedParents, Parents
+from serve.parents import CPU_BLOCK, CUDA_BLOCK, STAGED_BLOCK, Block, HeldParents, MappedParents, Parents
 
 
 class ResidentRoute:
@@ -48,7 +49,6 @@ class ResidentRoute:
         self._layers: dict[torch.nn.Module, list[Target]] = {}
         for target in targets:
             self._layers.setdefault(target.module, []).append(target)
-        self._limit = CPU_BLOCK if device.type == "cpu" else CUDA_BLOCK
         self._packer = Packer(model, self._layers) if device.type == "cpu" else None
         if self._packer is None and (packed := [target.path for target in targets if not target.is_plain]):
             raise UntraceableError(f"vLLM keeps {', '.join(packed[:5])} in a layout of its own")
@@ -61,9 +61,14 @@ class ResidentRoute:
             pin = self.tier == "pinned" and device.type == "cuda"
             self._parents = HeldParents(targets, parents, where, pin)
         stages = device.type == "cuda" and self.tier != "device"
+        self._limit = CPU_BLOCK if device.type == "cpu" else STAGED_BLOCK if stages else CUDA_BLOCK
         self._staging = _Staging(device, self._limit, len(parents)) if stages else None
+        self._fuses = device.type == "cuda" and fused.is_available()
+        # What the blocks of a parameter are does not change. On a GPU, which is faster than Python, they are made once.
+        self._blocks: dict[str, list[Block]] = {}
         # Where the checkpoint's dtype is not the engine's, a block is rounded to the former before it is converted.
-        self._rounded = torch.empty(self._limit, dtype=torch.uint8, device=device)
+        converts = any(target.layout.dtype != target.dtype for target in targets)
+        self._rounded = torch.empty(self._limit if converts else 0, dtype=torch.uint8, device=device)
 
     def switch(self, lam: str) -> str:
         digest = WeightDigest(self._device)
@@ -81,11 +86,19 @@ class ResidentRoute:
 
     def _fill(self, target: Target, live: torch.Tensor, lam: str, digest: WeightDigest) -> None:
         """Write θ(λ) of one parameter into `live`, a tensor of the loader's layout."""
-        for piece, place, parents in self._parents.blocks(target, self._limit, target.path in self._whole):
+        for piece, place, parents in self._blocks_of(target):
             at, rule = ("1", PLAIN) if piece.is_kept else (lam, self._rules[piece.name])
             if self._staging is not None:
                 parents = self._staging.load(parents, needed(at, rule))
             block = place.on(live)
+            one = along_one(at, rule) if self._fuses and live.dtype == target.dtype else None
+            if one is not None and place.shape[-1] == target.columns and block.is_contiguous():
+                number, weighed = one
+                first_row = place.offset // target.columns
+                fused.write(parents[0], parents[number], weighed, block, digest, target.key, first_row)
+                if self._staging is not None:
+                    self._staging.release()
+                continue
             if live.dtype == target.dtype:
                 made = theta(parents, at, block, rule)
             else:
@@ -96,6 +109,13 @@ class ResidentRoute:
                 self._staging.release()
             row_steps = [step // target.columns for step in place.stride[:-1]]
             digest.add(made, target.key, place.offset // target.columns, row_steps, target.words)
+
+    def _blocks_of(self, target: Target) -> Iterable[Block]:
+        found = self._blocks.get(target.path)
+        if found is not None:
+            return found
+        blocks = self._parents.blocks(target, self._limit, target.path in self._whole)
+        return self._blocks.setdefault(target.path, list(blocks)) if self._device.type == "cuda" else blocks
 
 
 class _Staging:

@@ -36,8 +36,15 @@ class ReloadRoute:
     """Feeds interpolated checkpoint tensors to vLLM's layer-by-layer reload."""
 
     def __init__(
-        self, pair: Pair, rules: Mapping[str, Rule], model: torch.nn.Module, model_config: "ModelConfig"
+        self,
+        pair: Pair,
+        rules: Mapping[str, Rule],
+        model: torch.nn.Module,
+        model_config: "ModelConfig",
+        device: torch.device,
     ) -> None:
+        # Not on the CPU of a GPU's rank, which may have a single thread.
+        self._device = device
         self._pair, self._rules = pair, rules
         self._model: Any = model  # vLLM's models have load_weights
         self._model_config = model_config
@@ -47,10 +54,10 @@ class ReloadRoute:
     def switch(self, lam: str) -> str:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-        digest = WeightDigest(torch.device("cpu"))
+        digest = WeightDigest(self._device)
 
         def digested() -> Iterator[tuple[str, torch.Tensor]]:
-            for name, tensor in interpolated_tensors(self._pair, lam, self._rules):
+            for name, tensor in interpolated_tensors(self._pair, lam, self._rules, self._device):
                 digest.add_whole(name, tensor)
                 yield name, tensor
 

@@ -11,7 +11,7 @@ from typing import Any
 from lambdasweep.coordinates import by_name
 from lambdasweep.errors import InputError
 from merge.line import Line
-from serve.plugin import BACKEND, CONFIG_KEY, WORKER_EXTENSION, register
+from serve.plugin import BACKEND, WORKER_EXTENSION, ParentsConfig, register
 from serve.settings import available_cores, cores_by_rank, installed_device
 
 # vLLM flags that lambdasweep sets itself or cannot work with, and why; each must be left at its default.
@@ -121,13 +121,13 @@ def arguments(serving: Serving) -> argparse.Namespace:
         "aligned": {name: str(path) for name, path in paths.items()},
         "tier": serving.parents,
     }
-    args.additional_config = {
-        CONFIG_KEY: {
+    args.additional_config = ParentsConfig(
+        {
             **parents,
             "line": serving.line.to_json(),
             "ranks": args.tensor_parallel_size * args.pipeline_parallel_size,
             "lam": serving.lam,
         }
-    }
+    )
     validate_parsed_serve_args(args)
     return args

@@ -49,8 +49,11 @@ class EngineSettings:
     """Stages that the layers are dealt to; each is `tensor_parallel` ranks."""
     threads: int = 0
     """CPU threads per rank; 0 on a GPU. The order of a sum, and so its last bit, can depend on it."""
-    block_size: int = 32
-    """Tokens per KV-cache block, the unit in which contexts are shared."""
+    head_dtype: str = "float32"
+    """What the LM head's logits come in: float32, or `auto` for the engine's dtype. Logits of bfloat16 come in steps of 0.06
+    nats at 8 to 16 and twice that beyond, as much as neighbouring λs differ by."""
+    block_size: int | None = 32
+    """Tokens per KV-cache block, the unit in which contexts are shared; None: what vLLM chooses on a GPU."""
     kv_cache_bytes: int | None = None
     """KV cache per rank in bytes; None: what vLLM finds free on the GPU."""
     max_num_batched_tokens: int = 2048
