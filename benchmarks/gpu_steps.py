@@ -122,9 +122,9 @@ def bits() -> None:
                     cases += 1
                     exact, out = theta([base, aligned], lam), torch.full_like(base, 7.0)
                     mine, wanted = WeightDigest(device), WeightDigest(device)
-                    fused.write(base, aligned, lam, out, mine, parameter_key("x"), 11)
-                    steps = [step // shape[-1] for step in exact.stride()[:-1]]
                     words = takes_words(dtype.itemsize, shape[-1], ())
+                    fused.write(base, aligned, lam, out, mine, parameter_key("x"), 11, words)
+                    steps = [step // shape[-1] for step in exact.stride()[:-1]]
                     wanted.add(exact, parameter_key("x"), 11, steps, words)
                     same = torch.equal(out.view(torch.uint8), exact.view(torch.uint8))
                     if not same or mine.hex() != wanted.hex():

@@ -33,6 +33,7 @@ def write(
     digest: WeightDigest,
     key: int,
     first_row: int,
+    words: bool,
 ) -> None:
     """Write θ(λ) into `out` and add it to `digest`.
 
@@ -42,6 +43,7 @@ def write(
         out: likewise; may not overlap with a parent.
         key: of the parameter in the digest.
         first_row: of the parameter, which `out` begins with.
+        words: whether the digest takes the parameter in words of 8 bytes, see `merge.digest.takes_words`.
 
     Raises:
         Exception: Triton cannot compile for this device.
@@ -57,7 +59,8 @@ def write(
     grid = (-(-rows // _ROWS), -(-columns // _COLUMNS))
     _compiled()[grid](
         base, aligned, out, digest.partial_sums, factor, rows, columns, key, first_row,
-        MODE=mode, ITEM=out.element_size(), COLUMNS=_COLUMNS, ROWS=_ROWS, SLOTS=digest.partial_sums.numel(),
+        MODE=mode, ITEM=out.element_size(), WORDS=words,
+        COLUMNS=_COLUMNS, ROWS=_ROWS, SLOTS=digest.partial_sums.numel(),
     )  # fmt: skip
 
 
@@ -73,7 +76,8 @@ def _compiled() -> Any:
     @triton.jit(do_not_specialize=["factor", "rows", "key", "first_row"])  # type: ignore[untyped-decorator]
     def kernel(  # type: ignore[no-untyped-def]
         base, aligned, out, sums, factor, rows, columns, key, first_row,
-        MODE: tl.constexpr, ITEM: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr,
+        MODE: tl.constexpr, ITEM: tl.constexpr, WORDS: tl.constexpr,
+        COLUMNS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr,
     ):  # fmt: skip
         block = tl.program_id(0).to(tl.int64)
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -99,11 +103,15 @@ def _compiled() -> Any:
                     exact = tl.fma(one - two, factor, two)
                 made = exact.to(out.dtype.element_ty)
             tl.store(out + place, made, mask=kept)
-            if ITEM == 2:
-                bits = made.to(tl.uint16, bitcast=True).to(tl.int64)
+            if WORDS and ITEM == 2:
+                bits = made.to(tl.uint16, bitcast=True).to(tl.int64) << shift
+            elif WORDS:
+                bits = made.to(tl.uint32, bitcast=True).to(tl.int64) << shift
+            elif ITEM == 2:
+                bits = made.to(tl.int16, bitcast=True).to(tl.int64)
             else:
-                bits = made.to(tl.uint32, bitcast=True).to(tl.int64)
-            words = tl.sum(tl.where(kept, bits << shift, 0))
+                bits = made.to(tl.int32, bitcast=True).to(tl.int64)
+            words = tl.sum(tl.where(kept, bits, 0))
             total += words * (2 * (first_row + row) + 1)
         slot = (block * tl.num_programs(1) + tl.program_id(1)) % SLOTS
         tl.atomic_add(sums + slot, total * key, sem="relaxed")

@@ -8,6 +8,7 @@
 A rank keeps only its own tensor-parallel share.
 """
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -75,10 +76,8 @@ class HeldParents:
             size += -(-target.layout.numel() * target.dtype.itemsize // _ALIGN) * _ALIGN
         self._memory = [torch.zeros(size, dtype=torch.uint8, device=device) for _ in parents]
         if pin:
-            # Not pin_memory=True: PyTorch's pinned allocator rounds up to a power of two, twice the memory at worst.
             for memory in self._memory:
-                cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-                torch.cuda.check_error(cudart.cudaHostRegister(memory.data_ptr(), size, 0))
+                _page_lock(memory)
         for target in targets:
             for piece in target.pieces:
                 for held, tensors in zip(self._of(target), _kept(parents, piece), strict=True):
@@ -97,6 +96,21 @@ class HeldParents:
         start = self._starts[target.path]
         size = target.layout.numel() * target.dtype.itemsize
         return [memory[start : start + size].view(target.dtype) for memory in self._memory]
+
+
+def _page_lock(memory: torch.Tensor) -> None:
+    """Page-lock host memory for as long as it lives.
+
+    Not pin_memory=True: PyTorch's pinned allocator rounds up to a power of two, twice the memory at worst. What is freed
+    while CUDA holds it for locked could not be locked again when it comes back from the allocator.
+
+    Raises:
+        torch.cuda.CudaError: the system does not let that much memory be locked.
+    """
+    cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    address = memory.data_ptr()
+    torch.cuda.check_error(cudart.cudaHostRegister(address, memory.numel(), 0))
+    weakref.finalize(memory.untyped_storage(), cudart.cudaHostUnregister, address)
 
 
 def _kept(parents: Sequence[Tensors], piece: Piece) -> Sequence[Tensors]:

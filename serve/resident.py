@@ -95,7 +95,7 @@ class ResidentRoute:
             if one is not None and place.shape[-1] == target.columns and block.is_contiguous():
                 number, weighed = one
                 first_row = place.offset // target.columns
-                fused.write(parents[0], parents[number], weighed, block, digest, target.key, first_row)
+                fused.write(parents[0], parents[number], weighed, block, digest, target.key, first_row, target.words)
                 if self._staging is not None:
                     self._staging.release()
                 continue

@@ -78,6 +78,7 @@ def serve(serving: Serving) -> None:
         cores = available_cores()
         bound = cores_by_rank(cores, ranks, max(1, len(cores) // ranks))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bound)
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # see serve.engine.process_environment
     uvloop.run(run_server(args))
 
 

@@ -3,6 +3,7 @@
 The model is a toy with vLLM's loading conventions; `tests/test_engine.py` does the same with real engines.
 """
 
+import gc
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from lambdasweep.errors import InputError
 from merge.checkpoint import open_checkpoint
 from merge.digest import WeightDigest, parameter_key, takes_words
-from merge.interpolate import chunks, interpolated_tensors, tensor_rules
+from merge.interpolate import chunks, interpolated_tensors, mapped_tensors, tensor_rules
 from merge.line import Line
 from merge.pair import Pair
 from serve.loading import UntraceableError, View, trace
@@ -609,3 +610,50 @@ def test_blocks_of_a_target_are_windows_on_it() -> None:
         assert torch.equal(view.on(tensor), part)
         assert torch.equal(view.on(shifted), part + 70)
     assert View.of(torch.tensor(3.0)).shape == (1,)
+
+
+def test_page_locked_parents_are_unlocked_when_they_are_freed_or_do_not_all_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked: dict[int, int] = {}
+
+    class Cudart:
+        refuses = False
+
+        def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> int:
+            assert address not in locked, "part or all of the requested memory range is already mapped"
+            if self.refuses and locked:
+                return 2
+            locked[address] = nbytes
+            return 0
+
+        def cudaHostUnregister(self, address: int) -> int:
+            del locked[address]
+            return 0
+
+    cudart = Cudart()
+
+    def check(code: int) -> None:
+        if code:
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
+    monkeypatch.setattr(torch.cuda, "check_error", check)
+    pair = write_pair(tmp_path, 8, torch.bfloat16)
+    tensors = [dict(mapped_tensors(parent)) for parent in pair.parents.values()]
+    targets = trace(loaded(Model(0, 1, 8, torch.bfloat16)), tensors[-1])
+    held = HeldParents(targets, tensors, CPU, pin=True)
+    assert len(locked) == 2
+    assert all(locked.values())
+    block = next(held.blocks(targets[0], 1 << 20, whole=True))[2]
+    del held
+    gc.collect()
+    assert len(locked) == 2  # a block of each is still there
+    del block
+    gc.collect()
+    assert locked == {}
+    cudart.refuses = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        HeldParents(targets, tensors, CPU, pin=True)
+    gc.collect()
+    assert locked == {}
