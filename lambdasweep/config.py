@@ -204,7 +204,7 @@ def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[st
     """
     from merge.lam_map import parse_map
     from merge.line import METHODS, VOCABULARIES, Line
-    from serve.tiers import CHOICES
+    from serve.switch.tiers import CHOICES
 
     problems = [
         f"--engine {name} is {settings[name]!r}: give a whole number above 0"

@@ -144,7 +144,7 @@ def _describe_memory(prepared: "Prepared") -> str:
     from lambdasweep.prepare import default_replicas
     from serve.engine import free_memory
     from serve.settings import available_cores
-    from serve.tiers import RELOAD, choose
+    from serve.switch.tiers import RELOAD, choose
 
     config, settings, pair = prepared.config, prepared.settings, prepared.pair
     # Stages are not quite equal: the first has the embedding, the last the LM head.

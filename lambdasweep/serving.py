@@ -25,9 +25,9 @@ def serve_point(source: Source, parents: str, flags: Sequence[str], say: Callabl
         InputError: bad input; a parent that is not the run's.
     """
     from merge.pair import open_pair
-    from serve.server import Serving, serve
+    from serve.http.server import Serving, serve
     from serve.settings import installed_device
-    from serve.tiers import CHOICES
+    from serve.switch.tiers import CHOICES
 
     if parents not in CHOICES:
         raise InputError(f"--parents {parents} is unknown: give {', '.join(CHOICES)}")

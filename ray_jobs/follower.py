@@ -28,7 +28,7 @@ class Follower:
             PairError: a parent is not to be had on this machine, or is another one here.
         """
         from serve.engine import llm_arguments
-        from serve.span import Span, follow
+        from serve.multinode import Span, follow
 
         spec = self._spec
         if spec.settings.device == "cpu":

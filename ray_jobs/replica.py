@@ -16,8 +16,8 @@ from ray_jobs.berths import Berth
 from ray_jobs.process import last_words, settle_in
 from ray_jobs.sources import Done, Source, Work
 from ray_jobs.units import Receipt, Unit
+from serve.multinode import Span, free_port
 from serve.settings import EngineSettings
-from serve.span import Span, free_port
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class SweepSpec:
     line: Line = STRAIGHT
     """Between the parents."""
     parents: str = "auto"
-    """Where ranks keep the parents: one of `serve.tiers.CHOICES`. Changes no number."""
+    """Where ranks keep the parents: one of `serve.switch.tiers.CHOICES`. Changes no number."""
     accelerator_type: str | None = None
     """Ray's name for the kind of GPU to use; None: any."""
 

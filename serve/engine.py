@@ -13,12 +13,12 @@ import numpy.typing as npt
 from lambdasweep.coordinates import by_name, middle
 from lambdasweep.errors import EngineError
 from merge.line import STRAIGHT, Line
-from serve.draws import NUMBER, Draw, Drawn, Draws
-from serve.head import EXTRA, limit_prefix_reads
+from serve.hooks.continuation_scores import EXTRA, limit_prefix_reads
+from serve.hooks.seeded_draws import NUMBER, Draw, Drawn, Draws
+from serve.multinode import Span, network_environment
 from serve.plugin import BACKEND, CONFIG_KEY, RESIDENT, WORKER_EXTENSION
 from serve.settings import EngineSettings, cores_by_rank
-from serve.span import Span, network_environment
-from serve.tiers import RELOAD, Room, host_memory
+from serve.switch.tiers import RELOAD, Room, host_memory
 
 LOADED = "loaded"  # the route of an engine of one checkpoint
 _PROBE_TOKENS = 48
@@ -60,7 +60,7 @@ def process_environment(
     """
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        # The hooks of serve.head are made for this runner; on the CPU there is no other.
+        # The hooks of serve.hooks.continuation_scores are made for this runner; on the CPU there is no other.
         "VLLM_USE_V2_MODEL_RUNNER": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
@@ -89,7 +89,7 @@ class Engine:
         aligned: directory of the aligned checkpoint, or of each by name; None: `base` is scored as it is loaded, and the
             only λ is 0.
         settings: see `EngineSettings`.
-        parents: where ranks keep the parents, one of `serve.tiers.CHOICES`; changes no number.
+        parents: where ranks keep the parents, one of `serve.switch.tiers.CHOICES`; changes no number.
         ranks_on_node: of all engines that share this machine's memory; None: of this one.
         line: between the parents, which were checked to fit it.
         span: of an engine over several nodes, this one being the first.

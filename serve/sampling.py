@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from lambdasweep import schemas
-from serve.draws import Draw, Drawn
 from serve.engine import Engine
+from serve.hooks.seeded_draws import Draw, Drawn
 from serve.settings import Sampling
 
 _NO_NUMBERS = "the engine's logits were NaN or infinity"

@@ -29,7 +29,7 @@ from lambdasweep.rundir import RunDir, commit_table
 from lambdasweep.tasks import load_tokenizer
 from merge.line import Line
 from ray_jobs.driver import Outcome
-from serve.tiers import Room
+from serve.switch.tiers import Room
 from tests.checkpoints import write_checkpoint
 
 IRON = {"query": "Which is a metal?", "choices": ["iron", "oxygen"], "gold": 0}
@@ -1165,7 +1165,7 @@ def test_what_follows_the_dashes_is_for_vllm(
     lambdasweep: Callable[..., Result], pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[Any] = []
-    monkeypatch.setattr("serve.server.serve", served.append)
+    monkeypatch.setattr("serve.http.server.serve", served.append)
     flags = ["--port", "8001", "--", "--lam"]
     result = lambdasweep("serve", "--base", pair[0], "--aligned", pair[1], "--lam", "0.620", "--", *flags)
     assert (result.code, result.err) == (0, "")

@@ -45,7 +45,7 @@ LIGHT = {
     "merge.remembered",
     "merge.vocabulary",
     "serve.settings",
-    "serve.tiers",
+    "serve.switch.tiers",
 }
 HEAVY = ("torch", "vllm", "ray", "transformers", "safetensors", "huggingface_hub", "lm_eval", "datasets")
 # What only the report and `plot_reliability` load.

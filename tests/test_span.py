@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from lambdasweep.rundir import RunDir, read_identity
-from serve.span import network_environment
+from serve.multinode import network_environment
 from tests.checkpoints import write_checkpoint
 from tests.test_sweep import Sweep, alive, committed, tables, until
 

@@ -22,9 +22,9 @@ from vllm.logger import init_logger
 from lambdasweep.coordinates import middle, named, parse_point
 from lambdasweep.errors import EngineError, GridError
 from serve.engine import probe_token_ids
-from serve.gate import FailedMoveError, Gate
+from serve.http.gate import FailedMoveError, Gate
 from serve.plugin import CONFIG_KEY, RESIDENT
-from serve.tiers import RELOAD
+from serve.switch.tiers import RELOAD
 
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient

@@ -1,7 +1,7 @@
 """How θ(λ) gets into the live parameters of one rank: the interface, and the route that is always right.
 
-The reload route goes through vLLM's own loader, so it knows every layout that vLLM can load. `serve.resident` is the fast
-one; each engine holds the two against each other when it starts.
+The reload route goes through vLLM's own loader, so it knows every layout that vLLM can load. `serve.switch.resident` is the
+fast one; each engine holds the two against each other when it starts.
 """
 
 from collections.abc import Iterator, Mapping

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from merge.interpolate import chunks
-from serve.loading import Piece, Target, View
+from serve.switch.trace import Piece, Target, View
 
 # A block of each parent, and the block of θ(λ) they make. On the CPU it stays in the second-level cache from the lerp to the
 # digest to the conversion; on a GPU it is large enough to be worth a kernel, and two blocks are on their way at a time.

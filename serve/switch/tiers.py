@@ -1,6 +1,6 @@
 """Which tier a rank's parents go to: pure arithmetic over measured memory. Known without importing torch.
 
-What the tiers are is told in `serve.parents`. The fastest that fits is taken; on the CPU that is always mmap.
+What the tiers are is told in `serve.switch.held_parents`. The fastest that fits is taken; on the CPU that is always mmap.
 """
 
 import os

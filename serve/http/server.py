@@ -42,7 +42,7 @@ class Serving:
     aligned: Path | Mapping[str, Path]  # by name where there are several
     line: Line  # between them
     lam: str  # canonical point, to begin with
-    parents: str  # one of serve.tiers.CHOICES
+    parents: str  # one of serve.switch.tiers.CHOICES
     name: str
     flags: tuple[str, ...]  # of `vllm serve`
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -66,7 +66,7 @@ def serve(serving: Serving) -> None:
     import uvloop
 
     # vLLM goes on without a plugin that it does not find or cannot load, and would serve a parent.
-    import serve.endpoint  # noqa: F401
+    import serve.http.endpoint  # noqa: F401
 
     if not entry_points(group="vllm.endpoint_plugins", name="lambdasweep"):
         raise InputError("this installation of lambdasweep has no endpoint plugin: install it again")

@@ -23,14 +23,14 @@ from merge.checkpoint import open_checkpoint
 from merge.interpolate import tensor_rules
 from merge.line import Line
 from merge.pair import join
-from serve.draws import SeededDraws
 from serve.engine import hardware
-from serve.head import ContinuationHead
-from serve.loading import UntraceableError
+from serve.hooks.continuation_scores import ContinuationHead
+from serve.hooks.seeded_draws import SeededDraws
 from serve.plugin import CONFIG_KEY, RESIDENT
-from serve.resident import ResidentRoute
-from serve.routes import ReloadRoute, Route
-from serve.tiers import RELOAD, Room, choose, host_memory
+from serve.switch.reload import ReloadRoute, Route
+from serve.switch.resident import ResidentRoute
+from serve.switch.tiers import RELOAD, Room, choose, host_memory
+from serve.switch.trace import UntraceableError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -153,7 +153,7 @@ class WorkerExtension:
         return hardware(self.device.type)
 
     def interpolation_seeds(self) -> None:
-        """From now on, requests with a seed draw as `serve.draws` says."""
+        """From now on, requests with a seed draw as `serve.hooks.seeded_draws` says."""
         self.interpolation_draws = SeededDraws(self.model_runner)
 
     def interpolation_bad_draws(self) -> set[int]:

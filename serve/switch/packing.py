@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from lambdasweep.errors import EngineError
-from serve.loading import Target, UntraceableError
-from serve.routes import tied_modules
+from serve.switch.reload import tied_modules
+from serve.switch.trace import Target, UntraceableError
 
 
 class Packer:

@@ -13,9 +13,9 @@ import torch
 from merge.digest import WeightDigest
 from merge.interpolate import PLAIN, Rule, mapped_tensors, needed, theta
 from merge.pair import Pair
-from serve.loading import Target, UntraceableError, trace
-from serve.packing import Packer
-from serve.parents import CPU_BLOCK, CUDA_BLOCK, HeldParents, MappedParents, Parents
+from serve.switch.held_parents import CPU_BLOCK, CUDA_BLOCK, HeldParents, MappedParents, Parents
+from serve.switch.packing import Packer
+from serve.switch.trace import Target, UntraceableError, trace
 
 
 class ResidentRoute:
