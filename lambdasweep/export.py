@@ -23,7 +23,7 @@ def export_point(source: Source, out: Path, like: str, max_shard_size: str, say:
         InputError, OSError: as `merge.export.export`; a parent that is not the run's.
     """
     from merge.export import ExportPlan, check_target, export
-    from merge.layout import parse_size
+    from merge.file_layout import parse_size
     from merge.pair import open_pair
     from serve.settings import available_cores
 

@@ -118,7 +118,7 @@ def fingerprints_of(pair: "Pair", run: MeasuredPoint | None) -> dict[str, str]:
         PairError: NaN or infinity in a parent.
         RunMismatchError: a parent is another one than the run's.
     """
-    from merge.remembered import remembered_fingerprint
+    from merge.fingerprints import remembered_fingerprint
 
     found = {role: remembered_fingerprint(parent, role) for role, parent in pair.parents.items()}
     if run is not None:

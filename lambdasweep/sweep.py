@@ -69,7 +69,7 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
 def fingerprint_pair(prepared: Prepared) -> dict[str, str]:
     """Return content hashes of all parents, and refuse NaN and infinity in any; reads weights that are not known yet."""
     from lambdasweep.prepare import join
-    from merge.remembered import remembered_fingerprint
+    from merge.fingerprints import remembered_fingerprint
 
     fingerprints, failures = {}, []
     for role, parent in prepared.pair.parents.items():
@@ -144,7 +144,7 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
     interrupted = False
     progress = SweepProgress(total, left)
     if left:
-        from merge.parent import travelling
+        from merge.remote_parent import travelling
 
         before_ray(prepared.config.address)
         from ray_jobs.driver import run_units

@@ -11,7 +11,7 @@ from typing import Any
 from lambdasweep.errors import EngineError
 from lambdasweep.rundir import commit_json, commit_table
 from merge.line import STRAIGHT, Line
-from merge.parent import Parent, open_here
+from merge.remote_parent import Parent, open_here
 from ray_jobs.berths import Berth
 from ray_jobs.process import last_words, settle_in
 from ray_jobs.sources import Done, Source, Work

@@ -29,7 +29,7 @@ from lambdasweep.tasks.formats import render
 from lambdasweep.tasks.tokens import load_tokenizer
 from merge.checkpoint import open_checkpoint
 from merge.pair import fingerprint
-from merge.parent import parent_of
+from merge.remote_parent import parent_of
 from ray_jobs.units import Unit
 from tests.checkpoints import write_checkpoint
 from tests.test_cli import Result, contents, handed, lambdasweep  # noqa: F401

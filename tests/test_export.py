@@ -28,11 +28,11 @@ from lambdasweep.rundir import RunDir, commit_json
 from merge.checkpoint import INDEX
 from merge.digest import WeightDigest
 from merge.export import ExportPlan, export
+from merge.file_layout import lay_out, parse_size
 from merge.interpolate import interpolate
-from merge.layout import lay_out, parse_size
 from merge.line import Line
 from merge.pair import fingerprint, open_pair
-from merge.stream import BLOCK, blocks
+from merge.weight_writer import BLOCK, blocks
 from tests import test_lines
 from tests.checkpoints import write_checkpoint
 from tests.tables import add_scores, add_task
@@ -165,7 +165,7 @@ def test_blocks_cover_a_tensor_once(shape: tuple[int, ...], itemsize: int) -> No
 
 def test_a_file_has_the_digest_of_its_tensors(mixed_pair: tuple[Path, Path], tmp_path: Path) -> None:
     """However the blocks are cut, and in whatever order threads finish them."""
-    from merge.stream import WeightWriter
+    from merge.weight_writer import WeightWriter
 
     pair = open_pair(*map(str, mixed_pair))
     (file,) = lay_out(pair.base.tensors, 10**9)

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from lambdasweep.errors import PairError
-from merge import remembered
+from merge import fingerprints
 from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.fingerprints import remembered_fingerprint, stamp
 from merge.pair import fingerprint
-from merge.parent import Parent, open_here, parent_of
-from merge.remembered import remembered_fingerprint, stamp
+from merge.remote_parent import Parent, open_here, parent_of
 from tests.test_merge import CONFIG, tensors, write
 
 
@@ -25,15 +25,15 @@ from tests.test_merge import CONFIG, tensors, write
 def scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The checkpoints whose weights were read; the cache is the test's own, and files count as settled at once."""
     read: list[Path] = []
-    scan = remembered.scan
+    scan = fingerprints.scan
 
     def watched(checkpoint: Checkpoint, role: str) -> dict[str, str]:
         read.append(checkpoint.path)
         time.sleep(0.05)  # others ask meanwhile
         return scan(checkpoint, role)
 
-    monkeypatch.setattr(remembered, "scan", watched)
-    monkeypatch.setattr(remembered, "_SETTLED_NS", 0)
+    monkeypatch.setattr(fingerprints, "scan", watched)
+    monkeypatch.setattr(fingerprints, "_SETTLED_NS", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return read
 
@@ -111,7 +111,7 @@ def test_a_damaged_entry_is_ignored_and_written_anew(tmp_path: Path, scans: list
 
 
 def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remembered, "_SETTLED_NS", 60_000_000_000)
+    monkeypatch.setattr(fingerprints, "_SETTLED_NS", 60_000_000_000)
     remember(write(tmp_path / "one", tensors()))
     assert entries(tmp_path) == []
 

@@ -118,7 +118,7 @@ def _prepare(config: ScoreConfig, out: ScoreDir) -> tuple[Prepared, Inputs]:
 def score_record(config: ScoreConfig, prepared: Prepared, inputs: Inputs) -> dict[str, Any]:
     """Return what score.json holds."""
     if config.is_model:
-        from merge.remembered import remembered_fingerprint
+        from merge.fingerprints import remembered_fingerprint
 
         digest = remembered_fingerprint(prepared.pair.base, "model")
         values = record.sweep_record(prepared, {"base": digest, "aligned": digest})
@@ -186,7 +186,7 @@ def _run_left(
     interrupted = False
     progress = ScoreProgress(total, left)
     if left:
-        from merge.parent import parent_of, travelling
+        from merge.remote_parent import parent_of, travelling
 
         before_ray(config.sweep.address)
         from ray_jobs.driver import run_units

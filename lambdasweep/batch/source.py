@@ -19,7 +19,7 @@ from lambdasweep.tasks.requests import content_sha256
 from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from merge.parent import Parent
+    from merge.remote_parent import Parent
     from ray_jobs.sources import Done
     from ray_jobs.units import Unit
     from serve.engine import Engine
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # A replica keeps its tokenizer, and the file that it reads.
 @functools.lru_cache(maxsize=1)
 def _tokenizer(parent: "Parent") -> Tokenizer:
-    from merge.parent import open_here
+    from merge.remote_parent import open_here
 
     return load_tokenizer(open_here(parent))
 

@@ -19,8 +19,8 @@ import torch
 from lambdasweep.errors import PairError
 from merge.checkpoint import Checkpoint, TensorInfo
 from merge.digest import WeightDigest, parameter_key, takes_words
+from merge.file_layout import OutputFile
 from merge.interpolate import PLAIN, chunks, needed, tensor_rules, theta
-from merge.layout import OutputFile
 from merge.pair import Pair
 from merge.vocabulary import Spans, runs
 

@@ -11,8 +11,8 @@ from typing import Any
 from lambdasweep.coordinates import role
 from lambdasweep.errors import PairError
 from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.fingerprints import remembered_fingerprint, stamp
 from merge.pair import Pair
-from merge.remembered import remembered_fingerprint, stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def open_here(parent: Parent) -> Path:
 
     A hub id is downloaded where it is not yet; huggingface_hub locks each file, so that the processes of a machine do it
     once. Headers are compared always, and the content unless these are the very files that the sweep was started with: the
-    weights are read once on each machine (`merge.remembered`).
+    weights are read once on each machine (`merge.fingerprints`).
 
     Raises:
         PairError: it cannot be opened here, or is another checkpoint than the sweep's.
