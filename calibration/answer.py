@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from calibration.gains import Chosen, FrontierPoint
-from lambdasweep.coordinates import is_named
+from contract.points import is_named
 
 SIGNIFICANT = 0.05
 

@@ -16,7 +16,7 @@ from calibration.estimate import LEVEL
 from calibration.loaded import Loaded
 from calibration.metrics import BINS, Bools, Floats, predictions
 from calibration.resample import SPLITS
-from lambdasweep import schemas
+from contract import schemas
 
 BinRow = tuple[Any, ...]  # in the order of schemas.BINS, its task and λ apart
 

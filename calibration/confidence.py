@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calibration.metrics import Bools, Floats, Ints
-from lambdasweep.coordinates import is_named
-from lambdasweep.errors import LambdasweepError
+from contract.errors import LambdasweepError
+from contract.points import is_named
 
 CONFIDENCES = ("sum", "tokens", "bytes")
 

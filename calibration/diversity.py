@@ -31,10 +31,10 @@ from calibration.estimate import Estimate
 from calibration.metrics import Floats, Ints
 from calibration.points import Point, parents_of
 from calibration.resample import SPLITS, Resamples, draw
-from lambdasweep import coordinates, schemas
-from lambdasweep.errors import LambdasweepError
-from lambdasweep.location import read_table
-from lambdasweep.rundir import RunDir
+from contract import points, schemas
+from contract.errors import LambdasweepError
+from contract.location import read_table
+from contract.rundir import RunDir
 
 DIVERSITY = ("distinct_1", "distinct_2", "distinct_3", "self_bleu", "distinct_answers")
 
@@ -170,7 +170,7 @@ def diversity_points(run: RunDir, task: str, record: Mapping[str, Any], resample
     kinds = ("generations", "quarantine")
     there = sorted(
         (lam for lam in record["lambdas"] if any(run.committed(task, lam, kind) for kind in kinds)),
-        key=coordinates.order,
+        key=points.order,
     )
     if not there:
         return
@@ -250,8 +250,8 @@ def by_lambda(metrics: pa.Table) -> dict[str, list[dict[str, Any]]]:
         point = found.setdefault(row["task"], {}).setdefault(schemas.point_of(row), {"prompts": row["n"]})
         point[row["metric"]] = {"value": row["value"], "low": row["ci_low"], "high": row["ci_high"]}
         point["prompts"] = max(point["prompts"], row["n"])
-    return {task: [_named(lam) | point for lam, point in points.items()] for task, points in found.items()}
+    return {task: [_named(lam) | point for lam, point in rows.items()] for task, rows in found.items()}
 
 
 def _named(lam: str) -> dict[str, str | None]:
-    return {"lam": None, "point": lam} if coordinates.is_named(lam) else {"lam": lam}
+    return {"lam": None, "point": lam} if points.is_named(lam) else {"lam": lam}

@@ -7,8 +7,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lambdasweep.coordinates import order
-from lambdasweep.schemas import point_of
+from contract.points import order
+from contract.schemas import point_of
 
 _MISSING = "–"
 _COLUMNS = {

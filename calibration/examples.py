@@ -7,8 +7,8 @@ from calibration.confidence import CONFIDENCES, ChoiceScores
 from calibration.loaded import Loaded, Loader
 from calibration.metrics import predictions
 from calibration.resample import draw
-from lambdasweep import schemas
-from lambdasweep.errors import InputError
+from contract import schemas
+from contract.errors import InputError
 
 EXAMPLES = pa.schema(
     [

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calibration.confidence import continuations_of, places
-from lambdasweep import schemas
+from contract import schemas
 
 EXPLODED = pa.schema(
     [

@@ -19,8 +19,8 @@ from calibration.maxt import indistinguishable, step_down
 from calibration.metrics import Bools, Floats
 from calibration.points import PARENTS
 from calibration.selection import choices, choose
-from lambdasweep.coordinates import is_named
-from lambdasweep.rundir import RunDir, commit_json
+from contract.points import is_named
+from contract.rundir import RunDir, commit_json
 
 REFERENCE = (0.0, 1.0)  # accuracy, error: the corner that nothing is worse than
 

@@ -13,9 +13,9 @@ from calibration.confidence import (
     documents_of,
 )
 from calibration.tokens import TokenScores, token_scores
-from lambdasweep.errors import LambdasweepError
-from lambdasweep.location import read_table
-from lambdasweep.rundir import RunDir
+from contract.errors import LambdasweepError
+from contract.location import read_table
+from contract.rundir import RunDir
 
 
 @dataclass(frozen=True, slots=True)

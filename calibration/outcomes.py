@@ -10,10 +10,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lambdasweep.coordinates import order
-from lambdasweep.location import read_table
-from lambdasweep.rundir import RunDir
-from lambdasweep.schemas import point_of
+from contract.location import read_table
+from contract.points import order
+from contract.rundir import RunDir
+from contract.schemas import point_of
 
 PREFIX = "lm_eval/"
 LEFT_OUT = f"{PREFIX}docs_left_out"

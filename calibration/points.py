@@ -16,10 +16,10 @@ from calibration.continuation import continuation_estimates
 from calibration.loaded import Loaded, Loader
 from calibration.metrics import Ints
 from calibration.resample import Resamples, draw
-from lambdasweep import coordinates
-from lambdasweep.rundir import RunDir
+from contract import points
+from contract.rundir import RunDir
 
-PARENTS = coordinates.parents([coordinates.ONLY])  # of a run whose line ends at aligned: see `parents_of`
+PARENTS = points.parents([points.ONLY])  # of a run whose line ends at aligned: see `parents_of`
 
 _UNCOMPARED = ("agreement_", "temperature")
 
@@ -43,11 +43,11 @@ def parents_of(sweep: Mapping[str, Any]) -> dict[str, str]:
     Args:
         sweep: sweep.json.
     """
-    line, parents = sweep.get("line", {}), coordinates.parents(coordinates.names_of(sweep["pair"]))
+    line, parents = sweep.get("line", {}), points.parents(points.names_of(sweep["pair"]))
     return {name: lam for name, lam in parents.items() if name == "base" or line.get("ends_at_aligned", True)}
 
 
-def points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int) -> Iterator[Point]:
+def task_points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int) -> Iterator[Point]:
     """Yield every λ that has anything committed: the parents first, then ascending.
 
     A difference to a parent is taken on the documents that both have scores for.
@@ -64,7 +64,7 @@ def points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int
     # Threads, because nearly all of it is sums in compiled code; each λ by itself, so their number changes nothing.
     pool = ThreadPoolExecutor(cores())
     try:
-        yield from pool.map(series.point, sorted(set(there) - set(parents.values()), key=coordinates.order))
+        yield from pool.map(series.point, sorted(set(there) - set(parents.values()), key=points.order))
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -14,8 +14,8 @@ from calibration.loaded import Loader
 from calibration.metrics import Floats, predictions
 from calibration.points import Point, cores, parents_of
 from calibration.resample import RESAMPLES, SEED, Resamples, Weights, draw, ones
-from lambdasweep.coordinates import order
-from lambdasweep.rundir import RunDir
+from contract.points import order
+from contract.rundir import RunDir
 
 _ERROR, _CONFIDENCE = ERRORS[0], CONFIDENCES[0]
 _HALVES = ("select", "report")

@@ -13,7 +13,7 @@ import numpy as np
 from calibration.curve import Curve, Track
 from calibration.metrics import Floats, Ints
 from calibration.selection import choices, choose
-from lambdasweep.grid import MAX_DECIMALS, canonical
+from contract.grid import MAX_DECIMALS, canonical
 
 ROUND = 4  # λs between two looks at the tables: engines that would wait have work, and few λs are chosen blindly
 

@@ -13,12 +13,12 @@ from calibration.curve import ERRORS, Curve, curve, thinned
 from calibration.diversity import diversity_points
 from calibration.estimate import interval
 from calibration.outcomes import outcome_rows
-from calibration.points import PARENTS, Point, parents_of, points
+from calibration.points import PARENTS, Point, parents_of, task_points
 from calibration.resample import RESAMPLES, SEED, SPLITS
-from lambdasweep import schemas
-from lambdasweep.coordinates import order
-from lambdasweep.errors import InputError
-from lambdasweep.rundir import RunDir, commit_table
+from contract import schemas
+from contract.errors import InputError
+from contract.points import order
+from contract.rundir import RunDir, commit_table
 
 _Row = tuple[Any, ...]  # in the order of schemas.METRICS, with a canonical point in the place of λ
 
@@ -108,7 +108,7 @@ def analyse(
         if scored_as == "samples":
             found_points = diversity_points(run, task, entry, resamples, seed)
         elif scored_as != "other":
-            found_points = points(run, task, entry["lambdas"], resamples, seed)
+            found_points = task_points(run, task, entry["lambdas"], resamples, seed)
         for point in found_points:
             found.setdefault(point.lam, []).extend(_rows(task, point, scored_as))
             kept.append(thinned(point, error, confidence))

@@ -17,9 +17,9 @@ from calibration.diversity_table import diversity_table, is_diversity
 from calibration.metrics import BINS
 from calibration.outcomes import PREFIX, outcome_table
 from calibration.points import PARENTS
-from lambdasweep.coordinates import is_named, order
-from lambdasweep.errors import InputError
-from lambdasweep.schemas import point_of
+from contract.errors import InputError
+from contract.points import is_named, order
+from contract.schemas import point_of
 
 MISSING = "–"
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from lambdasweep.coordinates import coordinates
+from contract.points import coordinates
 
 if TYPE_CHECKING:
     from lambdasweep.point import MeasuredPoint

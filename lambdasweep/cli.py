@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
-from lambdasweep.errors import EXIT_FAILED, EXIT_INTERRUPTED, LambdasweepError
+from contract.errors import EXIT_FAILED, EXIT_INTERRUPTED, LambdasweepError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from calibration.frontier import Frontiers
     from calibration.summary import Analysis
+    from contract.rundir import RunDir
     from lambdasweep.config import SweepConfig
-    from lambdasweep.rundir import RunDir
 
 app = typer.Typer(
     help="Score every model on the line between a language model before and after alignment, live in vLLM.",
@@ -248,8 +248,8 @@ def status(
     if live:
         from rich.console import Console
 
-        from lambdasweep.errors import InputError
-        from lambdasweep.rundir import RunDir
+        from contract.errors import InputError
+        from contract.rundir import RunDir
         from lambdasweep.watch import watch
 
         if is_batch:
@@ -263,7 +263,7 @@ def status(
 def report(run_dir: RunArgument) -> None:
     """Recompute metrics.parquet from the tables, print it, and write RUN/report/index.html."""
     from calibration.report.write import write_report
-    from lambdasweep.rundir import RunDir
+    from contract.rundir import RunDir
 
     run = RunDir(run_dir)
     write_report(run, *show_metrics(run))
@@ -273,10 +273,10 @@ def report(run_dir: RunArgument) -> None:
 @app.command()
 def demo(out: Annotated[str, typer.Option(help="The run directory.")] = "runs/demo") -> None:
     """Sweep the pair that comes with lambdasweep: two small models, two tasks, λ from 0 to 1.5."""
+    from contract.grid import parse_grid
+    from contract.location import locate
     from lambdasweep.config import SweepConfig
     from lambdasweep.demo import ALIGNED, BASE, CLOZE, LETTERS
-    from lambdasweep.grid import parse_grid
-    from lambdasweep.location import locate
     from lambdasweep.tasks import TaskSpec
 
     sweep(

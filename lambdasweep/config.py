@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lambdasweep.coordinates import ONLY, by_name, parent_names, parse_points
-from lambdasweep.errors import InputError
+from contract.errors import InputError
+from contract.location import Location, locate
+from contract.points import ONLY, by_name, parent_names, parse_points
 from lambdasweep.generate import KEYS as GENERATE_KEYS
 from lambdasweep.generate import SETTINGS as GENERATE_SETTINGS
 from lambdasweep.generate import generate_specs
-from lambdasweep.location import Location, locate
 from lambdasweep.several import parse_aligned, parse_revisions, relative_to
 from lambdasweep.tasks.chat import TEMPLATES
 from lambdasweep.tasks.documents import TaskSpec

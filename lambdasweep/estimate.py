@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from contract.errors import InputError
 from lambdasweep.config import SweepConfig
-from lambdasweep.errors import InputError
 from lambdasweep.progress import duration
 from lambdasweep.status import how
 
@@ -29,9 +29,9 @@ def describe(config: SweepConfig) -> Iterator[str]:
     if find_spec("transformers") is None or find_spec("vllm") is None:
         yield from _describe_headers(config)
         return
+    from contract.rundir import RunDir
     from lambdasweep import record
     from lambdasweep.prepare import prepare
-    from lambdasweep.rundir import RunDir
     from lambdasweep.sweep import disk_bytes, units_left
 
     record.check_target(config.out)

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from contract.errors import InputError
+from contract.points import parent_names
 from lambdasweep.card import model_card
-from lambdasweep.coordinates import parent_names
-from lambdasweep.errors import InputError
 from lambdasweep.point import Source, fingerprints_of
 
 

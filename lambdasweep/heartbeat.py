@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
+from contract.rundir import RunDir, commit_json
 from lambdasweep.progress import Tally
-from lambdasweep.rundir import RunDir, commit_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lambdasweep import schemas
-from lambdasweep.coordinates import names_of, order, parents, parse_point
-from lambdasweep.errors import InputError
-from lambdasweep.location import read_table
-from lambdasweep.rundir import RunDir, completion
+from contract import schemas
+from contract.errors import InputError
+from contract.location import read_table
+from contract.points import names_of, order, parents, parse_point
+from contract.rundir import RunDir, completion
 
 if TYPE_CHECKING:
     import altair as alt

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lambdasweep.coordinates import ONLY, names_of, parse_point, role
-from lambdasweep.errors import InputError, RunMismatchError
-from lambdasweep.rundir import RunDir
-from lambdasweep.schemas import METRICS, point_of
+from contract.errors import InputError, RunMismatchError
+from contract.points import ONLY, names_of, parse_point, role
+from contract.rundir import RunDir
+from contract.schemas import METRICS, point_of
 from lambdasweep.several import parse_aligned, parse_revisions
 
 if TYPE_CHECKING:

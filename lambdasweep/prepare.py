@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from contract.errors import InputError, PairError
+from contract.points import order
 from lambdasweep.config import SweepConfig
-from lambdasweep.coordinates import order
-from lambdasweep.errors import InputError, PairError
 from lambdasweep.tasks import BuiltTask, ChatTemplate, HarnessSpec, Tokenizer, build_requests, load_tokenizer, shards
 from lambdasweep.tasks.chat import read_template
 from lambdasweep.tasks.documents import TaskSpec, read_documents

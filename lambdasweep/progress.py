@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lambdasweep.coordinates import order
+from contract.points import order
 
 if TYPE_CHECKING:
     from ray_jobs.units import Receipt, Unit

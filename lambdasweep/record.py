@@ -8,12 +8,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lambdasweep import schemas
-from lambdasweep.coordinates import order
-from lambdasweep.errors import RunMismatchError
-from lambdasweep.location import Location, ObjectPath
+from contract import schemas
+from contract.errors import RunMismatchError
+from contract.location import Location, ObjectPath
+from contract.points import order
+from contract.rundir import RunDir, commit_json, commit_table
 from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask, versions
-from lambdasweep.rundir import RunDir, commit_json, commit_table
 
 if TYPE_CHECKING:
     from merge.pair import Pair

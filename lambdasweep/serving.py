@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lambdasweep.errors import InputError
+from contract.errors import InputError
 from lambdasweep.point import Source, fingerprints_of
 from lambdasweep.prepare import CPU_WINDOW, GIB, kv_bytes_per_token
 

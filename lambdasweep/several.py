@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lambdasweep.coordinates import ONLY, name_problems, split_named
-from lambdasweep.errors import InputError
+from contract.errors import InputError
+from contract.points import ONLY, name_problems, split_named
 
 
 def parse_aligned(value: str | Mapping[str, str]) -> dict[str, str]:

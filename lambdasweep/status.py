@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from lambdasweep.coordinates import is_named
+from contract.points import is_named
+from contract.rundir import RunDir
 from lambdasweep.heartbeat import DriverState, DriverView, ReplicaReport
 from lambdasweep.progress import duration
-from lambdasweep.rundir import RunDir
 from lambdasweep.survey import Survey
 
 _SHOWN = 5

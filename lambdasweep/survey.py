@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from contract.rundir import RunDir, completion
 from lambdasweep.heartbeat import DriverView
-from lambdasweep.rundir import RunDir, completion
 
 
 @dataclass(slots=True)

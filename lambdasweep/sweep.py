@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, SweepError
+from contract.rundir import RunDir
 from lambdasweep import record
 from lambdasweep.config import SweepConfig
-from lambdasweep.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, SweepError
 from lambdasweep.heartbeat import Heartbeat
 from lambdasweep.prepare import Prepared, prepare
 from lambdasweep.progress import SweepProgress
-from lambdasweep.rundir import RunDir
 from lambdasweep.tasks.outcomes import write_outcomes
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from contract.points import is_parent, order
+from contract.rundir import RunDir
 from lambdasweep import status
-from lambdasweep.coordinates import is_parent, order
-from lambdasweep.rundir import RunDir
 from lambdasweep.survey import Survey, TaskCount
 
 _SECONDS = 1.0  # between two looks, on a terminal

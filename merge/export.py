@@ -30,8 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lambdasweep.errors import InputError, PairError
-from lambdasweep.rundir import commit_bytes, commit_json
+from contract.errors import InputError, PairError
+from contract.rundir import commit_bytes, commit_json
 from merge.checkpoint import INDEX, Checkpoint
 from merge.file_layout import OutputFile, index, lay_out
 from merge.pair import Pair

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lambdasweep.errors import InputError
+from contract.errors import InputError
 from merge.checkpoint import DTYPE_BYTES, SINGLE, TensorInfo
 
 DEFAULT_SHARD_SIZE = "5GB"  # as transformers

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lambdasweep.rundir import commit_json
+from contract.rundir import commit_json
 from merge.checkpoint import Checkpoint
 from merge.pair import combine, scan
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lambdasweep.coordinates import by_name, role
-from lambdasweep.errors import PairError
+from contract.errors import PairError
+from contract.points import by_name, role
 from merge.checkpoint import Checkpoint, TensorInfo, natural_key, open_checkpoint
 from merge.lam_map import parse_map, resolve_map
 from merge.line import STRAIGHT, Line

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lambdasweep.coordinates import role
-from lambdasweep.errors import PairError
+from contract.errors import PairError
+from contract.points import role
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.fingerprints import remembered_fingerprint, stamp
 from merge.pair import Pair

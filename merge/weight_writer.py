@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from lambdasweep.errors import PairError
+from contract.errors import PairError
 from merge.checkpoint import Checkpoint, TensorInfo
 from merge.digest import WeightDigest, parameter_key, takes_words
 from merge.file_layout import OutputFile

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lambdasweep.errors import InputError
+from contract.errors import InputError
 from ray_jobs.cluster import Node, needs
 from serve.settings import EngineSettings
 

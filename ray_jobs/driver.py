@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from lambdasweep.errors import InputError, SweepError
+from contract.errors import InputError, SweepError
 from ray_jobs.berths import Berth, check_room, free_berth, ranks_on_node, take
 from ray_jobs.cluster import Node, cluster, end_process, living_nodes
 from ray_jobs.health import Deadlines

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lambdasweep.errors import EngineError
-from lambdasweep.rundir import commit_json, commit_table
+from contract.errors import EngineError
+from contract.rundir import commit_json, commit_table
 from merge.line import STRAIGHT, Line
 from merge.remote_parent import Parent, open_here
 from ray_jobs.berths import Berth

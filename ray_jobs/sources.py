@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from lambdasweep import schemas
-from lambdasweep.location import Location
-from lambdasweep.rundir import RunDir
+from contract import schemas
+from contract.location import Location
+from contract.rundir import RunDir
 from ray_jobs.units import Unit
 from serve.settings import Sampling
 

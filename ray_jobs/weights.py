@@ -1,6 +1,6 @@
 """Which weights each λ was scored with: all replicas at a λ must have held the same model."""
 
-from lambdasweep.coordinates import in_path
+from contract.points import in_path
 from ray_jobs.units import Receipt
 
 

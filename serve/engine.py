@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lambdasweep.coordinates import by_name, middle
-from lambdasweep.errors import EngineError
+from contract.errors import EngineError
+from contract.points import by_name, middle
 from merge.line import STRAIGHT, Line
 from serve.hooks.continuation_scores import EXTRA, limit_prefix_reads
 from serve.hooks.seeded_draws import NUMBER, Draw, Drawn, Draws

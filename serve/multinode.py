@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from lambdasweep.errors import EngineError
+from contract.errors import EngineError
 
 _SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from lambdasweep import schemas
+from contract import schemas
 from serve.engine import Engine
 from serve.hooks.seeded_draws import Draw, Drawn
 from serve.settings import Sampling

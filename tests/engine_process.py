@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from lambdasweep.coordinates import by_name
+from contract.points import by_name
 from merge.line import Line
 from serve.settings import EngineSettings, Sampling
 

@@ -19,9 +19,9 @@ from calibration.metrics import predictions
 from calibration.resample import draw
 from calibration.summary import write_metrics
 from calibration.table import render
-from lambdasweep import schemas
-from lambdasweep.errors import InputError, LambdasweepError
-from lambdasweep.rundir import RunDir, commit_json, commit_table, read_identity
+from contract import schemas
+from contract.errors import InputError, LambdasweepError
+from contract.rundir import RunDir, commit_json, commit_table, read_identity
 from tests.tables import SWEEP, add_quarantine, add_scores, add_task
 
 NAN, INF = float("nan"), float("inf")

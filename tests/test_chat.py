@@ -10,7 +10,7 @@ import yaml
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from lambdasweep.errors import PairError, TaskError
+from contract.errors import PairError, TaskError
 from lambdasweep.tasks import ChatTemplate, HarnessSpec, TaskSpec, build_requests, load_tokenizer
 from lambdasweep.tasks.chat import read_template
 from lambdasweep.tasks.documents import read_documents

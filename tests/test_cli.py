@@ -24,8 +24,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import ray_jobs.driver
-from lambdasweep import cli, prepare, schemas
-from lambdasweep.rundir import RunDir, commit_table
+from contract import schemas
+from contract.rundir import RunDir, commit_table
+from lambdasweep import cli, prepare
 from lambdasweep.tasks import load_tokenizer
 from merge.line import Line
 from ray_jobs.driver import Outcome

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lambdasweep.errors import InputError
+from contract.errors import InputError
 from ray_jobs.berths import Seat, check_room, count_berths, free_berth, ranks_on_node, take
 from ray_jobs.cluster import Node
 from serve.settings import EngineSettings

@@ -20,10 +20,10 @@ from calibration.report.write import write_report
 from calibration.resample import draw
 from calibration.summary import analyse
 from calibration.table import render
+from contract.errors import InputError, LambdasweepError
+from contract.grid import canonical
+from contract.rundir import RunDir, commit_table
 from lambdasweep import open_run
-from lambdasweep.errors import InputError, LambdasweepError
-from lambdasweep.grid import canonical
-from lambdasweep.rundir import RunDir, commit_table
 from tests.tables import add_prompts, add_quarantine, add_samples
 from tests.test_report import add_quiz
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lambdasweep import schemas
+from contract import schemas
 from lambdasweep.export import export_point
 from lambdasweep.point import from_flags
 from serve.engine import same_bits

@@ -21,10 +21,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import merge.export
-from lambdasweep.errors import InputError, PairError
+from contract.errors import InputError, PairError
+from contract.rundir import RunDir, commit_json
 from lambdasweep.export import export_point
 from lambdasweep.point import from_flags
-from lambdasweep.rundir import RunDir, commit_json
 from merge.checkpoint import INDEX
 from merge.digest import WeightDigest
 from merge.export import ExportPlan, export

@@ -8,7 +8,7 @@ import pytest
 from calibration.curve import Curve, Track, macro_average
 from calibration.frontier import frontier, frontiers, write_frontiers
 from calibration.selection import choices, choose
-from lambdasweep.rundir import RunDir
+from contract.rundir import RunDir
 
 R = 400
 

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from lambdasweep import schemas
-from lambdasweep.rundir import RunDir
+from contract import schemas
+from contract.rundir import RunDir
 from lambdasweep.tasks import load_tokenizer
 from lambdasweep.tasks.prompts import GenerateSpec, build_prompts, prompt_costs, prompt_shards, stop_tokens
 from ray_jobs.sources import GenerateSource

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from lambdasweep import schemas
-from lambdasweep.errors import InputError, LambdasweepError, TaskError
-from lambdasweep.rundir import RunDir, commit_json, commit_table
+from contract import schemas
+from contract.errors import InputError, LambdasweepError, TaskError
+from contract.rundir import RunDir, commit_json, commit_table
 from lambdasweep.tasks import HarnessSpec, load_tokenizer
 from lambdasweep.tasks.harness import Harness, load_harness
 from lambdasweep.tasks.instances import BuiltHarnessTask, build_instances

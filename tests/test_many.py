@@ -13,13 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.errors import InputError, PairError
+from contract.grid import canonical
+from contract.points import coordinates
 from lambdasweep.batch.config import load_score_config
 from lambdasweep.config import load_config
-from lambdasweep.coordinates import coordinates
-from lambdasweep.errors import InputError, PairError
 from lambdasweep.estimate import describe
 from lambdasweep.export import export_point
-from lambdasweep.grid import canonical
 from lambdasweep.point import from_flags
 from lambdasweep.several import parse_aligned, parse_revisions
 from merge.interpolate import Rule, interpolate, interpolated_tensors, needed, theta

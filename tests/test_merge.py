@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lambdasweep.errors import PairError
-from lambdasweep.grid import canonical
+from contract.errors import PairError
+from contract.grid import canonical
 from merge import checkpoint as checkpoint_module
 from merge import vocabulary
 from merge.checkpoint import INDEX, SINGLE, open_checkpoint

@@ -14,9 +14,10 @@ import pytest
 from calibration import summary
 from calibration.frontier import frontiers, write_frontiers
 from calibration.summary import write_metrics
-from lambdasweep import open_run, schemas
-from lambdasweep.errors import InputError
-from lambdasweep.rundir import RunDir, commit_table
+from contract import schemas
+from contract.errors import InputError
+from contract.rundir import RunDir, commit_table
+from lambdasweep import open_run
 from tests.tables import add_scores, add_task
 from tests.test_report import add_quiz
 

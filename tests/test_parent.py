@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from lambdasweep.errors import PairError
+from contract.errors import PairError
 from merge import fingerprints
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.fingerprints import remembered_fingerprint, stamp

@@ -19,11 +19,12 @@ from calibration.report.notices import notices
 from calibration.report.write import write_report
 from calibration.summary import analyse, write_metrics
 from calibration.table import render
-from lambdasweep import coordinates, open_run, schemas, status, watch
-from lambdasweep.coordinates import parse_points
-from lambdasweep.errors import InputError
-from lambdasweep.rundir import RunDir, commit_json
-from lambdasweep.schemas import point_of
+from contract import points, schemas
+from contract.errors import InputError
+from contract.points import parse_points
+from contract.rundir import RunDir, commit_json
+from contract.schemas import point_of
+from lambdasweep import open_run, status, watch
 from lambdasweep.survey import Survey
 from tests.tables import SWEEP, add_prompts, add_samples, add_scores, add_task
 
@@ -251,7 +252,7 @@ def test_samples_at_points_are_those_of_the_same_samples_along_a_line(tmp_path):
     runs = {}
     for name, places in (("plane", dict(zip(POINTS, POINTS, strict=True))), ("line", LINE)):
         run = runs[name] = RunDir(tmp_path / name)
-        add_prompts(run, "say", 12, sorted(map(places.get, POINTS), key=coordinates.order))
+        add_prompts(run, "say", 12, sorted(map(places.get, POINTS), key=points.order))
         if name == "plane":
             pair = {"base": SWEEP["pair"]["base"]} | dict.fromkeys(
                 ("aligned.dpo", "aligned.sft"), SWEEP["pair"]["aligned"]

@@ -12,8 +12,8 @@ from calibration.metrics import predictions
 from calibration.quick import answer_curve
 from calibration.refine import ROUND, suggest
 from calibration.selection import choose
-from lambdasweep.grid import canonical, parse_grid
-from lambdasweep.rundir import RunDir
+from contract.grid import canonical, parse_grid
+from contract.rundir import RunDir
 from tests.tables import add_quarantine, add_scores, add_task
 from tests.test_frontier import curve
 

@@ -26,8 +26,8 @@ from calibration.report.page import page
 from calibration.report.write import write_report
 from calibration.resample import draw
 from calibration.table import render
-from lambdasweep import schemas
-from lambdasweep.rundir import RunDir, commit_json, commit_table, read_identity
+from contract import schemas
+from contract.rundir import RunDir, commit_json, commit_table, read_identity
 from tests.tables import SWEEP, add_quarantine, add_scores, add_task
 
 GRID = ("0", "0.5", "1", "1.5")
@@ -241,7 +241,7 @@ def test_text_of_a_task_stays_text(run):
     add_words(run, "<b>words<b>")
     plan = run.plan()
     plan["tasks"][name]["file"] = "</dl><script>alert(3)</script>"
-    from lambdasweep.rundir import commit_json
+    from contract.rundir import commit_json
 
     commit_json(run.plan_json, plan)
     add_quarantine(run, name, "1", [3], shard=1)

@@ -24,7 +24,7 @@ import openai
 import pytest
 import torch
 
-from lambdasweep.errors import InputError
+from contract.errors import InputError
 from lambdasweep.export import export_point
 from lambdasweep.point import from_flags
 from merge.line import STRAIGHT

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from contract.rundir import RunDir, commit_json
 from lambdasweep import watch
 from lambdasweep.heartbeat import SECONDS, DriverState, Heartbeat
 from lambdasweep.progress import Tally
-from lambdasweep.rundir import RunDir, commit_json
 from lambdasweep.status import describe, quantity
 from lambdasweep.survey import Survey
 from ray_jobs.units import Receipt, Unit

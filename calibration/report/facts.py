@@ -12,8 +12,8 @@ from calibration.choice import ACCURACY
 from calibration.frontier import Frontier, Frontiers
 from calibration.outcomes import LEFT_OUT, PREFIX
 from calibration.summary import Analysis
-from lambdasweep.coordinates import coordinates, order
-from lambdasweep.schemas import point_of
+from contract.points import coordinates, order
+from contract.schemas import point_of
 
 MAX_BIN_ROWS = 12_000  # in a page: half a megabyte
 MACRO = "average of all tasks"

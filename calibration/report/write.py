@@ -19,8 +19,8 @@ from calibration.report.identity import quarantine
 from calibration.report.page import page
 from calibration.report.style import theme
 from calibration.summary import Analysis, write_bins
-from lambdasweep.grid import canonical
-from lambdasweep.rundir import RunDir, commit_bytes
+from contract.grid import canonical
+from contract.rundir import RunDir, commit_bytes
 
 _FONT = "Liberation Sans, Arial, Helvetica, sans-serif"  # the first comes with the converter: the same on every machine
 _PPI = 200.0

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, PairError, RunMismatchError, SweepError
+from contract.rundir import commit_json, commit_table
 from lambdasweep import record
 from lambdasweep.batch.config import ScoreConfig
 from lambdasweep.batch.files import Inputs, lies_in, open_inputs
 from lambdasweep.batch.repeats import repeated_rows
 from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.batch.source import ParquetSource
-from lambdasweep.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, PairError, RunMismatchError, SweepError
 from lambdasweep.heartbeat import Heartbeat
 from lambdasweep.prepare import SHARD_TOKENS, Prepared, join, prepare
 from lambdasweep.progress import ScoreProgress
-from lambdasweep.rundir import commit_json, commit_table
 from lambdasweep.sweep import before_ray, check_disk, fingerprint_pair
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from contract.location import Location, ObjectPath, locate, read_table
 from lambdasweep.batch.files import Columns, InputFile
 from lambdasweep.batch.reader import Reader
 from lambdasweep.batch.rows import Built, build, score_table
 from lambdasweep.batch.scoredir import ScoreDir
-from lambdasweep.location import Location, ObjectPath, locate, read_table
 from lambdasweep.tasks.requests import content_sha256
 from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
 

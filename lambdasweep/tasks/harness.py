@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from lambdasweep.errors import InputError, TaskError
+from contract.errors import InputError, TaskError
 from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import check_limit, check_name
 

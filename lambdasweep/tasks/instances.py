@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lambdasweep.errors import TaskError
+from contract.errors import TaskError
 from lambdasweep.tasks.harness import ROLLING, VERSION, HarnessTask
 from lambdasweep.tasks.reading import read
 from lambdasweep.tasks.requests import BuiltTask, ScoredAs, batches, content_sha256, joined, requests_table

@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lambdasweep import schemas
-from lambdasweep.coordinates import order
-from lambdasweep.errors import LambdasweepError
-from lambdasweep.location import read_table
-from lambdasweep.rundir import RunDir, commit_table, read_identity
+from contract import schemas
+from contract.errors import LambdasweepError
+from contract.location import read_table
+from contract.points import order
+from contract.rundir import RunDir, commit_table, read_identity
 from lambdasweep.tasks.harness import ROLLING, VERSION, Asked, Harness, quiet
 from lambdasweep.tasks.instances import BuiltHarnessTask
 from lambdasweep.tasks.tokens import Ints

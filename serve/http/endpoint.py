@@ -19,8 +19,8 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, Wei
 from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 from vllm.logger import init_logger
 
-from lambdasweep.coordinates import middle, named, parse_point
-from lambdasweep.errors import EngineError, GridError
+from contract.errors import EngineError, GridError
+from contract.points import middle, named, parse_point
 from serve.engine import probe_token_ids
 from serve.http.gate import FailedMoveError, Gate
 from serve.plugin import CONFIG_KEY, RESIDENT

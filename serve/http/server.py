@@ -8,8 +8,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from lambdasweep.coordinates import by_name
-from lambdasweep.errors import InputError
+from contract.errors import InputError
+from contract.points import by_name
 from merge.line import Line
 from serve.plugin import BACKEND, CONFIG_KEY, WORKER_EXTENSION, register
 from serve.settings import available_cores, cores_by_rank, installed_device

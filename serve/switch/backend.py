@@ -17,8 +17,8 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from lambdasweep.coordinates import role
-from lambdasweep.errors import InputError
+from contract.errors import InputError
+from contract.points import role
 from merge.checkpoint import open_checkpoint
 from merge.interpolate import tensor_rules
 from merge.line import Line

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lambdasweep.errors import EngineError
+from contract.errors import EngineError
 from serve.switch.reload import tied_modules
 from serve.switch.trace import Target, UntraceableError
 

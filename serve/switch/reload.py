@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from lambdasweep.errors import EngineError
+from contract.errors import EngineError
 from merge.digest import WeightDigest
 from merge.interpolate import Rule, interpolated_tensors
 from merge.pair import Pair

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from lambdasweep.errors import InputError
+from contract.errors import InputError
 
 TIERS = ("device", "pinned", "mmap")
 RELOAD = "reload"  # not a tier: every switch goes through vLLM's own loader

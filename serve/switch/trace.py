@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lambdasweep.errors import LambdasweepError
+from contract.errors import LambdasweepError
 from merge.digest import parameter_key, takes_words
 from merge.vocabulary import Spans, runs
 

@@ -14,7 +14,7 @@
     RUN/report/…                                      likewise: index.html, figures, frontier.json, bins.parquet
 
 A committed file is the completion record: a file under its final name is complete, because it is written under a
-temporary name, flushed to the disk, and renamed; on an object store (`lambdasweep.location`), because an upload shows under
+temporary name, flushed to the disk, and renamed; on an object store (`contract.location`), because an upload shows under
 its name when it is complete. There is no other bookkeeping, so killing anything at any time loses at most the units in
 flight.
 """
@@ -33,10 +33,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lambdasweep.coordinates import from_path, in_path
-from lambdasweep.errors import InputError, RunMismatchError
-from lambdasweep.lease import hold
-from lambdasweep.location import Location, ObjectPath, locate, read_schema, read_table
+from contract.errors import InputError, RunMismatchError
+from contract.lease import hold
+from contract.location import Location, ObjectPath, locate, read_schema, read_table
+from contract.points import from_path, in_path
 
 _TEMPORARY = ".tmp"
 _SHARD = re.compile(r"shard-(\d{5,})\.parquet")
@@ -104,7 +104,7 @@ class RunDir:
     """Names and reads the files of one run directory."""
 
     def __init__(self, root: str | os.PathLike[str] | ObjectPath) -> None:
-        """`root` is a path, or the URL of an object store (`lambdasweep.location.locate`)."""
+        """`root` is a path, or the URL of an object store (`contract.location.locate`)."""
         self.root: Location = locate(root)
 
     # Names
@@ -259,7 +259,7 @@ class RunDir:
         return self._rows("quarantine", task, lam)
 
     def _rows(self, kind: str, task: str, lam: str) -> pa.Table:
-        from lambdasweep import schemas
+        from contract import schemas
 
         schema = {
             "tokens": schemas.schema_at(schemas.TOKENS, [lam]),
@@ -291,7 +291,7 @@ class RunDir:
     def lock(self) -> Iterator[None]:
         """Hold the directory for one driver at a time; released by the kernel when the process ends, however it ends.
 
-        On an object store it is a lease (`lambdasweep.lease`), which is not as sure.
+        On an object store it is a lease (`contract.lease`), which is not as sure.
 
         Raises:
             RunMismatchError: another process is sweeping into this directory.

@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import TypeVar
 from urllib.parse import quote, unquote
 
-from lambdasweep.errors import GridError
-from lambdasweep.grid import MAX_POINTS, canonical, parse_grid
+from contract.errors import GridError
+from contract.grid import MAX_POINTS, canonical, parse_grid
 
 ONLY = ""
 

@@ -7,7 +7,7 @@ A λ is known everywhere by its canonical name: no exponent, no `+`, no trailing
 import re
 from decimal import Decimal
 
-from lambdasweep.errors import GridError
+from contract.errors import GridError
 
 MAX_DECIMALS = 6
 MAX_POINTS = 100_000

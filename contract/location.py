@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lambdasweep.errors import InputError
+from contract.errors import InputError
 
 T = TypeVar("T")
 

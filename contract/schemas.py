@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from lambdasweep.coordinates import is_named
-from lambdasweep.grid import canonical
+from contract.grid import canonical
+from contract.points import is_named
 
 SCHEMA_VERSION = 1
 

@@ -17,8 +17,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from lambdasweep.errors import RunMismatchError
-from lambdasweep.location import ObjectPath
+from contract.errors import RunMismatchError
+from contract.location import ObjectPath
 
 LEASE_SECONDS = 90.0  # a lease that was not renewed for so long is nobody's; clocks of drivers agree to far less
 RENEW_SECONDS = 20.0
