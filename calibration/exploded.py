@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from calibration.confidence import continuations_of, places
+from calibration.scores.per_document import continuations_of, places
 from contract import schemas
 
 EXPLODED = pa.schema(

@@ -16,8 +16,8 @@ from contract.errors import EXIT_FAILED, EXIT_INTERRUPTED, LambdasweepError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from calibration.frontier import Frontiers
-    from calibration.summary import Analysis
+    from calibration.analyse import Analysis
+    from calibration.frontier.frontier import Frontiers
     from contract.rundir import RunDir
     from lambdasweep.config import SweepConfig
 
@@ -380,9 +380,9 @@ def show_metrics(run_dir: "RunDir") -> "tuple[Analysis, Frontiers]":
     """Compute and commit the metrics of a run, print its tables and its answers; return what they were made of."""
     from rich.console import Console
 
-    from calibration.frontier import frontiers
-    from calibration.summary import analyse, write_metrics
-    from calibration.table import render
+    from calibration.analyse import analyse, write_metrics
+    from calibration.frontier.frontier import frontiers
+    from calibration.terminal.tables import render
 
     analysis = analyse(run_dir)
     wide = 100 + max(0, max(map(len, analysis.parents.values())) - 4)  # columns that intervals take

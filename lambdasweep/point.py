@@ -11,7 +11,7 @@ from contract.schemas import METRICS, point_of
 from lambdasweep.several import parse_aligned, parse_revisions
 
 if TYPE_CHECKING:
-    from calibration.summary import Analysis
+    from calibration.analyse import Analysis
     from merge.line import Line
     from merge.pair import Pair
 
@@ -80,7 +80,7 @@ def _from_run(run: RunDir, lam: str | None) -> Source:
     line = Line(**{key: record["line"][key] for key in ("method", "lam_map", "vocab")})
     base, aligned = record["pair"]["base"], {name: record["pair"][role(name)] for name in names_of(record["pair"])}
     if lam is None:
-        from calibration.summary import analyse
+        from calibration.analyse import analyse
 
         analysis = analyse(run)  # from the tables: what `report` wrote may be older than they are
         metrics = analysis.metrics
@@ -99,7 +99,7 @@ def _from_run(run: RunDir, lam: str | None) -> Source:
 
 def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str]:
     """Return λ* and whose it is."""
-    from calibration.frontier import frontiers
+    from calibration.frontier.frontier import frontiers
 
     found = frontiers(analysis.curves)
     if len(found.tasks) > 1 and found.macro is None:

@@ -108,8 +108,8 @@ class _Refinement:
 
     def units(self) -> "list[Unit]":
         """Return the units of the next λs, which are in the plan then; none where enough is added, or nothing helps."""
-        from calibration.quick import answer_curve
-        from calibration.refine import ROUND, suggest
+        from calibration.frontier.refine import ROUND, suggest
+        from calibration.frontier.running_curve import answer_curve
 
         lambdas = self.prepared.scored_at
         count = min(ROUND, self._most - (len(lambdas) - len(self._grid)))

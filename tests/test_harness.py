@@ -554,7 +554,7 @@ def test_choices_without_context_are_no_choices(directory: Path) -> None:
 
 
 def test_metrics_hold_both(directory: Path, sweep) -> None:
-    from calibration.summary import analyse
+    from calibration.analyse import analyse
 
     for name in ("plain", "informed", "inputs", "lambada", "pages"):
         run = sweep(HarnessSpec(str(directory / f"{name}.yaml")), lambdas=("0", "1"), to=name)
@@ -577,8 +577,8 @@ def test_metrics_hold_both(directory: Path, sweep) -> None:
 def test_the_terminal_shows_both(directory: Path, sweep, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    from calibration.summary import write_metrics
-    from calibration.table import render
+    from calibration.analyse import write_metrics
+    from calibration.terminal.tables import render
 
     run = sweep(HarnessSpec(str(directory / "plain.yaml")), lambdas=("0", "0.5"), quarantined=(4,))
     tables = render(write_metrics(run))
@@ -593,8 +593,8 @@ def test_the_terminal_shows_both(directory: Path, sweep, capsys: pytest.CaptureF
 
 @pytest.mark.usefixtures("_quick_index")
 def test_a_group_is_in_the_metrics(group: Path, sweep) -> None:
-    from calibration.summary import analyse
-    from calibration.table import render
+    from calibration.analyse import analyse
+    from calibration.terminal.tables import render
 
     metrics = analyse(sweep(HarnessSpec(str(group))), resamples=10).metrics
     rows = [row for row in metrics.to_pylist() if row["task"] == "both"]

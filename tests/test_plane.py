@@ -10,15 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from calibration.diversity import by_lambda
-from calibration.frontier import frontiers
-from calibration.points import parents_of
+from calibration.analyse import analyse, write_metrics
+from calibration.frontier.frontier import frontiers
+from calibration.metrics.diversity import by_lambda
 from calibration.report.facts import gather
 from calibration.report.figures import page_figures, paper_figures
 from calibration.report.notices import notices
 from calibration.report.write import write_report
-from calibration.summary import analyse, write_metrics
-from calibration.table import render
+from calibration.task_at_lambda import parents_of
+from calibration.terminal.tables import render
 from contract import points, schemas
 from contract.errors import InputError
 from contract.points import parse_points

@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from calibration.choice import ACCURACY
-from calibration.frontier import Frontier, Frontiers
-from calibration.outcomes import LEFT_OUT, PREFIX
-from calibration.summary import Analysis
+from calibration.analyse import Analysis
+from calibration.frontier.frontier import Frontier, Frontiers
+from calibration.metrics.choice_tasks import ACCURACY
+from calibration.terminal.lm_eval import LEFT_OUT, PREFIX
 from contract.points import coordinates, order
 from contract.schemas import point_of
 

@@ -1,6 +1,6 @@
 """Where to score next, so that a coarse grid finds the λ* that a dense one would.
 
-λ* is the choice of `selection.choose`, so this is about that and nothing else: which gaps between neighbouring λs hide it,
+λ* is the choice of `lambda_star.choose`, so this is about that and nothing else: which gaps between neighbouring λs hide it,
 and whether the documents could tell the λs in such a gap apart.
 """
 
@@ -10,9 +10,9 @@ from decimal import Decimal
 
 import numpy as np
 
-from calibration.curve import Curve, Track
-from calibration.metrics import Floats, Ints
-from calibration.selection import choices, choose
+from calibration.frontier.curve import Curve, Track
+from calibration.frontier.lambda_star import choices, choose
+from calibration.metrics.predictions import Floats, Ints
 from contract.grid import MAX_DECIMALS, canonical
 
 ROUND = 4  # λs between two looks at the tables: engines that would wait have work, and few λs are chosen blindly

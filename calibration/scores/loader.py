@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from calibration.confidence import (
+from calibration.scores.per_document import (
     CONTINUATION_COLUMNS,
     REQUEST_COLUMNS,
     ChoiceScores,
@@ -12,7 +12,7 @@ from calibration.confidence import (
     continuations_of,
     documents_of,
 )
-from calibration.tokens import TokenScores, token_scores
+from calibration.scores.per_token import TokenScores, token_scores
 from contract.errors import LambdasweepError
 from contract.location import read_table
 from contract.rundir import RunDir

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from calibration import choice, continuation
-from calibration.bins import BinRow, bin_rows
-from calibration.choice import Estimates, as_parent, choice_estimates, matched_to_itself
-from calibration.confidence import ChoiceScores, ContinuationScores, LeftOut
-from calibration.continuation import continuation_estimates
-from calibration.loaded import Loaded, Loader
-from calibration.metrics import Ints
-from calibration.resample import Resamples, draw
+from calibration.metrics import choice_tasks, continuation_tasks
+from calibration.metrics.choice_tasks import Estimates, as_parent, choice_estimates, matched_to_itself
+from calibration.metrics.continuation_tasks import continuation_estimates
+from calibration.metrics.predictions import Ints
+from calibration.metrics.reliability_bins import BinRow, bin_rows
+from calibration.scores.loader import Loaded, Loader
+from calibration.scores.per_document import ChoiceScores, ContinuationScores, LeftOut
+from calibration.uncertainty.resample import Resamples, draw
 from contract import points
 from contract.rundir import RunDir
 
@@ -130,7 +130,7 @@ class _Series:
 def _restricted(loaded: Loaded, kept: Ints) -> Loaded:
     scores: ChoiceScores | ContinuationScores
     if isinstance(loaded.scores, ContinuationScores):
-        scores = continuation.restricted(loaded.scores, kept)
+        scores = continuation_tasks.restricted(loaded.scores, kept)
     else:
-        scores = choice.restricted(loaded.scores, kept)
+        scores = choice_tasks.restricted(loaded.scores, kept)
     return Loaded(loaded.lam, scores, loaded.tokens)

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import ndtri
 
-from calibration.binned import bin_of
-from calibration.confidence import CONFIDENCES, ChoiceScores
-from calibration.estimate import LEVEL
-from calibration.loaded import Loaded
-from calibration.metrics import BINS, Bools, Floats, predictions
-from calibration.resample import SPLITS
+from calibration.metrics.binned import bin_of
+from calibration.metrics.predictions import BINS, Bools, Floats, predictions
+from calibration.scores.loader import Loaded
+from calibration.scores.per_document import CONFIDENCES, ChoiceScores
+from calibration.uncertainty.intervals import LEVEL
+from calibration.uncertainty.resample import SPLITS
 from contract import schemas
 
 BinRow = tuple[Any, ...]  # in the order of schemas.BINS, its task and λ apart

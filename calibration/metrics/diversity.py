@@ -25,12 +25,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse
 
-from calibration.choice import Estimates
-from calibration.confidence import LeftOut
-from calibration.estimate import Estimate
-from calibration.metrics import Floats, Ints
-from calibration.points import Point, parents_of
-from calibration.resample import SPLITS, Resamples, draw
+from calibration.metrics.choice_tasks import Estimates
+from calibration.metrics.predictions import Floats, Ints
+from calibration.scores.per_document import LeftOut
+from calibration.task_at_lambda import Point, parents_of
+from calibration.uncertainty.intervals import Estimate
+from calibration.uncertainty.resample import SPLITS, Resamples, draw
 from contract import points, schemas
 from contract.errors import LambdasweepError
 from contract.location import read_table
@@ -242,7 +242,7 @@ def by_lambda(metrics: pa.Table) -> dict[str, list[dict[str, Any]]]:
     """Return by generate task its points in order, each with its metrics of all prompts: value, low and high.
 
     Args:
-        metrics: schemas.METRICS, as `summary.analyse` returns it.
+        metrics: schemas.METRICS, as `analyse.analyse` returns it.
     """
     wanted = pc.and_(pc.equal(metrics["split"], "all"), pc.is_in(metrics["metric"], pa.array(DIVERSITY)))
     found: dict[str, dict[str, dict[str, Any]]] = {}

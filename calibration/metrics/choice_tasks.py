@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.binned import (
+from calibration.metrics.binned import (
     Layout,
     add_classes,
     add_reliability,
@@ -13,14 +13,14 @@ from calibration.binned import (
     means,
     reliability_metrics,
 )
-from calibration.confidence import CONFIDENCES, ChoiceScores
-from calibration.estimate import Estimate
-from calibration.metrics import BINS, Floats, Ints, Predictions, predictions
-from calibration.ranked import Ranking
-from calibration.resample import SMOOTH_RESAMPLES, SPLITS, Resamples, Weights, ones
-from calibration.smooth import add_residuals, smooth_ece
-from calibration.temperature import cross_fitted
-from calibration.tokens import TokenScores, add_tokens, token_metrics
+from calibration.metrics.predictions import BINS, Floats, Ints, Predictions, predictions
+from calibration.metrics.ranked import Ranking
+from calibration.metrics.smooth_ece import add_residuals, smooth_ece
+from calibration.metrics.temperature import cross_fitted
+from calibration.scores.per_document import CONFIDENCES, ChoiceScores
+from calibration.scores.per_token import TokenScores, add_tokens, token_metrics
+from calibration.uncertainty.intervals import Estimate
+from calibration.uncertainty.resample import SMOOTH_RESAMPLES, SPLITS, Resamples, Weights, ones
 
 ACCURACY = {"sum": "acc", "tokens": "acc_tokens", "bytes": "acc_bytes"}
 

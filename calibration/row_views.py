@@ -3,10 +3,10 @@
 import numpy as np
 import pyarrow as pa
 
-from calibration.confidence import CONFIDENCES, ChoiceScores
-from calibration.loaded import Loaded, Loader
-from calibration.metrics import predictions
-from calibration.resample import draw
+from calibration.metrics.predictions import predictions
+from calibration.scores.loader import Loaded, Loader
+from calibration.scores.per_document import CONFIDENCES, ChoiceScores
+from calibration.uncertainty.resample import draw
 from contract import schemas
 from contract.errors import InputError
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from calibration.binned import Layout, bin_of
-from calibration.confidence import Continuations, Documents, first_tokens
-from calibration.metrics import BINS, Bools, Floats, Ints
+from calibration.metrics.binned import Layout, bin_of
+from calibration.metrics.predictions import BINS, Bools, Floats, Ints
+from calibration.scores.per_document import Continuations, Documents, first_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def token_scores(documents: Documents, continuations: Continuations, tokens: pa.
     The tokens of wrong choices are not text that a model should expect, and a document's choices often share their
     contexts: with the four of a letters task counted, the most likely token could be the actual one in one of four at best.
 
-    Arguments and errors are those of `confidence.continuation_scores`.
+    Arguments and errors are those of `per_document.continuation_scores`.
     """
     request = tokens["request_id"].to_numpy()
     is_gold = documents.position[request] == documents.gold[documents.of_request[request]]

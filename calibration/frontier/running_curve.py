@@ -5,15 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from calibration.binned import Layout, add_reliability, means, reliability_metrics
-from calibration.choice import ACCURACY, restricted
-from calibration.confidence import CONFIDENCES, ChoiceScores
-from calibration.curve import ERRORS, Curve, curve, macro_average
-from calibration.estimate import Estimate
-from calibration.loaded import Loader
-from calibration.metrics import Floats, predictions
-from calibration.points import Point, cores, parents_of
-from calibration.resample import RESAMPLES, SEED, Resamples, Weights, draw, ones
+from calibration.frontier.curve import ERRORS, Curve, curve, macro_average
+from calibration.metrics.binned import Layout, add_reliability, means, reliability_metrics
+from calibration.metrics.choice_tasks import ACCURACY, restricted
+from calibration.metrics.predictions import Floats, predictions
+from calibration.scores.loader import Loader
+from calibration.scores.per_document import CONFIDENCES, ChoiceScores
+from calibration.task_at_lambda import Point, cores, parents_of
+from calibration.uncertainty.intervals import Estimate
+from calibration.uncertainty.resample import RESAMPLES, SEED, Resamples, Weights, draw, ones
 from contract.points import order
 from contract.rundir import RunDir
 
@@ -25,12 +25,12 @@ def answer_curve(run: RunDir, tasks: Sequence[str], resamples: int = RESAMPLES, 
     """Return the curve that the first answer of a report is made of, from a pass over the tables for two metrics only.
 
     With several choice tasks it is their average: a model is put to use at one λ. The numbers are those of
-    `summary.analyse`.
+    `analyse.analyse`.
 
     Args:
         run: the run.
         tasks: of its plan; those without choices are passed over.
-        resamples, seed: as in `summary.analyse`.
+        resamples, seed: as in `analyse.analyse`.
 
     Returns:
         None without a task of choices, or without a λ that all of them have finished.

@@ -17,8 +17,8 @@ import numpy as np
 import scipy.sparse
 from scipy.special import erf
 
-from calibration.metrics import BINS, Floats, Ints, Predictions
-from calibration.resample import Weights
+from calibration.metrics.predictions import BINS, Floats, Ints, Predictions
+from calibration.uncertainty.resample import Weights
 
 
 def bin_of(confidence: Floats, bins: int = BINS) -> Ints:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from calibration.gains import Chosen, FrontierPoint
+from calibration.frontier.types import Chosen, FrontierPoint
 from contract.points import is_named
 
 SIGNIFICANT = 0.05

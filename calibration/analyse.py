@@ -7,14 +7,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from calibration.bins import bin_table
-from calibration.confidence import CONFIDENCES
-from calibration.curve import ERRORS, Curve, curve, thinned
-from calibration.diversity import diversity_points
-from calibration.estimate import interval
-from calibration.outcomes import outcome_rows
-from calibration.points import PARENTS, Point, parents_of, task_points
-from calibration.resample import RESAMPLES, SEED, SPLITS
+from calibration.frontier.curve import ERRORS, Curve, curve, thinned
+from calibration.metrics.diversity import diversity_points
+from calibration.metrics.reliability_bins import bin_table
+from calibration.scores.per_document import CONFIDENCES
+from calibration.task_at_lambda import PARENTS, Point, parents_of, task_points
+from calibration.terminal.lm_eval import outcome_rows
+from calibration.uncertainty.intervals import interval
+from calibration.uncertainty.resample import RESAMPLES, SEED, SPLITS
 from contract import schemas
 from contract.errors import InputError
 from contract.points import order
@@ -42,10 +42,10 @@ def analyse(
     brackets say:
 
     - `acc`, `acc_tokens` or `acc_bytes`; `confidence` (mean of the predicted choice's); `overconfidence` (that less the
-      accuracy); `nll` (−log p(gold), p renormalised over the choices, nats); `brier` [metrics.predictions] and its parts
+      accuracy); `nll` (−log p(gold), p renormalised over the choices, nats); `brier` [predictions] and its parts
       `brier_reliability`, `brier_resolution`, `brier_uncertainty`, `brier_within` [binned.class_metrics];
     - `ece_width15`, `ece_debiased15`, `mce15` [binned.reliability_metrics], `ece_classwise15` [binned.class_metrics],
-      `ece_mass15` [ranked.Ranking.metrics], `smece` [smooth.smooth_ece];
+      `ece_mass15` [ranked.Ranking.metrics], `smece` [smooth_ece.smooth_ece];
     - `auroc`, `aurc`, `acc_at_80` [ranked.Ranking.metrics];
     - `confidence_scaled`, `overconfidence_scaled`, `brier_scaled`, `nll_scaled`, `ece_width15_scaled`: after temperature
       scaling, each half of the documents by the temperature fitted on the other; `temperature` (splits select and
@@ -64,18 +64,19 @@ def analyse(
     Over several aligned checkpoints their names stand in the place of `aligned`, and nothing is matched.
 
     Any of these but agreement and temperature also as `<metric>_vs_base` and `<metric>_vs_aligned`: less that of λ = 0,
-    λ = 1, on the documents that both have scores for. Where λ = 1 is not the aligned parent [points.parents_of], nothing is
-    named after that.
+    λ = 1, on the documents that both have scores for. Where λ = 1 is not the aligned parent
+    [task_at_lambda.parents_of], nothing is named after that.
 
     Per task and λ, under confidence sum and split all, with n = all documents of the task: `docs_quarantined`,
-    `docs_unfinished`, `docs_undefined`: how many are in none of the above, and why (`calibration.confidence.LeftOut`).
+    `docs_unfinished`, `docs_undefined`: how many are in none of the above, and why (`LeftOut` of
+    `calibration.scores.per_document`).
 
     Per task and group of lm-eval and λ, under confidence sum and split all, without intervals: its own metrics, as
     `lm_eval/<metric>,<filter>` [outcomes].
 
     Args:
         run: the run.
-        resamples: of the documents, for the 95 % intervals [estimate.interval]; smooth ECE takes at most 200 of them.
+        resamples: of the documents, for the 95 % intervals [intervals.interval]; smooth ECE takes at most 200 of them.
         seed: of the splits [resample.draw] and of the resamples. The table is a function of the run's tables and these.
         error, confidence: what the curves hold accuracy against, one of curve.ERRORS and of CONFIDENCES.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A number with its 95 % interval (`estimate.interval`); null ends: there is none."""
+    """A number with its 95 % interval (`intervals.interval`); null ends: there is none."""
 
     value: float
     low: float | None
@@ -34,17 +34,19 @@ class FrontierPoint:
     on_frontier: bool  # no λ is at least as good in both and better in one
     membership: float  # share of the resamples in which it is on the frontier
     gains: dict[str, Gain]  # by parent, `base` and `aligned`, those there are
-    p_accuracy: float | None  # that it is more accurate than both parents, adjusted for all λs (`maxt.step_down`)
+    p_accuracy: (
+        float | None
+    )  # that it is more accurate than both parents, adjusted for all λs (`multiple_tests.step_down`)
     p_error: float | None  # that it is better calibrated than both
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """λ*, by `selection.choose` on `select`."""
+    """λ*, by `lambda_star.choose` on `select`."""
 
     lam: str
     low: str  # λ* of the middle 95 % of the resamples
     high: str
-    like_low: str  # the run of neighbouring λs that `report` cannot tell from it (`maxt.indistinguishable`)
+    like_low: str  # the run of neighbouring λs that `report` cannot tell from it (`multiple_tests.indistinguishable`)
     like_high: str
     like: tuple[str, ...] = ()  # over several aligned checkpoints, where points have no neighbours: all those like it

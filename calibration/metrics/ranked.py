@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from calibration.binned import SumMatrix
-from calibration.metrics import BINS, Bools, Floats
-from calibration.resample import Weights
+from calibration.metrics.binned import SumMatrix
+from calibration.metrics.predictions import BINS, Bools, Floats
+from calibration.uncertainty.resample import Weights
 
 COVERAGE = 80  # per cent of the documents, the most confident ones
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from calibration.binned import Layout, means
-from calibration.choice import Estimates
-from calibration.confidence import ContinuationScores
-from calibration.estimate import Estimate
-from calibration.metrics import BINS, Floats, Ints, perplexity
-from calibration.resample import SPLITS, Resamples, ones
-from calibration.tokens import TokenScores, add_tokens, token_metrics
+from calibration.metrics.binned import Layout, means
+from calibration.metrics.choice_tasks import Estimates
+from calibration.metrics.predictions import BINS, Floats, Ints, perplexity
+from calibration.scores.per_document import ContinuationScores
+from calibration.scores.per_token import TokenScores, add_tokens, token_metrics
+from calibration.uncertainty.intervals import Estimate
+from calibration.uncertainty.resample import SPLITS, Resamples, ones
 
 
 def restricted(scores: ContinuationScores, kept: Ints) -> ContinuationScores:

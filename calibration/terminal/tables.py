@@ -11,12 +11,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from calibration.choice import ACCURACY
-from calibration.confidence import CONFIDENCES
-from calibration.diversity_table import diversity_table, is_diversity
-from calibration.metrics import BINS
-from calibration.outcomes import PREFIX, outcome_table
-from calibration.points import PARENTS
+from calibration.metrics.choice_tasks import ACCURACY
+from calibration.metrics.predictions import BINS
+from calibration.scores.per_document import CONFIDENCES
+from calibration.task_at_lambda import PARENTS
+from calibration.terminal.diversity import diversity_table, is_diversity
+from calibration.terminal.lm_eval import PREFIX, outcome_table
 from contract.errors import InputError
 from contract.points import is_named, order
 from contract.schemas import point_of
@@ -73,7 +73,7 @@ def render(
     What is null prints as `–`. Fits 80 columns, with intervals 100.
 
     Args:
-        metrics: schemas.METRICS, as `summary.analyse` returns it; only rows of split "all" are shown.
+        metrics: schemas.METRICS, as `analyse.analyse` returns it; only rows of split "all" are shown.
         confidence: the definition whose metrics are shown: sum, tokens or bytes. Continuation tasks have only one.
         intervals: show those of accuracy and ECE too, of accuracy and NLL where there is no choice.
         parents: λs of those that are on the line.

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from calibration.choice import ACCURACY
-from calibration.metrics import BINS, Floats
-from calibration.points import PARENTS, Point
+from calibration.metrics.choice_tasks import ACCURACY
+from calibration.metrics.predictions import BINS, Floats
+from calibration.task_at_lambda import PARENTS, Point
 
 # What accuracy may be held against: errors in [0, 1].
 ERRORS = (f"ece_width{BINS}", f"ece_mass{BINS}", f"ece_classwise{BINS}", "smece")
