@@ -19,8 +19,8 @@ from lambdasweep.progress import SweepProgress
 from lambdasweep.tasks.outcomes import write_outcomes
 
 if TYPE_CHECKING:
-    from ray_jobs.sources import Source
     from ray_jobs.units import Unit
+    from ray_jobs.work import Source
 
 # Parquet with zstd on real tables: about 11 bytes a continuation token and 12 a request, plus headers and the receipt.
 _BYTES_PER_TOKEN, _BYTES_PER_REQUEST, _BYTES_PER_UNIT = 20, 24, 16 << 10
@@ -148,9 +148,9 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
 
         before_ray(prepared.config.address)
         from ray_jobs.driver import run_units
-        from ray_jobs.listeners import Listeners
+        from ray_jobs.events import Listeners
         from ray_jobs.replica import SweepSpec
-        from ray_jobs.sources import GenerateSource, TableSource
+        from ray_jobs.work import GenerateSource, TableSource
         from serve.settings import Sampling
 
         if len(left) < total:

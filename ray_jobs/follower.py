@@ -3,7 +3,7 @@
 import os
 
 from contract.errors import EngineError
-from ray_jobs.berths import Berth
+from ray_jobs.placement import Berth
 from ray_jobs.process import last_words, settle_in
 from ray_jobs.replica import SweepSpec
 

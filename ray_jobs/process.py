@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ray_jobs.berths import Berth
+from ray_jobs.placement import Berth
 from serve.settings import EngineSettings, available_cores
 
 _LAST_LINES = 20

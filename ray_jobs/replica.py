@@ -12,10 +12,10 @@ from contract.errors import EngineError
 from contract.rundir import commit_json, commit_table
 from merge.line import STRAIGHT, Line
 from merge.remote_parent import Parent, open_here
-from ray_jobs.berths import Berth
+from ray_jobs.placement import Berth
 from ray_jobs.process import last_words, settle_in
-from ray_jobs.sources import Done, Source, Work
 from ray_jobs.units import Receipt, Unit
+from ray_jobs.work import Done, Source, Work
 from serve.multinode import Span, free_port
 from serve.settings import EngineSettings
 

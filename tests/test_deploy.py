@@ -21,7 +21,7 @@ from ray.scripts.symmetric_run import curate_and_validate_ray_start_args, symmet
 
 from lambdasweep import cli
 from lambdasweep.config import SweepConfig
-from ray_jobs.metrics import SERIES
+from ray_jobs.prometheus import SERIES
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"

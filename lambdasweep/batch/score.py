@@ -190,7 +190,7 @@ def _run_left(
 
         before_ray(config.sweep.address)
         from ray_jobs.driver import run_units
-        from ray_jobs.listeners import Listeners
+        from ray_jobs.events import Listeners
         from ray_jobs.replica import SweepSpec
 
         if len(left) < total:

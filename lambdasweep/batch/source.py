@@ -20,8 +20,8 @@ from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from merge.remote_parent import Parent
-    from ray_jobs.sources import Done
     from ray_jobs.units import Unit
+    from ray_jobs.work import Done
     from serve.engine import Engine
 
 
@@ -40,7 +40,7 @@ def _reader(file: InputFile, columns: tuple[str, ...]) -> Reader:
 
 @dataclass(frozen=True, slots=True)
 class ParquetSource:
-    """`ray_jobs.sources.Source` over the rows of Parquet files."""
+    """`ray_jobs.work.Source` over the rows of Parquet files."""
 
     root: str
     """The output directory: an absolute path or a URL."""
@@ -102,7 +102,7 @@ class RowsWork:
         return {"requests_sha256": content_sha256(self.built.requests)}
 
     def run(self, engine: "Engine", lam: str) -> "Done":
-        from ray_jobs.sources import scored
+        from ray_jobs.work import scored
         from serve.scoring import score_unit
 
         scores = score_unit(engine, self.built.requests, lam)

@@ -10,9 +10,9 @@ from ray.util.placement_group import NODE_ID_LABEL_KEY, PlacementGroup, placemen
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_jobs import health
-from ray_jobs.berths import Berth, Seat
 from ray_jobs.cluster import Node, needs, on_node
 from ray_jobs.follower import Follower
+from ray_jobs.placement import Berth, Seat
 from ray_jobs.replica import Replica, SweepSpec
 from ray_jobs.units import Unit
 
@@ -79,7 +79,7 @@ class Slot:
             kind: of the actor that has the engine.
             spec: shared by all replicas.
             sources: by task.
-            ranks: by seat, see `berths.ranks_on_node`.
+            ranks: by seat, see `placement.ranks_on_node`.
 
         Returns:
             References: of what `start` comes to on the first seat, of `follow`, which only ever raises, on the others.
