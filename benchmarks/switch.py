@@ -31,8 +31,8 @@ from typing import Any
 from peers import MERGEKIT, ROOT, environment, header, merge, merge_config
 from random_pair import SHAPES, write_random_pair
 
-from lambdasweep.export import export_point
-from lambdasweep.point import from_flags
+from lambdasweep.takehome.export import export_point
+from lambdasweep.takehome.point import from_flags
 from serve.settings import EngineSettings, available_cores, installed_device
 
 LAM = "0.35"  # of the merged checkpoints

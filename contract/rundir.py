@@ -243,7 +243,7 @@ class RunDir:
         return _read_json(self.unit("receipts", task, lam, shard))
 
     def driver(self) -> dict[str, Any] | None:
-        """Return driver.json (see `lambdasweep.heartbeat`); None where there is none, or a damaged one."""
+        """Return driver.json (see `lambdasweep.monitor.heartbeat`); None where there is none, or a damaged one."""
         return _read_json(self.driver_json)
 
     def tokens(self, task: str, lam: str) -> pa.Table:

@@ -173,7 +173,7 @@ def run(config: "SweepConfig") -> None:
 @takes_sweep
 def plan(config: "SweepConfig") -> None:
     """Check everything `run` would use and print what it would cost; start nothing."""
-    from lambdasweep.estimate import describe
+    from lambdasweep.plan import describe
 
     for line in describe(config):
         typer.echo(line)
@@ -211,7 +211,7 @@ def score(
     flags = locals()
     from lambdasweep.batch.config import load_score_config
     from lambdasweep.batch.score import run_score
-    from lambdasweep.progress import duration
+    from lambdasweep.monitor.progress import duration
 
     plain = {name: value for name, value in flags.items() if name not in ("requests", "engine")}
     began = time.monotonic()
@@ -240,7 +240,7 @@ def status(
     """Print what of a run, or of a batch, is done, what is left, what is quarantined, and how its driver does."""
     from lambdasweep.batch.scoredir import ScoreDir
     from lambdasweep.batch.status import describe as describe_score
-    from lambdasweep.status import describe
+    from lambdasweep.monitor.status import describe
 
     batch = ScoreDir(run_dir)
     batch.check_store()
@@ -250,7 +250,7 @@ def status(
 
         from contract.errors import InputError
         from contract.rundir import RunDir
-        from lambdasweep.watch import watch
+        from lambdasweep.monitor.watch import watch
 
         if is_batch:
             raise InputError(f"{run_dir} is a batch, and --watch shows sweeps: leave it out")
@@ -308,8 +308,8 @@ def export(
     vocab: Vocab = None,
 ) -> None:
     """Write θ(λ) as a checkpoint that transformers and vLLM load: of RUN (λ* by default), or of a pair."""
-    from lambdasweep.export import export_point
-    from lambdasweep.point import from_flags
+    from lambdasweep.takehome.export import export_point
+    from lambdasweep.takehome.point import from_flags
 
     began = time.monotonic()
     source = from_flags(run_dir, base, aligned, base_revision, aligned_revision, lam, method, lam_map, vocab)
@@ -335,8 +335,8 @@ def serve(
 
     POST /v1/lambda {"lam": "0.7"} moves it, GET /v1/lambda tells where it is, as does X-Lambdasweep-Lambda in each response.
     """
-    from lambdasweep.point import from_flags
-    from lambdasweep.serving import serve_point
+    from lambdasweep.takehome.point import from_flags
+    from lambdasweep.takehome.serve import serve_point
 
     source = from_flags(run_dir, base, aligned, base_revision, aligned_revision, lam, method, lam_map, vocab)
     serve_point(source, parents or "auto", context.args, lambda line: typer.echo(line, err=True))
@@ -344,7 +344,7 @@ def serve(
 
 def sweep(config: "SweepConfig") -> None:
     """Run a sweep, print its tables and where they are, and end with the sweep's exit status."""
-    from lambdasweep.progress import duration
+    from lambdasweep.monitor.progress import duration
     from lambdasweep.sweep import run_sweep
 
     began = time.monotonic()

@@ -10,13 +10,13 @@ from typing import Any
 from contract.errors import InputError
 from contract.location import Location, locate
 from contract.points import ONLY, by_name, parent_names, parse_points
+from lambdasweep.aligned_flags import parse_aligned, parse_revisions, relative_to
 from lambdasweep.generate import KEYS as GENERATE_KEYS
 from lambdasweep.generate import SETTINGS as GENERATE_SETTINGS
 from lambdasweep.generate import generate_specs
-from lambdasweep.several import parse_aligned, parse_revisions, relative_to
 from lambdasweep.tasks.chat import TEMPLATES
 from lambdasweep.tasks.documents import TaskSpec
-from lambdasweep.tasks.harness import PREFIX, HarnessSpec, resolved
+from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, HarnessSpec, resolved
 from lambdasweep.tasks.prompts import GenerateSpec
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")

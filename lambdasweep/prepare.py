@@ -16,8 +16,8 @@ from lambdasweep.config import SweepConfig
 from lambdasweep.tasks import BuiltTask, ChatTemplate, HarnessSpec, Tokenizer, build_requests, load_tokenizer, shards
 from lambdasweep.tasks.chat import read_template
 from lambdasweep.tasks.documents import TaskSpec, read_documents
-from lambdasweep.tasks.harness import Harness, HarnessTask, load_harness
-from lambdasweep.tasks.instances import BuiltHarnessTask, build_instances
+from lambdasweep.tasks.lm_eval_tasks.load import Harness, HarnessTask, load_harness
+from lambdasweep.tasks.lm_eval_tasks.requests import BuiltHarnessTask, build_instances
 from lambdasweep.tasks.prompts import (
     BuiltPrompts,
     GenerateSpec,

@@ -13,10 +13,10 @@ from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, Sweep
 from contract.rundir import RunDir
 from lambdasweep import record
 from lambdasweep.config import SweepConfig
-from lambdasweep.heartbeat import Heartbeat
+from lambdasweep.monitor.heartbeat import Heartbeat
+from lambdasweep.monitor.progress import SweepProgress
 from lambdasweep.prepare import Prepared, prepare
-from lambdasweep.progress import SweepProgress
-from lambdasweep.tasks.outcomes import write_outcomes
+from lambdasweep.tasks.lm_eval_tasks.own_metrics import write_outcomes
 
 if TYPE_CHECKING:
     from ray_jobs.units import Unit

@@ -15,8 +15,8 @@ from lambdasweep.tasks import ChatTemplate, HarnessSpec, TaskSpec, build_request
 from lambdasweep.tasks.chat import read_template
 from lambdasweep.tasks.documents import read_documents
 from lambdasweep.tasks.formats import select
-from lambdasweep.tasks.harness import load_harness
-from lambdasweep.tasks.instances import build_instances
+from lambdasweep.tasks.lm_eval_tasks.load import load_harness
+from lambdasweep.tasks.lm_eval_tasks.requests import build_instances
 from tests.checkpoints import write_tokenizer
 
 WINDOW = 512

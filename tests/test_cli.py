@@ -703,7 +703,7 @@ def test_a_plan_without_vllm_checks_the_headers_and_says_what_it_left(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("lambdasweep.estimate.find_spec", lambda name: None)
+    monkeypatch.setattr("lambdasweep.plan.find_spec", lambda name: None)
     result = lambdasweep("plan", *flags())
     assert result.code == 0
     assert "20 tensors, 0.26 MB each" in result.out

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from contract import schemas
-from lambdasweep.export import export_point
-from lambdasweep.point import from_flags
+from lambdasweep.takehome.export import export_point
+from lambdasweep.takehome.point import from_flags
 from serve.engine import same_bits
 from tests import engine_process
 from tests.checkpoints import write_checkpoint

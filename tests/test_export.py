@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 import merge.export
 from contract.errors import InputError, PairError
 from contract.rundir import RunDir, commit_json
-from lambdasweep.export import export_point
-from lambdasweep.point import from_flags
+from lambdasweep.takehome.export import export_point
+from lambdasweep.takehome.point import from_flags
 from merge.checkpoint import INDEX
 from merge.digest import WeightDigest
 from merge.export import ExportPlan, export
@@ -346,8 +346,8 @@ def test_a_line_that_cannot_be_exported(tmp_path: Path) -> None:
 EXPORT = """
 import sys
 from pathlib import Path
-from lambdasweep.export import export_point
-from lambdasweep.point import from_flags
+from lambdasweep.takehome.export import export_point
+from lambdasweep.takehome.point import from_flags
 base, aligned, lam, out = sys.argv[1:]
 export_point(from_flags(None, base, aligned, None, None, lam), Path(out), "aligned", "1MB", print)
 """
@@ -498,7 +498,7 @@ def test_a_card_names_checkpoints_of_the_hub(mixed_pair: tuple[Path, Path]) -> N
 
     import yaml
 
-    from lambdasweep.card import model_card
+    from lambdasweep.takehome.model_card import model_card
 
     pair = open_pair(*map(str, mixed_pair))
     pair = replace(pair, base=replace(pair.base, source="org/base", revision="abc"))

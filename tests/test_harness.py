@@ -23,9 +23,9 @@ from contract import schemas
 from contract.errors import InputError, LambdasweepError, TaskError
 from contract.rundir import RunDir, commit_json, commit_table
 from lambdasweep.tasks import HarnessSpec, load_tokenizer
-from lambdasweep.tasks.harness import Harness, load_harness
-from lambdasweep.tasks.instances import BuiltHarnessTask, build_instances
-from lambdasweep.tasks.outcomes import LEFT_OUT, write_outcomes
+from lambdasweep.tasks.lm_eval_tasks.load import Harness, load_harness
+from lambdasweep.tasks.lm_eval_tasks.own_metrics import LEFT_OUT, write_outcomes
+from lambdasweep.tasks.lm_eval_tasks.requests import BuiltHarnessTask, build_instances
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lambdasweep[lm-eval]")
 
@@ -481,7 +481,7 @@ def test_a_perplexity_beyond_float64_is_null(directory: Path, tmp_path: Path) ->
 
 
 def test_only_complete_lambdas_and_those_once(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lambdasweep.tasks import outcomes as module
+    from lambdasweep.tasks.lm_eval_tasks import own_metrics as module
 
     harness, built = build(directory, HarnessSpec(str(directory / "informed.yaml")))
     run = RunDir(tmp_path / "run")
@@ -657,16 +657,16 @@ def test_bad_settings_come_at_once(directory: Path) -> None:
 
 
 def test_lm_eval_is_missing_or_another(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lambdasweep.tasks import harness
+    from lambdasweep.tasks.lm_eval_tasks import load
 
-    monkeypatch.setattr(harness.metadata, "version", lambda name: "0.4.9")
+    monkeypatch.setattr(load.metadata, "version", lambda name: "0.4.9")
     with pytest.raises(InputError, match=r"need lm-eval 0\.4\.13, and 0\.4\.9 is installed"):
         load_harness(HarnessSpec(str(directory / "plain.yaml")))
 
     def gone(name: str) -> str:
-        raise harness.metadata.PackageNotFoundError(name)
+        raise load.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(harness.metadata, "version", gone)
+    monkeypatch.setattr(load.metadata, "version", gone)
     with pytest.raises(InputError, match=r"need lm-eval: install lambdasweep\[lm-eval\]"):
         load_harness(HarnessSpec(str(directory / "plain.yaml")))
 

@@ -148,8 +148,8 @@ def test_imports_follow_the_tree(name: str) -> None:
         ("lambdasweep.tasks.requests", "import transformers", 1),
         ("lambdasweep.tasks.requests", "def f():\n    from transformers import AutoTokenizer", 0),
         ("lambdasweep.prepare", "def f():\n    from transformers import AutoTokenizer", 1),
-        ("lambdasweep.tasks.harness", "from lm_eval.tasks import TaskManager", 1),
-        ("lambdasweep.tasks.harness", "def f():\n    from lm_eval.tasks import TaskManager", 0),
+        ("lambdasweep.tasks.lm_eval_tasks.load", "from lm_eval.tasks import TaskManager", 1),
+        ("lambdasweep.tasks.lm_eval_tasks.load", "def f():\n    from lm_eval.tasks import TaskManager", 0),
         ("lambdasweep.prepare", "def f():\n    import lm_eval", 1),
         ("calibration.terminal.lm_eval", "def f():\n    import lm_eval", 1),
         ("calibration.metrics.predictions", "def f():\n    import torch", 1),
@@ -189,7 +189,8 @@ def test_the_rule_sees_what_it_is_about(name: str, source: str, count: int) -> N
         "import runpy; sys.argv = ['lambdasweep', '--help']\ntry: runpy.run_module('lambdasweep', run_name='__main__')\n"
         "except SystemExit as end: assert end.code == 0, end.code",
         "import calibration.analyse, calibration.terminal.tables, calibration.frontier.frontier, lambdasweep.notebook",
-        "import lambdasweep.status, lambdasweep.estimate, lambdasweep.tasks, merge.pair, serve.settings, ray_jobs.scheduler",
+        "import lambdasweep.monitor.status, lambdasweep.plan, lambdasweep.tasks\n"
+        "import merge.pair, serve.settings, ray_jobs.scheduler",
     ],
     ids=["help", "report", "plan"],
 )

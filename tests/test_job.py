@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from contract.rundir import RunDir
 from lambdasweep.demo import ALIGNED, BASE, LETTERS
-from lambdasweep.heartbeat import DriverState
+from lambdasweep.monitor.heartbeat import DriverState
 from ray_jobs.prometheus import SERIES
 from tests.test_sweep import until
 

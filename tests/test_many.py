@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from contract.errors import InputError, PairError
 from contract.grid import canonical
 from contract.points import coordinates
+from lambdasweep.aligned_flags import parse_aligned, parse_revisions
 from lambdasweep.batch.config import load_score_config
 from lambdasweep.config import load_config
-from lambdasweep.estimate import describe
-from lambdasweep.export import export_point
-from lambdasweep.point import from_flags
-from lambdasweep.several import parse_aligned, parse_revisions
+from lambdasweep.plan import describe
+from lambdasweep.takehome.export import export_point
+from lambdasweep.takehome.point import from_flags
 from merge.interpolate import Rule, interpolate, interpolated_tensors, needed, theta
 from merge.pair import fingerprint, open_pair
 from tests.checkpoints import write_checkpoint

@@ -24,8 +24,9 @@ from contract.errors import InputError
 from contract.points import parse_points
 from contract.rundir import RunDir, commit_json
 from contract.schemas import point_of
-from lambdasweep import open_run, status, watch
-from lambdasweep.survey import Survey
+from lambdasweep import open_run
+from lambdasweep.monitor import status, watch
+from lambdasweep.monitor.survey import Survey
 from tests.tables import SWEEP, add_prompts, add_samples, add_scores, add_task
 
 POINTS = parse_points("dpo=0,0.5,1,sft=0,1", ["dpo", "sft"])

@@ -25,8 +25,8 @@ import pytest
 import torch
 
 from contract.errors import InputError
-from lambdasweep.export import export_point
-from lambdasweep.point import from_flags
+from lambdasweep.takehome.export import export_point
+from lambdasweep.takehome.point import from_flags
 from merge.line import STRAIGHT
 from tests.checkpoints import POSITIONS, VOCAB, write_checkpoint
 

@@ -16,9 +16,9 @@ from lambdasweep.batch.files import Inputs, lies_in, open_inputs
 from lambdasweep.batch.repeats import repeated_rows
 from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.batch.source import ParquetSource
-from lambdasweep.heartbeat import Heartbeat
+from lambdasweep.monitor.heartbeat import Heartbeat
+from lambdasweep.monitor.progress import ScoreProgress
 from lambdasweep.prepare import SHARD_TOKENS, Prepared, join, prepare
-from lambdasweep.progress import ScoreProgress
 from lambdasweep.sweep import before_ray, check_disk, fingerprint_pair
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Any
 
 from contract.points import is_named
 from contract.rundir import RunDir
-from lambdasweep.heartbeat import DriverState, DriverView, ReplicaReport
-from lambdasweep.progress import duration
-from lambdasweep.survey import Survey
+from lambdasweep.monitor.heartbeat import DriverState, DriverView, ReplicaReport
+from lambdasweep.monitor.progress import duration
+from lambdasweep.monitor.survey import Survey
 
 _SHOWN = 5
 _REPLICAS_SHOWN = 16

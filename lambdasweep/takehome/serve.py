@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contract.errors import InputError
-from lambdasweep.point import Source, fingerprints_of
 from lambdasweep.prepare import CPU_WINDOW, GIB, kv_bytes_per_token
+from lambdasweep.takehome.point import Source, fingerprints_of
 
 if TYPE_CHECKING:
     from merge.pair import Pair

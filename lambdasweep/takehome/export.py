@@ -5,8 +5,8 @@ from pathlib import Path
 
 from contract.errors import InputError
 from contract.points import parent_names
-from lambdasweep.card import model_card
-from lambdasweep.point import Source, fingerprints_of
+from lambdasweep.takehome.model_card import model_card
+from lambdasweep.takehome.point import Source, fingerprints_of
 
 
 def export_point(source: Source, out: Path, like: str, max_shard_size: str, say: Callable[[str], None]) -> int:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 from contract.rundir import RunDir, commit_json
-from lambdasweep.progress import Tally
+from lambdasweep.monitor.progress import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from contract.points import is_parent, order
 from contract.rundir import RunDir
-from lambdasweep import status
-from lambdasweep.survey import Survey, TaskCount
+from lambdasweep.monitor import status
+from lambdasweep.monitor.survey import Survey, TaskCount
 
 _SECONDS = 1.0  # between two looks, on a terminal
 _LINE_SECONDS = 5.0  # and elsewhere

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from contract.errors import TaskError
-from lambdasweep.tasks.harness import ROLLING, VERSION, HarnessTask
-from lambdasweep.tasks.reading import read
+from lambdasweep.tasks.lm_eval_tasks.answers import read
+from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, HarnessTask
 from lambdasweep.tasks.requests import BuiltTask, ScoredAs, batches, content_sha256, joined, requests_table
 from lambdasweep.tasks.tokens import Encoded, Tokenizer, encode_pairs, encode_windows, prefix_of
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from contract.rundir import RunDir, completion
-from lambdasweep.heartbeat import DriverView
+from lambdasweep.monitor.heartbeat import DriverView
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from contract.points import coordinates
 
 if TYPE_CHECKING:
-    from lambdasweep.point import MeasuredPoint
+    from lambdasweep.takehome.point import MeasuredPoint
     from merge.checkpoint import Checkpoint
     from merge.pair import Pair
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from contract.errors import InputError
 from lambdasweep.config import SweepConfig
-from lambdasweep.progress import duration
-from lambdasweep.status import how
+from lambdasweep.monitor.progress import duration
+from lambdasweep.monitor.status import how
 
 if TYPE_CHECKING:
     from lambdasweep.prepare import Prepared
@@ -86,7 +86,7 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
     from lambdasweep.prepare import join
     from lambdasweep.tasks.chat import read_template
     from lambdasweep.tasks.documents import read_documents
-    from lambdasweep.tasks.harness import PREFIX, HarnessSpec
+    from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, HarnessSpec
     from lambdasweep.tasks.prompts import read_prompts
     from merge.line import Line
     from merge.pair import open_pair

@@ -8,7 +8,7 @@ from contract.errors import InputError, RunMismatchError
 from contract.points import ONLY, names_of, parse_point, role
 from contract.rundir import RunDir
 from contract.schemas import METRICS, point_of
-from lambdasweep.several import parse_aligned, parse_revisions
+from lambdasweep.aligned_flags import parse_aligned, parse_revisions
 
 if TYPE_CHECKING:
     from calibration.analyse import Analysis

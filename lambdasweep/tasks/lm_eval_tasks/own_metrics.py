@@ -20,8 +20,8 @@ from contract.errors import LambdasweepError
 from contract.location import read_table
 from contract.points import order
 from contract.rundir import RunDir, commit_table, read_identity
-from lambdasweep.tasks.harness import ROLLING, VERSION, Asked, Harness, quiet
-from lambdasweep.tasks.instances import BuiltHarnessTask
+from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, Asked, Harness, quiet
+from lambdasweep.tasks.lm_eval_tasks.requests import BuiltHarnessTask
 from lambdasweep.tasks.tokens import Ints
 
 LEFT_OUT = "docs_left_out"
