@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from calibration.frontier.curve import ERRORS, Curve, curve, thinned
-from calibration.metrics.diversity import diversity_points
+from calibration.lm_eval_rows import outcome_rows
 from calibration.metrics.reliability_bins import bin_table
+from calibration.samples_at_lambda import diversity_points
 from calibration.scores.per_document import CONFIDENCES
 from calibration.task_at_lambda import PARENTS, Point, parents_of, task_points
-from calibration.terminal.lm_eval import outcome_rows
 from calibration.uncertainty.intervals import interval
 from calibration.uncertainty.resample import RESAMPLES, SEED, SPLITS
 from contract import schemas

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from calibration.arrays import Ints
 from calibration.metrics import choice_tasks, continuation_tasks
 from calibration.metrics.choice_tasks import Estimates, as_parent, choice_estimates, matched_to_itself
 from calibration.metrics.continuation_tasks import continuation_estimates
-from calibration.metrics.predictions import Ints
 from calibration.metrics.reliability_bins import BinRow, bin_rows
 from calibration.scores.loader import Loaded, Loader
 from calibration.scores.per_document import ChoiceScores, ContinuationScores, LeftOut

@@ -131,7 +131,7 @@ class Run:
 
         Columns: task, request_id, lam, position, token_id, logprob (nats), rank, top1_id, top1_logprob. Raises as `tokens`.
         """
-        from calibration.exploded import EXPLODED, explode
+        from calibration.row_views import EXPLODED, explode
         from calibration.scores.per_document import CONTINUATION_COLUMNS
 
         tables = [_named("", schemas.schema_at(EXPLODED, self._kind).empty_table())]

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from calibration.analyse import analyse, write_metrics
 from calibration.frontier.frontier import frontiers
-from calibration.metrics.diversity import by_lambda
 from calibration.report.facts import gather
 from calibration.report.figures import page_figures, paper_figures
 from calibration.report.notices import notices
 from calibration.report.write import write_report
+from calibration.samples_at_lambda import by_lambda
 from calibration.task_at_lambda import parents_of
 from calibration.terminal.tables import render
 from contract import points, schemas

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from calibration.arrays import BINS, Floats
 from calibration.metrics.choice_tasks import ACCURACY
-from calibration.metrics.predictions import BINS, Floats
 from calibration.task_at_lambda import PARENTS, Point
 
 # What accuracy may be held against: errors in [0, 1].

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from calibration.arrays import Bools, Floats
 from calibration.frontier.curve import Curve, Track, macro_average
 from calibration.frontier.lambda_star import choices, choose
 from calibration.frontier.sentence import sentence
 from calibration.frontier.types import Chosen, FrontierPoint, Gain, Value
-from calibration.metrics.predictions import Bools, Floats
 from calibration.task_at_lambda import PARENTS
 from calibration.uncertainty.intervals import Estimate, Interval, interval
 from calibration.uncertainty.multiple_tests import indistinguishable, step_down
@@ -74,7 +74,7 @@ def frontiers(curves: Sequence[Curve]) -> Frontiers:
 
 
 def write_frontiers(run: RunDir, found: Frontiers, diversity: Mapping[str, Any] | None = None) -> None:
-    """Commit RUN/report/frontier.json, with what `metrics.diversity.by_lambda` says of the generate tasks, if there are any.
+    """Commit RUN/report/frontier.json, with what `samples_at_lambda.by_lambda` says of the generate tasks, if there are any.
 
     Raises:
         OSError: the disk is full or not writable.

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from calibration.arrays import Floats, Ints
 from calibration.frontier.curve import Track
-from calibration.metrics.predictions import Floats, Ints
 
 
 def choose(track: Track) -> int:

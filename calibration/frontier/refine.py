@@ -10,9 +10,9 @@ from decimal import Decimal
 
 import numpy as np
 
+from calibration.arrays import Floats, Ints
 from calibration.frontier.curve import Curve, Track
 from calibration.frontier.lambda_star import choices, choose
-from calibration.metrics.predictions import Floats, Ints
 from contract.grid import MAX_DECIMALS, canonical
 
 ROUND = 4  # λs between two looks at the tables: engines that would wait have work, and few λs are chosen blindly

@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from calibration.arrays import Floats
 from calibration.frontier.curve import ERRORS, Curve, curve, macro_average
 from calibration.metrics.binned import Layout, add_reliability, means, reliability_metrics
 from calibration.metrics.choice_tasks import ACCURACY, restricted
-from calibration.metrics.predictions import Floats, predictions
+from calibration.metrics.predictions import predictions
 from calibration.scores.loader import Loader
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores
 from calibration.task_at_lambda import Point, cores, parents_of

@@ -17,7 +17,8 @@ import numpy as np
 import scipy.sparse
 from scipy.special import erf
 
-from calibration.metrics.predictions import BINS, Floats, Ints, Predictions
+from calibration.arrays import BINS, Floats, Ints
+from calibration.metrics.predictions import Predictions
 from calibration.uncertainty.resample import Weights
 
 

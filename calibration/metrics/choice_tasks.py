@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from calibration.arrays import BINS, Floats, Ints
 from calibration.metrics.binned import (
     Layout,
     add_classes,
@@ -13,12 +14,13 @@ from calibration.metrics.binned import (
     means,
     reliability_metrics,
 )
-from calibration.metrics.predictions import BINS, Floats, Ints, Predictions, predictions
+from calibration.metrics.predictions import Predictions, predictions
 from calibration.metrics.ranked import Ranking
 from calibration.metrics.smooth_ece import add_residuals, smooth_ece
 from calibration.metrics.temperature import cross_fitted
+from calibration.metrics.token_ece import add_tokens, token_metrics
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores
-from calibration.scores.per_token import TokenScores, add_tokens, token_metrics
+from calibration.scores.per_token import TokenScores
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.resample import SMOOTH_RESAMPLES, SPLITS, Resamples, Weights, ones
 

@@ -2,11 +2,13 @@
 
 import numpy as np
 
+from calibration.arrays import BINS, Floats, Ints
 from calibration.metrics.binned import Layout, means
 from calibration.metrics.choice_tasks import Estimates
-from calibration.metrics.predictions import BINS, Floats, Ints, perplexity
+from calibration.metrics.predictions import perplexity
+from calibration.metrics.token_ece import add_tokens, token_metrics
 from calibration.scores.per_document import ContinuationScores
-from calibration.scores.per_token import TokenScores, add_tokens, token_metrics
+from calibration.scores.per_token import TokenScores
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.resample import SPLITS, Resamples, ones
 

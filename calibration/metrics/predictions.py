@@ -6,13 +6,8 @@ Shapes: D documents, C choices (documents with fewer choices are padded with −
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-BINS = 15
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from calibration.arrays import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from calibration.arrays import BINS, Bools, Floats
 from calibration.metrics.binned import SumMatrix
-from calibration.metrics.predictions import BINS, Bools, Floats
 from calibration.uncertainty.resample import Weights
 
 COVERAGE = 80  # per cent of the documents, the most confident ones

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 from scipy.special import ndtri
 
+from calibration.arrays import BINS, Bools, Floats
 from calibration.metrics.binned import bin_of
-from calibration.metrics.predictions import BINS, Bools, Floats, predictions
+from calibration.metrics.predictions import predictions
 from calibration.scores.loader import Loaded
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores
 from calibration.uncertainty.intervals import LEVEL

@@ -12,8 +12,8 @@ by exp(−(πkσ)² / 2), so smoothing is one discrete cosine transform and back
 import numpy as np
 import scipy.fft
 
+from calibration.arrays import Bools, Floats
 from calibration.metrics.binned import Layout
-from calibration.metrics.predictions import Bools, Floats
 
 # Intervals; the residual of a document is shared between the two nearest points. A width below two of them is not
 # resolved, and only a smooth ECE below 0.004 could be that width.

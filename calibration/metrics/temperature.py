@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.optimize import brentq
 
-from calibration.metrics.predictions import Floats, Ints
+from calibration.arrays import Floats, Ints
 
 RANGE = (0.01, 100.0)
 

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from calibration.analyse import Analysis
 from calibration.frontier.frontier import Frontier, Frontiers
+from calibration.lm_eval_rows import LEFT_OUT, PREFIX
 from calibration.metrics.choice_tasks import ACCURACY
-from calibration.terminal.lm_eval import LEFT_OUT, PREFIX
 from contract.points import coordinates, order
 from contract.schemas import point_of
 

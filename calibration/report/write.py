@@ -12,12 +12,12 @@ import vl_convert
 from calibration.analyse import Analysis, write_bins
 from calibration.frontier.curve import ERRORS
 from calibration.frontier.frontier import Frontiers, frontiers, write_frontiers
-from calibration.metrics.diversity import by_lambda
 from calibration.report.facts import gather
 from calibration.report.figures import paper_figures
 from calibration.report.identity import quarantine
 from calibration.report.page import page
 from calibration.report.style import theme
+from calibration.samples_at_lambda import by_lambda
 from calibration.scores.per_document import CONFIDENCES
 from contract.grid import canonical
 from contract.rundir import RunDir, commit_bytes

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from calibration.metrics.predictions import Bools, Floats, Ints
+from calibration.arrays import Bools, Floats, Ints
 from contract.errors import LambdasweepError
 from contract.points import is_named
 

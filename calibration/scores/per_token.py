@@ -1,12 +1,11 @@
-"""Calibration token by token: is the most likely next token the actual one as often as its probability says?"""
+"""Tables → per-token arrays: how probable the most likely next token was, and whether it is the actual one."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from calibration.metrics.binned import Layout, bin_of
-from calibration.metrics.predictions import BINS, Bools, Floats, Ints
+from calibration.arrays import Bools, Floats, Ints
 from calibration.scores.per_document import Continuations, Documents, first_tokens
 
 
@@ -44,19 +43,3 @@ def token_scores(documents: Documents, continuations: Continuations, tokens: pa.
     known = ~unknown & np.isfinite(logprob)  # a null is NaN
     probability = np.minimum(np.exp(logprob[known]), 1.0)  # rounded logits can give 1 + 1e-7
     return TokenScores(document[known], probability, first[known])
-
-
-def add_tokens(layout: Layout, scores: TokenScores) -> None:
-    """Add the sums that `token_metrics` wants; a resample draws documents, with all their tokens."""
-    bins = bin_of(scores.confidence)
-    layout.add("token_count", np.ones(len(bins)), bins, BINS, scores.document)
-    layout.add("token_gap", scores.confidence - scores.correct, bins, BINS, scores.document)
-    seen = np.unique(scores.document)
-    layout.add("token_documents", np.ones(len(seen)), document=seen)
-
-
-def token_metrics(layout: Layout, sums: Floats) -> dict[str, Floats]:
-    """Return token_ece_width [R]: the ECE of `binned.reliability_metrics`, of tokens instead of documents."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ece = np.abs(layout.of(sums, "token_gap")).sum(axis=0) / layout.of(sums, "token_count").sum(axis=0)
-    return {"token_ece_width": ece}

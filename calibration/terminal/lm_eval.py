@@ -1,7 +1,4 @@
-"""lm-eval's own metrics of a run → rows of the metrics table, and a table for a terminal.
-
-They were computed by lm-eval at the end of the run; here they are read, so nobody needs lm-eval to look at them.
-"""
+"""lm-eval's own metrics as a table for a terminal, a λ a row."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,32 +7,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from contract.location import read_table
+from calibration.lm_eval_rows import LEFT_OUT, PREFIX
 from contract.points import order
-from contract.rundir import RunDir
 from contract.schemas import point_of
-
-PREFIX = "lm_eval/"
-LEFT_OUT = f"{PREFIX}docs_left_out"
 
 _MISSING = "–"
 _SHOWN = 5  # metrics: as many as fit 80 columns
-
-
-def outcome_rows(run: RunDir) -> dict[str, dict[str, list[tuple[Any, ...]]]]:
-    """Return rows of METRICS as `schemas.table_of` takes them, by task or group and canonical point.
-
-    Names are `lm_eval/<metric>,<filter>`.
-
-    `lm_eval/docs_left_out` counts the documents that are in none of them, with n = all documents.
-    """
-    found: dict[str, dict[str, list[tuple[Any, ...]]]] = {}
-    for path in run.all_outcomes():
-        for row in read_table(path).to_pylist():
-            task, lam = row["task"], point_of(row)
-            values = (f"{PREFIX}{row['metric']}", "sum", "all", row["value"], None, None, row["n"], None)
-            found.setdefault(task, {}).setdefault(lam, []).append((task, lam, *values))
-    return found
 
 
 def outcome_table(task: str, rows: Sequence[dict[str, Any]], roles: Mapping[str, str]) -> Table:

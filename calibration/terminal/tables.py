@@ -11,12 +11,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from calibration.arrays import BINS
+from calibration.lm_eval_rows import PREFIX
 from calibration.metrics.choice_tasks import ACCURACY
-from calibration.metrics.predictions import BINS
 from calibration.scores.per_document import CONFIDENCES
 from calibration.task_at_lambda import PARENTS
 from calibration.terminal.diversity import diversity_table, is_diversity
-from calibration.terminal.lm_eval import PREFIX, outcome_table
+from calibration.terminal.lm_eval import outcome_table
 from contract.errors import InputError
 from contract.points import is_named, order
 from contract.schemas import point_of

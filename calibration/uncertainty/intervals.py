@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.metrics.predictions import Floats
+from calibration.arrays import Floats
 
 LEVEL = 0.95
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from calibration.metrics.predictions import Bools, Floats
+from calibration.arrays import Bools, Floats
 
 
 def step_down(gain: Floats, resampled: Floats) -> Floats:

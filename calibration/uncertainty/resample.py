@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.metrics.predictions import Bools, Floats, Ints
+from calibration.arrays import Bools, Floats, Ints
 
 SEED = 0
 RESAMPLES = 2000
