@@ -66,3 +66,13 @@ class EngineError(LambdasweepError):
 
 class SweepError(LambdasweepError):
     """The sweep cannot go on."""
+
+
+def join(failures: list[InputError], title: str = "the sweep cannot be set up") -> InputError:
+    """Make one error of several, so that the user sees all of them."""
+    if len(failures) == 1:
+        return failures[0]
+    lines: list[str] = []
+    for failure in failures:
+        lines += [f"{failure.title}: {problem}" for problem in failure.problems] or [failure.title]
+    return InputError(title, lines)

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from contract.errors import InputError
+from contract.errors import InputError, join
 from lambdasweep.config import SweepConfig
-from lambdasweep.monitor.progress import duration
-from lambdasweep.monitor.status import how
+from lambdasweep.monitor.wording import duration, how
 
 if TYPE_CHECKING:
     from lambdasweep.prepare import Prepared
@@ -83,7 +82,6 @@ def describe(config: SweepConfig) -> Iterator[str]:
 
 
 def _describe_headers(config: SweepConfig) -> Iterator[str]:
-    from lambdasweep.prepare import join
     from lambdasweep.tasks.chat import read_template
     from lambdasweep.tasks.documents import read_documents
     from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, HarnessSpec
@@ -141,7 +139,7 @@ def _describe_pair(pair: "Pair", ranks: int) -> str:
 
 def _describe_memory(prepared: "Prepared") -> str:
     """Say which tier the parents are expected in, and what all replicas of this machine take of its memory."""
-    from lambdasweep.prepare import default_replicas
+    from lambdasweep.engine_defaults import default_replicas
     from serve.engine import free_memory
     from serve.settings import available_cores
     from serve.switch.tiers import RELOAD, choose

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 import ray_jobs.driver
 from contract import schemas
 from contract.rundir import RunDir, commit_table
-from lambdasweep import cli, prepare
+from lambdasweep import cli, record
 from lambdasweep.tasks import load_tokenizer
 from merge.line import Line
 from ray_jobs.driver import Outcome
@@ -490,7 +490,7 @@ def test_a_changed_task_file_is_another_sweep(begun: RunDir, refused: Callable[.
 def test_another_version_is_another_sweep(
     begun: RunDir, refused: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    versions = prepare.versions() | {"vllm": "0.99"}
+    versions = record.versions() | {"vllm": "0.99"}
     monkeypatch.setattr("lambdasweep.record.versions", lambda: versions)
     (problem,) = refused().problems
     assert problem.startswith("versions.vllm was ")

@@ -15,8 +15,9 @@ from contract.rundir import RunDir, commit_json
 from lambdasweep.monitor import watch
 from lambdasweep.monitor.heartbeat import SECONDS, DriverState, Heartbeat
 from lambdasweep.monitor.progress import Tally
-from lambdasweep.monitor.status import describe, quantity
+from lambdasweep.monitor.status import describe
 from lambdasweep.monitor.survey import Survey
+from lambdasweep.monitor.wording import quantity
 from ray_jobs.units import Receipt, Unit
 
 LAMBDAS = ["0", "0.5", "1"]

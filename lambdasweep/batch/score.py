@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, PairError, RunMismatchError, SweepError
+from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, PairError, RunMismatchError, SweepError, join
 from contract.rundir import commit_json, commit_table
 from lambdasweep import record
 from lambdasweep.batch.config import ScoreConfig
@@ -16,10 +16,10 @@ from lambdasweep.batch.files import Inputs, lies_in, open_inputs
 from lambdasweep.batch.repeats import repeated_rows
 from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.batch.source import ParquetSource
+from lambdasweep.launch import before_ray, check_disk, fingerprint_pair
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.progress import ScoreProgress
-from lambdasweep.prepare import SHARD_TOKENS, Prepared, join, prepare
-from lambdasweep.sweep import before_ray, check_disk, fingerprint_pair
+from lambdasweep.prepare import SHARD_TOKENS, Prepared, prepare
 
 if TYPE_CHECKING:
     from ray_jobs.units import Unit

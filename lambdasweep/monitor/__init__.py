@@ -5,4 +5,5 @@ heartbeat.py    the driver's events → RUN/driver.json, for whoever sees RUN
 survey.py       what of a run is there: units and receipts
 status.py       all of that in words
 watch.py        all of that live
+wording.py      times and counts as a person would write them
 """

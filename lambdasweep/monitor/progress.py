@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from contract.points import order
+from lambdasweep.monitor.wording import duration
 
 if TYPE_CHECKING:
     from ray_jobs.units import Receipt, Unit
@@ -208,14 +209,3 @@ class ScoreProgress(SweepProgress):
         return f"{self.tally.requests} rows" + (
             f"  {rates[1]:.0f} tokens/s  {duration(rates[2])} left" if rates else ""
         )
-
-
-def duration(seconds: float) -> str:
-    """Write seconds as a person would: 45 s, 3 min 20 s, 2 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -4,13 +4,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 from contract.points import is_named
 from contract.rundir import RunDir
 from lambdasweep.monitor.heartbeat import DriverState, DriverView, ReplicaReport
-from lambdasweep.monitor.progress import duration
 from lambdasweep.monitor.survey import Survey
+from lambdasweep.monitor.wording import duration, how, quantity
 
 _SHOWN = 5
 _REPLICAS_SHOWN = 16
@@ -55,15 +54,6 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
     yield f"{survey.done} units done, {survey.total - survey.done} left"
     yield from filter(None, [spent(survey)])
     yield from driver_lines(survey)
-
-
-def how(record: dict[str, Any]) -> str:
-    """Say in a few words how a task of the plan is scored or sampled."""
-    if "samples" not in record:
-        return f"{record['format']}, {record['shots']} shots"
-    return (
-        f"{record['samples']} samples of at most {record['max_tokens']} tokens, temperature {record['temperature']:g}"
-    )
 
 
 def driver_lines(view: DriverView) -> Iterator[str]:
@@ -134,11 +124,3 @@ def doing(replica: ReplicaReport) -> str:
         return f"{replica['doing']} for {since}"
     task, lam, shard = replica["unit"]
     return f"{task} λ {lam} shard {shard} for {since}"
-
-
-def quantity(number: float) -> str:
-    """Write a count so that it can be read at a glance: 950, 12.3 k, 4.56 M."""
-    for scale, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if number >= scale:
-            return f"{number / (1e3 if letter == 'k' else scale):.3g} {letter}"
-    return f"{number:.0f}"

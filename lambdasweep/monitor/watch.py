@@ -11,6 +11,7 @@ from contract.points import is_parent, order
 from contract.rundir import RunDir
 from lambdasweep.monitor import status
 from lambdasweep.monitor.survey import Survey, TaskCount
+from lambdasweep.monitor.wording import quantity
 
 _SECONDS = 1.0  # between two looks, on a terminal
 _LINE_SECONDS = 5.0  # and elsewhere
@@ -64,7 +65,7 @@ def render(survey: Survey, width: int, height: int) -> list[Text]:
     head = [Text(str(survey.run.root), "bold"), _bar(survey, min(20, width // 4))]
     head += [Text(line) for line in (status.pace(survey), status.spent(survey)) if line]
     if quarantined := survey.spent.quarantined.total():
-        head.append(Text(f"{status.quantity(quarantined)} requests quarantined", "red"))
+        head.append(Text(f"{quantity(quarantined)} requests quarantined", "red"))
     head.append(Text(status.driver(survey) or "no driver was seen here", "green" if survey.driver_runs else "yellow"))
     replicas = _replicas(survey, width, max(2, height // 6))
     news, space = [], []
