@@ -1,4 +1,6 @@
-"""Fingerprints that are remembered, so that a parent's weights are read once on each node and not at every start.
+"""Fingerprints: what a checkpoint's weights and config are, in 64 hexadecimal digits; NaN and infinity are refused.
+
+They are remembered, so that a parent's weights are read once on each node and not at every start:
 
     $XDG_CACHE_HOME/lambdasweep/weights/<stamp>.json    SHA-256 of each tensor, of weights that hold no NaN and no infinity
 
@@ -14,18 +16,26 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from contract.errors import PairError
 from contract.rundir import commit_json
-from merge.checkpoint import Checkpoint
-from merge.pair import combine, scan
+from merge.checkpoint import Checkpoint, TensorInfo
+from merge.pair import meaning
 
+_SHOWN = 8  # offenders
+_THREADS = 16  # a core hashes about 1.8 GB/s, and so many of them outrun most disks
+_CHUNK = 4 << 20  # bytes hashed and scanned at a time: stays in the second-level cache, and bounds memory
 _SETTLED_NS = 2_000_000_000  # a file changed later than this may change again within one tick of its clock
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def remembered_fingerprint(checkpoint: Checkpoint, role: str) -> str:
-    """Return `merge.pair.fingerprint`, from what is remembered of these very files where there is anything.
+    """Return `merge.fingerprints.fingerprint`, from what is remembered of these very files where there is anything.
 
     Of several processes that ask at the same time, one reads the weights.
 
@@ -89,3 +99,58 @@ def _locked(path: Path) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             fcntl.flock(stack.enter_context(open(path, "w")), fcntl.LOCK_EX)
         yield
+
+
+def fingerprint(checkpoint: Checkpoint, role: str) -> str:
+    """Read every weight once: hash it, and refuse NaN and infinity.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        PairError: naming every tensor that holds NaN or infinity.
+    """
+    return combine(checkpoint, scan(checkpoint, role))
+
+
+def scan(checkpoint: Checkpoint, role: str) -> dict[str, str]:
+    """Return the SHA-256 of each tensor's bytes; raises as `fingerprint`."""
+    threads = min(_THREADS, len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(threads) as pool:  # hashlib and NumPy release the interpreter lock
+        scanned = list(pool.map(_scan, checkpoint.tensors.values()))
+    bad = [name for name, (_, finite) in zip(checkpoint.tensors, scanned, strict=True) if not finite]
+    if bad:
+        more = [f"and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
+        raise PairError(f"the {role} checkpoint {checkpoint.source} holds NaN or infinity", [*bad[:_SHOWN], *more])
+    return {name: digest for name, (digest, _) in zip(checkpoint.tensors, scanned, strict=True)}
+
+
+def combine(checkpoint: Checkpoint, digests: dict[str, str]) -> str:
+    """Make the fingerprint of the hashes of all tensors.
+
+    It does not depend on how they are split over files: SHA-256 over the sorted list of (name, dtype, shape, SHA-256 of the
+    bytes) and the config's relevant part.
+    """
+    rows: list[Any] = [[name, info.dtype, list(info.shape), digests[name]] for name, info in checkpoint.tensors.items()]
+    return hashlib.sha256(json.dumps([sorted(rows), meaning(checkpoint.config)], sort_keys=True).encode()).hexdigest()
+
+
+def _scan(info: TensorInfo) -> tuple[str, bool]:
+    """Return one tensor's SHA-256 and whether all of its numbers are finite."""
+    # Exponent bits all set is NaN or infinity, whatever the float format.
+    width, exponent = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}[
+        info.dtype
+    ]
+    digest, finite = hashlib.sha256(), True
+    with open(info.file, "rb") as stream:
+        stream.seek(info.begin)
+        left = info.nbytes
+        while left:
+            chunk = stream.read(min(_CHUNK, left))
+            if not chunk:
+                raise PairError(f"{info.file} became shorter while it was read")
+            left -= len(chunk)
+            digest.update(chunk)
+            bits = np.frombuffer(chunk, width)
+            finite = finite and not bool(((bits & exponent) == exponent).any())
+    return digest.hexdigest(), finite

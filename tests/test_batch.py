@@ -28,7 +28,7 @@ from lambdasweep.tasks.documents import read_documents
 from lambdasweep.tasks.formats import render
 from lambdasweep.tasks.tokens import load_tokenizer
 from merge.checkpoint import open_checkpoint
-from merge.pair import fingerprint
+from merge.fingerprints import fingerprint
 from merge.remote_parent import parent_of
 from ray_jobs.units import Unit
 from tests.checkpoints import write_checkpoint

@@ -29,9 +29,10 @@ from merge.checkpoint import INDEX
 from merge.digest import WeightDigest
 from merge.export import ExportPlan, export
 from merge.file_layout import lay_out, parse_size
+from merge.fingerprints import fingerprint
 from merge.interpolate import interpolate
 from merge.line import Line
-from merge.pair import fingerprint, open_pair
+from merge.pair import open_pair
 from merge.weight_writer import BLOCK, blocks
 from tests import test_lines
 from tests.checkpoints import write_checkpoint

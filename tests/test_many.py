@@ -22,8 +22,9 @@ from lambdasweep.config import load_config
 from lambdasweep.plan import describe
 from lambdasweep.takehome.export import export_point
 from lambdasweep.takehome.point import from_flags
+from merge.fingerprints import fingerprint
 from merge.interpolate import Rule, interpolate, interpolated_tensors, needed, theta
-from merge.pair import fingerprint, open_pair
+from merge.pair import open_pair
 from tests.checkpoints import write_checkpoint
 from tests.test_export import EDGES, FORMATS, UNIT, bits, files, mixed, ulp, weights
 from tests.test_merge import write

@@ -15,8 +15,7 @@ import torch
 from contract.errors import PairError
 from merge import fingerprints
 from merge.checkpoint import Checkpoint, open_checkpoint
-from merge.fingerprints import remembered_fingerprint, stamp
-from merge.pair import fingerprint
+from merge.fingerprints import fingerprint, remembered_fingerprint, stamp
 from merge.remote_parent import Parent, open_here, parent_of
 from tests.test_merge import CONFIG, tensors, write
 
