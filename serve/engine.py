@@ -1,7 +1,6 @@
 """One vLLM engine that holds θ(λ) and moves in place."""
 
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ from contract.points import by_name, middle
 from merge.line import STRAIGHT, Line
 from serve.hooks.continuation_scores import EXTRA, limit_prefix_reads
 from serve.hooks.seeded_draws import NUMBER, Draw, Drawn, Draws
+from serve.machine import host_memory
 from serve.multinode import Span, network_environment
 from serve.plugin import BACKEND, CONFIG_KEY, RESIDENT, WORKER_EXTENSION
 from serve.settings import EngineSettings, cores_by_rank
-from serve.switch.tiers import RELOAD, Room, host_memory
+from serve.switch.tiers import RELOAD, Room
 
 LOADED = "loaded"  # the route of an engine of one checkpoint
 _PROBE_TOKENS = 48
@@ -339,17 +339,3 @@ def free_memory(settings: EngineSettings, ranks: int) -> Room:
             ranks = min(ranks, torch.cuda.device_count())  # the others are on other nodes
             return Room(total, available, ranks, device_total, free, share, settings.kv_cache_bytes)
     return Room(total, available, ranks)
-
-
-def hardware(device: str) -> str:
-    """Return the kind of hardware that numbers come from: the GPU's name, or the CPU's model name."""
-    if device == "cuda":
-        import torch
-
-        return str(torch.cuda.get_device_name())
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()

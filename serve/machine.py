@@ -2,22 +2,7 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-import numpy as np
-import numpy.typing as npt
-from contract.errors import EngineError
-from contract.points import by_name, middle
-from merge.line import STRAIGHT, Line
-from serve.hooks.continuation_scores import EXTRA, limit_prefix_reads
-from serve.hooks.seeded_draws import NUMBER, Draw, Drawn, Draws
-from serve.multinode import Span, network_environment
-from serve.plugin import BACKEND, CONFIG_KEY, RESIDENT, WORKER_EXTENSION
-from serve.settings import EngineSettings, cores_by_rank
-from serve.switch.tiers import RELOAD, Room, host_memory
-
 
 
 def hardware(device: str) -> str:
@@ -32,3 +17,27 @@ def hardware(device: str) -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def host_memory() -> tuple[int, int]:
+    """Return this machine's memory, in bytes: (total, available), or the container's where that is less."""
+    total = available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    except (OSError, StopIteration):
+        pass
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        cached = int(
+            next(
+                line for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines() if line.startswith("file ")
+            ).split()[1]
+        )
+    except (OSError, StopIteration, ValueError):
+        return total, available
+    if limit.isdigit() and int(limit) < total:
+        total = int(limit)
+        available = min(available, total - used + cached)  # the page cache counts as used, but gives way
+    return total, available

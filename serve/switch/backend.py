@@ -23,13 +23,13 @@ from merge.checkpoint import open_checkpoint
 from merge.interpolate import tensor_rules
 from merge.line import Line
 from merge.pair import join
-from serve.engine import hardware
 from serve.hooks.continuation_scores import ContinuationHead
 from serve.hooks.seeded_draws import SeededDraws
+from serve.machine import hardware, host_memory
 from serve.plugin import CONFIG_KEY, RESIDENT
 from serve.switch.reload import ReloadRoute, Route
 from serve.switch.resident import ResidentRoute
-from serve.switch.tiers import RELOAD, Room, choose, host_memory
+from serve.switch.tiers import RELOAD, Room, choose
 from serve.switch.trace import UntraceableError
 
 if TYPE_CHECKING:

@@ -3,9 +3,7 @@
 What the tiers are is told in `serve.switch.held_parents`. The fastest that fits is taken; on the CPU that is always mmap.
 """
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from contract.errors import InputError
 
@@ -76,27 +74,3 @@ def choose(asked: str, parents: int, room: Room) -> str:
             f"--parents {asked}: the parents take {parents / 1e9:.1f} GB a rank, and {have}; use --parents auto"
         )
     return asked
-
-
-def host_memory() -> tuple[int, int]:
-    """Return this machine's memory, in bytes: (total, available), or the container's where that is less."""
-    total = available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    except (OSError, StopIteration):
-        pass
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        cached = int(
-            next(
-                line for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines() if line.startswith("file ")
-            ).split()[1]
-        )
-    except (OSError, StopIteration, ValueError):
-        return total, available
-    if limit.isdigit() and int(limit) < total:
-        total = int(limit)
-        available = min(available, total - used + cached)  # the page cache counts as used, but gives way
-    return total, available
