@@ -11,9 +11,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_jobs import health
 from ray_jobs.cluster import Node, needs, on_node
-from ray_jobs.follower import Follower
 from ray_jobs.placement import Berth, Seat
-from ray_jobs.replica import Replica, SweepSpec
+from ray_jobs.replica import Follower, Replica, SweepSpec
 from ray_jobs.units import Unit
 
 
