@@ -35,7 +35,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def remembered_fingerprint(checkpoint: Checkpoint, role: str) -> str:
-    """Return `merge.fingerprints.fingerprint`, from what is remembered of these very files where there is anything.
+    """Return `fingerprint`, from what is remembered of these very files where there is anything.
 
     Of several processes that ask at the same time, one reads the weights.
 

@@ -31,7 +31,7 @@ class ReplicaState:
 
 
 class Tally:
-    """Counts the driver's events (`ray_jobs.driver.Progress`).
+    """Counts the driver's events (`ray_jobs.events.Progress`).
 
     Rates are of the last five minutes, or of longer where few units are done in that time.
 
