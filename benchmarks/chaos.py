@@ -174,7 +174,7 @@ def measure(
     """Run both sweeps; return what the last line of the benchmark says."""
     import pyarrow.parquet as pq
 
-    from lambdasweep.rundir import RunDir
+    from contract.rundir import RunDir
 
     arguments = [*write_inputs(root, documents), "--lambdas", lambdas]
     begun = time.monotonic()

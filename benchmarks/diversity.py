@@ -17,7 +17,7 @@ from itertools import permutations
 import numpy as np
 from sacrebleu.metrics import BLEU
 
-from calibration.diversity import DIVERSITY, diversity
+from calibration.metrics.diversity import DIVERSITY, diversity
 
 SAMPLES, WORDS, VOCABULARY, SENTENCE, PEER_PROMPTS = 16, 50, 3000, 10, 8
 

@@ -129,7 +129,7 @@ def main() -> None:
 
     from merge.export import ExportPlan, export
     from merge.pair import open_pair
-    from serve.engine import hardware
+    from serve.machine import hardware
     from serve.settings import available_cores
 
     opened = open_pair(str(pair / "base"), str(pair / "aligned"))

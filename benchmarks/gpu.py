@@ -31,7 +31,7 @@ from typing import Any
 from peers import ROOT
 from random_pair import SHAPES, write_random_pair
 
-from serve.engine import hardware
+from serve.machine import hardware
 from serve.settings import installed_device
 
 # Seconds at most, on an H100; and whether the step needs the big pair.

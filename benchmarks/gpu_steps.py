@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from peers import ROOT
 from switch import copy_bandwidth
 
-from lambdasweep import schemas
+from contract import schemas
 from serve.settings import EngineSettings, available_cores, installed_device
 
 CUDA = installed_device() == "cuda"
@@ -88,7 +88,7 @@ def bits() -> None:
 
     from merge.digest import WeightDigest, parameter_key, takes_words
     from merge.interpolate import theta
-    from serve import fused
+    from serve.switch import fused
 
     device = torch.device(installed_device())
     if CUDA:
@@ -169,7 +169,7 @@ def walk(job_file: str) -> None:
 
     chosen = EngineSettings.from_json(job["settings"])
     os.environ.update(process_environment(chosen, job["cores"]))
-    from serve.draws import Draw
+    from serve.hooks.seeded_draws import Draw
     from serve.scoring import score_unit
 
     with finding(f"engine {name}") as found:
@@ -199,7 +199,7 @@ def forbid_waiting(engine: Any) -> None:
     """Have PyTorch raise where a step's scoring would wait for the GPU."""
     import torch
 
-    from serve.head import ContinuationHead
+    from serve.hooks.continuation_scores import ContinuationHead
 
     score = ContinuationHead._score
 
@@ -455,7 +455,7 @@ def sampled(engine: Any, llm: Any, vocabulary: int, shape: str) -> float:
     count, tokens = (256, 64) if shape == "8b" else (8, 4)
     prompts = [[random.randrange(3, vocabulary) for _ in range(100)] for _ in range(count)]
     if engine is not None:
-        from serve.draws import Draw
+        from serve.hooks.seeded_draws import Draw
 
         draws = [Draw(ids, number) for number, ids in enumerate(prompts)]
         for _ in range(2):

@@ -15,7 +15,8 @@ from typing import Any
 from lambdasweep.tasks import TaskSpec
 from lambdasweep.tasks.documents import read_documents
 from lambdasweep.tasks.formats import render, select, shots_text
-from serve.engine import hardware, process_environment
+from serve.engine import process_environment
+from serve.machine import hardware
 from serve.settings import EngineSettings, available_cores, installed_device
 
 ROOT = Path(__file__).parent.parent

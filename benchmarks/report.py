@@ -24,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lambdasweep import schemas
-from lambdasweep.rundir import RunDir, commit_json, commit_table
+from contract import schemas
+from contract.rundir import RunDir, commit_json, commit_table
 
 CHOICES, SHARDS, TOKENS = 4, 4, (4, 31)  # of a continuation: 17 on average
 CONTEXT = 40

@@ -31,8 +31,8 @@ from typing import Any
 from peers import MERGEKIT, ROOT, environment, header, merge, merge_config
 from random_pair import SHAPES, write_random_pair
 
-from lambdasweep.export import export_point
-from lambdasweep.point import from_flags
+from lambdasweep.takehome.export import export_point
+from lambdasweep.takehome.point import from_flags
 from serve.settings import EngineSettings, available_cores, installed_device
 
 LAM = "0.35"  # of the merged checkpoints
@@ -88,7 +88,7 @@ class PeakMemory:
 def child(job: dict[str, Any]) -> dict[str, Any]:
     """Run inside a process of its own: (a) and (b) on one engine, or the probe alone on a fresh one."""
     from serve.engine import Engine, process_environment
-    from serve.tiers import RELOAD
+    from serve.switch.tiers import RELOAD
 
     settings = EngineSettings.from_json(job["settings"])
     os.environ.update(process_environment(settings, job["cores"]))
@@ -133,8 +133,8 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
 
 def time_parts(parts: dict[str, float]) -> None:
     """Have the resident route tell where its time goes; on the CPU, where calls are over when they return."""
-    from serve.packing import Packer
-    from serve.resident import ResidentRoute
+    from serve.switch.packing import Packer
+    from serve.switch.resident import ResidentRoute
 
     def timed(owner: Any, name: str, part: str) -> None:
         original = getattr(owner, name)

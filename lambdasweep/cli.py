@@ -1,25 +1,45 @@
 """The command line. Imports nothing heavy: `lambdasweep --help` answers at once, without torch, vllm or ray."""
 
-import functools
 import os
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from typer.core import TyperCommand
 
-from lambdasweep.errors import EXIT_FAILED, EXIT_INTERRUPTED, LambdasweepError
+from contract.errors import EXIT_FAILED, EXIT_INTERRUPTED, LambdasweepError
+from lambdasweep.flags import (
+    AcceleratorType,
+    Address,
+    Aligned,
+    AlignedRevision,
+    Base,
+    BaseRevision,
+    Dtype,
+    EngineOptions,
+    Lam,
+    LamMap,
+    MaxModelLen,
+    Method,
+    ParentsOption,
+    Pp,
+    Replicas,
+    RunArgument,
+    TakenRun,
+    TakesFlags,
+    TokenizerOption,
+    Tp,
+    Vocab,
+    takes_sweep,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from calibration.frontier import Frontiers
-    from calibration.summary import Analysis
+    from calibration.analyse import Analysis
+    from calibration.frontier.frontier import Frontiers
+    from contract.rundir import RunDir
     from lambdasweep.config import SweepConfig
-    from lambdasweep.rundir import RunDir
 
 app = typer.Typer(
     help="Score every model on the line between a language model before and after alignment, live in vLLM.",
@@ -28,138 +48,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-class TakesFlags(TyperCommand):
-    """A command that leaves what follows after `--` as it is, in `context.args`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        end = args.index("--") if "--" in args else len(args)
-        super().parse_args(ctx, args[:end])
-        ctx.args = args[end + 1 :]
-        return args[end + 1 :]
-
-
-Base = Annotated[str | None, typer.Option(help="Checkpoint before alignment: directory or hub id.")]
-Aligned = Annotated[
-    str | None,
-    typer.Option(help="Checkpoint after alignment: directory or hub id; several as NAME=CHECKPOINT,NAME=CHECKPOINT."),
-]
-Lambdas = Annotated[
-    str | None,
-    typer.Option(
-        help="The grid: 0:1.5:0.1, or 0,0.25,1, or both joined by commas; of several aligned ones NAME=GRID,NAME=GRID."
-    ),
-]
-Refine = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="Then score up to N λs more, between those of the grid, where λ* may be."),
-]
-Tasks = Annotated[
-    list[str] | None,
-    typer.Option("--task", metavar="NAME=FILE.jsonl", help="A task, or lm-eval:TASK for one of lm-eval's; repeatable."),
-]
-Generates = Annotated[
-    list[str] | None,
-    typer.Option("--generate", metavar="NAME=PROMPTS.jsonl", help="Prompts to sample from at every λ; repeatable."),
-]
-Samples = Annotated[int | None, typer.Option(help="Samples of each prompt; 16 where not given.")]
-Temperature = Annotated[float | None, typer.Option(help="To sample at; 1 where not given, 0 is greedy.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Tokens that a sample is cut at; 64 where not given.")]
-Format = Annotated[str | None, typer.Option(help="cloze (score each choice's text) or letters (score A, B, C…).")]
-Template = Annotated[
-    str | None, typer.Option(help="none, or chat: contexts go through the aligned model's chat template, at every λ.")
-]
-Shots = Annotated[int | None, typer.Option(help="Solved examples in front of every document.")]
-Limit = Annotated[int | None, typer.Option(help="Evaluate only the first so many documents.")]
-Out = Annotated[str | None, typer.Option(help="The run directory: path, s3:// or gs:// URL.")]
-Replicas = Annotated[
-    int | None, typer.Option(help="vLLM engines at the same time; without it, as many as there is room for.")
-]
-Tp = Annotated[int | None, typer.Option(help="Tensor-parallel ranks of each engine.")]
-Pp = Annotated[int | None, typer.Option(help="Pipeline stages of each engine, of --tp ranks each.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")]
-MaxModelLen = Annotated[int | None, typer.Option(help="Longest request in tokens.")]
-EngineOptions = Annotated[
-    list[str] | None, typer.Option("--engine", metavar="KEY=VALUE", help="Further vLLM arguments.")
-]
-BaseRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
-AlignedRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
-TokenizerOption = Annotated[str | None, typer.Option("--tokenizer", help="Whose tokenizer: base or aligned.")]
-Method = Annotated[
-    str | None, typer.Option(help="From base to aligned: linear, or slerp along the arc of each tensor.")
-]
-LamMap = Annotated[
-    str | None,
-    typer.Option(
-        "--lam-map", metavar="PATTERN=WEIGHT,…", help="Weights on λ by module: layers.0-9=0.3,layers.10-=0.8."
-    ),
-]
-Vocab = Annotated[
-    str | None,
-    typer.Option(help="Where vocabularies differ: strict (refuse) or shared (take aligned's rows of other tokens)."),
-]
-ParentsOption = Annotated[
-    str | None,
-    typer.Option("--parents", help="Where ranks keep both parents: auto, device, pinned, mmap or reload (nowhere)."),
-]
-AcceleratorType = Annotated[str | None, typer.Option(help="Use only GPUs of this kind, by Ray's name: H100, say.")]
-Address = Annotated[str | None, typer.Option(help="A running Ray cluster; without it one is started here.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file with these settings; flags win.")]
-Lam = Annotated[str | None, typer.Option(help="The point, such as 0.62 or dpo=0.5,sft=0.25; of a run, λ* by default.")]
-TakenRun = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run directory, in place of a pair.")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run directory: path, s3:// or gs:// URL.")]
-
-
-def asked(
-    base: Base = None,
-    aligned: Aligned = None,
-    lambdas: Lambdas = None,
-    refine: Refine = None,
-    task: Tasks = None,
-    generate: Generates = None,
-    samples: Samples = None,
-    temperature: Temperature = None,
-    max_tokens: MaxTokens = None,
-    format: Format = None,
-    template: Template = None,
-    shots: Shots = None,
-    limit: Limit = None,
-    out: Out = None,
-    replicas: Replicas = None,
-    tp: Tp = None,
-    pp: Pp = None,
-    dtype: Dtype = None,
-    max_model_len: MaxModelLen = None,
-    engine: EngineOptions = None,
-    base_revision: BaseRevision = None,
-    aligned_revision: AlignedRevision = None,
-    method: Method = None,
-    lam_map: LamMap = None,
-    vocab: Vocab = None,
-    tokenizer: TokenizerOption = None,
-    parents: ParentsOption = None,
-    accelerator_type: AcceleratorType = None,
-    address: Address = None,
-    config: ConfigFile = None,
-) -> Any:  # a SweepConfig; typer evaluates annotations, and its module is imported late
-    """Make the `SweepConfig` of the flags that `run` and `plan` share."""
-    flags = locals()
-    from lambdasweep.config import load_config
-
-    plain = {name: value for name, value in flags.items() if name not in ("task", "generate", "engine", "config")}
-    return load_config(plain, task or [], generate or [], engine or [], config)
-
-
-def takes_sweep(command: "Callable[[SweepConfig], None]") -> "Callable[..., None]":
-    """Give a command the flags of `asked` and call it with the config that they make."""
-
-    @functools.wraps(asked)
-    def with_flags(**flags: Any) -> None:
-        command(asked(**flags))
-
-    with_flags.__name__, with_flags.__doc__ = command.__name__, command.__doc__
-    return with_flags
 
 
 @app.command()
@@ -173,7 +61,7 @@ def run(config: "SweepConfig") -> None:
 @takes_sweep
 def plan(config: "SweepConfig") -> None:
     """Check everything `run` would use and print what it would cost; start nothing."""
-    from lambdasweep.estimate import describe
+    from lambdasweep.plan import describe
 
     for line in describe(config):
         typer.echo(line)
@@ -211,7 +99,7 @@ def score(
     flags = locals()
     from lambdasweep.batch.config import load_score_config
     from lambdasweep.batch.score import run_score
-    from lambdasweep.progress import duration
+    from lambdasweep.monitor.wording import duration
 
     plain = {name: value for name, value in flags.items() if name not in ("requests", "engine")}
     began = time.monotonic()
@@ -240,7 +128,7 @@ def status(
     """Print what of a run, or of a batch, is done, what is left, what is quarantined, and how its driver does."""
     from lambdasweep.batch.scoredir import ScoreDir
     from lambdasweep.batch.status import describe as describe_score
-    from lambdasweep.status import describe
+    from lambdasweep.monitor.status import describe
 
     batch = ScoreDir(run_dir)
     batch.check_store()
@@ -248,9 +136,9 @@ def status(
     if live:
         from rich.console import Console
 
-        from lambdasweep.errors import InputError
-        from lambdasweep.rundir import RunDir
-        from lambdasweep.watch import watch
+        from contract.errors import InputError
+        from contract.rundir import RunDir
+        from lambdasweep.monitor.watch import watch
 
         if is_batch:
             raise InputError(f"{run_dir} is a batch, and --watch shows sweeps: leave it out")
@@ -263,7 +151,7 @@ def status(
 def report(run_dir: RunArgument) -> None:
     """Recompute metrics.parquet from the tables, print it, and write RUN/report/index.html."""
     from calibration.report.write import write_report
-    from lambdasweep.rundir import RunDir
+    from contract.rundir import RunDir
 
     run = RunDir(run_dir)
     write_report(run, *show_metrics(run))
@@ -273,10 +161,10 @@ def report(run_dir: RunArgument) -> None:
 @app.command()
 def demo(out: Annotated[str, typer.Option(help="The run directory.")] = "runs/demo") -> None:
     """Sweep the pair that comes with lambdasweep: two small models, two tasks, λ from 0 to 1.5."""
+    from contract.grid import parse_grid
+    from contract.location import locate
     from lambdasweep.config import SweepConfig
     from lambdasweep.demo import ALIGNED, BASE, CLOZE, LETTERS
-    from lambdasweep.grid import parse_grid
-    from lambdasweep.location import locate
     from lambdasweep.tasks import TaskSpec
 
     sweep(
@@ -308,8 +196,8 @@ def export(
     vocab: Vocab = None,
 ) -> None:
     """Write θ(λ) as a checkpoint that transformers and vLLM load: of RUN (λ* by default), or of a pair."""
-    from lambdasweep.export import export_point
-    from lambdasweep.point import from_flags
+    from lambdasweep.takehome.export import export_point
+    from lambdasweep.takehome.point import from_flags
 
     began = time.monotonic()
     source = from_flags(run_dir, base, aligned, base_revision, aligned_revision, lam, method, lam_map, vocab)
@@ -335,8 +223,8 @@ def serve(
 
     POST /v1/lambda {"lam": "0.7"} moves it, GET /v1/lambda tells where it is, as does X-Lambdasweep-Lambda in each response.
     """
-    from lambdasweep.point import from_flags
-    from lambdasweep.serving import serve_point
+    from lambdasweep.takehome.point import from_flags
+    from lambdasweep.takehome.serve import serve_point
 
     source = from_flags(run_dir, base, aligned, base_revision, aligned_revision, lam, method, lam_map, vocab)
     serve_point(source, parents or "auto", context.args, lambda line: typer.echo(line, err=True))
@@ -344,7 +232,7 @@ def serve(
 
 def sweep(config: "SweepConfig") -> None:
     """Run a sweep, print its tables and where they are, and end with the sweep's exit status."""
-    from lambdasweep.progress import duration
+    from lambdasweep.monitor.wording import duration
     from lambdasweep.sweep import run_sweep
 
     began = time.monotonic()
@@ -380,9 +268,9 @@ def show_metrics(run_dir: "RunDir") -> "tuple[Analysis, Frontiers]":
     """Compute and commit the metrics of a run, print its tables and its answers; return what they were made of."""
     from rich.console import Console
 
-    from calibration.frontier import frontiers
-    from calibration.summary import analyse, write_metrics
-    from calibration.table import render
+    from calibration.analyse import analyse, write_metrics
+    from calibration.frontier.frontier import frontiers
+    from calibration.terminal.tables import render
 
     analysis = analyse(run_dir)
     wide = 100 + max(0, max(map(len, analysis.parents.values())) - 4)  # columns that intervals take

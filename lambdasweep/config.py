@@ -1,22 +1,19 @@
 """What the user asks for: flags and `--config sweep.toml` → one checked `SweepConfig`. Flags win over the file."""
 
 import json
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lambdasweep.coordinates import ONLY, by_name, parent_names, parse_points
-from lambdasweep.errors import InputError
-from lambdasweep.generate import KEYS as GENERATE_KEYS
-from lambdasweep.generate import SETTINGS as GENERATE_SETTINGS
-from lambdasweep.generate import generate_specs
-from lambdasweep.location import Location, locate
-from lambdasweep.several import parse_aligned, parse_revisions, relative_to
+from contract.errors import InputError
+from contract.location import Location, locate
+from contract.points import ONLY, by_name, parent_names, parse_points
+from lambdasweep.aligned_flags import parse_aligned, parse_revisions
+from lambdasweep.config_file import GENERATE_SETTINGS, read_toml
 from lambdasweep.tasks.chat import TEMPLATES
 from lambdasweep.tasks.documents import TaskSpec
-from lambdasweep.tasks.harness import PREFIX, HarnessSpec, resolved
+from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, HarnessSpec
 from lambdasweep.tasks.prompts import GenerateSpec
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -69,26 +66,6 @@ class SweepConfig:
     """A running Ray cluster; None starts one on this machine."""
 
 
-# Keys of sweep.toml, which are the flags' names; `[[task]]`, `[[generate]]` and `[engine]` are read apart.
-_TEXT = {
-    "base",
-    "aligned",
-    "lambdas",
-    "out",
-    "format",
-    "dtype",
-    "base_revision",
-    "aligned_revision",
-    "method",
-    "lam_map",
-    "vocab",
-    "tokenizer",
-    "parents",
-    "accelerator_type",
-    "address",
-    "template",
-}
-_NUMBERS = {"shots", "limit", "seed", "refine", "replicas", "tp", "pp", "max_model_len", "samples", "max_tokens"}
 _ENGINE_NUMBERS = {"threads", "block_size", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
 # Fields of SweepConfig that are about its pair and its engines.
 ENGINE_FIELDS = (
@@ -107,7 +84,6 @@ ENGINE_FIELDS = (
     "accelerator_type",
     "address",
 )
-_TABLE_KEYS = {"task": {"name", "file", "format", "shots", "limit", "seed", "template"}, "generate": GENERATE_KEYS}
 
 
 def load_config(
@@ -130,7 +106,7 @@ def load_config(
     from serve.settings import parse_extra
 
     problems: list[str] = []
-    values = _read_toml(file, problems) if file else {}
+    values = read_toml(file, problems) if file else {}
     is_readable = not problems  # else what is missing may well be in the file
     given = {name: value for name, value in flags.items() if value is not None}
     rows: list[dict[str, Any]] = [row | _common(given) for row in values.pop("task", [])]  # flags win
@@ -204,7 +180,7 @@ def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[st
     """
     from merge.lam_map import parse_map
     from merge.line import METHODS, VOCABULARIES, Line
-    from serve.tiers import CHOICES
+    from serve.switch.tiers import CHOICES
 
     problems = [
         f"--engine {name} is {settings[name]!r}: give a whole number above 0"
@@ -257,6 +233,35 @@ def _tasks(
     return tuple(specs)
 
 
+def generate_specs(
+    flags: Sequence[str], rows: Sequence[dict[str, Any]], values: dict[str, Any], problems: list[str]
+) -> tuple[GenerateSpec, ...]:
+    """Return the generate tasks of `NAME=PROMPTS.jsonl` flags, or without any those of a file's tables.
+
+    Args:
+        flags: of each `--generate`.
+        rows: checked tables.
+        values: settings by name; those of GENERATE_SETTINGS, `limit` and `template` hold for every task.
+        problems: gets what is wrong with the flags.
+    """
+    common = {key: values[key] for key in (*GENERATE_SETTINGS, "limit", "template") if key in values}
+    if not flags:
+        return tuple(_generate_spec(common | row) for row in rows)
+    specs = []
+    for flag in flags:
+        name, _, path = flag.partition("=")
+        if name and path:
+            specs.append(_generate_spec({"name": name, "file": path, **common}))
+        else:
+            problems.append(f"--generate {flag!r} is not NAME=PROMPTS.jsonl")
+    return tuple(specs)
+
+
+def _generate_spec(row: dict[str, Any]) -> GenerateSpec:
+    chat = row.pop("template", "none") == "chat"
+    return GenerateSpec(**(row | {"file": Path(row["file"])}), chat=chat)
+
+
 def _repeated(names: list[str | None]) -> list[str]:
     twice = sorted({name for name in names if name and names.count(name) > 1})
     return [f"task {name!r} is named twice: give each its own name" for name in twice]
@@ -274,65 +279,3 @@ def _spec(row: dict[str, Any]) -> TaskSpec | HarnessSpec:
 def _common(values: dict[str, Any]) -> dict[str, Any]:
     """Return what is said of all tasks at once."""
     return {key: values[key] for key in ("format", "shots", "limit", "seed", "template") if key in values}
-
-
-def _read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
-    try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        problems.append(f"--config {file} cannot be read: {error.strerror}")
-        return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        problems.append(f"--config {file} is not TOML: {error}")
-        return {}
-    before = len(problems)
-    here = file.parent
-    for key, value in list(values.items()):
-        key_problem = _check(key, value)
-        if key_problem:
-            problems.append(f"{file}: {key_problem}")
-    for table, keys in _TABLE_KEYS.items():
-        rows = values.get(table)
-        for row in [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []:
-            for key, value in row.items():
-                if key not in keys:
-                    problems.append(f"{file}: [[{table}]] has the unknown key {key!r}: use {', '.join(sorted(keys))}")
-                elif key_problem := _check(key, value):
-                    problems.append(f"{file}: [[{table}]]: {key_problem}")
-            source = str(row.get("file", ""))
-            if table == "task" and source.startswith(PREFIX):
-                if "format" in row:
-                    problems.append(f"{file}: a [[task]] of lm-eval has its own format: remove format")
-                row["file"] = PREFIX + resolved(HarnessSpec(source.removeprefix(PREFIX)), here).source
-            elif not {"name", "file"} <= row.keys():
-                problems.append(f"{file}: a [[{table}]] needs name and file")
-            else:
-                row["file"] = here / source
-    if len(problems) > before:
-        return {}
-    values |= {key: relative_to(values[key], here) for key in ("base", "aligned") if key in values}
-    if "out" in values and "://" not in values["out"]:
-        values["out"] = str(here / values["out"])
-    return values
-
-
-def _check(key: str, value: Any) -> str | None:
-    if key == "template" and value not in TEMPLATES:
-        return f"template is {value!r}: use {', '.join(TEMPLATES)}"
-    if key in ("aligned", "aligned_revision") and isinstance(value, dict):
-        is_text = all(isinstance(one, str) for one in value.values())
-        return None if is_text else f"{key} is {value!r}: give a string for each name"
-    if key in _TEXT | {"name", "file"}:
-        return None if isinstance(value, str) else f"{key} is {value!r}: give a string"
-    if key in _NUMBERS:
-        is_number = isinstance(value, int) and not isinstance(value, bool)
-        return None if is_number else f"{key} is {value!r}: give a whole number"
-    if key == "temperature":
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return None if is_number else f"temperature is {value!r}: give a number"
-    if key == "engine":
-        return None if isinstance(value, dict) else "engine is not a table: write [engine]"
-    if key in _TABLE_KEYS:
-        is_rows = isinstance(value, list) and all(isinstance(row, dict) for row in value)
-        return None if is_rows else f"{key} is not a list of tables: write [[{key}]]"
-    return f"unknown key {key!r}"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lambdasweep import schemas
-from lambdasweep.coordinates import names_of, order, parents, parse_point
-from lambdasweep.errors import InputError
-from lambdasweep.location import read_table
-from lambdasweep.rundir import RunDir, completion
+from contract import schemas
+from contract.errors import InputError
+from contract.location import read_table
+from contract.points import names_of, order, parents, parse_point
+from contract.rundir import RunDir, completion
 
 if TYPE_CHECKING:
     import altair as alt
@@ -79,7 +79,7 @@ class Run:
         """Return accuracy and calibration error of every λ on `report`, as `lambdasweep report` last computed it.
 
         One row per task (and `macro average`) and λ: documents, accuracy and error with 95 % intervals, on_frontier,
-        membership, chosen, p_accuracy, p_error; what they are is said in `calibration.frontier`.
+        membership, chosen, p_accuracy, p_error; what they are is said in `calibration.frontier.frontier`.
 
         Raises:
             InputError: it never was.
@@ -131,8 +131,8 @@ class Run:
 
         Columns: task, request_id, lam, position, token_id, logprob (nats), rank, top1_id, top1_logprob. Raises as `tokens`.
         """
-        from calibration.confidence import CONTINUATION_COLUMNS
-        from calibration.exploded import EXPLODED, explode
+        from calibration.row_views import EXPLODED, explode
+        from calibration.scores.per_document import CONTINUATION_COLUMNS
 
         tables = [_named("", schemas.schema_at(EXPLODED, self._kind).empty_table())]
         requests: dict[str, pa.Table] = {}
@@ -155,8 +155,8 @@ class Run:
             InputError: there is no such task, λ or confidence.
             LambdasweepError: a table is missing or damaged.
         """
-        from calibration.examples import EXAMPLES, examples
-        from calibration.loaded import Loader
+        from calibration.row_views import EXAMPLES, examples
+        from calibration.scores.loader import Loader
 
         tables = [schemas.schema_at(EXAMPLES, self._kind).empty_table()]
         loaders: dict[str, Loader] = {}
@@ -173,11 +173,11 @@ class Run:
             InputError: there is no such task, λ or confidence, or nothing of it is scored.
             LambdasweepError: a table is missing or damaged.
         """
-        from calibration.bins import bin_rows, bin_table
-        from calibration.confidence import CONFIDENCES
-        from calibration.loaded import Loader
+        from calibration.metrics.reliability_bins import bin_rows, bin_table
         from calibration.report.reliability_figure import bin_dicts, reliability_chart
-        from calibration.resample import draw
+        from calibration.scores.loader import Loader
+        from calibration.scores.per_document import CONFIDENCES
+        from calibration.uncertainty.resample import draw
 
         if confidence not in CONFIDENCES:
             raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(CONFIDENCES)}")

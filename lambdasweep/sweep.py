@@ -1,31 +1,28 @@
 """`lambdasweep run`: prepare, record, run what is left, add λs where λ* may be."""
 
 import dataclasses
-import errno
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, SweepError
+from contract.rundir import RunDir
 from lambdasweep import record
 from lambdasweep.config import SweepConfig
-from lambdasweep.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, SweepError
-from lambdasweep.heartbeat import Heartbeat
+from lambdasweep.launch import before_ray, check_disk, fingerprint_pair
+from lambdasweep.monitor.heartbeat import Heartbeat
+from lambdasweep.monitor.progress import SweepProgress
 from lambdasweep.prepare import Prepared, prepare
-from lambdasweep.progress import SweepProgress
-from lambdasweep.rundir import RunDir
-from lambdasweep.tasks.outcomes import write_outcomes
+from lambdasweep.tasks.lm_eval_tasks.own_metrics import write_outcomes
 
 if TYPE_CHECKING:
-    from ray_jobs.sources import Source
     from ray_jobs.units import Unit
+    from ray_jobs.work import Source
 
 # Parquet with zstd on real tables: about 11 bytes a continuation token and 12 a request, plus headers and the receipt.
 _BYTES_PER_TOKEN, _BYTES_PER_REQUEST, _BYTES_PER_UNIT = 20, 24, 16 << 10
 _BYTES_PER_NEW_TOKEN = 8  # its id and its text
-_SPARE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,22 +63,6 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
         return _run_left(run, prepared, sweep, say)
 
 
-def fingerprint_pair(prepared: Prepared) -> dict[str, str]:
-    """Return content hashes of all parents, and refuse NaN and infinity in any; reads weights that are not known yet."""
-    from lambdasweep.prepare import join
-    from merge.remembered import remembered_fingerprint
-
-    fingerprints, failures = {}, []
-    for role, parent in prepared.pair.parents.items():
-        try:
-            fingerprints[role] = remembered_fingerprint(parent, role)
-        except InputError as error:
-            failures.append(error)
-    if failures:
-        raise join(failures)
-    return fingerprints
-
-
 def units_left(run: RunDir, prepared: Prepared) -> "tuple[list[Unit], int]":
     """Return the units of this command that are not committed, and how many there are with those that are."""
     from ray_jobs.units import TaskPlan, units_for
@@ -108,8 +89,8 @@ class _Refinement:
 
     def units(self) -> "list[Unit]":
         """Return the units of the next λs, which are in the plan then; none where enough is added, or nothing helps."""
-        from calibration.quick import answer_curve
-        from calibration.refine import ROUND, suggest
+        from calibration.frontier.refine import ROUND, suggest
+        from calibration.frontier.running_curve import answer_curve
 
         lambdas = self.prepared.scored_at
         count = min(ROUND, self._most - (len(lambdas) - len(self._grid)))
@@ -144,13 +125,13 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
     interrupted = False
     progress = SweepProgress(total, left)
     if left:
-        from merge.parent import travelling
+        from merge.remote_parent import travelling
 
         before_ray(prepared.config.address)
         from ray_jobs.driver import run_units
-        from ray_jobs.listeners import Listeners
+        from ray_jobs.events import Listeners
         from ray_jobs.replica import SweepSpec
-        from ray_jobs.sources import GenerateSource, TableSource
+        from ray_jobs.work import GenerateSource, TableSource
         from serve.settings import Sampling
 
         if len(left) < total:
@@ -199,12 +180,6 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
     return SweepResult(run, exit_code, tally.done, tally.requests, progress.seconds)
 
 
-def before_ray(address: str | None) -> None:
-    """Set what Ray reads when it is imported: a cluster of this machine alone listens on loopback only."""
-    if address is None:
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-
-
 def disk_bytes(prepared: Prepared, lambdas: int) -> int:
     """Return about how many bytes the tables of `lambdas` points take."""
     total = 0
@@ -218,25 +193,3 @@ def disk_bytes(prepared: Prepared, lambdas: int) -> int:
         rows = prompts.built.table.num_rows * prompts.spec.samples
         total += rows * each + len(prompts.shards) * _BYTES_PER_UNIT
     return total * lambdas
-
-
-def check_disk(out: Path, needed: int) -> None:
-    """Refuse to start what the disk cannot hold.
-
-    Raises:
-        InputError: too little space, or `out` cannot be written to.
-    """
-    there = out
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    if free < needed + _SPARE_BYTES:
-        raise InputError(
-            f"no disk space: the tables take about {needed / 1e6:.0f} MB and {out} has {free / 1e6:.0f} MB free; "
-            "make room or give another --out"
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = errno.errorcode.get(error.errno or 0, "")
-        raise InputError(f"{out} cannot be made ({error.strerror} {reason}): give another --out") from None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lambdasweep.errors import PairError
+from contract.errors import PairError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

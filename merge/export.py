@@ -30,12 +30,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lambdasweep.errors import InputError, PairError
-from lambdasweep.rundir import commit_bytes, commit_json
+from contract.errors import InputError, PairError
+from contract.rundir import commit_bytes, commit_json
 from merge.checkpoint import INDEX, Checkpoint
-from merge.layout import OutputFile, index, lay_out
+from merge.file_layout import OutputFile, index, lay_out
 from merge.pair import Pair
-from merge.stream import WeightWriter
+from merge.weight_writer import WeightWriter
 
 PROGRESS = "progress.json"
 _SPARE_BYTES = 64 << 20

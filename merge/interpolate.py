@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from safetensors import safe_open
 
-from lambdasweep.coordinates import coordinates
+from contract.points import coordinates
 from merge.arc import angle_between, coefficients
 from merge.checkpoint import Checkpoint
 from merge.lam_map import scaled
@@ -84,7 +84,7 @@ def theta(
     Args:
         parents: base and the aligned ones in the order of their names, as `interpolate` takes two; those that `needed` does
             not name are not read.
-        point: canonical, see `lambdasweep.coordinates`.
+        point: canonical, see `contract.points`.
         out, rule: as `interpolate` takes them.
     """
     lams = list(coordinates(point).values())

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fnmatch import fnmatchcase
 
-from lambdasweep.errors import GridError, InputError
-from lambdasweep.grid import MAX_DECIMALS, canonical
+from contract.errors import GridError, InputError
+from contract.grid import MAX_DECIMALS, canonical
 
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in")
 HEADS = ("lm_head", "embed_out")

@@ -3,19 +3,14 @@
 One is base and one aligned; or several are, each with a name, and θ is on the plane through all of them.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from lambdasweep.coordinates import by_name, role
-from lambdasweep.errors import PairError
-from merge.checkpoint import Checkpoint, TensorInfo, natural_key, open_checkpoint
+from contract.errors import PairError
+from contract.points import by_name, role
+from merge.checkpoint import Checkpoint, natural_key, open_checkpoint
 from merge.lam_map import parse_map, resolve_map
 from merge.line import STRAIGHT, Line
 from merge.vocabulary import Spans, aligned_rows, compare_vocabularies, has_vocabulary_rows
@@ -32,8 +27,6 @@ _IRRELEVANT = {
 _DERIVED = {"head_dim", "num_key_value_heads", "layer_types", "tie_word_embeddings"}
 _WINDOW = {"max_position_embeddings", "sliding_window", "use_sliding_window", "max_window_layers"}
 _FLOATS = {"F16", "BF16", "F32"}
-_THREADS = 16  # a core hashes about 1.8 GB/s, and so many of them outrun most disks
-_CHUNK = 4 << 20  # bytes hashed and scanned at a time: stays in the second-level cache, and bounds memory
 _SHOWN = 8
 
 
@@ -163,7 +156,7 @@ def join(base: Checkpoint, aligned: Mapping[str, Checkpoint], line: Line) -> Pai
 def _compare_configs(
     base: Checkpoint, aligned: Checkpoint, problems: list[str], warnings: list[str], is_shared: bool
 ) -> None:
-    config_one, config_two = _meaning(base.config), _meaning(aligned.config)
+    config_one, config_two = meaning(base.config), meaning(aligned.config)
     if is_shared:
         config_one["vocab_size"] = config_two.get("vocab_size")
     for key in sorted(config_one.keys() | config_two.keys()):
@@ -180,7 +173,7 @@ def _compare_configs(
             problems.append(f"{name} is quantised: interpolation does not commute with quantisation; give the original")
 
 
-def _meaning(config: dict[str, Any]) -> dict[str, Any]:
+def meaning(config: dict[str, Any]) -> dict[str, Any]:
     """Return what of a config the weights' meaning depends on, written as one version of transformers or another.
 
     Newer versions write defaults out and keep the rotary embedding's numbers in one table, `rope_parameters`; a base
@@ -222,58 +215,3 @@ def _compare_tensors(base: Checkpoint, aligned: Checkpoint, problems: list[str],
         problems.append(f"and {len(differing) - _SHOWN} more tensors of different shape or dtype")
     unusable = {name for name, info in base.tensors.items() if info.dtype not in _FLOATS}
     named("tensors that are not F16, BF16 or F32 cannot be interpolated", unusable)
-
-
-def fingerprint(checkpoint: Checkpoint, role: str) -> str:
-    """Read every weight once: hash it, and refuse NaN and infinity.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Raises:
-        PairError: naming every tensor that holds NaN or infinity.
-    """
-    return combine(checkpoint, scan(checkpoint, role))
-
-
-def scan(checkpoint: Checkpoint, role: str) -> dict[str, str]:
-    """Return the SHA-256 of each tensor's bytes; raises as `fingerprint`."""
-    threads = min(_THREADS, len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(threads) as pool:  # hashlib and NumPy release the interpreter lock
-        scanned = list(pool.map(_scan, checkpoint.tensors.values()))
-    bad = [name for name, (_, finite) in zip(checkpoint.tensors, scanned, strict=True) if not finite]
-    if bad:
-        more = [f"and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
-        raise PairError(f"the {role} checkpoint {checkpoint.source} holds NaN or infinity", [*bad[:_SHOWN], *more])
-    return {name: digest for name, (digest, _) in zip(checkpoint.tensors, scanned, strict=True)}
-
-
-def combine(checkpoint: Checkpoint, digests: dict[str, str]) -> str:
-    """Make the fingerprint of the hashes of all tensors.
-
-    It does not depend on how they are split over files: SHA-256 over the sorted list of (name, dtype, shape, SHA-256 of the
-    bytes) and the config's relevant part.
-    """
-    rows: list[Any] = [[name, info.dtype, list(info.shape), digests[name]] for name, info in checkpoint.tensors.items()]
-    return hashlib.sha256(json.dumps([sorted(rows), _meaning(checkpoint.config)], sort_keys=True).encode()).hexdigest()
-
-
-def _scan(info: TensorInfo) -> tuple[str, bool]:
-    """Return one tensor's SHA-256 and whether all of its numbers are finite."""
-    # Exponent bits all set is NaN or infinity, whatever the float format.
-    width, exponent = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}[
-        info.dtype
-    ]
-    digest, finite = hashlib.sha256(), True
-    with open(info.file, "rb") as stream:
-        stream.seek(info.begin)
-        left = info.nbytes
-        while left:
-            chunk = stream.read(min(_CHUNK, left))
-            if not chunk:
-                raise PairError(f"{info.file} became shorter while it was read")
-            left -= len(chunk)
-            digest.update(chunk)
-            bits = np.frombuffer(chunk, width)
-            finite = finite and not bool(((bits & exponent) == exponent).any())
-    return digest.hexdigest(), finite

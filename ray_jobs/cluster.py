@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lambdasweep.errors import InputError, SweepError
+from contract.errors import InputError, SweepError
 from serve.settings import EngineSettings, available_cores
 
 

@@ -19,19 +19,19 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from lambdasweep.errors import InputError, SweepError
-from ray_jobs.berths import Berth, check_room, free_berth, ranks_on_node, take
+from contract.errors import InputError, SweepError
 from ray_jobs.cluster import Node, cluster, end_process, living_nodes
+from ray_jobs.events import Listeners, Progress
 from ray_jobs.health import Deadlines
-from ray_jobs.listeners import Listeners, Progress
-from ray_jobs.metrics import Metrics
+from ray_jobs.placement import Berth, check_room, free_berth, ranks_on_node, take
+from ray_jobs.prometheus import Metrics
 from ray_jobs.replica import Replica, SweepSpec
+from ray_jobs.replica_handle import Slot
 from ray_jobs.scheduler import Scheduler
-from ray_jobs.slot import Slot
-from ray_jobs.sources import Source
 from ray_jobs.splitting import Splitter
 from ray_jobs.units import Receipt, Unit
-from ray_jobs.weights import WeightLedger
+from ray_jobs.weight_ledger import WeightLedger
+from ray_jobs.work import Source
 
 MAX_BOOT_FAILURES = 2  # on a node in a row; no replica is started there any more
 _POLL_SECONDS = 0.5

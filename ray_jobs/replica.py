@@ -1,4 +1,4 @@
-"""A replica: the Ray actor that owns one vLLM engine and commits the units it is handed."""
+"""A replica: the Ray actor that owns one vLLM engine and commits the units it is handed; and followers on other nodes."""
 
 import os
 import socket
@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lambdasweep.errors import EngineError
-from lambdasweep.rundir import commit_json, commit_table
+from contract.errors import EngineError
+from contract.rundir import commit_json, commit_table
 from merge.line import STRAIGHT, Line
-from merge.parent import Parent, open_here
-from ray_jobs.berths import Berth
-from ray_jobs.process import last_words, settle_in
-from ray_jobs.sources import Done, Source, Work
+from merge.remote_parent import Parent, open_here
+from ray_jobs.placement import Berth
 from ray_jobs.units import Receipt, Unit
-from serve.settings import EngineSettings
-from serve.span import Span, free_port
+from ray_jobs.work import Done, Source, Work
+from serve.multinode import Span, free_port
+from serve.settings import EngineSettings, available_cores
+
+_LAST_LINES = 20  # of standard error
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class SweepSpec:
     line: Line = STRAIGHT
     """Between the parents."""
     parents: str = "auto"
-    """Where ranks keep the parents: one of `serve.tiers.CHOICES`. Changes no number."""
+    """Where ranks keep the parents: one of `serve.switch.tiers.CHOICES`. Changes no number."""
     accelerator_type: str | None = None
     """Ray's name for the kind of GPU to use; None: any."""
 
@@ -175,3 +176,62 @@ class Replica:
 
             self._sources[task] = ray.get(self._references[task])  # a table in it is zero-copy, from the node's store
         return self._sources[task]
+
+
+class Follower:
+    """The part of a replica on another node than its engine: an actor that runs that node's ranks and no more.
+
+    It runs inside a process of its own, for as long as the replica lives. Only `ping` may be called at the same time.
+    """
+
+    def __init__(self, spec: SweepSpec, berth: Berth, number: int) -> None:
+        """`number` is that of this actor's seat."""
+        self._cores = settle_in(spec.settings, berth, number)
+        self._spec, self._berth, self._number = spec, berth, number
+
+    def ping(self) -> int:
+        """Answer with the process's id."""
+        return os.getpid()
+
+    def follow(self, ranks_on_node: int, port: int) -> None:
+        """Run this node's ranks until the driver kills the actor.
+
+        Raises:
+            EngineError: they did not start, or one of them ended.
+            PairError: a parent is not to be had on this machine, or is another one here.
+        """
+        from serve.engine import llm_arguments
+        from serve.multinode import Span, follow
+
+        spec = self._spec
+        if spec.settings.device == "cpu":
+            os.sched_setaffinity(0, self._cores)
+        base, aligned = spec.open_parents()
+        span = Span(len(self._berth), self._number, self._berth[0].node.address, port)
+        try:
+            follow(llm_arguments(base, aligned, spec.settings, spec.parents, ranks_on_node, spec.line, span))
+        except EngineError as error:
+            raise EngineError(f"{error} ({self._berth[self._number].node.address}){last_words()}") from error
+
+
+def settle_in(settings: EngineSettings, berth: Berth, number: int) -> list[int]:
+    """Set the environment of the actor on seat `number`, before anything imports torch; return its cores."""
+    from serve.engine import process_environment
+
+    seat = berth[number]
+    cores = available_cores()  # of the node that this process runs on
+    each = settings.threads * settings.tensor_parallel
+    # More replicas than cores (several nodes on one machine, in tests) share them in turn.
+    mine = [cores[(seat.first * each + offset) % len(cores)] for offset in range(seat.stages * each)]
+    os.environ.update(process_environment(settings, mine, len(berth), seat.node.address))
+    return mine
+
+
+def last_words() -> str:
+    """Return the end of what this process and its children wrote to standard error: vLLM's reason is often only there."""
+    try:
+        log = Path(os.readlink("/proc/self/fd/2"))
+        lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:] if log.is_file() else []
+    except OSError:
+        return ""
+    return "".join(f"\n    {line}" for line in lines if line.strip())

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lambdasweep.coordinates import is_parent, order
+from contract.points import is_parent, order
 
 Key = tuple[str, str, int]  # task, canonical λ, shard: names a unit, its table and its receipt
 

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lambdasweep.coordinates import by_name, middle
-from lambdasweep.errors import EngineError
+from contract.errors import EngineError
+from contract.points import by_name, middle
 from merge.line import STRAIGHT, Line
-from serve.draws import NUMBER, Draw, Drawn, Draws
-from serve.head import EXTRA, limit_prefix_reads
+from serve.hooks.continuation_scores import EXTRA, limit_prefix_reads
+from serve.hooks.seeded_draws import NUMBER, Draw, Drawn, Draws
+from serve.machine import host_memory
+from serve.multinode import Span, network_environment
 from serve.plugin import BACKEND, RESIDENT, WORKER_EXTENSION, ParentsConfig
 from serve.settings import EngineSettings, cores_by_rank
-from serve.span import Span, network_environment
-from serve.tiers import RELOAD, Room, host_memory
+from serve.switch.tiers import RELOAD, Room
 
 LOADED = "loaded"  # the route of an engine of one checkpoint
 _PROBE_TOKENS = 48
@@ -61,7 +61,7 @@ def process_environment(
     """
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        # The hooks of serve.head are made for this runner; on the CPU there is no other.
+        # The hooks of serve.hooks.continuation_scores are made for this runner; on the CPU there is no other.
         "VLLM_USE_V2_MODEL_RUNNER": "0",
         # It is compiled when an engine starts, which takes minutes and fails where there is no nvcc.
         "VLLM_USE_FLASHINFER_SAMPLER": "0",
@@ -92,7 +92,7 @@ class Engine:
         aligned: directory of the aligned checkpoint, or of each by name; None: `base` is scored as it is loaded, and the
             only λ is 0.
         settings: see `EngineSettings`.
-        parents: where ranks keep the parents, one of `serve.tiers.CHOICES`; changes no number.
+        parents: where ranks keep the parents, one of `serve.switch.tiers.CHOICES`; changes no number.
         ranks_on_node: of all engines that share this machine's memory; None: of this one.
         line: between the parents, which were checked to fit it.
         span: of an engine over several nodes, this one being the first.
@@ -356,17 +356,3 @@ def free_memory(settings: EngineSettings, ranks: int) -> Room:
             ranks = min(ranks, torch.cuda.device_count())  # the others are on other nodes
             return Room(total, available, ranks, device_total, free, share, settings.kv_cache_bytes)
     return Room(total, available, ranks)
-
-
-def hardware(device: str) -> str:
-    """Return the kind of hardware that numbers come from: the GPU's name, or the CPU's model name."""
-    if device == "cuda":
-        import torch
-
-        return str(torch.cuda.get_device_name())
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()

@@ -8,7 +8,7 @@ from typing import Any
 
 BACKEND = "interpolation"
 CONFIG_KEY = "lambdasweep"  # under vLLM's additional_config
-WORKER_EXTENSION = "serve.backend.WorkerExtension"
+WORKER_EXTENSION = "serve.switch.backend.WorkerExtension"
 RESIDENT = "resident"
 
 
@@ -39,7 +39,7 @@ def register() -> None:
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if BACKEND not in WeightTransferEngineFactory._registry:  # register_engine refuses a second call
-        WeightTransferEngineFactory.register_engine(BACKEND, "serve.backend", "InterpolationEngine")
+        WeightTransferEngineFactory.register_engine(BACKEND, "serve.switch.backend", "InterpolationEngine")
 
 
 def _die_with_parent() -> None:

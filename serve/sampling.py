@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from lambdasweep import schemas
-from serve.draws import Draw, Drawn
+from contract import schemas
 from serve.engine import Engine
+from serve.hooks.seeded_draws import Draw, Drawn
 from serve.settings import Sampling
 
 _NO_NUMBERS = "the engine's logits were NaN or infinity"

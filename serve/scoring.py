@@ -17,8 +17,8 @@ from itertools import groupby
 
 import pyarrow as pa
 
-from lambdasweep import schemas
-from lambdasweep.errors import EngineError
+from contract import schemas
+from contract.errors import EngineError
 from serve.engine import Engine, Prompt
 
 Source = tuple[int, int, int]  # prompt, row, token

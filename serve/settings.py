@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-from lambdasweep.errors import InputError
+from contract.errors import InputError
 
 # vLLM arguments that lambdasweep sets itself, and what to use instead.
 _OWNED = {

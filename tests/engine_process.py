@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from lambdasweep.coordinates import by_name
+from contract.points import by_name
 from merge.line import Line
 from serve.settings import EngineSettings, Sampling
 
@@ -62,7 +62,7 @@ def main(job: Path) -> None:
     engine_settings = EngineSettings.from_json(values["settings"])
     os.environ.update(process_environment(engine_settings, values["cores"]))
     if values.get("sabotage"):
-        from serve import resident
+        from serve.switch import resident
 
         right = resident.theta
         resident.theta = lambda parents, lam, out, rule: right(parents[::-1], f"{float(lam) - 0.1}", out, rule)

@@ -15,7 +15,7 @@ from typing import Any
 import boto3
 import pytest
 
-from lambdasweep import location
+from contract import location
 
 BUCKET = "bucket"
 KEY_ID, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"

@@ -2,9 +2,9 @@
 
 import pyarrow as pa
 
-from lambdasweep import schemas
-from lambdasweep.location import read_table
-from lambdasweep.rundir import commit_json, commit_table
+from contract import schemas
+from contract.location import read_table
+from contract.rundir import commit_json, commit_table
 
 SWEEP = {
     "pair": {"base": {"fingerprint": "b0", "source": "/here"}, "aligned": {"fingerprint": "a1", "source": "/here"}},

@@ -14,22 +14,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lambdasweep import schemas
+from contract import schemas
+from contract.errors import InputError
+from contract.rundir import commit_table
 from lambdasweep.batch.files import Columns, open_inputs
 from lambdasweep.batch.reader import Reader
 from lambdasweep.batch.repeats import repeated_rows
 from lambdasweep.batch.rows import build, score_table
 from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.batch.source import ParquetSource
-from lambdasweep.errors import InputError
-from lambdasweep.rundir import commit_table
 from lambdasweep.tasks import TaskSpec, build_requests
 from lambdasweep.tasks.documents import read_documents
 from lambdasweep.tasks.formats import render
 from lambdasweep.tasks.tokens import load_tokenizer
 from merge.checkpoint import open_checkpoint
-from merge.pair import fingerprint
-from merge.parent import parent_of
+from merge.fingerprints import fingerprint
+from merge.remote_parent import parent_of
 from ray_jobs.units import Unit
 from tests.checkpoints import write_checkpoint
 from tests.test_cli import Result, contents, handed, lambdasweep  # noqa: F401

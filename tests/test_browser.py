@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lambdasweep.rundir import RunDir
+from contract.rundir import RunDir
 from tests.test_report import GRID, add_quiz, add_words, written
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")

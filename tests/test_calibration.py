@@ -12,16 +12,16 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
-from calibration import summary
-from calibration.confidence import choice_scores, continuation_scores, continuations_of, documents_of
-from calibration.frontier import frontiers
-from calibration.metrics import predictions
-from calibration.resample import draw
-from calibration.summary import write_metrics
-from calibration.table import render
-from lambdasweep import schemas
-from lambdasweep.errors import InputError, LambdasweepError
-from lambdasweep.rundir import RunDir, commit_json, commit_table, read_identity
+from calibration import analyse
+from calibration.analyse import write_metrics
+from calibration.frontier.frontier import frontiers
+from calibration.metrics.predictions import predictions
+from calibration.scores.per_document import choice_scores, continuation_scores, continuations_of, documents_of
+from calibration.terminal.tables import render
+from calibration.uncertainty.resample import draw
+from contract import schemas
+from contract.errors import InputError, LambdasweepError
+from contract.rundir import RunDir, commit_json, commit_table, read_identity
 from tests.tables import SWEEP, add_quarantine, add_scores, add_task
 
 NAN, INF = float("nan"), float("inf")
@@ -29,7 +29,7 @@ NAN, INF = float("nan"), float("inf")
 
 def summarise(run):
     """The metrics with few resamples: quick, and their number changes no value."""
-    return summary.analyse(run, resamples=20).metrics
+    return analyse.analyse(run, resamples=20).metrics
 
 
 @pytest.fixture
@@ -321,7 +321,7 @@ def one_row(table, **wanted):
 
 def test_every_value_has_an_interval_and_the_number_of_its_resamples(run):
     add_quiz(run, ["0", "0.5", "1"])
-    table = summary.analyse(run, resamples=300).metrics
+    table = analyse.analyse(run, resamples=300).metrics
     for row in rows_of(table, lam=Decimal("0.5")):
         unvarying = row["metric"] in ("temperature", "docs_quarantined", "docs_unfinished", "docs_undefined")
         assert row["value"] is not None, row
@@ -364,7 +364,7 @@ def test_a_split_is_of_the_documents_that_were_drawn_for_it(run):
 
 def test_differences_are_paired(run):
     add_quiz(run, ["0", "0.5", "1"])
-    table = summary.analyse(run, resamples=300).metrics
+    table = analyse.analyse(run, resamples=300).metrics
     middle = Decimal("0.5")
     for metric, parent in (("nll", "base"), ("ece_mass15", "aligned"), ("auroc", "base"), ("smece", "base")):
         for split in ("all", "select", "report"):
@@ -455,7 +455,7 @@ def test_degenerate_tasks_have_numbers_or_nulls(run, documents, right):
     add_task(run, "quiz", documents, ["0", "0.5", "1"], gold)
     for lam in ("0", "0.5"):
         add_scores(run, "quiz", lam, {r: [-1.0 - (r > 0 and r % 2)] for r in range(sum(documents))})
-    analysis = summary.analyse(run, resamples=20)
+    analysis = analyse.analyse(run, resamples=20)
     for row in analysis.metrics.to_pylist():
         numbers = [row[name] for name in ("value", "ci_low", "ci_high") if row[name] is not None]
         assert not any(math.isnan(number) for number in numbers), row
@@ -467,13 +467,13 @@ def test_degenerate_tasks_have_numbers_or_nulls(run, documents, right):
 
 def test_the_number_of_cores_changes_nothing(run, monkeypatch):
     add_quiz(run, ["0", "0.2", "0.4", "0.6", "1"])
-    monkeypatch.setattr("calibration.points.cores", lambda: 1)
-    alone = summary.analyse(run, resamples=50)
-    monkeypatch.setattr("calibration.points.cores", lambda: 4)
-    together = summary.analyse(run, resamples=50)
+    monkeypatch.setattr("calibration.task_at_lambda.cores", lambda: 1)
+    alone = analyse.analyse(run, resamples=50)
+    monkeypatch.setattr("calibration.task_at_lambda.cores", lambda: 4)
+    together = analyse.analyse(run, resamples=50)
     assert alone.metrics.equals(together.metrics)
     assert frontiers(alone.curves) == frontiers(together.curves)
-    assert not summary.analyse(run, resamples=50, seed=1).metrics.equals(alone.metrics)
+    assert not analyse.analyse(run, resamples=50, seed=1).metrics.equals(alone.metrics)
 
 
 def test_a_curve_is_of_the_finished_points_of_the_choice_tasks(run):
@@ -482,7 +482,7 @@ def test_a_curve_is_of_the_finished_points_of_the_choice_tasks(run):
     add_scores(run, "words", "0", {r: [-1.0] for r in range(5)})
     path = run.unit("tokens", "quiz", "0.5", 0)
     commit_table(path, pq.read_table(path).slice(0, 160))  # the others are still to be scored
-    analysis = summary.analyse(run, resamples=50)
+    analysis = analyse.analyse(run, resamples=50)
     (curve,) = analysis.curves
     assert (curve.task, curve.lambdas, curve.documents) == ("quiz", ("0", "1"), (30, 30))
     for half, part in (("select", curve.select), ("report", curve.report)):
@@ -494,14 +494,14 @@ def test_a_curve_is_of_the_finished_points_of_the_choice_tasks(run):
 
 def test_accuracy_can_be_held_against_another_error(run):
     add_quiz(run, ["0", "1"])
-    analysis = summary.analyse(run, resamples=300, error="smece", confidence="bytes")
+    analysis = analyse.analyse(run, resamples=300, error="smece", confidence="bytes")
     (curve,) = analysis.curves
     row = one_row(analysis.metrics, lam=1, metric="acc_bytes", confidence="bytes", split="select")
     assert curve.select.accuracy[1] == row["value"]
     assert curve.report.resampled_error.shape == (2, 200)
     assert "smooth ECE" in frontiers([curve]).tasks[0].answer
     with pytest.raises(InputError, match="ece_width15"):
-        summary.analyse(run, error="nll")
+        analyse.analyse(run, error="nll")
 
 
 # The table as a whole

@@ -10,13 +10,13 @@ import yaml
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from lambdasweep.errors import PairError, TaskError
+from contract.errors import PairError, TaskError
 from lambdasweep.tasks import ChatTemplate, HarnessSpec, TaskSpec, build_requests, load_tokenizer
 from lambdasweep.tasks.chat import read_template
 from lambdasweep.tasks.documents import read_documents
 from lambdasweep.tasks.formats import select
-from lambdasweep.tasks.harness import load_harness
-from lambdasweep.tasks.instances import build_instances
+from lambdasweep.tasks.lm_eval_tasks.load import load_harness
+from lambdasweep.tasks.lm_eval_tasks.requests import build_instances
 from tests.checkpoints import write_tokenizer
 
 WINDOW = 512

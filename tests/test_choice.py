@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from calibration.choice import as_parent, choice_estimates
-from calibration.confidence import CONFIDENCES, ChoiceScores, LeftOut
-from calibration.resample import Resamples, draw
-from calibration.tokens import TokenScores
+from calibration.metrics.choice_tasks import as_parent, choice_estimates
+from calibration.scores.per_document import CONFIDENCES, ChoiceScores, LeftOut
+from calibration.scores.per_token import TokenScores
+from calibration.uncertainty.resample import Resamples, draw
 
 NO_TOKENS = TokenScores(np.empty(0, np.int64), np.empty(0), np.empty(0, np.bool_))
 

@@ -24,12 +24,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import ray_jobs.driver
-from lambdasweep import cli, prepare, schemas
-from lambdasweep.rundir import RunDir, commit_table
+from contract import schemas
+from contract.rundir import RunDir, commit_table
+from lambdasweep import cli, record
 from lambdasweep.tasks import load_tokenizer
 from merge.line import Line
 from ray_jobs.driver import Outcome
-from serve.tiers import Room
+from serve.switch.tiers import Room
 from tests.checkpoints import write_checkpoint
 
 IRON = {"query": "Which is a metal?", "choices": ["iron", "oxygen"], "gold": 0}
@@ -489,7 +490,7 @@ def test_a_changed_task_file_is_another_sweep(begun: RunDir, refused: Callable[.
 def test_another_version_is_another_sweep(
     begun: RunDir, refused: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    versions = prepare.versions() | {"vllm": "0.99"}
+    versions = record.versions() | {"vllm": "0.99"}
     monkeypatch.setattr("lambdasweep.record.versions", lambda: versions)
     (problem,) = refused().problems
     assert problem.startswith("versions.vllm was ")
@@ -702,7 +703,7 @@ def test_a_plan_without_vllm_checks_the_headers_and_says_what_it_left(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("lambdasweep.estimate.find_spec", lambda name: None)
+    monkeypatch.setattr("lambdasweep.plan.find_spec", lambda name: None)
     result = lambdasweep("plan", *flags())
     assert result.code == 0
     assert "20 tensors, 0.26 MB each" in result.out
@@ -1165,7 +1166,7 @@ def test_what_follows_the_dashes_is_for_vllm(
     lambdasweep: Callable[..., Result], pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[Any] = []
-    monkeypatch.setattr("serve.server.serve", served.append)
+    monkeypatch.setattr("serve.http.server.serve", served.append)
     flags = ["--port", "8001", "--", "--lam"]
     result = lambdasweep("serve", "--base", pair[0], "--aligned", pair[1], "--lam", "0.620", "--", *flags)
     assert (result.code, result.err) == (0, "")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lambdasweep.errors import InputError
-from ray_jobs.berths import Seat, check_room, count_berths, free_berth, ranks_on_node, take
+from contract.errors import InputError
 from ray_jobs.cluster import Node
+from ray_jobs.placement import Seat, check_room, count_berths, free_berth, ranks_on_node, take
 from serve.settings import EngineSettings
 
 ROOT = Path(__file__).parent.parent

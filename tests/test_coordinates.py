@@ -6,60 +6,60 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lambdasweep import coordinates
-from lambdasweep.coordinates import parse_point, parse_points
-from lambdasweep.errors import GridError
-from lambdasweep.grid import canonical
+from contract import points
+from contract.errors import GridError
+from contract.grid import canonical
+from contract.points import parse_point, parse_points
 
 NAMES = ("dpo", "sft")
 LAMS = st.decimals(-9, 9, places=3).map(canonical)
 
 
 def test_a_grid_is_the_product_of_those_of_its_coordinates() -> None:
-    points = parse_points("sft=0,0.5,1,dpo=0:1:0.5", NAMES)
-    assert len(points) == 9
-    assert points[:4] == ("dpo=0,sft=0", "dpo=0,sft=0.5", "dpo=0,sft=1", "dpo=0.5,sft=0")
-    assert points == tuple(sorted(points, key=coordinates.order))
-    assert parse_points("dpo=0:1:0.5,sft=0:0.5:0.5,1.0", NAMES) == points
+    grid = parse_points("sft=0,0.5,1,dpo=0:1:0.5", NAMES)
+    assert len(grid) == 9
+    assert grid[:4] == ("dpo=0,sft=0", "dpo=0,sft=0.5", "dpo=0,sft=1", "dpo=0.5,sft=0")
+    assert grid == tuple(sorted(grid, key=points.order))
+    assert parse_points("dpo=0:1:0.5,sft=0:0.5:0.5,1.0", NAMES) == grid
     assert parse_points("0,1") == ("0", "1")
 
 
 @given(st.dictionaries(st.from_regex(r"[a-z0-9][a-z0-9_-]{0,6}", fullmatch=True), LAMS, min_size=2, max_size=4))
 def test_a_point_has_one_name(lams: dict[str, str]) -> None:
-    point = coordinates.named(lams)
-    assert coordinates.coordinates(point) == dict(sorted(lams.items()))
+    point = points.named(lams)
+    assert points.coordinates(point) == dict(sorted(lams.items()))
     backwards = ",".join(f"{name}={Decimal(lam):.5f}" for name, lam in sorted(lams.items(), reverse=True))
     assert parse_point(backwards, lams.keys()) == point == parse_point(point, set(lams))
-    assert coordinates.from_path(coordinates.in_path(point)) == point
-    assert not set("=,/?#") & set(coordinates.in_path(point))
+    assert points.from_path(points.in_path(point)) == point
+    assert not set("=,/?#") & set(points.in_path(point))
 
 
 @given(LAMS)
 def test_over_one_checkpoint_nothing_is_different(lam: str) -> None:
-    assert coordinates.coordinates(lam) == {"": lam}
-    assert parse_point(lam) == coordinates.named({"": lam}) == coordinates.in_path(lam) == lam
-    assert coordinates.order(lam) == (Decimal(lam),)
-    assert coordinates.is_parent(lam) == (lam in ("0", "1"))
+    assert points.coordinates(lam) == {"": lam}
+    assert parse_point(lam) == points.named({"": lam}) == points.in_path(lam) == lam
+    assert points.order(lam) == (Decimal(lam),)
+    assert points.is_parent(lam) == (lam in ("0", "1"))
 
 
 def test_points_sort_as_numbers() -> None:
-    points = ["dpo=10,sft=0", "dpo=2,sft=1", "dpo=2,sft=-1", "dpo=-0.5,sft=3"]
-    assert sorted(points, key=coordinates.order) == points[::-1]
+    descending = ["dpo=10,sft=0", "dpo=2,sft=1", "dpo=2,sft=-1", "dpo=-0.5,sft=3"]
+    assert sorted(descending, key=points.order) == descending[::-1]
 
 
 def test_parents_and_the_middle() -> None:
-    assert coordinates.parents([""]) == {"base": "0", "aligned": "1"}
-    assert coordinates.parents(["sft", "dpo"]) == {
+    assert points.parents([""]) == {"base": "0", "aligned": "1"}
+    assert points.parents(["sft", "dpo"]) == {
         "base": "dpo=0,sft=0",
         "dpo": "dpo=1,sft=0",
         "sft": "dpo=0,sft=1",
     }
-    assert [point for point in parse_points("dpo=0,1,2,sft=0,1", NAMES) if coordinates.is_parent(point)] == [
+    assert [point for point in parse_points("dpo=0,1,2,sft=0,1", NAMES) if points.is_parent(point)] == [
         "dpo=0,sft=0",
         "dpo=0,sft=1",
         "dpo=1,sft=0",
     ]
-    assert (coordinates.middle([""]), coordinates.middle(NAMES)) == ("0.5", "dpo=0.5,sft=0.5")
+    assert (points.middle([""]), points.middle(NAMES)) == ("0.5", "dpo=0.5,sft=0.5")
 
 
 @pytest.mark.parametrize(
@@ -89,5 +89,5 @@ def test_a_point_takes_one_number_for_each() -> None:
 
 
 def test_names() -> None:
-    assert coordinates.name_problems(["dpo", "sft-2_b"]) == []
-    assert len(coordinates.name_problems(["", "a b", "base", "dpo", "dpo"])) == 4
+    assert points.name_problems(["dpo", "sft-2_b"]) == []
+    assert len(points.name_problems(["", "a b", "base", "dpo", "dpo"])) == 4

@@ -14,9 +14,9 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from contract.grid import canonical
+from contract.rundir import RunDir
 from lambdasweep.demo import ALIGNED, BASE, CLOZE, LETTERS, world
-from lambdasweep.grid import canonical
-from lambdasweep.rundir import RunDir
 from merge.pair import open_pair
 
 FILES = {"letters": LETTERS, "cloze": CLOZE}

@@ -19,9 +19,9 @@ from ray.dashboard.modules.job.cli import submit as job_submit
 from ray.scripts.scripts import cli as ray_command
 from ray.scripts.symmetric_run import curate_and_validate_ray_start_args, symmetric_run
 
-from lambdasweep import cli
+from lambdasweep import cli, flags
 from lambdasweep.config import SweepConfig
-from ray_jobs.metrics import SERIES
+from ray_jobs.prometheus import SERIES
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
@@ -49,7 +49,7 @@ def parse(words: list[str]) -> SweepConfig:
     """Parse a `lambdasweep run` with the real command line, up to the checked config."""
     assert words[:2] == ["lambdasweep", "run"]
     command = typer.main.get_command(cli.app).commands["run"]  # type: ignore[attr-defined]
-    config: SweepConfig = cli.asked(**command.make_context("run", words[2:]).params)
+    config: SweepConfig = flags.asked(**command.make_context("run", words[2:]).params)
     return config
 
 

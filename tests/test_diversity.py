@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sacrebleu.metrics import BLEU
 
-from calibration.diversity import DIVERSITY, diversity, normalised
+from calibration.analyse import analyse
+from calibration.metrics.diversity import DIVERSITY, diversity, normalised
 from calibration.report.write import write_report
-from calibration.resample import draw
-from calibration.summary import analyse
-from calibration.table import render
+from calibration.terminal.tables import render
+from calibration.uncertainty.resample import draw
+from contract.errors import InputError, LambdasweepError
+from contract.grid import canonical
+from contract.rundir import RunDir, commit_table
 from lambdasweep import open_run
-from lambdasweep.errors import InputError, LambdasweepError
-from lambdasweep.grid import canonical
-from lambdasweep.rundir import RunDir, commit_table
 from tests.tables import add_prompts, add_quarantine, add_samples
 from tests.test_report import add_quiz
 

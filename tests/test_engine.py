@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lambdasweep import schemas
-from lambdasweep.export import export_point
-from lambdasweep.point import from_flags
+from contract import schemas
+from lambdasweep.takehome.export import export_point
+from lambdasweep.takehome.point import from_flags
 from serve.engine import same_bits
 from tests import engine_process
 from tests.checkpoints import write_checkpoint

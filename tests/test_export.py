@@ -21,18 +21,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import merge.export
-from lambdasweep.errors import InputError, PairError
-from lambdasweep.export import export_point
-from lambdasweep.point import from_flags
-from lambdasweep.rundir import RunDir, commit_json
+from contract.errors import InputError, PairError
+from contract.rundir import RunDir, commit_json
+from lambdasweep.takehome.export import export_point
+from lambdasweep.takehome.point import from_flags
 from merge.checkpoint import INDEX
 from merge.digest import WeightDigest
 from merge.export import ExportPlan, export
+from merge.file_layout import lay_out, parse_size
+from merge.fingerprints import fingerprint
 from merge.interpolate import interpolate
-from merge.layout import lay_out, parse_size
 from merge.line import Line
-from merge.pair import fingerprint, open_pair
-from merge.stream import BLOCK, blocks
+from merge.pair import open_pair
+from merge.weight_writer import BLOCK, blocks
 from tests import test_lines
 from tests.checkpoints import write_checkpoint
 from tests.tables import add_scores, add_task
@@ -165,7 +166,7 @@ def test_blocks_cover_a_tensor_once(shape: tuple[int, ...], itemsize: int) -> No
 
 def test_a_file_has_the_digest_of_its_tensors(mixed_pair: tuple[Path, Path], tmp_path: Path) -> None:
     """However the blocks are cut, and in whatever order threads finish them."""
-    from merge.stream import WeightWriter
+    from merge.weight_writer import WeightWriter
 
     pair = open_pair(*map(str, mixed_pair))
     (file,) = lay_out(pair.base.tensors, 10**9)
@@ -346,8 +347,8 @@ def test_a_line_that_cannot_be_exported(tmp_path: Path) -> None:
 EXPORT = """
 import sys
 from pathlib import Path
-from lambdasweep.export import export_point
-from lambdasweep.point import from_flags
+from lambdasweep.takehome.export import export_point
+from lambdasweep.takehome.point import from_flags
 base, aligned, lam, out = sys.argv[1:]
 export_point(from_flags(None, base, aligned, None, None, lam), Path(out), "aligned", "1MB", print)
 """
@@ -498,7 +499,7 @@ def test_a_card_names_checkpoints_of_the_hub(mixed_pair: tuple[Path, Path]) -> N
 
     import yaml
 
-    from lambdasweep.card import model_card
+    from lambdasweep.takehome.model_card import model_card
 
     pair = open_pair(*map(str, mixed_pair))
     pair = replace(pair, base=replace(pair.base, source="org/base", revision="abc"))

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from contract.rundir import RunDir
 from lambdasweep.batch.config import load_score_config
 from lambdasweep.batch.score import run_score
 from lambdasweep.config import SweepConfig
-from lambdasweep.rundir import RunDir
 from lambdasweep.sweep import run_sweep
 from lambdasweep.tasks import TaskSpec
 from ray_jobs import driver, health

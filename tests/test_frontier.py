@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from calibration.curve import Curve, Track, macro_average
-from calibration.frontier import frontier, frontiers, write_frontiers
-from calibration.selection import choices, choose
-from lambdasweep.rundir import RunDir
+from calibration.frontier.curve import Curve, Track, macro_average
+from calibration.frontier.frontier import frontier, frontiers, write_frontiers
+from calibration.frontier.lambda_star import choices, choose
+from contract.rundir import RunDir
 
 R = 400
 

@@ -16,7 +16,7 @@ import torch
 
 from merge.digest import WeightDigest, parameter_key, takes_words
 from merge.interpolate import theta
-from serve import fused
+from serve.switch import fused
 
 LAMBDAS = ("0", "1", "0.35", "0.5", "0.65", "1.3", "-0.7")
 SHAPES = ((3, 4096), (5, 12), (2, 5000), (2, 3, 8), (1, 16), (9, 1), (7, 3))

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serve.gate import FailedMoveError, Gate
+from serve.http.gate import FailedMoveError, Gate
 
 
 def play(scene: Callable[[Gate, list[str]], Awaitable[None]]) -> list[str]:

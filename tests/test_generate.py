@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from lambdasweep import schemas
-from lambdasweep.rundir import RunDir
+from contract import schemas
+from contract.rundir import RunDir
 from lambdasweep.tasks import load_tokenizer
 from lambdasweep.tasks.prompts import GenerateSpec, build_prompts, prompt_costs, prompt_shards, stop_tokens
-from ray_jobs.sources import GenerateSource
+from ray_jobs.work import GenerateSource
 from serve.sampling import seed_of
 from serve.settings import Sampling
 from tests.checkpoints import write_checkpoint

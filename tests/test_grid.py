@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lambdasweep.errors import GridError
-from lambdasweep.grid import MAX_POINTS, canonical, parse_grid
+from contract.errors import GridError
+from contract.grid import MAX_POINTS, canonical, parse_grid
 
 CANONICAL = re.compile(r"0|-?(0|[1-9]\d*)\.\d{0,5}[1-9]|-?[1-9]\d*")
 

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from lambdasweep import schemas
-from lambdasweep.errors import InputError, LambdasweepError, TaskError
-from lambdasweep.rundir import RunDir, commit_json, commit_table
+from contract import schemas
+from contract.errors import InputError, LambdasweepError, TaskError
+from contract.rundir import RunDir, commit_json, commit_table
 from lambdasweep.tasks import HarnessSpec, load_tokenizer
-from lambdasweep.tasks.harness import Harness, load_harness
-from lambdasweep.tasks.instances import BuiltHarnessTask, build_instances
-from lambdasweep.tasks.outcomes import LEFT_OUT, write_outcomes
+from lambdasweep.tasks.lm_eval_tasks.load import Harness, load_harness
+from lambdasweep.tasks.lm_eval_tasks.own_metrics import LEFT_OUT, write_outcomes
+from lambdasweep.tasks.lm_eval_tasks.requests import BuiltHarnessTask, build_instances
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lambdasweep[lm-eval]")
 
@@ -481,7 +481,7 @@ def test_a_perplexity_beyond_float64_is_null(directory: Path, tmp_path: Path) ->
 
 
 def test_only_complete_lambdas_and_those_once(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lambdasweep.tasks import outcomes as module
+    from lambdasweep.tasks.lm_eval_tasks import own_metrics as module
 
     harness, built = build(directory, HarnessSpec(str(directory / "informed.yaml")))
     run = RunDir(tmp_path / "run")
@@ -554,7 +554,7 @@ def test_choices_without_context_are_no_choices(directory: Path) -> None:
 
 
 def test_metrics_hold_both(directory: Path, sweep) -> None:
-    from calibration.summary import analyse
+    from calibration.analyse import analyse
 
     for name in ("plain", "informed", "inputs", "lambada", "pages"):
         run = sweep(HarnessSpec(str(directory / f"{name}.yaml")), lambdas=("0", "1"), to=name)
@@ -577,8 +577,8 @@ def test_metrics_hold_both(directory: Path, sweep) -> None:
 def test_the_terminal_shows_both(directory: Path, sweep, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    from calibration.summary import write_metrics
-    from calibration.table import render
+    from calibration.analyse import write_metrics
+    from calibration.terminal.tables import render
 
     run = sweep(HarnessSpec(str(directory / "plain.yaml")), lambdas=("0", "0.5"), quarantined=(4,))
     tables = render(write_metrics(run))
@@ -593,8 +593,8 @@ def test_the_terminal_shows_both(directory: Path, sweep, capsys: pytest.CaptureF
 
 @pytest.mark.usefixtures("_quick_index")
 def test_a_group_is_in_the_metrics(group: Path, sweep) -> None:
-    from calibration.summary import analyse
-    from calibration.table import render
+    from calibration.analyse import analyse
+    from calibration.terminal.tables import render
 
     metrics = analyse(sweep(HarnessSpec(str(group))), resamples=10).metrics
     rows = [row for row in metrics.to_pylist() if row["task"] == "both"]
@@ -657,16 +657,16 @@ def test_bad_settings_come_at_once(directory: Path) -> None:
 
 
 def test_lm_eval_is_missing_or_another(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lambdasweep.tasks import harness
+    from lambdasweep.tasks.lm_eval_tasks import load
 
-    monkeypatch.setattr(harness.metadata, "version", lambda name: "0.4.9")
+    monkeypatch.setattr(load.metadata, "version", lambda name: "0.4.9")
     with pytest.raises(InputError, match=r"need lm-eval 0\.4\.13, and 0\.4\.9 is installed"):
         load_harness(HarnessSpec(str(directory / "plain.yaml")))
 
     def gone(name: str) -> str:
-        raise harness.metadata.PackageNotFoundError(name)
+        raise load.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(harness.metadata, "version", gone)
+    monkeypatch.setattr(load.metadata, "version", gone)
     with pytest.raises(InputError, match=r"need lm-eval: install lambdasweep\[lm-eval\]"):
         load_harness(HarnessSpec(str(directory / "plain.yaml")))
 

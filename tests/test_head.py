@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from serve.draws import NUMBER, SeededDraws
-from serve.head import EXTRA, ContinuationHead
+from serve.hooks.continuation_scores import EXTRA, ContinuationHead
+from serve.hooks.seeded_draws import NUMBER, SeededDraws
 
 # On a GPU the CPU waits for these: their results, or the shapes of those, must be known to go on.
 WAITING = {"nonzero", "_local_scalar_dense", "item", "masked_select", "unique", "unique2", "is_nonzero", "equal"}

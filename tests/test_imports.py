@@ -11,18 +11,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("lambdasweep", "merge", "serve", "ray_jobs", "calibration")
-LEAVES = {f"lambdasweep.{name}" for name in ("errors", "coordinates", "grid", "schemas", "lease", "location", "rundir")}
-
-# What each folder may import of ours besides itself, wherever the import stands. The command line (`lambdasweep`, its
-# leaves apart) may import every folder, but only inside functions.
-MAY_IMPORT = {
-    "calibration": LEAVES,
-    "merge": LEAVES,
-    "serve": LEAVES | {"merge"},
-    "ray_jobs": LEAVES | {"merge", "serve"},
+# The tower from the ground up: what each folder stands on. A folder may import all that is below it and nothing else of
+# ours, wherever the import stands. `calibration` stands beside the engines and not under them.
+STANDS_ON: dict[str, tuple[str, ...]] = {
+    "contract": (),
+    "merge": ("contract",),
+    "calibration": ("contract",),
+    "serve": ("merge",),
+    "ray_jobs": ("serve",),
+    "lambdasweep": ("ray_jobs", "calibration"),
+    "benchmarks": ("lambdasweep",),
 }
-# Which folders may know a heavy library, wherever the import stands.
+PACKAGED = tuple(folder for folder in STANDS_ON if folder != "benchmarks")
+# Which packaged folders may know a heavy library, wherever the import stands.
 MAY_KNOW = {
     "torch": {"merge", "serve"},
     "vllm": {"serve"},
@@ -41,11 +42,11 @@ LIGHT = {
     "merge.lam_map",
     "merge.line",
     "merge.pair",
-    "merge.parent",
-    "merge.remembered",
+    "merge.remote_parent",
+    "merge.fingerprints",
     "merge.vocabulary",
     "serve.settings",
-    "serve.tiers",
+    "serve.switch.tiers",
 }
 HEAVY = ("torch", "vllm", "ray", "transformers", "safetensors", "huggingface_hub", "lm_eval", "datasets")
 # What only the report and `plot_reliability` load.
@@ -56,7 +57,7 @@ PLOTTING = ("altair", "vl_convert", "jinja2")
 def modules() -> dict[str, Path]:
     """Every module of ours by its dotted name."""
     found = {}
-    for folder in FOLDERS:
+    for folder in STANDS_ON:
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
@@ -97,6 +98,10 @@ def within(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
 
+def below(folder: str) -> set[str]:
+    return {floor for under in STANDS_ON[folder] for floor in {under, *below(under)}}
+
+
 def offences(name: str, source: str) -> list[str]:
     """What a module imports that it must not, one line each."""
     folder = name.partition(".")[0]
@@ -107,16 +112,12 @@ def offences(name: str, source: str) -> list[str]:
             found.append(f"{name} line {line}: {why}")
 
         library = imported.partition(".")[0]
-        if library in FOLDERS:
-            if name in LEAVES:
-                if imported not in LEAVES | {"lambdasweep"}:
-                    offence(f"a leaf imports {imported}")
-            elif folder == "lambdasweep":
-                if library != folder and place == "top":
-                    offence(f"{imported} is imported at the top: import it where it is used")
-            elif not any(within(imported, allowed) for allowed in MAY_IMPORT[folder] | {folder}):
-                offence(f"{folder} imports {imported}")
-        elif library in MAY_KNOW and place != "types":
+        if library in STANDS_ON:
+            if library != folder and library not in below(folder):
+                offence(f"{folder} imports {imported}, which is not below it")
+            elif folder == "lambdasweep" and library not in (folder, "contract") and place == "top":
+                offence(f"{imported} is imported at the top: import it where it is used")
+        elif library in MAY_KNOW and folder in PACKAGED and place != "types":
             if not any(within(name, allowed) for allowed in MAY_KNOW[library]):
                 offence(f"{folder} knows {library}")
             elif name in LIGHT:
@@ -134,10 +135,10 @@ def test_imports_follow_the_tree(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "source", "count"),
     [
-        ("lambdasweep.grid", "from lambdasweep.errors import GridError", 0),
-        ("lambdasweep.grid", "def f():\n    from lambdasweep.config import SweepConfig", 1),
-        ("lambdasweep.rundir", "from lambdasweep import record", 1),
-        ("lambdasweep.schemas", "if TYPE_CHECKING:\n    import merge.pair", 1),
+        ("contract.grid", "from contract.errors import GridError", 0),
+        ("contract.grid", "def f():\n    from lambdasweep.config import SweepConfig", 1),
+        ("contract.rundir", "from lambdasweep import record", 1),
+        ("contract.schemas", "if TYPE_CHECKING:\n    import merge.pair", 1),
         ("lambdasweep.prepare", "from merge.pair import open_pair", 1),
         ("lambdasweep.prepare", "try:\n    import serve.settings\nexcept ImportError:\n    pass", 1),
         ("lambdasweep.prepare", "class A:\n    import ray_jobs", 1),
@@ -147,16 +148,16 @@ def test_imports_follow_the_tree(name: str) -> None:
         ("lambdasweep.tasks.requests", "import transformers", 1),
         ("lambdasweep.tasks.requests", "def f():\n    from transformers import AutoTokenizer", 0),
         ("lambdasweep.prepare", "def f():\n    from transformers import AutoTokenizer", 1),
-        ("lambdasweep.tasks.harness", "from lm_eval.tasks import TaskManager", 1),
-        ("lambdasweep.tasks.harness", "def f():\n    from lm_eval.tasks import TaskManager", 0),
+        ("lambdasweep.tasks.lm_eval_tasks.load", "from lm_eval.tasks import TaskManager", 1),
+        ("lambdasweep.tasks.lm_eval_tasks.load", "def f():\n    from lm_eval.tasks import TaskManager", 0),
         ("lambdasweep.prepare", "def f():\n    import lm_eval", 1),
-        ("calibration.outcomes", "def f():\n    import lm_eval", 1),
-        ("calibration.metrics", "def f():\n    import torch", 1),
-        ("calibration.summary", "def f():\n    import altair", 1),
+        ("calibration.terminal.lm_eval", "def f():\n    import lm_eval", 1),
+        ("calibration.metrics.predictions", "def f():\n    import torch", 1),
+        ("calibration.analyse", "def f():\n    import altair", 1),
         ("calibration.report.style", "import altair", 0),
         ("lambdasweep.cli", "def f():\n    import vl_convert", 1),
-        ("calibration.metrics", "from lambdasweep.config import SweepConfig", 1),
-        ("calibration.metrics", "import merge", 1),
+        ("calibration.metrics.predictions", "from lambdasweep.config import SweepConfig", 1),
+        ("calibration.metrics.predictions", "import merge", 1),
         ("merge.pair", "from serve.settings import EngineSettings", 1),
         ("merge.pair", "def f():\n    import torch", 1),
         ("merge.interpolate", "import torch", 0),
@@ -166,8 +167,16 @@ def test_imports_follow_the_tree(name: str) -> None:
         ("serve.engine", "import ray", 1),
         ("ray_jobs.replica", "from lambdasweep.cli import app", 1),
         ("ray_jobs.replica", "def f():\n    import torch.cuda", 1),
-        ("ray_jobs.replica", "from calibration.metrics import ece", 1),
+        ("ray_jobs.replica", "from calibration.metrics.predictions import ece", 1),
         ("ray_jobs.replica", "import ray.exceptions", 0),
+        ("ray_jobs.replica", "from merge.line import STRAIGHT", 0),
+        ("merge.pair", "def f():\n    import calibration", 1),
+        ("lambdasweep.sweep", "def f():\n    from benchmarks.simulate import simulate", 1),
+        (
+            "benchmarks.simulate",
+            "from lambdasweep.sweep import run_sweep\nfrom serve.settings import EngineSettings\nimport torch",
+            0,
+        ),
     ],
 )
 def test_the_rule_sees_what_it_is_about(name: str, source: str, count: int) -> None:
@@ -179,8 +188,9 @@ def test_the_rule_sees_what_it_is_about(name: str, source: str, count: int) -> N
     [
         "import runpy; sys.argv = ['lambdasweep', '--help']\ntry: runpy.run_module('lambdasweep', run_name='__main__')\n"
         "except SystemExit as end: assert end.code == 0, end.code",
-        "import calibration.summary, calibration.table, calibration.frontier, lambdasweep.notebook",
-        "import lambdasweep.status, lambdasweep.estimate, lambdasweep.tasks, merge.pair, serve.settings, ray_jobs.scheduler",
+        "import calibration.analyse, calibration.terminal.tables, calibration.frontier.frontier, lambdasweep.notebook",
+        "import lambdasweep.monitor.status, lambdasweep.plan, lambdasweep.tasks\n"
+        "import merge.pair, serve.settings, ray_jobs.scheduler",
     ],
     ids=["help", "report", "plan"],
 )
@@ -202,7 +212,7 @@ def test_every_package_is_installed() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packaged = settings["tool"]["setuptools"]["packages"]
     assert sorted(packaged) == sorted(name for name, path in modules().items() if path.name == "__init__.py")
-    assert sorted(settings["tool"]["mypy"]["packages"]) == sorted(FOLDERS)
+    assert sorted(settings["tool"]["mypy"]["packages"]) == sorted(PACKAGED)
     data = settings["tool"]["setuptools"]["package-data"]["calibration.report"]
     strange = [path.name for path in (ROOT / "calibration/report").iterdir() if path.suffix not in (".py", "")]
     assert sorted(data) == sorted(strange)

@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from contract.rundir import RunDir
 from lambdasweep.demo import ALIGNED, BASE, LETTERS
-from lambdasweep.heartbeat import DriverState
-from lambdasweep.rundir import RunDir
-from ray_jobs.metrics import SERIES
+from lambdasweep.monitor.heartbeat import DriverState
+from ray_jobs.prometheus import SERIES
 from tests.test_sweep import until
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lambdasweep.errors import InputError, PairError
+from contract.errors import InputError, PairError
 from merge import arc
 from merge.arc import angle_between, coefficients
 from merge.interpolate import PLAIN, Rule, interpolate

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lambdasweep import schemas
+from contract import schemas
 from merge.interpolate import interpolated_tensors
 from merge.line import Line
 from merge.pair import open_pair

@@ -13,17 +13,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.errors import InputError, PairError
+from contract.grid import canonical
+from contract.points import coordinates
+from lambdasweep.aligned_flags import parse_aligned, parse_revisions
 from lambdasweep.batch.config import load_score_config
 from lambdasweep.config import load_config
-from lambdasweep.coordinates import coordinates
-from lambdasweep.errors import InputError, PairError
-from lambdasweep.estimate import describe
-from lambdasweep.export import export_point
-from lambdasweep.grid import canonical
-from lambdasweep.point import from_flags
-from lambdasweep.several import parse_aligned, parse_revisions
+from lambdasweep.plan import describe
+from lambdasweep.takehome.export import export_point
+from lambdasweep.takehome.point import from_flags
+from merge.fingerprints import fingerprint
 from merge.interpolate import Rule, interpolate, interpolated_tensors, needed, theta
-from merge.pair import fingerprint, open_pair
+from merge.pair import open_pair
 from tests.checkpoints import write_checkpoint
 from tests.test_export import EDGES, FORMATS, UNIT, bits, files, mixed, ulp, weights
 from tests.test_merge import write

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from contract.points import parse_points
+from contract.rundir import RunDir, read_identity
 from lambdasweep import open_run
-from lambdasweep.coordinates import parse_points
-from lambdasweep.export import export_point
-from lambdasweep.point import from_flags
-from lambdasweep.rundir import RunDir, read_identity
+from lambdasweep.takehome.export import export_point
+from lambdasweep.takehome.point import from_flags
 from tests.checkpoints import write_checkpoint
 from tests.test_sweep import Sweep, committed
 

@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lambdasweep.errors import PairError
-from lambdasweep.grid import canonical
+from contract.errors import PairError
+from contract.grid import canonical
 from merge import checkpoint as checkpoint_module
 from merge import vocabulary
 from merge.checkpoint import INDEX, SINGLE, open_checkpoint
+from merge.fingerprints import fingerprint
 from merge.interpolate import interpolate, interpolated_tensors
-from merge.pair import fingerprint, open_pair
+from merge.pair import open_pair
 from tests.checkpoints import write_checkpoint
 
 Tensors = dict[str, torch.Tensor]
@@ -580,7 +581,7 @@ def test_a_fingerprint_changes_with_whatever_changes_a_score(tmp_path: Path) -> 
 def test_tensors_larger_than_a_chunk_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = write(tmp_path / "one", tensors())
     whole = fingerprint_of(directory)
-    monkeypatch.setattr("merge.pair._CHUNK", 20)  # 48 bytes each: two full chunks and a part
+    monkeypatch.setattr("merge.fingerprints._CHUNK", 20)  # 48 bytes each: two full chunks and a part
     assert fingerprint_of(directory) == whole
     weights = tensors()
     weights["model.layers.4.w"][2, 7] = float("inf")

@@ -11,10 +11,11 @@ from hypothesis.extra import numpy as hnp
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_score
 
-from calibration.binned import Layout, add_classes, add_reliability, bin_of, class_metrics, reliability_metrics
-from calibration.metrics import BINS, Predictions, perplexity, predictions
-from calibration.ranked import Ranking
-from calibration.resample import ones
+from calibration.arrays import BINS
+from calibration.metrics.binned import Layout, add_classes, add_reliability, bin_of, class_metrics, reliability_metrics
+from calibration.metrics.predictions import Predictions, perplexity, predictions
+from calibration.metrics.ranked import Ranking
+from calibration.uncertainty.resample import ones
 
 
 def made_of(confidence, correct):

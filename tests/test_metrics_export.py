@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ray.util.metrics import Counter, Gauge, Metric
 
-from ray_jobs.metrics import SERIES, Metrics
+from ray_jobs.prometheus import SERIES, Metrics
 from ray_jobs.units import Unit
 from tests.test_status import receipt
 

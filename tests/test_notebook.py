@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from calibration import summary
-from calibration.frontier import frontiers, write_frontiers
-from calibration.summary import write_metrics
-from lambdasweep import open_run, schemas
-from lambdasweep.errors import InputError
-from lambdasweep.rundir import RunDir, commit_table
+from calibration import analyse
+from calibration.analyse import write_metrics
+from calibration.frontier.frontier import frontiers, write_frontiers
+from contract import schemas
+from contract.errors import InputError
+from contract.rundir import RunDir, commit_table
+from lambdasweep import open_run
 from tests.tables import add_scores, add_task
 from tests.test_report import add_quiz
 
@@ -29,7 +30,7 @@ def run(tmp_path):
 
 
 def computed(run):
-    analysis = summary.analyse(run, resamples=40)
+    analysis = analyse.analyse(run, resamples=40)
     write_metrics(run, analysis)
     write_frontiers(run, frontiers(analysis.curves))
     return analysis

@@ -19,14 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lambdasweep import lease, location, open_run, schemas
+from contract import lease, location, schemas
+from contract.errors import InputError, LambdasweepError, RunMismatchError
+from contract.location import ObjectPath, locate, read_table
+from contract.rundir import RunDir, commit_bytes, commit_json, commit_table, read_identity
+from lambdasweep import open_run
 from lambdasweep.batch.files import lies_in, open_inputs
 from lambdasweep.batch.reader import Reader
 from lambdasweep.batch.repeats import repeated_rows
 from lambdasweep.cli import app
-from lambdasweep.errors import InputError, LambdasweepError, RunMismatchError
-from lambdasweep.location import ObjectPath, locate, read_table
-from lambdasweep.rundir import RunDir, commit_bytes, commit_json, commit_table, read_identity
 from tests.object_store import BUCKET, SECRET, Store, enter, serve
 from tests.tables import add_quarantine, add_scores, add_task
 from tests.test_rundir import everything, tokens
@@ -35,7 +36,7 @@ BIG = bytes(12 << 20)  # more than a single upload takes: parts
 
 HOLDER = """
 import sys, time
-from lambdasweep.rundir import RunDir
+from contract.rundir import RunDir
 with RunDir(sys.argv[1]).lock():
     print("held", flush=True)
     time.sleep(600)
@@ -43,7 +44,7 @@ with RunDir(sys.argv[1]).lock():
 
 HALF = """
 import os, signal, sys
-from lambdasweep.location import _store, locate
+from contract.location import _store, locate
 path = locate(sys.argv[1])
 stream = _store(path.scheme, 20).open_output_stream(path.key)
 stream.write(bytes(25 << 20))

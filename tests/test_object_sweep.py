@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lambdasweep import location, open_run
+from contract import location
+from contract.location import locate
+from contract.rundir import RunDir
+from lambdasweep import open_run
 from lambdasweep.demo import ALIGNED, BASE, CLOZE
-from lambdasweep.location import locate
-from lambdasweep.rundir import RunDir
 from tests.object_store import BUCKET, KEY_ID, SECRET, Store, enter, serve
 
 ROOT = Path(__file__).parent.parent

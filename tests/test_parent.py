@@ -12,30 +12,37 @@ from typing import Any
 import pytest
 import torch
 
-from lambdasweep.errors import PairError
-from merge import remembered
+from contract.errors import PairError
+from merge import fingerprints
 from merge.checkpoint import Checkpoint, open_checkpoint
-from merge.pair import fingerprint
-from merge.parent import Parent, open_here, parent_of
-from merge.remembered import remembered_fingerprint, stamp
+from merge.fingerprints import fingerprint, remembered_fingerprint, stamp
+from merge.remote_parent import Parent, open_here, parent_of
 from tests.test_merge import CONFIG, tensors, write
+
+SCAN = fingerprints.scan
 
 
 @pytest.fixture(autouse=True)
 def scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The checkpoints whose weights were read; the cache is the test's own, and files count as settled at once."""
     read: list[Path] = []
-    scan = remembered.scan
 
     def watched(checkpoint: Checkpoint, role: str) -> dict[str, str]:
         read.append(checkpoint.path)
         time.sleep(0.05)  # others ask meanwhile
-        return scan(checkpoint, role)
+        return SCAN(checkpoint, role)
 
-    monkeypatch.setattr(remembered, "scan", watched)
-    monkeypatch.setattr(remembered, "_SETTLED_NS", 0)
+    monkeypatch.setattr(fingerprints, "scan", watched)
+    monkeypatch.setattr(fingerprints, "_SETTLED_NS", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return read
+
+
+def made_afresh(checkpoint: Checkpoint, role: str) -> str:
+    """Return the fingerprint that is not remembered; `scans` does not count what is read for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fingerprints, "scan", SCAN)
+        return fingerprint(checkpoint, role)
 
 
 def remember(directory: Path) -> str:
@@ -49,15 +56,15 @@ def entries(tmp_path: Path) -> list[Path]:
 def test_weights_are_read_once(tmp_path: Path, scans: list[Path]) -> None:
     directory = write(tmp_path / "one", tensors(), shards=2)
     checkpoint = open_checkpoint(str(directory), "base")
-    assert remember(directory) == remember(directory) == fingerprint(checkpoint, "base")
+    assert remember(directory) == remember(directory) == made_afresh(checkpoint, "base")
     assert scans == [directory]
     (tmp_path / "link").symlink_to(directory)
-    assert remember(tmp_path / "link") == fingerprint(checkpoint, "base")
+    assert remember(tmp_path / "link") == made_afresh(checkpoint, "base")
     assert scans == [directory]
     write(tmp_path / "two", tensors(), CONFIG | {"rope_theta": 5.0})
     shutil.copy(tmp_path / "two" / "config.json", directory)  # the same weights under it are another model
-    assert remember(directory) == fingerprint(open_checkpoint(str(directory), "base"), "base")
-    assert remember(directory) != fingerprint(checkpoint, "base")
+    assert remember(directory) == made_afresh(open_checkpoint(str(directory), "base"), "base")
+    assert remember(directory) != made_afresh(checkpoint, "base")
     assert scans == [directory]
 
 
@@ -94,7 +101,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path, scans: list[Path], change:
     before = remember(directory)
     time.sleep(0.02)  # a tick of the file system's clock
     change(max(directory.glob("*.safetensors")))
-    assert remember(directory) == fingerprint(open_checkpoint(str(directory), "base"), "base") != before
+    assert remember(directory) == made_afresh(open_checkpoint(str(directory), "base"), "base") != before
     assert scans == [directory] * 2
 
 
@@ -111,7 +118,7 @@ def test_a_damaged_entry_is_ignored_and_written_anew(tmp_path: Path, scans: list
 
 
 def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remembered, "_SETTLED_NS", 60_000_000_000)
+    monkeypatch.setattr(fingerprints, "_SETTLED_NS", 60_000_000_000)
     remember(write(tmp_path / "one", tensors()))
     assert entries(tmp_path) == []
 
@@ -138,7 +145,7 @@ def test_weights_with_nan_are_refused_each_time(tmp_path: Path, scans: list[Path
 
 def sent(directory: Path) -> Parent:
     checkpoint = open_checkpoint(str(directory), "aligned")
-    return parent_of(checkpoint, "aligned", fingerprint(checkpoint, "aligned"))
+    return parent_of(checkpoint, "aligned", made_afresh(checkpoint, "aligned"))
 
 
 def test_the_very_files_of_the_driver_are_not_read(tmp_path: Path, scans: list[Path], monkeypatch: Any) -> None:
@@ -189,7 +196,7 @@ def test_a_hub_id_is_resolved_again_by_its_commit(
         write(tmp_path / machine / "c0ffee", tensors())
     machine = "here"
     checkpoint = open_checkpoint("org/model", "base", "main")
-    parent = parent_of(checkpoint, "base", fingerprint(checkpoint, "base"))
+    parent = parent_of(checkpoint, "base", made_afresh(checkpoint, "base"))
     machine = "there"
     assert open_here(parent) == tmp_path / "there" / "c0ffee"
     assert asked == [("org/model", "main"), ("org/model", "c0ffee")]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lambdasweep import schemas
+from contract import schemas
 from lambdasweep.demo import BASE, CLOZE, LETTERS
 from lambdasweep.tasks import TaskSpec, build_requests, load_tokenizer
 from lambdasweep.tasks.requests import requests_table

@@ -10,21 +10,23 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from calibration.diversity import by_lambda
-from calibration.frontier import frontiers
-from calibration.points import parents_of
+from calibration.analyse import analyse, write_metrics
+from calibration.frontier.frontier import frontiers
 from calibration.report.facts import gather
 from calibration.report.figures import page_figures, paper_figures
 from calibration.report.notices import notices
 from calibration.report.write import write_report
-from calibration.summary import analyse, write_metrics
-from calibration.table import render
-from lambdasweep import coordinates, open_run, schemas, status, watch
-from lambdasweep.coordinates import parse_points
-from lambdasweep.errors import InputError
-from lambdasweep.rundir import RunDir, commit_json
-from lambdasweep.schemas import point_of
-from lambdasweep.survey import Survey
+from calibration.samples_at_lambda import by_lambda
+from calibration.task_at_lambda import parents_of
+from calibration.terminal.tables import render
+from contract import points, schemas
+from contract.errors import InputError
+from contract.points import parse_points
+from contract.rundir import RunDir, commit_json
+from contract.schemas import point_of
+from lambdasweep import open_run
+from lambdasweep.monitor import status, watch
+from lambdasweep.monitor.survey import Survey
 from tests.tables import SWEEP, add_prompts, add_samples, add_scores, add_task
 
 POINTS = parse_points("dpo=0,0.5,1,sft=0,1", ["dpo", "sft"])
@@ -251,7 +253,7 @@ def test_samples_at_points_are_those_of_the_same_samples_along_a_line(tmp_path):
     runs = {}
     for name, places in (("plane", dict(zip(POINTS, POINTS, strict=True))), ("line", LINE)):
         run = runs[name] = RunDir(tmp_path / name)
-        add_prompts(run, "say", 12, sorted(map(places.get, POINTS), key=coordinates.order))
+        add_prompts(run, "say", 12, sorted(map(places.get, POINTS), key=points.order))
         if name == "plane":
             pair = {"base": SWEEP["pair"]["base"]} | dict.fromkeys(
                 ("aligned.dpo", "aligned.sft"), SWEEP["pair"]["aligned"]

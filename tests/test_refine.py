@@ -5,15 +5,15 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from calibration import summary
-from calibration.binned import Layout, add_reliability, means, reliability_metrics
-from calibration.curve import Curve, Track, macro_average
-from calibration.metrics import predictions
-from calibration.quick import answer_curve
-from calibration.refine import ROUND, suggest
-from calibration.selection import choose
-from lambdasweep.grid import canonical, parse_grid
-from lambdasweep.rundir import RunDir
+from calibration import analyse
+from calibration.frontier.curve import Curve, Track, macro_average
+from calibration.frontier.lambda_star import choose
+from calibration.frontier.refine import ROUND, suggest
+from calibration.frontier.running_curve import answer_curve
+from calibration.metrics.binned import Layout, add_reliability, means, reliability_metrics
+from calibration.metrics.predictions import predictions
+from contract.grid import canonical, parse_grid
+from contract.rundir import RunDir
 from tests.tables import add_quarantine, add_scores, add_task
 from tests.test_frontier import curve
 
@@ -169,7 +169,7 @@ def quiz(tmp_path):
 
 
 def test_it_is_the_curve_of_the_report(quiz):
-    analysis = summary.analyse(quiz, resamples=60)
+    analysis = analyse.analyse(quiz, resamples=60)
     for tasks in (["quiz"], ["other"], ["quiz", "other"]):
         found = answer_curve(quiz, tasks, resamples=60)
         whole = [one for one in analysis.curves if one.task in tasks]

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from calibration import summary
-from calibration.frontier import frontiers
+from calibration import analyse
+from calibration.frontier.frontier import frontiers
 from calibration.report.curve_figure import outcome_curve_rows
 from calibration.report.data import chart_data
 from calibration.report.facts import gather
@@ -24,10 +24,10 @@ from calibration.report.notices import notices
 from calibration.report.numbers import numbers
 from calibration.report.page import page
 from calibration.report.write import write_report
-from calibration.resample import draw
-from calibration.table import render
-from lambdasweep import schemas
-from lambdasweep.rundir import RunDir, commit_json, commit_table, read_identity
+from calibration.terminal.tables import render
+from calibration.uncertainty.resample import draw
+from contract import schemas
+from contract.rundir import RunDir, commit_json, commit_table, read_identity
 from tests.tables import SWEEP, add_quarantine, add_scores, add_task
 
 GRID = ("0", "0.5", "1", "1.5")
@@ -69,7 +69,7 @@ def add_words(run, task="words", documents=6, grid=GRID):
 
 
 def analysed(run):
-    return summary.analyse(run, resamples=60)
+    return analyse.analyse(run, resamples=60)
 
 
 def facts_of(run):
@@ -241,7 +241,7 @@ def test_text_of_a_task_stays_text(run):
     add_words(run, "<b>words<b>")
     plan = run.plan()
     plan["tasks"][name]["file"] = "</dl><script>alert(3)</script>"
-    from lambdasweep.rundir import commit_json
+    from contract.rundir import commit_json
 
     commit_json(run.plan_json, plan)
     add_quarantine(run, name, "1", [3], shard=1)
@@ -576,8 +576,8 @@ def test_tasks_that_only_lm_eval_can_judge(run, alone):
         add_scores(run, "pages", lam, {0: [-1.0, -2.0], 1: [-2.0], 2: [-3.0]})
     add_outcomes(run, "pages", [("pages", lam, "word_perplexity,none", 12.5, 2) for lam in ("0", "1")])
     add_outcomes(run, "both", [("both", lam, "acc,none", 0.25, 4) for lam in ("0", "1")])
-    analysis = summary.analyse(run, resamples=20)
-    summary.write_metrics(run, analysis)
+    analysis = analyse.analyse(run, resamples=20)
+    analyse.write_metrics(run, analysis)
     write_report(run, analysis)
     html = run.index_html.read_text(encoding="utf-8")
     assert "Only lm-eval&#39;s own metrics can judge pages" in html

@@ -16,16 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lambdasweep.errors import InputError
+from contract.errors import InputError
 from merge.checkpoint import open_checkpoint
 from merge.digest import WeightDigest, parameter_key, takes_words
 from merge.interpolate import chunks, interpolated_tensors, mapped_tensors, tensor_rules
 from merge.line import Line
 from merge.pair import Pair
-from serve.loading import UntraceableError, View, trace
-from serve.parents import HeldParents, MappedParents
-from serve.resident import ResidentRoute, _Staging
-from serve.tiers import Room, choose
+from serve.switch.held_parents import HeldParents, MappedParents
+from serve.switch.resident import ResidentRoute, _Staging
+from serve.switch.tiers import Room, choose
+from serve.switch.trace import UntraceableError, View, trace
 
 CPU = torch.device("cpu")
 GIB = 1 << 30

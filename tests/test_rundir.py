@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lambdasweep import rundir, schemas
-from lambdasweep.errors import InputError, RunMismatchError
-from lambdasweep.rundir import RunDir, commit_bytes, commit_json, commit_table, read_identity
+from contract import rundir, schemas
+from contract.errors import InputError, RunMismatchError
+from contract.rundir import RunDir, commit_bytes, commit_json, commit_table, read_identity
 
 HOLDER = """
 import sys, time
-from lambdasweep.rundir import RunDir
+from contract.rundir import RunDir
 with RunDir(sys.argv[1]).lock():
     print("held", flush=True)
     time.sleep(600)
@@ -148,7 +148,7 @@ def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path: Path) -> 
             "-c",
             "import os, signal, sys\n"
             "from pathlib import Path\n"
-            "from lambdasweep import rundir\n"
+            "from contract import rundir\n"
             "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
             "rundir.commit_bytes(Path(sys.argv[1]), b'whole')\n",
             str(path),

@@ -13,7 +13,7 @@ import torch
 from scipy.stats import chi2
 from transformers import LlamaForCausalLM
 
-from lambdasweep import schemas
+from contract import schemas
 from serve.sampling import seed_of
 from tests import engine_process
 from tests.checkpoints import VOCAB, write_checkpoint

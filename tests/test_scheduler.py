@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from benchmarks.simulate import Cluster, Outcome, coarse_frontier_at, lower_bound, simulate
 from ray_jobs.scheduler import Scheduler
 from ray_jobs.units import Receipt, TaskPlan, Unit, coarse_first, units_for
-from ray_jobs.weights import WeightLedger
+from ray_jobs.weight_ledger import WeightLedger
 
 ROOT = Path(__file__).parent.parent
 GRID = tuple(f"{point / 20:.2f}".rstrip("0").rstrip(".") for point in range(31))  # 0:1.5:0.05

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from contract.rundir import RunDir, read_identity
 from lambdasweep.batch.scoredir import ScoreDir
-from lambdasweep.rundir import RunDir, read_identity
 from lambdasweep.tasks.tokens import load_tokenizer
 from tests.checkpoints import write_checkpoint
 from tests.test_sweep import Sweep, alive, until

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lambdasweep import schemas
-from lambdasweep.errors import EngineError
+from contract import schemas
+from contract.errors import EngineError
 from serve.engine import Answers, Prompt
 from serve.scoring import Request, plan, score_unit
 

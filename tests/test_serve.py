@@ -24,9 +24,9 @@ import openai
 import pytest
 import torch
 
-from lambdasweep.errors import InputError
-from lambdasweep.export import export_point
-from lambdasweep.point import from_flags
+from contract.errors import InputError
+from lambdasweep.takehome.export import export_point
+from lambdasweep.takehome.point import from_flags
 from merge.line import STRAIGHT
 from tests.checkpoints import POSITIONS, VOCAB, write_checkpoint
 
@@ -358,7 +358,7 @@ def test_after_a_failed_move_the_reason_is_all_there_is(pair: tuple[Path, Path],
 
 
 def test_flags_that_would_break_it_are_refused_at_once(pair: tuple[Path, Path]) -> None:
-    from serve.server import Serving, arguments
+    from serve.http.server import Serving, arguments
 
     flags = ("other-model", "--load-format", "dummy", "--enable-lora", "--api-server-count", "2", "--trust-remote-code")
     flags += ("--pipeline-parallel-size", "2")
@@ -371,7 +371,7 @@ def test_flags_that_would_break_it_are_refused_at_once(pair: tuple[Path, Path]) 
 
 
 def test_flags_win_over_defaults(pair: tuple[Path, Path]) -> None:
-    from serve.server import Serving, arguments
+    from serve.http.server import Serving, arguments
 
     flags = ("--max-model-len", "99", "--host", "0.0.0.0", "--served-model-name", "mine")
     args = arguments(

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from relplot import smECE, smECE_sigma
 
-from calibration.binned import Layout
-from calibration.resample import ones
-from calibration.smooth import add_residuals, smooth_ece, smooth_ece_at
+from calibration.metrics.binned import Layout
+from calibration.metrics.smooth_ece import add_residuals, smooth_ece, smooth_ece_at
+from calibration.uncertainty.resample import ones
 
 
 def sums(confidence, correct, weights=None):

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lambdasweep.rundir import RunDir, read_identity
-from serve.span import network_environment
+from contract.rundir import RunDir, read_identity
+from serve.multinode import network_environment
 from tests.checkpoints import write_checkpoint
 from tests.test_sweep import Sweep, alive, committed, tables, until
 

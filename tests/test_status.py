@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lambdasweep import watch
-from lambdasweep.heartbeat import SECONDS, DriverState, Heartbeat
-from lambdasweep.progress import Tally
-from lambdasweep.rundir import RunDir, commit_json
-from lambdasweep.status import describe, quantity
-from lambdasweep.survey import Survey
+from contract.rundir import RunDir, commit_json
+from lambdasweep.monitor import watch
+from lambdasweep.monitor.heartbeat import SECONDS, DriverState, Heartbeat
+from lambdasweep.monitor.progress import Tally
+from lambdasweep.monitor.status import describe
+from lambdasweep.monitor.survey import Survey
+from lambdasweep.monitor.wording import quantity
 from ray_jobs.units import Receipt, Unit
 
 LAMBDAS = ["0", "0.5", "1"]

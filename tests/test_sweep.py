@@ -19,7 +19,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from lambdasweep.rundir import RunDir, read_identity
+from contract.rundir import RunDir, read_identity
 from tests.checkpoints import write_checkpoint
 
 ROOT = Path(__file__).parent.parent

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lambdasweep import schemas
-from lambdasweep.errors import InputError, PairError, TaskError
+from contract import schemas
+from contract.errors import InputError, PairError, TaskError
 from lambdasweep.tasks import BuiltTask, TaskSpec, Tokenizer, build_requests, content_sha256, load_tokenizer, shards
 from lambdasweep.tasks import requests as requests_module
 from lambdasweep.tasks.documents import Document, read_documents

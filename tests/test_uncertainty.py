@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from calibration.binned import Layout, add_reliability, bin_of, reliability_metrics
-from calibration.estimate import Estimate, interval
-from calibration.maxt import indistinguishable, step_down
-from calibration.metrics import Predictions, predictions
-from calibration.resample import draw, ones
-from calibration.temperature import RANGE, cross_fitted, fit_temperature
+from calibration.metrics.binned import Layout, add_reliability, bin_of, reliability_metrics
+from calibration.metrics.predictions import Predictions, predictions
+from calibration.metrics.temperature import RANGE, cross_fitted, fit_temperature
+from calibration.uncertainty.intervals import Estimate, interval
+from calibration.uncertainty.multiple_tests import indistinguishable, step_down
+from calibration.uncertainty.resample import draw, ones
 
 # Resamples
 

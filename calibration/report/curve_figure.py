@@ -5,10 +5,10 @@ from typing import Any
 
 import altair as alt
 
+from calibration.report.controls import OF_POINT
 from calibration.report.data import chart_data
 from calibration.report.facts import Cell, Facts, Outcomes, TaskFacts
 from calibration.report.measures import Measure
-from calibration.report.selected import OF_POINT
 from calibration.report.style import NEUTRAL, OTHER_COLOUR, lam_axis, lam_colour, number, role_shape
 
 _COLUMNS = ("task", "lambda", "lam", "point", "role", "value", "low", "high", "scaled", "documents")

@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from calibration.choice import ACCURACY
-from calibration.frontier import Frontier, Frontiers
-from calibration.outcomes import LEFT_OUT, PREFIX
-from calibration.summary import Analysis
-from lambdasweep.coordinates import coordinates, order
-from lambdasweep.schemas import point_of
+from calibration.analyse import Analysis
+from calibration.frontier.frontier import Frontier, Frontiers
+from calibration.lm_eval_rows import LEFT_OUT, PREFIX
+from calibration.metrics.choice_tasks import ACCURACY
+from contract.points import coordinates, order
+from contract.schemas import point_of
 
 MAX_BIN_ROWS = 12_000  # in a page: half a megabyte
 MACRO = "average of all tasks"

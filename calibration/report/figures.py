@@ -5,13 +5,13 @@ from typing import Any
 
 import altair as alt
 
+from calibration.report.controls import OF_POINT, OF_TASK, TASK, point_param, task_param
 from calibration.report.curve_figure import curve_chart, curve_rows, outcome_curve_rows
 from calibration.report.facts import MACRO, Facts, TaskFacts
 from calibration.report.frontier_figure import frontier_chart, frontier_rows
 from calibration.report.measures import Measure, choice_measures, continuation_measures, diversity_measures
 from calibration.report.plane_figure import plane_chart, plane_measures, plane_rows
 from calibration.report.reliability_figure import bin_dicts, histogram_chart, reliability_chart
-from calibration.report.selected import OF_POINT, OF_TASK, TASK, point_param, task_param
 from calibration.report.tasks_figure import domain, task_rows, tasks_chart
 
 # Of figures for a paper; the page and the tables hold all tasks.

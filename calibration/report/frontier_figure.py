@@ -5,12 +5,12 @@ from typing import Any
 
 import altair as alt
 
-from calibration.frontier import Frontier
-from calibration.gains import FrontierPoint, Value
+from calibration.frontier.frontier import Frontier
+from calibration.frontier.types import FrontierPoint, Value
+from calibration.report.controls import OF_POINT
 from calibration.report.data import chart_data
 from calibration.report.facts import Cell, Facts
 from calibration.report.measures import ERROR_TITLES
-from calibration.report.selected import OF_POINT
 from calibration.report.style import NEUTRAL, ROLES, lam_colour, number, role_shape
 
 _COLUMNS = (

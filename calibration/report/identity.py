@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lambdasweep.rundir import RunDir
+from contract.rundir import RunDir
 
 SHOWN_IDS = 20
 _TASK_KEYS = (

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from calibration.choice import ACCURACY
-from calibration.metrics import BINS
+from calibration.arrays import BINS
+from calibration.metrics.choice_tasks import ACCURACY
 
 ERROR_TITLES = {
     f"ece_width{BINS}": f"ECE ({BINS} bins of equal width)",

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from calibration.report.facts import Facts, TaskFacts
 from calibration.report.figures import OUTCOME_FIGURES, PAPER_TASKS, outcome_metrics
-from lambdasweep.coordinates import is_named
+from contract.points import is_named
 
 _SHOWN = 8
 _FEW = 30

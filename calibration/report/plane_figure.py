@@ -8,7 +8,7 @@ import altair as alt
 from calibration.report.data import chart_data
 from calibration.report.facts import Facts, TaskFacts
 from calibration.report.measures import Measure
-from lambdasweep.coordinates import coordinates
+from contract.points import coordinates
 
 _COLUMNS = ("task", "lambda", "across", "up", "value", "low", "high", "documents", "label")
 

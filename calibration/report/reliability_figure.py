@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from calibration.report.data import chart_data
 from calibration.report.style import ACCURACY_COLOUR, NEUTRAL, OTHER_COLOUR, lam_colour, number
-from lambdasweep.schemas import point_of
+from contract.schemas import point_of
 
 _COLUMNS = (
     *("task", "lambda", "lam", "point", "bin_low", "bin_high", "n", "share"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from lambdasweep.coordinates import is_named
+from contract.points import is_named
 
 # Hue goes from violet to orange and luminance only up, so that the order of λs is seen without colour, too. Every colour
 # of a ramp has a contrast of at least 3 on its background.

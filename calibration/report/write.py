@@ -9,18 +9,18 @@ import altair as alt
 import pyarrow as pa
 import vl_convert
 
-from calibration.confidence import CONFIDENCES
-from calibration.curve import ERRORS
-from calibration.diversity import by_lambda
-from calibration.frontier import Frontiers, frontiers, write_frontiers
+from calibration.analyse import Analysis, write_bins
+from calibration.frontier.curve import ERRORS
+from calibration.frontier.frontier import Frontiers, frontiers, write_frontiers
 from calibration.report.facts import gather
 from calibration.report.figures import paper_figures
 from calibration.report.identity import quarantine
 from calibration.report.page import page
 from calibration.report.style import theme
-from calibration.summary import Analysis, write_bins
-from lambdasweep.grid import canonical
-from lambdasweep.rundir import RunDir, commit_bytes
+from calibration.samples_at_lambda import by_lambda
+from calibration.scores.per_document import CONFIDENCES
+from contract.grid import canonical
+from contract.rundir import RunDir, commit_bytes
 
 _FONT = "Liberation Sans, Arial, Helvetica, sans-serif"  # the first comes with the converter: the same on every machine
 _PPI = 200.0

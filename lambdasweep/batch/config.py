@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from contract.errors import InputError
+from contract.location import Location, locate
+from contract.points import ONLY, parse_points
 from lambdasweep.config import ENGINE_FIELDS, SweepConfig, engine_problems, read_parents
-from lambdasweep.coordinates import ONLY, parse_points
-from lambdasweep.errors import InputError
-from lambdasweep.location import Location, locate
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lambdasweep import schemas
-from lambdasweep.errors import InputError
-from lambdasweep.location import Location, ObjectPath, locate
+from contract import schemas
+from contract.errors import InputError
+from contract.location import Location, ObjectPath, locate
 
 _MAGIC = b"PAR1"
 _BYTES_PER_TOKEN = 4  # of English text; an estimate for planning only

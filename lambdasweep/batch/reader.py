@@ -7,9 +7,9 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from contract.errors import InputError
+from contract.location import ObjectPath, locate, of_read
 from lambdasweep.batch.files import InputFile, read_footer
-from lambdasweep.errors import InputError
-from lambdasweep.location import ObjectPath, locate, of_read
 
 _BUFFER = 1 << 20  # bytes of a column chunk in memory at a time
 _BATCH_BYTES, _BATCH_ROWS = 4 << 20, 4096  # decoded at a time, by the rows' average size

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lambdasweep import schemas
+from contract import schemas
 from lambdasweep.batch.files import Columns
 from lambdasweep.tasks.requests import batches, requests_table
 from lambdasweep.tasks.tokens import Encoded, Tokenizer, encode_pairs, encode_texts, pack, prefix_of, windows

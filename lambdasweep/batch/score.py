@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, PairError, RunMismatchError, SweepError, join
+from contract.rundir import commit_json, commit_table
 from lambdasweep import record
 from lambdasweep.batch.config import ScoreConfig
 from lambdasweep.batch.files import Inputs, lies_in, open_inputs
 from lambdasweep.batch.repeats import repeated_rows
 from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.batch.source import ParquetSource
-from lambdasweep.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, PairError, RunMismatchError, SweepError
-from lambdasweep.heartbeat import Heartbeat
-from lambdasweep.prepare import SHARD_TOKENS, Prepared, join, prepare
-from lambdasweep.progress import ScoreProgress
-from lambdasweep.rundir import commit_json, commit_table
-from lambdasweep.sweep import before_ray, check_disk, fingerprint_pair
+from lambdasweep.launch import before_ray, check_disk, fingerprint_pair
+from lambdasweep.monitor.heartbeat import Heartbeat
+from lambdasweep.monitor.progress import ScoreProgress
+from lambdasweep.prepare import SHARD_TOKENS, Prepared, prepare
 
 if TYPE_CHECKING:
     from ray_jobs.units import Unit
@@ -118,7 +118,7 @@ def _prepare(config: ScoreConfig, out: ScoreDir) -> tuple[Prepared, Inputs]:
 def score_record(config: ScoreConfig, prepared: Prepared, inputs: Inputs) -> dict[str, Any]:
     """Return what score.json holds."""
     if config.is_model:
-        from merge.remembered import remembered_fingerprint
+        from merge.fingerprints import remembered_fingerprint
 
         digest = remembered_fingerprint(prepared.pair.base, "model")
         values = record.sweep_record(prepared, {"base": digest, "aligned": digest})
@@ -186,11 +186,11 @@ def _run_left(
     interrupted = False
     progress = ScoreProgress(total, left)
     if left:
-        from merge.parent import parent_of, travelling
+        from merge.remote_parent import parent_of, travelling
 
         before_ray(config.sweep.address)
         from ray_jobs.driver import run_units
-        from ray_jobs.listeners import Listeners
+        from ray_jobs.events import Listeners
         from ray_jobs.replica import SweepSpec
 
         if len(left) < total:

@@ -11,8 +11,8 @@ OUT/driver.json                       how the driver does; not either
 import re
 from typing import Any
 
-from lambdasweep.location import Location
-from lambdasweep.rundir import RunDir, names
+from contract.location import Location
+from contract.rundir import RunDir, names
 
 _SHARD = re.compile(r"shard-(\d{7,})\.parquet")
 

@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from contract.location import Location, ObjectPath, locate, read_table
 from lambdasweep.batch.files import Columns, InputFile
 from lambdasweep.batch.reader import Reader
 from lambdasweep.batch.rows import Built, build, score_table
 from lambdasweep.batch.scoredir import ScoreDir
-from lambdasweep.location import Location, ObjectPath, locate, read_table
 from lambdasweep.tasks.requests import content_sha256
 from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from merge.parent import Parent
-    from ray_jobs.sources import Done
+    from merge.remote_parent import Parent
     from ray_jobs.units import Unit
+    from ray_jobs.work import Done
     from serve.engine import Engine
 
 
 # A replica keeps its tokenizer, and the file that it reads.
 @functools.lru_cache(maxsize=1)
 def _tokenizer(parent: "Parent") -> Tokenizer:
-    from merge.parent import open_here
+    from merge.remote_parent import open_here
 
     return load_tokenizer(open_here(parent))
 
@@ -40,7 +40,7 @@ def _reader(file: InputFile, columns: tuple[str, ...]) -> Reader:
 
 @dataclass(frozen=True, slots=True)
 class ParquetSource:
-    """`ray_jobs.sources.Source` over the rows of Parquet files."""
+    """`ray_jobs.work.Source` over the rows of Parquet files."""
 
     root: str
     """The output directory: an absolute path or a URL."""
@@ -102,7 +102,7 @@ class RowsWork:
         return {"requests_sha256": content_sha256(self.built.requests)}
 
     def run(self, engine: "Engine", lam: str) -> "Done":
-        from ray_jobs.sources import scored
+        from ray_jobs.work import scored
         from serve.scoring import score_unit
 
         scores = score_unit(engine, self.built.requests, lam)

@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from contract.location import read_metadata, read_table
 from lambdasweep.batch.scoredir import ScoreDir
-from lambdasweep.heartbeat import DriverView
-from lambdasweep.location import read_metadata, read_table
-from lambdasweep.status import driver_lines
+from lambdasweep.monitor.heartbeat import DriverView
+from lambdasweep.monitor.status import driver_lines
 
 _SHOWN = 5
 

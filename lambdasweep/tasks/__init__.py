@@ -6,15 +6,12 @@ chat.py         a checkpoint's chat template, and messages → the text that it 
 tokens.py       texts → tokens: pairs of context and continuation, and windows over long texts
 requests.py     a task's texts → the requests table, and its cut into shards
 prompts.py      a JSONL file → prompts to be sampled from, and their cut into shards
-harness.py      the name of a task or group of lm-eval → lm-eval's own objects
-reading.py      lm-eval's instances of a document → its choices and the right one, where it has those
-instances.py    lm-eval's instances → requests tables, and the way back
-outcomes.py     committed scores → lm-eval's own metrics
+lm_eval_tasks/  the same of lm-eval's tasks, and lm-eval's own metrics of their scores
 """
 
 from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import TaskSpec
-from lambdasweep.tasks.harness import HarnessSpec
+from lambdasweep.tasks.lm_eval_tasks.load import HarnessSpec
 from lambdasweep.tasks.requests import BuiltTask, build_requests, content_sha256, shards
 from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lambdasweep.errors import PairError
+from contract.errors import PairError
 
 TEMPLATES = ("none", "chat")  # what can be asked for
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lambdasweep.errors import TaskError
+from contract.errors import TaskError
 
 Kind = Literal["choices", "continuation"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from lambdasweep.errors import PairError
-from lambdasweep.schemas import PROMPTS
+from contract.errors import PairError
+from contract.schemas import PROMPTS
 from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import (
     Document,

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lambdasweep.errors import TaskError
-from lambdasweep.schemas import REQUESTS
+from contract.errors import TaskError
+from contract.schemas import REQUESTS
 from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import TaskSpec, read_documents
 from lambdasweep.tasks.formats import TEMPLATES, Prompt, in_chat, render, select, shots_text

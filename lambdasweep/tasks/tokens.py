@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lambdasweep.errors import InputError, PairError
+from contract.errors import InputError, PairError
 
 Ints = npt.NDArray[np.int64]
 

@@ -1,0 +1,9 @@
+"""The kinds of arrays that calibration computes with, and into how many bins confidences are put."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+BINS = 15
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]

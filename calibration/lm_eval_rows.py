@@ -1,0 +1,29 @@
+"""lm-eval's own metrics of a run → rows of the metrics table.
+
+lm-eval computed them at the end of the run. Here they are read, so nobody needs lm-eval to look at them.
+"""
+
+from typing import Any
+
+from contract.location import read_table
+from contract.rundir import RunDir
+from contract.schemas import point_of
+
+PREFIX = "lm_eval/"
+LEFT_OUT = f"{PREFIX}docs_left_out"
+
+
+def outcome_rows(run: RunDir) -> dict[str, dict[str, list[tuple[Any, ...]]]]:
+    """Return rows of METRICS as `schemas.table_of` takes them, by task or group and canonical point.
+
+    Names are `lm_eval/<metric>,<filter>`.
+
+    `lm_eval/docs_left_out` counts the documents that are in none of them, with n = all documents.
+    """
+    found: dict[str, dict[str, list[tuple[Any, ...]]]] = {}
+    for path in run.all_outcomes():
+        for row in read_table(path).to_pylist():
+            task, lam = row["task"], point_of(row)
+            values = (f"{PREFIX}{row['metric']}", "sum", "all", row["value"], None, None, row["n"], None)
+            found.setdefault(task, {}).setdefault(lam, []).append((task, lam, *values))
+    return found

@@ -1,0 +1,1 @@
+"""Scores → metrics, each with its value in every resample."""

@@ -1,0 +1,194 @@
+"""Metrics that are functions of weighted sums over documents: means, and everything in bins of equal width.
+
+A sample is its documents with weights, and R samples are one matrix product: `matrix` [K sums, D documents] times weights
+[D, R]. The sums of two disjoint sets of documents add up to those of both. The point value and every resample go through
+the same formulas, the former with all weights 1.
+
+Bin b of B is (b / B, (b + 1) / B]: open on the left, closed on the right; 0.0 is in the first and 1.0 in the last.
+(torchmetrics puts 1.0 into a bin of its own beyond the last, so that a saturated model's documents at 1.0 and at 0.9999
+are judged apart.)
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from scipy.special import erf
+
+from calibration.arrays import BINS, Floats, Ints
+from calibration.metrics.predictions import Predictions
+from calibration.uncertainty.resample import Weights
+
+
+def bin_of(confidence: Floats, bins: int = BINS) -> Ints:
+    """Return the bin of equal width that each probability is in; any shape."""
+    # k / bins is rounded once, as a confidence of k / bins is; np.linspace multiplies, and at 10 bins misses 0.3.
+    return np.searchsorted(np.arange(1, bins) / bins, confidence, side="left")
+
+
+class Layout:
+    """Sums over D documents: `add` hands out the next rows, `of` finds them again in all the sums."""
+
+    def __init__(self, documents: int) -> None:
+        self._documents = documents
+        self._entries: list[tuple[Ints, Ints, Floats]] = []
+        self._rows: dict[str, slice] = {}
+        self._size = 0
+
+    def add(
+        self, name: str, value: Floats, row: Ints | None = None, rows: int = 1, document: Ints | None = None
+    ) -> None:
+        """Add `rows` sums under a name: entry i puts `value[i]` of `document[i]` into sum `row[i]`.
+
+        By default there is an entry for each document, and all are in one sum.
+        """
+        document = np.arange(self._documents) if document is None else document
+        row = np.zeros(len(document), np.int64) if row is None else row
+        self._entries.append((row + self._size, document, value))
+        self._rows[name] = slice(self._size, self._size + rows)
+        self._size += rows
+
+    @functools.cached_property
+    def matrix(self) -> "SumMatrix":
+        """The sums as a matrix [K, D], once all are added."""
+        row, document, value = (np.concatenate(part) for part in zip(*self._entries, strict=True))
+        return SumMatrix(row, document, value, (self._size, self._documents))
+
+    def of(self, sums: Floats, name: str) -> Floats:
+        """Return the rows [rows, R] of a name out of all the sums [K, R]."""
+        return sums[self._rows[name]]
+
+
+class SumMatrix:
+    """A sparse matrix [K, D] that takes weights [D, R] to sums [K, R]."""
+
+    def __init__(self, row: Ints, document: Ints, value: Floats, shape: tuple[int, int]) -> None:
+        kept = value != 0
+        entries = value[kept].astype(np.float64), (row[kept], document[kept])
+        # By column, that is by document: its weights are read once, for all the sums that it is in.
+        self._exact = scipy.sparse.csc_matrix(entries, shape=shape)
+        self._quick = self._exact.astype(np.float32)
+
+    def sums(self, weights: Weights, documents: slice = slice(None)) -> Floats:
+        """Return the sums over all documents, or over a run of them with weights [run, R]."""
+        matrix: Any = self._quick if weights.dtype == np.float32 else self._exact
+        sums: Floats = (matrix[:, documents] @ weights).astype(np.float64)
+        return sums
+
+
+def add_reliability(layout: Layout, made: Predictions, bins: int = BINS) -> None:
+    """Add the sums that `reliability_metrics` wants of the predicted choices."""
+    bin_ = bin_of(made.confidence, bins)
+    side = np.where(made.correct, 0, bins) + bin_
+    layout.add("bin_count", np.ones(len(bin_)), side, 2 * bins)
+    layout.add("bin_gap", made.confidence - made.correct, side, 2 * bins)
+
+
+def reliability_metrics(
+    layout: Layout, sums: Floats, bins: int = BINS, target: Floats | None = None
+) -> dict[str, Floats]:
+    """Return the calibration errors [R] of the predicted choice in bins of equal width; NaN where there is none.
+
+    With n_b documents in bin b of n, g_b = mean confidence − accuracy in it and a_b its accuracy:
+
+    ece_width: Σ_b (n_b / n) |g_b|, in [0, 1]. M. P. Naeini, G. F. Cooper, M. Hauskrecht, AAAI 2015; with these edges and
+        15 bins C. Guo et al., "On calibration of modern neural networks", ICML 2017, section 2.
+    mce: max_b |g_b| over the bins that are not empty; same sources.
+    ece_debiased: 2 ece_width − Σ_b (n_b / n) E|N(g_b, a_b (1 − a_b) / n_b)|: a bin's gap is noisy, which the absolute
+        value counts as miscalibration. A. Kumar, P. Liang, T. Ma, "Verified uncertainty calibration", NeurIPS 2019, whose
+        library draws the normal variables; here the expectation is that of a folded normal distribution in closed
+        form. Below 0 where the error is smaller than its noise.
+    ece_width_matched, with a `target` accuracy [R]: ece_width after right documents are weighted by target / accuracy and
+        wrong ones by (1 − target) / (1 − accuracy), so that the accuracy is the target: what of a difference in ECE to
+        a model of that accuracy is not due to the difference in accuracy (the confounder shown in Yang et al., "When
+        calibration rankings reverse", arXiv 2606.30814). The weights are post-stratification on the outcome: D. Holt,
+        T. M. F. Smith, "Post stratification", J. R. Stat. Soc. A 142 (1979).
+    """
+    counts, gaps = layout.of(sums, "bin_count"), layout.of(sums, "bin_gap")
+    right = counts[:bins]
+    count, gap = right + counts[bins:], gaps[:bins] + gaps[bins:]
+    n = count.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        plain = np.abs(gap).sum(axis=0) / n
+        accuracy = right / count
+        noise = np.sqrt(accuracy * (1 - accuracy) / count)
+        expected = np.where(count > 0, count * _folded_normal_mean(gap / count, noise), 0.0).sum(axis=0) / n
+        worst = np.where(count > 0, np.abs(gap) / count, -1.0).max(axis=0)
+        found = {
+            "ece_width": plain,
+            "mce": np.where(n > 0, worst, np.nan),
+            "ece_debiased": 2 * plain - expected,
+        }
+        if target is not None:
+            share = right.sum(axis=0) / n
+            up, down = _ratio(target, share), _ratio(1 - target, 1 - share)
+            found["ece_width_matched"] = np.abs(up * gaps[:bins] + down * gaps[bins:]).sum(axis=0) / n
+    return found
+
+
+def _folded_normal_mean(mean: Floats, deviation: Floats) -> Floats:
+    """E|X| of X ~ N(mean, deviation²): F. C. Leone, L. S. Nelson, R. B. Nottingham, Technometrics 3 (1961)."""
+    z = np.where(deviation > 0, mean / deviation, np.inf)
+    spread = deviation * np.sqrt(2 / np.pi) * np.exp(-0.5 * z * z) + mean * erf(z / np.sqrt(2))
+    return np.where(deviation > 0, spread, np.abs(mean))
+
+
+def _ratio(target: Floats, share: Floats) -> Floats:
+    """What to weight documents of this share by to make up the target: any where there are none and none are wanted."""
+    return np.where(share > 0, target / share, np.where(target == 0, 0.0, np.nan))
+
+
+def add_classes(layout: Layout, made: Predictions, sizes: Ints, gold: Ints, bins: int = BINS) -> None:
+    """Add the sums that `class_metrics` wants of all choices; `sizes` [D] says how many a document has."""
+    document, choice = np.nonzero(np.arange(made.probability.shape[1]) < sizes[:, None])
+    probability = made.probability[document, choice]
+    is_gold = gold[document] == choice
+    row, rows = choice * bins + bin_of(probability, bins), made.probability.shape[1] * bins
+    layout.add("class_count", np.ones(len(row)), row, rows, document)
+    layout.add("class_gap", probability - is_gold, row, rows, document)
+    layout.add("class_gold", np.ones(int(is_gold.sum())), row[is_gold], rows, document[is_gold])
+
+
+def class_metrics(layout: Layout, sums: Floats, n: Floats, brier: Floats, bins: int = BINS) -> dict[str, Floats]:
+    """Return what is computed from all C choices, each a binary event [R]; class c is the choice at place c.
+
+    A document with fewer choices belongs to the classes it has. With n_cb documents in bin b of class c, p_cb their mean
+    probability, y_cb the share of them whose gold choice is c, and y_c that share over all n_c of the class:
+
+    ece_classwise: mean over c of Σ_b (n_cb / n_c) |p_cb − y_cb|, in [0, 1]. J. Nixon et al., "Measuring calibration in
+        deep learning", CVPR workshops 2019 (static calibration error); M. Kull et al., NeurIPS 2019 (the name).
+    brier_reliability: Σ_c Σ_b (n_cb / n) (p_cb − y_cb)²;
+    brier_resolution: Σ_c Σ_b (n_cb / n) (y_cb − y_c)²;
+    brier_uncertainty: Σ_c (n_c / n) y_c (1 − y_c). A. H. Murphy, "A new vector partition of the probability score",
+        J. Appl. Meteorol. 12 (1973), in the form that sums the partitions of the classes.
+    brier_within: Brier score − (reliability − resolution + uncertainty). Murphy's identity is exact where all
+        probabilities of a bin are equal; in bins of a width, this remainder makes it exact: it is the within-bin variance
+        of p less twice the within-bin covariance of p and y (D. B. Stephenson, C. A. S. Coelho, I. T. Jolliffe, "Two
+        extra components in the Brier score decomposition", Weather Forecast. 23 (2008)).
+    """
+    count, gap, gold = (layout.of(sums, name) for name in ("class_count", "class_gap", "class_gold"))
+    shape = (-1, bins, sums.shape[1])
+    count, gap, gold = count.reshape(shape), gap.reshape(shape), gold.reshape(shape)
+    size, positive = count.sum(axis=1), gold.sum(axis=1)  # [C, R]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        reliability = np.where(count > 0, gap * gap / count, 0.0).sum(axis=(0, 1)) / n
+        base = np.where(size > 0, positive * positive / size, 0.0).sum(axis=0)
+        resolution = (np.where(count > 0, gold * gold / count, 0.0).sum(axis=(0, 1)) - base) / n
+        uncertainty = (positive.sum(axis=0) - base) / n
+        per_class = np.where(size > 0, np.abs(gap).sum(axis=1) / size, 0.0)
+        classwise = per_class.sum(axis=0) / (size > 0).sum(axis=0)
+    return {
+        "ece_classwise": classwise,
+        "brier_reliability": reliability,
+        "brier_resolution": resolution,
+        "brier_uncertainty": uncertainty,
+        "brier_within": brier - (reliability - resolution + uncertainty),
+    }
+
+
+def means(layout: Layout, sums: Floats, names: Sequence[str], n: Floats) -> dict[str, Floats]:
+    """Return each named sum divided by n [R]."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {name: layout.of(sums, name)[0] / n for name in names}

@@ -1,0 +1,234 @@
+"""A choice task at one λ → all its metrics on every split, each with its value in every resample."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibration.arrays import BINS, Floats, Ints
+from calibration.metrics.binned import (
+    Layout,
+    add_classes,
+    add_reliability,
+    class_metrics,
+    means,
+    reliability_metrics,
+)
+from calibration.metrics.predictions import Predictions, predictions
+from calibration.metrics.ranked import Ranking
+from calibration.metrics.smooth_ece import add_residuals, smooth_ece
+from calibration.metrics.temperature import cross_fitted
+from calibration.metrics.token_ece import add_tokens, token_metrics
+from calibration.scores.per_document import CONFIDENCES, ChoiceScores
+from calibration.scores.per_token import TokenScores
+from calibration.uncertainty.intervals import Estimate
+from calibration.uncertainty.resample import SMOOTH_RESAMPLES, SPLITS, Resamples, Weights, ones
+
+ACCURACY = {"sum": "acc", "tokens": "acc_tokens", "bytes": "acc_bytes"}
+
+# Names under which a metric of the formulas is stored: those in bins say how many.
+_NAMES = {
+    "ece_width": f"ece_width{BINS}",
+    "ece_mass": f"ece_mass{BINS}",
+    "ece_debiased": f"ece_debiased{BINS}",
+    "ece_classwise": f"ece_classwise{BINS}",
+    "ece_width_matched": f"ece_width{BINS}_matched",
+    "ece_width_scaled": f"ece_width{BINS}_scaled",
+    "mce": f"mce{BINS}",
+    "token_ece_width": f"token_ece_width{BINS}",
+}
+_SCALED = ("confidence", "overconfidence", "brier", "nll", "ece_width")
+
+Key = tuple[str, str, str]  # metric, confidence, split
+Estimates = dict[Key, Estimate]
+_Found = dict[tuple[str, str], Floats]  # metric, split: [R]
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """What other λs are compared with."""
+
+    document: Ints  # [S] index into Documents, ascending
+    choice: dict[str, Ints]  # per confidence [S], what it predicts
+
+
+def as_parent(scores: ChoiceScores) -> Parent:
+    """Return the predictions of a parent."""
+    choice = {name: predictions(logits, scores.gold).choice for name, logits in scores.logits.items()}
+    return Parent(scores.document, choice)
+
+
+def restricted(scores: ChoiceScores, kept: Ints) -> ChoiceScores:
+    """Return the scores at some places [S] of the documents, in that order."""
+    logits = {confidence: rows[kept] for confidence, rows in scores.logits.items()}
+    return ChoiceScores(scores.document[kept], scores.sizes[kept], scores.gold[kept], logits, scores.left_out)
+
+
+def choice_estimates(
+    scores: ChoiceScores,
+    tokens: TokenScores,
+    resamples: Resamples,
+    parents: Mapping[str, Parent],
+    aligned: Estimates | None,
+) -> Estimates:
+    """Compute every metric of a choice task at one λ.
+
+    Args:
+        scores, tokens: of the λ.
+        resamples: of the task.
+        parents: `base` and `aligned`, those there are, for `agreement_base` and `agreement_aligned`: the share of
+            documents with the same prediction, of those that both have scores for.
+        aligned: estimates at λ = 1, whose accuracy `ece_width15_matched` is matched to; without them there is none.
+
+    Returns:
+        By (metric, confidence, split). `temperature` is what a half's documents were scaled by and has no resamples:
+        in these the temperature is that of the sample.
+    """
+    order, runs = resamples.halves_first(scores.document)
+    scores = restricted(scores, order)
+    views = [_View(scores, tokens, runs, parents, confidence) for confidence in CONFIDENCES]
+    targets = [_targets(aligned, confidence) for confidence in CONFIDENCES]
+    drawn: list[list[_Found]] = [[] for _ in views]
+    start = 0
+    for weights in resamples.chunks(scores.document):  # outermost, because the weights are the largest thing here
+        part = slice(start, start := start + weights.shape[1])
+        smooth = min(max(SMOOTH_RESAMPLES - part.start, 0), weights.shape[1])
+        for view, target, chunks in zip(views, targets, drawn, strict=True):
+            accuracy = {split: estimate.resampled[part] for split, estimate in target.items()}
+            chunks.append(view.measure(weights, accuracy, smooth))
+    found: Estimates = {}
+    for view, target, chunks in zip(views, targets, drawn, strict=True):
+        accuracy = {split: np.array([estimate.value]) for split, estimate in target.items()}
+        for (metric, split), value in view.measure(ones(len(order)), accuracy, 1).items():
+            resampled = [chunk[metric, split] for chunk in chunks if (metric, split) in chunk]
+            key = _NAMES.get(metric, metric), view.confidence, split
+            every = np.concatenate(resampled) if resampled else np.empty(0)
+            found[key] = Estimate(float(value[0]), every, view.size(metric, split))
+        for half, temperature in view.temperatures.items():
+            count = view.size("temperature", half)
+            used = temperature if temperature and count else float("nan")
+            found["temperature", view.confidence, half] = Estimate(used, np.empty(0), count)
+    return found
+
+
+def matched_to_itself(estimates: Estimates) -> Estimates:
+    """Return the estimates of λ = 1 with the matched ECE that others are to be compared with: its own ECE."""
+    plain, matched = _NAMES["ece_width"], _NAMES["ece_width_matched"]
+    return estimates | {(matched, *key[1:]): estimate for key, estimate in estimates.items() if key[0] == plain}
+
+
+def _targets(aligned: Estimates | None, confidence: str) -> dict[str, Estimate]:
+    return {split: aligned[ACCURACY[confidence], confidence, split] for split in SPLITS} if aligned else {}
+
+
+class _View:
+    """A λ under one of its confidences, laid out as sums over its documents."""
+
+    def __init__(
+        self,
+        scores: ChoiceScores,
+        tokens: TokenScores,
+        runs: dict[str, slice],
+        parents: Mapping[str, Parent],
+        confidence: str,
+    ) -> None:
+        self.confidence = confidence
+        self._runs = runs
+        count, logits = len(scores.document), scores.logits[confidence]
+        made = predictions(logits, scores.gold)
+        self._sizes: dict[str, Ints] = {}  # per metric the documents it is of, where that is not all
+        self._plain, self._scaled, self._smooth = Layout(count), Layout(count), Layout(count)
+        add_reliability(self._plain, made)
+        add_classes(self._plain, made, scores.sizes, scores.gold)
+        _add_means(self._plain, made)
+        for name, parent in parents.items():
+            _, here, there = np.intersect1d(scores.document, parent.document, return_indices=True)
+            agree = (made.choice[here] == parent.choice[confidence][there]).astype(np.float64)
+            self._plain.add(f"agreement_{name}", agree, document=here)
+            self._plain.add(f"shared_{name}", np.ones(len(here)), document=here)
+            self._sizes[f"agreement_{name}"] = here
+        self._parents = list(parents)
+        if confidence == "sum":
+            self._plain.add("option_mass", np.exp(logits).sum(axis=1))
+            scored = tokens.of(scores.document)
+            add_tokens(self._plain, scored)
+            self._sizes["token_ece_width"] = np.unique(scored.document)
+
+        select, report = cross_fitted(logits, scores.gold, runs["report"])
+        self.temperatures = {"select": select, "report": report}
+        divisor = np.ones((count, 1))
+        for half, temperature in self.temperatures.items():
+            divisor[runs[half]] = temperature or 1.0
+        scaled = predictions(logits / divisor, scores.gold)
+        add_reliability(self._scaled, scaled)
+        _add_means(self._scaled, scaled)
+        add_residuals(self._smooth, made.confidence, made.correct)
+        self._rankings = {split: Ranking(made.confidence[run], made.correct[run]) for split, run in runs.items()}
+        self._every = np.arange(count)
+
+    def size(self, metric: str, split: str) -> int:
+        """Return how many documents a metric is of."""
+        return int(np.isin(self._every[self._runs[split]], self._sizes.get(metric, self._every)).sum())
+
+    def measure(self, weights: Weights, accuracy: Mapping[str, Floats], smooth: int) -> _Found:
+        """Compute every metric on every split.
+
+        Args:
+            weights: [S, R].
+            accuracy: by split [R], what `ece_width_matched` is matched to; where none is given there is none.
+            smooth: smooth ECE is of the first so many of the R.
+        """
+        found: _Found = {}
+        plain, scaled = self._sums(self._plain, weights), self._sums(self._scaled, weights)
+        residual = self._sums(self._smooth, weights[:, :smooth])
+        for split, run in self._runs.items():
+            sums = plain[split]
+            n = self._plain.of(sums, "bin_count").sum(axis=0)
+            metrics = self._summed(sums, n, accuracy.get(split))
+            metrics |= {f"{name}_scaled": value for name, value in self._summed_scaled(split, scaled[split], n).items()}
+            metrics |= self._rankings[split].metrics(weights[run])
+            if smooth:
+                metrics["smece"] = smooth_ece(residual[split], n[:smooth])
+            found |= {(metric, split): value for metric, value in metrics.items()}
+        return found
+
+    def _sums(self, layout: Layout, weights: Weights) -> dict[str, Floats]:
+        halves = {
+            half: layout.matrix.sums(weights[self._runs[half]], self._runs[half]) for half in ("select", "report")
+        }
+        return halves | {"all": halves["select"] + halves["report"]}
+
+    def _summed(self, sums: Floats, n: Floats, accuracy: Floats | None) -> dict[str, Floats]:
+        layout = self._plain
+        found = _means(layout, sums, n)
+        found[ACCURACY[self.confidence]] = found.pop("correct")
+        found |= reliability_metrics(layout, sums, target=accuracy)
+        found |= class_metrics(layout, sums, n, found["brier"])
+        for name in self._parents:
+            found |= means(layout, sums, [f"agreement_{name}"], layout.of(sums, f"shared_{name}")[0])
+        if self.confidence == "sum":
+            found |= means(layout, sums, ["option_mass"], n) | token_metrics(layout, sums)
+        return found
+
+    def _summed_scaled(self, split: str, sums: Floats, n: Floats) -> dict[str, Floats]:
+        """Return the temperature-scaled metrics; none where a document of the split has no temperature."""
+        found = _means(self._scaled, sums, n) | reliability_metrics(self._scaled, sums)
+        halves = [half for half in self.temperatures if split in ("all", half) and len(self._every[self._runs[half]])]
+        missing = any(self.temperatures[half] is None for half in halves)
+        return {name: np.full_like(n, np.nan) if missing else found[name] for name in _SCALED}
+
+
+def _add_means(layout: Layout, made: Predictions) -> None:
+    impossible = np.isinf(made.nll)
+    layout.add("correct", made.correct.astype(np.float64))
+    layout.add("confidence", made.confidence)
+    layout.add("brier", made.brier)
+    layout.add("nll", np.where(impossible, 0.0, made.nll))  # ∞ times weight 0 would be NaN
+    layout.add("nll_infinite", impossible.astype(np.float64))
+
+
+def _means(layout: Layout, sums: Floats, n: Floats) -> dict[str, Floats]:
+    found = means(layout, sums, ["correct", "confidence", "brier", "nll"], n)
+    found["overconfidence"] = found["confidence"] - found["correct"]
+    found["nll"] = np.where(layout.of(sums, "nll_infinite")[0] > 0, np.inf, found["nll"])
+    return found

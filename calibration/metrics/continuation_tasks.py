@@ -1,0 +1,59 @@
+"""A continuation task at one λ → its metrics on every split, each with its value in every resample."""
+
+import numpy as np
+
+from calibration.arrays import BINS, Floats, Ints
+from calibration.metrics.binned import Layout, means
+from calibration.metrics.choice_tasks import Estimates
+from calibration.metrics.predictions import perplexity
+from calibration.metrics.token_ece import add_tokens, token_metrics
+from calibration.scores.per_document import ContinuationScores
+from calibration.scores.per_token import TokenScores
+from calibration.uncertainty.intervals import Estimate
+from calibration.uncertainty.resample import SPLITS, Resamples, ones
+
+
+def restricted(scores: ContinuationScores, kept: Ints) -> ContinuationScores:
+    """Return the scores at some places [S] of the documents, in that order."""
+    return ContinuationScores(
+        scores.document[kept], scores.logprob[kept], scores.greedy[kept], scores.decided[kept], scores.left_out
+    )
+
+
+def continuation_estimates(scores: ContinuationScores, tokens: TokenScores, resamples: Resamples) -> Estimates:
+    """Compute every metric of a continuation task at one λ; it has no choices, hence no confidence in one.
+
+    acc: share of the documents whose continuation is the greedy one, of those where the engine's answer decides it;
+    nll: mean over documents of the whole continuation's; perplexity: exp of that; token_ece_width15: of the tokens.
+    """
+    order, runs = resamples.halves_first(scores.document)
+    scores = restricted(scores, order)
+    layout = Layout(len(order))
+    impossible = np.isinf(scores.logprob)
+    layout.add("documents", np.ones(len(scores.document)))
+    layout.add("decided", scores.decided.astype(np.float64))
+    layout.add("acc", (scores.greedy & scores.decided).astype(np.float64))
+    layout.add("nll", np.where(impossible, 0.0, 0.0 - scores.logprob))  # not −x, which makes −0.0 of 0
+    layout.add("nll_infinite", impossible.astype(np.float64))
+    add_tokens(layout, tokens.of(scores.document))
+    matrix = layout.matrix
+    found: Estimates = {}
+    for split in SPLITS:
+        part = runs[split]
+        sums = matrix.sums(ones(len(order))[part], part)
+        drawn = np.hstack([matrix.sums(weights[part], part) for weights in resamples.chunks(scores.document)])
+        itself, resampled = _metrics(layout, sums), _metrics(layout, drawn)
+        sizes = {"acc": "decided", f"token_ece_width{BINS}": "token_documents"}
+        for metric, value in itself.items():
+            n = int(layout.of(sums, sizes.get(metric, "documents"))[0, 0])
+            found[metric, "sum", split] = Estimate(float(value[0]), resampled[metric], n)
+    return found
+
+
+def _metrics(layout: Layout, sums: Floats) -> dict[str, Floats]:
+    found = means(layout, sums, ["acc"], layout.of(sums, "decided")[0])
+    found |= means(layout, sums, ["nll"], layout.of(sums, "documents")[0])
+    found["nll"] = np.where(layout.of(sums, "nll_infinite")[0] > 0, np.inf, found["nll"])
+    found["perplexity"] = perplexity(found["nll"])
+    found[f"token_ece_width{BINS}"] = token_metrics(layout, sums)["token_ece_width"]
+    return found

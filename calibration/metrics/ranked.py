@@ -1,0 +1,164 @@
+"""Metrics of documents in order of confidence: ECE in bins of equal mass, AUROC, AURC, accuracy at a coverage.
+
+Exact for weighted documents: a weight w stands for w copies of a document, so a weighted metric equals the plain one of
+the copied sample. The documents are sorted once, whatever the number R of weightings. Documents of equal confidence are
+tied: nothing depends on the order in which they are given.
+"""
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from calibration.arrays import BINS, Bools, Floats
+from calibration.metrics.binned import SumMatrix
+from calibration.uncertainty.resample import Weights
+
+COVERAGE = 80  # per cent of the documents, the most confident ones
+
+_BLOCK = 24  # levels whose sums are kept: a position in the order is found in a block first, then inside it
+
+
+class Ranking:
+    """D documents sorted by confidence."""
+
+    def __init__(self, confidence: Floats, correct: Bools, bins: int = BINS) -> None:
+        self._bins = bins
+        self._levels(confidence, correct)
+        self._segments(confidence, correct)
+
+    def metrics(self, weights: Weights) -> dict[str, Floats]:
+        """[D, R] weights → name: [R]; NaN where a metric does not exist.
+
+        ece_mass: Σ_b |sum of (confidence − correct) in bin b| / n over bins of equal mass, in [0, 1]. The n copies are
+            cut into runs as np.array_split does: sizes differ by at most 1 and the larger ones come first; with n below
+            the number of bins each is a bin of its own. Each of a tie counts with their common accuracy, so that it
+            does not matter which of them fall on which side of a cut. J. Nixon et al., "Measuring calibration in deep
+            learning", CVPR workshops 2019 (the adaptive scheme, of the top choice); the treatment of ties is ours:
+            saturated models give 1.0 to many documents, right and wrong ones.
+        acc_at_80: accuracy of the ⌈0.8 n⌉ most confident copies, the last tie counted in part. R. El-Yaniv, Y. Wiener,
+            "On the foundations of noise-free selective classification", JMLR 11 (2010).
+        auroc: probability that a right document is more confident than a wrong one, ties half; none where all are
+            right or all wrong. From the sum of mid-ranks: H. B. Mann, D. R. Whitney, Ann. Math. Stat. 18 (1947).
+        aurc: mean over k = 1 … n of the error rate of the k most confident copies, in [0, 1]; a tie in expectation over
+            its orders. Y. Geifman, G. Uziel, R. El-Yaniv, "Bias-reduced uncertainty estimation for deep neural
+            classifiers", ICLR 2019. Summed by document instead of by k, where a wrong one of rank j contributes
+            H(n) − H(j − 1), with H the harmonic numbers: H. Zhou et al., "A novel characterization of the population
+            area under the risk coverage curve", arXiv 2410.15361.
+        """
+        return self._cut(weights) | self._swept(weights)
+
+    # Ascending, level by level, for what needs sums up to a few positions
+
+    def _levels(self, confidence: Floats, correct: Bools) -> None:
+        level, level_of, size = np.unique(confidence, return_inverse=True, return_counts=True)
+        self._blocks = max(1, -(-len(level) // _BLOCK))
+        shape = (self._blocks, _BLOCK)
+        document, gap, one = np.arange(len(confidence)), confidence - correct, np.ones(len(confidence))
+        block = level_of // _BLOCK
+        row = np.concatenate([block, self._blocks + block, 2 * self._blocks + block])
+        value = np.concatenate([one, gap, confidence])
+        self._block_sums = SumMatrix(row, np.tile(document, 3), value, (3 * self._blocks, len(document)))
+        # Tied documents are one: their weights are summed up, and the sums put below the weights of the documents.
+        tied = np.flatnonzero(size > 1)
+        place = np.full(len(level), -1)
+        place[tied] = np.arange(len(tied))
+        among = np.flatnonzero(size[level_of] > 1)
+        row = place[level_of[among]]
+        self._tied_counts = SumMatrix(row, among, one[among], (len(tied), len(document)))
+        self._tied_gaps = SumMatrix(row, among, gap[among], (len(tied), len(document)))
+        source, single = np.full(len(level), -1), np.flatnonzero(size[level_of] == 1)
+        source[level_of[single]] = single
+        source[tied] = len(document) + np.arange(len(tied))
+        self._source = _padded(source, shape, len(document) + len(tied))  # the last row is of zeros
+        self._level = _padded(level, shape, 0.0)
+        level_gap = np.zeros(len(level))
+        level_gap[level_of[single]] = gap[single]
+        self._level_gap = _padded(level_gap, shape, 0.0)
+        self._has_ties = len(tied) > 0
+
+    def _cut(self, weights: Weights) -> dict[str, Floats]:
+        """Return what is made of sums over the least confident q copies, for a few q."""
+        resamples = weights.shape[1]
+        sums = self._block_sums.sums(weights).reshape(3, self._blocks, resamples).cumsum(axis=1)
+        before, gap_before, sure_before = np.concatenate([np.zeros((3, 1, resamples)), sums], axis=1)
+        n = before[-1]
+        quotient, remainder = np.divmod(n, self._bins)
+        cuts = np.arange(1, self._bins)[:, None]
+        positions = np.vstack([cuts * quotient + np.minimum(cuts, remainder), n * (100 - COVERAGE) // 100])
+
+        column = np.arange(resamples)
+        block = np.count_nonzero(before[1:, None] <= positions, axis=0)  # [cuts, R]
+        block = np.minimum(block, self._blocks - 1)
+        source = self._source[block]  # [cuts, R, _BLOCK]
+        tied = self._tied_counts.sums(weights)
+        rows = np.vstack([weights, tied.astype(weights.dtype), np.zeros((1, resamples), weights.dtype)])
+        inside = rows[source, column[:, None]].astype(np.float64)
+        gaps = inside * self._level_gap[block]
+        if self._has_ties:
+            below = np.zeros((len(weights), resamples))
+            gaps += np.vstack([below, self._tied_gaps.sums(weights), np.zeros((1, resamples))])[source, column[:, None]]
+        upto = inside.cumsum(axis=2)
+        # A level that straddles the position counts in part.
+        into = (positions - before[block, column])[..., None]
+        part = np.clip(into - (upto - inside), 0.0, inside)
+        share = np.divide(part, inside, out=np.zeros_like(inside), where=inside > 0)
+        gap_at = gap_before[block, column] + (share * gaps).sum(axis=2)
+        sure_at = sure_before[block, column] + (part * self._level[block]).sum(axis=2)
+        bounds = np.vstack([np.zeros((1, resamples)), gap_at[:-1], gap_before[-1:]])
+        right = (sure_before[-1] - sure_at[-1]) - (gap_before[-1] - gap_at[-1])  # confidence − gap is correct
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return {
+                "ece_mass": np.abs(np.diff(bounds, axis=0)).sum(axis=0) / n,
+                f"acc_at_{COVERAGE}": right / (n - positions[-1]),
+            }
+
+    # Descending, in runs of right and of wrong documents, for what every document's rank is needed for
+
+    def _segments(self, confidence: Floats, correct: Bools) -> None:
+        level, group, size = np.unique(-confidence, return_inverse=True, return_counts=True)
+        right = np.bincount(group, weights=correct, minlength=len(level))
+        # Levels of documents that are all right, or all wrong, join with equal neighbours: their order says nothing.
+        kind = np.where(right == size, 0, np.where(right == 0, 1, 2))
+        begins = np.concatenate([[True], (kind[1:] != kind[:-1]) | (kind[1:] == 2)])[: len(kind)]
+        kinds, segment = kind[begins], (np.cumsum(begins) - 1)[group]
+        shape = (len(kinds), len(group))
+        # By row: each sum is written once.
+        self._exact = scipy.sparse.csr_matrix((np.ones(len(group)), (segment, np.arange(len(group)))), shape=shape)
+        self._quick = self._exact.astype(np.float32)
+        self._wrong, self._mixed = np.flatnonzero(kinds == 1), np.flatnonzero(kinds == 2)
+        among = np.flatnonzero((kinds[segment] == 2) & ~correct)
+        row = np.searchsorted(self._mixed, segment[among])
+        self._mixed_wrong = SumMatrix(row, among, np.ones(len(among)), (len(self._mixed), len(group)))
+
+    def _swept(self, weights: Weights) -> dict[str, Floats]:
+        """Return what is made of sums over the wrong documents of a function of their ranks."""
+        exact: Any = self._quick if weights.dtype == np.float32 else self._exact
+        weight = exact @ weights  # [segments, R]; whole numbers below 2²⁴, so float32 is exact
+        wrong, mixed = weight[self._wrong], weight[self._mixed]
+        ends = np.cumsum(weight, axis=0, out=weight)
+        n = ends[-1].astype(np.float64) if len(ends) else np.zeros(weights.shape[1])
+        most = int(n.max(initial=0))
+        harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, most + 1))])
+        area = np.arange(most + 1) * harmonic  # Σ_{j ≤ m} H(j − 1) = m H(m) − m
+        end = ends[self._wrong]
+        total = wrong.sum(axis=0, dtype=np.float64)
+        ranks = (wrong * (end - wrong / 2)).sum(axis=0, dtype=np.float64)
+        logs = (area[end.astype(np.intp)] - area[(end - wrong).astype(np.intp)]).sum(axis=0)
+        if len(mixed):
+            count, end = self._mixed_wrong.sums(weights), ends[self._mixed]
+            share = np.divide(count, mixed, out=np.zeros_like(count), where=mixed > 0)
+            total += count.sum(axis=0)
+            ranks += (count * (end - mixed / 2)).sum(axis=0)
+            logs += (share * (area[end.astype(np.intp)] - area[(end - mixed).astype(np.intp)])).sum(axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            auroc = (ranks - total * total / 2) / (total * (n - total))
+            aurc = (total * (harmonic[n.astype(np.intp)] + 1) - logs) / n
+        return {"auroc": np.where((total > 0) & (total < n), auroc, np.nan), "aurc": aurc}
+
+
+def _padded(values: Any, shape: tuple[int, int], filling: float) -> Any:
+    """Return values in rows of a shape, the last row filled up."""
+    padded = np.full(shape, filling, values.dtype)
+    padded.flat[: len(values)] = values
+    return padded

@@ -1,0 +1,76 @@
+"""What a reliability diagram shows: how often predictions of a confidence are right, in bins of equal width.
+
+One table for all diagrams and histograms, made in the same pass over a λ as its metrics.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from scipy.special import ndtri
+
+from calibration.arrays import BINS, Bools, Floats
+from calibration.metrics.binned import bin_of
+from calibration.metrics.predictions import predictions
+from calibration.scores.loader import Loaded
+from calibration.scores.per_document import CONFIDENCES, ChoiceScores
+from calibration.uncertainty.intervals import LEVEL
+from calibration.uncertainty.resample import SPLITS
+from contract import schemas
+
+BinRow = tuple[Any, ...]  # in the order of schemas.BINS, its task and λ apart
+
+
+def bin_rows(loaded: Loaded, in_report: Bools) -> list[BinRow]:
+    """Bin the documents of a choice task and the tokens of any task at one λ; empty bins have no row.
+
+    The tokens are those of documents that are scored, as in `token_ece_width15`. Bin b is (b / 15, (b + 1) / 15].
+
+    Args:
+        loaded: the λ.
+        in_report: [D] of all documents of the task, those of split `report` (`resample.Resamples`).
+    """
+    rows: list[BinRow] = []
+    scores, tokens = loaded.scores, loaded.tokens
+    if isinstance(scores, ChoiceScores):
+        sides = _sides(in_report[scores.document])
+        for confidence in CONFIDENCES:
+            made = predictions(scores.logits[confidence], scores.gold)
+            for split, of in sides.items():
+                rows += _binned("documents", confidence, split, made.confidence[of], made.correct[of])
+    scored = np.isin(tokens.document, scores.document)
+    for split, of in _sides(in_report[tokens.document]).items():
+        kept = scored & of
+        rows += _binned("tokens", "sum", split, tokens.confidence[kept], tokens.correct[kept])
+    return rows
+
+
+def bin_table(rows: Iterable[tuple[str, str, list[BinRow]]], points: Sequence[str]) -> pa.Table:
+    """Put (task, λ, its rows) together as schemas.BINS, in the order given; `points` as `schemas.table_of` takes them."""
+    whole = [(task, lam, *row) for task, lam, bins in rows for row in bins]
+    return schemas.table_of(schemas.BINS, whole, points)
+
+
+def _sides(in_report: Bools) -> dict[str, Bools]:
+    return dict(zip(SPLITS, (np.ones_like(in_report), ~in_report, in_report), strict=True))
+
+
+def _binned(events: str, confidence: str, split: str, sure: Floats, correct: Bools) -> Iterator[BinRow]:
+    place = bin_of(sure)
+    count = np.bincount(place, minlength=BINS)
+    total = np.bincount(place, weights=sure, minlength=BINS)
+    right = np.bincount(place[correct], minlength=BINS)
+    for b in np.flatnonzero(count):
+        n, accuracy = int(count[b]), float(right[b] / count[b])
+        # The tokens of a document hang together: an interval that takes them for independent would be too narrow.
+        ends = _wilson(accuracy, n) if events == "documents" else (None, None)
+        yield (events, confidence, split, int(b), b / BINS, (b + 1) / BINS, n, float(total[b] / n), accuracy, *ends)
+
+
+def _wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % interval of a share of n: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927)."""
+    z = float(ndtri((1 + LEVEL) / 2))
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
+    return max(middle - half, 0.0), min(middle + half, 1.0)

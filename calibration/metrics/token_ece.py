@@ -1,0 +1,23 @@
+"""Calibration of tokens: is the most likely next token the actual one as often as its probability says?"""
+
+import numpy as np
+
+from calibration.arrays import BINS, Floats
+from calibration.metrics.binned import Layout, bin_of
+from calibration.scores.per_token import TokenScores
+
+
+def add_tokens(layout: Layout, scores: TokenScores) -> None:
+    """Add the sums that `token_metrics` wants; a resample draws documents, with all their tokens."""
+    bins = bin_of(scores.confidence)
+    layout.add("token_count", np.ones(len(bins)), bins, BINS, scores.document)
+    layout.add("token_gap", scores.confidence - scores.correct, bins, BINS, scores.document)
+    seen = np.unique(scores.document)
+    layout.add("token_documents", np.ones(len(seen)), document=seen)
+
+
+def token_metrics(layout: Layout, sums: Floats) -> dict[str, Floats]:
+    """Return token_ece_width [R]: the ECE of `binned.reliability_metrics`, of tokens instead of documents."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ece = np.abs(layout.of(sums, "token_gap")).sum(axis=0) / layout.of(sums, "token_count").sum(axis=0)
+    return {"token_ece_width": ece}

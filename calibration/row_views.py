@@ -1,0 +1,105 @@
+"""Rows for notebooks: document by document what was predicted, how surely and whether it was right; and token by token."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from calibration.metrics.predictions import predictions
+from calibration.scores.loader import Loaded, Loader
+from calibration.scores.per_document import CONFIDENCES, ChoiceScores, continuations_of, places
+from calibration.uncertainty.resample import draw
+from contract import schemas
+from contract.errors import InputError
+
+EXPLODED = pa.schema(
+    [
+        pa.field("request_id", pa.int64(), nullable=False),
+        pa.field("lam", schemas.LAM, nullable=False),
+        pa.field("position", pa.int32(), nullable=False),  # in the continuation, from 0
+        pa.field("token_id", pa.int32(), nullable=False),
+        pa.field("logprob", pa.float32()),  # nats
+        pa.field("rank", pa.int32()),  # 1 = most likely; null where the engine did not say, as the next two
+        pa.field("top1_id", pa.int32()),
+        pa.field("top1_logprob", pa.float32()),
+    ]
+)
+
+EXAMPLES = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("lam", schemas.LAM, nullable=False),
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),  # select, report
+        pa.field("gold", pa.int16()),  # place of the right choice; null in a continuation task, as the next two
+        pa.field("prediction", pa.int16()),
+        pa.field("confidence", pa.float64()),  # probability of the prediction
+        pa.field("correct", pa.bool_()),  # of a continuation: it is the greedy one; null where the engine did not say
+        pa.field("nll", pa.float64(), nullable=False),  # nats; infinite where what is right has probability 0
+        pa.field("brier", pa.float64()),
+    ]
+)
+
+
+def examples(loader: Loader, task: str, lam: str, confidence: str = CONFIDENCES[0]) -> pa.Table:
+    """Return EXAMPLES of one task at one λ: the documents that its metrics are of, in their order.
+
+    Raises:
+        InputError: there is no such confidence.
+        LambdasweepError: a table is damaged.
+    """
+    if confidence not in CONFIDENCES:
+        raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(CONFIDENCES)}")
+    loaded = loader.load(lam)
+    names = np.array(loader.doc_ids(), object)[loaded.scores.document]
+    in_report = draw(task, len(loader.documents.sizes), resamples=0).in_report[loaded.scores.document]
+    count = len(names)
+    schema = schemas.schema_at(EXAMPLES, [lam])
+    columns = {
+        "task": [task] * count,
+        **schemas.place_columns(lam, count),
+        "doc_id": names.tolist(),
+        "split": np.where(in_report, "report", "select").tolist(),
+        **_of_choices(loaded, confidence),
+    }
+    return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
+
+
+def _of_choices(loaded: Loaded, confidence: str) -> dict[str, object]:
+    scores = loaded.scores
+    if not isinstance(scores, ChoiceScores):
+        nothing = [None] * len(scores.document)
+        correct = pa.array(scores.greedy, mask=~scores.decided)
+        nll = 0.0 - scores.logprob  # not −x, which makes −0.0 of 0
+        return {**dict.fromkeys(("gold", "prediction", "confidence", "brier"), nothing), "correct": correct, "nll": nll}
+    made = predictions(scores.logits[confidence], scores.gold)
+    return {
+        "gold": scores.gold,
+        "prediction": made.choice,
+        "confidence": made.confidence,
+        "correct": made.correct,
+        "nll": made.nll,
+        "brier": made.brier,
+    }
+
+
+def explode(tokens: pa.Table, requests: pa.Table) -> pa.Table:
+    """Return EXPLODED, in the order of the rows and of the tokens in them.
+
+    Args:
+        tokens: schemas.TOKENS, rows of one task.
+        requests: of that task: at least `token_ids` and `continuation_start` of schemas.REQUESTS, all rows.
+    """
+    continuations = continuations_of(requests)
+    request = tokens["request_id"].to_numpy()
+    lengths = continuations.lengths[request]
+    starts = (np.cumsum(continuations.lengths) - continuations.lengths)[request]
+    position = places(lengths)
+    parent = pa.array(np.repeat(np.arange(len(request)), lengths))
+    columns = [
+        tokens["request_id"].take(parent),
+        *(tokens[name].take(parent) for name in ("lam", "point") if name in tokens.column_names),
+        pa.array(position, pa.int32()),
+        pa.array(continuations.tokens[np.repeat(starts, lengths) + position], pa.int32()),
+        *(pc.list_flatten(tokens[name]) for name in ("logprobs", "ranks", "top1_ids", "top1_logprobs")),
+    ]
+    return pa.table(columns, schema=schemas.of_points(EXPLODED) if "point" in tokens.column_names else EXPLODED)

@@ -1,0 +1,121 @@
+"""A generate task along λ: its samples → the metrics of their diversity at every λ."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import scipy.sparse
+
+from calibration.arrays import Floats
+from calibration.metrics.choice_tasks import Estimates
+from calibration.metrics.diversity import DIVERSITY, diversity
+from calibration.scores.per_document import LeftOut
+from calibration.task_at_lambda import Point, parents_of
+from calibration.uncertainty.intervals import Estimate
+from calibration.uncertainty.resample import SPLITS, Resamples, draw
+from contract import points, schemas
+from contract.errors import LambdasweepError
+from contract.location import read_table
+from contract.rundir import RunDir
+
+_AT_ONCE = 1000  # prompts whose texts are in memory
+
+
+def diversity_points(run: RunDir, task: str, record: Mapping[str, Any], resamples: int, seed: int) -> Iterator[Point]:
+    """Yield every λ of a generate task that has anything committed, ascending; `record` is of the task, in plan.json.
+
+    Values are means over the prompts that have one; a difference to a parent is taken on the prompts that both have.
+
+    Raises:
+        LambdasweepError: a table is missing or damaged; names the run, the task and λ.
+    """
+    kinds = ("generations", "quarantine")
+    there = sorted(
+        (lam for lam in record["lambdas"] if any(run.committed(task, lam, kind) for kind in kinds)),
+        key=points.order,
+    )
+    if not there:
+        return
+    path = run.requests(task)
+    if not path.is_file():
+        raise LambdasweepError(
+            f"{run.root}: task {task!r}: {path} is missing: restore it, or run the same sweep again to write it"
+        )
+    count = len(read_table(path, columns=["request_id"]))
+    drawn = draw(task, count, resamples, seed)
+    found: dict[str, tuple[Floats, LeftOut]] = {}
+    for lam in there:
+        found[lam] = _of_prompts(run, task, lam, count, record["samples"])
+    parents = {name: lam for name, lam in parents_of(run.sweep()).items() if lam in found}
+    for lam, (values, left_out) in found.items():
+        estimates = _estimates("", values, drawn)
+        for name, parent in parents.items():
+            if parent != lam:
+                estimates |= _estimates(f"_vs_{name}", values - found[parent][0], drawn)
+        yield Point(lam, estimates, left_out, count, [])
+
+
+def _of_prompts(run: RunDir, task: str, lam: str, prompts: int, samples: int) -> tuple[Floats, LeftOut]:
+    """Return the metrics [P, 5] of the prompts at one λ; NaN where there are no samples."""
+    table = run.generations(task, lam)
+    prompt = table["request_id"].to_numpy()
+    out = np.unique(run.quarantine(task, lam)["request_id"].to_numpy())
+    counts = np.bincount(prompt, minlength=prompts) if len(prompt) else np.zeros(prompts, np.int64)
+    whole = np.isin(counts, (0, samples)).all() and (np.diff(prompt) >= 0).all() and len(counts) == prompts
+    whole = whole and all(
+        set(table[name].unique().to_pylist()) <= {value} for name, value in schemas.place(lam).items()
+    )
+    if not whole or (out >= prompts).any() or counts[out].any():
+        raise LambdasweepError(
+            f"{run.root}: task {task!r} at λ = {lam}: its generations do not fit its prompts: delete them, and run the "
+            "same sweep again"
+        )
+    unfinished = prompts - int((counts > 0).sum()) - len(out)
+    found = []
+    for first in range(0, prompts, _AT_ONCE):
+        last = min(first + _AT_ONCE, prompts)
+        begin, end = np.searchsorted(prompt, [first, last])
+        texts = table["text"].slice(begin, end - begin).to_pylist()
+        found.append(diversity(prompt[begin:end] - first, texts, last - first))
+    return np.concatenate(found), LeftOut(len(out), unfinished)
+
+
+def _estimates(suffix: str, values: Floats, drawn: Resamples) -> Estimates:
+    """Return the mean over prompts of each metric [P, 5] on every split, and in every resample."""
+    found: Estimates = {}
+    size = len(DIVERSITY)
+    exists = ~np.isnan(values)
+    # [prompts, 10]: values and whether they are there. A sparse product has one order of summation on every machine.
+    both = np.hstack([np.where(exists, values, 0.0), exists])
+    for split in SPLITS:
+        part = {"all": np.ones(len(values), np.bool_), "select": ~drawn.in_report, "report": drawn.in_report}[split]
+        matrix = scipy.sparse.csr_matrix(both[part].T)
+        sums = np.hstack([matrix @ chunk.astype(np.float64) for chunk in drawn.chunks(np.flatnonzero(part))])
+        itself = matrix @ np.ones(int(part.sum()))
+        with np.errstate(invalid="ignore"):
+            resampled, means = sums[:size] / sums[size:], itself[:size] / itself[size:]
+        for at, metric in enumerate(DIVERSITY):
+            n = int(itself[size + at])
+            found[f"{metric}{suffix}", "sum", split] = Estimate(float(means[at]), resampled[at], n)
+    return found
+
+
+def by_lambda(metrics: pa.Table) -> dict[str, list[dict[str, Any]]]:
+    """Return by generate task its points in order, each with its metrics of all prompts: value, low and high.
+
+    Args:
+        metrics: schemas.METRICS, as `analyse.analyse` returns it.
+    """
+    wanted = pc.and_(pc.equal(metrics["split"], "all"), pc.is_in(metrics["metric"], pa.array(DIVERSITY)))
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in metrics.filter(wanted).to_pylist():
+        point = found.setdefault(row["task"], {}).setdefault(schemas.point_of(row), {"prompts": row["n"]})
+        point[row["metric"]] = {"value": row["value"], "low": row["ci_low"], "high": row["ci_high"]}
+        point["prompts"] = max(point["prompts"], row["n"])
+    return {task: [_named(lam) | point for lam, point in rows.items()] for task, rows in found.items()}
+
+
+def _named(lam: str) -> dict[str, str | None]:
+    return {"lam": None, "point": lam} if points.is_named(lam) else {"lam": lam}

@@ -1,0 +1,1 @@
+"""Token tables → scores of documents and of tokens."""

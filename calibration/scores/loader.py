@@ -1,0 +1,67 @@
+"""A task of a run, read one λ at a time: its tables → scores of documents and of tokens."""
+
+from dataclasses import dataclass
+
+from calibration.scores.per_document import (
+    CONTINUATION_COLUMNS,
+    REQUEST_COLUMNS,
+    ChoiceScores,
+    ContinuationScores,
+    choice_scores,
+    continuation_scores,
+    continuations_of,
+    documents_of,
+)
+from calibration.scores.per_token import TokenScores, token_scores
+from contract.errors import LambdasweepError
+from contract.location import read_table
+from contract.rundir import RunDir
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A task at one λ."""
+
+    lam: str  # canonical
+    scores: ChoiceScores | ContinuationScores
+    tokens: TokenScores
+
+
+class Loader:
+    """Reads the λs of one task; what is the same at all of them is read once."""
+
+    def __init__(self, run: RunDir, task: str) -> None:
+        """Read the task's requests.
+
+        Raises:
+            LambdasweepError: they are missing or damaged; names the run and the task.
+        """
+        self._run, self._task = run, task
+        self._where = f"{run.root}: task {task!r}"
+        self._path = run.requests(task)
+        if not self._path.is_file():
+            raise LambdasweepError(
+                f"{self._where}: {self._path} is missing: restore it, or run the same sweep again to write it"
+            )
+        self.documents = documents_of(read_table(self._path, columns=list(REQUEST_COLUMNS)), self._where)
+        self._continuations = continuations_of(read_table(self._path, columns=list(CONTINUATION_COLUMNS)))
+
+    def load(self, lam: str) -> Loaded:
+        """Read what is committed at a λ.
+
+        Raises:
+            LambdasweepError: a table is damaged; names the run, the task and λ.
+        """
+        tables = self._run.tokens(self._task, lam), self._run.quarantine(self._task, lam)
+        where = f"{self._where} at λ = {lam}"
+        scores: ChoiceScores | ContinuationScores
+        if self.documents.is_continuation:
+            scores = continuation_scores(self.documents, self._continuations, *tables, lam, where)
+        else:
+            scores = choice_scores(self.documents, *tables, lam, where)
+        return Loaded(lam, scores, token_scores(self.documents, self._continuations, tables[0], where))
+
+    def doc_ids(self) -> list[str]:
+        """Return the names of the documents [D]."""
+        names = read_table(self._path, columns=["doc_id"])["doc_id"].to_pylist()
+        return [name for name, place in zip(names, self.documents.position.tolist(), strict=True) if place == 0]

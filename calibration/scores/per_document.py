@@ -1,0 +1,292 @@
+"""Tables → per-document arrays: which rows make up a document, which documents are complete, and their scores.
+
+Three confidences are made of the same log-probabilities, all of them a softmax over a document's choices:
+
+    sum      of the summed log-probability of the continuation
+    tokens   of the log-probability per continuation token
+    bytes    of the log-probability per UTF-8 byte of the continuation
+
+Nothing here loops over rows: list columns are flattened once, and documents are rows of arrays padded with −inf.
+"""
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from calibration.arrays import Bools, Floats, Ints
+from contract.errors import LambdasweepError
+from contract.points import is_named
+
+CONFIDENCES = ("sum", "tokens", "bytes")
+
+# The columns of schemas.REQUESTS that are needed here.
+REQUEST_COLUMNS = ("request_id", "doc_id", "continuation_bytes", "is_gold")
+CONTINUATION_COLUMNS = ("token_ids", "continuation_start")
+
+_REQUESTS = "The request table is damaged: restore it, or sweep again into another directory"
+_TOKENS = "The committed table is damaged: delete the file that holds it, then the same sweep scores it again"
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """How the R requests of a task make up its D documents; the same at every λ."""
+
+    of_request: Ints  # [R] the request's document
+    position: Ints  # [R] the request's place among the choices of its document
+    byte_counts: Ints  # [R] UTF-8 bytes of the continuation
+    sizes: Ints  # [D] number of choices
+    gold: Ints  # [D] place of the gold choice
+
+    @property
+    def is_continuation(self) -> bool:
+        """Every document is one continuation: there is nothing to choose from, hence no confidence in a choice."""
+        return len(self.sizes) > 0 and bool((self.sizes == 1).all())
+
+
+@dataclass(frozen=True, slots=True)
+class Continuations:
+    """The tokens that the R requests of a task are scored on; the same at every λ."""
+
+    tokens: Ints  # [sum of lengths] ids, request after request
+    lengths: Ints  # [R]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """How many documents are in no metric, by reason."""
+
+    quarantined: int  # a request of theirs could not be scored
+    unfinished: int  # a request of theirs has no committed score yet
+    undefined: int = 0  # every choice has probability 0: no distribution over the choices
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceScores:
+    """The S complete documents of a task at one λ, with up to C choices."""
+
+    document: Ints  # [S] index into Documents
+    sizes: Ints  # [S] number of choices
+    gold: Ints  # [S] place of the gold choice
+    logits: dict[str, Floats]  # per confidence [S, C], nats (per token, per byte); −inf where there is no such choice
+    left_out: LeftOut
+
+
+@dataclass(frozen=True, slots=True)
+class ContinuationScores:
+    """The S complete documents of a continuation task at one λ."""
+
+    document: Ints  # [S] index into Documents
+    logprob: Floats  # [S] log-probability of the continuation, nats
+    greedy: Bools  # [S] every token of it is the most likely one; False where that is not decided
+    decided: Bools  # [S] the table says whether it is
+    left_out: LeftOut
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The T committed rows of a task at one λ."""
+
+    request: Ints  # [T] request_id
+    logprob: Floats  # [T] summed over the continuation
+    lengths: Ints  # [T] continuation tokens
+
+
+def documents_of(requests: pa.Table, where: str) -> Documents:
+    """Group the rows of a request table into documents.
+
+    Args:
+        requests: at least REQUEST_COLUMNS of schemas.REQUESTS, all rows of one task.
+        where: names the run and the task in messages.
+
+    Raises:
+        LambdasweepError: request_id is not the row number, a document's rows are not contiguous, a document has not
+            exactly one gold choice, or a continuation has no bytes.
+    """
+    if not np.array_equal(_ints(requests["request_id"]), np.arange(len(requests))):
+        raise _damaged(where, "request_id is not the row number", _REQUESTS)
+    # Codes are given out in order of appearance: contiguous documents are codes that never fall.
+    of_request = _ints(_one_chunk(requests["doc_id"]).dictionary_encode().indices)
+    if (np.diff(of_request) < 0).any():
+        raise _damaged(where, "the rows of a document are not next to each other", _REQUESTS)
+    byte_counts = _ints(requests["continuation_bytes"])
+    if (byte_counts < 1).any():
+        raise _damaged(where, f"request {int(np.argmax(byte_counts < 1))} has a continuation of no bytes", _REQUESTS)
+    sizes = np.bincount(of_request)
+    position = np.arange(len(of_request)) - (np.cumsum(sizes) - sizes)[of_request]
+    gold_rows = np.flatnonzero(_one_chunk(requests["is_gold"]).to_numpy(zero_copy_only=False))
+    gold_counts = np.bincount(of_request[gold_rows], minlength=len(sizes))
+    if (gold_counts != 1).any():
+        document = int(np.argmax(gold_counts != 1))
+        first = int(np.argmax(of_request == document))
+        name = requests["doc_id"][first].as_py()
+        raise _damaged(where, f"document {name!r} has {gold_counts[document]} gold choices, not one", _REQUESTS)
+    return Documents(of_request, position, byte_counts, sizes, position[gold_rows])
+
+
+def continuations_of(requests: pa.Table) -> Continuations:
+    """Cut the continuations out of a request table: at least CONTINUATION_COLUMNS of it, all rows of one task."""
+    lists = _one_chunk(requests["token_ids"])
+    starts = _ints(requests["continuation_start"])
+    lengths = _ints(pc.list_value_length(lists)) - starts
+    # Only the places of the continuations: the contexts are hundreds of times longer.
+    first = np.cumsum(lengths + starts) - lengths
+    return Continuations(_ints(lists.flatten().take(pa.array(np.repeat(first, lengths) + places(lengths)))), lengths)
+
+
+def choice_scores(documents: Documents, tokens: pa.Table, quarantine: pa.Table, lam: str, where: str) -> ChoiceScores:
+    """Score the choices of every complete document of a task at one λ.
+
+    A document is complete when all its requests are committed. One whose choices all have probability 0 is left out
+    too: a softmax over them does not exist.
+
+    Args:
+        documents: of the task.
+        tokens: schemas.TOKENS, the committed rows at λ, in any order.
+        quarantine: schemas.QUARANTINE, at λ.
+        lam: the canonical λ that the rows must carry.
+        where: names the run, the task and λ in messages.
+
+    Raises:
+        LambdasweepError: the tables are damaged: a NaN or +inf log-probability, a continuation without tokens, a row of
+            another λ or of no request, or two rows of one request.
+    """
+    rows = _rows(documents, tokens, lam, where)
+    complete, left_out = _complete(documents, rows, quarantine, where)
+    shape = (len(documents.sizes), int(documents.sizes.max(initial=1)))
+    row_scores = {
+        "sum": rows.logprob,
+        "tokens": rows.logprob / rows.lengths,
+        "bytes": rows.logprob / documents.byte_counts[rows.request],
+    }
+    slots = documents.of_request[rows.request], documents.position[rows.request]
+    padded = {}
+    for confidence in CONFIDENCES:
+        padded[confidence] = np.full(shape, -np.inf)
+        padded[confidence][slots] = row_scores[confidence]
+    # The same documents for all three confidences: dividing by a finite number makes or unmakes no −inf.
+    defined = complete & (padded["sum"] > -np.inf).any(axis=1)
+    return ChoiceScores(
+        document=np.flatnonzero(defined),
+        sizes=documents.sizes[defined],
+        gold=documents.gold[defined],
+        logits={confidence: array[defined] for confidence, array in padded.items()},
+        left_out=LeftOut(left_out.quarantined, left_out.unfinished, int((complete & ~defined).sum())),
+    )
+
+
+def continuation_scores(
+    documents: Documents, continuations: Continuations, tokens: pa.Table, quarantine: pa.Table, lam: str, where: str
+) -> ContinuationScores:
+    """Score every complete document of a continuation task at one λ.
+
+    A token is the most likely one where its rank is 1. Where the engine gave no rank, it is if it equals the top-1 token:
+    ranks are missing more often for tokens that are not, so leaving their documents out would inflate the accuracy.
+    With neither known the document is undecided, unless another of its tokens is known not to be the most likely one.
+
+    Arguments and errors are those of `choice_scores`; also raised where the columns of a row differ in length from each
+    other or from the continuation.
+    """
+    rows = _rows(documents, tokens, lam, where)
+    complete, left_out = _complete(documents, rows, quarantine, where)
+    first, unknown = first_tokens(continuations, tokens, where)
+    missed = _count(~first & ~unknown, rows) > 0
+    order = np.argsort(rows.request)  # one request per document: request order is document order
+    return ContinuationScores(
+        document=np.flatnonzero(complete),
+        logprob=rows.logprob[order],
+        greedy=(_count(first, rows) == rows.lengths)[order],
+        decided=(missed | (_count(unknown, rows) == 0))[order],
+        left_out=left_out,
+    )
+
+
+def first_tokens(continuations: Continuations, tokens: pa.Table, where: str) -> tuple[Bools, Bools]:
+    """Say of every token of every row whether it is the most likely one, and whether that is not known.
+
+    Returns:
+        Two arrays [sum of the rows' lengths], in the order of the rows; what is not known is not the most likely one.
+    """
+    ranks, top1_ids = _one_chunk(tokens["ranks"]), _one_chunk(tokens["top1_ids"])
+    lengths = _ints(pc.list_value_length(_one_chunk(tokens["logprobs"])))
+    for others in (ranks, top1_ids):
+        if not np.array_equal(_ints(pc.list_value_length(others)), lengths):
+            raise _damaged(where, "ranks, top1_ids and logprobs differ in length")
+    request = _ints(tokens["request_id"])
+    if not np.array_equal(continuations.lengths[request], lengths):
+        raise _damaged(where, "a request is scored on more or fewer tokens than its continuation has")
+    starts = np.cumsum(continuations.lengths) - continuations.lengths
+    actual = continuations.tokens[np.repeat(starts[request], lengths) + places(lengths)]
+    rank = _ints(pc.fill_null(ranks.flatten(), 0))
+    top1 = _ints(pc.fill_null(top1_ids.flatten(), -1))
+    return np.where(rank == 0, top1 == actual, rank == 1), (rank == 0) & (top1 == -1)
+
+
+def _rows(documents: Documents, tokens: pa.Table, lam: str, where: str) -> _Rows:
+    request = _request_ids(documents, tokens, where)
+    if (np.bincount(request) > 1).any():
+        raise _damaged(where, "a request is scored twice")
+    column, value = ("point", lam) if is_named(lam) else ("lam", Decimal(lam))
+    if not pc.all(pc.equal(tokens[column], pa.scalar(value, tokens[column].type)), min_count=0).as_py():
+        raise _damaged(where, "a row belongs to another λ")
+    lists = _one_chunk(tokens["logprobs"])
+    lengths = _ints(pc.list_value_length(lists))
+    if (lengths == 0).any():
+        raise _damaged(where, f"request {request[np.argmax(lengths == 0)]} is scored on no tokens")
+    values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64)  # a null becomes NaN
+    owners = _owners(lengths)
+    bad = ~(values < np.inf)
+    if bad.any():
+        raise _damaged(where, f"request {request[owners[np.argmax(bad)]]} has a log-probability that is NaN or +inf")
+    # Not differences of one running sum: they would turn −inf into NaN and give equal choices unequal scores.
+    logprob = np.bincount(owners, weights=values, minlength=len(request)).astype(np.float64, copy=False)
+    return _Rows(request, logprob, lengths)
+
+
+def _complete(documents: Documents, rows: _Rows, quarantine: pa.Table, where: str) -> tuple[Bools, LeftOut]:
+    """Return which documents [D] have all their requests scored, and why the others have not."""
+    count = len(documents.sizes)
+    complete = np.bincount(documents.of_request[rows.request], minlength=count) == documents.sizes
+    quarantined = np.zeros(count, np.bool_)
+    quarantined[documents.of_request[_request_ids(documents, quarantine, where)]] = True
+    quarantined &= ~complete
+    return complete, LeftOut(int(quarantined.sum()), int((~complete & ~quarantined).sum()))
+
+
+def _request_ids(documents: Documents, table: pa.Table, where: str) -> Ints:
+    ids = _ints(table["request_id"])
+    strange = (ids < 0) | (ids >= len(documents.of_request))
+    if strange.any():
+        raise _damaged(where, f"request {ids[np.argmax(strange)]} is not in the request table")
+    return ids
+
+
+def _damaged(where: str, what: str, remedy: str = _TOKENS) -> LambdasweepError:
+    return LambdasweepError(f"{where}: {what}. {remedy}")
+
+
+def _owners(lengths: Ints) -> Ints:
+    """[T] lengths of lists → [their sum] index of the list that each flattened value comes from."""
+    return np.repeat(np.arange(len(lengths)), lengths)
+
+
+def places(lengths: Ints) -> Ints:
+    """[T] lengths of lists → [their sum] index of each flattened value in its list."""
+    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def _count(flags: Bools, rows: _Rows) -> Ints:
+    """[tokens of all rows] → [T] how many of each row's are set."""
+    return np.bincount(_owners(rows.lengths)[flags], minlength=len(rows.request))
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    """One array of all chunks, so that a column is flattened once."""
+    return column.combine_chunks()
+
+
+def _ints(column: pa.Array | pa.ChunkedArray) -> Ints:
+    array: Ints = column.to_numpy().astype(np.int64)
+    return array

@@ -1,0 +1,1 @@
+"""Metrics → tables for a terminal."""

@@ -1,0 +1,80 @@
+"""Diversity of a generate task as a table for a terminal, a λ a row."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from contract.points import order
+from contract.schemas import point_of
+
+_MISSING = "–"
+_COLUMNS = {
+    "distinct_1": ("dist-1", ".4f", ".3f"),
+    "distinct_2": ("dist-2", ".4f", ".3f"),
+    "distinct_3": ("dist-3", ".4f", ".3f"),
+    "self_bleu": ("self-BLEU", ".4f", ".3f"),
+    "distinct_answers": ("answers", ".2f", ".1f"),
+}
+_WITH_INTERVAL = ("distinct_2", "self_bleu")  # as many as fit 100 columns
+_REASONS = {"docs_quarantined": "quarantined", "docs_unfinished": "not sampled yet"}
+
+
+def is_diversity(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether rows of the metrics table are of a generate task."""
+    return any(row["metric"] == "self_bleu" for row in rows)
+
+
+def diversity_table(task: str, rows: Sequence[dict[str, Any]], intervals: bool, roles: Mapping[str, str]) -> Table:
+    """Lay out one generate task, one row per λ ascending; nothing is best, because more diverse is not better.
+
+    Args:
+        task: its name.
+        rows: of the metrics table, of this task and split all.
+        intervals: show those of distinct-2 and self-BLEU too.
+        roles: what the parents' points are marked with.
+    """
+    cells = {(point_of(row), row["metric"]): row for row in rows}
+    lambdas = sorted({lam for lam, _ in cells}, key=order)
+    table = Table(title=Text(task, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.pad_edge = False
+    table.add_column("λ", justify="right", no_wrap=True)
+    table.add_column("", min_width=len("aligned,"))
+    for metric, (header, _, _) in _COLUMNS.items():
+        table.add_column(header, justify="right", no_wrap=True)
+        if intervals and metric in _WITH_INTERVAL:
+            table.add_column("95 %", no_wrap=True)
+    table.add_column("prompts", justify="right", no_wrap=True)
+    for lam in lambdas:
+        is_partial = bool(cells[lam, "docs_unfinished"]["value"])
+        marks = [roles.get(lam, ""), "partial" if is_partial else ""]
+        shown: list[Text | str] = []
+        for metric, (_, form, ends) in _COLUMNS.items():
+            row = cells[lam, metric]
+            shown.append(_MISSING if row["value"] is None else f"{row['value']:{form}}")
+            if intervals and metric in _WITH_INTERVAL:
+                has = row["ci_low"] is not None
+                pair = (f"{row[end]:{ends}}".removeprefix("0") for end in ("ci_low", "ci_high")) if has else ()
+                shown.append(Text("–".join(pair), style="dim"))
+        table.add_row(lam, ", ".join(filter(None, marks)), *shown, str(cells[lam, "distinct_answers"]["n"]))
+    table.caption = Text("\n".join(_notes(cells, lambdas, intervals)))
+    table.caption_justify = "left"
+    return table
+
+
+def _notes(cells: Mapping[tuple[str, str], dict[str, Any]], lambdas: Sequence[str], intervals: bool) -> list[str]:
+    notes = [
+        "means over prompts, each over its samples; dist-n: different n-grams of words over all;",
+        "self-BLEU: of one sample against another, 0 to 1; answers: different ones, normalised",
+    ]
+    if intervals:
+        notes.append("95 %: bootstrap over prompts")
+    for reason, words in _REASONS.items():
+        touched = [(int(cells[lam, reason]["value"]), cells[lam, reason]["n"]) for lam in lambdas]
+        most, total = max(touched)
+        if most:
+            where = f"{sum(1 for count, _ in touched if count)} of {len(lambdas)} λs"
+            notes.append(f"left out: up to {most} of {total} prompts at {where}: {words}")
+    return notes

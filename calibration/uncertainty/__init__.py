@@ -1,0 +1,1 @@
+"""How sure a number is: resamples, intervals, and tests of many differences at once."""

@@ -1,0 +1,70 @@
+"""A number, how it varies over resamples, and the interval that follows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibration.arrays import Floats
+
+LEVEL = 0.95
+
+# Sums of absolute or squared deviations, which noise makes larger: a resample adds to them what the sample has added.
+_INFLATED = ("ece_", "mce", "smece", "token_ece", "brier_reliability", "brier_resolution")
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A metric of n documents."""
+
+    value: float  # NaN: there is none
+    resampled: Floats  # [R] in the resamples, NaN where there is none in one; none at all where no interval is wanted
+    n: int
+
+    def minus(self, other: "Estimate") -> "Estimate":
+        """Return the difference on the same documents and in the same resamples."""
+        size = min(len(self.resampled), len(other.resampled))
+        with np.errstate(invalid="ignore"):  # ∞ − ∞ is no difference
+            value = float(np.subtract(self.value, other.value))
+            return Estimate(value, self.resampled[:size] - other.resampled[:size], self.n)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """The middle 95 %."""
+
+    low: float
+    high: float
+    resamples: int  # how many it was made of
+
+
+def interval(estimate: Estimate, metric: str) -> Interval | None:
+    """Return the 95 % bootstrap interval of a metric, or of a difference of it to a parent (`…_vs_…`).
+
+    The percentile interval, from order statistics without interpolation. For errors that are sums of absolute or squared
+    deviations (ECE of any kind, MCE, smooth ECE, reliability, resolution) the basic interval, 2 · value − percentiles: such
+    a sum is biased upwards by noise, each resample adds that bias once more, and percentiles would be off by twice of it;
+    the basic interval takes it away, so it may lie below the value itself. Cut at 0 unless it is of a difference or
+    debiased. (In simulations with 300 documents and a true ECE of 0.04 the basic interval held it 93 times of 100, the
+    percentile interval never. Of a perfectly calibrated model, whose ECE of 0 is the end of its range, the basic one held
+    it half of the time.)
+
+    Returns:
+        None where there is no value, fewer than two documents, or no value in more than half of the resamples (those are
+        left out: AUROC where all drawn documents are right).
+
+    Source: A. C. Davison, D. V. Hinkley, "Bootstrap Methods and their Application" (1997), sections 5.2 and 5.3.
+    """
+    drawn = np.sort(estimate.resampled)  # NaN last
+    count = int(np.count_nonzero(~np.isnan(drawn)))
+    if np.isnan(estimate.value) or estimate.n < 2 or count == 0 or 2 * count < len(drawn):
+        return None
+    tail = (1 - LEVEL) / 2
+    first = max(int(tail * (count + 1)) - 1, 0)
+    low, high = float(drawn[first]), float(drawn[count - 1 - first])
+    if metric.startswith(_INFLATED):
+        low, high = 2 * estimate.value - high, 2 * estimate.value - low
+        if "_vs_" not in metric and "debiased" not in metric:
+            low, high = max(low, 0.0), max(high, 0.0)
+    if np.isnan(low) or np.isnan(high):
+        return None
+    return Interval(low, high, count)

@@ -1,0 +1,173 @@
+"""Points: where θ is between base and its aligned checkpoints. Nothing else takes their names apart.
+
+Over one aligned checkpoint a point is its canonical λ, `0.35`. Over several it has a coordinate for each, sorted by name:
+`dpo=0.5,sft=0.25`. The only aligned checkpoint has the name "".
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from decimal import Decimal
+from functools import lru_cache
+from typing import TypeVar
+from urllib.parse import quote, unquote
+
+from contract.errors import GridError
+from contract.grid import MAX_POINTS, canonical, parse_grid
+
+ONLY = ""
+
+_BASE, _ALIGNED = "base", "aligned"
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_STARTS = re.compile(r"(?:^|,)\s*([\w-]+)=")
+
+T = TypeVar("T")
+
+
+@lru_cache(maxsize=1024)
+def _pairs(point: str) -> tuple[tuple[str, str], ...]:
+    parts = (part.rpartition("=") for part in point.split(","))
+    return tuple((name, lam) for name, _, lam in parts)
+
+
+def coordinates(point: str) -> dict[str, str]:
+    """Return the canonical λs of a point by name, sorted."""
+    return dict(_pairs(point))
+
+
+def is_named(point: str) -> bool:
+    """Whether a point is over several aligned checkpoints."""
+    return "=" in point
+
+
+def order(point: str) -> tuple[Decimal, ...]:
+    """Sort key of the points of a sweep: by the first coordinate, then by the next."""
+    return tuple(Decimal(lam) for _, lam in _pairs(point))
+
+
+def named(coordinates: Mapping[str, str]) -> str:
+    """Return the point that has some canonical λs by name."""
+    return ",".join(f"{name}={lam}" if name else lam for name, lam in sorted(coordinates.items()))
+
+
+def parents(names: Iterable[str]) -> dict[str, str]:
+    """Return the points of the parents: `base`, and `aligned` or each aligned checkpoint by its name."""
+    names = sorted(names)
+    found = {_BASE: named(dict.fromkeys(names, "0"))}
+    return found | {name or _ALIGNED: named(dict.fromkeys(names, "0") | {name: "1"}) for name in names}
+
+
+def is_parent(point: str) -> bool:
+    """Whether a point is a parent: every coordinate is 0, or one of them 1 and all others 0."""
+    return point in parents(coordinates(point)).values()
+
+
+def middle(names: Iterable[str]) -> str:
+    """Return the point half-way to every aligned checkpoint."""
+    return named(dict.fromkeys(names, "0.5"))
+
+
+def in_path(point: str) -> str:
+    """Write a point as a part of a path."""
+    return quote(point, safe="")
+
+
+def from_path(part: str) -> str:
+    """Undo `in_path`."""
+    return unquote(part)
+
+
+def role(name: str) -> str:
+    """What an aligned checkpoint is called in records and messages: `aligned`, or `aligned.NAME`."""
+    return f"{_ALIGNED}.{name}" if name else _ALIGNED
+
+
+def names_of(roles: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the aligned checkpoints among some roles, sorted."""
+    return tuple(sorted(one.removeprefix(_ALIGNED).removeprefix(".") for one in roles if one.startswith(_ALIGNED)))
+
+
+def parent_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return what a user may call the parents."""
+    return (_BASE, _ALIGNED, *filter(None, sorted(names)))
+
+
+def by_name(aligned: T | Mapping[str, T]) -> dict[str, T]:
+    """Return aligned checkpoints by name, sorted; what is no mapping is the only one."""
+    return dict(sorted(aligned.items())) if isinstance(aligned, Mapping) else {ONLY: aligned}
+
+
+def split_named(text: str) -> list[tuple[str, str]]:
+    """Take `sft=0,0.5,dpo=1` apart: a new `name=` starts a new value. Nothing where it starts with no name."""
+    starts = list(_STARTS.finditer(text))
+    if not starts or starts[0].start():
+        return []
+    ends = [*(match.start() for match in starts[1:]), len(text)]
+    return [(match[1], text[match.end() : end].strip()) for match, end in zip(starts, ends, strict=True)]
+
+
+def name_problems(names: Iterable[str]) -> list[str]:
+    """Return what is wrong with the names of several aligned checkpoints."""
+    names = list(names)
+    problems = [
+        f"{name!r} is no name: use a–z, 0–9, - and _" for name in dict.fromkeys(names) if not _NAME.fullmatch(name)
+    ]
+    problems += [f"{name!r} is what another parent is called" for name in names if name in (_BASE, _ALIGNED)]
+    problems += [f"{name!r} is named twice" for name in sorted({name for name in names if names.count(name) > 1})]
+    return problems
+
+
+def parse_point(text: str, names: Collection[str] = (ONLY,)) -> str:
+    """Return the canonical name of a point of some aligned checkpoints.
+
+    Raises:
+        GridError: with every coordinate that is malformed, unknown, missing or named twice.
+    """
+    if set(names) == {ONLY}:
+        return canonical(text)
+    found = _parse(text, names, lambda lam: (canonical(lam),), "the point", "0.5")
+    return named({name: lams[0] for name, lams in found.items()})
+
+
+def parse_points(text: str, names: Collection[str] = (ONLY,)) -> tuple[str, ...]:
+    """Return the points of a grid, in order: of several aligned checkpoints the product of their grids.
+
+    `sft=0,0.5,1,dpo=0:1:0.5`: each coordinate as `grid.parse_grid` takes it.
+
+    Raises:
+        GridError: with everything that is malformed, unknown, missing or named twice.
+    """
+    if set(names) == {ONLY}:
+        return parse_grid(text)
+    found = _parse(text, names, parse_grid, "the grid", "0:1:0.25")
+    count = math.prod(map(len, found.values()))
+    if count > MAX_POINTS:
+        raise GridError(f"the grid {text!r} has {count} points: at most {MAX_POINTS} are taken")
+    return tuple(named(dict(zip(found, lams, strict=True))) for lams in itertools.product(*found.values()))
+
+
+def _parse(
+    text: str, names: Collection[str], parse: Callable[[str], tuple[str, ...]], what: str, example: str
+) -> dict[str, tuple[str, ...]]:
+    names = sorted(names)
+    form = ",".join(f"{name}={example}" for name in names)
+    given = split_named(text)
+    problems = [] if given else [f"it names no coordinate: there are {', '.join(names)}"]
+    found: dict[str, tuple[str, ...]] = {}
+    for name, value in given:
+        if name not in names:
+            problems.append(f"{name!r} is no aligned checkpoint: there are {', '.join(names)}")
+        elif name in found:
+            problems.append(f"{name!r} is named twice")
+        else:
+            found[name] = ()
+            try:
+                found[name] = parse(value)
+            except GridError as error:
+                problems += [f"{name}: {problem}" for problem in error.problems or (error.title,)]
+    if given:
+        problems += [f"{name!r} is missing" for name in names if name not in found]
+    if problems:
+        raise GridError(f"{what} {text!r} cannot be used; write it like {form}", problems)
+    return {name: found[name] for name in names}

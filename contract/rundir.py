@@ -1,0 +1,335 @@
+"""A run directory: where its files are, and the one way anything is written there.
+
+    RUN/sweep.json                                    the sweep's identity; written once, never changed
+    RUN/plan.json                                     tasks and the λs asked for so far; grows
+    RUN/requests/task=<task>.parquet                  what is scored at every λ
+    RUN/tokens/task=<task>/lambda=<λ>/shard-00017.parquet
+                                                      λ percent-encoded, where a point has several coordinates
+    RUN/generations/…                                 same layout: samples, of generate tasks
+    RUN/quarantine/…                                  same layout: what could not be scored or sampled, and why
+    RUN/receipts/….json                               same layout: times, hosts, caches; not part of the results
+    RUN/driver.json                                   how the driver does, replaced every few seconds; not either
+    RUN/lm_eval/task=<task>.parquet                   metrics of lm-eval's tasks, by lm-eval; computed from the tables
+    RUN/metrics.parquet                               computed from the tables, replaced as a whole
+    RUN/report/…                                      likewise: index.html, figures, frontier.json, bins.parquet
+
+A committed file is the completion record: a file under its final name is complete, because it is written under a
+temporary name, flushed to the disk, and renamed; on an object store (`contract.location`), because an upload shows under
+its name when it is complete. There is no other bookkeeping, so killing anything at any time loses at most the units in
+flight.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from contract.errors import InputError, RunMismatchError
+from contract.lease import hold
+from contract.location import Location, ObjectPath, locate, read_schema, read_table
+from contract.points import from_path, in_path
+
+_TEMPORARY = ".tmp"
+_SHARD = re.compile(r"shard-(\d{5,})\.parquet")
+METADATA_KEY = b"lambdasweep"
+_READS = 16  # at the same time, from an object store: each waits for its answer most of the time
+
+
+def commit_bytes(path: Location, data: bytes | memoryview | pa.Buffer) -> None:
+    """Write `path` so that it appears complete or not at all, also across a power cut.
+
+    Raises:
+        OSError: the disk is full or not writable, or the object store refuses or fails; what was under the final name is
+            left as it was.
+    """
+    if isinstance(path, ObjectPath):
+        path.write_bytes(data)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # the rename itself must survive, not only the bytes
+    finally:
+        os.close(directory)
+
+
+def commit_json(path: Location, value: Any) -> None:
+    """Commit `value` as JSON with sorted keys, so that equal values are equal bytes."""
+    commit_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def commit_table(path: Location, table: pa.Table, identity: dict[str, Any] | None = None) -> int:
+    """Commit a Parquet file and return its size in bytes.
+
+    `identity` (what the table was computed from) is stored as JSON under the schema metadata key `lambdasweep`. The bytes
+    depend on the rows and the identity alone: equal tables are equal files.
+    """
+    if identity is not None:
+        text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+        table = table.replace_schema_metadata({METADATA_KEY: text.encode()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", store_schema=True)
+    buffer = sink.getvalue()
+    commit_bytes(path, buffer)
+    return len(buffer)
+
+
+def read_identity(path: Location) -> dict[str, Any]:
+    """Return what `commit_table` stored about a table."""
+    metadata = read_schema(path).metadata or {}
+    identity: dict[str, Any] = json.loads(metadata.get(METADATA_KEY, b"{}"))
+    return identity
+
+
+class RunDir:
+    """Names and reads the files of one run directory."""
+
+    def __init__(self, root: str | os.PathLike[str] | ObjectPath) -> None:
+        """`root` is a path, or the URL of an object store (`contract.location.locate`)."""
+        self.root: Location = locate(root)
+
+    # Names
+
+    @property
+    def sweep_json(self) -> Location:
+        return self.root / "sweep.json"
+
+    @property
+    def plan_json(self) -> Location:
+        return self.root / "plan.json"
+
+    @property
+    def driver_json(self) -> Location:
+        return self.root / "driver.json"
+
+    @property
+    def metrics(self) -> Location:
+        return self.root / "metrics.parquet"
+
+    @property
+    def frontier_json(self) -> Location:
+        return self.root / "report" / "frontier.json"
+
+    @property
+    def index_html(self) -> Location:
+        return self.root / "report" / "index.html"
+
+    @property
+    def bins(self) -> Location:
+        return self.root / "report" / "bins.parquet"
+
+    @property
+    def metrics_csv(self) -> Location:
+        return self.root / "report" / "metrics.csv"
+
+    def figure(self, name: str) -> Location:
+        """Path of a figure for a paper; `name` has its ending."""
+        return self.root / "report" / "figures" / name
+
+    def requests(self, task: str) -> Location:
+        return self.root / "requests" / f"task={task}.parquet"
+
+    def outcomes(self, task: str) -> Location:
+        """Path of lm-eval's own metrics of what was asked for as `task`: a task, or a group with its members."""
+        return self.root / "lm_eval" / f"task={task}.parquet"
+
+    def all_outcomes(self) -> list[Location]:
+        """Return the paths of all that are there, by name."""
+        folder = self.root / "lm_eval"
+        found = [name for name in names(folder) if name.startswith("task=") and name.endswith(".parquet")]
+        return [folder / name for name in sorted(found)]
+
+    def unit(self, kind: str, task: str, lam: str, shard: int) -> Location:
+        """Path of one unit's file; `kind` is tokens, generations, quarantine or receipts."""
+        suffix = "json" if kind == "receipts" else "parquet"
+        return self.root / kind / f"task={task}" / f"lambda={in_path(lam)}" / f"shard-{shard:05d}.{suffix}"
+
+    # What is there
+
+    def exists(self) -> bool:
+        return self.sweep_json.is_file()
+
+    def check_store(self) -> None:
+        """Ask an object store whether it is there, with few tries, before anything waits for it.
+
+        Raises:
+            InputError: it cannot be used.
+        """
+        if isinstance(self.root, ObjectPath):
+            self.root.check()
+
+    def sweep(self) -> dict[str, Any]:
+        """Return sweep.json.
+
+        Raises:
+            InputError: `root` holds no sweep.
+        """
+        return self._json(self.sweep_json, {"pair", "engine", "versions"})
+
+    def plan(self) -> dict[str, Any]:
+        """Return plan.json: `{"tasks": {name: {…, "shards": [[first_row, end_row], …], "lambdas": [λ, …]}}}`.
+
+        Raises:
+            InputError: `root` holds no sweep.
+        """
+        return self._json(self.plan_json, {"tasks"})
+
+    def _json(self, path: Location, keys: set[str]) -> dict[str, Any]:
+        self.check_store()
+        if isinstance(self.root, Path) and not self.root.is_dir():
+            what = "is a file" if self.root.exists() else "does not exist"
+            raise InputError(f"{self.root} {what}: give the directory that `lambdasweep run --out` wrote")
+        try:
+            value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if not (isinstance(value, dict) and keys <= value.keys()):
+                raise ValueError(f"it lacks {', '.join(sorted(keys))}")
+        except FileNotFoundError:
+            raise InputError(f"{self.root} is not a run directory: it has no {path.name}") from None
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}): restore it, or start again in another directory") from None
+        return value
+
+    def committed(self, task: str, lam: str, kind: str = "tokens") -> set[int]:
+        """Return the numbers of the shards whose `kind` file is committed."""
+        return {
+            int(match[1]) for name in names(self.unit(kind, task, lam, 0).parent) if (match := _SHARD.fullmatch(name))
+        }
+
+    def all_committed(self, kind: str = "tokens") -> dict[tuple[str, str], set[int]]:
+        """Return the same of every task and λ that has any, in one listing; keys are (task, canonical point).
+
+        On an object store it is one request for 1000 files, however they are spread.
+        """
+        root, found = self.root / kind, dict[tuple[str, str], set[int]]()
+        files: Iterable[tuple[str, str]]  # task=…/lambda=…, and the file's name
+        if isinstance(root, ObjectPath):
+            start = len(root.key) + 1
+            files = ((folder, name) for path in root.walk() for folder, _, name in [path.key[start:].rpartition("/")])
+        else:
+            folders = [f"{path.parent.name}/{path.name}" for path in root.glob("task=*/lambda=*")]
+            files = ((folder, name) for folder in folders for name in names(root / folder))
+        for folder, name in files:
+            if match := _SHARD.fullmatch(name):
+                task, _, lam = folder.removeprefix("task=").partition("/lambda=")
+                found.setdefault((task, from_path(lam)), set()).add(int(match[1]))
+        return found
+
+    def begun(self, task: str, lambdas: Iterable[str], kind: str = "tokens") -> list[str]:
+        """Return those of some λs that may have a committed table of the task, by one listing."""
+        there = set(names(self.root / kind / f"task={task}"))
+        return [lam for lam in lambdas if self.unit(kind, task, lam, 0).parent.name in there]
+
+    def receipt(self, task: str, lam: str, shard: int) -> dict[str, Any] | None:
+        """Return the receipt of a unit; None where there is none, or a damaged one."""
+        return _read_json(self.unit("receipts", task, lam, shard))
+
+    def driver(self) -> dict[str, Any] | None:
+        """Return driver.json (see `lambdasweep.monitor.heartbeat`); None where there is none, or a damaged one."""
+        return _read_json(self.driver_json)
+
+    def tokens(self, task: str, lam: str) -> pa.Table:
+        """Return the committed rows of one task at one λ, in request order; no rows where nothing is committed."""
+        return self._rows("tokens", task, lam)
+
+    def generations(self, task: str, lam: str) -> pa.Table:
+        """Return the committed samples of one generate task at one λ, in the order of its prompts."""
+        return self._rows("generations", task, lam)
+
+    def quarantine(self, task: str, lam: str) -> pa.Table:
+        """Return what could not be scored or sampled of one task at one λ."""
+        return self._rows("quarantine", task, lam)
+
+    def _rows(self, kind: str, task: str, lam: str) -> pa.Table:
+        from contract import schemas
+
+        schema = {
+            "tokens": schemas.schema_at(schemas.TOKENS, [lam]),
+            "generations": schemas.schema_at(schemas.GENERATIONS, [lam]),
+        }.get(kind, schemas.QUARANTINE)
+        paths = [self.unit(kind, task, lam, shard) for shard in sorted(self.committed(task, lam, kind))]
+        if isinstance(self.root, ObjectPath) and len(paths) > 1:
+            with ThreadPoolExecutor(_READS) as pool:
+                read = list(pool.map(read_table, paths))
+        else:
+            read = [read_table(path) for path in paths]
+        tables = [table.replace_schema_metadata(None) for table in read]
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+    def sweep_temporaries(self) -> int:
+        """Delete what interrupted writers left behind and return how many files that was. Call it under `lock`.
+
+        On an object store they leave unfinished multipart uploads of tables of more than 10 MB, which nobody sees and
+        pyarrow cannot list: a lifecycle rule of the bucket (AbortIncompleteMultipartUpload) is what clears those away.
+        """
+        if isinstance(self.root, ObjectPath):
+            return 0
+        stale = [path for path in self.root.rglob(f".*{_TEMPORARY}") if path.is_file()]
+        for path in stale:
+            path.unlink(missing_ok=True)
+        return len(stale)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory for one driver at a time; released by the kernel when the process ends, however it ends.
+
+        On an object store it is a lease (`contract.lease`), which is not as sure.
+
+        Raises:
+            RunMismatchError: another process is sweeping into this directory.
+        """
+        if isinstance(self.root, ObjectPath):
+            with hold(self.root / "lease.json"):
+                yield
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunMismatchError(
+                    f"another lambdasweep process is writing to {self.root}: wait for it, or stop it first"
+                ) from None
+            yield
+
+
+def completion(record: dict[str, Any]) -> str:
+    """Return the kind of table that is the completion record of a unit; `record` is of the task, in plan.json."""
+    return "generations" if record.get("scored_as") == "samples" else "tokens"
+
+
+def names(folder: Location) -> list[str]:
+    """Return the names of what lies directly in a folder that may not be there."""
+    if isinstance(folder, ObjectPath):
+        return [path.name for path in folder.iterdir()]
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _read_json(path: Location) -> dict[str, Any] | None:
+    """Read what is no result: nothing hangs on it, so nothing is said where it cannot be read."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value

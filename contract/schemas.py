@@ -1,0 +1,184 @@
+"""Arrow schemas of every table in a run directory. They are the contract of this tool: see README, "The tables"."""
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+
+from contract.grid import canonical
+from contract.points import is_named
+
+SCHEMA_VERSION = 1
+
+LAM = pa.decimal128(12, 6)
+
+# Tables of a run over several aligned checkpoints have no λ, but a point: see `of_points`.
+POINT = pa.field("point", pa.string(), nullable=False)
+
+
+def of_points(schema: pa.Schema) -> pa.Schema:
+    """Return a schema as it is where points have several coordinates: `lam` null, and `point` beside it."""
+    place = schema.get_field_index("lam")
+    return schema.set(place, schema.field(place).with_nullable(True)).insert(place + 1, POINT)
+
+
+def schema_at(schema: pa.Schema, points: Sequence[str]) -> pa.Schema:
+    """Return a schema as it is for some points, of one kind."""
+    return of_points(schema) if any(map(is_named, points)) else schema
+
+
+def place_columns(point: str, rows: int) -> dict[str, pa.Array]:
+    """Return the columns that say which point all rows of a table are of: `lam`, or `lam` and `point`."""
+    if is_named(point):
+        return {"lam": pa.nulls(rows, LAM), "point": pa.array([point] * rows, pa.string())}
+    return {"lam": pa.array([Decimal(point)] * rows, LAM)}
+
+
+def place(point: str) -> dict[str, Any]:
+    """Return what a row at a point has in these columns."""
+    return {"lam": None, "point": point} if is_named(point) else {"lam": Decimal(point)}
+
+
+def table_of(schema: pa.Schema, rows: Sequence[tuple[Any, ...]], points: Sequence[str]) -> pa.Table:
+    """Make a table of rows in the order of a schema, with a canonical point in the place of `lam`.
+
+    Args:
+        schema: as it is over one aligned checkpoint; its second column is `lam`.
+        rows: of it.
+        points: of the run, which say what kind of points there are where there are no rows.
+    """
+    columns: list[Any] = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
+    if any(map(is_named, points)):
+        schema = of_points(schema)
+        columns.insert(1, (None,) * len(rows))
+    else:
+        columns[1] = tuple(map(Decimal, columns[1]))
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def point_of(row: Mapping[str, Any]) -> str:
+    """Return the canonical point of a row of a table, or of frontier.json."""
+    return canonical(row["lam"]) if row["lam"] is not None else str(row["point"])
+
+
+REQUESTS = pa.schema(
+    [
+        pa.field("request_id", pa.int64(), nullable=False),  # row number within the task
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("choice", pa.int16(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),  # context and continuation
+        pa.field("continuation_start", pa.int32(), nullable=False),  # index into token_ids
+        pa.field("continuation_bytes", pa.int32(), nullable=False),  # UTF-8 bytes of the continuation's text
+        pa.field("is_gold", pa.bool_(), nullable=False),
+    ]
+)
+
+TOKENS = pa.schema(
+    [
+        pa.field("request_id", pa.int64(), nullable=False),
+        pa.field("lam", LAM, nullable=False),
+        pa.field("logprobs", pa.list_(pa.float32()), nullable=False),  # nats, one per continuation token
+        pa.field("ranks", pa.list_(pa.int32()), nullable=False),  # 1 = most likely; null where the engine did not say
+        pa.field("top1_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("top1_logprobs", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+
+# What is sampled from: the requests table of a generate task.
+PROMPTS = pa.schema(
+    [
+        pa.field("request_id", pa.int64(), nullable=False),  # row number within the task
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),  # as in the file
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+    ]
+)
+
+GENERATIONS = pa.schema(
+    [
+        pa.field("request_id", pa.int64(), nullable=False),
+        pa.field("sample", pa.int16(), nullable=False),
+        pa.field("lam", LAM, nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),  # the stop token included
+        pa.field("text", pa.string(), nullable=False),  # without stop and special tokens
+        pa.field("finish_reason", pa.string(), nullable=False),  # stop, length
+    ]
+)
+
+QUARANTINE = pa.schema(
+    [
+        pa.field("request_id", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+METRICS = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("lam", LAM, nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("confidence", pa.string(), nullable=False),  # sum, tokens, bytes
+        pa.field("split", pa.string(), nullable=False),  # all, select, report
+        pa.field("value", pa.float64()),
+        pa.field("ci_low", pa.float64()),
+        pa.field("ci_high", pa.float64()),
+        pa.field("n", pa.int64(), nullable=False),  # documents, or prompts, the value was computed from
+        pa.field("resamples", pa.int32()),  # that the interval was computed from; null where there is none
+    ]
+)
+
+BINS = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("lam", LAM, nullable=False),
+        pa.field("events", pa.string(), nullable=False),  # documents (is the predicted choice right?), tokens
+        pa.field("confidence", pa.string(), nullable=False),  # sum, tokens, bytes
+        pa.field("split", pa.string(), nullable=False),  # all, select, report
+        pa.field("bin", pa.int16(), nullable=False),
+        pa.field("bin_low", pa.float64(), nullable=False),  # left edge, not in the bin
+        pa.field("bin_high", pa.float64(), nullable=False),  # right edge, in the bin
+        pa.field("n", pa.int64(), nullable=False),  # events in the bin, at least 1
+        pa.field("mean_confidence", pa.float64(), nullable=False),
+        pa.field("accuracy", pa.float64(), nullable=False),
+        pa.field("ci_low", pa.float64()),  # 95 %, of the accuracy; null for tokens
+        pa.field("ci_high", pa.float64()),
+    ]
+)
+
+# lm-eval's own metrics of its tasks and groups.
+OUTCOMES = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),  # or group
+        pa.field("lam", LAM, nullable=False),
+        pa.field("metric", pa.string(), nullable=False),  # metric,filter; docs_left_out
+        pa.field("value", pa.float64()),
+        pa.field("n", pa.int64(), nullable=False),  # documents the value was computed from
+    ]
+)
+
+
+def batch_scores(id_name: str, id_type: pa.DataType) -> pa.Schema:
+    """Schema of the scores of `lambdasweep score`: a row of the input that could be scored."""
+    return pa.schema(
+        [
+            pa.field(id_name, id_type, nullable=False),
+            *(TOKENS.field(name) for name in ("logprobs", "ranks", "top1_ids", "top1_logprobs")),
+            pa.field("sum_logprob", pa.float64(), nullable=False),  # nats
+            pa.field("num_tokens", pa.int32(), nullable=False),  # that were scored
+        ]
+    )
+
+
+def batch_quarantine(id_name: str, id_type: pa.DataType) -> pa.Schema:
+    """Schema of what `lambdasweep score` could not score."""
+    return pa.schema(
+        [
+            pa.field(id_name, id_type),
+            pa.field("file", pa.string(), nullable=False),
+            pa.field("row", pa.int64(), nullable=False),  # of the file, from 0
+            pa.field("reason", pa.string(), nullable=False),
+        ]
+    )

@@ -1,0 +1,101 @@
+"""What engines are started with where the user left it open."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from contract.errors import InputError
+from lambdasweep.config import SweepConfig
+
+if TYPE_CHECKING:
+    from merge.pair import Pair
+    from serve.settings import EngineSettings
+
+CPU_WINDOW = 8192
+GIB = 1 << 30
+_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+def settle(config: SweepConfig, pair: "Pair", device: str, recorded: dict[str, Any] | None) -> "EngineSettings":
+    """Choose what the user left open. Deterministic in (config, pair, machine), or taken from `recorded`."""
+    from serve.settings import EngineSettings, available_cores
+
+    recorded = recorded or {}
+    dtype = config.dtype
+    if dtype == "auto":
+        kinds = {_DTYPES[info.dtype] for info in pair.base.tensors.values()}
+        dtype = "float32" if device == "cpu" or len(kinds) > 1 else kinds.pop()
+    window = pair.max_position_embeddings or CPU_WINDOW
+    max_model_len = config.max_model_len or (min(window, CPU_WINDOW) if device == "cpu" else window)
+    if max_model_len > window:
+        raise InputError(f"--max-model-len {max_model_len} is more than the {window} positions of the model")
+    head_dtype = config.engine.get("head_dtype", "float32")
+    if head_dtype not in ("float32", "auto"):
+        raise InputError(f"--engine head_dtype={head_dtype}: it is float32, or auto for the engine's dtype")
+    layers = pair.shaped.config.get("num_hidden_layers")
+    if layers is not None and config.pp > layers:
+        raise InputError(f"--pp {config.pp} is more than the {layers} layers of the model: each stage needs one")
+    extra = {key: value for key, value in config.engine.items() if key != "head_dtype"}
+    if device == "cuda":
+        # Steps of thousands of tokens gain nothing from CUDA graphs, and an engine starts minutes sooner without.
+        extra.setdefault("enforce_eager", not config.generate)
+    ranks = config.tp * config.pp
+    threads, kv_cache_bytes = 0, extra.pop("kv_cache_memory_bytes", None)
+    if device == "cpu":
+        cores = len(available_cores())
+        replicas = config.replicas or default_replicas(cores, ranks)
+        threads = extra.pop("threads", None) or recorded.get("threads") or max(1, cores // (replicas * ranks))
+        kv_cache_bytes = kv_cache_bytes or max(GIB, 2 * max_model_len * kv_bytes_per_token(pair, dtype) // ranks)
+    return EngineSettings(
+        device=device,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        tensor_parallel=config.tp,
+        pipeline_parallel=config.pp,
+        threads=threads,
+        head_dtype=head_dtype,
+        block_size=extra.pop("block_size", 32 if device == "cpu" else None),
+        kv_cache_bytes=kv_cache_bytes,
+        max_num_batched_tokens=extra.pop("max_num_batched_tokens", 2048 if device == "cpu" else 8192),
+        max_num_seqs=extra.pop("max_num_seqs", 256 if device == "cpu" else 1024),
+        batch_invariant=device == "cuda" and os.environ.get("VLLM_BATCH_INVARIANT") == "1",
+        extra=extra,
+    )
+
+
+def default_replicas(cores: int, ranks: int) -> int:
+    """Two replicas on a CPU that has cores for them: one scores while the other switches, and both share the parents."""
+    return 2 if cores >= 2 * ranks else 1
+
+
+def kv_bytes_per_token(pair: "Pair", dtype: str) -> int:
+    """Bytes of keys and values per token over all layers; 0 where the config does not say."""
+    config = pair.shaped.config
+    try:
+        heads = int(config["num_attention_heads"])
+        head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
+        kv_heads = int(config.get("num_key_value_heads") or heads)
+        return 2 * int(config["num_hidden_layers"]) * kv_heads * head_dim * (4 if dtype == "float32" else 2)
+    except (KeyError, TypeError, ValueError):
+        return 0
+
+
+def server_defaults(pair: "Pair", device: str, recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return the vLLM arguments that a server starts with where no flag says otherwise: a run's own, else a sweep's."""
+    window = pair.max_position_embeddings or CPU_WINDOW
+    defaults: dict[str, Any] = {"max_model_len": window}
+    if device == "cpu":
+        defaults |= {
+            "max_model_len": min(window, CPU_WINDOW),
+            "dtype": "float32",
+            "block_size": 32,
+            "enforce_eager": True,
+        }
+    defaults |= {key: recorded[key] for key in ("dtype", "max_model_len") if key in recorded}
+    if recorded.get("tensor_parallel", 1) > 1:
+        defaults["tensor_parallel_size"] = recorded["tensor_parallel"]
+    if recorded.get("pipeline_parallel", 1) > 1 and device != "cpu":  # whose memory is one
+        defaults["pipeline_parallel_size"] = recorded["pipeline_parallel"]
+    if device == "cpu":
+        context = defaults["max_model_len"] * kv_bytes_per_token(pair, defaults["dtype"])
+        defaults["kv_cache_memory_bytes"] = max(GIB, 4 * context)
+    return defaults

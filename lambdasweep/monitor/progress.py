@@ -1,0 +1,211 @@
+"""What the driver's events come to: counts, rate and time left, and live progress on the terminal that runs the sweep."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from contract.points import order
+from lambdasweep.monitor.wording import duration
+
+if TYPE_CHECKING:
+    from ray_jobs.units import Receipt, Unit
+
+_LINE_SECONDS = 5.0  # at most one log line per this, and one for the last unit
+_SAMPLES, _SAMPLE_SECONDS = 300, 1.0
+
+
+@dataclass(slots=True)
+class ReplicaState:
+    """What a living replica does, since when by the tally's clock."""
+
+    doing: str  # starting, scoring or idle
+    since: float
+    unit: "Unit | None" = None  # the last one, where it is idle
+
+
+class Tally:
+    """Counts the driver's events (`ray_jobs.events.Progress`).
+
+    Rates are of the last five minutes, or of longer where few units are done in that time.
+
+    Args:
+        units: what is left to do.
+        clock: seconds.
+    """
+
+    def __init__(self, units: "Iterable[Unit]" = (), clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.done = self.given_up = self.failures = 0
+        self.requests = self.quarantined = self.tokens = 0
+        self.replicas: dict[str, ReplicaState] = {}
+        self._costs: dict[tuple[str, str, int], int] = {}
+        self._work = self._work_done = 0
+        self._samples: deque[tuple[float, int, int, int]] = deque(maxlen=_SAMPLES)  # time, work, requests, tokens
+        self.grow(units)
+
+    @property
+    def left(self) -> int:
+        """Units neither done nor given up."""
+        return len(self._costs)
+
+    def message(self, text: str) -> None:
+        """News are no numbers."""
+
+    def tick(self) -> None:
+        """Nothing happened."""
+
+    def grow(self, units: "Iterable[Unit]") -> None:
+        """There are more units to do."""
+        added = {unit.key: unit.cost for unit in units}
+        self._costs |= added
+        self._work += sum(added.values())
+
+    def replica_starting(self, replica: str) -> None:
+        self.replicas[replica] = ReplicaState("starting", self.clock())
+
+    def replica_ready(self, replica: str) -> None:
+        self.replicas[replica] = ReplicaState("idle", self.clock())
+
+    def replica_lost(self, replica: str, failed: bool, given_up: "Unit | None") -> None:
+        self.replicas.pop(replica, None)
+        self.failures += failed
+        if given_up:
+            self.given_up += 1
+            self._work -= self._costs.pop(given_up.key, 0)
+
+    def unit_started(self, replica: str, unit: "Unit") -> None:
+        self.replicas[replica] = ReplicaState("scoring", self.clock(), unit)
+        if not self._samples:
+            self._samples.append((self.clock(), 0, 0, 0))
+
+    def unit_done(self, receipt: "Receipt") -> None:
+        if replica := self.replicas.get(receipt.replica):
+            replica.doing, replica.since = "idle", self.clock()
+        self.done += 1
+        self._work_done += self._costs.pop(receipt.key, 0)
+        self.requests += receipt.requests
+        self.quarantined += receipt.quarantined
+        self.tokens += receipt.tokens_scheduled
+        now = self.clock()
+        if self._samples and now - self._samples[-1][0] >= _SAMPLE_SECONDS:
+            self._samples.append((now, self._work_done, self.requests, self.tokens))
+
+    def rates(self) -> tuple[float, float, float] | None:
+        """Return requests per second, computed tokens per second and the seconds left; None before a unit is done."""
+        if not self._samples:
+            return None
+        then, work, requests, tokens = self._samples[0]
+        seconds = self.clock() - then
+        if seconds <= 0 or self._work_done <= work:
+            return None
+        left = (self._work - self._work_done) * seconds / (self._work_done - work)
+        return (self.requests - requests) / seconds, (self.tokens - tokens) / seconds, left
+
+
+class SweepProgress:
+    """Shows units done, the λs in work, requests per second and the time left. A context manager.
+
+    Args:
+        total: units of this command.
+        units: those that are not committed yet.
+        console: where to write; standard error by default, so that output can be piped.
+    """
+
+    def __init__(self, total: int, units: "Iterable[Unit]", console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stderr)
+        self.tally = Tally(units)
+        self.seconds = {"switch": 0.0, "score": 0.0, "commit": 0.0}
+        self._total, self._before = total, total - self.tally.left
+        self._quarantined: set[str] = set()
+        self._printed = float("-inf")
+        self._bar: Progress | None = None
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("units"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._bar_task = self._bar.add_task("starting engines", total=total, completed=self._before)
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def message(self, text: str) -> None:
+        """Write one line of news."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def tick(self) -> None:
+        """Nothing happened."""
+
+    def replica_starting(self, replica: str) -> None:
+        self.tally.replica_starting(replica)
+
+    def replica_ready(self, replica: str) -> None:
+        self.tally.replica_ready(replica)
+
+    def replica_lost(self, replica: str, failed: bool, given_up: "Unit | None") -> None:
+        self.tally.replica_lost(replica, failed, given_up)
+
+    def grow(self, units: "Iterable[Unit]") -> None:
+        """There are more units to do."""
+        before = self.tally.left
+        self.tally.grow(units)
+        self._total += self.tally.left - before
+        if self._bar:
+            self._bar.update(self._bar_task, total=self._total)
+
+    def unit_started(self, replica: str, unit: "Unit") -> None:
+        """A replica begins a unit."""
+        self.tally.unit_started(replica, unit)
+        self._show()
+
+    def unit_done(self, receipt: "Receipt") -> None:
+        """A unit is committed."""
+        self.tally.unit_done(receipt)
+        self.seconds["switch"] += receipt.switch_seconds
+        self.seconds["score"] += receipt.score_seconds
+        self.seconds["commit"] += receipt.commit_seconds
+        if receipt.quarantined and receipt.task not in self._quarantined:
+            self._quarantined.add(receipt.task)  # mostly the same requests at every λ: said once
+            self.message(f"{receipt.task}: {receipt.quarantined} requests are quarantined at λ = {receipt.lam}")
+        self._show()
+
+    def _show(self) -> None:
+        text, done = self._text(), self._before + self.tally.done
+        if self._bar:
+            self._bar.update(self._bar_task, completed=done, description=text)
+        elif (now := time.monotonic()) - self._printed >= _LINE_SECONDS or done == self._total:
+            self._printed = now
+            self.message(f"{done}/{self._total} units  {text}")
+
+    def _text(self) -> str:
+        at = " ".join(sorted({one.unit.lam for one in self.tally.replicas.values() if one.unit}, key=order))
+        rates = self.tally.rates()
+        return f"λ {at}" + (f"  {rates[0]:.0f} requests/s  {duration(rates[2])} left" if rates else "")
+
+
+class ScoreProgress(SweepProgress):
+    """Shows units and rows done, tokens computed per second and the time left."""
+
+    def _text(self) -> str:
+        rates = self.tally.rates()
+        return f"{self.tally.requests} rows" + (
+            f"  {rates[1]:.0f} tokens/s  {duration(rates[2])} left" if rates else ""
+        )

@@ -1,0 +1,126 @@
+"""`lambdasweep status`, in words: what of a run is done, what it took, and how its driver does. Knows no Ray."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from contract.points import is_named
+from contract.rundir import RunDir
+from lambdasweep.monitor.heartbeat import DriverState, DriverView, ReplicaReport
+from lambdasweep.monitor.survey import Survey
+from lambdasweep.monitor.wording import duration, how, quantity
+
+_SHOWN = 5
+_REPLICAS_SHOWN = 16
+_RECEIPT_SECONDS = 30.0  # a million receipts take longer; what is said then is of those that were read
+
+
+def describe(root: str | os.PathLike[str]) -> Iterator[str]:
+    """Yield the lines of the status.
+
+    Raises:
+        InputError: `root` is no run directory.
+    """
+    run = RunDir(root)
+    survey = Survey(run)
+    survey.refresh(_RECEIPT_SECONDS)
+    sweep, plan = survey.sweep, run.plan()
+    engine = sweep["engine"]
+    for role, parent in sorted(sweep["pair"].items(), key=lambda item: (item[0] != "base", item[0])):
+        yield f"{role:<8} {parent['source']}"
+    yield (
+        f"engine   vLLM {sweep['versions'].get('vllm', '?')} on {engine['device']}, {engine['dtype']}, "
+        f"TP {engine['tensor_parallel']}, PP {engine.get('pipeline_parallel', 1)}"
+    )
+    quarantined = run.all_committed("quarantine")
+    for name, task in plan["tasks"].items():
+        count = survey.tasks[name]
+        yield (
+            f"{name}: {count.done.total()}/{count.total} units, {task['documents']} documents × {len(task['lambdas'])} λ "
+            f"({how(task)})"
+        )
+        unfinished = [lam for lam in task["lambdas"] if count.done[lam] < count.shards]
+        if unfinished:
+            more = f" and {len(unfinished) - _SHOWN} more" if len(unfinished) > _SHOWN else ""
+            between = "; " if is_named(unfinished[0]) else ", "
+            yield f"  left at λ {between.join(unfinished[:_SHOWN])}{more}"
+        reasons: Counter[str] = Counter()
+        for lam in task["lambdas"]:
+            if (name, lam) in quarantined:
+                reasons.update(run.quarantine(name, lam).column("reason").to_pylist())
+        for reason, number in reasons.most_common(_SHOWN):
+            yield f"  quarantined: {number} × {reason}"
+    yield f"{survey.done} units done, {survey.total - survey.done} left"
+    yield from filter(None, [spent(survey)])
+    yield from driver_lines(survey)
+
+
+def driver_lines(view: DriverView) -> Iterator[str]:
+    """Yield how the last driver does, and what each of its replicas does while it runs."""
+    yield from filter(None, [driver(view)])
+    if view.driver_runs and view.driver:
+        yield from filter(None, [pace(view)])
+        living = replicas(view.driver)
+        yield from (f"  {name}: {doing(replica)}" for name, replica in living[:_REPLICAS_SHOWN])
+        if len(living) > _REPLICAS_SHOWN:
+            yield f"  and {len(living) - _REPLICAS_SHOWN} more replicas"
+
+
+def spent(survey: Survey) -> str:
+    """Say what the committed units took, from their receipts; empty before the first."""
+    sums = survey.spent
+    if not sums.receipts:
+        return ""
+    tokens = sums.tokens_scheduled + sums.tokens_cached
+    text = f"{survey.cost:.4g} {survey.unit_of_cost}, {quantity(tokens)} tokens"
+    if sums.tokens_cached:
+        text += f", {sums.tokens_cached / tokens:.0%} of them cached"
+    if sums.tokens_generated:
+        text += f", {quantity(sums.tokens_generated)} sampled"
+    if sums.receipts < survey.done:
+        text += f" (by {sums.receipts} receipts of {survey.done} units)"
+    return text
+
+
+def driver(view: DriverView) -> str:
+    """Say how the run's last driver does, or how it ended; empty where none is known of."""
+    state = view.driver
+    if state is None:
+        return ""
+    ago = duration(view.driver_age)
+    lost = f"; {state.failures} replicas failed" if state.failures else ""
+    lost += f", {state.given_up} units given up" if state.given_up else ""
+    if view.driver_runs:
+        return f"driver runs on {state.host} (process {state.pid}), seen {ago} ago{lost}"
+    if state.state == "running":
+        return f"driver not seen for {ago}: it ran on {state.host} (process {state.pid}){lost}"
+    if state.state == "failed":
+        return f"driver failed {ago} ago: {state.error.partition(chr(10))[0]}{lost}"
+    how = "was stopped" if state.state == "stopped" else "ended"
+    return f"driver {how} {ago} ago, with {state.done} units done and {state.left} left{lost}"
+
+
+def pace(view: DriverView) -> str:
+    """Say when a running driver will be done and how fast its replicas are; empty before their first unit is done."""
+    state = view.driver if view.driver_runs else None
+    if state is None or state.requests_per_second is None or state.seconds_left is None:
+        return ""
+    return (
+        f"{duration(max(0.0, state.seconds_left - view.driver_age))} left, "
+        f"{quantity(state.requests_per_second)} requests/s, {quantity(state.tokens_per_second or 0)} tokens/s"
+    )
+
+
+def replicas(state: DriverState) -> list[tuple[str, ReplicaReport]]:
+    """Return the living replicas by their numbers."""
+    return sorted(state.replicas.items(), key=lambda item: [int(number) for number in re.findall(r"\d+", item[0])])
+
+
+def doing(replica: ReplicaReport) -> str:
+    """Say what a replica does."""
+    since = duration(replica["seconds"])
+    if replica["unit"] is None:
+        return f"{replica['doing']} for {since}"
+    task, lam, shard = replica["unit"]
+    return f"{task} λ {lam} shard {shard} for {since}"

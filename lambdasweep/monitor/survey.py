@@ -1,0 +1,122 @@
+"""What of a run is there: units counted from file names, receipts read once each.
+
+Made to be asked again and again: of a million units, a refresh lists the tables' folders that are begun and not complete,
+and opens receipts that it has not read. The first reading of a large run's receipts takes several refreshes.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from contract.rundir import RunDir, completion
+from lambdasweep.monitor.heartbeat import DriverView
+
+
+@dataclass(slots=True)
+class TaskCount:
+    """One task of the plan and its committed units."""
+
+    shards: int
+    lambdas: list[str]
+    done: Counter[str] = field(default_factory=Counter)  # λ → committed units
+
+    @property
+    def total(self) -> int:
+        return self.shards * len(self.lambdas)
+
+
+@dataclass(slots=True)
+class Spent:
+    """Sums of the receipts that were read."""
+
+    receipts: int = 0
+    seconds: float = 0.0  # of replicas, in units: engine starts are not part of it
+    requests: int = 0
+    tokens_scheduled: int = 0
+    tokens_cached: int = 0
+    tokens_generated: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)  # task → requests, at all λs
+
+
+class Survey(DriverView):
+    """Counts what is there.
+
+    Raises:
+        InputError: `run` holds no sweep.
+    """
+
+    def __init__(self, run: RunDir) -> None:
+        super().__init__(run)
+        self.sweep = run.sweep()
+        self.tasks: dict[str, TaskCount] = {}
+        self.spent = Spent()
+        self._seen: dict[tuple[str, str], set[int]] = {}  # of incomplete task and λ only
+        self._unread: deque[tuple[str, str, int]] = deque()
+        self.refresh(0.0)
+
+    @property
+    def total(self) -> int:
+        return sum(task.total for task in self.tasks.values())
+
+    @property
+    def done(self) -> int:
+        return sum(task.done.total() for task in self.tasks.values())
+
+    @property
+    def unit_of_cost(self) -> str:
+        return "core-hours" if self.sweep["engine"]["device"] == "cpu" else "GPU-hours"
+
+    @property
+    def cost(self) -> float:
+        """GPU-hours, or core-hours on a CPU, that the units of the read receipts took: seconds × ranks (× threads)."""
+        engine = self.sweep["engine"]
+        ranks = engine["tensor_parallel"] * engine.get("pipeline_parallel", 1)
+        each = ranks * (engine["threads"] if engine["device"] == "cpu" else 1)
+        return self.spent.seconds * float(each) / 3600
+
+    @property
+    def in_work(self) -> list[Sequence[Any]]:
+        """Task, λ and shard of what replicas score now."""
+        replicas = self.driver.replicas.values() if self.driver and self.driver_runs else ()
+        return [replica["unit"] for replica in replicas if replica["unit"]]
+
+    def refresh(self, seconds: float) -> None:
+        """Look again; read new receipts for at most about `seconds`.
+
+        Raises:
+            InputError: the plan is gone.
+        """
+        for name, entry in self.run.plan()["tasks"].items():
+            task = self.tasks.setdefault(name, TaskCount(len(entry["shards"]), []))
+            task.lambdas = entry["lambdas"]
+            kind = completion(entry)
+            for lam in self.run.begun(name, [lam for lam in task.lambdas if task.done[lam] < task.shards], kind):
+                there, seen = self.run.committed(name, lam, kind), self._seen.setdefault((name, lam), set())
+                self._unread.extend((name, lam, shard) for shard in sorted(there - seen))
+                seen |= there
+                task.done[lam] = len(there)
+                if len(there) >= task.shards:
+                    del self._seen[name, lam]
+        self.look_at_driver()
+        self._read(seconds)
+
+    def _read(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        for _ in range(len(self._unread)):
+            if time.monotonic() >= until:
+                return
+            unit = self._unread.popleft()
+            receipt = self.run.receipt(*unit)
+            if receipt is None:
+                self._unread.append(unit)  # it is written after the table; a killed replica's never is
+                continue
+            spent = self.spent
+            spent.receipts += 1
+            spent.seconds += receipt["switch_seconds"] + receipt["score_seconds"] + receipt["commit_seconds"]
+            spent.requests += receipt["requests"]
+            spent.tokens_scheduled += receipt["tokens_scheduled"]
+            spent.tokens_cached += receipt["tokens_cached"]
+            spent.tokens_generated += receipt.get("tokens_generated", 0)
+            spent.quarantined[receipt["task"]] += receipt["quarantined"]

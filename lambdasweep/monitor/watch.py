@@ -1,0 +1,181 @@
+"""`lambdasweep status --watch`: a live view of a run, from any machine that sees its directory."""
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from contract.points import is_parent, order
+from contract.rundir import RunDir
+from lambdasweep.monitor import status
+from lambdasweep.monitor.survey import Survey, TaskCount
+from lambdasweep.monitor.wording import quantity
+
+_SECONDS = 1.0  # between two looks, on a terminal
+_LINE_SECONDS = 5.0  # and elsewhere
+_READ_SECONDS = 0.3  # a look reads new receipts for so long
+_LABEL, _CELL = 24, 6  # at most so many columns for a task's name, and for a λ
+
+
+def watch(run: RunDir, console: Console) -> None:
+    """Show the run until nothing is left of it and its driver has ended, or until the process is interrupted.
+
+    Raises:
+        InputError: `run` is no run directory.
+    """
+    survey = Survey(run)
+    if not console.is_terminal:
+        _print_lines(survey, console)
+        return
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while not _ended(survey):
+            live.update(Group(*render(survey, console.width, console.height)), refresh=True)
+            time.sleep(_SECONDS)
+            survey.refresh(_READ_SECONDS)
+
+
+def _print_lines(survey: Survey, console: Console) -> None:
+    """Print a line whenever something has changed."""
+    before: tuple[int, int, bool] | None = None
+    while True:
+        survey.refresh(_READ_SECONDS)
+        now = survey.done, survey.spent.receipts, survey.driver_runs
+        if now != before:
+            before = now
+            how = status.pace(survey) if survey.driver_runs else status.driver(survey)
+            line = ", ".join(filter(None, [_units(survey), how, status.spent(survey)]))
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if _ended(survey):
+            return
+        time.sleep(_LINE_SECONDS)
+
+
+def _ended(survey: Survey) -> bool:
+    return survey.done >= survey.total and not survey.driver_runs
+
+
+def _units(survey: Survey) -> str:
+    return f"{survey.done}/{survey.total} units"
+
+
+def render(survey: Survey, width: int, height: int) -> list[Text]:
+    """Return the lines of the view: at most `height`, none wider than `width`."""
+    head = [Text(str(survey.run.root), "bold"), _bar(survey, min(20, width // 4))]
+    head += [Text(line) for line in (status.pace(survey), status.spent(survey)) if line]
+    if quarantined := survey.spent.quarantined.total():
+        head.append(Text(f"{quantity(quarantined)} requests quarantined", "red"))
+    head.append(Text(status.driver(survey) or "no driver was seen here", "green" if survey.driver_runs else "yellow"))
+    replicas = _replicas(survey, width, max(2, height // 6))
+    news, space = [], []
+    if height >= 20:
+        news = [Text(line, "dim") for line in survey.driver.news[-2:]] if survey.driver else []
+        space = [Text()]
+    room = height - len(head) - len(replicas) - len(news) - 2 * len(space)
+    lines = [*head, *space, *_heat_map(survey, width, max(4, room)), *space, *replicas, *news]
+    for line in lines:
+        line.no_wrap = True
+        line.truncate(width, overflow="ellipsis")
+    return lines[:height]
+
+
+def _bar(survey: Survey, width: int) -> Text:
+    share = survey.done / survey.total if survey.total else 1.0
+    filled = int(share * width)
+    text = Text("█" * filled, "green").append("░" * (width - filled), "dim")
+    return text.append(f"  {_units(survey)}  {_percent(share)}")
+
+
+def _percent(share: float) -> str:
+    return f"{int(share * 100)} %"  # never 100 before the end
+
+
+def _heat_map(survey: Survey, width: int, height: int) -> list[Text]:
+    """Return rows of tasks and columns of λs, as many of them to a column as it takes."""
+    lambdas = sorted({lam for task in survey.tasks.values() for lam in task.lambdas}, key=order)
+    label = min(_LABEL, max(len(name) for name in survey.tasks), width // 3)
+    room = max(1, width - label - 7)
+    per_column = -(-len(lambdas) // room)
+    columns = [lambdas[start : start + per_column] for start in range(0, len(lambdas), per_column)]
+    cell = min(_CELL, room // len(columns))
+    at = {lam for _, lam, _ in survey.in_work}
+    here = "".join(("▼" if at & set(column) else " ").ljust(cell) for column in columns)
+    lines = [
+        Text(" " * (label + 1)).append(_axis(columns, cell), "dim"),
+        Text("▼ now".ljust(label)[:label] + " ", "dim").append(here, "cyan"),
+    ]
+    shown, folded = _rows(survey, height - len(lines))
+    for name in shown:
+        lines.append(_row(name, [survey.tasks[name]], columns, cell, label))
+    if folded:
+        lines.append(_row(f"{len(folded)} more", [survey.tasks[name] for name in folded], columns, cell, label))
+    return lines
+
+
+def _rows(survey: Survey, room: int) -> tuple[list[str], list[str]]:
+    """Return the tasks that have a row of their own, and those that share one: in work, then unfinished ones first."""
+    names = list(survey.tasks)
+    if len(names) <= room:
+        return names, []
+    at = {task for task, _, _ in survey.in_work}
+
+    def rank(name: str) -> tuple[bool, bool]:
+        task = survey.tasks[name]
+        return name not in at, not 0 < task.done.total() < task.total
+
+    chosen = set(sorted(names, key=rank)[: max(0, room - 1)])
+    return [name for name in names if name in chosen], [name for name in names if name not in chosen]
+
+
+def _row(name: str, tasks: Sequence[TaskCount], columns: list[list[str]], cell: int, label: int) -> Text:
+    name = name if len(name) <= label else name[: label - 1] + "…"
+    text = Text(name.ljust(label) + " ")
+    for column in columns:
+        planned = sum(task.shards for task in tasks for lam in column if lam in task.lambdas)
+        done = sum(task.done[lam] for task in tasks for lam in column)
+        glyph, style = _heat(done, planned)
+        text.append(glyph * max(1, cell - 1) + " " * (cell > 1), style)
+    total, done = sum(task.total for task in tasks), sum(task.done.total() for task in tasks)
+    return text.append(f" {_percent(done / total if total else 1.0):>5}")
+
+
+def _heat(done: int, planned: int) -> tuple[str, str]:
+    if not planned:
+        return " ", ""
+    if done >= planned:
+        return "█", "green"
+    if not done:
+        return "·", "dim"
+    return "░▒▓"[3 * done // planned], "yellow"
+
+
+def _axis(columns: list[list[str]], cell: int) -> str:
+    """Return labels of λs over their columns: the ends and the parents first, then others where there is room."""
+    line = [" "] * (len(columns) * cell + max(len(lam) for column in columns for lam in column))
+    order = [0, len(columns) - 1, *(n for n, column in enumerate(columns) if any(map(is_parent, column)))]
+    step = max(1, len(columns) // 8)
+    for number in [*order, *range(0, len(columns), step)]:
+        lam = next((lam for lam in columns[number] if is_parent(lam)), columns[number][0])
+        start, end = number * cell, number * cell + len(lam)
+        if all(character == " " for character in line[max(0, start - 1) : end + 1]):
+            line[start:end] = lam
+    return "".join(line).rstrip()
+
+
+def _replicas(survey: Survey, width: int, height: int) -> list[Text]:
+    """Return what each replica does, in columns, and what the rest does where not all have room."""
+    if not survey.driver_runs or survey.driver is None:
+        return []
+    texts = [f"{name}  {status.doing(one)}" for name, one in status.replicas(survey.driver)]
+    if not texts:
+        return []
+    column = max(map(len, texts)) + 3
+    per_line = max(1, width // column)
+    fit = per_line * height
+    lines = []
+    if len(texts) > fit:
+        texts, rest = texts[: fit - per_line], len(texts) - (fit - per_line)
+        lines.append(Text(f"and {rest} more replicas", "dim"))
+    rows = [texts[start : start + per_line] for start in range(0, len(texts), per_line)]
+    return [*(Text("".join(text.ljust(column) for text in row).rstrip()) for row in rows), *lines]

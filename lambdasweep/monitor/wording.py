@@ -1,0 +1,31 @@
+"""Times, counts and the settings of a task as a person would write them."""
+
+from typing import Any
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as a person would: 45 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def how(record: dict[str, Any]) -> str:
+    """Say in a few words how a task of the plan is scored or sampled."""
+    if "samples" not in record:
+        return f"{record['format']}, {record['shots']} shots"
+    return (
+        f"{record['samples']} samples of at most {record['max_tokens']} tokens, temperature {record['temperature']:g}"
+    )
+
+
+def quantity(number: float) -> str:
+    """Write a count so that it can be read at a glance: 950, 12.3 k, 4.56 M."""
+    for scale, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if number >= scale:
+            return f"{number / (1e3 if letter == 'k' else scale):.3g} {letter}"
+    return f"{number:.0f}"

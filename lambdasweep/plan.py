@@ -1,0 +1,187 @@
+"""`lambdasweep plan`: what a sweep would cost, and whether its inputs fit, without starting anything."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from contract.errors import InputError, join
+from lambdasweep.config import SweepConfig
+from lambdasweep.monitor.wording import duration, how
+
+if TYPE_CHECKING:
+    from lambdasweep.prepare import Prepared
+    from merge.pair import Pair
+
+# What a replica is assumed to reach of its peak. CPU: float32 GEMMs of a small model in vLLM. GPU: bf16 on an H100.
+FLOPS_PER_CORE = 60e9
+FLOPS_PER_GPU = 0.4 * 990e12
+
+
+def describe(config: SweepConfig) -> Iterator[str]:
+    """Yield the lines of the plan. With the base install only the files' headers are checked, and the lines say so.
+
+    Raises:
+        InputError: whatever `run` would refuse before it starts an engine, except NaN in the weights.
+    """
+    if find_spec("transformers") is None or find_spec("vllm") is None:
+        yield from _describe_headers(config)
+        return
+    from contract.rundir import RunDir
+    from lambdasweep import record
+    from lambdasweep.prepare import prepare
+    from lambdasweep.sweep import disk_bytes, units_left
+
+    record.check_target(config.out)
+    run = RunDir(config.out)
+    recorded = run.sweep() if run.exists() else None
+    prepared = prepare(config, recorded["engine"] if recorded else None)
+    if recorded:
+        weights = {role: recorded["pair"].get(role, {}).get("fingerprint", "") for role in prepared.pair.parents}
+        tasks = {name: record.task_record(task) for name, task in prepared.everything.items()}
+        record.check(run, record.sweep_record(prepared, weights), tasks)
+    pair, settings = prepared.pair, prepared.settings
+    left, total = units_left(run, prepared)
+    tokens = sum(unit.cost for unit in left)
+    yield _describe_pair(pair, settings.ranks)
+    yield f"line      {pair.line}"
+    yield _describe_memory(prepared)
+    yield (
+        f"engine    {settings.device}, {settings.dtype}, TP {settings.tensor_parallel}, PP {settings.pipeline_parallel}, "
+        f"requests up to {settings.max_model_len} tokens"
+        + (f", {settings.threads} threads a rank" if settings.threads else "")
+    )
+    for name, task in prepared.tasks.items():
+        yield (
+            f"task      {name}: {task.built.documents} documents, {task.built.table.num_rows} requests, "
+            f"{sum(task.costs)} tokens in {len(task.shards)} shards ({task.spec.format}, {task.spec.shots} shots)"
+        )
+    for name, prompts in prepared.prompts.items():
+        yield (
+            f"generate  {name}: {prompts.built.table.num_rows} prompts, {sum(prompts.costs)} tokens at most in "
+            f"{len(prompts.shards)} shards ({how(record.task_record(prompts))})"
+        )
+    further = f", then those of up to {config.refine} λ more" if config.refine else ""
+    yield f"units     {len(left)} to do of {total} ({len(config.lambdas)} λ){further}"
+    yield f"tokens    {tokens} at most (contexts shared by a document's choices are computed once)"
+    yield f"disk      {disk_bytes(prepared, len(config.lambdas) + config.refine) / 1e6:.1f} MB of tables"
+    parameters = sum(_elements(info.shape) for info in pair.shaped.tensors.values())
+    if settings.device == "cpu":
+        cores = len(os.sched_getaffinity(0))
+        rate, what = FLOPS_PER_CORE * cores, f"{cores} cores at {FLOPS_PER_CORE / 1e9:.0f} GFLOP/s"
+    else:
+        gpus = (config.replicas or 1) * settings.ranks
+        rate, what = FLOPS_PER_GPU * gpus, f"{gpus} GPUs at {FLOPS_PER_GPU / 1e12:.0f} TFLOP/s"
+    seconds = duration(2 * parameters * tokens / rate)
+    yield f"time      about {seconds}, engine start apart (2 FLOP × parameters × tokens, {what})"
+    for warning in prepared.warnings:
+        yield f"warning: {warning}"
+    same = f", and whether they are those of {config.out}" if recorded else ""
+    yield f"not checked: NaN and infinity in the weights{same} (`run` reads them)"
+
+
+def _describe_headers(config: SweepConfig) -> Iterator[str]:
+    from lambdasweep.tasks.chat import read_template
+    from lambdasweep.tasks.documents import read_documents
+    from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, HarnessSpec
+    from lambdasweep.tasks.prompts import read_prompts
+    from merge.line import Line
+    from merge.pair import open_pair
+
+    failures: list[InputError] = []
+    pair = None
+    try:
+        line = Line(config.method, config.lam_map, config.vocab)
+        pair = open_pair(config.base, config.aligned, config.base_revision, config.aligned_revision, line)
+    except InputError as error:
+        failures.append(error)
+    if pair is not None and any(spec.chat for spec in (*config.tasks, *config.generate)):
+        try:
+            read_template((pair.aligned if config.tokenizer == "base" else pair.parent(config.tokenizer)).path)
+        except InputError as error:
+            failures.append(error)
+    counts = {}
+    for spec in config.tasks:
+        if isinstance(spec, HarnessSpec):
+            continue
+        try:
+            counts[spec.name] = len(read_documents(spec).documents)
+        except InputError as error:
+            failures.append(error)
+    for sampled in config.generate:
+        try:
+            counts[sampled.name] = len(read_prompts(sampled).documents)
+        except InputError as error:
+            failures.append(error)
+    if failures or pair is None:
+        raise join(failures)
+    yield _describe_pair(pair, config.tp * config.pp)
+    yield f"line      {pair.line}"
+    for name, count in counts.items():
+        yield f"task      {name}: {count} rows"
+    for spec in config.tasks:
+        if isinstance(spec, HarnessSpec):
+            yield f"task      {PREFIX}{spec.source}: not checked"
+    for warning in pair.warnings:
+        yield f"warning: {warning}"
+    yield "not checked: NaN and infinity in the weights, tokens, units, time (install lambdasweep[cpu] or [gpu] for those)"
+
+
+def _describe_pair(pair: "Pair", ranks: int) -> str:
+    nbytes, count = pair.shaped.nbytes, len(pair.parents)
+    parents = "both parents" if count == 2 else f"all {count} parents"
+    return (
+        f"pair      {len(pair.shaped.tensors)} tensors, {_size(nbytes)} each; {parents} per rank: "
+        f"{_size(count * nbytes // ranks)}"
+    )
+
+
+def _describe_memory(prepared: "Prepared") -> str:
+    """Say which tier the parents are expected in, and what all replicas of this machine take of its memory."""
+    from lambdasweep.engine_defaults import default_replicas
+    from serve.engine import free_memory
+    from serve.settings import available_cores
+    from serve.switch.tiers import RELOAD, choose
+
+    config, settings, pair = prepared.config, prepared.settings, prepared.pair
+    # Stages are not quite equal: the first has the embedding, the last the LM head.
+    ranks, parents = settings.ranks, pair.nbytes // settings.ranks
+    if config.parents == RELOAD:
+        return "memory    parents in the page cache; every switch goes through vLLM's own loader (--parents reload)"
+    replicas = config.replicas or (default_replicas(len(available_cores()), ranks) if settings.device == "cpu" else 1)
+    room = free_memory(settings, replicas * ranks)
+    if settings.device == "cuda" and not room.device_total:
+        return (
+            f"memory    parents: {_size(parents)} a rank, in GPU memory, else pinned ({_size(parents * ranks)} a replica), "
+            "else in the page cache; decided on the GPU's own machine, by what is free there"
+        )
+    live = sum(_elements(info.shape) for info in pair.shaped.tensors.values()) * {"float32": 4}.get(settings.dtype, 2)
+    if settings.device == "cuda":
+        room = dataclasses.replace(room, device_free=room.device_free - live // ranks)
+    tier = choose(config.parents, parents, room)
+    if settings.device == "cuda":
+        host = parents * room.ranks if tier == "pinned" else 0
+        each = f"{_size(parents)} a rank beside {_size(live // ranks)} live, of {_size(room.device_free)} free"
+    else:
+        host = replicas * (live + ranks * (settings.kv_cache_bytes or 0)) + (
+            0 if tier == "mmap" else replicas * ranks * parents
+        )
+        each = f"{_size(parents)} a rank"
+        if tier == "mmap":
+            each = f"{_size(pair.nbytes)} in the page cache, shared by all ranks"
+    return (
+        f"memory    parents: {tier}, {each}; host memory {_size(host)} for {replicas} replicas, of "
+        f"{_size(room.host_available)} available"
+    )
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.2f} MB"
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    count = 1
+    for side in shape:
+        count *= side
+    return count

@@ -1,0 +1,44 @@
+"""`lambdasweep export`: from what was asked for to a checkpoint on disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from contract.errors import InputError
+from contract.points import parent_names
+from lambdasweep.takehome.model_card import model_card
+from lambdasweep.takehome.point import Source, fingerprints_of
+
+
+def export_point(source: Source, out: Path, like: str, max_shard_size: str, say: Callable[[str], None]) -> int:
+    """Write θ(λ) to `out` and return the bytes of its weights.
+
+    Args:
+        source: the pair and λ.
+        out: a directory that does not exist yet.
+        like: base, aligned, or one of several by name, whose config, tokenizer and chat template go with the weights.
+        max_shard_size: of a weight file, such as 5GB.
+        say: told one line of news at a time.
+
+    Raises:
+        InputError, OSError: as `merge.export.export`; a parent that is not the run's.
+    """
+    from merge.export import ExportPlan, check_target, export
+    from merge.file_layout import parse_size
+    from merge.pair import open_pair
+    from serve.settings import available_cores
+
+    if like not in (known := parent_names(source.aligned)):
+        raise InputError(f"--like {like} is no parent: give {', '.join(known[:-1])} or {known[-1]}")
+    max_shard_bytes = parse_size(max_shard_size)
+    check_target(out)
+    pair = open_pair(source.base, source.aligned, source.base_revision, source.aligned_revision, source.line)
+    if like == "base" and pair.line.has_aligned_shapes:
+        raise InputError("--like base does not go with --vocab shared: the model has aligned's vocabulary and shapes")
+    for warning in pair.warnings:
+        say(f"warning: {warning}")
+    if source.run is not None:
+        say(f"λ = {source.lam}: {source.run.chosen_by}")
+    fingerprints = fingerprints_of(pair, source.run)
+    plan = ExportPlan(pair, fingerprints, source.lam, like, out, max_shard_bytes)
+    card = model_card(pair, fingerprints, source.lam, like, source.run)
+    return export(plan, card, len(available_cores()) + 2, say)

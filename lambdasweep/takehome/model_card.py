@@ -1,0 +1,121 @@
+"""The model card of an exported θ(λ)."""
+
+import json
+from collections.abc import Iterator
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from contract.points import coordinates
+
+if TYPE_CHECKING:
+    from lambdasweep.takehome.point import MeasuredPoint
+    from merge.checkpoint import Checkpoint
+    from merge.pair import Pair
+
+_METRICS = {
+    "acc": "accuracy",
+    "ece_width15": "ECE, 15 bins of equal width",
+    "brier": "Brier score",
+    "nll": "NLL (nats)",
+    "perplexity": "perplexity",
+    "distinct_2": "distinct-2 of samples",
+    "self_bleu": "self-BLEU of samples, 0 to 1",
+}
+_OF_LM_EVAL = "lm_eval/"
+# Of the run's documents: `report` had no say in which λ is λ*. What lm-eval computes is of all.
+_SPLIT = "report"
+
+
+def model_card(pair: "Pair", fingerprints: dict[str, str], lam: str, like: str, run: "MeasuredPoint | None") -> str:
+    """Return README.md: front matter as the model hub reads it, and what the model is.
+
+    Args:
+        pair: the parents.
+        fingerprints: their content hashes, by role.
+        lam: canonical point.
+        like: the parent whose config, tokenizer and chat template the model has.
+        run: what was measured of this λ, if anything.
+    """
+    parents = pair.parents
+    lines = [
+        "---",
+        *_front_matter([parent.source for parent in parents.values() if parent.revision]),
+        "---",
+        "",
+        f"# θ({lam}) of {', '.join(map(_name, list(parents.values())[:-1]))} and {_name(list(parents.values())[-1])}",
+        "",
+        f"The weights are {_formula(pair, lam)}, tensor by tensor, computed in float32 and rounded once.",
+        *_beyond_the_formula(pair),
+        "",
+        "| parent | checkpoint | revision | fingerprint |",
+        "|---|---|---|---|",
+        *(
+            f"| {role} | {_cell(_name(parent))} | {parent.revision or '–'} | `{fingerprints[role]}` |"
+            for role, parent in parents.items()
+        ),
+        "",
+        f"Config, tokenizer and chat template are those of {like}.",
+        *_measured(lam, run),
+        "",
+        f"Made with lambdasweep {metadata.version('lambdasweep')}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _formula(pair: "Pair", lam: str) -> str:
+    weight = " · w" if pair.line.lam_map else ""
+    if pair.line.method == "slerp":
+        return f"slerp(base, aligned; {lam}{weight})"
+    steps = (f" + {one}{weight} · ({name or 'aligned'} − base)" for name, one in coordinates(lam).items())
+    return "base" + "".join(steps)
+
+
+def _beyond_the_formula(pair: "Pair") -> Iterator[str]:
+    if pair.line.lam_map:
+        yield f"The weight w of a tensor is 1, or what `{pair.line.lam_map}` says of it."
+    for name, spans in pair.aligned_rows.items():
+        rows = sum(stop - start for start, stop in spans)
+        yield f"{rows} rows of `{name}` are aligned's: their token ids stand for other strings in base, or are not in it."
+
+
+def _front_matter(base_models: list[str]) -> Iterator[str]:
+    """Yield YAML, whose strings may be written as JSON's. A directory is no `base_model`: the hub would look for it."""
+    if base_models:
+        yield "base_model:"
+        yield from (f"- {json.dumps(name)}" for name in base_models)
+        yield "base_model_relation: merge"
+    yield from ("library_name: transformers", "pipeline_tag: text-generation", "tags:", "- merge", "- lambdasweep")
+
+
+def _measured(lam: str, run: "MeasuredPoint | None") -> Iterator[str]:
+    if run is None:
+        return
+    rows = [row for row in run.metrics if row["value"] is not None and _is_shown(row)]
+    yield ""
+    if not rows:
+        yield f"λ = {lam} was not measured."
+        return
+    yield f"λ = {lam} ({run.chosen_by}) was measured live in vLLM {run.record['versions'].get('vllm', '')}:"
+    yield ""
+    yield "| task | metric | value | 95 % interval | documents |"
+    yield "|---|---|---|---|---|"
+    for row in rows:
+        name = _METRICS.get(row["metric"], row["metric"].removeprefix(_OF_LM_EVAL))
+        has_interval = row["ci_low"] is not None and row["ci_high"] is not None
+        interval = f"{row['ci_low']:.4f} to {row['ci_high']:.4f}" if has_interval else "–"
+        yield f"| {_cell(row['task'])} | {_cell(name)} | {row['value']:.4f} | {interval} | {row['n']} |"
+
+
+def _is_shown(row: dict[str, Any]) -> bool:
+    if row["metric"].startswith(_OF_LM_EVAL):
+        return True
+    return row["metric"] in _METRICS and (row["confidence"], row["split"]) == ("sum", _SPLIT)
+
+
+def _name(parent: "Checkpoint") -> str:
+    return parent.source if parent.revision else parent.path.name
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

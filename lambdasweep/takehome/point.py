@@ -1,0 +1,135 @@
+"""One point of a pair, to be taken home: given by flags, or by a run and its λ*."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from contract.errors import InputError, RunMismatchError
+from contract.points import ONLY, names_of, parse_point, role
+from contract.rundir import RunDir
+from contract.schemas import METRICS, point_of
+from lambdasweep.aligned_flags import parse_aligned, parse_revisions
+
+if TYPE_CHECKING:
+    from calibration.analyse import Analysis
+    from merge.line import Line
+    from merge.pair import Pair
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the pair is, and which point of it; `run` is what they were taken from, if anything."""
+
+    base: str
+    aligned: Mapping[str, str]  # by name; the only one's is ""
+    base_revision: str | None
+    aligned_revision: Mapping[str, str | None]  # of hub ids
+    line: "Line"
+    lam: str
+    run: "MeasuredPoint | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredPoint:
+    """What a run knows of a point."""
+
+    root: str
+    record: dict[str, Any]  # sweep.json
+    chosen_by: str  # how λ came about, in a few words
+    metrics: tuple[dict[str, Any], ...]  # rows of schemas.METRICS at this point, of all tasks
+
+
+def from_flags(
+    run: str | None,
+    base: str | None,
+    aligned: str | None,
+    base_revision: str | None,
+    aligned_revision: str | None,
+    lam: str | None,
+    method: str | None = None,
+    lam_map: str | None = None,
+    vocab: str | None = None,
+) -> Source:
+    """Settle the point that a command line asks for.
+
+    Raises:
+        InputError: neither a run nor both parents, or both; no λ where there is no run to take it from; a run in which
+            nothing is committed.
+    """
+    from merge.line import Line, check_line
+
+    if run is not None:
+        if any(value is not None for value in (base, aligned, base_revision, aligned_revision, method, lam_map, vocab)):
+            raise InputError("a run knows its pair and its line: give RUN, or --base and --aligned")
+        return _from_run(RunDir(run), lam)
+    problems = [f"{flag} is missing" for flag, value in (("--base", base), ("--aligned", aligned)) if value is None]
+    problems += ["--lam is missing"] if lam is None else []
+    line = Line(method or "linear", lam_map or "", vocab or "strict")
+    problems += check_line(line)
+    if problems or base is None or aligned is None or lam is None:
+        raise InputError("there is no point to take: give RUN, or --base, --aligned and --lam", problems)
+    by_name = parse_aligned(aligned)
+    revisions = parse_revisions(aligned_revision, by_name) if aligned_revision is not None else {ONLY: None}
+    return Source(base, by_name, base_revision, revisions, line, parse_point(lam, by_name))
+
+
+def _from_run(run: RunDir, lam: str | None) -> Source:
+    from merge.line import Line
+
+    record = run.sweep()
+    line = Line(**{key: record["line"][key] for key in ("method", "lam_map", "vocab")})
+    base, aligned = record["pair"]["base"], {name: record["pair"][role(name)] for name in names_of(record["pair"])}
+    if lam is None:
+        from calibration.analyse import analyse
+
+        analysis = analyse(run)  # from the tables: what `report` wrote may be older than they are
+        metrics = analysis.metrics
+        lam, chosen_by = _best(run, analysis)
+    else:
+        from lambdasweep.notebook import Run
+
+        lam = parse_point(lam, aligned)
+        metrics = Run(str(run.root)).metrics() if run.metrics.is_file() else METRICS.empty_table()
+        chosen_by = "asked for"
+    rows = [row for row in metrics.to_pylist() if point_of(row) == lam]
+    measured = MeasuredPoint(str(run.root), record, chosen_by, tuple(rows))
+    sources, revisions = ({name: one[key] for name, one in aligned.items()} for key in ("source", "revision"))
+    return Source(base["source"], sources, base["revision"], revisions, line, lam, measured)
+
+
+def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str]:
+    """Return λ* and whose it is."""
+    from calibration.frontier.frontier import frontiers
+
+    found = frontiers(analysis.curves)
+    if len(found.tasks) > 1 and found.macro is None:
+        raise InputError(f"{run.root}: no λ has results of all tasks, so there is no λ* of their average: give --lam")
+    best = found.macro or next(iter(found.tasks), None)
+    if best is None:
+        raise InputError(f"{run.root} has no results of a task with choices, so there is no λ*: give --lam")
+    whose = f"the macro average of {len(found.tasks)} tasks" if found.macro else f"task {best.task}"
+    return best.chosen.lam, f"λ* of {whose}"
+
+
+def fingerprints_of(pair: "Pair", run: MeasuredPoint | None) -> dict[str, str]:
+    """Return content hashes of all parents by role; reads what was not read on this machine before.
+
+    Raises:
+        PairError: NaN or infinity in a parent.
+        RunMismatchError: a parent is another one than the run's.
+    """
+    from merge.fingerprints import remembered_fingerprint
+
+    found = {role: remembered_fingerprint(parent, role) for role, parent in pair.parents.items()}
+    if run is not None:
+        recorded = {role: run.record["pair"][role]["fingerprint"] for role in found}
+        changed = [role for role in found if found[role] != recorded[role]]
+        if changed:
+            raise RunMismatchError(
+                f"{run.root} was made with another pair; restore what it was made with, or sweep again",
+                [
+                    f"{role} {run.record['pair'][role]['source']} was {recorded[role][:12]}… and is {found[role][:12]}… now"
+                    for role in changed
+                ],
+            )
+    return found

@@ -1,0 +1,305 @@
+"""lm-evaluation-harness tasks by name: what is asked for → lm-eval's own task objects.
+
+Documents, prompts, examples and targets are those of lm-eval's objects, set up as its `simple_evaluate` does it;
+with a chat template, as it does with `apply_chat_template=True, fewshot_as_multiturn=False`. lm-eval is imported where it is
+used: it is an optional extra.
+"""
+
+import contextlib
+import difflib
+import logging
+import os
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from contract.errors import InputError, TaskError
+from lambdasweep.tasks.chat import ChatTemplate
+from lambdasweep.tasks.documents import check_limit, check_name
+
+PREFIX = "lm-eval:"
+VERSION = "0.4.13"  # its tokens and its evaluator are what this package was held against
+SEED = 1234  # lm-eval's own, for the examples
+
+ROLLING = "loglikelihood_rolling"
+
+_FILES = (".yaml", ".yml")
+_GROUP = re.compile(r"^group\s*:\s*([\"']?)([^\"'#\n]+?)\1\s*(?:#.*)?$", re.MULTILINE)
+_SCORED = {"loglikelihood", "loglikelihood_rolling", "multiple_choice"}
+
+
+@dataclass(frozen=True, slots=True)
+class HarnessSpec:
+    """What the user asks for; nothing is checked until `load_harness`.
+
+    Args:
+        source: name of a task, group or tag of lm-eval, or path of a YAML file.
+        name: what it is called here; None: as lm-eval calls it.
+        shots: solved examples in front of every document; None: as many as the task says.
+        limit: evaluate the first so many documents of each task; all of them when None.
+        seed: draws the examples.
+        chat: put documents and examples into a user turn of the aligned model's chat template.
+    """
+
+    source: str
+    name: str | None = None
+    shots: int | None = None
+    limit: int | None = None
+    seed: int = SEED
+    chat: bool = False
+
+    @property
+    def is_file(self) -> bool:
+        """`source` is the path of a YAML file."""
+        return self.source.endswith(_FILES)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A document, its number in lm-eval's order, and all that lm-eval asks about it: its instances, in its order."""
+
+    number: int
+    doc: Any
+    instances: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HarnessTask:
+    """One task of lm-eval; `task` is its object, and `name` what it is called here."""
+
+    name: str
+    task: Any
+    asked: tuple[Asked, ...]
+    source: str
+    shots: int
+    limit: int | None
+    seed: int
+    format: str = "lm-eval"
+    chat: ChatTemplate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Harness:
+    """What one `HarnessSpec` stands for: a task, or many with the groups that put their metrics together.
+
+    `groups` are lm-eval's objects by the name they have here.
+    """
+
+    name: str
+    tasks: tuple[HarnessTask, ...]
+    groups: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> set[str]:
+        """Everything that its results are known by."""
+        return {self.name, *self.groups, *(task.name for task in self.tasks)}
+
+
+def load_harness(spec: HarnessSpec, chat: ChatTemplate | None = None) -> Harness:
+    """Load lm-eval's tasks and their data sets, which may download those, and let it build its instances.
+
+    `chat` is needed, and used, where `spec.chat` is set.
+
+    Raises:
+        InputError: lm-eval is not installed, or in another version.
+        TaskError: it does not know the task, cannot load or build it, or it is not one of log-likelihoods alone; with
+            every problem.
+    """
+    _check_installed()
+    chat = chat if spec.chat else None
+    problems = check_limit(spec.limit)
+    if spec.shots is not None and spec.shots < 0:
+        problems.append(f"shots is {spec.shots}: give 0 or more")
+    if spec.name is not None:
+        problems += check_name(spec.name)
+    if problems:
+        raise _error(spec, problems)
+    with quiet(), seeded():
+        try:
+            loaded = _load(spec)
+        except TaskError:
+            raise
+        except Exception as error:  # whatever its task files and the data sets' library raise
+            raise _error(spec, [f"{type(error).__name__}: {_first_line(error)}"]) from error
+        tasks, groups = loaded["tasks"], loaded.get("groups") or {}
+        problems = [problem for name, task in tasks.items() for problem in _unfit(name, task)]
+        if not tasks:
+            problems.append("it holds no task")
+        if problems:
+            raise _error(spec, problems)
+        warnings = [warning for name, task in tasks.items() for warning in _set_up(name, task, spec, chat)]
+        asked = {name: _ask(name, task, spec, chat) for name, task in tasks.items()}
+    top = next(iter(groups), None)  # the group asked for comes first
+    names = _names(spec, [*tasks, *groups], next(iter(tasks)) if len(tasks) == 1 and not groups else top)
+    members = tuple(
+        HarnessTask(
+            name=names[name],
+            task=task,
+            asked=asked[name],
+            source=PREFIX + _known_as(spec),
+            shots=task.config.num_fewshot,
+            limit=spec.limit,
+            seed=spec.seed,
+            chat=None if task.OUTPUT_TYPE == ROLLING else chat,
+        )
+        for name, task in tasks.items()
+    )
+    name = spec.name or (names[top] if top else members[0].name if len(members) == 1 else _safe(spec.source))
+    return Harness(name, members, {names[group]: groups[group] for group in groups}, tuple(warnings))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep lm-eval's running commentary off the terminal; errors are still logged."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def seeded() -> Iterator[None]:
+    """Seed the global generators as lm-eval's evaluator does, for tasks that shuffle their documents; undo it after."""
+    states = random.getstate(), np.random.get_state()
+    random.seed(0)
+    np.random.seed(1234)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _check_installed() -> None:
+    try:
+        version = metadata.version("lm_eval")
+    except metadata.PackageNotFoundError:
+        raise InputError(f"tasks named {PREFIX}… need lm-eval: install lambdasweep[lm-eval]") from None
+    if version != VERSION:
+        raise InputError(
+            f"tasks named {PREFIX}… need lm-eval {VERSION}, and {version} is installed: install lambdasweep[lm-eval]"
+        )
+
+
+def _load(spec: HarnessSpec) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    if not spec.is_file:
+        manager = TaskManager()
+        if spec.source not in manager.all_tasks:
+            close = difflib.get_close_matches(spec.source, manager.all_tasks, n=3)
+            hint = f": did you mean {' or '.join(close)}?" if close else ": give a name that `lm-eval ls tasks` prints"
+            raise _error(spec, [f"lm-eval {VERSION} has no task of that name{hint}"])
+        return manager.load(spec.source)
+    path = Path(spec.source)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        problem = f"the file cannot be read ({error.strerror}): check the path and its permissions"
+        raise _error(spec, [problem]) from None
+    if group := _GROUP.search(text):
+        # By name, because lm-eval takes no groups by path; its members may be in its folder, or lm-eval's own.
+        manager = TaskManager(include_path=str(path.parent))
+        there = manager.task_index[group[2]].yaml_path
+        if there is None or Path(there).resolve() != path.resolve():
+            raise _error(spec, [f"{there} has a group of the same name: rename one of them"])
+        return manager.load(group[2])
+    return TaskManager(include_defaults=False).load(str(path))
+
+
+def _unfit(name: str, task: Any) -> Iterator[str]:
+    kind = task.OUTPUT_TYPE
+    if kind not in _SCORED:
+        yield f"{name} is a {kind} task: only {', '.join(sorted(_SCORED))} are scored here"
+    if getattr(task, "MULTIMODAL", False):
+        yield f"{name} has images or sound, and only text is scored here"
+    if getattr(task, "UNSAFE_CODE", False):
+        yield f"{name} runs code that a model wrote, which is not done here"
+
+
+def _set_up(name: str, task: Any, spec: HarnessSpec, chat: ChatTemplate | None) -> Iterator[str]:
+    """Settle the number of examples and their seed as lm-eval's evaluator does; yield what the user should know."""
+    default = task.get_config("num_fewshot")
+    if spec.shots is not None and default == 0 and spec.shots != 0:
+        yield f"task {name}: says itself that it takes 0 shots, so lm-eval does not give it {spec.shots}"
+    elif spec.shots is not None:
+        task.set_config(key="num_fewshot", value=spec.shots)
+    elif default is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=spec.seed)
+    if chat and task.OUTPUT_TYPE == ROLLING:
+        yield f"task {name}: lm-eval scores whole texts as they are, without a chat template"
+    elif chat and task.get_config("description") and not chat.takes_system:
+        yield f"task {name}: the chat template takes no system message, so lm-eval leaves its description out"
+
+
+def _ask(name: str, task: Any, spec: HarnessSpec, chat: ChatTemplate | None) -> tuple[Asked, ...]:
+    try:
+        # It draws a progress bar.
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            task.build_all_requests(
+                limit=spec.limit,
+                apply_chat_template=chat is not None,
+                fewshot_as_multiturn=False,
+                chat_template=chat,
+            )
+        documents = list(task.doc_iterator(limit=spec.limit))
+    except Exception as error:  # whatever the task's own functions raise
+        problem = f"{name}: lm-eval cannot build its requests ({type(error).__name__}: {_first_line(error)})"
+        raise _error(spec, [problem]) from error
+    kinds = {instance.request_type for instance in task.instances}
+    if len(kinds) > 1 or not kinds <= {"loglikelihood", ROLLING}:
+        raise _error(
+            spec, [f"{name} asks for {' and '.join(sorted(kinds))}: only one kind of log-likelihood is scored"]
+        )
+    found = defaultdict(list)
+    for instance in task.instances:
+        found[instance.doc_id].append(instance)
+    return tuple(
+        Asked(number, doc, tuple(sorted(found[number], key=lambda instance: instance.idx))) for number, doc in documents
+    )
+
+
+def _names(spec: HarnessSpec, names: Sequence[str], top: str | None) -> dict[str, str]:
+    """Return what each of lm-eval's names is called here: `top` as the user says, others with that in front."""
+    found = {name: _safe(name) for name in names}
+    if spec.name is not None:
+        found = {name: spec.name if name == top else f"{spec.name}.{safe}" for name, safe in found.items()}
+    problems = [problem for name in found.values() for problem in check_name(name)]
+    twice = sorted({name for name in found.values() if list(found.values()).count(name) > 1})
+    problems += [f"two of its tasks and groups would both be called {name!r} here" for name in twice]
+    if problems:
+        raise _error(spec, problems)
+    return found
+
+
+def _safe(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+
+
+def _known_as(spec: HarnessSpec) -> str:
+    return str(Path(spec.source).resolve()) if spec.is_file else spec.source
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
+def _error(spec: HarnessSpec, problems: Sequence[str]) -> TaskError:
+    return TaskError(f"task {PREFIX}{spec.source} cannot be built", list(problems))
+
+
+def resolved(spec: HarnessSpec, folder: Path) -> HarnessSpec:
+    """Return the spec with a relative path that starts at `folder`."""
+    return replace(spec, source=str(folder / spec.source)) if spec.is_file else spec

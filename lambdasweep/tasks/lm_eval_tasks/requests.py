@@ -1,0 +1,169 @@
+"""lm-eval's instances → the requests tables of a task, and the way back from a request to its instance.
+
+An instance is one question that lm-eval puts to a model: the log-likelihood of a continuation after a context, or of a whole
+text ("rolling"). The first is one request; the second is one request a window.
+"""
+
+import hashlib
+import inspect
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from contract.errors import TaskError
+from lambdasweep.tasks.lm_eval_tasks.answers import read
+from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, HarnessTask
+from lambdasweep.tasks.requests import BuiltTask, ScoredAs, batches, content_sha256, joined, requests_table
+from lambdasweep.tasks.tokens import Encoded, Tokenizer, encode_pairs, encode_windows, prefix_of
+
+UNCONDITIONAL = ".unconditional"  # behind a task's name: its choices without a context
+
+# Where the data lie does not identify a task; what they hold does, and is hashed by itself.
+_PLACES = ("dataset_path", "dataset_name", "dataset_kwargs")
+_MIN_WINDOW = 3  # a token before, a token scored, and the one that vLLM would generate
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltHarnessTask:
+    """A task of lm-eval ready to be scored.
+
+    `parts` are tasks of ours by name. `rows` is parallel to `source.asked`: for each instance of a document the part that
+    its requests are in, and their rows there, [first, end); a text without tokens has none.
+    """
+
+    source: HarnessTask
+    parts: dict[str, BuiltTask]
+    rows: tuple[tuple[tuple[str, int, int], ...], ...]
+
+
+@dataclass(slots=True)
+class _Part:
+    """The instances that become one table; all lists are parallel."""
+
+    arguments: list[tuple[Any, ...]] = field(default_factory=list)
+    doc_ids: list[str] = field(default_factory=list)
+    choices: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)  # UTF-8 bytes of what is scored
+    golds: list[bool] = field(default_factory=list)
+
+
+def build_instances(source: HarnessTask, tokenizer: Tokenizer, max_model_len: int) -> BuiltHarnessTask:
+    """Turn lm-eval's instances into requests.
+
+    A document is known as `<lm-eval's task>/<its number there, from 0>`. Where a metric compares with the choices'
+    log-likelihoods without a context, those are requests of a second task of ours, `<name>.unconditional`: they are no
+    choices of a document.
+
+    Raises:
+        TaskError: there is no token to put in front of a text, or none to score, or no room for a window.
+    """
+    readings = [read(source.task, one.doc, one.instances) for one in source.asked]
+    reasons = [reading for reading in readings if isinstance(reading, str)]
+    parts: dict[str, _Part] = {}
+    places: list[list[tuple[str, int]]] = []  # of each instance: its part and its place there
+    scored_as: ScoredAs = "other"
+    for one, reading in zip(source.asked, readings, strict=True):
+        known = None if reasons or isinstance(reading, str) else reading
+        scored_as = known.scored_as if known else "other"
+        own = len(known.sizes) if known else len(one.instances)
+        places.append([])
+        for index, instance in enumerate(one.instances):
+            name = source.name if index < own else source.name + UNCONDITIONAL
+            part = parts.setdefault(name, _Part())
+            places[-1].append((name, len(part.arguments)))
+            part.arguments.append(instance.args)
+            part.doc_ids.append(f"{source.task.task_name}/{one.number}")
+            part.choices.append(index % own)
+            part.sizes.append(known.sizes[index % own] if known else len(instance.args[-1].encode()) or 1)
+            part.golds.append(known is not None and index == known.gold)
+
+    window = max_model_len if source.asked[0].instances[0].request_type == ROLLING else None
+    identity = _identity(source)
+    built: dict[str, BuiltTask] = {}
+    ends: dict[str, list[int]] = {}
+    for name, part in parts.items():
+        kind = scored_as if name == source.name else "other"
+        built[name], counts = _build(source, part, tokenizer, window, kind, identity)
+        ends[name] = [0, *np.cumsum(counts).tolist()]
+    if reasons:
+        told = f"task {source.name}: {reasons[0]}, so it has lm-eval's metrics and none of ours"
+        built[source.name] = replace(built[source.name], warnings=(told, *built[source.name].warnings))
+    rows = [tuple((name, ends[name][at], ends[name][at + 1]) for name, at in each) for each in places]
+    return BuiltHarnessTask(source, built, tuple(rows))
+
+
+def _build(
+    source: HarnessTask, part: _Part, tokenizer: Tokenizer, window: int | None, scored_as: ScoredAs, identity: str
+) -> tuple[BuiltTask, list[int]]:
+    """Return a part as a task of ours, and how many requests each of its instances became."""
+    if window and window < _MIN_WINDOW:
+        raise _error(source, f"windows over its texts need --max-model-len {_MIN_WINDOW} or more")
+    if prefix_of(tokenizer) is None and (window or not all(context.strip() for context, *_ in part.arguments)):
+        raise _error(source, "it has empty contexts, and the tokenizer has neither BOS nor EOS to use")
+    encoded: list[Encoded] = []
+    counts: list[int] = []
+    for batch in batches(part.arguments):
+        if window:
+            windows, of_each = encode_windows(tokenizer, [text for (text,) in batch], window)
+            encoded.append(windows)
+            counts += of_each
+        else:
+            encoded.append(encode_pairs(tokenizer, [(context, continuation) for context, continuation in batch]))
+            counts += [1] * len(batch)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    if not len(owner):
+        raise _error(source, "its texts have no tokens")
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    lengths, starts, spanned = joined(encoded)
+    doc_ids = pa.array(part.doc_ids, pa.string()).take(pa.array(owner))
+    table = requests_table(
+        doc_ids=doc_ids,
+        choices=(place if window else np.array(part.choices)[owner]).tolist(),
+        encoded=encoded,
+        sizes=np.array(part.sizes)[owner].tolist(),
+        is_gold=np.array(part.golds)[owner].tolist(),
+    )
+    concerns = [
+        (lengths == starts, "requests without a token to score, to be quarantined"),
+        (spanned, "requests with a token across context and continuation, cut as lm-eval cuts it"),
+    ]
+    return (
+        BuiltTask(
+            table=table,
+            documents=len(set(part.doc_ids)),
+            duplicates=0,
+            warnings=tuple(f"task {source.name}: {what}: {int(at.sum())}" for at, what in concerns if at.any()),
+            sha256=identity,
+            requests_sha256=content_sha256(table),
+            template=f"lm-eval {VERSION} {source.task.OUTPUT_TYPE}",
+            one_token=bool((lengths - starts == 1).all()),
+            scored_as=scored_as,
+            chat_template_sha256=source.chat.sha256 if source.chat else None,
+        ),
+        counts,
+    )
+
+
+def _identity(source: HarnessTask) -> str:
+    """Hash the task's configuration, functions by their source, and the documents, which its metrics may read."""
+    config = {key: value for key, value in source.task.dump_config().items() if key not in _PLACES}
+    if isinstance(config.get("metadata"), dict):
+        config["metadata"] = {key: value for key, value in config["metadata"].items() if key != "config_source"}
+    text = json.dumps([config, [one.doc for one in source.asked]], sort_keys=True, default=_text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _text(value: Any) -> str:
+    try:
+        return inspect.getsource(value)
+    except (TypeError, OSError):
+        # The address in the default representation of an object changes from run to run.
+        text = repr(value)
+        return type(value).__qualname__ if callable(value) or " at 0x" in text else text
+
+
+def _error(source: HarnessTask, problem: str) -> TaskError:
+    return TaskError(f"task {source.name!r} cannot be built from {source.source}", [problem])

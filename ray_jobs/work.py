@@ -1,0 +1,196 @@
+"""Where a unit's requests come from, what is done with them, and where it is kept: what kinds of tasks differ in."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from contract import schemas
+from contract.location import Location
+from contract.rundir import RunDir
+from ray_jobs.units import Unit
+from serve.settings import Sampling
+
+if TYPE_CHECKING:
+    from serve.engine import Engine
+    from serve.scoring import UnitScores
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a unit came to."""
+
+    table: pa.Table
+    """The completion record: scores or samples."""
+    quarantine: pa.Table
+    """With the offenders."""
+    requests: int
+    """With the quarantined ones."""
+    computed: int
+    """Tokens that the engine computed, prompts and samples."""
+    cached: int
+    """Tokens that it took from its prefix cache."""
+    generated: int = 0
+    """Tokens that were sampled."""
+
+
+class Work(Protocol):
+    """One unit's requests, in a replica."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the unit's tables carry about the requests."""
+
+    def run(self, engine: "Engine", lam: str) -> Done:
+        """Do the unit, its offenders left out, on an engine that is at `lam`.
+
+        Raises:
+            EngineError: the engine failed; nothing of the unit may be used.
+        """
+
+
+class Source(Protocol):
+    """A task's requests. Goes to every replica once, through Ray's object store."""
+
+    @property
+    def kind(self) -> str:
+        """Of the table that is a unit's completion record: tokens or generations."""
+
+    def open(self, unit: Unit) -> Work:
+        """Raises InputError where the requests cannot be read. `unit` may be a part of one."""
+
+    def documents(self, unit: Unit) -> Sequence[int]:
+        """Return the first row of each document of a unit; the driver asks, so nothing large is read."""
+
+    def path(self, kind: str, unit: Unit) -> Location:
+        """Path of one unit's file; `kind` is `self.kind`, quarantine or receipts."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableSource:
+    """A sweep's task: its requests table, held whole."""
+
+    root: str
+    """Of the run directory: an absolute path or a URL."""
+    task: str
+    table: pa.Table
+    requests_sha256: str
+
+    @property
+    def kind(self) -> str:
+        return "tokens"
+
+    def open(self, unit: Unit) -> "TableWork":
+        return TableWork(*_parted(self.table, unit), {"requests_sha256": self.requests_sha256, "task": self.task})
+
+    def documents(self, unit: Unit) -> list[int]:
+        names = _rows(self.table, unit).column("doc_id").to_pylist()
+        return [unit.first_row + at for at, name in enumerate(names) if at == 0 or names[at - 1] != name]
+
+    def path(self, kind: str, unit: Unit) -> Location:
+        return RunDir(self.root).unit(kind, *unit.key)
+
+
+@dataclass(frozen=True, slots=True)
+class TableWork:
+    """Some rows of a `TableSource`, to be scored."""
+
+    requests: pa.Table
+    refused: pa.Table
+    """`schemas.QUARANTINE` of the offenders."""
+    identity: dict[str, Any]
+
+    def run(self, engine: "Engine", lam: str) -> Done:
+        from serve.scoring import score_unit
+
+        scores = score_unit(engine, self.requests, lam)
+        return scored(scores.tokens, _with(scores.quarantine, self.refused), scores)
+
+
+def scored(table: pa.Table, quarantine: pa.Table, scores: "UnitScores") -> Done:
+    """Return what a scored unit came to; `table` and `quarantine` are what is committed of it."""
+    requests = table.num_rows + quarantine.num_rows
+    return Done(table, quarantine, requests, scores.prompt_tokens - scores.cached_tokens, scores.cached_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateSource:
+    """A sweep's generate task: its prompts, held whole, and the tokenizer that makes text of samples."""
+
+    root: str
+    """Of the run directory: an absolute path or a URL."""
+    task: str
+    table: pa.Table
+    requests_sha256: str
+    sampling: Sampling
+    tokenizer: Any
+    """A fast tokenizer of transformers."""
+
+    @property
+    def kind(self) -> str:
+        return "generations"
+
+    def open(self, unit: Unit) -> "GenerateWork":
+        sampling = dataclasses.asdict(self.sampling)
+        identity = {"requests_sha256": self.requests_sha256, "task": self.task, "sampling": sampling}
+        return GenerateWork(*_parted(self.table, unit), identity, self.sampling, self.tokenizer)
+
+    def documents(self, unit: Unit) -> range:
+        return range(unit.first_row, unit.end_row)  # each prompt is one
+
+    def path(self, kind: str, unit: Unit) -> Location:
+        return RunDir(self.root).unit(kind, *unit.key)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateWork:
+    """Some rows of a `GenerateSource`, to be sampled."""
+
+    prompts: pa.Table
+    refused: pa.Table
+    """`schemas.QUARANTINE` of the offenders."""
+    identity: dict[str, Any]
+    sampling: Sampling
+    tokenizer: Any
+
+    def run(self, engine: "Engine", lam: str) -> Done:
+        from serve.sampling import sample_unit
+
+        found = sample_unit(engine, self.prompts, lam, self.sampling, self._text)
+        return Done(
+            found.generations,
+            _with(found.quarantine, self.refused),
+            requests=self.prompts.num_rows + self.refused.num_rows,
+            computed=found.prompt_tokens - found.cached_tokens + found.new_tokens,
+            cached=found.cached_tokens,
+            generated=found.new_tokens,
+        )
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        settings = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return str(self.tokenizer.decode(list(token_ids), **settings))
+
+
+def _rows(table: pa.Table, unit: Unit) -> pa.Table:
+    return table.slice(unit.first_row, unit.end_row - unit.first_row)
+
+
+def _parted(table: pa.Table, unit: Unit) -> tuple[pa.Table, pa.Table]:
+    """Return a unit's rows without its offenders, and `schemas.QUARANTINE` of those."""
+    rows = _rows(table, unit)
+    at = [row - unit.first_row for row, _ in unit.offenders]
+    refused = {
+        "request_id": rows.column("request_id").take(pa.array(at, pa.int64())),
+        "reason": [reason for _, reason in unit.offenders],
+    }
+    kept = rows.filter(~np.isin(np.arange(rows.num_rows), at)) if at else rows
+    return kept, pa.table(refused, schema=schemas.QUARANTINE)
+
+
+def _with(quarantine: pa.Table, refused: pa.Table) -> pa.Table:
+    if not refused.num_rows:
+        return quarantine
+    return pa.concat_tables([quarantine, refused]).combine_chunks().sort_by("request_id")

@@ -1,0 +1,174 @@
+"""Entry point `vllm.endpoint_plugins`: the route `/v1/lambda` of vLLM's API server, and the λ in every response.
+
+The middleware stands inside vLLM's own: what has no valid key does not reach it where vLLM asks for one, and it asks for
+one itself on every other path that does something.
+"""
+
+import json
+import time
+from argparse import Namespace
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers, MutableHeaders, State
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm import envs
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
+from vllm.logger import init_logger
+
+from contract.errors import EngineError, GridError
+from contract.points import middle, named, parse_point
+from serve.engine import probe_token_ids
+from serve.http.gate import FailedMoveError, Gate
+from serve.plugin import CONFIG_KEY, RESIDENT
+from serve.switch.tiers import RELOAD
+
+if TYPE_CHECKING:
+    from vllm.engine.protocol import EngineClient
+
+PATH = "/v1/lambda"
+HEADER = "X-Lambdasweep-Lambda"
+_READS = {"GET", "HEAD", "OPTIONS"}
+
+logger = init_logger(f"vllm.{__name__}")  # vLLM's handlers print what is below its own name
+
+
+class LambdaEndpoint:
+    """Moves the server's engine between its parents. One per API server."""
+
+    name = "lambdasweep"
+    required_tasks = None  # whatever the model can do, it does it at some λ
+
+    def __init__(self) -> None:
+        self._gate = Gate()
+        self._engine: Any = None
+        self._route = ""
+        self._fallback = ""
+        self._names: tuple[str, ...] = ()
+
+    def attach_router(self, app: FastAPI) -> None:
+        app.add_middleware(LambdaMiddleware, gate=self._gate, keys=app.state.args.api_key or [envs.VLLM_API_KEY])
+        app.add_api_route(PATH, self.show, methods=["GET"])
+        app.add_api_route(PATH, self.move, methods=["POST"])
+
+    async def init_state(self, engine_client: "EngineClient | None", state: State, args: Namespace) -> None:
+        """Before the first request: settle by which route λ moves, and go to the first one."""
+        self._engine = engine_client
+        parents = args.additional_config[CONFIG_KEY]
+        self._names = tuple(parents["aligned"])
+        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
+        tiers = await self._engine.collective_rpc("interpolation_tier")
+        self._fallback = next((reason for _, reason in tiers if reason), "")
+        if not self._fallback and not await self._routes_agree():
+            self._fallback = "the same λ gives other logprobs than vLLM's own loader"
+        self._route = RELOAD if self._fallback else RESIDENT
+        await self._engine.collective_rpc("interpolation_use", args=(self._route, True))
+        if not self._fallback:
+            self._route = f"{RESIDENT} {'/'.join(sorted({tier for tier, _ in tiers}))}"
+        await self._gate.move(parents["lam"], self._switch)
+        logger.info("λ = %s, route %s%s", self._gate.lam, self._route, f": {self._fallback}" if self._fallback else "")
+
+    async def show(self) -> JSONResponse:
+        if self._gate.failure:
+            return problem(503, self._gate.failure)
+        return JSONResponse({"lam": self._gate.lam, "route": self._route, "fallback": self._fallback})
+
+    async def move(self, request: Request) -> JSONResponse:
+        try:
+            lam = asked_lambda(await request.body(), self._names)
+        except (ValueError, GridError) as error:
+            return problem(400, str(error))
+        began = time.perf_counter()
+        try:
+            await self._gate.move(lam, self._switch)
+        except FailedMoveError as error:
+            return problem(503, str(error))
+        return JSONResponse({"lam": lam, "seconds": round(time.perf_counter() - began, 3)})
+
+    async def _switch(self, lam: str) -> None:
+        """Make θ(λ) live. The gate holds requests back; the engine may still be busy with what a client broke off."""
+        await self._engine.pause_generation(mode="wait")  # also empties all caches
+        if not await self._engine.reset_prefix_cache():
+            raise EngineError("vLLM did not reset its prefix cache")
+        await self._engine.start_weight_update()
+        await self._engine.update_weights(WeightTransferUpdateRequest(update_info={"lam": lam}))
+        await self._engine.finish_weight_update()
+        await self._engine.resume_generation()
+
+    async def _routes_agree(self) -> bool:
+        """As `serve.engine.Engine`: θ half-way by both routes must give a probe prompt the same logprobs, bit by bit."""
+        seen = []
+        for route in (RESIDENT, RELOAD):
+            await self._engine.collective_rpc("interpolation_use", args=(route, False))
+            await self._switch(middle(self._names))
+            seen.append(await self._probe())
+        return seen[0] == seen[1]
+
+    async def _probe(self) -> list[float]:
+        from vllm import SamplingParams
+
+        config = self._engine.model_config
+        token_ids = probe_token_ids(config.get_vocab_size(), config.max_model_len)
+        parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        outputs = self._engine.generate({"prompt_token_ids": token_ids}, parameters, "lambdasweep-probe")
+        *_, last = [output async for output in outputs]
+        rows = zip(last.prompt_logprobs[1:], token_ids[1:], strict=True)  # nothing predicts the first token
+        return [row[token].logprob for row, token in rows]
+
+
+class LambdaMiddleware:
+    """Admits requests through the gate and names the λ they were admitted under."""
+
+    def __init__(self, app: ASGIApp, gate: Gate, keys: Sequence[str | None]) -> None:
+        self._app = app
+        self._gate = gate
+        keys = [key for key in keys if key]
+        self._guard = AuthenticationMiddleware(app, keys) if keys else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket") or scope.get("method") in _READS:
+            if self._gate.failure and scope["path"].endswith("/health"):
+                await problem(503, "a move of λ failed: GET /v1/lambda says why")(scope, receive, send)
+            else:
+                await self._app(scope, receive, send)
+        elif self._guard and not self._guard.verify_token(Headers(scope=scope)):
+            await JSONResponse({"error": "Unauthorized"}, 401)(scope, receive, send)
+        elif scope["path"].removeprefix(scope.get("root_path", "")) == PATH:
+            await self._app(scope, receive, send)
+        else:
+            try:
+                async with self._gate.admitted() as lam:
+
+                    async def named(message: Message) -> None:
+                        if message["type"] == "http.response.start":
+                            MutableHeaders(scope=message)[HEADER] = lam
+                        await send(message)
+
+                    await self._app(scope, receive, named)
+            except FailedMoveError as error:
+                await problem(503, str(error))(scope, receive, send)
+
+
+def asked_lambda(body: bytes, names: Collection[str]) -> str:
+    """Return the canonical point of `{"lam": "0.7"}`; a number is taken as it is written, never through a binary float.
+
+    Raises:
+        ValueError, GridError: saying what is wrong.
+    """
+    example = json.dumps({"lam": named(dict.fromkeys(names, "0.7"))})
+    try:
+        value = json.loads(body, parse_float=str, parse_int=str)
+    except ValueError as error:
+        raise ValueError(f"the body is not JSON ({error}): send {example}") from None
+    if not isinstance(value, dict) or value.keys() != {"lam"} or not isinstance(value["lam"], str):
+        raise ValueError(f"send {example} and nothing else")
+    return parse_point(value["lam"], names)
+
+
+def problem(status: int, message: str) -> JSONResponse:
+    """Return an error as the OpenAI API words it."""
+    kind = "invalid_request_error" if status == 400 else "server_error"
+    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": status}}, status)

@@ -1,0 +1,134 @@
+"""vLLM's own OpenAI-compatible server over a pair: its arguments, and its start."""
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from contract.errors import InputError
+from contract.points import by_name
+from merge.line import Line
+from serve.plugin import BACKEND, WORKER_EXTENSION, ParentsConfig, register
+from serve.settings import available_cores, cores_by_rank, installed_device
+
+# vLLM flags that lambdasweep sets itself or cannot work with, and why; each must be left at its default.
+_REFUSED = {
+    "model_tag": "the pair is given by RUN, or --base and --aligned",
+    "model": "the pair is given by RUN, or --base and --aligned",
+    "weight_transfer_config": "it is how λ moves",
+    "worker_extension_cls": "it is how λ moves",
+    "additional_config": "it is how λ moves",
+    "load_format": "safetensors only",
+    "quantization": "quantised parents cannot be interpolated",
+    "trust_remote_code": "code from a checkpoint is never run",
+    "enable_lora": "an adapter does not belong to any λ",
+    "speculative_config": "a draft model does not move with λ",
+    "data_parallel_size": "one engine moves; start several servers",
+    "api_server_count": "one process admits requests",
+    "enable_elastic_ep": "one engine moves",
+    "headless": "one process admits requests",
+    "grpc": "the λ is named in HTTP headers",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What to serve. `defaults` are vLLM arguments that flags win over."""
+
+    base: Path
+    aligned: Path | Mapping[str, Path]  # by name where there are several
+    line: Line  # between them
+    lam: str  # canonical point, to begin with
+    parents: str  # one of serve.switch.tiers.CHOICES
+    name: str
+    flags: tuple[str, ...]  # of `vllm serve`
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
+def serve(serving: Serving) -> None:
+    """Run the server until it is told to stop. The process must not have imported vLLM yet.
+
+    Raises:
+        InputError: vLLM flags that cannot be used.
+    """
+    os.environ |= {
+        # Names the plugins that vLLM loads, in all of its processes: ours, and those the user named.
+        "VLLM_PLUGINS": ",".join(filter(None, [os.environ.get("VLLM_PLUGINS"), "lambdasweep"])),
+        "VLLM_SERVER_DEV_MODE": "0",  # its routes change weights behind our back
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+        "VLLM_ENABLE_RESPONSES_API_STORE": "0",  # stored responses go on after the request is over
+        "VLLM_USE_RUST_FRONTEND": "0",
+        "VLLM_NO_USAGE_STATS": os.environ.get("VLLM_NO_USAGE_STATS", "1"),
+    }
+    import uvloop
+
+    # vLLM goes on without a plugin that it does not find or cannot load, and would serve a parent.
+    import serve.http.endpoint  # noqa: F401
+
+    if not entry_points(group="vllm.endpoint_plugins", name="lambdasweep"):
+        raise InputError("this installation of lambdasweep has no endpoint plugin: install it again")
+    from vllm.entrypoints.launchers.api_server.entry import run_server
+
+    args = arguments(serving)
+    ranks = args.tensor_parallel_size * args.pipeline_parallel_size
+    if ranks > 1 and installed_device() == "cpu":  # left to itself vLLM wants a NUMA node for each rank
+        cores = available_cores()
+        bound = cores_by_rank(cores, ranks, max(1, len(cores) // ranks))
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bound)
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # see serve.engine.process_environment
+    uvloop.run(run_server(args))
+
+
+def arguments(serving: Serving) -> argparse.Namespace:
+    """Return the arguments of vLLM's server.
+
+    Raises:
+        InputError: naming every flag that cannot be used.
+    """
+    from vllm.config.weight_transfer import WeightTransferConfig
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    register()
+    parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
+    untouched = parser.parse_args([])
+    args: argparse.Namespace = parser.parse_args(list(serving.flags))
+    problems = [
+        f"--{name.replace('_', '-')} cannot be used: {why}"
+        for name, why in _REFUSED.items()
+        if getattr(args, name, None) != getattr(untouched, name, None)
+    ]
+    if args.pipeline_parallel_size > 1 and installed_device() == "cpu":
+        problems.append("--pipeline-parallel-size cannot be used: vLLM's server has no buffers between stages on a CPU")
+    if problems:
+        raise InputError("the flags after -- cannot be used", problems)
+    for name, value in serving.defaults.items():
+        if getattr(args, name) == getattr(untouched, name):
+            setattr(args, name, value)
+    if args.host is None and args.uds is None:
+        args.host = "127.0.0.1"  # vLLM's own default is every address of the machine
+    args.served_model_name = args.served_model_name or [serving.name]
+    paths = by_name(serving.aligned)
+    args.model = args.model_tag = str(next(iter(paths.values())))
+    args.load_format = "safetensors"
+    args.api_server_count = None  # this process is the only one
+    args.weight_transfer_config = WeightTransferConfig(backend=BACKEND)
+    args.worker_extension_cls = WORKER_EXTENSION
+    parents = {
+        "base": str(serving.base),
+        "aligned": {name: str(path) for name, path in paths.items()},
+        "tier": serving.parents,
+    }
+    args.additional_config = ParentsConfig(
+        {
+            **parents,
+            "line": serving.line.to_json(),
+            "ranks": args.tensor_parallel_size * args.pipeline_parallel_size,
+            "lam": serving.lam,
+        }
+    )
+    validate_parsed_serve_args(args)
+    return args

@@ -1,0 +1,85 @@
+"""How θ(λ) gets into the live parameters of one rank: the interface, and the route that is always right.
+
+The reload route goes through vLLM's own loader, so it knows every layout that vLLM can load. `serve.switch.resident` is the
+fast one; each engine holds the two against each other when it starts.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from contract.errors import EngineError
+from merge.digest import WeightDigest
+from merge.interpolate import Rule, interpolated_tensors
+from merge.pair import Pair
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig
+
+
+class Route(Protocol):
+    """Moves the live parameters of one rank to a point."""
+
+    def switch(self, lam: str) -> str:
+        """Make θ(λ) live, bit-equal to a fresh load of the exported θ(λ).
+
+        Returns:
+            `merge.digest` of what was made live; two ranks with the same share of the model and the same route agree.
+
+        Raises:
+            Exception: of any kind; the parameters are then half-written.
+        """
+
+
+class ReloadRoute:
+    """Feeds interpolated checkpoint tensors to vLLM's layer-by-layer reload."""
+
+    def __init__(
+        self,
+        pair: Pair,
+        rules: Mapping[str, Rule],
+        model: torch.nn.Module,
+        model_config: "ModelConfig",
+        device: torch.device,
+    ) -> None:
+        # Not on the CPU of a GPU's rank, which may have a single thread.
+        self._device = device
+        self._pair, self._rules = pair, rules
+        self._model: Any = model  # vLLM's models have load_weights
+        self._model_config = model_config
+        self._expected = {name for name, _ in model.named_parameters()}
+        self._tied = tied_modules(model)
+
+    def switch(self, lam: str) -> str:
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+        digest = WeightDigest(self._device)
+
+        def digested() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in interpolated_tensors(self._pair, lam, self._rules, self._device):
+                digest.add_whole(name, tensor)
+                yield name, tensor
+
+        initialize_layerwise_reload(self._model)
+        loaded = self._model.load_weights(digested())
+        finalize_layerwise_reload(self._model, self._model_config)
+        # vLLM reloads a tied weight through one of its owners and takes the others for done. What those made of the weight
+        # when the engine started, such as the CPU's packed copy for the LM head, would stay that of the first λ.
+        for module in self._tied:
+            module.quant_method.process_weights_after_loading(module)
+        # A parameter that keeps its old value would be a silent mixture of two λs.
+        if loaded is not None and (missing := self._expected - loaded):
+            raise EngineError(f"vLLM loaded no weights into {', '.join(sorted(missing)[:5])} at λ = {lam}")
+        return digest.hex()
+
+
+def tied_modules(model: torch.nn.Module) -> list[Any]:
+    """Return the modules whose weight belongs to a module before them, and that make something of it at load."""
+    owners: dict[int, torch.nn.Module] = {}
+    tied: list[Any] = []
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if owners.setdefault(id(parameter), module) is not module and hasattr(module, "quant_method"):
+                tied.append(module)
+    return tied

@@ -1,0 +1,159 @@
+"""The resident route: θ(λ) straight from its parents into the live parameters, at the speed of memory.
+
+On a GPU the live parameters have the layout that vLLM's loader writes; each block of them is one lerp, or a few sums, and,
+where the parents are in host memory, the next block is copied while this one is computed. On the CPU vLLM packs linear
+weights for its kernels and throws the plain ones away; there each layer is put together in a scratch buffer and packed anew,
+one after another.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+
+from merge.digest import WeightDigest
+from merge.interpolate import PLAIN, Rule, along_one, mapped_tensors, needed, theta
+from merge.pair import Pair
+from serve.switch import fused
+from serve.switch.held_parents import (
+    CPU_BLOCK,
+    CUDA_BLOCK,
+    STAGED_BLOCK,
+    Block,
+    HeldParents,
+    MappedParents,
+    Parents,
+)
+from serve.switch.packing import Packer
+from serve.switch.trace import Target, UntraceableError, trace
+
+
+class ResidentRoute:
+    """The parents of one rank, and the way from them to its live parameters.
+
+    Args:
+        pair: the parents.
+        rules: `tensor_rules` of the pair.
+        model: this rank's loaded model.
+        device: the model's.
+        choose_tier: given the bytes of this rank's share of all parents, returns device, pinned or mmap.
+
+    Raises:
+        UntraceableError: vLLM loads or keeps some weights in a way that this route does not know.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        rules: Mapping[str, Rule],
+        model: torch.nn.Module,
+        device: torch.device,
+        choose_tier: Callable[[int], str],
+    ) -> None:
+        parents = [dict(mapped_tensors(parent)) for parent in pair.parents.values()]
+        targets = trace(model, parents[-1], pair.aligned_rows)
+        self._rules = rules
+        self._whole = {t.path for t in targets if len({(rules[p.name], p.is_kept) for p in t.pieces}) == 1}
+        self._device = device
+        self._layers: dict[torch.nn.Module, list[Target]] = {}
+        for target in targets:
+            self._layers.setdefault(target.module, []).append(target)
+        self._packer = Packer(model, self._layers) if device.type == "cpu" else None
+        if self._packer is None and (packed := [target.path for target in targets if not target.is_plain]):
+            raise UntraceableError(f"vLLM keeps {', '.join(packed[:5])} in a layout of its own")
+        self.tier = choose_tier(len(parents) * sum(target.layout.numel() * target.dtype.itemsize for target in targets))
+        self._parents: Parents
+        if self.tier == "mmap":
+            self._parents = MappedParents(parents)
+        else:
+            where = device if self.tier == "device" else torch.device("cpu")
+            pin = self.tier == "pinned" and device.type == "cuda"
+            self._parents = HeldParents(targets, parents, where, pin)
+        stages = device.type == "cuda" and self.tier != "device"
+        self._limit = CPU_BLOCK if device.type == "cpu" else STAGED_BLOCK if stages else CUDA_BLOCK
+        self._staging = _Staging(device, self._limit, len(parents)) if stages else None
+        self._fuses = device.type == "cuda" and fused.is_available()
+        # What the blocks of a parameter are does not change. On a GPU, which is faster than Python, they are made once.
+        self._blocks: dict[str, list[Block]] = {}
+        # Where the checkpoint's dtype is not the engine's, a block is rounded to the former before it is converted.
+        converts = any(target.layout.dtype != target.dtype for target in targets)
+        self._rounded = torch.empty(self._limit if converts else 0, dtype=torch.uint8, device=device)
+
+    def switch(self, lam: str) -> str:
+        digest = WeightDigest(self._device)
+        for module, targets in self._layers.items():
+            if self._packer is None:
+                for target in targets:
+                    self._fill(target, target.live.data, lam, digest)
+            else:
+                for target, tensor in self._packer.unpacked(module, targets):
+                    self._fill(target, tensor, lam, digest)
+                self._packer.pack(module, targets)
+        if self._packer is not None:
+            self._packer.finish()
+        return digest.hex()
+
+    def _fill(self, target: Target, live: torch.Tensor, lam: str, digest: WeightDigest) -> None:
+        """Write θ(λ) of one parameter into `live`, a tensor of the loader's layout."""
+        for piece, place, parents in self._blocks_of(target):
+            at, rule = ("1", PLAIN) if piece.is_kept else (lam, self._rules[piece.name])
+            if self._staging is not None:
+                parents = self._staging.load(parents, needed(at, rule))
+            block = place.on(live)
+            one = along_one(at, rule) if self._fuses and live.dtype == target.dtype else None
+            if one is not None and place.shape[-1] == target.columns and block.is_contiguous():
+                number, weighed = one
+                first_row = place.offset // target.columns
+                fused.write(parents[0], parents[number], weighed, block, digest, target.key, first_row, target.words)
+                if self._staging is not None:
+                    self._staging.release()
+                continue
+            if live.dtype == target.dtype:
+                made = theta(parents, at, block, rule)
+            else:
+                rounded = self._rounded[: block.numel() * target.dtype.itemsize].view(target.dtype)
+                made = theta(parents, at, rounded.view(block.shape), rule)
+                block.copy_(made)
+            if self._staging is not None:
+                self._staging.release()
+            row_steps = [step // target.columns for step in place.stride[:-1]]
+            digest.add(made, target.key, place.offset // target.columns, row_steps, target.words)
+
+    def _blocks_of(self, target: Target) -> Iterable[Block]:
+        found = self._blocks.get(target.path)
+        if found is not None:
+            return found
+        blocks = self._parents.blocks(target, self._limit, target.path in self._whole)
+        return self._blocks.setdefault(target.path, list(blocks)) if self._device.type == "cuda" else blocks
+
+
+class _Staging:
+    """Two sets of buffers on the GPU, one for each parent: a side stream fills one while the other is computed with."""
+
+    def __init__(self, device: torch.device, nbytes: int, parents: int) -> None:
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._buffers = [torch.empty((parents, nbytes), dtype=torch.uint8, device=device) for _ in range(2)]
+        self._filled = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+        self._released = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+        self._turn = 0
+
+    def load(self, parents: Sequence[torch.Tensor], places: Sequence[int]) -> list[torch.Tensor]:
+        """Copy a block of those parents that are at some places; what is returned of them may be used on the current stream
+        until `release`, and the rest is not to be read."""
+        buffers, filled, released = self._buffers[self._turn], self._filled[self._turn], self._released[self._turn]
+        nbytes = parents[0].numel() * parents[0].element_size()
+        staged = [
+            buffer[:nbytes].view(parent.dtype).view(parent.shape)
+            for buffer, parent in zip(buffers, parents, strict=True)
+        ]
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(released)
+            for place in places:
+                staged[place].copy_(parents[place], non_blocking=True)
+            filled.record(self._stream)
+        torch.cuda.current_stream().wait_event(filled)
+        return staged
+
+    def release(self) -> None:
+        """The work queued so far is the last to use the block."""
+        self._released[self._turn].record()
+        self._turn = 1 - self._turn
