@@ -1,4 +1,5 @@
-# make demo    sweep the demo pair       make test    every test       make lint    format, lint, types
+# make demo    sweep the demo pair       make test    every test       make lint    format, lint, types, documents
+# make docs    the documents, in build/docs
 # All share one .venv, made on first use and quick when it is there.
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -8,7 +9,7 @@ TORCH  := 2.13.0
 # Importing vLLM without its compiled bytecode takes minutes of processor time over a test run.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint docs setup clean
 
 setup: $(VENV)/.ready
 
@@ -20,7 +21,7 @@ $(VENV)/.ready: pyproject.toml Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)+cpu 2>/dev/null \
 	  || $(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend cpu torch==$(TORCH)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[cpu,dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[cpu,dev,docs]'
 	touch $@
 
 demo: setup
@@ -33,6 +34,11 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(MAKE) --no-print-directory docs
+
+# A warning ends it. Everything is read from this tree: no page needs the network, neither here nor in the reader's browser.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) build *.egg-info
