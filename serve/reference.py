@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -77,11 +78,13 @@ def _ask(arguments: dict[str, Any], checkpoint: Path) -> Probe:
         job.write_text(json.dumps(arguments | {"model": str(checkpoint)}))
         command = [sys.executable, "-m", "serve.reference", str(job)]
         with open(log, "w") as stream:
-            code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream).returncode
-        if code:
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
+        said = job.with_suffix(".out")
+        if not said.exists():  # how it ended after that says nothing: ranks may have to be killed
             lines = log.read_text(errors="replace").strip().splitlines() or ["no words"]
-            raise EngineError(f"vLLM did not start on {checkpoint}, loaded as it is: {lines[-1]}")
-        return tuple(json.loads(job.with_suffix(".out").read_text()))
+            reason = next((line for line in reversed(lines) if re.search(r"\w(Error|Exception): ", line)), lines[-1])
+            raise EngineError(f"vLLM did not start on {checkpoint}, loaded as it is: {reason.strip()}")
+        return tuple(json.loads(said.read_text()))
 
 
 def _version(distribution: str) -> str | None:
@@ -98,7 +101,9 @@ def _main(job: Path) -> None:
     config = llm.llm_engine.model_config
     ids, parameters = probe_request(config.get_vocab_size(), config.max_model_len)
     (output,) = llm.generate([{"prompt_token_ids": ids}], SamplingParams(**parameters), use_tqdm=False)
-    job.with_suffix(".out").write_text(json.dumps(read_probe(output)))
+    half = job.with_suffix(".half")
+    half.write_text(json.dumps(read_probe(output)))
+    half.rename(job.with_suffix(".out"))
 
 
 if __name__ == "__main__":
