@@ -99,20 +99,25 @@ READ = [
     ),
 ]
 
-ARGUMENTS = """
-    additional_config block_size compilation_config distributed_executor_backend dtype enable_prefix_caching enforce_eager
-    gpu_memory_utilization hf_overrides kv_cache_memory_bytes load_format master_addr master_port max_model_len
-    max_num_batched_tokens max_num_seqs model nnodes node_rank pipeline_parallel_size seed skip_tokenizer_init
-    tensor_parallel_size weight_transfer_config worker_extension_cls
-""".split()
-SAMPLING = """
-    detokenize extra_args ignore_eos logprobs max_tokens prompt_logprobs seed skip_clone stop_token_ids temperature
-""".split()
-ENVIRONMENT = """
-    VLLM_API_KEY VLLM_ALLOW_RUNTIME_LORA_UPDATING VLLM_BATCH_INVARIANT VLLM_CPU_OMP_THREADS_BIND
-    VLLM_ENABLE_RESPONSES_API_STORE VLLM_ENABLE_V1_MULTIPROCESSING VLLM_HOST_IP VLLM_LOGGING_LEVEL VLLM_NO_USAGE_STATS
-    VLLM_PLUGINS VLLM_SERVER_DEV_MODE VLLM_USE_FLASHINFER_SAMPLER VLLM_USE_RUST_FRONTEND VLLM_USE_V2_MODEL_RUNNER
-""".split()
+# fmt: off
+ARGUMENTS = [
+    "additional_config", "block_size", "compilation_config", "distributed_executor_backend", "dtype",
+    "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization", "hf_overrides", "kv_cache_memory_bytes",
+    "load_format", "master_addr", "master_port", "max_model_len", "max_num_batched_tokens", "max_num_seqs", "model",
+    "nnodes", "node_rank", "pipeline_parallel_size", "seed", "skip_tokenizer_init", "tensor_parallel_size",
+    "weight_transfer_config", "worker_extension_cls",
+]
+SAMPLING = [
+    "detokenize", "extra_args", "ignore_eos", "logprobs", "max_tokens", "prompt_logprobs", "seed", "skip_clone",
+    "stop_token_ids", "temperature",
+]
+ENVIRONMENT = [
+    "VLLM_API_KEY", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_BATCH_INVARIANT", "VLLM_CPU_OMP_THREADS_BIND",
+    "VLLM_ENABLE_RESPONSES_API_STORE", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_HOST_IP", "VLLM_LOGGING_LEVEL",
+    "VLLM_NO_USAGE_STATS", "VLLM_PLUGINS", "VLLM_SERVER_DEV_MODE", "VLLM_USE_FLASHINFER_SAMPLER",
+    "VLLM_USE_RUST_FRONTEND", "VLLM_USE_V2_MODEL_RUNNER",
+]
+# fmt: on
 
 
 def find(module: str, name: str) -> Any:
