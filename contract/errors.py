@@ -22,15 +22,15 @@ EXIT_INTERRUPTED = 130
 
 
 class LambdasweepError(Exception):
-    """Root of the tree; `exit_code` is what the command line ends with."""
+    """The root of the exception tree; `exit_code` is the status that the command line ends with."""
 
     exit_code = EXIT_FAILED
 
 
 class InputError(LambdasweepError):
-    """One or more things wrong with what the user gave.
+    """One or more things are wrong with what the user gave.
 
-    `problems` holds one line each; `str()` joins them under `title`.
+    `problems` holds one line for each; `str()` joins them under `title`.
     """
 
     exit_code = EXIT_BAD_INPUT
@@ -65,7 +65,7 @@ class EngineError(LambdasweepError):
 
 
 class SweepError(LambdasweepError):
-    """The sweep cannot go on."""
+    """The sweep cannot go on: its replicas do not start, say, or the disk is full."""
 
 
 def join(failures: list[InputError], title: str = "the sweep cannot be set up") -> InputError:
