@@ -1,4 +1,4 @@
-"""The driver: the loop between the scheduler and the replicas of a cluster whose nodes come and go.
+"""The driver is the loop between the scheduler and the replicas of a cluster whose nodes come and go.
 
 The loop is the only place that sees Ray's exceptions. Whatever goes wrong in a replica, the answer is the same: kill it,
 start another where there is room, put its unit back. Ray's exception class does not tell whether an actor is gone (a killed
@@ -33,9 +33,9 @@ from ray_jobs.units import Receipt, Unit
 from ray_jobs.weight_ledger import WeightLedger
 from ray_jobs.work import Source
 
-MAX_BOOT_FAILURES = 2  # on a node in a row; no replica is started there any more
+MAX_BOOT_FAILURES = 2  # a node where so many replicas in a row did not start gets no more of them
 _POLL_SECONDS = 0.5
-_LOOK_SECONDS = 2.0  # between looks at the cluster's nodes
+_LOOK_SECONDS = 2.0  # the time between two looks at the cluster's nodes
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EREMOTEIO)
 
 
@@ -44,7 +44,7 @@ class Outcome:
     """How a sweep ended."""
 
     done: int
-    given_up: tuple[tuple[Unit, str], ...]  # with the last failure's reason
+    given_up: tuple[tuple[Unit, str], ...]  # each unit that was given up, with the reason of its last failure
     interrupted: bool
     hardware: tuple[str, ...]
 
@@ -61,17 +61,17 @@ def run_units(
     """Do every unit, or as many as can be done.
 
     Args:
-        spec: shared by all replicas.
-        units: what is left to do.
-        sources: where the requests of each task come from.
-        replicas: engines to run at the same time; None: as many as the cluster has room for, now and later.
-        progress: told of every step.
-        address: a running Ray cluster; None starts one on this machine and stops it at the end.
-        more: asked whenever all units are done for further ones, which the same engines do; none ends the sweep. It is not
-            asked after a unit was given up.
+        spec: what every replica of the sweep needs to know.
+        units: the units that are left to do.
+        sources: the source of each task's requests, by the task's name.
+        replicas: how many engines run at the same time; None runs as many as the cluster has room for, now and later.
+        progress: a listener that is told of every step.
+        address: the address of a running Ray cluster; None starts one on this machine and stops it at the end.
+        more: a function that is called whenever all units are done; the same engines do the further units that it returns,
+            and the sweep ends when it returns none. It is not called after a unit was given up.
 
     Raises:
-        InputError: the cluster cannot be reached, or has no room for the replicas; a unit's requests cannot be read.
+        InputError: the cluster cannot be reached or has no room for the replicas, or a unit's requests cannot be read.
         SweepError: Ray or the replicas do not start, or the tables cannot be written.
     """
     with cluster(address, spec.settings, replicas), _stop_signals() as stop:
@@ -108,16 +108,16 @@ class _Driver:
         self._replicas = replicas
         self._sources = {task: ray.put(source) for task, source in sources.items()}
         self._slots: list[Slot] = []
-        self._vacant: list[Slot] = []  # whose replica is gone: its number is used again
-        self._pending: dict[Any, Slot] = {}  # what each slot's actor is working on
+        self._vacant: list[Slot] = []  # the replicas that are gone: their numbers are used again
+        self._pending: dict[Any, Slot] = {}  # the replica that each unanswered actor call went to
         self._idle: list[Slot] = []
         self._nodes: dict[str, Node] = {}
         self._looked = float("-inf")
-        self._boot_failures: Counter[str] = Counter()  # by node
-        self._boot_reason = ""  # of the last one that failed
+        self._boot_failures: Counter[str] = Counter()  # how many replicas in a row did not start, by node
+        self._boot_reason = ""  # the reason why the last replica that did not start failed
         self._said_fallback = self._said_no_room = False
         self._weights = WeightLedger()
-        # A token sampled takes longer than one scored.
+        # Each task has its own deadlines, because sampling a token takes longer than scoring one.
         self._deadlines = {task: Deadlines() for task in sources}
 
     @property
@@ -141,7 +141,7 @@ class _Driver:
                 self._hand_out(slot)
 
     def _goes_on(self, more: Callable[[], Sequence[Unit]]) -> bool:
-        """Take on further units, if there are any."""
+        """Ask for further units, and tell whether there are any."""
         units = () if self.scheduler.given_up else more()
         if units:
             self.scheduler = Scheduler(units)
@@ -160,7 +160,7 @@ class _Driver:
         self._idle.clear()
 
     def _look(self) -> None:
-        """See which nodes there are, and fill what room they have."""
+        """See which nodes there are, and start replicas where they have room."""
         self._looked = time.monotonic()
         self._update_nodes()
         settings = self._spec.settings
@@ -201,7 +201,7 @@ class _Driver:
         self._pending |= dict.fromkeys(slot.boot(Replica, self._spec, self._sources, ranks), slot)
 
     def _settle(self, reference: Any, slot: Slot) -> None:
-        """Take in what one actor call came to."""
+        """Take in the result or the error of one actor call."""
         try:
             result = ray.get(reference)
         except RayError as error:
@@ -218,7 +218,7 @@ class _Driver:
             assert unit is not None
             if slot.splits:
                 self._splitter.passed(slot.name)
-            if result is not None:  # nothing comes of a part that was only tried
+            if result is not None:  # a part of a unit that was only tried has no receipt
                 self._committed(slot, unit, result)
         self._idle.append(slot)
 
@@ -234,7 +234,7 @@ class _Driver:
                 "differ in the last bits; each table says which it was"
             )
         if fallback and not self._said_fallback:
-            self._said_fallback = True  # one reason for all: they run the same model on the same kind of machine
+            self._said_fallback = True  # all replicas have the same reason: they run one model on one kind of machine
             self._progress.message(f"λ is switched through vLLM's own loader, which is slower: {fallback}")
 
     def _committed(self, slot: Slot, unit: Unit, receipt: Receipt) -> None:
@@ -263,12 +263,12 @@ class _Driver:
         self._pending[(slot.actor.run if commits else slot.actor.probe).remote(unit)] = slot
 
     def _stays(self, slot: Slot) -> bool:
-        """Whether no node of a replica is gone or has announced its end."""
+        """Tell whether all nodes of a replica are there and none has announced its end."""
         nodes = [self._nodes.get(seat.node.node_id) for seat in slot.berth]
         return all(node is not None and not node.draining for node in nodes)
 
     def _check_health(self) -> None:
-        """Send heartbeats, and give up replicas that answer none or are overdue."""
+        """Send heartbeats, and give up the replicas that do not answer them or are overdue."""
         now = time.monotonic()
         for slot in list(self._slots):
             try:
@@ -280,11 +280,14 @@ class _Driver:
                 self._failed(slot, hung)
 
     def _failed(self, slot: Slot, error: RayError | str, on: Node | None = None) -> None:
-        """A replica died, raised, or hangs (with the reason as text); where it spans nodes, this was seen `on` one."""
+        """Replace a replica that died or raised (`error` is Ray's) or that hangs (`error` is the reason in words).
+
+        `on` is the node where this was seen, if the replica is on several.
+        """
         where = on or slot.node
         reason = error if isinstance(error, str) else _reason(error)
         cause = error.cause if isinstance(error, RayTaskError) else None
-        if isinstance(cause, InputError) and not slot.booting:  # on another replica it would be the same
+        if isinstance(cause, InputError) and not slot.booting:  # another replica would fail in the same way
             raise cause
         if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
             raise SweepError(
@@ -305,10 +308,10 @@ class _Driver:
         if slot.booting and charge:
             self._boot_failures[where.node_id] += 1
             self._boot_reason = reason
-        self._looked = float("-inf")  # a replacement at once
+        self._looked = float("-inf")  # so the next round looks for room for a replacement at once
 
     def _retire(self, slot: Slot, charge: bool, reason: str = "") -> Unit | None:
-        """Kill a replica, and put its unit back if it has one; return the unit if it is given up instead."""
+        """Kill a replica and put back the unit it has, if any; return the unit if it is given up instead."""
         slot.end()
         self._slots.remove(slot)
         self._vacant.append(slot)
@@ -332,7 +335,7 @@ class _Driver:
 
 
 def _reason(error: RayError) -> str:
-    """Return what a person can use of a Ray error: the original exception's message, or the first line of Ray's."""
+    """Return the part of a Ray error that helps a person: the original exception's message, or the first line of Ray's."""
     if isinstance(error, RayTaskError) and error.cause is not None:
         return f"{type(error.cause).__name__}: {error.cause}"
     return str(error).strip().partition("\n")[0]

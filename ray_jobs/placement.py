@@ -1,4 +1,4 @@
-"""Room for replicas on the nodes of a cluster: which node holds which pipeline stages of which replica. Plain arithmetic."""
+"""Plain arithmetic finds room for replicas in a cluster: which node holds which pipeline stages of which replica."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Seat:
     """Room for some stages of a replica on one node."""
 
     node: Node
-    first: int  # of the stages that the node has room for
+    first: int  # the first of these stages, counted among all that the node has room for
     stages: int
 
     @property
@@ -21,15 +21,16 @@ class Seat:
         return set(range(self.first, self.first + self.stages))
 
 
-Berth = tuple[Seat, ...]  # all that one replica takes; the engine core is on the first node
-Taken = Mapping[str, set[int]]  # by node, the stages that replicas have there
+Berth = tuple[Seat, ...]  # everything that one replica takes; the engine core is on the first node
+Taken = Mapping[str, set[int]]  # the stages that replicas take on each node, by the node's id
 
 
 def free_berth(nodes: Iterable[Node], taken: Taken, settings: EngineSettings) -> Berth | None:
-    """Return room for one more replica, or None.
+    """Return room for one more replica, or None where there is none.
 
-    A node that could hold a whole replica holds no part of one: stages of one node do not talk over the network. The others
-    are put together, as few of them as will do. The emptiest nodes first, so that few replicas spread.
+    A node that could hold a whole replica is not given a part of one, because the stages of one node need not talk over the
+    network. Smaller nodes are put together, as few of them as will do. The emptiest nodes come first, so that few replicas
+    spread over many nodes.
     """
     depth = settings.pipeline_parallel
     for count in _spans(settings):
@@ -48,10 +49,10 @@ def free_berth(nodes: Iterable[Node], taken: Taken, settings: EngineSettings) ->
 
 
 def _spans(settings: EngineSettings) -> list[int]:
-    """Return over how many nodes a replica can be, fewest first: each has equally many of its stages."""
+    """Return the numbers of nodes that a replica can spread over, fewest first; each node has equally many stages."""
     depth = settings.pipeline_parallel
     counts = [count for count in range(1, depth + 1) if depth % count == 0]
-    if settings.device == "cpu":  # where vLLM takes each rank for a node of its own
+    if settings.device == "cpu":  # on CPUs vLLM takes each rank for a node of its own
         counts = [count for count in counts if count in (1, settings.ranks)]
     return counts
 
@@ -68,13 +69,13 @@ def count_berths(nodes: Iterable[Node], settings: EngineSettings) -> int:
 
 
 def take(berth: Berth, taken: dict[str, set[int]]) -> None:
-    """Note what a replica takes."""
+    """Add to `taken` the stages that a replica takes."""
     for seat in berth:
         taken.setdefault(seat.node.node_id, set()).update(seat.places)
 
 
 def ranks_on_node(seat: Seat, settings: EngineSettings, replicas: int | None) -> int:
-    """Return how many ranks, of this and of other replicas, may come to share the memory of the seat's node."""
+    """Return how many ranks of this replica and of others may come to share the memory of the node."""
     parts = seat.node.stages // seat.stages
     return min(replicas or parts, parts) * seat.stages * settings.tensor_parallel
 
@@ -82,10 +83,10 @@ def ranks_on_node(seat: Seat, settings: EngineSettings, replicas: int | None) ->
 def check_room(
     nodes: Mapping[str, Node], settings: EngineSettings, replicas: int | None, accelerator: str | None
 ) -> None:
-    """Refuse what the cluster cannot hold.
+    """Refuse a sweep whose replicas the cluster cannot hold.
 
     Raises:
-        InputError: it has room for fewer replicas than were asked for, or for none.
+        InputError: the cluster has room for fewer replicas than were asked for, or for none.
     """
     room = count_berths(nodes.values(), settings)
     if room < (replicas or 1):

@@ -1,4 +1,4 @@
-"""A replica: the Ray actor that owns one vLLM engine and commits the units it is handed; and followers on other nodes."""
+"""A replica is the Ray actor that owns one vLLM engine and commits the units it is handed; followers are on other nodes."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ from ray_jobs.work import Done, Source, Work
 from serve.multinode import Span, free_port
 from serve.settings import EngineSettings, available_cores
 
-_LAST_LINES = 20  # of standard error
+_LAST_LINES = 20  # lines of standard error that an error message repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +26,25 @@ class SweepSpec:
     """What every replica of a sweep needs to know."""
 
     root: str
-    """Of the run directory: an absolute path or a URL; replicas write their own tables there."""
+    """The run directory, an absolute path or a URL; replicas write their own tables there."""
     base: Parent
     aligned: Mapping[str, Parent] | None
-    """By name; the only one's is "". None: `base` alone is scored, as it is."""
+    """The aligned checkpoints by name; the name of an only one is "". With None, `base` alone is scored, as it is."""
     settings: EngineSettings
     identity: dict[str, Any]
-    """Stored in every table: fingerprints, engine, versions."""
+    """What is stored in every table: fingerprints, engine, versions."""
     line: Line = STRAIGHT
-    """Between the parents."""
+    """The line between the parents."""
     parents: str = "auto"
-    """Where ranks keep the parents: one of `serve.switch.tiers.CHOICES`. Changes no number."""
+    """The place where ranks keep the parents, one of `serve.switch.tiers.CHOICES`; it changes no number."""
     accelerator_type: str | None = None
-    """Ray's name for the kind of GPU to use; None: any."""
+    """Ray's name for the kind of GPU to use; None takes any kind."""
 
     def open_parents(self) -> tuple[Path, dict[str, Path] | None]:
-        """Return the directories of base and of the aligned checkpoints by name, on this machine.
+        """Return the directories, on this machine, of base and of the aligned checkpoints by name.
 
         Raises:
-            PairError: a parent is not to be had here, or is another one.
+            PairError: a parent cannot be had on this machine, or is another checkpoint there.
         """
         aligned = {name: open_here(parent) for name, parent in self.aligned.items()} if self.aligned else None
         return open_here(self.base), aligned
@@ -55,7 +55,7 @@ class Started:
     """What a replica tells once its engine runs."""
 
     hardware: str
-    fallback: str  # why λ is switched through vLLM's own loader; empty where it is not
+    fallback: str  # the reason why λ is switched through vLLM's own loader; empty where it is not
 
 
 class Replica:
@@ -67,7 +67,7 @@ class Replica:
     """
 
     def __init__(self, name: str, spec: SweepSpec, berth: Berth, sources: dict[str, Any]) -> None:
-        """`sources` maps tasks to references of their `Source`; the actor is on the first seat of `berth`."""
+        """`sources` maps each task to the reference of its `Source`; this actor is on the first node of `berth`."""
         self._cores = settle_in(spec.settings, berth, 0)
         self._berth = berth
         self._name = name
@@ -77,7 +77,7 @@ class Replica:
         self._engine: Any = None
 
     def ping(self) -> int:
-        """Answer with the process's id, also while the engine computes."""
+        """Return the process's id, also while the engine computes."""
         return os.getpid()
 
     def meeting_port(self) -> int:
@@ -88,18 +88,18 @@ class Replica:
         """Start the engine.
 
         Args:
-            ranks_on_node: those of all replicas that may share this machine's memory.
-            port: `meeting_port`, where the engine spans nodes.
+            ranks_on_node: how many ranks of all replicas may share this machine's memory.
+            port: what `meeting_port` returned, where the engine is on several nodes; None elsewhere.
 
         Raises:
-            EngineError: with vLLM's reason, and the last lines that its processes wrote.
-            PairError: a parent is not to be had on this machine, or is another one here.
+            EngineError: the engine did not start; the message has vLLM's reason and the last lines that its processes wrote.
+            PairError: a parent cannot be had on this machine, or is another checkpoint here.
         """
         from serve.engine import Engine
 
         spec = self._spec
         if spec.settings.device == "cpu":
-            os.sched_setaffinity(0, self._cores)  # this thread's; the engine's are born by it
+            os.sched_setaffinity(0, self._cores)  # this binds this thread, and the engine's threads inherit it
         base, aligned = spec.open_parents()
         span = Span(len(self._berth), 0, self._berth[0].node.address, port) if port is not None else None
         try:
@@ -109,7 +109,7 @@ class Replica:
         return Started(self._engine.hardware, self._engine.fallback)
 
     def probe(self, part: Unit) -> None:
-        """Do some rows of a unit and throw away what comes of it.
+        """Do some rows of a unit and throw the results away.
 
         Raises:
             EngineError: the switch or the engine failed.
@@ -119,12 +119,12 @@ class Replica:
         self._work(part)
 
     def run(self, unit: Unit) -> Receipt:
-        """Do a unit and commit its tables; that of its source's `kind` is the completion record and is written last.
+        """Do a unit and commit its tables; the one of its source's `kind` is the completion record and is written last.
 
         Raises:
             EngineError: the switch or the engine failed.
             InputError: the unit's requests cannot be read.
-            OSError: the table could not be written, because the disk is full, say.
+            OSError: a table could not be written, for example because the disk is full.
         """
         began = time.monotonic()
         switched = self._engine.lam != unit.lam
@@ -144,7 +144,7 @@ class Replica:
         source = self._source(unit.task)
         if done.quarantine.num_rows:
             commit_table(source.path("quarantine", unit), done.quarantine, identity)
-        else:  # an earlier try may have left out what went well now, and ended before its table was committed
+        else:  # an earlier try may have quarantined requests that went well now, and ended before it committed its table
             source.path("quarantine", unit).unlink(missing_ok=True)
         commit_table(source.path(source.kind, unit), done.table, identity)
         receipt = Receipt(
@@ -174,31 +174,31 @@ class Replica:
         if task not in self._sources:
             import ray
 
-            self._sources[task] = ray.get(self._references[task])  # a table in it is zero-copy, from the node's store
+            self._sources[task] = ray.get(self._references[task])  # its table stays uncopied in the node's object store
         return self._sources[task]
 
 
 class Follower:
-    """The part of a replica on another node than its engine: an actor that runs that node's ranks and no more.
+    """An actor of a replica on another node than its engine; it runs that node's ranks and does nothing else.
 
     It runs inside a process of its own, for as long as the replica lives. Only `ping` may be called at the same time.
     """
 
     def __init__(self, spec: SweepSpec, berth: Berth, number: int) -> None:
-        """`number` is that of this actor's seat."""
+        """`number` says which part of `berth` this actor is on."""
         self._cores = settle_in(spec.settings, berth, number)
         self._spec, self._berth, self._number = spec, berth, number
 
     def ping(self) -> int:
-        """Answer with the process's id."""
+        """Return the process's id."""
         return os.getpid()
 
     def follow(self, ranks_on_node: int, port: int) -> None:
         """Run this node's ranks until the driver kills the actor.
 
         Raises:
-            EngineError: they did not start, or one of them ended.
-            PairError: a parent is not to be had on this machine, or is another one here.
+            EngineError: the ranks did not start, or one of them ended.
+            PairError: a parent cannot be had on this machine, or is another checkpoint here.
         """
         from serve.engine import llm_arguments
         from serve.multinode import Span, follow
@@ -215,20 +215,20 @@ class Follower:
 
 
 def settle_in(settings: EngineSettings, berth: Berth, number: int) -> list[int]:
-    """Set the environment of the actor on seat `number`, before anything imports torch; return its cores."""
+    """Set the environment of the actor on part `number` of `berth`, before anything imports torch; return its cores."""
     from serve.engine import process_environment
 
     seat = berth[number]
-    cores = available_cores()  # of the node that this process runs on
+    cores = available_cores()  # the cores of the node that this process runs on
     each = settings.threads * settings.tensor_parallel
-    # More replicas than cores (several nodes on one machine, in tests) share them in turn.
+    # If there are more replicas than cores (tests have several nodes on one machine), they share the cores in turn.
     mine = [cores[(seat.first * each + offset) % len(cores)] for offset in range(seat.stages * each)]
     os.environ.update(process_environment(settings, mine, len(berth), seat.node.address))
     return mine
 
 
 def last_words() -> str:
-    """Return the end of what this process and its children wrote to standard error: vLLM's reason is often only there."""
+    """Return the last lines that this process and its children wrote to standard error, often the only place of a reason."""
     try:
         log = Path(os.readlink("/proc/self/fd/2"))
         lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:] if log.is_file() else []

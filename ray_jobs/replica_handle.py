@@ -1,4 +1,4 @@
-"""A place for a replica in the cluster: the actors that have it, what they work on, and whether they still live."""
+"""The driver holds a handle of each replica: its actors, the unit they work on, and whether they still live."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -22,8 +22,8 @@ class Member:
 
     seat: Seat
     actor: Any
-    pid: int | None = None  # known from the first heartbeat; before it the actor may be waiting for room
-    _ping: Any = None  # a heartbeat that is not answered yet
+    pid: int | None = None  # the process's id from the first heartbeat on; before it the actor may be waiting for room
+    _ping: Any = None  # the heartbeat that is not answered yet, if any
     _pinged: float = 0.0
 
     def beat(self, now: float) -> bool:
@@ -49,15 +49,15 @@ class Slot:
 
     index: int
     berth: Berth
-    generation: int  # of those that had this index
+    generation: int  # counts the replicas that have had this index, from 1
     members: list[Member] = field(default_factory=list)  # the first has the engine, the others run ranks of other nodes
     booting: bool = False
     unit: Unit | None = None
-    splits: bool = False  # the unit comes from the splitter
+    splits: bool = False  # whether the unit comes from the splitter
     began: float = 0.0
-    due: float | None = None  # when what it does counts as hung
+    due: float | None = None  # the time after which the replica counts as hung
     _group: PlacementGroup | None = None
-    _starts: dict[Any, Seat] = field(default_factory=dict)  # what the actors were first asked for
+    _starts: dict[Any, Seat] = field(default_factory=dict)  # where the actor of each first call is, by the reference
 
     @property
     def name(self) -> str:
@@ -75,27 +75,28 @@ class Slot:
         """Start the actors and the engine.
 
         Args:
-            kind: of the actor that has the engine.
-            spec: shared by all replicas.
-            sources: by task.
-            ranks: by seat, see `placement.ranks_on_node`.
+            kind: the class of the actor that has the engine.
+            spec: what every replica of the sweep needs to know.
+            sources: the reference of each task's source, by the task's name.
+            ranks: what `placement.ranks_on_node` gives for each part of the berth.
 
         Returns:
-            References: of what `start` comes to on the first seat, of `follow`, which only ever raises, on the others.
+            The references of the actors' first calls: of `start` on the first node, and on the others of `follow`, which
+            never returns and may raise.
         """
         wants = [needs(spec.settings, seat.stages) for seat in self.berth]
-        if len(self.berth) > 1:  # all of it or nothing; the nodes are those that the driver counted the room of
+        if len(self.berth) > 1:  # the group gets all of its nodes or none: those where the driver counted room
             nodes = [{NODE_ID_LABEL_KEY: seat.node.node_id} for seat in self.berth]
             self._group = placement_group(wants, strategy="STRICT_SPREAD", bundle_label_selector=nodes)
         for number, (seat, want) in enumerate(zip(self.berth, wants, strict=True)):
             actor_class = ray.remote(
                 max_restarts=0,
                 max_task_retries=0,
-                concurrency_groups={"health": 1},  # a thread of its own, which answers while the engine computes
+                concurrency_groups={"health": 1},  # heartbeats have a thread, which answers while the engine computes
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, number)
                 if self._group
                 else on_node(seat.node.node_id),
-                # Ray would want a CPU too for a GPU's actor to be placed, which a bundle of GPUs has not.
+                # By default Ray places a GPU's actor only where there is a CPU too, which a bundle of GPUs lacks.
                 **{"num_cpus": 0} | {f"num_{name.lower()}s": amount for name, amount in want.items()},
             )
             if number == 0:
@@ -112,14 +113,14 @@ class Slot:
         return list(self._starts)
 
     def node_of(self, reference: Any) -> Node:
-        """Return the node of the actor that a reference is of."""
+        """Return the node of the actor whose call has this reference."""
         return self._starts.get(reference, self.berth[0]).node
 
     def check(self, now: float) -> str | None:
         """Exchange heartbeats; return why the replica counts as hung, or None.
 
         Raises:
-            RayError: the actor that has the engine is gone. Of the others it is what `follow` comes to that tells.
+            RayError: the actor that has the engine is gone. The loss of another actor shows in the result of its `follow`.
         """
         leader, *others = self.members
         starting = leader.pid is None
@@ -139,7 +140,7 @@ class Slot:
         return None
 
     def end(self) -> None:
-        """Kill all its actors."""
+        """Kill all actors of the replica and free their room."""
         for member in self.members:
             ray.kill(member.actor)
         if self._group:
