@@ -1,4 +1,7 @@
-"""The λs of a task: the tokens of those only that are being worked on are in memory, one for each core."""
+"""This module computes the metrics of a task at each λ.
+
+Each core works on one λ at a time, and memory holds the tokens of only those λs.
+"""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -19,41 +22,41 @@ from calibration.uncertainty.resample import Resamples, draw
 from contract import points
 from contract.rundir import RunDir
 
-PARENTS = points.parents([points.ONLY])  # of a run whose line ends at aligned: see `parents_of`
+PARENTS = points.parents([points.ONLY])  # the parents of a run whose line ends at its one aligned checkpoint
 
 _UNCOMPARED = ("agreement_", "temperature")
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A task at one λ, or at one point of several coordinates."""
+    """The metrics of a task at one λ, or at one point of several coordinates."""
 
-    lam: str  # canonical
-    estimates: Estimates  # every metric; and, as `<metric>_vs_<parent>`, less that of a parent
+    lam: str  # the canonical point
+    estimates: Estimates  # every metric, and as `<metric>_vs_<parent>` its difference to that of a parent
     left_out: LeftOut
-    documents: int  # of the task
+    documents: int  # the number of all documents of the task
     bins: list[BinRow]
 
 
 def parents_of(sweep: Mapping[str, Any]) -> dict[str, str]:
-    """Return the points of the parents that a run can be at: `base`, and `aligned` or each of several by its name.
+    """Return the point of each parent that a run can be at: `base`, and `aligned` or each of several by its name.
 
-    Where a map weighs λ, λ = 1 is not the aligned one.
+    Aligned parents are missing where a map weighs λ so that λ = 1 is no parent.
 
     Args:
-        sweep: sweep.json.
+        sweep: the content of sweep.json.
     """
     line, parents = sweep.get("line", {}), points.parents(points.names_of(sweep["pair"]))
     return {name: lam for name, lam in parents.items() if name == "base" or line.get("ends_at_aligned", True)}
 
 
 def task_points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int) -> Iterator[Point]:
-    """Yield every λ that has anything committed: the parents first, then ascending.
+    """Yield every λ that has anything committed: the parents first, then the others, ascending.
 
-    A difference to a parent is taken on the documents that both have scores for.
+    A difference to a parent is taken on the documents that have scores at both λs.
 
     Raises:
-        LambdasweepError: a table is missing or damaged; names the run, the task and λ.
+        LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
     """
     there = [lam for lam in lambdas if run.committed(task, lam) or run.committed(task, lam, "quarantine")]
     if not there:
@@ -61,7 +64,8 @@ def task_points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed
     parents = {name: lam for name, lam in parents_of(run.sweep()).items() if lam in there}
     series = _Series(run, task, parents, resamples, seed)
     yield from map(series.parent, parents)
-    # Threads, because nearly all of it is sums in compiled code; each λ by itself, so their number changes nothing.
+    # Threads are enough, because nearly all of the work is sums in compiled code. Each λ is computed by itself, so their
+    # number changes no result.
     pool = ThreadPoolExecutor(cores())
     try:
         yield from pool.map(series.point, sorted(set(there) - set(parents.values()), key=points.order))
@@ -72,7 +76,7 @@ def task_points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed
 def cores() -> int:
     """Return how many λs to work on at the same time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)  # a λ of 14,000 documents takes 300 MB while it is worked on
+    return min(cores, 8)  # a λ of 14,000 documents takes 300 MB of memory while it is worked on
 
 
 class _Series:
@@ -85,16 +89,16 @@ class _Series:
             name: as_parent(one.scores) for name, one in self._parents.items() if isinstance(one.scores, ChoiceScores)
         }
         self._parent_estimates: dict[str, Estimates] = {}
-        # Aligned first, where that is one: the accuracy of all others is matched to its.
+        # The aligned parent comes first, if there is only one: the accuracy of all other λs is matched to its accuracy.
         for name in sorted(parents, key=lambda name: name != "aligned"):
             self._parent_estimates[name] = self._estimates(self._parents[name])
 
     def parent(self, name: str) -> Point:
-        """Return a parent, compared with the other."""
+        """Return the metrics of a parent, compared with those of the other parents."""
         return self._compared(self._parents[name], self._parent_estimates[name])
 
     def point(self, lam: str) -> Point:
-        """Score a λ and compare it with the parents."""
+        """Return the metrics at a λ, compared with those of the parents."""
         loaded = self._loader.load(lam)
         return self._compared(loaded, self._estimates(loaded))
 

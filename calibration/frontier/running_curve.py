@@ -1,4 +1,4 @@
-"""What λ* is chosen by, and nothing else: for a sweep that asks again and again while it runs."""
+"""This module computes only the two metrics that λ* is chosen by, for a sweep that asks again and again while it runs."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,19 +25,20 @@ _HALVES = ("select", "report")
 def answer_curve(run: RunDir, tasks: Sequence[str], resamples: int = RESAMPLES, seed: int = SEED) -> Curve | None:
     """Return the curve that the first answer of a report is made of, from a pass over the tables for two metrics only.
 
-    With several choice tasks it is their average: a model is put to use at one λ. The numbers are those of
-    `analyse.analyse`.
+    Over several choice tasks it is their average, because a model is put to use at one λ. The numbers are the same as those
+    of `analyse.analyse`.
 
     Args:
         run: the run.
-        tasks: of its plan; those without choices are passed over.
-        resamples, seed: as in `analyse.analyse`.
+        tasks: names of tasks of its plan; those without choices are passed over.
+        resamples: the number of resamples, as `analyse.analyse` takes it.
+        seed: the seed of splits and resamples, as `analyse.analyse` takes it.
 
     Returns:
-        None without a task of choices, or without a λ that all of them have finished.
+        The curve; None without a choice task, or without a λ that all choice tasks have finished.
 
     Raises:
-        LambdasweepError: a table is missing or damaged; names the run, the task and λ.
+        LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
     """
     plan = run.plan()["tasks"]
     parents, curves = parents_of(run.sweep()), []

@@ -1,11 +1,11 @@
-"""Figures that follow the controls of the page: its list of tasks and its λ slider."""
+"""Figures follow the controls of the page, which are its list of tasks and its λ slider."""
 
 import altair as alt
 
 TASK, POINT = "task", "point"
 
 OF_TASK = f"datum.task === {TASK}"
-OF_POINT = f"datum.point === toNumber({POINT})"  # the place of λ in the grid; a slider's value is text
+OF_POINT = f"datum.point === toNumber({POINT})"  # a point is the place of λ in the grid; a slider's value is text
 
 
 def task_param(element: str, task: str) -> alt.Parameter:

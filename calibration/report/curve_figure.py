@@ -1,4 +1,4 @@
-"""One metric along λ, with its 95 % band and the cheap alternative: aligned after temperature scaling."""
+"""A curve shows one metric along λ, with its 95 % band and the cheap alternative: aligned after temperature scaling."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -45,9 +45,9 @@ def curve_chart(
 
     Args:
         facts: the run.
-        rows: of `curve_rows` or `outcome_curve_rows`.
+        rows: what `curve_rows` or `outcome_curve_rows` yields.
         measure: the metric.
-        follows: mark the λ of the slider.
+        follows: whether the λ of the slider is marked.
     """
     x = lam_axis(facts.every_lam, facts.parents)
     scale = alt.Scale(zero=False)

@@ -1,4 +1,4 @@
-"""All figures of a run: those of the page, which follow its controls, and those for a paper, which stand still."""
+"""This module makes all figures of a run: those of the page follow its controls, and those for a paper stand still."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,15 +14,14 @@ from calibration.report.plane_figure import plane_chart, plane_measures, plane_r
 from calibration.report.reliability_figure import bin_dicts, histogram_chart, reliability_chart
 from calibration.report.tasks_figure import domain, task_rows, tasks_chart
 
-# Of figures for a paper; the page and the tables hold all tasks.
-PAPER_TASKS = 12
+PAPER_TASKS = 12  # figures for a paper show the first tasks only; the page and the tables hold all
 
 _TASK, _CONTINUATION, _SAMPLED, _OUTCOME = "#task", "#continuation", "#sampled", "#lm-eval"
-OUTCOME_FIGURES = 12  # of a page, the first metrics of lm-eval; the tables hold all
+OUTCOME_FIGURES = 12  # the page draws the first metrics of lm-eval only; the tables hold all
 
 
 def page_figures(facts: Facts) -> dict[str, dict[str, alt.LayerChart]]:
-    """Return the charts of each section of the page by their element's id; none where there is nothing to draw."""
+    """Return the charts of each section of the page, by the element's id; a section with nothing to draw is left out."""
     found: dict[str, dict[str, alt.LayerChart]] = {}
     point = facts.start
     frontiers = {}
@@ -134,8 +133,10 @@ def _paper_planes(
 
 
 def outcome_metrics(facts: Facts) -> list[str]:
-    """Return the metrics of lm-eval that any of its tasks has a number of, in order of appearance; none are drawn where
-    points have several coordinates."""
+    """Return the metrics of lm-eval that can be drawn, in order of appearance.
+
+    They are those for which any task has a finite number; there are none where points have several coordinates.
+    """
     if facts.coordinates:
         return []
     drawn = {
@@ -149,7 +150,7 @@ def _outcomes(facts: Facts, point: int) -> dict[str, alt.LayerChart]:
     for i, metric in enumerate(outcome_metrics(facts)[:OUTCOME_FIGURES]):
         rows = [row for one in facts.outcomes for row in outcome_curve_rows(facts, one, metric)]
         measure = Measure(metric, metric.removesuffix(",none"), "as lm-eval says")
-        follows = bool(facts.grid)  # else the page has no slider
+        follows = bool(facts.grid)  # a page without finished λs has no slider
         chart = curve_chart(facts, rows, measure, follows).properties(title=measure.title, height=200)
         chart = chart.transform_filter(OF_TASK).add_params(task_param(_OUTCOME, facts.outcomes[0].name))
         found[f"outcome-{i}"] = chart.add_params(point_param(point)) if follows else chart
@@ -179,7 +180,7 @@ def _facet(chart: alt.LayerChart, names: list[str], columns: int) -> alt.FacetCh
 
 
 def _grid(facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure]) -> alt.TopLevelMixin:
-    """Put every metric of every task next to each other, a task a row."""
+    """Put every metric of every task next to each other, with a row for each task."""
     charts = []
     for task in tasks:
         row = []
@@ -192,7 +193,7 @@ def _grid(facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure])
 
 
 def _landmarks(facts: Facts, events: str) -> list[dict[str, Any]]:
-    """Return the bins of the parents and of λ*; of the λ nearest to the middle where none is chosen."""
+    """Return the bins of the parents and of λ*, or of the middle λ of the grid where there is no λ*."""
     star = facts.chosen or facts.grid[len(facts.grid) // 2]
     names = {lam: name for name, lam in facts.parents.items()}
     names[star] = f"{names[star]}, λ*" if star in names else f"λ* = {star}" if facts.chosen else f"λ = {star}"

@@ -1,4 +1,4 @@
-"""What a report has to admit: what is missing, left out, or not to be compared."""
+"""A report admits what is missing, what is left out, and what must not be compared."""
 
 from collections.abc import Iterator, Sequence
 
