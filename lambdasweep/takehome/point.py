@@ -1,4 +1,4 @@
-"""One point of a pair, to be taken home: given by flags, or by a run and its λ*."""
+"""The point of a pair to take home is given by flags, or by a run and its λ*."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the pair is, and which point of it; `run` is what they were taken from, if anything."""
+    """Says where the pair is and which point of it is meant; `run` is the run that both were taken from, if any."""
 
     base: str
-    aligned: Mapping[str, str]  # by name; the only one's is ""
+    aligned: Mapping[str, str]  # the directory or hub id of each aligned checkpoint, by name; an only one's is ""
     base_revision: str | None
-    aligned_revision: Mapping[str, str | None]  # of hub ids
+    aligned_revision: Mapping[str, str | None]  # the revision of each aligned hub id, by name
     line: "Line"
     lam: str
     run: "MeasuredPoint | None" = None
@@ -31,12 +31,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPoint:
-    """What a run knows of a point."""
+    """What a run knows about a point."""
 
     root: str
-    record: dict[str, Any]  # sweep.json
-    chosen_by: str  # how λ came about, in a few words
-    metrics: tuple[dict[str, Any], ...]  # rows of schemas.METRICS at this point, of all tasks
+    record: dict[str, Any]  # the content of sweep.json
+    chosen_by: str  # a few words that say how λ was chosen
+    metrics: tuple[dict[str, Any], ...]  # the rows of schemas.METRICS at this point, for all tasks
 
 
 def from_flags(
@@ -53,8 +53,8 @@ def from_flags(
     """Settle the point that a command line asks for.
 
     Raises:
-        InputError: neither a run nor both parents, or both; no λ where there is no run to take it from; a run in which
-            nothing is committed.
+        InputError: neither a run nor both parents are given, or both a run and parents are; there is no λ and no run to take
+            it from; or the run has no λ*.
     """
     from merge.line import Line, check_line
 
@@ -82,7 +82,7 @@ def _from_run(run: RunDir, lam: str | None) -> Source:
     if lam is None:
         from calibration.analyse import analyse
 
-        analysis = analyse(run)  # from the tables: what `report` wrote may be older than they are
+        analysis = analyse(run)  # the tables are read anew, because what `report` wrote may be older
         metrics = analysis.metrics
         lam, chosen_by = _best(run, analysis)
     else:
@@ -98,7 +98,7 @@ def _from_run(run: RunDir, lam: str | None) -> Source:
 
 
 def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str]:
-    """Return λ* and whose it is."""
+    """Return λ* and the words that say of which task or average it is."""
     from calibration.frontier.frontier import frontiers
 
     found = frontiers(analysis.curves)
@@ -112,10 +112,10 @@ def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str]:
 
 
 def fingerprints_of(pair: "Pair", run: MeasuredPoint | None) -> dict[str, str]:
-    """Return content hashes of all parents by role; reads what was not read on this machine before.
+    """Return the fingerprint of each parent by its role; weights that this machine has not read before are read.
 
     Raises:
-        PairError: NaN or infinity in a parent.
+        PairError: a parent holds NaN or infinity.
         RunMismatchError: a parent is another one than the run's.
     """
     from merge.fingerprints import remembered_fingerprint
