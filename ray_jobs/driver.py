@@ -23,10 +23,10 @@ from contract.errors import InputError, SweepError
 from ray_jobs.cluster import Node, cluster, end_process, living_nodes
 from ray_jobs.events import Listeners, Progress
 from ray_jobs.health import Deadlines
-from ray_jobs.placement import Berth, check_room, free_berth, ranks_on_node, take
+from ray_jobs.placement import Placement, check_room, find_placement, occupy, ranks_on_node
 from ray_jobs.prometheus import Metrics
 from ray_jobs.replica import Replica, SweepSpec
-from ray_jobs.replica_handle import Slot
+from ray_jobs.replica_handle import ReplicaHandle
 from ray_jobs.scheduler import Scheduler
 from ray_jobs.splitting import Splitter
 from ray_jobs.units import Receipt, Unit
@@ -107,10 +107,10 @@ class _Driver:
         self._progress = progress
         self._replicas = replicas
         self._sources = {task: ray.put(source) for task, source in sources.items()}
-        self._slots: list[Slot] = []
-        self._vacant: list[Slot] = []  # the replicas that are gone: their numbers are used again
-        self._pending: dict[Any, Slot] = {}  # the replica that each unanswered actor call went to
-        self._idle: list[Slot] = []
+        self._handles: list[ReplicaHandle] = []
+        self._ended: list[ReplicaHandle] = []  # the replicas that are gone: their numbers are used again
+        self._pending: dict[Any, ReplicaHandle] = {}  # the replica that each unanswered actor call went to
+        self._idle: list[ReplicaHandle] = []
         self._nodes: dict[str, Node] = {}
         self._looked = float("-inf")
         self._boot_failures: Counter[str] = Counter()  # how many replicas in a row did not start, by node
@@ -137,8 +137,8 @@ class _Driver:
                 self._settle(reference, self._pending.pop(reference))
             self._check_health()
             waiting, self._idle = self._idle, []
-            for slot in waiting:
-                self._hand_out(slot)
+            for handle in waiting:
+                self._hand_out(handle)
 
     def _goes_on(self, more: Callable[[], Sequence[Unit]]) -> bool:
         """Ask for further units, and tell whether there are any."""
@@ -147,15 +147,15 @@ class _Driver:
             self.scheduler = Scheduler(units)
             self._progress.grow(units)
             waiting, self._idle = self._idle, []
-            for slot in waiting:
-                self._hand_out(slot)
+            for handle in waiting:
+                self._hand_out(handle)
         return bool(units)
 
     def shutdown(self) -> None:
         """Kill every replica: a unit in flight is committed as a whole or not at all."""
-        for slot in self._slots:
-            slot.end()
-        self._slots.clear()
+        for handle in self._handles:
+            handle.end()
+        self._handles.clear()
         self._pending.clear()
         self._idle.clear()
 
@@ -166,22 +166,22 @@ class _Driver:
         settings = self._spec.settings
         staying = [node for node in self._nodes.values() if not node.draining]
         usable = [node for node in staying if self._boot_failures[node.node_id] < MAX_BOOT_FAILURES]
-        fit = free_berth(staying, {}, settings) is not None
-        if fit and not free_berth(usable, {}, settings) and not self._slots:
+        fit = find_placement(staying, {}, settings) is not None
+        if fit and not find_placement(usable, {}, settings) and not self._handles:
             raise SweepError(
                 f"no replica starts ({MAX_BOOT_FAILURES} tries in a row on each node). The last one said:\n"
                 f"{self._boot_reason}"
             )
-        if not fit and not self._slots and not self._said_no_room:
+        if not fit and not self._handles and not self._said_no_room:
             self._progress.message("no node has room for a replica now: the sweep goes on when one joins")
-        self._said_no_room = not fit and not self._slots
-        taken: dict[str, set[int]] = {}
-        for slot in self._slots:
-            take(slot.berth, taken)
+        self._said_no_room = not fit and not self._handles
+        occupied: dict[str, set[int]] = {}
+        for handle in self._handles:
+            occupy(handle.placement, occupied)
         wanted = min(self._replicas or self._left, self._left)
-        while len(self._slots) < wanted and (berth := free_berth(usable, taken, settings)):
-            take(berth, taken)
-            self._boot(berth)
+        while len(self._handles) < wanted and (placement := find_placement(usable, occupied, settings)):
+            occupy(placement, occupied)
+            self._boot(placement)
 
     def _update_nodes(self) -> None:
         before, self._nodes = self._nodes, living_nodes(self._spec.settings, self._spec.accelerator_type)
@@ -189,42 +189,42 @@ class _Driver:
             if node.draining and not (node_id in before and before[node_id].draining):
                 self._progress.message(f"node {node.address} announces its end: it gets no new units")
 
-    def _boot(self, berth: Berth) -> None:
-        vacant = next((slot for slot in self._vacant if slot.node.node_id == berth[0].node.node_id), None)
-        if vacant:
-            self._vacant.remove(vacant)
-        index = vacant.index if vacant else len(self._slots) + len(self._vacant)
-        slot = Slot(index, berth, (vacant.generation if vacant else 0) + 1)
-        ranks = [ranks_on_node(seat, self._spec.settings, self._replicas) for seat in berth]
-        self._slots.append(slot)
-        self._progress.replica_starting(slot.name)
-        self._pending |= dict.fromkeys(slot.boot(Replica, self._spec, self._sources, ranks), slot)
+    def _boot(self, placement: Placement) -> None:
+        ended = next((handle for handle in self._ended if handle.node.node_id == placement[0].node.node_id), None)
+        if ended:
+            self._ended.remove(ended)
+        index = ended.index if ended else len(self._handles) + len(self._ended)
+        handle = ReplicaHandle(index, placement, (ended.generation if ended else 0) + 1)
+        ranks = [ranks_on_node(share, self._spec.settings, self._replicas) for share in placement]
+        self._handles.append(handle)
+        self._progress.replica_starting(handle.name)
+        self._pending |= dict.fromkeys(handle.boot(Replica, self._spec, self._sources, ranks), handle)
 
-    def _settle(self, reference: Any, slot: Slot) -> None:
+    def _settle(self, reference: Any, handle: ReplicaHandle) -> None:
         """Take in the result or the error of one actor call."""
         try:
             result = ray.get(reference)
         except RayError as error:
-            self._failed(slot, error, slot.node_of(reference))
+            self._failed(handle, error, handle.node_of(reference))
             return
-        slot.due = None
-        if slot.booting:
-            slot.booting = False
-            for seat in slot.berth:
-                self._boot_failures[seat.node.node_id] = 0
-            self._started(slot, result.hardware, result.fallback)
+        handle.due = None
+        if handle.booting:
+            handle.booting = False
+            for share in handle.placement:
+                self._boot_failures[share.node.node_id] = 0
+            self._started(handle, result.hardware, result.fallback)
         else:
-            unit, slot.unit = slot.unit, None
+            unit, handle.unit = handle.unit, None
             assert unit is not None
-            if slot.splits:
-                self._splitter.passed(slot.name)
+            if handle.splits:
+                self._splitter.passed(handle.name)
             if result is not None:  # a part of a unit that was only tried has no receipt
-                self._committed(slot, unit, result)
-        self._idle.append(slot)
+                self._committed(handle, unit, result)
+        self._idle.append(handle)
 
-    def _started(self, slot: Slot, hardware: str, fallback: str) -> None:
-        self._progress.replica_ready(slot.name)
-        self._progress.message(f"{slot.name} is ready on {hardware}")
+    def _started(self, handle: ReplicaHandle, hardware: str, fallback: str) -> None:
+        self._progress.replica_ready(handle.name)
+        self._progress.message(f"{handle.name} is ready on {hardware}")
         before = {kind for each in self.hardware for kind in each.split(" + ")}
         self.hardware.add(hardware)
         kinds = before | set(hardware.split(" + "))
@@ -237,57 +237,57 @@ class _Driver:
             self._said_fallback = True  # all replicas have the same reason: they run one model on one kind of machine
             self._progress.message(f"λ is switched through vLLM's own loader, which is slower: {fallback}")
 
-    def _committed(self, slot: Slot, unit: Unit, receipt: Receipt) -> None:
-        self._deadlines[unit.task].observe(time.monotonic() - slot.began, unit.cost)
-        if self.scheduler.done(slot.name, unit):
+    def _committed(self, handle: ReplicaHandle, unit: Unit, receipt: Receipt) -> None:
+        self._deadlines[unit.task].observe(time.monotonic() - handle.began, unit.cost)
+        if self.scheduler.done(handle.name, unit):
             self.done += 1
         self._progress.unit_done(receipt)
         if conflict := self._weights.conflict(receipt):
             raise SweepError(conflict)
 
-    def _hand_out(self, slot: Slot) -> None:
-        if not self._stays(slot):
-            self._progress.replica_lost(slot.name, failed=False, given_up=self._retire(slot, charge=False))
+    def _hand_out(self, handle: ReplicaHandle) -> None:
+        if not self._stays(handle):
+            self._progress.replica_lost(handle.name, failed=False, given_up=self._retire(handle, charge=False))
             return
-        split = self._splitter.next(slot.name)
-        slot.splits = split is not None
-        unit, commits = split or (self.scheduler.next(slot.name), True)
+        split = self._splitter.next(handle.name)
+        handle.splits = split is not None
+        unit, commits = split or (self.scheduler.next(handle.name), True)
         if unit is None:
-            self._idle.append(slot)
+            self._idle.append(handle)
             return
-        slot.unit = unit
-        slot.began = time.monotonic()
-        slot.due = slot.began + self._deadlines[unit.task].allowed(unit.cost)
+        handle.unit = unit
+        handle.began = time.monotonic()
+        handle.due = handle.began + self._deadlines[unit.task].allowed(unit.cost)
         if commits:
-            self._progress.unit_started(slot.name, unit)
-        self._pending[(slot.actor.run if commits else slot.actor.probe).remote(unit)] = slot
+            self._progress.unit_started(handle.name, unit)
+        self._pending[(handle.actor.run if commits else handle.actor.probe).remote(unit)] = handle
 
-    def _stays(self, slot: Slot) -> bool:
+    def _stays(self, handle: ReplicaHandle) -> bool:
         """Tell whether all nodes of a replica are there and none has announced its end."""
-        nodes = [self._nodes.get(seat.node.node_id) for seat in slot.berth]
+        nodes = [self._nodes.get(share.node.node_id) for share in handle.placement]
         return all(node is not None and not node.draining for node in nodes)
 
     def _check_health(self) -> None:
         """Send heartbeats, and give up the replicas that do not answer them or are overdue."""
         now = time.monotonic()
-        for slot in list(self._slots):
+        for handle in list(self._handles):
             try:
-                hung = slot.check(now)
+                hung = handle.check(now)
             except RayError as error:
-                self._failed(slot, error)
+                self._failed(handle, error)
                 continue
             if hung:
-                self._failed(slot, hung)
+                self._failed(handle, hung)
 
-    def _failed(self, slot: Slot, error: RayError | str, on: Node | None = None) -> None:
+    def _failed(self, handle: ReplicaHandle, error: RayError | str, on: Node | None = None) -> None:
         """Replace a replica that died or raised (`error` is Ray's) or that hangs (`error` is the reason in words).
 
         `on` is the node where this was seen, if the replica is on several.
         """
-        where = on or slot.node
+        where = on or handle.node
         reason = error if isinstance(error, str) else _reason(error)
         cause = error.cause if isinstance(error, RayTaskError) else None
-        if isinstance(cause, InputError) and not slot.booting:  # another replica would fail in the same way
+        if isinstance(cause, InputError) and not handle.booting:  # another replica would fail in the same way
             raise cause
         if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
             raise SweepError(
@@ -296,39 +296,39 @@ class _Driver:
             )
         self._update_nodes()
         preempted = isinstance(error, RayActorError) and getattr(error, "preempted", False)
-        charge = self._stays(slot) and not preempted
-        for member in slot.members:
+        charge = self._stays(handle) and not preempted
+        for member in handle.members:
             if isinstance(error, str) and member.pid is not None:
-                end_process(member.seat.node.node_id, member.pid)
-        if slot.booting:
-            self._progress.message(f"{slot.name} did not start on {where.address}: {reason}")
-        elif slot.unit is None:
-            self._progress.message(f"{slot.name} is lost: {reason}")
-        self._progress.replica_lost(slot.name, failed=True, given_up=self._retire(slot, charge, reason))
-        if slot.booting and charge:
+                end_process(member.share.node.node_id, member.pid)
+        if handle.booting:
+            self._progress.message(f"{handle.name} did not start on {where.address}: {reason}")
+        elif handle.unit is None:
+            self._progress.message(f"{handle.name} is lost: {reason}")
+        self._progress.replica_lost(handle.name, failed=True, given_up=self._retire(handle, charge, reason))
+        if handle.booting and charge:
             self._boot_failures[where.node_id] += 1
             self._boot_reason = reason
         self._looked = float("-inf")  # so the next round looks for room for a replacement at once
 
-    def _retire(self, slot: Slot, charge: bool, reason: str = "") -> Unit | None:
+    def _retire(self, handle: ReplicaHandle, charge: bool, reason: str = "") -> Unit | None:
         """Kill a replica and put back the unit it has, if any; return the unit if it is given up instead."""
-        slot.end()
-        self._slots.remove(slot)
-        self._vacant.append(slot)
-        self._pending = {reference: other for reference, other in self._pending.items() if other is not slot}
-        self._idle = [other for other in self._idle if other is not slot]
-        given_up = self.scheduler.lost(slot.name, charge)
-        unit, slot.unit = slot.unit, None
+        handle.end()
+        self._handles.remove(handle)
+        self._ended.append(handle)
+        self._pending = {reference: other for reference, other in self._pending.items() if other is not handle}
+        self._idle = [other for other in self._idle if other is not handle]
+        given_up = self.scheduler.lost(handle.name, charge)
+        unit, handle.unit = handle.unit, None
         if unit is None:
             return None
         self.reasons[unit.key] = reason
         fate = "put back"
-        if slot.splits:
-            fate = "given up" if self._splitter.failed(slot.name, charge) else "being split"
+        if handle.splits:
+            fate = "given up" if self._splitter.failed(handle.name, charge) else "being split"
         elif given_up:
             fate = "split, to find the requests that do it" if self._splitter.add(unit) else "given up"
         self._progress.message(
-            f"{slot.name} failed at {unit.task} λ = {unit.lam} shard {unit.shard} "
+            f"{handle.name} failed at {unit.task} λ = {unit.lam} shard {unit.shard} "
             f"(rows {unit.first_row} to {unit.end_row - 1}), which is {fate}: {reason}"
         )
         return unit if fate == "given up" else None

@@ -84,7 +84,7 @@ class Metrics:
         self._now(replica, "idle")
 
     def replica_lost(self, replica: str, failed: bool, given_up: Unit | None) -> None:
-        self._count("lambdasweep_failures", int(failed), replica=_slot(replica))
+        self._count("lambdasweep_failures", int(failed), replica=_without_restarts(replica))
         if given_up:
             self._count("lambdasweep_units_given_up", 1, task=given_up.task)
             self._left[given_up.lam] -= 1
@@ -109,7 +109,7 @@ class Metrics:
             "score_seconds",
             "commit_seconds",
         ):
-            self._count(f"lambdasweep_{name}", getattr(receipt, name), replica=_slot(receipt.replica))
+            self._count(f"lambdasweep_{name}", getattr(receipt, name), replica=_without_restarts(receipt.replica))
         if receipt.replica in self._replicas:
             self._now(receipt.replica, "idle")
 
@@ -136,5 +136,5 @@ class Metrics:
         self._series["lambdasweep_units_waiting"].set(self._left.total() - doing["scoring"])
 
 
-def _slot(replica: str) -> str:
+def _without_restarts(replica: str) -> str:
     return replica.partition(".")[0]

@@ -12,7 +12,7 @@ from contract.errors import EngineError
 from contract.rundir import commit_json, commit_table
 from merge.line import STRAIGHT, Line
 from merge.remote_parent import Parent, open_here
-from ray_jobs.placement import Berth
+from ray_jobs.placement import Placement
 from ray_jobs.units import Receipt, Unit
 from ray_jobs.work import Done, Source, Work
 from serve.multinode import Span, free_port
@@ -66,10 +66,10 @@ class Replica:
     same time, from another thread.
     """
 
-    def __init__(self, name: str, spec: SweepSpec, berth: Berth, sources: dict[str, Any]) -> None:
-        """`sources` maps each task to the reference of its `Source`; this actor is on the first node of `berth`."""
-        self._cores = settle_in(spec.settings, berth, 0)
-        self._berth = berth
+    def __init__(self, name: str, spec: SweepSpec, placement: Placement, sources: dict[str, Any]) -> None:
+        """`sources` maps each task to the reference of its `Source`; this actor is on the first node of `placement`."""
+        self._cores = settle_in(spec.settings, placement, 0)
+        self._placement = placement
         self._name = name
         self._spec = spec
         self._references = sources
@@ -101,9 +101,9 @@ class Replica:
         if spec.settings.device == "cpu":
             os.sched_setaffinity(0, self._cores)  # this binds this thread, and the engine's threads inherit it
         base, aligned = spec.open_parents()
-        span = Span(len(self._berth), 0, self._berth[0].node.address, port) if port is not None else None
+        nodes = Span(len(self._placement), 0, self._placement[0].node.address, port) if port is not None else None
         try:
-            self._engine = Engine(base, aligned, spec.settings, spec.parents, ranks_on_node, spec.line, span)
+            self._engine = Engine(base, aligned, spec.settings, spec.parents, ranks_on_node, spec.line, nodes)
         except EngineError as error:
             raise EngineError(f"{error}{last_words()}") from error
         return Started(self._engine.hardware, self._engine.fallback)
@@ -184,10 +184,10 @@ class Follower:
     It runs inside a process of its own, for as long as the replica lives. Only `ping` may be called at the same time.
     """
 
-    def __init__(self, spec: SweepSpec, berth: Berth, number: int) -> None:
-        """`number` says which part of `berth` this actor is on."""
-        self._cores = settle_in(spec.settings, berth, number)
-        self._spec, self._berth, self._number = spec, berth, number
+    def __init__(self, spec: SweepSpec, placement: Placement, number: int) -> None:
+        """`number` says which part of `placement` this actor is on."""
+        self._cores = settle_in(spec.settings, placement, number)
+        self._spec, self._placement, self._number = spec, placement, number
 
     def ping(self) -> int:
         """Return the process's id."""
@@ -201,29 +201,29 @@ class Follower:
             PairError: a parent cannot be had on this machine, or is another checkpoint here.
         """
         from serve.engine import llm_arguments
-        from serve.multinode import Span, follow
+        from serve.multinode import follow
 
         spec = self._spec
         if spec.settings.device == "cpu":
             os.sched_setaffinity(0, self._cores)
         base, aligned = spec.open_parents()
-        span = Span(len(self._berth), self._number, self._berth[0].node.address, port)
+        nodes = Span(len(self._placement), self._number, self._placement[0].node.address, port)
         try:
-            follow(llm_arguments(base, aligned, spec.settings, spec.parents, ranks_on_node, spec.line, span))
+            follow(llm_arguments(base, aligned, spec.settings, spec.parents, ranks_on_node, spec.line, nodes))
         except EngineError as error:
-            raise EngineError(f"{error} ({self._berth[self._number].node.address}){last_words()}") from error
+            raise EngineError(f"{error} ({self._placement[self._number].node.address}){last_words()}") from error
 
 
-def settle_in(settings: EngineSettings, berth: Berth, number: int) -> list[int]:
-    """Set the environment of the actor on part `number` of `berth`, before anything imports torch; return its cores."""
+def settle_in(settings: EngineSettings, placement: Placement, number: int) -> list[int]:
+    """Set the environment of the actor on part `number` of `placement`, before anything imports torch; return its cores."""
     from serve.engine import process_environment
 
-    seat = berth[number]
+    share = placement[number]
     cores = available_cores()  # the cores of the node that this process runs on
     each = settings.threads * settings.tensor_parallel
     # If there are more replicas than cores (tests have several nodes on one machine), they share the cores in turn.
-    mine = [cores[(seat.first * each + offset) % len(cores)] for offset in range(seat.stages * each)]
-    os.environ.update(process_environment(settings, mine, len(berth), seat.node.address))
+    mine = [cores[(share.first * each + offset) % len(cores)] for offset in range(share.stages * each)]
+    os.environ.update(process_environment(settings, mine, len(placement), share.node.address))
     return mine
 
 
