@@ -21,10 +21,10 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from contract.errors import InputError, SweepError
 from ray_jobs.cluster import Node, cluster, end_process, living_nodes
-from ray_jobs.events import Listeners, Progress
+from ray_jobs.events import Listener, Listeners
 from ray_jobs.health import Deadlines
 from ray_jobs.placement import Placement, check_room, find_placement, occupy, ranks_on_node
-from ray_jobs.prometheus import Metrics
+from ray_jobs.prometheus import PrometheusMetrics
 from ray_jobs.replica import Replica, SweepSpec
 from ray_jobs.replica_handle import ReplicaHandle
 from ray_jobs.scheduler import Scheduler
@@ -40,7 +40,7 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EREM
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SweepResult:
     """How a sweep ended."""
 
     done: int
@@ -54,10 +54,10 @@ def run_units(
     units: Sequence[Unit],
     sources: Mapping[str, Source],
     replicas: int | None,
-    progress: Progress,
+    listener: Listener,
     address: str | None = None,
     more: Callable[[], Sequence[Unit]] | None = None,
-) -> Outcome:
+) -> SweepResult:
     """Do every unit, or as many as can be done.
 
     Args:
@@ -65,7 +65,7 @@ def run_units(
         units: the units that are left to do.
         sources: the source of each task's requests, by the task's name.
         replicas: how many engines run at the same time; None runs as many as the cluster has room for, now and later.
-        progress: a listener that is told of every step.
+        listener: a listener that is told of every step.
         address: the address of a running Ray cluster; None starts one on this machine and stops it at the end.
         more: a function that is called whenever all units are done; the same engines do the further units that it returns,
             and the sweep ends when it returns none. It is not called after a unit was given up.
@@ -76,12 +76,12 @@ def run_units(
     """
     with cluster(address, spec.settings, replicas), _stop_signals() as stop:
         check_room(living_nodes(spec.settings, spec.accelerator_type), spec.settings, replicas, spec.accelerator_type)
-        driver = _Driver(spec, units, sources, replicas, Listeners(progress, Metrics(units)))
+        driver = _Driver(spec, units, sources, replicas, Listeners(listener, PrometheusMetrics(units)))
         try:
             driver.loop(stop, more or tuple)
         finally:
             driver.shutdown()
-        return Outcome(
+        return SweepResult(
             done=driver.done,
             given_up=tuple((unit, driver.reasons.get(unit.key, "")) for unit in driver.scheduler.given_up),
             interrupted=stop.is_set(),
@@ -96,7 +96,7 @@ class _Driver:
         units: Sequence[Unit],
         sources: Mapping[str, Source],
         replicas: int | None,
-        progress: Progress,
+        listener: Listener,
     ) -> None:
         self.scheduler = Scheduler(units)
         self.done = 0
@@ -104,7 +104,7 @@ class _Driver:
         self.reasons: dict[tuple[str, str, int], str] = {}
         self._splitter = Splitter(lambda unit: sources[unit.task].documents(unit))
         self._spec = spec
-        self._progress = progress
+        self._listeners = listener
         self._replicas = replicas
         self._sources = {task: ray.put(source) for task, source in sources.items()}
         self._handles: list[ReplicaHandle] = []
@@ -126,7 +126,7 @@ class _Driver:
 
     def loop(self, stop: threading.Event, more: Callable[[], Sequence[Unit]]) -> None:
         while not stop.is_set() and (self._left or self._goes_on(more)):
-            self._progress.tick()
+            self._listeners.tick()
             if time.monotonic() - self._looked >= _LOOK_SECONDS:
                 self._look()
             if not self._pending:
@@ -145,7 +145,7 @@ class _Driver:
         units = () if self.scheduler.given_up else more()
         if units:
             self.scheduler = Scheduler(units)
-            self._progress.grow(units)
+            self._listeners.grow(units)
             waiting, self._idle = self._idle, []
             for handle in waiting:
                 self._hand_out(handle)
@@ -173,7 +173,7 @@ class _Driver:
                 f"{self._boot_reason}"
             )
         if not fit and not self._handles and not self._said_no_room:
-            self._progress.message("no node has room for a replica now: the sweep goes on when one joins")
+            self._listeners.message("no node has room for a replica now: the sweep goes on when one joins")
         self._said_no_room = not fit and not self._handles
         occupied: dict[str, set[int]] = {}
         for handle in self._handles:
@@ -187,7 +187,7 @@ class _Driver:
         before, self._nodes = self._nodes, living_nodes(self._spec.settings, self._spec.accelerator_type)
         for node_id, node in self._nodes.items():
             if node.draining and not (node_id in before and before[node_id].draining):
-                self._progress.message(f"node {node.address} announces its end: it gets no new units")
+                self._listeners.message(f"node {node.address} announces its end: it gets no new units")
 
     def _boot(self, placement: Placement) -> None:
         ended = next((handle for handle in self._ended if handle.node.node_id == placement[0].node.node_id), None)
@@ -197,7 +197,7 @@ class _Driver:
         handle = ReplicaHandle(index, placement, (ended.generation if ended else 0) + 1)
         ranks = [ranks_on_node(share, self._spec.settings, self._replicas) for share in placement]
         self._handles.append(handle)
-        self._progress.replica_starting(handle.name)
+        self._listeners.replica_starting(handle.name)
         self._pending |= dict.fromkeys(handle.boot(Replica, self._spec, self._sources, ranks), handle)
 
     def _settle(self, reference: Any, handle: ReplicaHandle) -> None:
@@ -223,31 +223,31 @@ class _Driver:
         self._idle.append(handle)
 
     def _started(self, handle: ReplicaHandle, hardware: str, fallback: str) -> None:
-        self._progress.replica_ready(handle.name)
-        self._progress.message(f"{handle.name} is ready on {hardware}")
+        self._listeners.replica_ready(handle.name)
+        self._listeners.message(f"{handle.name} is ready on {hardware}")
         before = {kind for each in self.hardware for kind in each.split(" + ")}
         self.hardware.add(hardware)
         kinds = before | set(hardware.split(" + "))
         if len(before) < 2 <= len(kinds):
-            self._progress.message(
+            self._listeners.message(
                 f"warning: replicas run on different kinds of hardware ({', '.join(sorted(kinds))}), whose numbers may "
                 "differ in the last bits; each table says which it was"
             )
         if fallback and not self._said_fallback:
             self._said_fallback = True  # all replicas have the same reason: they run one model on one kind of machine
-            self._progress.message(f"λ is switched through vLLM's own loader, which is slower: {fallback}")
+            self._listeners.message(f"λ is switched through vLLM's own loader, which is slower: {fallback}")
 
     def _committed(self, handle: ReplicaHandle, unit: Unit, receipt: Receipt) -> None:
         self._deadlines[unit.task].observe(time.monotonic() - handle.began, unit.cost)
         if self.scheduler.done(handle.name, unit):
             self.done += 1
-        self._progress.unit_done(receipt)
+        self._listeners.unit_done(receipt)
         if conflict := self._weights.conflict(receipt):
             raise SweepError(conflict)
 
     def _hand_out(self, handle: ReplicaHandle) -> None:
         if not self._stays(handle):
-            self._progress.replica_lost(handle.name, failed=False, given_up=self._retire(handle, charge=False))
+            self._listeners.replica_lost(handle.name, failed=False, given_up=self._retire(handle, charge=False))
             return
         split = self._splitter.next(handle.name)
         handle.splits = split is not None
@@ -259,7 +259,7 @@ class _Driver:
         handle.began = time.monotonic()
         handle.due = handle.began + self._deadlines[unit.task].allowed(unit.cost)
         if commits:
-            self._progress.unit_started(handle.name, unit)
+            self._listeners.unit_started(handle.name, unit)
         self._pending[(handle.actor.run if commits else handle.actor.probe).remote(unit)] = handle
 
     def _stays(self, handle: ReplicaHandle) -> bool:
@@ -301,10 +301,10 @@ class _Driver:
             if isinstance(error, str) and member.pid is not None:
                 end_process(member.share.node.node_id, member.pid)
         if handle.booting:
-            self._progress.message(f"{handle.name} did not start on {where.address}: {reason}")
+            self._listeners.message(f"{handle.name} did not start on {where.address}: {reason}")
         elif handle.unit is None:
-            self._progress.message(f"{handle.name} is lost: {reason}")
-        self._progress.replica_lost(handle.name, failed=True, given_up=self._retire(handle, charge, reason))
+            self._listeners.message(f"{handle.name} is lost: {reason}")
+        self._listeners.replica_lost(handle.name, failed=True, given_up=self._retire(handle, charge, reason))
         if handle.booting and charge:
             self._boot_failures[where.node_id] += 1
             self._boot_reason = reason
@@ -327,7 +327,7 @@ class _Driver:
             fate = "given up" if self._splitter.failed(handle.name, charge) else "being split"
         elif given_up:
             fate = "split, to find the requests that do it" if self._splitter.add(unit) else "given up"
-        self._progress.message(
+        self._listeners.message(
             f"{handle.name} failed at {unit.task} λ = {unit.lam} shard {unit.shard} "
             f"(rows {unit.first_row} to {unit.end_row - 1}), which is {fate}: {reason}"
         )

@@ -6,7 +6,7 @@ from typing import Protocol
 from ray_jobs.units import Receipt, Unit
 
 
-class Progress(Protocol):
+class Listener(Protocol):
     """A listener: the driver calls these methods while it runs."""
 
     def message(self, text: str) -> None: ...
@@ -30,7 +30,7 @@ class Progress(Protocol):
 class Listeners:
     """Passes everything that the driver tells it on to several listeners, in their order."""
 
-    def __init__(self, *listeners: Progress) -> None:
+    def __init__(self, *listeners: Listener) -> None:
         self._listeners = listeners
 
     def message(self, text: str) -> None:

@@ -54,7 +54,7 @@ SERIES = (
 )
 
 
-class Metrics:
+class PrometheusMetrics:
     """Listens to the driver and keeps the metrics. It can be made only once Ray is initialised."""
 
     def __init__(self, units: Iterable[Unit]) -> None:

@@ -14,7 +14,7 @@ from merge.line import STRAIGHT, Line
 from merge.remote_parent import Parent, open_here
 from ray_jobs.placement import Placement
 from ray_jobs.units import Receipt, Unit
-from ray_jobs.work import Done, Source, Work
+from ray_jobs.work import Source, UnitResult, Work
 from serve.multinode import Span, free_port
 from serve.settings import EngineSettings, available_cores
 
@@ -130,7 +130,7 @@ class Replica:
         switched = self._engine.lam != unit.lam
         self._engine.switch(unit.lam)
         at_lambda = time.monotonic()
-        work, done = self._work(unit)
+        work, result = self._work(unit)
         scored = time.monotonic()
 
         identity = {
@@ -142,17 +142,17 @@ class Replica:
             "shard": unit.shard,
         }
         source = self._source(unit.task)
-        if done.quarantine.num_rows:
-            commit_table(source.path("quarantine", unit), done.quarantine, identity)
+        if result.quarantine.num_rows:
+            commit_table(source.path("quarantine", unit), result.quarantine, identity)
         else:  # an earlier try may have quarantined requests that went well now, and ended before it committed its table
             source.path("quarantine", unit).unlink(missing_ok=True)
-        commit_table(source.path(source.kind, unit), done.table, identity)
+        commit_table(source.path(source.kind, unit), result.table, identity)
         receipt = Receipt(
             *unit.key,
-            requests=done.requests,
-            quarantined=done.quarantine.num_rows,
-            tokens_scheduled=done.computed,
-            tokens_cached=done.cached,
+            requests=result.requests,
+            quarantined=result.quarantine.num_rows,
+            tokens_scheduled=result.computed,
+            tokens_cached=result.cached,
             switch_seconds=at_lambda - began if switched else 0.0,
             score_seconds=scored - at_lambda,
             commit_seconds=time.monotonic() - scored,
@@ -161,12 +161,12 @@ class Replica:
             hardware=self._engine.hardware,
             route=self._engine.route,
             weight_digests=self._engine.digests,
-            tokens_generated=done.generated,
+            tokens_generated=result.generated,
         )
         commit_json(source.path("receipts", unit), receipt.to_json())
         return receipt
 
-    def _work(self, unit: Unit) -> tuple[Work, Done]:
+    def _work(self, unit: Unit) -> tuple[Work, UnitResult]:
         work = self._source(unit.task).open(unit)
         return work, work.run(self._engine, unit.lam)
 

@@ -24,13 +24,13 @@ from ray_jobs.units import Unit, coarse_first
 _WAITING, _IN_FLIGHT, _DONE, _GIVEN_UP = range(4)
 
 
-class _Line:
+class _LambdaQueue:
     """The waiting units of one λ, and the number of replicas at that λ."""
 
-    __slots__ = ("cost", "count", "heaps", "rank", "replicas")
+    __slots__ = ("cost", "count", "heaps", "position", "replicas")
 
-    def __init__(self, rank: int) -> None:
-        self.rank = rank  # the place of λ in the order in which λs are taken
+    def __init__(self, position: int) -> None:
+        self.position = position  # the place of λ in the order in which λs are taken
         self.count = 0  # the number of waiting units
         self.cost = 0  # the cost of all waiting units
         self.replicas = 0  # the number of replicas at this λ, idle ones included
@@ -65,8 +65,8 @@ class Scheduler:
         if missing := lambdas.difference(ranked):
             raise ValueError(f"order does not name the λs {', '.join(sorted(missing))}: name every λ of the units")
         self._max_attempts = max_attempts
-        self._line = {lam: _Line(rank) for rank, lam in enumerate(ranked)}
-        self._open: list[_Line] = []  # the λs with waiting units, in the order in which λs are taken
+        self._queues = {lam: _LambdaQueue(position) for position, lam in enumerate(ranked)}
+        self._open: list[_LambdaQueue] = []  # the λs with waiting units, in the order in which λs are taken
         self._state = bytearray(len(self._units))  # the state of each unit: 0 is _WAITING
         self._left = len(self._units)
         self._given_up: dict[int, Unit] = {}
@@ -109,7 +109,7 @@ class Scheduler:
         if replica in self._holds:
             raise ValueError(f"{replica} has a unit in flight: report it done, failed or lost before asking for more")
         own = self._at.setdefault(replica, None)
-        heap = None if own is None else self._heap(self._line[own], replica)
+        heap = None if own is None else self._heap(self._queues[own], replica)
         if heap is None:
             heap = self._elsewhere(replica)
         if heap is None:
@@ -118,8 +118,8 @@ class Scheduler:
         unit = self._units[number]
         if unit.lam != own:
             if own is not None:
-                self._line[own].replicas -= 1
-            self._line[unit.lam].replicas += 1
+                self._queues[own].replicas -= 1
+            self._queues[unit.lam].replicas += 1
             self._at[replica] = unit.lam
         self._unwait(number)
         self._state[number] = _IN_FLIGHT
@@ -169,7 +169,7 @@ class Scheduler:
         """
         own = self._at.pop(replica, None)
         if own is not None:
-            self._line[own].replicas -= 1
+            self._queues[own].replicas -= 1
         number = self._holds.pop(replica, None)
         return number is not None and self._put_back(number, replica, charge)
 
@@ -192,26 +192,26 @@ class Scheduler:
 
     def _wait(self, number: int) -> None:
         unit = self._units[number]
-        line = self._line[unit.lam]
-        if not line.count:
-            bisect.insort(self._open, line, key=lambda other: other.rank)
-            line.heaps.clear()  # they hold nothing but units that are done
-        line.count += 1
-        line.cost += unit.cost
-        heapq.heappush(line.heaps.setdefault(self._failed_on.get(number, frozenset()), []), number)
+        queue = self._queues[unit.lam]
+        if not queue.count:
+            bisect.insort(self._open, queue, key=lambda other: other.position)
+            queue.heaps.clear()  # they hold nothing but units that are done
+        queue.count += 1
+        queue.cost += unit.cost
+        heapq.heappush(queue.heaps.setdefault(self._failed_on.get(number, frozenset()), []), number)
 
     def _unwait(self, number: int) -> None:
         unit = self._units[number]
-        line = self._line[unit.lam]
-        line.count -= 1
-        line.cost -= unit.cost
-        if not line.count:
-            self._open.remove(line)
+        queue = self._queues[unit.lam]
+        queue.count -= 1
+        queue.cost -= unit.cost
+        if not queue.count:
+            self._open.remove(queue)
 
-    def _heap(self, line: _Line, replica: str) -> list[int] | None:
+    def _heap(self, queue: _LambdaQueue, replica: str) -> list[int] | None:
         """Return the heap whose first unit is the replica's next one at this λ."""
         best = None
-        for failed_on, heap in line.heaps.items():
+        for failed_on, heap in queue.heaps.items():
             while heap and self._state[heap[0]] != _WAITING:
                 heapq.heappop(heap)
             tried = replica in failed_on and not self._at.keys() <= failed_on
@@ -221,10 +221,10 @@ class Scheduler:
 
     def _elsewhere(self, replica: str) -> list[int] | None:
         best, most = None, -1.0
-        for line in self._open:
+        for queue in self._open:
             # A λ that no replica is at comes before all others.
-            load = line.cost / line.replicas if line.replicas else math.inf
-            if load > most and (heap := self._heap(line, replica)):
+            load = queue.cost / queue.replicas if queue.replicas else math.inf
+            if load > most and (heap := self._heap(queue, replica)):
                 best, most = heap, load
                 if load == math.inf:
                     break

@@ -9,7 +9,7 @@ once more without its offenders: its tables depend on the unit and on its offend
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from ray_jobs.units import Key, Unit
+from ray_jobs.units import Unit, UnitKey
 
 REASON = "the engine failed on this request alone, on two replicas"
 MAX_KILLS = 2  # a request that failed alone so often is an offender
@@ -33,7 +33,7 @@ class Splitter:
     def __init__(self, starts: Callable[[Unit], Sequence[int]]) -> None:
         """`starts(unit)` gives the first row of each document of a unit."""
         self._starts = starts
-        self._cases: dict[Key, _Case] = {}
+        self._cases: dict[UnitKey, _Case] = {}
         self._holds: dict[str, _Case] = {}
         self._hopeless = False  # whether a unit had too many offenders: splitting another would cost as many engines
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from contract.points import is_parent, order
 
-Key = tuple[str, str, int]  # the task, the canonical λ and the shard, which name a unit, its table and its receipt
+UnitKey = tuple[str, str, int]  # the task, the canonical λ and the shard, which name a unit, its table and its receipt
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Unit:
     offenders: tuple[tuple[int, str], ...] = ()  # the rows that go straight into quarantine, and the reason of each
 
     @property
-    def key(self) -> Key:
+    def key(self) -> UnitKey:
         return self.task, self.lam, self.shard
 
 
@@ -50,7 +50,7 @@ class Receipt:
     tokens_generated: int = 0  # the tokens that were sampled, which are computed ones too
 
     @property
-    def key(self) -> Key:
+    def key(self) -> UnitKey:
         return self.task, self.lam, self.shard
 
     def to_json(self) -> dict[str, Any]:

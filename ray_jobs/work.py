@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class UnitResult:
     """The results of a unit."""
 
     table: pa.Table
@@ -44,7 +44,7 @@ class Work(Protocol):
     def identity(self) -> dict[str, Any]:
         """Return what the unit's tables say about the requests that they were computed from."""
 
-    def run(self, engine: "Engine", lam: str) -> Done:
+    def run(self, engine: "Engine", lam: str) -> UnitResult:
         """Do the unit, its offenders left out, on an engine that is at `lam`.
 
         Raises:
@@ -107,17 +107,17 @@ class TableWork:
     """The unit's offenders, as `schemas.QUARANTINE`."""
     identity: dict[str, Any]
 
-    def run(self, engine: "Engine", lam: str) -> Done:
+    def run(self, engine: "Engine", lam: str) -> UnitResult:
         from serve.scoring import score_unit
 
         scores = score_unit(engine, self.requests, lam)
         return scored(scores.tokens, _with(scores.quarantine, self.refused), scores)
 
 
-def scored(table: pa.Table, quarantine: pa.Table, scores: "UnitScores") -> Done:
+def scored(table: pa.Table, quarantine: pa.Table, scores: "UnitScores") -> UnitResult:
     """Return the results of a scored unit; `table` and `quarantine` are the tables to commit."""
     requests = table.num_rows + quarantine.num_rows
-    return Done(table, quarantine, requests, scores.prompt_tokens - scores.cached_tokens, scores.cached_tokens)
+    return UnitResult(table, quarantine, requests, scores.prompt_tokens - scores.cached_tokens, scores.cached_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +160,11 @@ class GenerateWork:
     sampling: Sampling
     tokenizer: Any
 
-    def run(self, engine: "Engine", lam: str) -> Done:
+    def run(self, engine: "Engine", lam: str) -> UnitResult:
         from serve.sampling import sample_unit
 
         found = sample_unit(engine, self.prompts, lam, self.sampling, self._text)
-        return Done(
+        return UnitResult(
             found.generations,
             _with(found.quarantine, self.refused),
             requests=self.prompts.num_rows + self.refused.num_rows,

@@ -21,7 +21,7 @@ from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
 if TYPE_CHECKING:
     from merge.remote_parent import Parent
     from ray_jobs.units import Unit
-    from ray_jobs.work import Done
+    from ray_jobs.work import UnitResult
     from serve.engine import Engine
 
 
@@ -101,7 +101,7 @@ class RowsWork:
     def identity(self) -> dict[str, Any]:
         return {"requests_sha256": content_sha256(self.built.requests)}
 
-    def run(self, engine: "Engine", lam: str) -> "Done":
+    def run(self, engine: "Engine", lam: str) -> "UnitResult":
         from ray_jobs.work import scored
         from serve.scoring import score_unit
 

@@ -31,7 +31,7 @@ class ReplicaState:
 
 
 class Tally:
-    """Counts the driver's events (`ray_jobs.events.Progress`).
+    """Counts the driver's events (`ray_jobs.events.Listener`).
 
     Rates are taken over the last five minutes, or over longer if few units are done in that time.
 
