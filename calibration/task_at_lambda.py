@@ -75,8 +75,8 @@ def task_points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed
 
 def cores() -> int:
     """Return how many λs to work on at the same time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)  # a λ of 14,000 documents takes 300 MB of memory while it is worked on
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(count, 8)  # a λ of 14,000 documents takes 300 MB of memory while it is worked on
 
 
 class _Series:

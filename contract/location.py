@@ -174,7 +174,7 @@ def locate(root: str | os.PathLike[str] | ObjectPath) -> Location:
 
 def read_table(path: Location, columns: list[str] | None = None, filters: pc.Expression | None = None) -> pa.Table:
     """Read a Parquet file, all of it or only some of its columns, or only the rows that pass a filter."""
-    return pq.read_table(_source(path), columns=columns, filters=filters)
+    return pq.read_table(_readable(path), columns=columns, filters=filters)
 
 
 def read_metadata(path: Location) -> pq.FileMetaData:
@@ -186,10 +186,10 @@ def read_metadata(path: Location) -> pq.FileMetaData:
 
 def read_schema(path: Location) -> pa.Schema:
     """Read a Parquet file's schema with its metadata."""
-    return pq.read_schema(_source(path))
+    return pq.read_schema(_readable(path))
 
 
-def _source(path: Location) -> Any:
+def _readable(path: Location) -> Any:
     # One request brings the whole object: the tables are small, and Parquet's own reads would be several requests.
     return pa.BufferReader(path.read_bytes()) if isinstance(path, ObjectPath) else path
 

@@ -46,9 +46,9 @@ def order(point: str) -> tuple[Decimal, ...]:
     return tuple(Decimal(lam) for _, lam in _pairs(point))
 
 
-def named(coordinates: Mapping[str, str]) -> str:
+def named(lams: Mapping[str, str]) -> str:
     """Return the point that has these canonical λs, given by the aligned checkpoints' names."""
-    return ",".join(f"{name}={lam}" if name else lam for name, lam in sorted(coordinates.items()))
+    return ",".join(f"{name}={lam}" if name else lam for name, lam in sorted(lams.items()))
 
 
 def parents(names: Iterable[str]) -> dict[str, str]:

@@ -19,8 +19,8 @@ POINT = pa.field("point", pa.string(), nullable=False)
 
 def of_points(schema: pa.Schema) -> pa.Schema:
     """Return a schema as tables have it whose points have several coordinates: `lam` may be null, and `point` follows it."""
-    place = schema.get_field_index("lam")
-    return schema.set(place, schema.field(place).with_nullable(True)).insert(place + 1, POINT)
+    index = schema.get_field_index("lam")
+    return schema.set(index, schema.field(index).with_nullable(True)).insert(index + 1, POINT)
 
 
 def schema_at(schema: pa.Schema, points: Sequence[str]) -> pa.Schema:

@@ -63,25 +63,25 @@ def _points(run: RunDir, task: str, lambdas: Sequence[str], resamples: int, seed
 def _point(loader: Loader, resamples: Resamples, lam: str) -> Point:
     scores = loader.load(lam).scores
     assert isinstance(scores, ChoiceScores)
-    order, runs = resamples.halves_first(scores.document)
-    scores = restricted(scores, order)
-    layout = Layout(len(order))
+    places, halves = resamples.halves_first(scores.document)
+    scores = restricted(scores, places)
+    layout = Layout(len(places))
     made = predictions(scores.logits[_CONFIDENCE], scores.gold)
     add_reliability(layout, made)
     layout.add("correct", made.correct.astype(np.float64))
-    itself = _measured(layout, ones(len(order)), runs)
-    drawn = [_measured(layout, weights, runs) for weights in resamples.chunks(scores.document)]
+    itself = _measured(layout, ones(len(places)), halves)
+    drawn = [_measured(layout, weights, halves) for weights in resamples.chunks(scores.document)]
     estimates = {}
     for key, value in itself.items():
         resampled = np.concatenate([chunk[key] for chunk in drawn])
-        estimates[key] = Estimate(float(value[0]), resampled, len(order[runs[key[2]]]))
+        estimates[key] = Estimate(float(value[0]), resampled, len(places[halves[key[2]]]))
     return Point(lam, estimates, scores.left_out, len(loader.documents.sizes), [])
 
 
-def _measured(layout: Layout, weights: Weights, runs: dict[str, slice]) -> dict[tuple[str, str, str], Floats]:
+def _measured(layout: Layout, weights: Weights, halves: dict[str, slice]) -> dict[tuple[str, str, str], Floats]:
     found = {}
     for half in _HALVES:
-        sums = layout.matrix.sums(weights[runs[half]], runs[half])
+        sums = layout.matrix.sums(weights[halves[half]], halves[half])
         n = layout.of(sums, "bin_count").sum(axis=0)
         found[ACCURACY[_CONFIDENCE], _CONFIDENCE, half] = means(layout, sums, ["correct"], n)["correct"]
         found[_ERROR, _CONFIDENCE, half] = reliability_metrics(layout, sums)["ece_width"]

@@ -97,8 +97,8 @@ def driver(view: DriverView) -> str:
         return f"driver not seen for {ago}: it ran on {state.host} (process {state.pid}){lost}"
     if state.state == "failed":
         return f"driver failed {ago} ago: {state.error.partition(chr(10))[0]}{lost}"
-    how = "was stopped" if state.state == "stopped" else "ended"
-    return f"driver {how} {ago} ago, with {state.done} units done and {state.left} left{lost}"
+    ended = "was stopped" if state.state == "stopped" else "ended"
+    return f"driver {ended} {ago} ago, with {state.done} units done and {state.left} left{lost}"
 
 
 def pace(view: DriverView) -> str:

@@ -153,9 +153,9 @@ def _heat(done: int, planned: int) -> tuple[str, str]:
 def _axis(columns: list[list[str]], cell: int) -> str:
     """Return the labels of λs over their columns; ends and parents have one, and others where there is room."""
     line = [" "] * (len(columns) * cell + max(len(lam) for column in columns for lam in column))
-    order = [0, len(columns) - 1, *(n for n, column in enumerate(columns) if any(map(is_parent, column)))]
+    first = [0, len(columns) - 1, *(n for n, column in enumerate(columns) if any(map(is_parent, column)))]
     step = max(1, len(columns) // 8)
-    for number in [*order, *range(0, len(columns), step)]:
+    for number in [*first, *range(0, len(columns), step)]:
         lam = next((lam for lam in columns[number] if is_parent(lam)), columns[number][0])
         start, end = number * cell, number * cell + len(lam)
         if all(character == " " for character in line[max(0, start - 1) : end + 1]):
