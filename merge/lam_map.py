@@ -36,8 +36,8 @@ class MapRule:
     values: tuple[Decimal, ...]
 
     @property
-    def rank(self) -> int:
-        """Return the number of the pattern's parts; if two rules match a tensor, the one of higher rank holds."""
+    def specificity(self) -> int:
+        """Return the number of the pattern's parts; if two rules match a tensor, the more specific one holds."""
         return sum(part != "*" for part in self.parts)
 
     def matches(self, name: str) -> bool:
@@ -79,7 +79,8 @@ def resolve_map(rules: Iterable[MapRule], names: Iterable[str]) -> dict[str, str
     A weight that is interpolated between two values of the map is rounded to 6 decimals.
 
     Raises:
-        InputError: a pattern matches nothing, two of the same rank match one tensor, or values are spread over no layers.
+        InputError: a pattern matches nothing, two equally specific ones match one tensor, or values are spread over no
+            layers.
     """
     names, problems = list(names), []
     found: dict[str, list[tuple[MapRule, str]]] = {}
@@ -96,10 +97,10 @@ def resolve_map(rules: Iterable[MapRule], names: Iterable[str]) -> dict[str, str
             for name in matched:
                 found.setdefault(name, []).append((rule, _weight(rule, _layer(name), layers)))
     weights: dict[str, str] = {}
-    clashes: dict[str, str] = {}  # the first tensor that these rules of equal rank match, by the rules' texts
+    clashes: dict[str, str] = {}  # the first tensor that these equally specific rules match, by the rules' texts
     for name, rivals in found.items():
-        most = max(rule.rank for rule, _ in rivals)
-        best = [(rule.text, weight) for rule, weight in rivals if rule.rank == most]
+        most = max(rule.specificity for rule, _ in rivals)
+        best = [(rule.text, weight) for rule, weight in rivals if rule.specificity == most]
         weights[name] = best[0][1]
         if len(best) > 1:
             clashes.setdefault(" and ".join(text for text, _ in best), name)

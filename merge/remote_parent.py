@@ -16,7 +16,7 @@ from merge.pair import Pair
 
 
 @dataclass(frozen=True, slots=True)
-class Parent:
+class RemoteParent:
     """Describes one parent of a sweep to other machines."""
 
     role: str  # base, aligned or aligned.NAME
@@ -27,14 +27,14 @@ class Parent:
     fingerprint: str  # the fingerprint of weights and config
 
 
-def parent_of(checkpoint: Checkpoint, called: str, fingerprint: str) -> Parent:
+def describe_parent(checkpoint: Checkpoint, called: str, fingerprint: str) -> RemoteParent:
     """Describe an opened checkpoint to other machines."""
     is_local = checkpoint.revision is None
     source = os.path.abspath(os.path.expanduser(checkpoint.source)) if is_local else checkpoint.source
-    return Parent(called, source, checkpoint.revision, _headers(checkpoint), stamp(checkpoint), fingerprint)
+    return RemoteParent(called, source, checkpoint.revision, _headers(checkpoint), stamp(checkpoint), fingerprint)
 
 
-def travelling(pair: Pair, recorded: Mapping[str, Any]) -> tuple[Parent, dict[str, Parent]]:
+def travelling(pair: Pair, recorded: Mapping[str, Any]) -> tuple[RemoteParent, dict[str, RemoteParent]]:
     """Describe all parents to other machines: return base, and the aligned checkpoints by name.
 
     Args:
@@ -42,13 +42,13 @@ def travelling(pair: Pair, recorded: Mapping[str, Any]) -> tuple[Parent, dict[st
         recorded: the record of each parent, by its role; `fingerprint` is read from it.
     """
     aligned = {
-        name: parent_of(checkpoint, role(name), recorded[role(name)]["fingerprint"])
+        name: describe_parent(checkpoint, role(name), recorded[role(name)]["fingerprint"])
         for name, checkpoint in pair.aligned_by_name.items()
     }
-    return parent_of(pair.base, "base", recorded["base"]["fingerprint"]), aligned
+    return describe_parent(pair.base, "base", recorded["base"]["fingerprint"]), aligned
 
 
-def open_here(parent: Parent) -> Path:
+def open_here(parent: RemoteParent) -> Path:
     """Return the directory of a parent on this machine.
 
     A hub id is downloaded if this machine does not have it yet; huggingface_hub locks each file, so that the processes of a

@@ -81,7 +81,7 @@ class WeightWriter:
 
     def __enter__(self) -> "WeightWriter":
         self._stack = ExitStack()
-        self._sources = {
+        self._descriptors = {
             file: _opened(self._stack, file, os.O_RDONLY)
             for parent in self._parents
             for file in sorted({info.file for info in parent.tensors.values()})
@@ -134,12 +134,12 @@ class WeightWriter:
         """Return the digest of the weights of a file that was written before."""
         digest = WeightDigest(_CPU)
         with ExitStack() as stack:
-            source = _opened(stack, path, os.O_RDONLY)
+            descriptor = _opened(stack, path, os.O_RDONLY)
 
             def take(block: Block) -> None:
                 dtype = _DTYPES[self._tensors[block.name].dtype]
                 made = self._buffer(0, block, dtype)
-                _read(source, made, file.offsets[block.name] + block.start * dtype.itemsize, path)
+                _read(descriptor, made, file.offsets[block.name] + block.start * dtype.itemsize, path)
                 self._add(digest, block, made)
 
             for future in [self._pool.submit(take, block) for block in self._blocks(file)]:
@@ -169,7 +169,7 @@ class WeightWriter:
     def _load(self, parent: Checkpoint, place: int, block: Block, dtype: torch.dtype) -> torch.Tensor:
         info: TensorInfo = parent.tensors[block.name]
         tensor = self._buffer(place, block, dtype)
-        _read(self._sources[info.file], tensor, info.begin + block.start * dtype.itemsize, info.file)
+        _read(self._descriptors[info.file], tensor, info.begin + block.start * dtype.itemsize, info.file)
         return tensor
 
     def _buffer(self, place: int, block: Block, dtype: torch.dtype) -> torch.Tensor:
@@ -207,10 +207,10 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
     return tensor.view(-1).view(torch.uint8).numpy().data
 
 
-def _read(source: int, tensor: torch.Tensor, offset: int, path: Path) -> None:
+def _read(descriptor: int, tensor: torch.Tensor, offset: int, path: Path) -> None:
     view = _bytes(tensor)
     while view:
-        count = os.preadv(source, [view], offset)
+        count = os.preadv(descriptor, [view], offset)
         if not count:
             raise PairError(f"{path} became shorter while it was read")
         view, offset = view[count:], offset + count

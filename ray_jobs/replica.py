@@ -11,7 +11,7 @@ from typing import Any
 from contract.errors import EngineError
 from contract.rundir import commit_json, commit_table
 from merge.line import STRAIGHT, Line
-from merge.remote_parent import Parent, open_here
+from merge.remote_parent import RemoteParent, open_here
 from ray_jobs.placement import Placement
 from ray_jobs.units import Receipt, Unit
 from ray_jobs.work import Source, UnitResult, Work
@@ -27,8 +27,8 @@ class SweepSpec:
 
     root: str
     """The run directory, an absolute path or a URL; replicas write their own tables there."""
-    base: Parent
-    aligned: Mapping[str, Parent] | None
+    base: RemoteParent
+    aligned: Mapping[str, RemoteParent] | None
     """The aligned checkpoints by name; the name of an only one is "". With None, `base` alone is scored, as it is."""
     settings: EngineSettings
     identity: dict[str, Any]

@@ -6,10 +6,10 @@ from pathlib import Path
 from contract.errors import InputError
 from contract.points import parent_names
 from lambdasweep.takehome.model_card import model_card
-from lambdasweep.takehome.point import Source, fingerprints_of
+from lambdasweep.takehome.point import PointSource, fingerprints_of
 
 
-def export_point(source: Source, out: Path, like: str, max_shard_size: str, say: Callable[[str], None]) -> int:
+def export_point(source: PointSource, out: Path, like: str, max_shard_size: str, say: Callable[[str], None]) -> int:
     """Write θ(λ) to `out` and return the number of bytes of its weights.
 
     Args:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class PointSource:
     """Says where the pair is and which point of it is meant; `run` is the run that both were taken from, if any."""
 
     base: str
@@ -49,7 +49,7 @@ def from_flags(
     method: str | None = None,
     lam_map: str | None = None,
     vocab: str | None = None,
-) -> Source:
+) -> PointSource:
     """Settle the point that a command line asks for.
 
     Raises:
@@ -70,10 +70,10 @@ def from_flags(
         raise InputError("there is no point to take: give RUN, or --base, --aligned and --lam", problems)
     by_name = parse_aligned(aligned)
     revisions = parse_revisions(aligned_revision, by_name) if aligned_revision is not None else {ONLY: None}
-    return Source(base, by_name, base_revision, revisions, line, parse_point(lam, by_name))
+    return PointSource(base, by_name, base_revision, revisions, line, parse_point(lam, by_name))
 
 
-def _from_run(run: RunDir, lam: str | None) -> Source:
+def _from_run(run: RunDir, lam: str | None) -> PointSource:
     from merge.line import Line
 
     record = run.sweep()
@@ -94,7 +94,7 @@ def _from_run(run: RunDir, lam: str | None) -> Source:
     rows = [row for row in metrics.to_pylist() if point_of(row) == lam]
     measured = MeasuredPoint(str(run.root), record, chosen_by, tuple(rows))
     sources, revisions = ({name: one[key] for name, one in aligned.items()} for key in ("source", "revision"))
-    return Source(base["source"], sources, base["revision"], revisions, line, lam, measured)
+    return PointSource(base["source"], sources, base["revision"], revisions, line, lam, measured)
 
 
 def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str]:
@@ -120,16 +120,16 @@ def fingerprints_of(pair: "Pair", run: MeasuredPoint | None) -> dict[str, str]:
     """
     from merge.fingerprints import remembered_fingerprint
 
-    found = {role: remembered_fingerprint(parent, role) for role, parent in pair.parents.items()}
+    found = {name: remembered_fingerprint(parent, name) for name, parent in pair.parents.items()}
     if run is not None:
-        recorded = {role: run.record["pair"][role]["fingerprint"] for role in found}
-        changed = [role for role in found if found[role] != recorded[role]]
+        recorded = {name: run.record["pair"][name]["fingerprint"] for name in found}
+        changed = [name for name in found if found[name] != recorded[name]]
         if changed:
             raise RunMismatchError(
                 f"{run.root} was made with another pair; restore what it was made with, or sweep again",
                 [
-                    f"{role} {run.record['pair'][role]['source']} was {recorded[role][:12]}… and is {found[role][:12]}… now"
-                    for role in changed
+                    f"{name} {run.record['pair'][name]['source']} was {recorded[name][:12]}… and is {found[name][:12]}… now"
+                    for name in changed
                 ],
             )
     return found

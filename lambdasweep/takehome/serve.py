@@ -5,10 +5,10 @@ from pathlib import Path
 
 from contract.errors import InputError
 from lambdasweep.engine_defaults import server_defaults
-from lambdasweep.takehome.point import Source, fingerprints_of
+from lambdasweep.takehome.point import PointSource, fingerprints_of
 
 
-def serve_point(source: Source, parents: str, flags: Sequence[str], say: Callable[[str], None]) -> None:
+def serve_point(source: PointSource, parents: str, flags: Sequence[str], say: Callable[[str], None]) -> None:
     """Serve θ(λ) until the process is told to stop.
 
     Args:
