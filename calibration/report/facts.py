@@ -29,7 +29,7 @@ class Cell:
     n: int
 
     @property
-    def drawn(self) -> float | None:
+    def plottable(self) -> float | None:
         """Return the value if it can be drawn, otherwise None."""
         return self.value if self.value is not None and math.isfinite(self.value) else None
 
@@ -91,17 +91,17 @@ class Facts:
         return ACCURACY[self.confidence]
 
     @property
-    def choices(self) -> tuple[TaskFacts, ...]:
+    def choice_tasks(self) -> tuple[TaskFacts, ...]:
         """Return the choice tasks that have a finished λ."""
         return tuple(task for task in self.tasks if task.lambdas and not (task.is_continuation or task.is_sampled))
 
     @property
-    def continuations(self) -> tuple[TaskFacts, ...]:
+    def continuation_tasks(self) -> tuple[TaskFacts, ...]:
         """Return the continuation tasks that have a finished λ."""
         return tuple(task for task in self.tasks if task.lambdas and task.is_continuation)
 
     @property
-    def sampled(self) -> tuple[TaskFacts, ...]:
+    def generate_tasks(self) -> tuple[TaskFacts, ...]:
         """Return the generate tasks that have a finished λ."""
         return tuple(task for task in self.tasks if task.lambdas and task.is_sampled)
 

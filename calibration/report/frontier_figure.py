@@ -7,7 +7,7 @@ import altair as alt
 
 from calibration.frontier.frontier import Frontier
 from calibration.frontier.types import FrontierPoint, Value
-from calibration.report.controls import OF_POINT
+from calibration.report.controls import OF_STOP
 from calibration.report.data import chart_data
 from calibration.report.facts import Cell, Facts
 from calibration.report.measures import ERROR_TITLES
@@ -39,8 +39,8 @@ def frontier_rows(facts: Facts, title: str, frontier: Frontier) -> Iterator[dict
         accuracy, error = scaled
         yield {
             **{"task": title, "lambda": "1, temperature-scaled", "lam": 1.0, "point": -1, "role": ROLES[3]},
-            **{"x": error.drawn, "x_low": error.low, "x_high": error.high, "label": ""},
-            **{"y": accuracy.drawn, "y_low": accuracy.low, "y_high": accuracy.high, "member": 0, "chosen": 0},
+            **{"x": error.plottable, "x_low": error.low, "x_high": error.high, "label": ""},
+            **{"y": accuracy.plottable, "y_low": accuracy.low, "y_high": accuracy.high, "member": 0, "chosen": 0},
             **{"marked": 1, "documents": accuracy.n, "membership": None, "interval": ""},
         }
 
@@ -69,7 +69,7 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
     front = base.transform_filter("datum.member === 1")
     crosses = [_cross(base.transform_filter("datum.marked === 1"), colour, 0.75)]
     if follows:
-        crosses.append(_cross(base.transform_filter(OF_POINT), colour, 1.0))
+        crosses.append(_cross(base.transform_filter(OF_STOP), colour, 1.0))
     points = base.encode(x=x, y=y, color=colour, shape=role_shape(legend=True), tooltip=tooltip)
     label = base.transform_filter("datum.label && !datum.below").mark_text(dx=8, dy=-9, align="left", fontSize=11)
     name = base.transform_filter("datum.label && datum.below").mark_text(dx=8, dy=15, align="left", fontSize=11)
@@ -89,7 +89,7 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
         name.encode(x=x, y=y, text="label:N"),
     ]
     if follows:
-        halo = base.transform_filter(OF_POINT).mark_point(size=420, strokeWidth=1, strokeDash=[3, 2], color=NEUTRAL)
+        halo = base.transform_filter(OF_STOP).mark_point(size=420, strokeWidth=1, strokeDash=[3, 2], color=NEUTRAL)
         layers.append(halo.encode(x=x, y=y))
     # Hollow points have their colour on the stroke: one legend for hollow and filled points could not be a gradient.
     legend = alt.LegendResolveMap(color="independent")
@@ -155,4 +155,4 @@ def _scaled(facts: Facts, title: str, frontier: Frontier) -> tuple[Cell, Cell] |
         return None
     accuracy = task.cell(aligned, facts.accuracy, "report")
     error = task.cell(aligned, f"{facts.error}_scaled", "report")
-    return None if accuracy.drawn is None or error.drawn is None else (accuracy, error)
+    return None if accuracy.plottable is None or error.plottable is None else (accuracy, error)

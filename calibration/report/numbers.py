@@ -50,7 +50,7 @@ def _of_task(facts: Facts, task: TaskFacts, every: bool) -> Numbers:
 def _text(cell: Cell, measure: Measure) -> str:
     if cell.value is None:
         return _MISSING
-    value = "∞" if cell.drawn is None else format(cell.value, measure.form)
+    value = "∞" if cell.plottable is None else format(cell.value, measure.form)
     if cell.low is None or cell.high is None:
         return value
     return f"{value} [{cell.low:{measure.form}}, {cell.high:{measure.form}}]"

@@ -26,7 +26,7 @@ _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-s
 
 
 @dataclass(frozen=True, slots=True)
-class Parents:
+class ParentNames:
     """The names that a page calls the pair by."""
 
     base: str
@@ -85,9 +85,9 @@ def _spec(chart: alt.LayerChart) -> dict[str, Any]:
     return spec
 
 
-def _parents(pair: Mapping[str, Any]) -> Parents:
+def _parents(pair: Mapping[str, Any]) -> ParentNames:
     aligned = [_short(pair[role]) for role in sorted(pair.keys() - {"base"})]
-    return Parents(_short(pair["base"]), ", ".join(aligned))
+    return ParentNames(_short(pair["base"]), ", ".join(aligned))
 
 
 def _formula(line: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -23,12 +23,12 @@ def plane_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict
     star = task.frontier.chosen.lam if task.frontier else None
     for point in task.lambdas:
         cell = task.cell(point, measure.metric)
-        if cell.drawn is not None:
+        if cell.plottable is not None:
             across, up = (float(lam) for lam in coordinates(point).values())
             marks = [facts.role_of(point), "λ*" if point == star else ""]
             yield {
                 **{"task": task.name, "lambda": point, "across": across, "up": up, "documents": cell.n},
-                **{"value": cell.drawn, "low": cell.low, "high": cell.high},
+                **{"value": cell.plottable, "low": cell.low, "high": cell.high},
                 "label": ", ".join(mark for mark in marks if mark not in ("", "other λ")),
             }
 

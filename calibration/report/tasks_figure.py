@@ -18,10 +18,10 @@ def task_rows(facts: Facts, task: TaskFacts) -> Iterator[dict[str, Any]]:
     for lam in task.lambdas:
         for series, metric in zip(_SERIES, (facts.accuracy, "confidence"), strict=True):
             cell = task.cell(lam, metric)
-            if cell.drawn is not None:
+            if cell.plottable is not None:
                 yield {
                     **{"task": task.name, "lambda": lam, "lam": number(lam), "point": facts.stop(lam)},
-                    **{"series": series, "value": cell.drawn, "low": cell.low, "high": cell.high},
+                    **{"series": series, "value": cell.plottable, "low": cell.low, "high": cell.high},
                 }
 
 
