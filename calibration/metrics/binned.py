@@ -68,12 +68,12 @@ class SumMatrix:
         kept = value != 0
         entries = value[kept].astype(np.float64), (row[kept], document[kept])
         # The matrix is stored by column, that is by document: its weights are read once for all the sums that it is in.
-        self._exact = scipy.sparse.csc_matrix(entries, shape=shape)
-        self._quick = self._exact.astype(np.float32)
+        self._float64 = scipy.sparse.csc_matrix(entries, shape=shape)
+        self._float32 = self._float64.astype(np.float32)
 
     def sums(self, weights: Weights, documents: slice = slice(None)) -> Floats:
         """Return the sums [K, R] over all documents, or over a slice of them, whose weights are [documents, R]."""
-        matrix: Any = self._quick if weights.dtype == np.float32 else self._exact
+        matrix: Any = self._float32 if weights.dtype == np.float32 else self._float64
         sums: Floats = (matrix[:, documents] @ weights).astype(np.float64)
         return sums
 

@@ -125,8 +125,8 @@ class Ranking:
         kinds, segment = kind[begins], (np.cumsum(begins) - 1)[group]
         shape = (len(kinds), len(group))
         # The matrix is stored by row, so that each sum is written once.
-        self._exact = scipy.sparse.csr_matrix((np.ones(len(group)), (segment, np.arange(len(group)))), shape=shape)
-        self._quick = self._exact.astype(np.float32)
+        self._float64 = scipy.sparse.csr_matrix((np.ones(len(group)), (segment, np.arange(len(group)))), shape=shape)
+        self._float32 = self._float64.astype(np.float32)
         self._wrong, self._mixed = np.flatnonzero(kinds == 1), np.flatnonzero(kinds == 2)
         among = np.flatnonzero((kinds[segment] == 2) & ~correct)
         row = np.searchsorted(self._mixed, segment[among])
@@ -134,8 +134,8 @@ class Ranking:
 
     def _swept(self, weights: Weights) -> dict[str, Floats]:
         """Return the metrics that are made of sums, over the wrong documents, of a function of their ranks."""
-        exact: Any = self._quick if weights.dtype == np.float32 else self._exact
-        weight = exact @ weights  # [segments, R]: these are whole numbers below 2²⁴, so float32 is exact
+        matrix: Any = self._float32 if weights.dtype == np.float32 else self._float64
+        weight = matrix @ weights  # [segments, R]: these are whole numbers below 2²⁴, so float32 is exact
         wrong, mixed = weight[self._wrong], weight[self._mixed]
         ends = np.cumsum(weight, axis=0, out=weight)
         n = ends[-1].astype(np.float64) if len(ends) else np.zeros(weights.shape[1])
