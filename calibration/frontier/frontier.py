@@ -13,7 +13,7 @@ import numpy as np
 
 from calibration.arrays import Bools, Floats
 from calibration.frontier.curve import Curve, Track, macro_average
-from calibration.frontier.lambda_star import choices, choose
+from calibration.frontier.lambda_star import choose, choose_in_resamples
 from calibration.frontier.sentence import sentence
 from calibration.frontier.types import Chosen, FrontierPoint, Gain, Value
 from calibration.task_at_lambda import PARENTS
@@ -127,7 +127,7 @@ def frontier(curve: Curve) -> Frontier:
 
 
 def _chosen(curve: Curve, place: int) -> Chosen:
-    drawn = np.sort(choices(curve.select))
+    drawn = np.sort(choose_in_resamples(curve.select))
     tail = int(0.025 * (len(drawn) + 1))
     like = _like(curve.report, place)
     low = high = place

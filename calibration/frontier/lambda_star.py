@@ -19,7 +19,7 @@ def choose(track: Track) -> int:
     return int(_choose(track.accuracy[:, None], track.error[:, None], _spread(track))[0])
 
 
-def choices(track: Track) -> Ints:
+def choose_in_resamples(track: Track) -> Ints:
     """Return the place [R] that `choose` gives in every resample, which shows how well the data pin λ* down."""
     return _choose(track.resampled_accuracy, track.resampled_error, _spread(track))
 

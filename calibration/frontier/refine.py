@@ -12,7 +12,7 @@ import numpy as np
 
 from calibration.arrays import Floats, Ints
 from calibration.frontier.curve import Curve, Track
-from calibration.frontier.lambda_star import choices, choose
+from calibration.frontier.lambda_star import choose, choose_in_resamples
 from contract.grid import MAX_DECIMALS, canonical
 
 # So many λs are scored between two looks at the tables: engines have work meanwhile, and few λs are chosen blindly.
@@ -49,7 +49,7 @@ def suggest(curve: Curve, count: int, taken: Collection[str] = ()) -> Suggestion
         taken: λs that must not be suggested, whether the curve has them or not.
     """
     grid = [Decimal(lam) for lam in curve.lambdas]
-    places = choices(curve.select)
+    places = choose_in_resamples(curve.select)
     values = np.array([float(lam) for lam in grid])
     resolution = max(_FRACTION * float(values[places].std()) if len(places) else 0.0, 10.0**-MAX_DECIMALS)
     gaps = [
@@ -75,7 +75,7 @@ def _votes(track: Track, values: Floats) -> Floats:
     if len(values) < 2:
         return votes
     place = choose(track)
-    drawn = choices(track)
+    drawn = choose_in_resamples(track)
     np.add.at(votes, _side(track.error[:, None], values, np.array([place])), 1.0)
     if len(drawn):
         np.add.at(votes, _side(track.resampled_error, values, drawn), 1.0 / len(drawn))
