@@ -10,9 +10,9 @@ import pyarrow as pa
 from calibration.frontier.curve import ERRORS, Curve, curve, thinned
 from calibration.lm_eval_rows import outcome_rows
 from calibration.metrics.reliability_bins import bin_table
-from calibration.samples_at_lambda import diversity_points
+from calibration.samples_at_lambda import diversity_metrics
 from calibration.scores.per_document import CONFIDENCES
-from calibration.task_at_lambda import PARENTS, Point, parents_of, task_points
+from calibration.task_at_lambda import PARENTS, TaskMetrics, parents_on_line, task_metrics
 from calibration.uncertainty.intervals import interval
 from calibration.uncertainty.resample import RESAMPLES, SEED, SPLITS
 from contract import schemas
@@ -65,7 +65,7 @@ def analyse(
 
     Each of these metrics, except agreement and temperature, also has its difference to a parent, as `<metric>_vs_base` and
     `<metric>_vs_aligned`: it is the value less that of λ = 0 or of λ = 1, on the documents that both have scores for. Where
-    λ = 1 is not the aligned parent [calibration.task_at_lambda.parents_of], nothing is compared with it. Over several
+    λ = 1 is not the aligned parent [calibration.task_at_lambda.parents_on_line], nothing is compared with it. Over several
     aligned checkpoints their names stand in the place of `aligned`, and nothing is matched.
 
     Every task has `docs_quarantined`, `docs_unfinished` and `docs_undefined` for every λ, under confidence sum and split
@@ -103,24 +103,24 @@ def analyse(
     curves = []
     tasks = run.plan()["tasks"]  # the plan is read first, because this tells a place that holds no run
     outcomes = outcome_rows(run)
-    parents = parents_of(run.sweep())
+    parents = parents_on_line(run.sweep())
     for task, entry in tasks.items():
         found: dict[str, list[_Row]] = outcomes.pop(task, {})
-        kept: list[Point] = []
+        kept: list[TaskMetrics] = []
         # A task whose documents are neither choices nor one continuation has lm-eval's metrics only.
         scored_as = entry.get("scored_as", "choices")
-        found_points: Iterator[Point] = iter(())
+        measured_lambdas: Iterator[TaskMetrics] = iter(())
         if scored_as == "samples":
-            found_points = diversity_points(run, task, entry, resamples, seed)
+            measured_lambdas = diversity_metrics(run, task, entry, resamples, seed)
         elif scored_as != "other":
-            found_points = task_points(run, task, entry["lambdas"], resamples, seed)
-        for point in found_points:
-            found.setdefault(point.lam, []).extend(_rows(task, point, scored_as))
-            kept.append(thinned(point, error, confidence))
+            measured_lambdas = task_metrics(run, task, entry["lambdas"], resamples, seed)
+        for measured in measured_lambdas:
+            found.setdefault(measured.lam, []).extend(_rows(task, measured, scored_as))
+            kept.append(thinned(measured, error, confidence))
         for lam in sorted(found, key=order):
             rows += sorted(found[lam], key=_order)
-        kept.sort(key=lambda point: order(point.lam))
-        binned += [(task, point.lam, point.bins) for point in kept]
+        kept.sort(key=lambda measured: order(measured.lam))
+        binned += [(task, measured.lam, measured.bins) for measured in kept]
         if along := curve(task, kept, error, confidence, parents):
             curves.append(along)
     for group in outcomes.values():
@@ -168,21 +168,21 @@ def _identity(run: RunDir) -> dict[str, Any]:
     }
 
 
-def _rows(task: str, point: Point, scored_as: str) -> Iterator[_Row]:
-    left_out = point.left_out
+def _rows(task: str, measured: TaskMetrics, scored_as: str) -> Iterator[_Row]:
+    left_out = measured.left_out
     counts = {
         ("docs_quarantined", "sum", "all"): left_out.quarantined,
         ("docs_unfinished", "sum", "all"): left_out.unfinished,
         ("docs_undefined", "sum", "all"): left_out.undefined,
     }
-    lam = point.lam
-    for key in [*point.estimates, *counts]:
+    lam = measured.lam
+    for key in [*measured.estimates, *counts]:
         if scored_as == "contexts" and key[0].startswith("option_mass"):
             continue  # probabilities that follow different contexts have no meaningful sum
         if key in counts:
-            yield (task, lam, *key, float(counts[key]), None, None, point.documents, None)
+            yield (task, lam, *key, float(counts[key]), None, None, measured.documents, None)
             continue
-        estimate = point.estimates[key]
+        estimate = measured.estimates[key]
         value = None if math.isnan(estimate.value) else estimate.value
         found = interval(estimate, key[0])
         ends = (found.low, found.high) if found else (None, None)

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calibration.metrics.predictions import predictions
-from calibration.scores.loader import Loaded, Loader
+from calibration.scores.loader import Loader, TaskScores
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores, continuations_of, places
 from calibration.uncertainty.resample import draw
 from contract import schemas
@@ -50,9 +50,9 @@ def examples(loader: Loader, task: str, lam: str, confidence: str = CONFIDENCES[
     """
     if confidence not in CONFIDENCES:
         raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(CONFIDENCES)}")
-    loaded = loader.load(lam)
-    names = np.array(loader.doc_ids(), object)[loaded.scores.document]
-    in_report = draw(task, len(loader.documents.sizes), resamples=0).in_report[loaded.scores.document]
+    at_lambda = loader.load(lam)
+    names = np.array(loader.doc_ids(), object)[at_lambda.scores.document]
+    in_report = draw(task, len(loader.documents.sizes), resamples=0).in_report[at_lambda.scores.document]
     count = len(names)
     schema = schemas.schema_at(EXAMPLES, [lam])
     columns = {
@@ -60,13 +60,13 @@ def examples(loader: Loader, task: str, lam: str, confidence: str = CONFIDENCES[
         **schemas.place_columns(lam, count),
         "doc_id": names.tolist(),
         "split": np.where(in_report, "report", "select").tolist(),
-        **_of_choices(loaded, confidence),
+        **_of_choices(at_lambda, confidence),
     }
     return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
-def _of_choices(loaded: Loaded, confidence: str) -> dict[str, object]:
-    scores = loaded.scores
+def _of_choices(at_lambda: TaskScores, confidence: str) -> dict[str, object]:
+    scores = at_lambda.scores
     if not isinstance(scores, ChoiceScores):
         nothing = [None] * len(scores.document)
         correct = pa.array(scores.greedy, mask=~scores.decided)
@@ -100,7 +100,7 @@ def explode(tokens: pa.Table, requests: pa.Table) -> pa.Table:
         tokens["request_id"].take(parent),
         *(tokens[name].take(parent) for name in ("lam", "point") if name in tokens.column_names),
         pa.array(position, pa.int32()),
-        pa.array(continuations.tokens[np.repeat(starts, lengths) + position], pa.int32()),
+        pa.array(continuations.token_ids[np.repeat(starts, lengths) + position], pa.int32()),
         *(pc.list_flatten(tokens[name]) for name in ("logprobs", "ranks", "top1_ids", "top1_logprobs")),
     ]
     return pa.table(columns, schema=schemas.of_points(EXPLODED) if "point" in tokens.column_names else EXPLODED)

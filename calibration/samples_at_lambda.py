@@ -12,7 +12,7 @@ from calibration.arrays import Floats
 from calibration.metrics.choice_tasks import Estimates
 from calibration.metrics.diversity import DIVERSITY, diversity
 from calibration.scores.per_document import LeftOut
-from calibration.task_at_lambda import Point, parents_of
+from calibration.task_at_lambda import TaskMetrics, parents_on_line
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.resample import SPLITS, Resamples, draw
 from contract import points, schemas
@@ -23,7 +23,9 @@ from contract.rundir import RunDir
 _AT_ONCE = 1000  # the texts of so many prompts are in memory at a time
 
 
-def diversity_points(run: RunDir, task: str, record: Mapping[str, Any], resamples: int, seed: int) -> Iterator[Point]:
+def diversity_metrics(
+    run: RunDir, task: str, record: Mapping[str, Any], resamples: int, seed: int
+) -> Iterator[TaskMetrics]:
     """Yield every λ of a generate task that has anything committed, ascending; `record` is the task's in plan.json.
 
     Values are means over the prompts that have a value; a difference to a parent is taken over the prompts that have one at
@@ -49,13 +51,13 @@ def diversity_points(run: RunDir, task: str, record: Mapping[str, Any], resample
     found: dict[str, tuple[Floats, LeftOut]] = {}
     for lam in there:
         found[lam] = _of_prompts(run, task, lam, count, record["samples"])
-    parents = {name: lam for name, lam in parents_of(run.sweep()).items() if lam in found}
+    parents = {name: lam for name, lam in parents_on_line(run.sweep()).items() if lam in found}
     for lam, (values, left_out) in found.items():
         estimates = _estimates("", values, drawn)
         for name, parent in parents.items():
             if parent != lam:
                 estimates |= _estimates(f"_vs_{name}", values - found[parent][0], drawn)
-        yield Point(lam, estimates, left_out, count, [])
+        yield TaskMetrics(lam, estimates, left_out, count, [])
 
 
 def _of_prompts(run: RunDir, task: str, lam: str, prompts: int, samples: int) -> tuple[Floats, LeftOut]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from calibration.arrays import BINS, Floats
 from calibration.metrics.choice_tasks import ACCURACY
-from calibration.task_at_lambda import PARENTS, Point
+from calibration.task_at_lambda import PARENTS, TaskMetrics
 
 # Accuracy may be held against one of these calibration errors, which all lie in [0, 1].
 ERRORS = (f"ece_width{BINS}", f"ece_mass{BINS}", f"ece_classwise{BINS}", "smece")
@@ -38,21 +38,24 @@ class Curve:
     parents: Mapping[str, str] = field(default_factory=PARENTS.copy)  # the point of each parent that is on the line
 
 
-def thinned(point: Point, metric: str, confidence: str) -> Point:
-    """Return a point with only the estimates that `curve` needs; all estimates at all λs would take gigabytes."""
+def thinned(measured: TaskMetrics, metric: str, confidence: str) -> TaskMetrics:
+    """Return a λ's metrics with only the estimates that `curve` needs; all estimates at all λs would take gigabytes."""
     wanted = {ACCURACY[confidence], metric}
-    kept = {key: one for key, one in point.estimates.items() if key[0] in wanted and key[1] == confidence}
-    return dataclasses.replace(point, estimates=kept)
+    kept = {key: one for key, one in measured.estimates.items() if key[0] in wanted and key[1] == confidence}
+    return dataclasses.replace(measured, estimates=kept)
 
 
-def curve(task: str, points: Sequence[Point], metric: str, confidence: str, parents: Mapping[str, str]) -> Curve | None:
+def curve(
+    task: str, measured_lambdas: Sequence[TaskMetrics], metric: str, confidence: str, parents: Mapping[str, str]
+) -> Curve | None:
     """Collect two metrics of a choice task along λ.
 
     A λ with documents still to be scored is left out: fewer documents are no fair comparison.
 
     Args:
         task: the task's name.
-        points: the task's points, λ ascending; of their estimates only `metric` and the accuracy are needed.
+        measured_lambdas: the task's metrics at each λ, ascending; of their estimates only those of `metric` and of the
+            accuracy are needed.
         metric: the calibration error, one of ERRORS.
         confidence: the confidence of both metrics: sum, tokens or bytes.
         parents: the point of each parent that is on the line.
@@ -64,23 +67,23 @@ def curve(task: str, points: Sequence[Point], metric: str, confidence: str, pare
     keys = {half: [(name, confidence, half) for name in names] for half in ("select", "report")}
     wanted = [key for half in keys.values() for key in half]
     finished = [
-        point
-        for point in points
-        if not point.left_out.unfinished
-        and all(key in point.estimates and point.estimates[key].n > 1 for key in wanted)
+        measured
+        for measured in measured_lambdas
+        if not measured.left_out.unfinished
+        and all(key in measured.estimates and measured.estimates[key].n > 1 for key in wanted)
     ]
     if not finished:
         return None
     tracks = {}
     for half, pair in keys.items():
-        values = [np.array([point.estimates[key].value for point in finished]) for key in pair]
+        values = [np.array([measured.estimates[key].value for measured in finished]) for key in pair]
         # Smooth ECE has fewer resamples than the other metrics.
-        count = min(len(point.estimates[key].resampled) for point in finished for key in pair)
-        resampled = [np.stack([point.estimates[key].resampled[:count] for point in finished]) for key in pair]
+        count = min(len(measured.estimates[key].resampled) for measured in finished for key in pair)
+        resampled = [np.stack([measured.estimates[key].resampled[:count] for measured in finished]) for key in pair]
         whole = ~np.isnan(resampled).any(axis=(0, 1))  # a resample may hold no document of a λ that has few
         tracks[half] = Track(*values, *(array[:, whole] for array in resampled))
-    documents = tuple(point.estimates[keys["report"][0]].n for point in finished)
-    lambdas = tuple(point.lam for point in finished)
+    documents = tuple(measured.estimates[keys["report"][0]].n for measured in finished)
+    lambdas = tuple(measured.lam for measured in finished)
     return Curve(task, metric, confidence, lambdas, documents, tracks["select"], tracks["report"], parents)
 
 

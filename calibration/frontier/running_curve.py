@@ -12,7 +12,7 @@ from calibration.metrics.choice_tasks import ACCURACY, restricted
 from calibration.metrics.predictions import predictions
 from calibration.scores.loader import Loader
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores
-from calibration.task_at_lambda import Point, cores, parents_of
+from calibration.task_at_lambda import TaskMetrics, cores, parents_on_line
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.resample import RESAMPLES, SEED, Resamples, Weights, draw, ones
 from contract.points import order
@@ -41,26 +41,26 @@ def answer_curve(run: RunDir, tasks: Sequence[str], resamples: int = RESAMPLES, 
         LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
     """
     plan = run.plan()["tasks"]
-    parents, curves = parents_of(run.sweep()), []
+    parents, curves = parents_on_line(run.sweep()), []
     for task in tasks:
         if plan[task].get("scored_as", "choices") != "other":
-            found = _points(run, task, plan[task]["lambdas"], resamples, seed)
+            found = _measured_lambdas(run, task, plan[task]["lambdas"], resamples, seed)
             if along := curve(task, found, _ERROR, _CONFIDENCE, parents):
                 curves.append(along)
     return macro_average(curves) if len(curves) > 1 else curves[0] if curves else None
 
 
-def _points(run: RunDir, task: str, lambdas: Sequence[str], resamples: int, seed: int) -> list[Point]:
+def _measured_lambdas(run: RunDir, task: str, lambdas: Sequence[str], resamples: int, seed: int) -> list[TaskMetrics]:
     there = [lam for lam in lambdas if run.committed(task, lam) or run.committed(task, lam, "quarantine")]
     loader = Loader(run, task)
     if loader.documents.is_continuation:
         return []
     drawn = draw(task, len(loader.documents.sizes), resamples, seed)
     with ThreadPoolExecutor(cores()) as pool:
-        return list(pool.map(lambda lam: _point(loader, drawn, lam), sorted(there, key=order)))
+        return list(pool.map(lambda lam: _measured_at(loader, drawn, lam), sorted(there, key=order)))
 
 
-def _point(loader: Loader, resamples: Resamples, lam: str) -> Point:
+def _measured_at(loader: Loader, resamples: Resamples, lam: str) -> TaskMetrics:
     scores = loader.load(lam).scores
     assert isinstance(scores, ChoiceScores)
     places, halves = resamples.halves_first(scores.document)
@@ -69,16 +69,16 @@ def _point(loader: Loader, resamples: Resamples, lam: str) -> Point:
     made = predictions(scores.logits[_CONFIDENCE], scores.gold)
     add_reliability(layout, made)
     layout.add("correct", made.correct.astype(np.float64))
-    itself = _measured(layout, ones(len(places)), halves)
-    drawn = [_measured(layout, weights, halves) for weights in resamples.chunks(scores.document)]
+    itself = _measure(layout, ones(len(places)), halves)
+    drawn = [_measure(layout, weights, halves) for weights in resamples.chunks(scores.document)]
     estimates = {}
     for key, value in itself.items():
         resampled = np.concatenate([chunk[key] for chunk in drawn])
         estimates[key] = Estimate(float(value[0]), resampled, len(places[halves[key[2]]]))
-    return Point(lam, estimates, scores.left_out, len(loader.documents.sizes), [])
+    return TaskMetrics(lam, estimates, scores.left_out, len(loader.documents.sizes), [])
 
 
-def _measured(layout: Layout, weights: Weights, halves: dict[str, slice]) -> dict[tuple[str, str, str], Floats]:
+def _measure(layout: Layout, weights: Weights, halves: dict[str, slice]) -> dict[tuple[str, str, str], Floats]:
     found = {}
     for half in _HALVES:
         sums = layout.matrix.sums(weights[halves[half]], halves[half])

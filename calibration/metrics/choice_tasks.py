@@ -45,17 +45,17 @@ _Found = dict[tuple[str, str], Floats]  # metric, split: [R]
 
 
 @dataclass(frozen=True, slots=True)
-class Parent:
-    """What other λs are compared with."""
+class ParentPredictions:
+    """The predictions of a parent, with which those at other λs are compared."""
 
-    document: Ints  # [S] index into Documents, ascending
-    choice: dict[str, Ints]  # per confidence [S], what it predicts
+    document: Ints  # [S] the index of each document in Documents, ascending
+    choice: dict[str, Ints]  # [S] the predicted choice of each document, by confidence
 
 
-def as_parent(scores: ChoiceScores) -> Parent:
+def parent_predictions(scores: ChoiceScores) -> ParentPredictions:
     """Return the predictions of a parent, with which other λs are compared."""
     choice = {name: predictions(logits, scores.gold).choice for name, logits in scores.logits.items()}
-    return Parent(scores.document, choice)
+    return ParentPredictions(scores.document, choice)
 
 
 def restricted(scores: ChoiceScores, kept: Ints) -> ChoiceScores:
@@ -68,7 +68,7 @@ def choice_estimates(
     scores: ChoiceScores,
     tokens: TokenScores,
     resamples: Resamples,
-    parents: Mapping[str, Parent],
+    parents: Mapping[str, ParentPredictions],
     aligned: Estimates | None,
 ) -> Estimates:
     """Compute every metric of a choice task at one λ.
@@ -130,7 +130,7 @@ class _View:
         scores: ChoiceScores,
         tokens: TokenScores,
         runs: dict[str, slice],
-        parents: Mapping[str, Parent],
+        parents: Mapping[str, ParentPredictions],
         confidence: str,
     ) -> None:
         self.confidence = confidence

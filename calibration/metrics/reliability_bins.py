@@ -13,7 +13,7 @@ from scipy.special import ndtri
 from calibration.arrays import BINS, Bools, Floats
 from calibration.metrics.binned import bin_of
 from calibration.metrics.predictions import predictions
-from calibration.scores.loader import Loaded
+from calibration.scores.loader import TaskScores
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores
 from calibration.uncertainty.intervals import LEVEL
 from calibration.uncertainty.resample import SPLITS
@@ -22,17 +22,17 @@ from contract import schemas
 BinRow = tuple[Any, ...]  # a row in the order of schemas.BINS, without task and λ
 
 
-def bin_rows(loaded: Loaded, in_report: Bools) -> list[BinRow]:
+def bin_rows(at_lambda: TaskScores, in_report: Bools) -> list[BinRow]:
     """Bin the documents of a choice task and the tokens of any task at one λ; empty bins have no row.
 
     The tokens are those of documents that are scored, as in `token_ece_width15`. Bin b is (b / 15, (b + 1) / 15].
 
     Args:
-        loaded: the task's scores at the λ.
+        at_lambda: the task's scores at one λ.
         in_report: for all D documents of the task, whether they are in split `report` (`resample.Resamples`).
     """
     rows: list[BinRow] = []
-    scores, tokens = loaded.scores, loaded.tokens
+    scores, tokens = at_lambda.scores, at_lambda.token_scores
     if isinstance(scores, ChoiceScores):
         sides = _sides(in_report[scores.document])
         for confidence in CONFIDENCES:

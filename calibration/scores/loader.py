@@ -19,12 +19,12 @@ from contract.rundir import RunDir
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """The scores of a task at one λ."""
+class TaskScores:
+    """The scores of a task's documents and tokens at one λ."""
 
     lam: str  # the canonical point
     scores: ChoiceScores | ContinuationScores
-    tokens: TokenScores
+    token_scores: TokenScores
 
 
 class Loader:
@@ -46,7 +46,7 @@ class Loader:
         self.documents = documents_of(read_table(self._path, columns=list(REQUEST_COLUMNS)), self._where)
         self._continuations = continuations_of(read_table(self._path, columns=list(CONTINUATION_COLUMNS)))
 
-    def load(self, lam: str) -> Loaded:
+    def load(self, lam: str) -> TaskScores:
         """Read what is committed at a λ.
 
         Raises:
@@ -59,7 +59,7 @@ class Loader:
             scores = continuation_scores(self.documents, self._continuations, *tables, lam, where)
         else:
             scores = choice_scores(self.documents, *tables, lam, where)
-        return Loaded(lam, scores, token_scores(self.documents, self._continuations, tables[0], where))
+        return TaskScores(lam, scores, token_scores(self.documents, self._continuations, tables[0], where))
 
     def doc_ids(self) -> list[str]:
         """Return the names of the D documents."""

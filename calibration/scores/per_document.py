@@ -50,7 +50,7 @@ class Documents:
 class Continuations:
     """The tokens that the R requests of a task are scored on, which are the same at every λ."""
 
-    tokens: Ints  # [sum of lengths] the token ids, request after request
+    token_ids: Ints  # [sum of lengths] the token ids, request after request
     lengths: Ints  # [R] the number of tokens of each request's continuation
 
 
@@ -227,7 +227,7 @@ def first_tokens(continuations: Continuations, tokens: pa.Table, where: str) -> 
     if not np.array_equal(continuations.lengths[request], lengths):
         raise _damaged(where, "a request is scored on more or fewer tokens than its continuation has")
     starts = np.cumsum(continuations.lengths) - continuations.lengths
-    actual = continuations.tokens[np.repeat(starts[request], lengths) + places(lengths)]
+    actual = continuations.token_ids[np.repeat(starts[request], lengths) + places(lengths)]
     rank = _ints(pc.fill_null(ranks.flatten(), 0))
     top1 = _ints(pc.fill_null(top1_ids.flatten(), -1))
     return np.where(rank == 0, top1 == actual, rank == 1), (rank == 0) & (top1 == -1)
