@@ -143,7 +143,7 @@ def write_metrics(run: RunDir, analysis: Analysis | None = None) -> pa.Table:
         OSError: the disk is full or not writable; an earlier metrics.parquet is left as it was.
     """
     table = (analysis or analyse(run)).metrics
-    commit_table(run.metrics, table, _identity(run))
+    commit_table(run.metrics_parquet, table, _identity(run))
     return table
 
 
@@ -154,7 +154,7 @@ def write_bins(run: RunDir, analysis: Analysis) -> None:
         InputError: the directory holds no run.
         OSError: the disk is full or not writable; an earlier bins.parquet is left as it was.
     """
-    commit_table(run.bins, analysis.bins, _identity(run))
+    commit_table(run.bins_parquet, analysis.bins, _identity(run))
 
 
 def _identity(run: RunDir) -> dict[str, Any]:

@@ -121,7 +121,7 @@ class RunDir:
         return self.root / "driver.json"
 
     @property
-    def metrics(self) -> Location:
+    def metrics_parquet(self) -> Location:
         return self.root / "metrics.parquet"
 
     @property
@@ -133,7 +133,7 @@ class RunDir:
         return self.root / "report" / "index.html"
 
     @property
-    def bins(self) -> Location:
+    def bins_parquet(self) -> Location:
         return self.root / "report" / "bins.parquet"
 
     @property

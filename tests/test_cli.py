@@ -416,7 +416,7 @@ def test_requests_that_no_plan_names_are_written_anew(
     begun.sweep_json.unlink()
     begun.plan_json.unlink()
     begun.driver_json.unlink()
-    begun.metrics.unlink()
+    begun.metrics_parquet.unlink()
     shutil.rmtree(begun.root / "report")
     write_task(tmp_path / "metals.jsonl", WATER, IRON)
     assert lambdasweep("run", *flags()).code == 0

@@ -202,7 +202,7 @@ def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
     table = open_run(plane.root).frontier()
     assert table["point"].to_pylist()[: len(POINTS)] == list(POINTS)
     assert pc.sum(table["chosen"]).as_py() == 3
-    bins = pq.read_table(plane.bins)
+    bins = pq.read_table(plane.bins_parquet)
     assert bins.schema.remove_metadata().equals(schemas.of_points(schemas.BINS))
     assert plane.metrics_csv.read_text().splitlines()[1].startswith('one,,"dpo=0,sft=0",acc,')
 

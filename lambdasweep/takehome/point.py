@@ -89,7 +89,7 @@ def _from_run(run: RunDir, lam: str | None) -> PointSource:
         from lambdasweep.notebook import Run
 
         lam = parse_point(lam, aligned)
-        metrics = Run(str(run.root)).metrics() if run.metrics.is_file() else METRICS.empty_table()
+        metrics = Run(str(run.root)).metrics() if run.metrics_parquet.is_file() else METRICS.empty_table()
         chosen_by = "asked for"
     rows = [row for row in metrics.to_pylist() if point_of(row) == lam]
     measured = MeasuredPoint(str(run.root), record, chosen_by, tuple(rows))
