@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from calibration.frontier.curve import ERRORS, Curve, curve, thinned
+from calibration.frontier.curve import ERRORS, Curve, collect_curve, thinned
 from calibration.lm_eval_rows import outcome_rows
 from calibration.metrics.reliability_bins import bin_table
 from calibration.samples_at_lambda import diversity_metrics
@@ -121,7 +121,7 @@ def analyse(
             rows += sorted(found[lam], key=_order)
         kept.sort(key=lambda measured: order(measured.lam))
         binned += [(task, measured.lam, measured.bins) for measured in kept]
-        if along := curve(task, kept, error, confidence, parents):
+        if along := collect_curve(task, kept, error, confidence, parents):
             curves.append(along)
     for group in outcomes.values():
         for lam in sorted(group, key=order):

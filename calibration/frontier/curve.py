@@ -39,13 +39,13 @@ class Curve:
 
 
 def thinned(measured: TaskMetrics, metric: str, confidence: str) -> TaskMetrics:
-    """Return a λ's metrics with only the estimates that `curve` needs; all estimates at all λs would take gigabytes."""
+    """Return a λ's metrics with only the estimates that `collect_curve` needs; all estimates would take gigabytes."""
     wanted = {ACCURACY[confidence], metric}
     kept = {key: one for key, one in measured.estimates.items() if key[0] in wanted and key[1] == confidence}
     return dataclasses.replace(measured, estimates=kept)
 
 
-def curve(
+def collect_curve(
     task: str, measured_lambdas: Sequence[TaskMetrics], metric: str, confidence: str, parents: Mapping[str, str]
 ) -> Curve | None:
     """Collect two metrics of a choice task along λ.

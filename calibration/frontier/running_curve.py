@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from calibration.arrays import Floats
-from calibration.frontier.curve import ERRORS, Curve, curve, macro_average
+from calibration.frontier.curve import ERRORS, Curve, collect_curve, macro_average
 from calibration.metrics.binned import Layout, add_reliability, means, reliability_metrics
 from calibration.metrics.choice_tasks import ACCURACY, restricted
 from calibration.metrics.predictions import predictions
@@ -45,7 +45,7 @@ def answer_curve(run: RunDir, tasks: Sequence[str], resamples: int = RESAMPLES, 
     for task in tasks:
         if plan[task].get("scored_as", "choices") != "other":
             found = _measured_lambdas(run, task, plan[task]["lambdas"], resamples, seed)
-            if along := curve(task, found, _ERROR, _CONFIDENCE, parents):
+            if along := collect_curve(task, found, _ERROR, _CONFIDENCE, parents):
                 curves.append(along)
     return macro_average(curves) if len(curves) > 1 else curves[0] if curves else None
 

@@ -66,7 +66,7 @@ def restricted(scores: ChoiceScores, kept: Ints) -> ChoiceScores:
 
 def choice_estimates(
     scores: ChoiceScores,
-    tokens: TokenScores,
+    token_scores: TokenScores,
     resamples: Resamples,
     parents: Mapping[str, ParentPredictions],
     aligned: Estimates | None,
@@ -75,7 +75,7 @@ def choice_estimates(
 
     Args:
         scores: the scores of the choices at the λ.
-        tokens: the scores of the tokens at the λ.
+        token_scores: the scores of the tokens at the λ.
         resamples: the resamples of the task's documents.
         parents: the parents that there are, by name, for `agreement_base` and `agreement_aligned`: among the documents that
             have scores at both λs, the share with the same prediction.
@@ -87,7 +87,7 @@ def choice_estimates(
     """
     order, runs = resamples.halves_first(scores.document)
     scores = restricted(scores, order)
-    views = [_View(scores, tokens, runs, parents, confidence) for confidence in CONFIDENCES]
+    views = [_View(scores, token_scores, runs, parents, confidence) for confidence in CONFIDENCES]
     targets = [_targets(aligned, confidence) for confidence in CONFIDENCES]
     drawn: list[list[_Found]] = [[] for _ in views]
     start = 0
@@ -128,7 +128,7 @@ class _View:
     def __init__(
         self,
         scores: ChoiceScores,
-        tokens: TokenScores,
+        token_scores: TokenScores,
         runs: dict[str, slice],
         parents: Mapping[str, ParentPredictions],
         confidence: str,
@@ -151,7 +151,7 @@ class _View:
         self._parents = list(parents)
         if confidence == "sum":
             self._plain.add("option_mass", np.exp(logits).sum(axis=1))
-            scored = tokens.of(scores.document)
+            scored = token_scores.of(scores.document)
             add_tokens(self._plain, scored)
             self._sizes["token_ece_width"] = np.unique(scored.document)
 

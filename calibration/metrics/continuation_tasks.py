@@ -20,7 +20,7 @@ def restricted(scores: ContinuationScores, kept: Ints) -> ContinuationScores:
     )
 
 
-def continuation_estimates(scores: ContinuationScores, tokens: TokenScores, resamples: Resamples) -> Estimates:
+def continuation_estimates(scores: ContinuationScores, token_scores: TokenScores, resamples: Resamples) -> Estimates:
     """Compute every metric of a continuation task at one λ; such a task has no choices, hence no confidence in one.
 
     acc: the share of documents whose continuation is the greedy one, among those where the engine's answer decides that;
@@ -37,7 +37,7 @@ def continuation_estimates(scores: ContinuationScores, tokens: TokenScores, resa
     layout.add("acc", (scores.greedy & scores.decided).astype(np.float64))
     layout.add("nll", np.where(impossible, 0.0, 0.0 - scores.logprob))  # −x would turn 0 into −0.0
     layout.add("nll_infinite", impossible.astype(np.float64))
-    add_tokens(layout, tokens.of(scores.document))
+    add_tokens(layout, token_scores.of(scores.document))
     matrix = layout.matrix
     found: Estimates = {}
     for split in SPLITS:
