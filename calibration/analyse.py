@@ -25,7 +25,7 @@ _Row = tuple[Any, ...]  # a row in the order of schemas.METRICS, with a canonica
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """Everything that is computed from a run's tables."""
+    """Holds everything that is computed from a run's tables."""
 
     metrics: pa.Table  # its schema is schemas.METRICS
     bins: pa.Table  # its schema is schemas.BINS

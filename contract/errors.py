@@ -1,4 +1,4 @@
-"""Everything that lambdasweep raises on purpose.
+"""This module holds every error that lambdasweep raises on purpose.
 
     LambdasweepError          exit status 1
     ├── InputError            exit status 2: something the user gave is wrong

@@ -40,7 +40,7 @@ from merge.vocabulary import runs
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How one tensor moves with λ."""
+    """Says how one tensor moves with λ."""
 
     weight: str = "1"  # the factor on λ, a canonical decimal
     angle: float | None = None  # the angle between the parents in radians; None where the tensor goes straight

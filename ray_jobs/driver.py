@@ -41,7 +41,7 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EREM
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """How a sweep ended."""
+    """Says how a sweep ended."""
 
     done: int
     given_up: tuple[tuple[Unit, str], ...]  # each unit that was given up, with the reason of its last failure

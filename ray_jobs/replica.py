@@ -23,7 +23,7 @@ _LAST_LINES = 20  # lines of standard error that an error message repeats
 
 @dataclass(frozen=True, slots=True)
 class SweepSpec:
-    """What every replica of a sweep needs to know."""
+    """Holds what every replica of a sweep needs to know."""
 
     root: str
     """The run directory, an absolute path or a URL; replicas write their own tables there."""
@@ -52,14 +52,14 @@ class SweepSpec:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What a replica tells once its engine runs."""
+    """A replica tells this once its engine runs."""
 
     hardware: str
     fallback: str  # the reason why λ is switched through vLLM's own loader; empty where it is not
 
 
 class Replica:
-    """Runs inside a process of its own; not thread-safe.
+    """Owns an engine inside a process of its own; it is not thread-safe.
 
     The driver makes it an actor with `ray.remote`, calls `start` once and `run` for each unit. When either raises, the
     engine's weights may be half-written: the driver kills the actor and starts another. Only `ping` may be called at the

@@ -30,7 +30,7 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a replica returns once a unit's table is committed; it is no part of the results."""
+    """A replica returns a receipt once a unit's table is committed; receipts are no part of the results."""
 
     task: str
     lam: str
@@ -63,7 +63,7 @@ class Receipt:
 
 
 class TaskPlan(NamedTuple):
-    """One task's part of the plan."""
+    """Holds one task's part of the plan."""
 
     shards: Sequence[Sequence[int]]  # [first_row, end_row] of each shard
     lambdas: Sequence[str]  # the canonical λs

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class UnitResult:
-    """The results of a unit."""
+    """Holds the results of a unit."""
 
     table: pa.Table
     """The completion record, which holds scores or samples."""
@@ -38,7 +38,7 @@ class UnitResult:
 
 
 class Work(Protocol):
-    """One unit's requests, in a replica."""
+    """Holds one unit's requests in a replica, and does them there."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class TableSource:
 
 @dataclass(frozen=True, slots=True)
 class TableWork:
-    """Some rows of a `TableSource`, to be scored."""
+    """Scores some rows of a `TableSource`."""
 
     requests: pa.Table
     refused: pa.Table
@@ -151,7 +151,7 @@ class GenerateSource:
 
 @dataclass(frozen=True, slots=True)
 class GenerateWork:
-    """Some rows of a `GenerateSource`, to be sampled."""
+    """Samples from some rows of a `GenerateSource`."""
 
     prompts: pa.Table
     refused: pa.Table

@@ -25,7 +25,7 @@ class Gain:
 
 @dataclass(frozen=True, slots=True)
 class FrontierPoint:
-    """What is measured on `report` at a λ, or at a point of several coordinates."""
+    """Holds what is measured on `report` at a λ, or at a point of several coordinates."""
 
     lam: str
     documents: int
@@ -42,7 +42,7 @@ class FrontierPoint:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """λ*, which `lambda_star.choose` chooses on `select`, and what is like it."""
+    """Holds λ*, which `lambda_star.choose` chooses on `select`, and the λs that are like it."""
 
     lam: str
     low: str

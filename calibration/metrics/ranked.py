@@ -20,7 +20,7 @@ _BLOCK = 24  # levels in a block whose sums are kept: a position is looked for a
 
 
 class Ranking:
-    """D documents sorted by confidence."""
+    """Sorts D documents by confidence, once for all weightings."""
 
     def __init__(self, confidence: Floats, correct: Bools, bins: int = BINS) -> None:
         self._bins = bins

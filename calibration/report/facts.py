@@ -63,7 +63,7 @@ class TaskFacts:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """lm-eval's own metrics of a task or group."""
+    """Holds lm-eval's own metrics of a task or group."""
 
     name: str
     cells: Mapping[str, Mapping[str, Cell]]  # the numbers by lm-eval's name of the metric (`acc_norm,none`) and by λ

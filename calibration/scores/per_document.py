@@ -163,11 +163,11 @@ def choice_scores(documents: Documents, tokens: pa.Table, quarantine: pa.Table, 
         "tokens": rows.logprob / rows.lengths,
         "bytes": rows.logprob / documents.byte_counts[rows.request],
     }
-    slots = documents.of_request[rows.request], documents.position[rows.request]
+    cells = documents.of_request[rows.request], documents.position[rows.request]
     padded = {}
     for confidence in CONFIDENCES:
         padded[confidence] = np.full(shape, -np.inf)
-        padded[confidence][slots] = row_scores[confidence]
+        padded[confidence][cells] = row_scores[confidence]
     # All three confidences are defined for the same documents: dividing by a finite number makes or unmakes no −inf.
     defined = complete & (padded["sum"] > -np.inf).any(axis=1)
     return ChoiceScores(

@@ -23,8 +23,8 @@ SPLITS = ("all", "select", "report")
 # So many weights at a time are 16 MB of float32; with 14,000 documents the rows are still long enough for vector
 # instructions.
 _CHUNK = 1 << 22
-# The fewest and the most resamples at a time: with fewer, the sums would not take most of the time; with more, the sums of
-# few documents would not fit into the cache.
+# These are the fewest and the most resamples at a time: with fewer, the sums would not take most of the time; with more, the
+# sums of few documents would grow too large.
 _AT_ONCE = (50, 500)
 
 Weights = NDArray[np.float32] | NDArray[np.float64]
@@ -32,7 +32,7 @@ Weights = NDArray[np.float32] | NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Resamples:
-    """R resamples of the D documents of a task."""
+    """Holds R resamples of the D documents of a task."""
 
     in_report: Bools  # [D] whether each document is in `report`; otherwise it is in `select`
     counts: NDArray[np.uint8]  # [D, R] how often each resample holds each document

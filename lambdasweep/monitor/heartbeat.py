@@ -26,7 +26,7 @@ _NEWS = 5
 
 
 class ReplicaReport(TypedDict):
-    """What a living replica does."""
+    """Says what a living replica does."""
 
     doing: str
     """This is starting, scoring or idle."""

@@ -23,7 +23,7 @@ _SAMPLES, _SAMPLE_SECONDS = 300, 1.0
 
 @dataclass(slots=True)
 class ReplicaState:
-    """What a living replica does, and since when by the tally's clock."""
+    """Says what a living replica does, and since when by the tally's clock."""
 
     doing: str  # starting, scoring or idle
     since: float

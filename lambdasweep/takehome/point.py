@@ -31,7 +31,7 @@ class PointSource:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPoint:
-    """What a run knows about a point."""
+    """Holds what a run knows about a point."""
 
     root: str
     record: dict[str, Any]  # the content of sweep.json

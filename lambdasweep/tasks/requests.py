@@ -18,7 +18,7 @@ from lambdasweep.tasks.documents import TaskSpec, read_documents
 from lambdasweep.tasks.formats import TEMPLATES, Prompt, in_chat, render, select, shots_text
 from lambdasweep.tasks.tokens import Encoded, Ints, Tokenizer, encode_pairs, prefix_of
 
-# A shard has at least so many times the tokens of the prefix that all documents share, which is computed once per shard.
+# The prefix that all documents share is computed once per shard. A shard has so many times its tokens, so it is 2 % of them.
 PREFIXES_PER_SHARD = 50
 
 _BATCH = 256  # documents that are encoded at a time, which bounds the number of Python integers in memory

@@ -42,7 +42,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """R token sequences, one after the other."""
+    """Holds R token sequences, one after the other."""
 
     flat: npt.NDArray[np.int32]  # [sum of lengths] the token ids
     lengths: Ints  # [R] the number of tokens of each sequence
