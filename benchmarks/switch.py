@@ -88,13 +88,12 @@ class PeakMemory:
 def child(job: dict[str, Any]) -> dict[str, Any]:
     """Run inside a process of its own: (a) and (b) on one engine, or the probe alone on a fresh one."""
     from serve.engine import Engine, process_environment
-    from serve.switch.tiers import RELOAD
 
     settings = EngineSettings.from_json(job["settings"])
     os.environ.update(process_environment(settings, job["cores"]))
     base, aligned = Path(job["base"]), Path(job["aligned"])
     if "merged" not in job:
-        return {"probe": Engine(base, aligned, settings, RELOAD)._probe()}
+        return {"probe": Engine(base, None, settings)._probe()}
     parts = {"arithmetic": 0.0, "packing": 0.0}
     time_parts(parts)
     engine = Engine(base, aligned, settings, job["parents"])

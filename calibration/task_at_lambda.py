@@ -22,7 +22,7 @@ from calibration.uncertainty.resample import Resamples, draw
 from contract import points
 from contract.rundir import RunDir
 
-PARENTS = points.parent_points([points.ONLY])  # the parents of a run whose line ends at its one aligned checkpoint
+PARENTS = points.parents([points.ONLY])  # the parents of a run whose line ends at its one aligned checkpoint
 
 _UNCOMPARED = ("agreement_", "temperature")
 
@@ -46,7 +46,7 @@ def parents_on_line(sweep: Mapping[str, Any]) -> dict[str, str]:
     Args:
         sweep: the content of sweep.json.
     """
-    line, parents = sweep.get("line", {}), points.parent_points(points.names_of(sweep["pair"]))
+    line, parents = sweep.get("line", {}), points.parents(points.names_of(sweep["pair"]))
     return {name: lam for name, lam in parents.items() if name == "base" or line.get("ends_at_aligned", True)}
 
 

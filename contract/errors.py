@@ -7,6 +7,7 @@
     │   ├── TaskError         a task file or its format
     │   └── RunMismatchError  RUN holds another sweep than the one asked for
     ├── EngineError           vLLM failed; the engine's state can no longer be trusted
+    │   └── WrongWeightsError vLLM does not come to have the weights of θ(λ), on any replica
     └── SweepError            the sweep cannot go on (replicas do not start, the disk is full)
 
 Every message says what is wrong, where, and what to change. An `InputError` holds all problems of an input, so that the
@@ -62,6 +63,10 @@ class RunMismatchError(InputError):
 
 class EngineError(LambdasweepError):
     """The vLLM engine failed. Its weights may be half-written: the process that holds it must end."""
+
+
+class WrongWeightsError(EngineError):
+    """No way of switching λ makes the weights that vLLM itself loads, and another replica would find the same."""
 
 
 class SweepError(LambdasweepError):

@@ -51,7 +51,7 @@ def named(lams: Mapping[str, str]) -> str:
     return ",".join(f"{name}={lam}" if name else lam for name, lam in sorted(lams.items()))
 
 
-def parent_points(names: Iterable[str]) -> dict[str, str]:
+def parents(names: Iterable[str]) -> dict[str, str]:
     """Return the point of each parent by what it is called: `base`, and `aligned` or each aligned checkpoint's name."""
     names = sorted(names)
     found = {_BASE: named(dict.fromkeys(names, "0"))}
@@ -60,7 +60,7 @@ def parent_points(names: Iterable[str]) -> dict[str, str]:
 
 def is_parent(point: str) -> bool:
     """Tell whether a point is a parent: every coordinate is 0, or one of them is 1 and all others are 0."""
-    return point in parent_points(coordinates(point)).values()
+    return point in parents(coordinates(point)).values()
 
 
 def middle(names: Iterable[str]) -> str:

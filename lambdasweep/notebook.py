@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from contract import schemas
 from contract.errors import InputError
 from contract.location import read_table
-from contract.points import names_of, order, parent_points, parse_point
+from contract.points import names_of, order, parents, parse_point
 from contract.rundir import RunDir, completion
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Run:
         """
         self._run = RunDir(root)
         names = names_of(self._run.sweep()["pair"])
-        self._names, self._kind = names, list(parent_points(names).values())  # what points there are
+        self._names, self._kind = names, list(parents(names).values())  # what points there are
         self._plan: dict[str, Any] = self._run.plan()["tasks"]
 
     def __repr__(self) -> str:

@@ -42,10 +42,10 @@ def remembered_fingerprint(checkpoint: Checkpoint, role: str) -> str:
     Raises:
         PairError: a tensor holds NaN or infinity; the error names every such tensor.
     """
-    entry = _folder() / f"{stamp(checkpoint)}.json"
+    entry = cache_folder("weights") / f"{stamp(checkpoint)}.json"
     digests = _recall(entry, checkpoint)
     if digests is None:
-        with _locked(entry.with_suffix(".lock")):
+        with locked(entry.with_suffix(".lock")):
             digests = _recall(entry, checkpoint)
             if digests is None:
                 began = time.time_ns()
@@ -75,9 +75,10 @@ def _newest(checkpoint: Checkpoint) -> int:
     return max((max(status.st_mtime_ns, status.st_ctime_ns) for status in statuses), default=0)
 
 
-def _folder() -> Path:
+def cache_folder(name: str) -> Path:
+    """Return the folder in which this machine remembers one kind of thing."""
     root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "lambdasweep" / "weights"
+    return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "lambdasweep" / name
 
 
 def _recall(entry: Path, checkpoint: Checkpoint) -> dict[str, str] | None:
@@ -92,7 +93,7 @@ def _recall(entry: Path, checkpoint: Checkpoint) -> dict[str, str] | None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a lock file; where the file system knows no locks, go on without one."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):

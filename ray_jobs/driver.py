@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from contract.errors import InputError, SweepError
+from contract.errors import InputError, SweepError, WrongWeightsError
 from ray_jobs.cluster import Node, cluster, end_process, living_nodes
 from ray_jobs.events import Listener, Listeners
 from ray_jobs.health import Deadlines
@@ -289,6 +289,8 @@ class _Driver:
         cause = error.cause if isinstance(error, RayTaskError) else None
         if isinstance(cause, InputError) and not handle.booting:  # another replica would fail in the same way
             raise cause
+        if isinstance(cause, WrongWeightsError):
+            raise SweepError(str(cause))
         if isinstance(cause, OSError) and cause.errno in _UNWRITABLE:
             raise SweepError(
                 f"tables cannot be written to {self._spec.root}: {cause}. Nothing is half-written; make room and run "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from contract.errors import EngineError
+from contract.errors import EngineError, WrongWeightsError
 from contract.rundir import commit_json, commit_table
 from merge.line import STRAIGHT, Line
 from merge.remote_parent import RemoteParent, open_here
@@ -104,6 +104,8 @@ class Replica:
         nodes = Span(len(self._placement), 0, self._placement[0].node.address, port) if port is not None else None
         try:
             self._engine = Engine(base, aligned, spec.settings, spec.parents, ranks_on_node, spec.line, nodes)
+        except WrongWeightsError:
+            raise  # the last words of the processes would add nothing
         except EngineError as error:
             raise EngineError(f"{error}{last_words()}") from error
         return Started(self._engine.hardware, self._engine.fallback)

@@ -1,7 +1,7 @@
 """Runs one real vLLM engine in a process of its own: `python -m tests.engine_process JOB.json`.
 
 The environment of an engine must be set before torch is imported, and one process holds one engine. The job says where to
-go: `{"base", "aligned" (one, or several by name), "settings", "cores", "requests", "parents", "line", "steps":
+go: `{"base", "aligned" (one, several by name, or null), "settings", "cores", "requests", "parents", "line", "steps":
 [[λ or null, output.parquet], …]}`; a null λ scores the weights the engine was started with. A step [λ, output.parquet,
 {"prompts", "sampling"}] samples instead; texts are then the token ids. With "sabotage" the resident route takes the parents
 for each other.
@@ -67,7 +67,8 @@ def main(job: Path) -> None:
         right = resident.theta
         resident.theta = lambda parents, lam, out, rule: right(parents[::-1], f"{float(lam) - 0.1}", out, rule)
     line = Line.from_json(values.get("line", {}))
-    aligned = {name: Path(path) for name, path in by_name(values["aligned"]).items()}
+    # None: a fresh engine, which nothing of ours has touched since vLLM loaded its weights.
+    aligned = {name: Path(path) for name, path in by_name(values["aligned"]).items()} if values["aligned"] else None
     engine = Engine(Path(values["base"]), aligned, engine_settings, values["parents"], line=line)
     requests = pq.read_table(values["requests"])
     counted = []

@@ -48,8 +48,8 @@ def test_points_sort_as_numbers() -> None:
 
 
 def test_parents_and_the_middle() -> None:
-    assert points.parent_points([""]) == {"base": "0", "aligned": "1"}
-    assert points.parent_points(["sft", "dpo"]) == {
+    assert points.parents([""]) == {"base": "0", "aligned": "1"}
+    assert points.parents(["sft", "dpo"]) == {
         "base": "dpo=0,sft=0",
         "dpo": "dpo=1,sft=0",
         "sft": "dpo=0,sft=1",

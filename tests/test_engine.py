@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,7 +20,6 @@ from safetensors.torch import load_file, save_file
 from contract import schemas
 from lambdasweep.takehome.export import export_point
 from lambdasweep.takehome.point import from_flags
-from serve.engine import same_bits
 from tests import engine_process
 from tests.checkpoints import write_checkpoint
 
@@ -131,7 +129,7 @@ def results(pairs: dict[bool, tuple[Path, Path]], tmp_path_factory: pytest.TempP
     pq.write_table(make_requests()[0], requests)
     jobs: list[tuple[str, dict[str, Any]]] = []
 
-    def add(name: str, case: Case, base: Path, aligned: Path, parents: str, stops: Sequence[str | None]) -> None:
+    def add(name: str, case: Case, base: Path, aligned: Path | None, parents: str, stops: Sequence[str | None]) -> None:
         settings = engine_process.settings(
             case.ranks, dtype=case.dtype, pipeline_parallel=case.stages, max_num_batched_tokens=case.step
         )
@@ -150,8 +148,7 @@ def results(pairs: dict[bool, tuple[Path, Path]], tmp_path_factory: pytest.TempP
         add(case.name, case, *pairs[case.tied], case.parents, PATH)
     for (kind, lam), case in FRESH.items():
         merged = export(*pairs[case.tied], lam, root / f"merged-{case.tied}-{lam}")
-        # Without a resident route there is no self-check: nothing has touched the weights since vLLM loaded them.
-        add(f"fresh {kind} {lam}", replace(case, sabotage=False), merged, merged, "reload", [None])
+        add(f"fresh {kind} {lam}", replace(case, sabotage=False), merged, None, "auto", [None])
     found: dict[str, Any] = {}
     for batch in [jobs[first : first + 2] for first in range(0, len(jobs), 2)]:  # two engines at a time
         running = [
@@ -196,7 +193,7 @@ def test_the_route_is_the_fast_one_unless_it_is_wrong(results: dict[str, Any], c
         "pipeline untied": ("resident mmap", ""),
         "held untied bfloat16": ("resident device", ""),
         "reload": ("reload", "--parents reload"),
-        "sabotaged": ("reload", "the same λ gives other logprobs than vLLM's own loader"),
+        "sabotaged": ("reload", "the resident route gives other logprobs than vLLM's own loader at λ = 1 and λ = 0"),
     }
     assert {(step["route"], step["fallback"]) for step in counted} == {wanted[case.name]}
 
@@ -352,13 +349,3 @@ def test_what_overflows_at_some_points_only_is_quarantined_there(tmp_path: Path)
     assert [row["request_id"] for row in counted[4]["quarantine"]] == prompts["request_id"].to_pylist()
     assert {row["reason"] for row in counted[4]["quarantine"]} == {"the engine's logits were NaN or infinity"}
     assert (tables[4].num_rows, tables[5].num_rows, counted[5]["quarantine"]) == (0, 2 * prompts.num_rows, [])
-
-
-def test_same_bits_tells_signs_and_takes_nan_for_nan() -> None:
-    one = np.array([-1.5, np.nan, -np.inf])
-    negative = np.copysign(one, [-1, -1, -1])  # of NaN too
-    assert same_bits(one, negative)
-    assert not same_bits(one, np.array([-1.5, -2.0, -np.inf]))
-    assert not same_bits(one, np.array([np.nextafter(-1.5, 0), np.nan, -np.inf]))
-    assert not same_bits(one, one[:2])
-    assert not same_bits(np.array([0.0]), np.array([-0.0]))

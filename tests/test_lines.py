@@ -160,7 +160,7 @@ def results(
                 name = f"{case.name} {lam}"
                 yield (
                     name,
-                    settings | {"base": merged, "aligned": merged, "parents": "reload", "steps": steps(name, (None,))},
+                    settings | {"base": merged, "aligned": None, "parents": "auto", "steps": steps(name, (None,))},
                 )
 
     found: dict[str, Any] = {}
