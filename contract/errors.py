@@ -1,4 +1,4 @@
-"""Everything that lambdasweep raises on purpose.
+"""This module holds every error that lambdasweep raises on purpose.
 
     LambdasweepError          exit status 1
     ├── InputError            exit status 2: something the user gave is wrong
@@ -23,15 +23,15 @@ EXIT_INTERRUPTED = 130
 
 
 class LambdasweepError(Exception):
-    """Root of the tree; `exit_code` is what the command line ends with."""
+    """The root of the exception tree; `exit_code` is the status that the command line ends with."""
 
     exit_code = EXIT_FAILED
 
 
 class InputError(LambdasweepError):
-    """One or more things wrong with what the user gave.
+    """One or more things are wrong with what the user gave.
 
-    `problems` holds one line each; `str()` joins them under `title`.
+    `problems` holds one line for each; `str()` joins them under `title`.
     """
 
     exit_code = EXIT_BAD_INPUT
@@ -66,11 +66,11 @@ class EngineError(LambdasweepError):
 
 
 class WrongWeightsError(EngineError):
-    """No way of switching λ makes the weights that vLLM itself loads. Another replica would find the same."""
+    """No way of switching λ makes the weights that vLLM itself loads, and another replica would find the same."""
 
 
 class SweepError(LambdasweepError):
-    """The sweep cannot go on."""
+    """The sweep cannot go on: its replicas do not start, say, or the disk is full."""
 
 
 def join(failures: list[InputError], title: str = "the sweep cannot be set up") -> InputError:
