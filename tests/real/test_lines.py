@@ -1,0 +1,217 @@
+"""Other ways from base to aligned, on real vLLM: the arc, weights on λ by module, and a vocabulary shared in part.
+
+Each case has a live engine and, for each λ, a fresh engine on a θ(λ) that is made here with none of the code under test.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from contract import schemas
+from merge.interpolate import interpolated_tensors
+from merge.line import Line
+from merge.pair import open_pair
+from tests.support import engine_process
+from tests.support.checkpoints import VOCAB, write_checkpoint
+
+PATH = ("0", "1.3", "0.35", "1", "0")
+# By hand for the two layers of the tiny pair; what it does not name moves with λ.
+MAP = "layers.1=0.4,layers.0.mlp=0,layers.0.self_attn.k_proj=-0.5,embed=0.75"
+WEIGHTS = {"embed_tokens": "0.75", "layers.0.mlp": "0", "layers.0.self_attn.k_proj": "-0.5", "layers.1": "0.4"}
+EXTRA = 3  # rows that aligned has and base has not
+OTHER = {17: "Ā!", 331: "<|turn|>"}  # strings of aligned at ids that have another, or none, in base
+
+
+@dataclass(frozen=True)
+class Case:
+    """An engine over a line."""
+
+    name: str
+    line: Line
+    ranks: int
+    tied: bool
+    dtype: str
+    parents: str
+    route: str
+    fresh: tuple[str, ...]  # the λs of its fresh engines; all three kinds of points are met in one case or another
+
+
+CASES = (
+    Case("shared", Line(vocab="shared"), 1, True, "float32", "auto", "resident mmap", ("0", "0.35")),
+    Case("arc and map", Line("slerp", MAP), 1, False, "bfloat16", "device", "resident device", ("0.35", "1")),
+    Case(
+        "shared and map, two ranks",
+        Line("linear", MAP, "shared"),
+        2,
+        True,
+        "float32",
+        "mmap",
+        "resident mmap",
+        ("0.35",),
+    ),
+    Case("all, two ranks", Line("slerp", MAP, "shared"), 2, False, "bfloat16", "device", "resident device", ("0.35",)),
+    Case("all, reload", Line("slerp", MAP, "shared"), 2, False, "bfloat16", "reload", "reload", ()),
+)
+IDS = [case.name for case in CASES]
+
+
+def write_pair(root: Path, tied: bool, shared: bool) -> tuple[Path, Path]:
+    base = write_checkpoint(root / "base", seed=0, tie=tied)
+    aligned = write_checkpoint(root / "aligned", seed=1, tie=tied, vocab=VOCAB + EXTRA * shared)
+    if shared:
+        file = aligned / "tokenizer.json"
+        tokenizer = json.loads(file.read_text())
+        tokenizer["added_tokens"] += [{**tokenizer["added_tokens"][0], "id": at, "content": OTHER[at]} for at in OTHER]
+        file.write_text(json.dumps(tokenizer))
+    return base, aligned
+
+
+def made(base: Path, aligned: Path, line: Line, lam: str) -> dict[str, torch.Tensor]:
+    """θ(λ) of a tiny pair, tensor by tensor: fp32, rounded once."""
+    one, two = load_file(base / "model.safetensors"), load_file(aligned / "model.safetensors")
+    found = {}
+    for name, there in two.items():
+        weights = [weight for part, weight in WEIGHTS.items() if part in name] if line.lam_map else []
+        at = float(lam) * float(weights[0] if weights else 1)
+        has_rows = "embed_tokens" in name or "lm_head" in name
+        rows = [
+            row
+            for row in range(VOCAB if has_rows else len(there))
+            if not (has_rows and is_shared(line) and row in OTHER)
+        ]
+        here, other = one[name][rows], there[rows]
+        theta = here if at == 0 else other if at == 1 else between(here, other, at, line.method)
+        whole = there.clone()
+        whole[rows] = theta
+        found[name] = whole
+    return found
+
+
+def is_shared(line: Line) -> bool:
+    return line.vocab == "shared"
+
+
+def between(one: torch.Tensor, two: torch.Tensor, at: float, method: str) -> torch.Tensor:
+    a, b = one.double().flatten(), two.double().flatten()
+    cosine = float(a @ b / (a.norm() * b.norm()))
+    if method == "linear" or abs(cosine) > 0.9995:
+        return torch.lerp(one.float(), two.float(), at).to(one.dtype)
+    angle = math.acos(cosine)
+    sines = [math.sin((1 - at) * angle) / math.sin(angle), math.sin(at * angle) / math.sin(angle)]
+    return (one.float() * sines[0] + two.float() * sines[1]).to(one.dtype)
+
+
+def requests() -> pa.Table:
+    generator = torch.Generator().manual_seed(9)
+    rows = []
+    for number in range(8):
+        ids = torch.randint(3, VOCAB, (30 + 7 * number,), generator=generator).tolist()
+        if number % 2:
+            ids[5], ids[-2], ids[-1] = 17, 331, VOCAB - 1 - number
+        rows.append((number, str(number), 0, ids, len(ids) - 4, 1, True))
+    return pa.Table.from_pylist([dict(zip(schemas.REQUESTS.names, row, strict=True)) for row in rows], schemas.REQUESTS)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[bool, bool], tuple[Path, Path]]:
+    """By whether it is tied, and whether its vocabulary is shared in part only."""
+    kinds = {(case.tied, is_shared(case.line)) for case in CASES}
+    return {kind: write_pair(tmp_path_factory.mktemp("pair"), *kind) for kind in kinds}
+
+
+@pytest.fixture(scope="module")
+def results(
+    pairs: dict[tuple[bool, bool], tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """By engine: the tables of its steps, and what it counted."""
+    root = tmp_path_factory.mktemp("engines")
+    pq.write_table(requests(), root / "requests.parquet")
+
+    def jobs() -> Iterator[tuple[str, dict[str, Any]]]:
+        for case in CASES:
+            base, aligned = pairs[case.tied, is_shared(case.line)]
+            settings = {
+                "settings": engine_process.settings(case.ranks, dtype=case.dtype).to_json(),
+                "cores": [0, 1][: case.ranks],
+                "requests": root / "requests.parquet",
+            }
+
+            def steps(name: str, stops: tuple[str | None, ...]) -> list[Any]:
+                return [[lam, root / f"{name}-{step}.parquet"] for step, lam in enumerate(stops)]
+
+            live = {"base": base, "aligned": aligned, "line": case.line.to_json(), "parents": case.parents}
+            yield case.name, settings | live | {"steps": steps(case.name, PATH)}
+            for lam in case.fresh:
+                merged = root / f"merged-{case.name}-{lam}"
+                merged.mkdir()
+                for file in aligned.iterdir():
+                    if file.suffix == ".json":
+                        (merged / file.name).write_bytes(file.read_bytes())
+                save_file(made(base, aligned, case.line, lam), merged / "model.safetensors", metadata={"format": "pt"})
+                name = f"{case.name} {lam}"
+                yield (
+                    name,
+                    settings | {"base": merged, "aligned": merged, "parents": "reload", "steps": steps(name, (None,))},
+                )
+
+    found: dict[str, Any] = {}
+    waiting = list(jobs())
+    for batch in [waiting[first : first + 2] for first in range(0, len(waiting), 2)]:  # two engines at a time
+        running = [(name, job, engine_process.start(root / f"{name}.json", **job)) for name, job in batch]
+        for name, job, process in running:
+            counted = engine_process.finish(root / f"{name}.json", process)
+            found[name] = [pq.read_table(output) for _, output in job["steps"]], counted
+    return found
+
+
+@pytest.mark.parametrize(
+    ("case", "lam"),
+    [(case, lam) for case in CASES for lam in case.fresh],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_live_is_bit_equal_to_a_fresh_engine(results: dict[str, Any], case: Case, lam: str) -> None:
+    ((fresh,), _) = results[f"{case.name} {lam}"]
+    assert fresh.num_rows == requests().num_rows
+    live, _ = results[case.name]
+    for step in [step for step, stop in enumerate(PATH) if stop == lam]:
+        assert live[step].drop_columns("lam").equals(fresh.drop_columns("lam"))
+
+
+def test_both_routes_give_the_same_tables(results: dict[str, Any]) -> None:
+    resident, reload = (results[name][0] for name in ("all, two ranks", "all, reload"))
+    assert all(one.equals(other) for one, other in zip(resident, reload, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_the_route_is_the_fast_one_and_digests_tell_the_points_apart(results: dict[str, Any], case: Case) -> None:
+    live, counted = results[case.name]
+    reason = "--parents reload" if case.parents == "reload" else ""
+    assert {(step["route"], step["fallback"]) for step in counted} == {(case.route, reason)}
+    digests = [tuple(step["digests"]) for step in counted]
+    assert digests[0] == digests[-1]
+    assert len(set(digests)) == len(PATH) - 1
+    assert len({str(table.column("logprobs").to_pylist()) for table in live}) == len(PATH) - 1
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+@pytest.mark.parametrize("lam", ["0", "0.35", "1", "1.3", "-0.5"])
+def test_tensors_on_disk_are_those_made_by_hand(
+    pairs: dict[tuple[bool, bool], tuple[Path, Path]], case: Case, lam: str
+) -> None:
+    base, aligned = pairs[case.tied, is_shared(case.line)]
+    want = made(base, aligned, case.line, lam)
+    pair = open_pair(str(base), str(aligned), line=case.line)
+    found = dict(interpolated_tensors(pair, lam))
+    assert found.keys() == want.keys()
+    for name, tensor in want.items():
+        assert torch.equal(found[name].view(torch.int16), tensor.view(torch.int16)), name
+    assert pair.ends_at_aligned == (not case.line.lam_map)
