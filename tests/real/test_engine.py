@@ -129,22 +129,21 @@ def results(pairs: dict[bool, tuple[Path, Path]], tmp_path_factory: pytest.TempP
     root = tmp_path_factory.mktemp("engines")
     requests = root / "requests.parquet"
     pq.write_table(make_requests()[0], requests)
-    jobs: list[tuple[str, dict[str, Any]]] = []
+    jobs: dict[str, dict[str, Any]] = {}
 
     def add(name: str, case: Case, base: Path, aligned: Path, parents: str, stops: Sequence[str | None]) -> None:
         settings = engine_process.settings(
             case.ranks, dtype=case.dtype, pipeline_parallel=case.stages, max_num_batched_tokens=case.step
         )
-        values = {
+        jobs[name] = {
             "base": base,
             "aligned": aligned,
             "settings": settings.to_json(),
-            "cores": [0, 1][: case.ranks * case.stages],
             "parents": parents,
             "sabotage": case.sabotage,
+            "requests": requests,
             "steps": [[lam, root / f"{name}-{step}.parquet"] for step, lam in enumerate(stops)],
         }
-        jobs.append((name, values))
 
     for case in LIVE:
         add(case.name, case, *pairs[case.tied], case.parents, PATH)
@@ -152,16 +151,7 @@ def results(pairs: dict[bool, tuple[Path, Path]], tmp_path_factory: pytest.TempP
         merged = export(*pairs[case.tied], lam, root / f"merged-{case.tied}-{lam}")
         # Without a resident route there is no self-check: nothing has touched the weights since vLLM loaded them.
         add(f"fresh {kind} {lam}", replace(case, sabotage=False), merged, merged, "reload", [None])
-    found: dict[str, Any] = {}
-    for batch in [jobs[first : first + 2] for first in range(0, len(jobs), 2)]:  # two engines at a time
-        running = [
-            (name, values, engine_process.start(root / f"{name}.json", requests=requests, **values))
-            for name, values in batch
-        ]
-        for name, values, process in running:
-            counted = engine_process.finish(root / f"{name}.json", process)
-            found[name] = [pq.read_table(output) for _, output in values["steps"]], counted
-    return found
+    return engine_process.run(root, jobs)
 
 
 def export(base: Path, aligned: Path, lam: str, out: Path) -> Path:
@@ -328,19 +318,15 @@ def test_what_overflows_at_some_points_only_is_quarantined_there(tmp_path: Path)
     sampled = {"prompts": str(tmp_path / "prompts.parquet"), "sampling": sampling}
     stops = ("0", "30", "1", "0", "30", "0")
     outputs = [tmp_path / f"{step}.parquet" for step in range(len(stops))]
-    job = tmp_path / "job.json"
-    process = engine_process.start(
-        job,
-        base=base,
-        aligned=aligned,
-        settings=engine_process.settings().to_json(),
-        cores=[0],
-        parents="auto",
-        requests=tmp_path / "requests.parquet",
-        steps=[[stops[step], outputs[step], *([sampled] if step > 3 else [])] for step in range(len(stops))],
-    )
-    counted = engine_process.finish(job, process)
-    tables = [pq.read_table(output) for output in outputs]
+    job = {
+        "base": base,
+        "aligned": aligned,
+        "settings": engine_process.settings().to_json(),
+        "parents": "auto",
+        "requests": tmp_path / "requests.parquet",
+        "steps": [[stops[step], outputs[step], *([sampled] if step > 3 else [])] for step in range(len(stops))],
+    }
+    ((tables, counted),) = engine_process.run(tmp_path, {"overflow": job}).values()
     fit = {number for kind in ("letters", "full", "block", "shared", "longest") for number in kinds[kind]}
     nan = {row["request_id"]: row["reason"] for row in counted[1]["quarantine"] if row["request_id"] in fit}
     assert nan == dict.fromkeys(sorted(fit), "the engine returned NaN or infinity")

@@ -141,7 +141,6 @@ def results(
             base, aligned = pairs[case.tied, is_shared(case.line)]
             settings = {
                 "settings": engine_process.settings(case.ranks, dtype=case.dtype).to_json(),
-                "cores": [0, 1][: case.ranks],
                 "requests": root / "requests.parquet",
             }
 
@@ -163,14 +162,7 @@ def results(
                     settings | {"base": merged, "aligned": merged, "parents": "reload", "steps": steps(name, (None,))},
                 )
 
-    found: dict[str, Any] = {}
-    waiting = list(jobs())
-    for batch in [waiting[first : first + 2] for first in range(0, len(waiting), 2)]:  # two engines at a time
-        running = [(name, job, engine_process.start(root / f"{name}.json", **job)) for name, job in batch]
-        for name, job, process in running:
-            counted = engine_process.finish(root / f"{name}.json", process)
-            found[name] = [pq.read_table(output) for _, output in job["steps"]], counted
-    return found
+    return engine_process.run(root, dict(jobs()))
 
 
 @pytest.mark.parametrize(

@@ -40,24 +40,20 @@ def results(parents: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
         # Without a resident route there is no self-check: nothing has touched the weights since vLLM loaded them.
         **{name: (merged, merged, "reload", [None]) for name, merged in exported.items()},
     }
-    found: dict[str, Any] = {}
-    names = list(jobs)
-    for batch in [names[first : first + 2] for first in range(0, len(names), 2)]:  # two engines at a time
-        running = {}
-        for name in batch:
-            base_of, aligned, tier, stops = jobs[name]
-            steps = [[lam, root / f"{names.index(name)}-{step}.parquet"] for step, lam in enumerate(stops)]
-            values = {"settings": engine_process.settings(1).to_json(), "cores": [0], "parents": tier, "steps": steps}
-            job = root / f"{names.index(name)}.json"
-            running[name] = (
-                job,
-                steps,
-                engine_process.start(job, base=base_of, aligned=aligned, requests=requests, **values),
-            )
-        for name, (job, steps, process) in running.items():
-            counted = engine_process.finish(job, process)
-            found[name] = [pq.read_table(output) for _, output in steps], counted
-    return found
+    return engine_process.run(
+        root,
+        {
+            name: {
+                "base": base_of,
+                "aligned": aligned_of,
+                "settings": engine_process.settings().to_json(),
+                "parents": tier,
+                "requests": requests,
+                "steps": [[lam, root / f"{number}-{step}.parquet"] for step, lam in enumerate(stops)],
+            }
+            for number, (name, (base_of, aligned_of, tier, stops)) in enumerate(jobs.items())
+        },
+    )
 
 
 def assert_same(one: pa.Table, two: pa.Table) -> None:

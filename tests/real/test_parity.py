@@ -64,20 +64,17 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scores]:
     every = [row | {"doc_id": f"{name}-{row['doc_id']}"} for name, part in parts.items() for row in part.to_pylist()]
     every = [row | {"request_id": number} for number, row in enumerate(every)]
     pq.write_table(pa.Table.from_pylist(every, schema=schemas.REQUESTS), root / "requests.parquet")
-    job = root / "job.json"
-    process = engine_process.start(
-        job,
-        base=BASE,
-        aligned=BASE,
-        settings=engine_process.settings().to_json(),
-        cores=[0],
-        parents="auto",
-        requests=root / "requests.parquet",
-        steps=[["0", root / "tokens.parquet"]],
-    )
-    (counted,) = engine_process.finish(job, process)
+    job = {
+        "base": BASE,
+        "aligned": BASE,
+        "settings": engine_process.settings().to_json(),
+        "parents": "auto",
+        "requests": root / "requests.parquet",
+        "steps": [["0", root / "tokens.parquet"]],
+    }
+    (((table,), (counted,)),) = engine_process.run(root, {"ours": job}).values()
     assert counted["quarantine"] == []
-    tokens = pq.read_table(root / "tokens.parquet").to_pylist()
+    tokens = table.to_pylist()
     scores = iter([(sum(row["logprobs"]), all(rank == 1 for rank in row["ranks"])) for row in tokens])
     return {name: list(itertools.islice(scores, part.num_rows)) for name, part in parts.items()}
 

@@ -68,21 +68,15 @@ def results(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
                 sampling["max_tokens"] = 1 if is_one else MAX_TOKENS
                 file = "one" if is_one else "prompts"
                 steps[-1].append({"prompts": root / f"{file}.parquet", "sampling": sampling})
-        values = {
+        jobs[name] = {
             "base": pair[0],
             "aligned": pair[1],
             "settings": engine_process.settings(**changes).to_json(),
-            "cores": [len(jobs)],
             "parents": "auto",
             "requests": root / "requests.parquet",
             "steps": steps[:-1] if name == "narrow" else steps[-2:] + steps[:1],
         }
-        jobs[name] = values, engine_process.start(root / f"{name}.json", **values)
-    found = {}
-    for name, (values, process) in jobs.items():
-        counted = engine_process.finish(root / f"{name}.json", process)
-        found[name] = [pq.read_table(step[1]) for step in values["steps"]], counted
-    return found
+    return engine_process.run(root, jobs)
 
 
 def test_a_unit_is_the_same_again_after_others(results: dict[str, Any]) -> None:
