@@ -1,6 +1,7 @@
 """Facts → one HTML file that opens from the disk: styles, scripts, data and the plotting library are all inside."""
 
 import base64
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -52,7 +53,7 @@ def page(
     specs = {name: _spec(chart) for section in charts.values() for name, chart in section.items()}
     # Known by their content: what two figures show is there once.
     datasets = {name: rows for spec in specs.values() for name, rows in spec.pop("datasets").items()}
-    bundle, script = Markup(vl_convert.javascript_bundle("globalThis.vegaEmbed = vegaEmbed;")), Markup(_file("page.js"))
+    bundle, script = Markup(_bundle()), Markup(_file("page.js"))
     data = {"specs": specs, "datasets": datasets, "themes": {name: theme(name, _FONT) for name in ("light", "dark")}}
     # Task names get no way out of where they stand: jinja2 escapes them in HTML, and in JSON there is no "<" at all.
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_file("page.html"))
@@ -106,6 +107,13 @@ def _short(parent: Mapping[str, Any]) -> str:
 def _json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+@functools.cache
+def _bundle() -> str:
+    """The plotting library as one script, which takes a second to put together."""
+    bundle: str = vl_convert.javascript_bundle("globalThis.vegaEmbed = vegaEmbed;")
+    return bundle
 
 
 def _digest(script: str) -> str:
