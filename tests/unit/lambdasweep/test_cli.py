@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -75,9 +75,8 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 @pytest.fixture
 def lambdasweep(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], handed: list[dict[str, Any]]
-) -> Iterator[Callable[..., Result]]:
+) -> Callable[..., Result]:
     """Run a command line in this process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr("sys.argv", ["lambdasweep", *map(str, arguments)])
@@ -87,9 +86,7 @@ def lambdasweep(
         printed = capsys.readouterr()
         return Result(ended.value.code, printed.out, printed.err)
 
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return run
 
 
 @pytest.fixture
@@ -107,6 +104,21 @@ def flags(tmp_path: Path, pair: tuple[Path, Path]) -> Callable[..., list[object]
         return line
 
     return make
+
+
+def test_signals_are_its_callers_again_when_a_command_ends(lambdasweep: Callable[..., Result], tmp_path: Path) -> None:
+    """SIGTERM to pytest, say, ends pytest, and not the test that runs then."""
+
+    def mine(*_: object) -> None: ...
+
+    before = {number: signal.signal(number, mine) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for arguments in (["status", tmp_path], ["--help"]):
+            lambdasweep(*arguments)
+            assert [signal.getsignal(number) for number in before] == [mine, mine]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.fixture
