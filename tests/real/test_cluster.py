@@ -1,7 +1,6 @@
 """What the driver sees of a cluster's nodes, on a real Ray cluster of several raylets; no engine is started."""
 
 import os
-import subprocess
 import sys
 import uuid
 
@@ -12,6 +11,7 @@ from ray_jobs.cluster import Node
 from ray_jobs.placement import Seat, check_room, count_berths, free_berth, ranks_on_node, take
 from serve.settings import EngineSettings
 from tests.support.paths import ROOT
+from tests.support.waiting import run
 
 SETTINGS = EngineSettings(device="cpu", dtype="float32", max_model_len=64, tensor_parallel=2, threads=1)
 
@@ -22,6 +22,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray_jobs.cluster import end_process, living_nodes, on_node
 from tests.real.test_cluster import SETTINGS
+from tests.support.waiting import until
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 one = cluster.add_node(num_cpus=5, resources={"accelerator_type:H100": 1})
@@ -54,10 +55,7 @@ other = Actor.options(scheduling_strategy=on_node(one.node_id)).remote()
 pid, _ = ray.get(other.where.remote())
 os.kill(pid, signal.SIGSTOP)
 end_process(one.node_id, pid)
-deadline = time.monotonic() + 30
-while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-    assert time.monotonic() < deadline, "a stopped process was not ended"
-    time.sleep(0.1)
+until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, 30)
 end_process(one.node_id, os.getpid())  # no replica: left alone
 
 cluster.remove_node(one, allow_graceful=False)
@@ -71,14 +69,7 @@ print("all is well")
 
 def test_nodes_as_they_come_and_go() -> None:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        cwd=ROOT,
-        env={**os.environ, **token, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run([sys.executable, "-c", PROGRAM], env={**os.environ, **token, "PYTHONPATH": str(ROOT)})
     assert done.stdout.endswith("all is well\n"), done.stdout + done.stderr
 
 

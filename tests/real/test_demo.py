@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -18,7 +17,7 @@ from contract.grid import canonical
 from contract.rundir import RunDir
 from lambdasweep.demo import ALIGNED, BASE, CLOZE, LETTERS, world
 from merge.pair import open_pair
-from tests.support.paths import ROOT
+from tests.support.waiting import run as run_command
 
 FILES = {"letters": LETTERS, "cloze": CLOZE}
 
@@ -106,7 +105,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
         "--replicas",
         "1",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT)
+    done = run_command(command)
     assert done.returncode == 0, done.stderr
     return RunDir(out)
 

@@ -27,8 +27,8 @@ from contract.rundir import RunDir
 from lambdasweep.demo import ALIGNED, BASE, LETTERS
 from lambdasweep.monitor.heartbeat import DriverState
 from ray_jobs.prometheus import SERIES
-from tests.real.test_sweep import until
 from tests.support.paths import ROOT
+from tests.support.waiting import finish, until
 
 LAMBDAS = "0:1.5:0.0075"
 UNITS = 201
@@ -77,7 +77,7 @@ class Cluster:
         }
         command = ["ray", "job", arguments[0], "--address", self.dashboard, *arguments[1:]]
         return subprocess.run(
-            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
         )
 
     def status(self, job: str) -> str:
@@ -85,7 +85,7 @@ class Cluster:
         return next((state for state in ("SUCCEEDED", "FAILED", "STOPPED") if state in printed.upper()), "")
 
     def samples(self) -> dict[str, list[tuple[dict[str, str], float]]]:
-        with urllib.request.urlopen(self.metrics, timeout=10) as answer:
+        with urllib.request.urlopen(self.metrics, timeout=60) as answer:
             text = answer.read().decode()
         found: dict[str, list[tuple[dict[str, str], float]]] = {}
         for family in text_string_to_metric_families(text):
@@ -201,7 +201,7 @@ def test_a_sweep_of_one_machine_listens_on_loopback_only(tmp_path: Path) -> None
         found = listeners(psutil.Process(sweep.pid))
     finally:
         sweep.send_signal(signal.SIGTERM)
-        sweep.wait(60)
+        finish(sweep, log)
     assert {"gcs_server", "raylet"} <= found.keys()
     assert [(name, one) for name, them in found.items() for one in them if not is_loopback(one)] == []
     assert json.loads((tmp_path / "run" / "driver.json").read_text())["state"] in ("stopped", "done")

@@ -10,8 +10,8 @@ from contract.rundir import RunDir, read_identity
 from lambdasweep import open_run
 from lambdasweep.takehome.export import export_point
 from lambdasweep.takehome.point import from_flags
-from tests.real.test_sweep import Sweep, committed
 from tests.support.checkpoints import write_checkpoint
+from tests.support.sweep_process import Sweep, committed
 
 POINTS = parse_points("dpo=0:1:0.5,sft=0,0.5", ["dpo", "sft"])
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,8 @@ from lambdasweep import open_run
 from lambdasweep.demo import ALIGNED, BASE, CLOZE
 from tests.support.object_store import BUCKET, KEY_ID, SECRET, Store, enter, serve
 from tests.support.paths import ROOT
+from tests.support.waiting import finish, until
+from tests.support.waiting import run as run_command
 
 URL = f"s3://{BUCKET}/run"
 RESULTS = ("requests/", "tokens/", "quarantine/", "metrics.parquet", "plan.json", "sweep.json")
@@ -42,21 +43,21 @@ def start(out: str, log: Path) -> subprocess.Popen[bytes]:
 
 def lambdasweep(*arguments: str) -> str:
     command = [sys.executable, "-m", "lambdasweep", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=True)
+    done = run_command(command)
+    assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
 
 def test_a_killed_and_resumed_sweep_into_a_store_is_that_on_the_disk(store: Store, tmp_path: Path) -> None:
     local = tmp_path / "run"
-    assert start(str(local), tmp_path / "local.log").wait(300) == 0, (tmp_path / "local.log").read_text()
+    assert finish(start(str(local), tmp_path / "local.log"), tmp_path / "local.log") == 0, (
+        tmp_path / "local.log"
+    ).read_text()
 
     log = tmp_path / "store.log"
     sweep, run = start(URL, log), RunDir(URL)
-    deadline = time.monotonic() + 240
-    while len(run.committed("cloze", "0") | run.committed("cloze", "1")) == 0:
-        assert time.monotonic() < deadline, log.read_text()
-        assert sweep.poll() is None, log.read_text()
-        time.sleep(0.05)
+    until(lambda: sweep.poll() is not None or run.committed("cloze", "0") | run.committed("cloze", "1"))
+    assert sweep.poll() is None, log.read_text()
     tree = [psutil.Process(sweep.pid), *psutil.Process(sweep.pid).children(recursive=True)]
     for process in tree:
         if process.is_running():
@@ -66,7 +67,7 @@ def test_a_killed_and_resumed_sweep_into_a_store_is_that_on_the_disk(store: Stor
     before = sum(map(len, run.all_committed().values()))
     assert 0 < before < 21
     assert (run.root / "lease.json").is_file()  # its process is gone, so it does not count
-    assert start(URL, log).wait(300) == 0, log.read_text()
+    assert finish(start(URL, log), log) == 0, log.read_text()
     assert "of 21 units are committed already" in log.read_text()
 
     stored = store.objects("run/")
@@ -107,7 +108,7 @@ def test_a_batch_from_and_into_a_store_is_that_on_the_disk(store: Store, tmp_pat
     for requests, out in ((str(tmp_path / "in.parquet"), str(local)), (f"s3://{BUCKET}/requests", url)):
         command = [sys.executable, "-m", "lambdasweep", "score", "--model", str(BASE), "--requests", requests]
         command += ["--out", out, "--replicas", "1"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        done = run_command(command)
         assert done.returncode == 3, done.stderr
     stored = store.objects("batch/")
     on_disk = {str(path.relative_to(local)): path.read_bytes() for path in local.rglob("*.*") if path.is_file()}

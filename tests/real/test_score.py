@@ -12,8 +12,9 @@ import torch
 from contract.rundir import RunDir, read_identity
 from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.tasks.tokens import load_tokenizer
-from tests.real.test_sweep import Sweep, alive, until
 from tests.support.checkpoints import write_checkpoint
+from tests.support.sweep_process import Sweep, alive
+from tests.support.waiting import until
 
 SMALL = ["--max-model-len", "256", "--engine", "kv_cache_memory_bytes=67108864"]
 
@@ -61,11 +62,11 @@ def test_kills_change_no_byte(pair: Path, tmp_path: Path) -> None:
     # Killed: first the replicas, then the driver; then gone on with.
     out = ScoreDir(tmp_path / "killed")
     batch = Score(out.root, arguments)
-    until(lambda: out.parts("scores"))
+    batch.until(lambda: out.parts("scores"))
     for replica in batch.replicas():
         replica.kill()
     before = out.parts("scores")
-    until(lambda: out.parts("scores") > before)
+    batch.until(lambda: out.parts("scores") > before)
     engines = batch.replicas()
     batch.process.kill()
     batch.process.wait()

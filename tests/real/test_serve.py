@@ -30,6 +30,7 @@ from lambdasweep.takehome.point import from_flags
 from merge.line import STRAIGHT
 from tests.support.checkpoints import POSITIONS, VOCAB, write_checkpoint
 from tests.support.paths import ROOT
+from tests.support.waiting import until
 
 KEY = "sesame"
 HEADER = "X-Lambdasweep-Lambda"
@@ -43,7 +44,7 @@ class Server:
 
     @property
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=120)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=600)
 
     def ask(
         self, path: str, body: bytes | None = None, key: str | None = KEY, method: str | None = None
@@ -54,7 +55,7 @@ class Server:
         if key is not None:
             request.add_header("Authorization", f"Bearer {key}")
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
+            with urllib.request.urlopen(request, timeout=600) as answer:
                 status, text = answer.status, answer.read()
         except urllib.error.HTTPError as error:
             status, text = error.code, error.read()
@@ -106,19 +107,20 @@ def serving(
         )
     server = Server(f"http://127.0.0.1:{port}", base)
     try:
-        deadline = time.monotonic() + 400
-        while True:
+
+        def healthy() -> bool:
             assert process.poll() is None, log.read_text()[-6000:]
-            assert time.monotonic() < deadline, log.read_text()[-6000:]
             with contextlib.suppress(OSError):
-                if server.ask("/health")[0] == 200:
-                    break
+                return server.ask("/health")[0] == 200
             time.sleep(0.5)
+            return False
+
+        until(healthy, shows=lambda: log.stat().st_size)
         yield server
     finally:
         process.terminate()
         try:
-            process.wait(60)
+            until(lambda: process.poll() is not None, 60)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # of its own session: whatever it has left behind

@@ -5,7 +5,6 @@ The reference has both stages in one node. What the nodes do, and what is killed
 
 import json
 import os
-import subprocess
 import sys
 import time
 import uuid
@@ -17,9 +16,10 @@ import pytest
 
 from contract.rundir import RunDir, read_identity
 from serve.multinode import network_environment
-from tests.real.test_sweep import Sweep, alive, committed, tables, until
 from tests.support.checkpoints import write_checkpoint
-from tests.support.paths import ROOT
+from tests.support.sweep_process import Sweep, alive, committed, tables
+from tests.support.waiting import run as run_command
+from tests.support.waiting import until
 
 
 def main(out: Path, arguments: list[str]) -> None:
@@ -41,14 +41,14 @@ def main(out: Path, arguments: list[str]) -> None:
 
     def lose(what: str, kill: Callable[[], None], ready: str) -> None:
         before = tables(out)
-        until(lambda: tables(out) >= before + 2)
+        sweep.until(lambda: tables(out) >= before + 2)
         old = family("Replica") + family("Follower")
         assert len(old) >= 4, old
         began = time.monotonic()
         kill()
         until(lambda: not alive(old), 30)
         print(f"{what}: all of it gone after {time.monotonic() - began:.1f} s", flush=True)
-        until(lambda: f"{ready} is ready" in sweep.text())
+        sweep.until(lambda: f"{ready} is ready" in sweep.text())
         print(f"{what}: replaced after {time.monotonic() - began:.1f} s", flush=True)
 
     sweep = Sweep(out, [*arguments, "--address", cluster.address])
@@ -95,14 +95,8 @@ def test_a_replica_over_nodes_and_their_deaths_change_no_byte(tmp_path: Path) ->
     assert whole.wait() == 0, whole.text()
 
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.real.test_span", str(tmp_path / "apart"), *given],
-        cwd=ROOT,
-        env={**os.environ, **token},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    command = [sys.executable, "-m", "tests.real.test_span", str(tmp_path / "apart"), *given]
+    done = run_command(command, env={**os.environ, **token})
     print(done.stdout)
     assert done.stdout.endswith("all is well\n"), done.stderr
     assert committed(tmp_path / "apart") == committed(tmp_path / "whole")

@@ -9,69 +9,19 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
 from contract.rundir import RunDir, read_identity
 from tests.support.checkpoints import write_checkpoint
-from tests.support.paths import ROOT
+from tests.support.sweep_process import Sweep, alive, committed, tables, units
+from tests.support.waiting import until
 
 LAMBDAS = "0:1.5:0.05"
 TASKS = ("letters", "cloze")
-
-
-class Sweep:
-    """One `lambdasweep run` process."""
-
-    command = "run"
-
-    def __init__(self, out: Path, arguments: list[str]) -> None:
-        self.log = out.parent / f"{out.name}.log"
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "lambdasweep", self.command, "--out", str(out), *arguments],
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.out = out
-
-    def wait(self) -> int:
-        return self.process.wait(timeout=400)
-
-    def text(self) -> str:
-        return self.log.read_text()
-
-    def replicas(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            try:
-                if process.cmdline() and process.cmdline()[0].startswith("ray::Replica"):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
-    def descendants(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-
-def until(condition: Callable[[], Any], seconds: float = 240.0) -> Any:
-    """Wait until a condition holds, and return what it returned."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError("waited in vain")
 
 
 def fill(file: Path) -> None:
@@ -79,29 +29,6 @@ def fill(file: Path) -> None:
     with contextlib.suppress(OSError), open(file, "wb", buffering=0) as stream:
         while True:
             stream.write(bytes(1 << 20))
-
-
-def alive(processes: list[psutil.Process]) -> bool:
-    return any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
-
-
-def committed(out: Path) -> dict[str, bytes]:
-    """Every file of the results, by its path; receipts and the plan's history are not part of them."""
-    kinds = ("requests", "tokens", "generations", "quarantine", "metrics.parquet")
-    return {
-        str(path.relative_to(out)): path.read_bytes()
-        for path in sorted(out.rglob("*"))
-        if path.is_file() and path.relative_to(out).parts[0] in kinds
-    }
-
-
-def units(out: Path) -> int:
-    tasks = RunDir(out).plan()["tasks"]
-    return sum(len(task["shards"]) * len(task["lambdas"]) for task in tasks.values())
-
-
-def tables(out: Path) -> int:
-    return len([*out.glob("tokens/*/*/shard-*.parquet"), *out.glob("generations/*/*/shard-*.parquet")])
 
 
 @pytest.fixture(scope="module")
@@ -184,10 +111,10 @@ def test_kills_a_full_disk_and_signals_change_no_byte(inputs: list[str], referen
 
     # A replica is killed: another takes its place, and the sweep goes on.
     sweep = Sweep(out, arguments)
-    until(lambda: tables(out) >= 2)
+    sweep.until(lambda: tables(out) >= 2)
     victim = sweep.replicas()[0]
     victim.kill()
-    until(lambda: "replica-0.2 is ready" in sweep.text() or "replica-1.2 is ready" in sweep.text())
+    sweep.until(lambda: "replica-0.2 is ready" in sweep.text() or "replica-1.2 is ready" in sweep.text())
     # Then the driver is: no engine outlives it, and in the end nothing does (Ray's agents take a minute to notice).
     engines, left_behind = sweep.replicas(), sweep.descendants()
     assert len(engines) == 2
@@ -201,7 +128,7 @@ def test_kills_a_full_disk_and_signals_change_no_byte(inputs: list[str], referen
     filler = small_disk / "filler"
     if os.path.ismount(small_disk):
         sweep = Sweep(out, arguments)
-        until(lambda: tables(out) > after_kill)
+        sweep.until(lambda: tables(out) > after_kill)
         fill(filler)
         assert sweep.wait() == 1, sweep.text()
         assert "No space left on device" in sweep.text()
@@ -211,7 +138,7 @@ def test_kills_a_full_disk_and_signals_change_no_byte(inputs: list[str], referen
     # The user stops it.
     before = tables(out)
     sweep = Sweep(out, arguments)
-    until(lambda: tables(out) > before)
+    sweep.until(lambda: tables(out) > before)
     sweep.process.send_signal(signal.SIGTERM)
     assert sweep.wait() == 130, sweep.text()
     assert before < tables(out) < total

@@ -41,15 +41,15 @@ def share_of_a_core() -> float:
     return min(1.0, len(os.sched_getaffinity(0)) / max(wanted, 1.0))
 
 
-def finish(process: "subprocess.Popen[Any]", log: Path | None = None, seconds: float = 240.0) -> int:
-    """Wait for a process to end, as `until` does, and return its status; what it writes to `log` is its progress."""
+def finish(process: "subprocess.Popen[Any]", log: Path, shows: Callable[[], Any] = lambda: None) -> int:
+    """Wait for a process to end, as `until` does, and return its status; what it writes to `log` is progress, too."""
     try:
-        until(lambda: process.poll() is not None, seconds, lambda: log and log.stat().st_size)
+        until(lambda: process.poll() is not None, shows=lambda: (log.stat().st_size, shows()))
     except AssertionError as error:
         process.kill()
         process.wait()
-        raise AssertionError(f"{error}\n{log.read_text()[-6000:] if log else ''}") from None
-    return process.returncode
+        raise AssertionError(f"{error}\n{log.read_text()[-6000:]}") from None
+    return int(process.returncode)
 
 
 def run(command: Sequence[str], **options: Any) -> "subprocess.CompletedProcess[str]":
@@ -59,7 +59,7 @@ def run(command: Sequence[str], **options: Any) -> "subprocess.CompletedProcess[
         with open(out, "wb") as one, open(err, "wb") as other:
             process = subprocess.Popen(command, stdout=one, stderr=other, **{"cwd": ROOT} | options)
         try:
-            until(lambda: process.poll() is not None, shows=lambda: (out.stat().st_size, err.stat().st_size))
+            until(lambda: process.poll() is not None, 900, lambda: (out.stat().st_size, err.stat().st_size))
         except AssertionError as error:
             process.kill()
             process.wait()
