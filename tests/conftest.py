@@ -1,8 +1,12 @@
-"""What holds for every test: which ones are real, and that the process's signal handlers are its own."""
+"""Which tests are real, and the fixtures of the command line."""
 
 from pathlib import Path
 
 import pytest
+
+from tests.support.command_line import flags, handed, lambdasweep, pair, refused
+
+__all__ = ["flags", "handed", "lambdasweep", "pair", "refused"]  # fixtures
 
 REAL = Path(__file__).parent / "real"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from contract.rundir import RunDir
-from tests.unit.calibration.test_report import GRID, add_quiz, add_words, written
+from tests.support.reports import GRID, add_quiz, add_words, written
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 

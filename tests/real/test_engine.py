@@ -12,70 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from contract import schemas
-from lambdasweep.takehome.export import export_point
-from lambdasweep.takehome.point import from_flags
 from serve.engine import same_bits
 from tests.support import engine_process
 from tests.support.checkpoints import write_checkpoint
+from tests.support.scored_requests import BLOCK, VOCAB, export, make_requests
 
 LAMBDAS = ("0", "0.35", "1", "1.5")
 # A path that comes back: each stop must give what going straight there gives.
 PATH = ("0", "1.3", "0.35", "0.35", "1", "1.5", "0")
-BLOCK = 32
-VOCAB = 512
-
-
-def make_requests() -> tuple[pa.Table, dict[str, list[int]]]:
-    """Requests that meet every branch of the scorer, and the request ids of each kind."""
-    generator = torch.Generator().manual_seed(7)
-
-    def tokens(count: int) -> list[int]:
-        return torch.randint(3, VOCAB, (count,), generator=generator).tolist()
-
-    rows: list[dict[str, Any]] = []
-    kinds: dict[str, list[int]] = {}
-
-    def add(kind: str, doc: str, context: list[int], continuation: list[int]) -> None:
-        kinds.setdefault(kind, []).append(len(rows))
-        rows.append(
-            {
-                "request_id": len(rows),
-                "doc_id": doc,
-                "choice": 0,
-                "token_ids": context + continuation,
-                "continuation_start": len(context),
-                "continuation_bytes": 1,
-                "is_gold": True,
-            }
-        )
-
-    for number, length in enumerate((1, 31, 32, 33, 64, 100)):
-        context = tokens(length)
-        for choice in range(4):
-            add("letters", f"letters-{number}", context, [10 + choice])
-    for number, length in enumerate((5, 40, 90)):
-        context = tokens(length)
-        for _ in range(3):
-            add("full", f"full-{number}", context, tokens(6))
-    context = tokens(2 * BLOCK)  # ends with its block: the row of the first continuation token is in the cached prefix
-    for _ in range(3):
-        add("block", "block", context, tokens(5))
-    context, common = tokens(BLOCK - 3), tokens(8)  # the choices' first tokens fill a block together with the context
-    for _ in range(3):
-        add("shared", "shared", context, common + tokens(4))
-    add("longest", "longest", tokens(250), tokens(6))  # exactly max_model_len
-    add("too long", "too long", tokens(250), tokens(7))
-    add("empty", "empty", tokens(9), [])
-    add("no context", "no context", [], tokens(2))
-    add("vocabulary", "vocabulary", tokens(9), [VOCAB])
-    return pa.Table.from_pylist(rows, schema=schemas.REQUESTS), kinds
 
 
 @dataclass(frozen=True)
@@ -152,13 +101,6 @@ def results(pairs: dict[bool, tuple[Path, Path]], tmp_path_factory: pytest.TempP
         # Without a resident route there is no self-check: nothing has touched the weights since vLLM loaded them.
         add(f"fresh {kind} {lam}", replace(case, sabotage=False), merged, merged, "reload", [None])
     return engine_process.run(root, jobs)
-
-
-def export(base: Path, aligned: Path, lam: str, out: Path) -> Path:
-    """Write θ(λ) as `lambdasweep export` does, which tests/unit/merge/test_export.py holds against references."""
-    if not out.exists():
-        export_point(from_flags(None, str(base), str(aligned), None, None, lam), out, "base", "5GB", print)
-    return out
 
 
 @pytest.mark.parametrize("case", LIVE, ids=[case.name for case in LIVE])

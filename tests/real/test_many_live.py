@@ -9,9 +9,9 @@ import pytest
 
 from lambdasweep.takehome.export import export_point
 from lambdasweep.takehome.point import from_flags
-from tests.real.test_engine import make_requests
 from tests.support import engine_process
 from tests.support.checkpoints import write_checkpoint
+from tests.support.scored_requests import make_requests
 
 INNER, AXIS = "dpo=0.5,sft=0.25", "dpo=0.35,sft=0"
 PATH = (INNER, AXIS, "dpo=0,sft=0", "dpo=-0.5,sft=1", "dpo=0,sft=1", INNER)

@@ -15,9 +15,9 @@ from transformers import LlamaForCausalLM
 
 from contract import schemas
 from serve.sampling import seed_of
-from tests.real.test_engine import export, make_requests
 from tests.support import engine_process
 from tests.support.checkpoints import VOCAB, write_checkpoint
+from tests.support.scored_requests import export, make_requests
 
 SAMPLES, MAX_TOKENS, STOPS, MANY = 8, 12, (1, 40), 2000
 LENGTHS = (1, 5, 31, 32, 33, 70, 100, 150)

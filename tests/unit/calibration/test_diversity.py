@@ -24,8 +24,8 @@ from contract.errors import InputError, LambdasweepError
 from contract.grid import canonical
 from contract.rundir import RunDir, commit_table
 from lambdasweep import open_run
+from tests.support.reports import add_quiz
 from tests.support.tables import add_prompts, add_quarantine, add_samples
-from tests.unit.calibration.test_report import add_quiz
 
 texts = st.lists(
     st.lists(st.sampled_from(["the", "cat", "sat", "The", "mat", ",", "don't", "a", "7.5", "—"]), max_size=9).map(

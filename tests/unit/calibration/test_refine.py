@@ -14,8 +14,8 @@ from calibration.metrics.binned import Layout, add_reliability, means, reliabili
 from calibration.metrics.predictions import predictions
 from contract.grid import canonical, parse_grid
 from contract.rundir import RunDir
+from tests.support.curves import curve
 from tests.support.tables import add_quarantine, add_scores, add_task
-from tests.unit.calibration.test_frontier import curve
 
 GRID = ("0", "0.25", "0.5", "0.75", "1")
 V = [0.30, 0.20, 0.10, 0.15, 0.25]  # lowest between 0.5 and 0.75

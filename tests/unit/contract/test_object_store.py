@@ -30,8 +30,8 @@ from lambdasweep.batch.reader import Reader
 from lambdasweep.batch.repeats import repeated_rows
 from lambdasweep.cli import app
 from tests.support.object_store import BUCKET, SECRET, Store, enter, serve
+from tests.support.run_files import everything, tokens
 from tests.support.tables import add_quarantine, add_scores, add_task
-from tests.unit.contract.test_rundir import everything, tokens
 
 BIG = bytes(12 << 20)  # more than a single upload takes: parts
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 from contract import rundir, schemas
 from contract.errors import InputError, RunMismatchError
 from contract.rundir import RunDir, commit_bytes, commit_json, commit_table, read_identity
+from tests.support.run_files import everything, tokens
 
 HOLDER = """
 import sys, time
@@ -25,27 +25,6 @@ with RunDir(sys.argv[1]).lock():
     print("held", flush=True)
     time.sleep(600)
 """
-
-
-def tokens(rows: int, first: int = 0) -> pa.Table:
-    return pa.Table.from_pylist(
-        [
-            {
-                "request_id": first + row,
-                "lam": Decimal("0.35"),
-                "logprobs": [-0.5, -float(first + row)],
-                "ranks": [1, None],
-                "top1_ids": [5, 6],
-                "top1_logprobs": [-0.5, -0.25],
-            }
-            for row in range(rows)
-        ],
-        schema=schemas.TOKENS,
-    )
-
-
-def everything(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 # Commit

@@ -32,7 +32,7 @@ from merge.fingerprints import fingerprint
 from merge.remote_parent import parent_of
 from ray_jobs.units import Unit
 from tests.support.checkpoints import write_checkpoint
-from tests.unit.lambdasweep.test_cli import Result, contents, handed, lambdasweep  # noqa: F401
+from tests.support.command_line import Result, contents
 
 TEXT = Columns("id", pa.int64(), "prompt", "continuation")
 IDS = Columns("id", pa.int64(), "prompt_token_ids", "continuation_token_ids")
@@ -356,7 +356,7 @@ def test_a_file_that_changes_or_is_damaged_on_the_way_is_told(tmp_path: Path) ->
 
 
 @pytest.fixture
-def score(lambdasweep: Callable[..., Result], model: Path, tmp_path: Path) -> Callable[..., Result]:  # noqa: F811
+def score(lambdasweep: Callable[..., Result], model: Path, tmp_path: Path) -> Callable[..., Result]:
     def run(*requests: object, **changes: object) -> Result:
         values = {"model": model, "out": tmp_path / "out", **changes}
         line = [part for name, value in values.items() if value is not None for part in (f"--{name}", value)]
@@ -443,7 +443,7 @@ def test_a_model_without_a_tokenizer(score: Callable[..., Result], model: Path, 
 
 def test_another_input_model_or_setting_is_refused_with_what_changed(
     score: Callable[..., Result],
-    handed: list[dict[str, Any]],  # noqa: F811
+    handed: list[dict[str, Any]],
     tmp_path: Path,
 ) -> None:
     data = tmp_path / "in"
@@ -478,7 +478,7 @@ def test_another_input_model_or_setting_is_refused_with_what_changed(
 
 def test_a_run_directory_and_an_output_directory_are_not_taken_for_each_other(
     score: Callable[..., Result],
-    lambdasweep: Callable[..., Result],  # noqa: F811
+    lambdasweep: Callable[..., Result],
     tmp_path: Path,
 ) -> None:
     file = write(tmp_path / "a.parquet", id=[1], prompt=["x"])

@@ -18,7 +18,7 @@ from ray_jobs.work import GenerateSource
 from serve.sampling import seed_of
 from serve.settings import Sampling
 from tests.support.checkpoints import write_checkpoint
-from tests.unit.lambdasweep.test_cli import Result, contents, flags, handed, lambdasweep, pair, refused, write_task  # noqa: F401
+from tests.support.command_line import Result, contents, write_task
 
 PROMPTS = [{"prompt": "Once upon a time", "id": "once"}, {"prompt": "", "id": "nothing"}, {"prompt": "2 + 2 ="}]
 
@@ -42,7 +42,7 @@ def prompts(tmp_path: Path) -> Path:
     ],
 )
 def test_a_bad_flag(
-    refused: Callable[..., Result],  # noqa: F811
+    refused: Callable[..., Result],
     prompts: Path,
     changes: dict[str, object],
     says: str,
@@ -51,7 +51,7 @@ def test_a_bad_flag(
     assert says in problem
 
 
-def test_everything_is_named_at_once(refused: Callable[..., Result], tmp_path: Path) -> None:  # noqa: F811
+def test_everything_is_named_at_once(refused: Callable[..., Result], tmp_path: Path) -> None:
     file = write_task(tmp_path / "bad.jsonl", {"prompt": 3}, "{", ["x"], {"text": "no prompt"}, {"prompt": "\ud800"})
     task = write_task(tmp_path / "task.jsonl", {"query": "?"})
     found = refused(generate=f"stories={file}", samples=0, task=f"quiz={task}").problems
@@ -67,10 +67,10 @@ def test_everything_is_named_at_once(refused: Callable[..., Result], tmp_path: P
 
 
 def test_samples_alone_are_a_sweep(
-    lambdasweep: Callable[..., Result],  # noqa: F811
-    flags: Callable[..., list[object]],  # noqa: F811
-    handed: list[dict[str, Any]],  # noqa: F811
-    pair: tuple[Path, Path],  # noqa: F811
+    lambdasweep: Callable[..., Result],
+    flags: Callable[..., list[object]],
+    handed: list[dict[str, Any]],
+    pair: tuple[Path, Path],
     prompts: Path,
     tmp_path: Path,
 ) -> None:
@@ -114,9 +114,9 @@ def test_samples_alone_are_a_sweep(
     ],
 )
 def test_what_is_sampled_cannot_change(
-    lambdasweep: Callable[..., Result],  # noqa: F811
-    refused: Callable[..., Result],  # noqa: F811
-    flags: Callable[..., list[object]],  # noqa: F811
+    lambdasweep: Callable[..., Result],
+    refused: Callable[..., Result],
+    flags: Callable[..., list[object]],
     prompts: Path,
     tmp_path: Path,
     changes: dict[str, Any],
@@ -134,8 +134,8 @@ def test_what_is_sampled_cannot_change(
 
 
 def test_tables_of_a_config(
-    lambdasweep: Callable[..., Result],  # noqa: F811
-    pair: tuple[Path, Path],  # noqa: F811
+    lambdasweep: Callable[..., Result],
+    pair: tuple[Path, Path],
     prompts: Path,
     tmp_path: Path,
 ) -> None:
@@ -157,7 +157,7 @@ def test_tables_of_a_config(
     ]
 
 
-def test_prompts_are_cut_into_shards_by_what_they_cost(pair: tuple[Path, Path], prompts: Path) -> None:  # noqa: F811
+def test_prompts_are_cut_into_shards_by_what_they_cost(pair: tuple[Path, Path], prompts: Path) -> None:
     tokenizer = load_tokenizer(pair[0])
     spec = GenerateSpec("stories", prompts, samples=2, max_tokens=10)
     table = build_prompts(spec, tokenizer, ()).table
@@ -192,7 +192,7 @@ def test_seeds_are_of_the_prompt_and_the_sample() -> None:
     assert seed_of(0, [1, 2], 3) == struct.unpack("<Q", digest[:8])[0] // 2
 
 
-def test_texts_are_without_special_tokens(pair: tuple[Path, Path], prompts: Path) -> None:  # noqa: F811
+def test_texts_are_without_special_tokens(pair: tuple[Path, Path], prompts: Path) -> None:
     from ray_jobs.units import Unit
 
     tokenizer = load_tokenizer(pair[0])
@@ -209,8 +209,8 @@ def test_texts_are_without_special_tokens(pair: tuple[Path, Path], prompts: Path
 
 
 def test_prompts_go_through_the_chat_template(
-    lambdasweep: Callable[..., Result],  # noqa: F811
-    flags: Callable[..., list[object]],  # noqa: F811
+    lambdasweep: Callable[..., Result],
+    flags: Callable[..., list[object]],
     prompts: Path,
     tmp_path: Path,
 ) -> None:

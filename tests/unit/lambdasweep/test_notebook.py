@@ -18,8 +18,8 @@ from contract.errors import InputError
 from contract.rundir import RunDir, commit_table
 from lambdasweep import open_run
 from tests.support.paths import ROOT
+from tests.support.reports import add_quiz
 from tests.support.tables import add_scores, add_task
-from tests.unit.calibration.test_report import add_quiz
 
 
 @pytest.fixture

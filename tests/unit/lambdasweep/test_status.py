@@ -18,31 +18,14 @@ from lambdasweep.monitor.progress import Tally
 from lambdasweep.monitor.status import describe
 from lambdasweep.monitor.survey import Survey
 from lambdasweep.monitor.wording import quantity
-from ray_jobs.units import Receipt, Unit
+from ray_jobs.units import Unit
+from tests.support.receipts import receipt
 
 LAMBDAS = ["0", "0.5", "1"]
 
 
 def unit(task: str = "arc", lam: str = "0", shard: int = 0, cost: int = 10) -> Unit:
     return Unit(task, lam, shard, 0, 1, cost)
-
-
-def receipt(of: Unit, **values: Any) -> Receipt:
-    usual = {
-        "requests": 100,
-        "quarantined": 0,
-        "tokens_scheduled": 750,
-        "tokens_cached": 250,
-        "switch_seconds": 1.0,
-        "score_seconds": 34.0,
-        "commit_seconds": 1.0,
-        "replica": "replica-0",
-        "host": "node",
-        "hardware": "H100",
-        "route": "resident",
-        "weight_digests": ("a",),
-    }
-    return Receipt(*of.key, **(usual | values))
 
 
 def begin(root: Path, tasks: list[str], lambdas: list[str], shards: int, device: str = "cuda") -> RunDir:

@@ -34,51 +34,20 @@ from merge.interpolate import interpolate
 from merge.line import Line
 from merge.pair import open_pair
 from merge.weight_writer import BLOCK, blocks
-from tests.real import test_lines
+from tests.support import lines
 from tests.support.checkpoints import write_checkpoint
+from tests.support.exported import EDGES, FORMATS, UNIT, bits, files, mixed, ulp, weights
 from tests.support.paths import ROOT
 from tests.support.tables import add_scores, add_task
-from tests.unit.merge.test_merge import write
+from tests.support.weights import write
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-Tensors = dict[str, torch.Tensor]
 
 
 def make(base: Path, aligned: Path, lam: str, out: Path, shard: str = "5GB", like: str = "aligned") -> Path:
     source = from_flags(None, str(base), str(aligned), None, None, lam)
     export_point(source, out, like, shard, lambda _: None)
     return out
-
-
-def weights(directory: Path) -> Tensors:
-    return {name: value for file in directory.glob("*.safetensors") for name, value in load_file(file).items()}
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-
-
-def files(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-def mixed(seed: int) -> Tensors:
-    """Tensors of every dtype and of shapes that cut badly into blocks."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(dtype)
-
-    return {
-        "model.embed.weight": draw(700, 999),
-        "model.layers.0.a": draw(3, 5, dtype=torch.float16),
-        "model.layers.0.odd": draw(7, dtype=torch.float32),
-        "model.layers.0.scalar": draw(),
-        "model.layers.0.empty": draw(0, 4),
-        "model.layers.1.flat": draw(BLOCK + 3, dtype=torch.float16),  # one row of two blocks and a bit
-        "model.layers.2.cube": draw(3, 300, 501, dtype=torch.float32),
-        "model.layers.10.w": draw(1, 1),
-    }
 
 
 @pytest.fixture(scope="module")
@@ -182,36 +151,10 @@ def test_a_file_has_the_digest_of_its_tensors(mixed_pair: tuple[Path, Path], tmp
 
 # Numbers
 
-UNIT = Fraction(1, 1 << 24)
-# Digits of the significand after the point, and the exponent of the smallest normal number.
-FORMATS = {torch.bfloat16: (7, -126), torch.float16: (10, -14), torch.float32: (23, -126)}
 LAMBDAS = st.one_of(
     st.sampled_from(["-0.5", "-0.51", "-0.500001", "0.5", "0.499999", "1.5", "3.000001", "-1", "0.000001", "0.999999"]),
     st.integers(-4_000_000, 4_000_000).map(lambda millionths: f"{millionths / 10**6:f}"),
 )
-EDGES = [
-    0.0,
-    -0.0,
-    2.0**-126,
-    -(2.0**-126),
-    2.0**-133,
-    2.0**-149,
-    2.0**-24,
-    1.0,
-    -1.0,
-    1.0 + 2.0**-7,
-    65504.0 / 16,
-    3e4,
-]
-
-
-def ulp(value: Fraction, dtype: torch.dtype) -> Fraction:
-    """The distance of neighbouring numbers of a dtype around a value."""
-    digits, smallest = FORMATS[dtype]
-    exponent = smallest
-    while value and Fraction(2) ** (exponent + 1) <= abs(value):
-        exponent += 1
-    return Fraction(2) ** (exponent - digits)
 
 
 @given(
@@ -312,15 +255,15 @@ def test_what_is_no_point(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [Line("slerp", test_lines.MAP, "shared"), Line("linear", test_lines.MAP, "strict"), Line("linear", "", "shared")],
+    [Line("slerp", lines.MAP, "shared"), Line("linear", lines.MAP, "strict"), Line("linear", "", "shared")],
     ids=str,
 )
 @pytest.mark.parametrize("lam", ["0", "0.35", "1", "-0.5"])
 def test_every_line_is_exported_as_it_is_live(tmp_path: Path, line: Line, lam: str) -> None:
-    base, aligned = test_lines.write_pair(tmp_path, tied=False, shared=line.vocab == "shared")
+    base, aligned = lines.write_pair(tmp_path, tied=False, shared=line.vocab == "shared")
     source = from_flags(None, str(base), str(aligned), None, None, lam, line.method, line.lam_map, line.vocab)
     export_point(source, tmp_path / "out", "aligned", "5GB", lambda _: None)
-    found, want = weights(tmp_path / "out"), test_lines.made(base, aligned, line, lam)
+    found, want = weights(tmp_path / "out"), lines.made(base, aligned, line, lam)
     assert found.keys() == want.keys()
     assert all(bits(found[name]) == bits(want[name]) for name in want)
     card = (tmp_path / "out" / "README.md").read_text()
@@ -330,7 +273,7 @@ def test_every_line_is_exported_as_it_is_live(tmp_path: Path, line: Line, lam: s
 
 
 def test_a_line_that_cannot_be_exported(tmp_path: Path) -> None:
-    base, aligned = test_lines.write_pair(tmp_path, tied=False, shared=True)
+    base, aligned = lines.write_pair(tmp_path, tied=False, shared=True)
     source = from_flags(None, str(base), str(aligned), None, None, "0.5", vocab="shared")
     with pytest.raises(InputError, match="--like base does not go with --vocab shared"):
         export_point(source, tmp_path / "out", "base", "5GB", lambda _: None)

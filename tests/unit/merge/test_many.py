@@ -26,8 +26,8 @@ from merge.fingerprints import fingerprint
 from merge.interpolate import Rule, interpolate, interpolated_tensors, needed, theta
 from merge.pair import open_pair
 from tests.support.checkpoints import write_checkpoint
-from tests.unit.merge.test_export import EDGES, FORMATS, UNIT, bits, files, mixed, ulp, weights
-from tests.unit.merge.test_merge import write
+from tests.support.exported import EDGES, FORMATS, UNIT, bits, files, mixed, ulp, weights
+from tests.support.weights import write
 
 LAMS = st.one_of(
     st.sampled_from(["0", "1", "0.5", "-0.5", "1.5", "0.000001", "0.999999"]),

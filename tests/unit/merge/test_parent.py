@@ -17,7 +17,7 @@ from merge import fingerprints
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.fingerprints import fingerprint, remembered_fingerprint, stamp
 from merge.remote_parent import Parent, open_here, parent_of
-from tests.unit.merge.test_merge import CONFIG, tensors, write
+from tests.support.weights import CONFIG, tensors, write
 
 SCAN = fingerprints.scan
 

@@ -8,7 +8,7 @@ from ray.util.metrics import Counter, Gauge, Metric
 
 from ray_jobs.prometheus import SERIES, Metrics
 from ray_jobs.units import Unit
-from tests.unit.lambdasweep.test_status import receipt
+from tests.support.receipts import receipt
 
 
 @pytest.fixture
