@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from serve.engine import same_bits
 from tests.support import engine_process
 from tests.support.checkpoints import write_checkpoint
 from tests.support.scored_requests import BLOCK, VOCAB, export, make_requests
@@ -280,13 +278,3 @@ def test_what_overflows_at_some_points_only_is_quarantined_there(tmp_path: Path)
     assert [row["request_id"] for row in counted[4]["quarantine"]] == prompts["request_id"].to_pylist()
     assert {row["reason"] for row in counted[4]["quarantine"]} == {"the engine's logits were NaN or infinity"}
     assert (tables[4].num_rows, tables[5].num_rows, counted[5]["quarantine"]) == (0, 2 * prompts.num_rows, [])
-
-
-def test_same_bits_tells_signs_and_takes_nan_for_nan() -> None:
-    one = np.array([-1.5, np.nan, -np.inf])
-    negative = np.copysign(one, [-1, -1, -1])  # of NaN too
-    assert same_bits(one, negative)
-    assert not same_bits(one, np.array([-1.5, -2.0, -np.inf]))
-    assert not same_bits(one, np.array([np.nextafter(-1.5, 0), np.nan, -np.inf]))
-    assert not same_bits(one, one[:2])
-    assert not same_bits(np.array([0.0]), np.array([-0.0]))

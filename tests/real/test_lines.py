@@ -15,9 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from contract import schemas
-from merge.interpolate import interpolated_tensors
 from merge.line import Line
-from merge.pair import open_pair
 from tests.support import engine_process
 from tests.support.checkpoints import VOCAB
 from tests.support.lines import MAP, is_shared, made, write_pair
@@ -140,18 +138,3 @@ def test_the_route_is_the_fast_one_and_digests_tell_the_points_apart(results: di
     assert digests[0] == digests[-1]
     assert len(set(digests)) == len(PATH) - 1
     assert len({str(table.column("logprobs").to_pylist()) for table in live}) == len(PATH) - 1
-
-
-@pytest.mark.parametrize("case", CASES, ids=IDS)
-@pytest.mark.parametrize("lam", ["0", "0.35", "1", "1.3", "-0.5"])
-def test_tensors_on_disk_are_those_made_by_hand(
-    pairs: dict[tuple[bool, bool], tuple[Path, Path]], case: Case, lam: str
-) -> None:
-    base, aligned = pairs[case.tied, is_shared(case.line)]
-    want = made(base, aligned, case.line, lam)
-    pair = open_pair(str(base), str(aligned), line=case.line)
-    found = dict(interpolated_tensors(pair, lam))
-    assert found.keys() == want.keys()
-    for name, tensor in want.items():
-        assert torch.equal(found[name].view(torch.int16), tensor.view(torch.int16)), name
-    assert pair.ends_at_aligned == (not case.line.lam_map)

@@ -24,11 +24,9 @@ import openai
 import pytest
 import torch
 
-from contract.errors import InputError
 from lambdasweep.takehome.export import export_point
 from lambdasweep.takehome.point import from_flags
-from merge.line import STRAIGHT
-from tests.support.checkpoints import POSITIONS, VOCAB, write_checkpoint
+from tests.support.checkpoints import VOCAB, write_checkpoint
 from tests.support.paths import ROOT
 from tests.support.waiting import until
 
@@ -357,28 +355,3 @@ def test_after_a_failed_move_the_reason_is_all_there_is(pair: tuple[Path, Path],
         assert caught.value.status_code == 503
         assert server.ask("/v1/lambda")[0] == server.ask("/health")[0] == 503
         assert server.ask("/v1/lambda", b'{"lam": "0"}')[0] == 503
-
-
-def test_flags_that_would_break_it_are_refused_at_once(pair: tuple[Path, Path]) -> None:
-    from serve.http.server import Serving, arguments
-
-    flags = ("other-model", "--load-format", "dummy", "--enable-lora", "--api-server-count", "2", "--trust-remote-code")
-    flags += ("--pipeline-parallel-size", "2")
-    with pytest.raises(InputError) as caught:
-        arguments(Serving(*pair, STRAIGHT, "0", "auto", "name", flags))
-    assert [problem.split()[0] for problem in caught.value.problems] == [
-        "--model-tag", "--load-format", "--trust-remote-code", "--enable-lora", "--api-server-count",
-        "--pipeline-parallel-size",
-    ]  # fmt: skip
-
-
-def test_flags_win_over_defaults(pair: tuple[Path, Path]) -> None:
-    from serve.http.server import Serving, arguments
-
-    flags = ("--max-model-len", "99", "--host", "0.0.0.0", "--served-model-name", "mine")
-    args = arguments(
-        Serving(*pair, STRAIGHT, "0", "auto", "name", flags, {"max_model_len": POSITIONS, "dtype": "float32"})
-    )
-    assert (args.max_model_len, args.dtype, args.host, args.served_model_name) == (99, "float32", "0.0.0.0", ["mine"])
-    args = arguments(Serving(*pair, STRAIGHT, "0", "auto", "name", (), {"max_model_len": POSITIONS}))
-    assert (args.max_model_len, args.host, args.served_model_name) == (POSITIONS, "127.0.0.1", ["name"])

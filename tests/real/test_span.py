@@ -12,10 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-import pytest
 
 from contract.rundir import RunDir, read_identity
-from serve.multinode import network_environment
 from tests.support.checkpoints import write_checkpoint
 from tests.support.sweep_process import Sweep, alive, committed, tables
 from tests.support.waiting import run as run_command
@@ -61,16 +59,6 @@ def main(out: Path, arguments: list[str]) -> None:
         print(sweep.text(), flush=True)
         cluster.shutdown()
     print("all is well")
-
-
-def test_nodes_talk_over_the_interface_of_their_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("VLLM_HOST_IP", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-    for name in names:
-        monkeypatch.delenv(name, raising=False)
-    assert network_environment("127.0.0.1") == dict(zip(names, ("127.0.0.1", "lo", "=lo"), strict=True))
-    assert network_environment("203.0.113.7") == {"VLLM_HOST_IP": "203.0.113.7"}  # no address of this machine
-    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
-    assert network_environment("127.0.0.1")["NCCL_SOCKET_IFNAME"] == "ib0"
 
 
 def test_a_replica_over_nodes_and_their_deaths_change_no_byte(tmp_path: Path) -> None:
