@@ -1,4 +1,5 @@
-# make demo    sweep the demo pair       make test    every test       make lint    format, lint, types, documents
+# make demo    sweep the demo pair       make test       every test
+# make lint    format, lint, types, docs make test-fast  the tests that start no engine, no cluster and no browser
 # make docs    the documents, in build/docs
 # All share one .venv, made on first use and quick when it is there.
 VENV   := .venv
@@ -9,7 +10,7 @@ TORCH  := 2.13.0
 # Importing vLLM without its compiled bytecode takes minutes of processor time over a test run.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint docs setup clean
+.PHONY: demo test test-fast lint docs setup clean
 
 setup: $(VENV)/.ready
 
@@ -27,8 +28,12 @@ $(VENV)/.ready: pyproject.toml Makefile
 demo: setup
 	$(BIN)/lambdasweep demo
 
+# One process for each core, and files are not divided: what a file starts is started once.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+test-fast: setup
+	$(BIN)/python -m pytest -n auto -m "not real"
 
 lint: setup
 	$(BIN)/ruff format --check .

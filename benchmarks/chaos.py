@@ -32,7 +32,7 @@ EXIT_DONE = (0, 3)  # 3: with one document in quarantine
 
 def write_inputs(root: Path, documents: int) -> list[str]:
     """Write a tiny pair and a task; return the arguments of the sweep."""
-    from tests.checkpoints import write_checkpoint
+    from tests.support.checkpoints import write_checkpoint
 
     write_checkpoint(root / "base", seed=0)
     write_checkpoint(root / "aligned", seed=1)

@@ -7,6 +7,7 @@ Credentials come from the environment of each process (`AWS_ACCESS_KEY_ID` and t
 `GOOGLE_APPLICATION_CREDENTIALS`) and are never part of an `ObjectPath`.
 """
 
+import contextlib
 import errno
 import functools
 import os
@@ -91,8 +92,15 @@ class ObjectPath:
             # There is no `with` here: leaving it by an exception would complete the upload of a part. All bytes go in one
             # write; where that fails, the stream refuses to complete.
             stream = store.open_output_stream(self.key)
-            stream.write(data)
-            stream.close()
+            try:
+                stream.write(data)
+                stream.close()
+            except OSError:
+                # Parts may be on their way. Where the garbage collector closes the stream, it waits for them with the
+                # interpreter locked, and a server in this process could not answer.
+                with contextlib.suppress(OSError):
+                    stream.close()
+                raise
 
         self._ask(upload)
 

@@ -288,8 +288,15 @@ def show_metrics(run_dir: "RunDir") -> "tuple[Analysis, Frontiers]":
 
 def main() -> NoReturn:
     """Run the command line: one clear message on standard error and a meaningful exit status, never a traceback."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _run()
+    finally:  # whoever calls this from Python has handlers of its own
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run() -> NoReturn:
     try:
         app()
     except LambdasweepError as error:

@@ -1,6 +1,8 @@
 """This module starts or reaches the Ray cluster, counts what its nodes have room for, and puts an actor onto one of them."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,7 +68,6 @@ def end_process(node_id: str, pid: int) -> None:
 
 def _kill(pid: int) -> None:
     import contextlib
-    import signal
 
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
         if file.read().startswith("ray::"):  # otherwise another process has got the number since
@@ -84,6 +85,7 @@ def cluster(address: str | None, settings: EngineSettings, replicas: int | None)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    before = signal.getsignal(signal.SIGTERM)
     try:
         if address is None:
             resources: dict[str, Any] = {}
@@ -102,3 +104,5 @@ def cluster(address: str | None, settings: EngineSettings, replicas: int | None)
         yield
     finally:
         ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray leaves one of its own behind

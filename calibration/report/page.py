@@ -1,6 +1,7 @@
 """The page is one HTML file that opens from the disk: styles, scripts, data and the plotting library are all inside."""
 
 import base64
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,7 @@ def page(
     specs = {name: _spec(chart) for section in charts.values() for name, chart in section.items()}
     # Data sets are known by their content, so data that two figures show is in the page once.
     datasets = {name: rows for spec in specs.values() for name, rows in spec.pop("datasets").items()}
-    bundle, script = Markup(vl_convert.javascript_bundle("globalThis.vegaEmbed = vegaEmbed;")), Markup(_file("page.js"))
+    bundle, script = Markup(_bundle()), Markup(_file("page.js"))
     data = {"specs": specs, "datasets": datasets, "themes": {name: theme(name, _FONT) for name in ("light", "dark")}}
     # A task's name cannot become markup: jinja2 escapes it in HTML, and the JSON has no "<" at all.
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_file("page.html"))
@@ -107,6 +108,13 @@ def _short(parent: Mapping[str, Any]) -> str:
 def _json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+@functools.cache
+def _bundle() -> str:
+    """The plotting library as one script, which takes a second to put together."""
+    bundle: str = vl_convert.javascript_bundle("globalThis.vegaEmbed = vegaEmbed;")
+    return bundle
 
 
 def _digest(script: str) -> str:

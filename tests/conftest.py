@@ -1,0 +1,17 @@
+"""Which tests are real, and the fixtures of the command line."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.command_line import flags, handed, lambdasweep, pair, refused
+
+__all__ = ["flags", "handed", "lambdasweep", "pair", "refused"]  # fixtures
+
+REAL = Path(__file__).parent / "real"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(REAL):
+            item.add_marker("real")

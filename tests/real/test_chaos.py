@@ -1,0 +1,16 @@
+"""The short run of benchmarks/chaos.py: a replica, one of its ranks, a node and the driver are killed during a sweep."""
+
+import json
+import sys
+
+from tests.support.waiting import run
+
+
+def test_kills_of_every_kind_change_no_byte() -> None:
+    command = [sys.executable, "benchmarks/chaos.py", "--quick"]
+    done = run(command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["by_kind"] == {"driver": 1, "node": 1, "rank": 1, "replica": 1}
+    assert (found["lost"], found["duplicated"], found["bytes_identical"]) == (0, 0, True)
+    assert found["units"] == 11

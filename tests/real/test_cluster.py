@@ -1,0 +1,66 @@
+"""What the driver sees of a cluster's nodes, on a real Ray cluster of several raylets; no engine is started."""
+
+import os
+import sys
+import uuid
+
+from tests.support.paths import ROOT
+from tests.support.waiting import run
+
+PROGRAM = """
+import os, signal, subprocess, sys, time
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+from ray_jobs.cluster import end_process, living_nodes, on_node
+from serve.settings import EngineSettings
+from tests.support.waiting import until
+
+SETTINGS = EngineSettings(device="cpu", dtype="float32", max_model_len=64, tensor_parallel=2, threads=1)
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+one = cluster.add_node(num_cpus=5, resources={"accelerator_type:H100": 1})
+two = cluster.add_node(num_cpus=2)
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+
+def rooms(accelerator=None):
+    nodes = living_nodes(SETTINGS, accelerator)
+    return [nodes[node.node_id].stages if node.node_id in nodes else None for node in (one, two)]
+
+assert rooms() == [2, 1], rooms()  # 5 and 2 cores, 2 a replica
+assert rooms("H100") == [2, 0], rooms("H100")
+
+@ray.remote(num_cpus=2, max_restarts=0)
+class Actor:
+    def where(self):
+        return os.getpid(), ray.get_runtime_context().get_node_id()
+
+actor = Actor.options(scheduling_strategy=on_node(two.node_id)).remote()
+pid, node_id = ray.get(actor.where.remote())
+assert node_id == two.node_id
+
+command = [os.path.join(os.path.dirname(sys.executable), "ray"), "drain-node", "--address", cluster.address]
+command += ["--node-id", two.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "test"]
+subprocess.run(command + ["--deadline-remaining-seconds", "600"], check=True, capture_output=True)
+draining = {node_id: node.draining for node_id, node in living_nodes(SETTINGS, None).items()}
+assert draining[two.node_id] and not draining[one.node_id], draining
+
+other = Actor.options(scheduling_strategy=on_node(one.node_id)).remote()
+pid, _ = ray.get(other.where.remote())
+os.kill(pid, signal.SIGSTOP)
+end_process(one.node_id, pid)
+until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, 30)
+end_process(one.node_id, os.getpid())  # no replica: left alone
+
+cluster.remove_node(one, allow_graceful=False)
+while rooms()[0] is not None:
+    time.sleep(0.2)
+ray.shutdown()
+cluster.shutdown()
+print("all is well")
+"""
+
+
+def test_nodes_as_they_come_and_go() -> None:
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    done = run([sys.executable, "-c", PROGRAM], env={**os.environ, **token, "PYTHONPATH": str(ROOT)})
+    assert done.stdout.endswith("all is well\n"), done.stdout + done.stderr

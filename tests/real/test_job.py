@@ -1,0 +1,207 @@
+"""A sweep as a job of a real Ray cluster, as `ray job submit` runs it: stopped, gone on with, and measured by Prometheus.
+
+The cluster is one node of its own with token authentication, on loopback ports that nobody else uses.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from contract.rundir import RunDir
+from lambdasweep.demo import ALIGNED, BASE, LETTERS
+from lambdasweep.monitor.heartbeat import DriverState
+from ray_jobs.prometheus import SERIES
+from tests.support.paths import ROOT
+from tests.support.waiting import finish, until
+
+LAMBDAS = "0:1.5:0.0075"
+UNITS = 201
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def sweep_arguments(out: Path) -> list[str]:
+    flags = ["--base", BASE, "--aligned", ALIGNED, "--task", f"letters={LETTERS}", "--format", "letters"]
+    return ["run", *map(str, flags), "--lambdas", LAMBDAS, "--replicas", "1", "--out", str(out)]
+
+
+def listeners(process: psutil.Process) -> dict[str, set[str]]:
+    """Return the addresses that a process and its descendants listen on, by the process's name."""
+    found: dict[str, set[str]] = {}
+    for one in [process, *process.children(recursive=True)]:
+        try:
+            connections = one.net_connections(kind="tcp")
+        except psutil.Error:
+            continue
+        for connection in connections:
+            if connection.status == psutil.CONN_LISTEN:
+                found.setdefault(one.name(), set()).add(connection.laddr.ip)
+    return found
+
+
+def is_loopback(address: str) -> bool:
+    return ip_address(address.removeprefix("::ffff:")).is_loopback
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running Ray head, and how to speak to it."""
+
+    environment: dict[str, str]
+    dashboard: str
+    metrics: str
+
+    def job(self, *arguments: str, token: bool = True) -> subprocess.CompletedProcess[str]:
+        environment = {
+            name: value for name, value in self.environment.items() if token or not name.startswith("RAY_AUTH")
+        }
+        command = ["ray", "job", arguments[0], "--address", self.dashboard, *arguments[1:]]
+        return subprocess.run(
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+        )
+
+    def status(self, job: str) -> str:
+        printed = self.job("status", job).stdout
+        return next((state for state in ("SUCCEEDED", "FAILED", "STOPPED") if state in printed.upper()), "")
+
+    def samples(self) -> dict[str, list[tuple[dict[str, str], float]]]:
+        with urllib.request.urlopen(self.metrics, timeout=60) as answer:
+            text = answer.read().decode()
+        found: dict[str, list[tuple[dict[str, str], float]]] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                found.setdefault(sample.name, []).append((sample.labels, sample.value))
+        return found
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    where = tempfile.mkdtemp(prefix="ray-")  # short: socket names have a limit
+    ports = [free_port() for _ in range(5)]
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback only, as lambdasweep does it where it starts Ray itself
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_metrics_report_interval_ms": "1000",
+    }
+    flags = ("port", "dashboard-port", "metrics-export-port", "ray-client-server-port", "dashboard-agent-listen-port")
+    command = ["ray", "start", "--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1", f"--temp-dir={where}"]
+    command += [f"--{flag}={port}" for flag, port in zip(flags, ports, strict=True)]
+    with open(Path(where) / "head.log", "wb") as log:
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    started = Cluster(environment, f"http://127.0.0.1:{ports[1]}", f"http://127.0.0.1:{ports[2]}/metrics")
+    try:
+        until(lambda: started.job("list").returncode == 0, 120)
+        yield started
+    finally:
+        processes = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
+        head.send_signal(signal.SIGTERM)
+        _, left = psutil.wait_procs(processes, timeout=30)
+        for process in left:
+            process.kill()
+        shutil.rmtree(where, ignore_errors=True)
+
+
+def test_a_job_is_stopped_gone_on_with_and_measured(cluster: Cluster, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run = RunDir(out)
+    assert cluster.job("list", token=False).returncode != 0  # nobody without the token
+
+    entry = [sys.executable, "-m", "lambdasweep", *sweep_arguments(out), "--address", "auto"]
+    submitted = cluster.job("submit", "--submission-id", "first", "--no-wait", "--", *entry)
+    assert submitted.returncode == 0, submitted.stderr
+
+    until(run.plan_json.exists, 120)
+    lambdas = run.plan()["tasks"]["letters"]["lambdas"]
+
+    def tables() -> int:
+        return sum(len(run.committed("letters", lam)) for lam in lambdas)
+
+    assert len(lambdas) == UNITS
+    exported = {one.name: one.exported for one in SERIES}
+    done, left = exported["lambdasweep_units_done"], exported["lambdasweep_units_left"]
+    samples = until(lambda: (now := cluster.samples()).get(done) and now, 240)
+
+    # Each metric of ours is one that the code defines, with the labels it defines; what has happened is all there.
+    ours = {name for name in samples if "lambdasweep" in name}
+    assert ours <= set(exported.values())
+    unheard = ("units_given_up", "requests_quarantined", "failures", "tokens_generated")
+    quiet = {exported[f"lambdasweep_{name}"] for name in unheard}
+    assert set(exported.values()) - ours - quiet - {exported["lambdasweep_tokens_cached"]} == set()
+    for one in SERIES:
+        for labels, _ in samples.get(one.exported, []):
+            assert set(one.labels) <= labels.keys()
+    committed = tables()
+    assert 0 < sum(value for _, value in samples[done]) <= committed
+    assert all(value == 1 for _, value in samples[done])  # one shard
+    assert UNITS - committed <= sum(value for _, value in samples[left]) < UNITS
+    assert {labels["lam"] for labels, _ in samples[left]} == set(lambdas)
+    assert {labels["replica"] for labels, _ in samples[exported["lambdasweep_tokens_scheduled"]]} == {"replica-0"}
+    receipts = [run.receipt("letters", lam, 0) for lam in lambdas]
+    per_unit = {receipt["requests"] for receipt in receipts if receipt}
+    ((_, requests),) = samples[exported["lambdasweep_requests"]]
+    assert requests == sum(value for _, value in samples[done]) * per_unit.pop()
+
+    # The job is stopped: what is committed is kept, and whoever looks at the directory is told.
+    assert cluster.job("stop", "first").returncode == 0
+    assert cluster.status("first") == "STOPPED"
+    state = DriverState.read(run)
+    assert state is not None
+    kept = tables()
+    assert (state.state, state.done, state.left) == ("stopped", kept, UNITS - kept)
+    assert committed <= kept < UNITS
+    assert not list(out.rglob(".*.tmp"))
+    for path in out.glob("tokens/*/*/*.parquet"):
+        assert pq.read_table(path).num_rows > 0
+
+    # The same command finishes the rest.
+    assert cluster.job("submit", "--submission-id", "second", "--no-wait", "--", *entry).returncode == 0
+    state = until(lambda: (now := DriverState.read(run)) and now.state == "done" and now, 300)
+    assert (state.done, state.left) == (UNITS - kept, 0)
+    assert tables() == UNITS
+    cluster.job("stop", "second")  # it computes the metrics of 201 λs, which other tests look at
+
+
+def test_a_sweep_of_one_machine_listens_on_loopback_only(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with open(log, "wb") as file:
+        sweep = subprocess.Popen(
+            [sys.executable, "-m", "lambdasweep", *sweep_arguments(tmp_path / "run")],
+            cwd=ROOT,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        until(lambda: b"is ready" in log.read_bytes())
+        found = listeners(psutil.Process(sweep.pid))
+    finally:
+        sweep.send_signal(signal.SIGTERM)
+        finish(sweep, log)
+    assert {"gcs_server", "raylet"} <= found.keys()
+    assert [(name, one) for name, them in found.items() for one in them if not is_loopback(one)] == []
+    assert json.loads((tmp_path / "run" / "driver.json").read_text())["state"] in ("stopped", "done")

@@ -1,0 +1,122 @@
+"""The command line in this process, with a stub where it would go on to a cluster."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ray_jobs.driver
+from lambdasweep import cli
+from ray_jobs.driver import SweepResult
+from tests.support.checkpoints import write_checkpoint
+
+IRON = {"query": "Which is a metal?", "choices": ["iron", "oxygen"], "gold": 0}
+WATER = {"query": "Which is wet?", "choices": ["sand", "water", "salt"], "gold": 1}
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def problems(self) -> list[str]:
+        """The lines of the message under its title; the title itself where it has none."""
+        lines = self.err.rstrip("\n").split("\n")
+        return [line.removeprefix("  - ") for line in lines[1:]] or [lines[0].removeprefix("lambdasweep: ")]
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("pair")
+    return write_checkpoint(root / "base", seed=0), write_checkpoint(root / "aligned", seed=1)
+
+
+@pytest.fixture
+def handed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Replace the cluster by a stub that does nothing; return what was handed to it, one entry a call."""
+    calls: list[dict[str, Any]] = []
+
+    def run_units(spec, units, tables, replicas, progress, address=None, more=None) -> SweepResult:
+        calls.append({"spec": spec, "units": units, "replicas": replicas, "address": address, "more": more})
+        return SweepResult(done=0, given_up=(), interrupted=False, hardware=())
+
+    monkeypatch.setattr(ray_jobs.driver, "run_units", run_units)
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # `run` sets it, and other tests must not see it
+    return calls
+
+
+@pytest.fixture
+def lambdasweep(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], handed: list[dict[str, Any]]
+) -> Callable[..., Result]:
+    """Run a command line in this process."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr("sys.argv", ["lambdasweep", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:  # anything else would be a traceback
+            cli.main()
+        printed = capsys.readouterr()
+        return Result(ended.value.code, printed.out, printed.err)
+
+    return run
+
+
+@pytest.fixture
+def flags(tmp_path: Path, pair: tuple[Path, Path]) -> Callable[..., list[object]]:
+    """Make the flags of a sound sweep, changed by name; None leaves a flag out."""
+    write_task(tmp_path / "metals.jsonl", IRON, WATER)
+
+    def make(**changes: object) -> list[object]:
+        sound = {"base": pair[0], "aligned": pair[1], "lambdas": "0:1:0.5", "out": tmp_path / "run"}
+        values = sound | {"task": f"metals={tmp_path / 'metals.jsonl'}"} | changes
+        line: list[object] = []
+        for name, value in values.items():
+            for each in value if isinstance(value, list) else [value]:
+                line += [] if each is None else [f"--{name.replace('_', '-')}", each]
+        return line
+
+    return make
+
+
+@pytest.fixture
+def refused(
+    lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], tmp_path: Path
+) -> Callable[..., Result]:
+    """Hold that `run` and `plan` refuse the changed flags alike, with one message, and write nothing; return how."""
+
+    def check(plan: bool = True, **changes: object) -> Result:
+        before = contents(tmp_path)
+        result = lambdasweep("run", *flags(**changes))
+        assert result.code == 2
+        assert result.out == ""
+        assert result.err.startswith("lambdasweep: ")
+        assert all(line.startswith("  - ") for line in result.err.rstrip("\n").split("\n")[1:])
+        assert contents(tmp_path) == before
+        if plan:
+            assert lambdasweep("plan", *flags(**changes)) == result
+            assert contents(tmp_path) == before
+        return result
+
+    return check
+
+
+def write_task(file: Path, *rows: object) -> Path:
+    file.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return file
+
+
+def contents(root: Path) -> dict[str, bytes | None]:
+    """Every path below a directory and what is in it, apart from the lock and what tells how the driver does."""
+    return {
+        str(path.relative_to(root)): path.read_bytes() if path.is_file() else None
+        for path in root.rglob("*")
+        if path.name not in (".lock", "driver.json")
+    }

@@ -1,0 +1,50 @@
+"""Runs whose numbers have a known shape, and their reports."""
+
+import math
+
+import numpy as np
+
+from calibration import analyse
+from calibration.report.write import write_report
+from tests.support.tables import add_scores, add_task
+
+GRID = ("0", "0.5", "1", "1.5")
+
+
+def add_quiz(run, task="quiz", documents=40, grid=GRID, scored=None, sure=2.0, seed=0):
+    """A choice task whose λs are ever surer of the same answers, three of four of them right."""
+    rng = np.random.default_rng(seed)
+    add_task(run, task, [2] * documents, grid)
+    right = rng.random(documents) < 0.75
+    noise = rng.normal(size=documents)
+    for lam in grid if scored is None else scored:
+        gaps = (sure * float(lam) + 0.5 + 0.3 * np.abs(noise)) * np.where(right, 1, -1)
+        scores = {
+            2 * d + c: [float(-math.log1p(math.exp(gaps[d] if c else -gaps[d])))]
+            for d in range(documents)
+            for c in (0, 1)
+        }
+        add_scores(run, task, lam, scores, top1={r: [5 if r % 4 else 6] for r in scores})
+
+
+def add_words(run, task="words", documents=6, grid=GRID):
+    """A continuation task."""
+    add_task(run, task, [1] * documents, grid)
+    for lam in grid:
+        add_scores(
+            run,
+            task,
+            lam,
+            {d: [-1.0 - float(lam) - 0.1 * d] for d in range(documents)},
+            top1={d: [5] for d in range(0, documents, 2)},
+        )
+
+
+def analysed(run):
+    return analyse.analyse(run, resamples=60)
+
+
+def written(run):
+    """Write the report and return its page."""
+    write_report(run, analysed(run))
+    return run.index_html.read_text(encoding="utf-8")

@@ -1,0 +1,82 @@
+"""`lambdasweep run` and its like as processes of their own, and what they leave behind."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from contract.rundir import RunDir
+from tests.support.paths import ROOT
+from tests.support.waiting import finish, until
+
+
+class Sweep:
+    """One `lambdasweep run` process."""
+
+    command = "run"
+
+    def __init__(self, out: Path, arguments: list[str]) -> None:
+        self.log = out.parent / f"{out.name}.log"
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "lambdasweep", self.command, "--out", str(out), *arguments],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.out = out
+
+    def wait(self) -> int:
+        """Wait for it to end, for as long as it goes on; return its status."""
+        return finish(self.process, self.log, shows=self.tables)
+
+    def until(self, condition: Callable[[], Any]) -> Any:
+        """Wait until a condition holds, for as long as it goes on."""
+        return until(condition, shows=lambda: (self.log.stat().st_size, self.tables()))
+
+    def tables(self) -> int:
+        """How many tables are committed; a batch has one folder of them."""
+        return tables(self.out) + len([*self.out.glob("scores/*.parquet")])
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def replicas(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if process.cmdline() and process.cmdline()[0].startswith("ray::Replica"):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def descendants(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+
+def alive(processes: list[psutil.Process]) -> bool:
+    return any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+def committed(out: Path) -> dict[str, bytes]:
+    """Every file of the results, by its path; receipts and the plan's history are not part of them."""
+    kinds = ("requests", "tokens", "generations", "quarantine", "metrics.parquet")
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.relative_to(out).parts[0] in kinds
+    }
+
+
+def units(out: Path) -> int:
+    tasks = RunDir(out).plan()["tasks"]
+    return sum(len(task["shards"]) * len(task["lambdas"]) for task in tasks.values())
+
+
+def tables(out: Path) -> int:
+    return len([*out.glob("tokens/*/*/shard-*.parquet"), *out.glob("generations/*/*/shard-*.parquet")])

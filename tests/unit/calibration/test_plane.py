@@ -1,0 +1,284 @@
+"""Runs over several aligned checkpoints: their tables have points, and say what tables of λs with the same scores say."""
+
+import io
+import json
+import math
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from calibration.analyse import analyse, write_metrics
+from calibration.frontier.frontier import frontiers
+from calibration.report.facts import gather
+from calibration.report.figures import page_figures, paper_figures
+from calibration.report.notices import notices
+from calibration.report.write import write_report
+from calibration.samples_at_lambda import by_lambda
+from calibration.task_at_lambda import parents_on_line
+from calibration.terminal.tables import render
+from contract import points, schemas
+from contract.errors import InputError
+from contract.points import parse_points
+from contract.rundir import RunDir, commit_json
+from contract.schemas import point_of
+from lambdasweep import open_run
+from lambdasweep.monitor import status, watch
+from lambdasweep.monitor.survey import Survey
+from tests.support.tables import SWEEP, add_prompts, add_samples, add_scores, add_task
+
+POINTS = parse_points("dpo=0,0.5,1,sft=0,1", ["dpo", "sft"])
+# The same scores along a line: base and dpo are where base and aligned are there.
+LINE = dict(zip(POINTS, ("0", "2", "0.5", "3", "1", "4"), strict=True))
+
+
+def add_quiz(run, task, place, seed=0):
+    """A choice task that is most accurate at dpo=0.5,sft=0 and ever surer with dpo."""
+    documents = 60
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(documents)
+    noise = np.abs(rng.normal(size=documents))
+    add_task(run, task, [2] * documents, sorted(map(place, POINTS)))
+    for number, point in enumerate(POINTS):
+        right = np.isin(np.arange(documents), order[: (40, 30, 52, 35, 45, 33)[number]])
+        gaps = (0.5 * number + 0.3 + noise) * np.where(right, 1, -1)
+        scores = {
+            2 * d + c: [float(-math.log1p(math.exp(gaps[d] if c else -gaps[d])))]
+            for d in range(documents)
+            for c in (0, 1)
+        }
+        add_scores(run, task, place(point), scores, top1={r: [5 if r % 4 else 6] for r in scores})
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    run = RunDir(tmp_path_factory.mktemp("line") / "run")
+    for seed, task in enumerate(("one", "two")):
+        add_quiz(run, task, LINE.get, seed)
+    return run
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory):
+    run = RunDir(tmp_path_factory.mktemp("plane") / "run")
+    for seed, task in enumerate(("one", "two")):
+        add_quiz(run, task, str, seed)
+    pair = {role: dict(SWEEP["pair"]["aligned"], source=role) for role in ("base", "aligned.dpo", "aligned.sft")}
+    engine = {"dtype": "float32", "device": "cpu", "tensor_parallel": 1, "threads": 1}
+    commit_json(run.sweep_json, {**SWEEP, "pair": pair, "engine": engine})
+    return run
+
+
+@pytest.fixture(scope="module")
+def analysis(plane):
+    return analyse(plane, resamples=200)
+
+
+def test_a_point_is_a_part_of_a_path(plane):
+    path = plane.unit("tokens", "one", "dpo=0.5,sft=1", 3)
+    assert path.relative_to(plane.root).as_posix() == "tokens/task=one/lambda=dpo%3D0.5%2Csft%3D1/shard-00003.parquet"
+    assert plane.all_committed() == {(task, point): {0} for task in ("one", "two") for point in POINTS}
+    assert plane.begun("one", [*POINTS, "dpo=9,sft=9"]) == list(POINTS)
+
+
+def test_tables_have_a_point_beside_a_lambda_that_is_null(plane):
+    run = open_run(plane.root)
+    table = run.tokens(task="one", lam="sft=1.0,dpo=0.50")
+    assert table.column_names[:4] == ["task", "request_id", "lam", "point"]
+    assert table["lam"].null_count == len(table) == 120
+    assert set(table["point"].to_pylist()) == {"dpo=0.5,sft=1"}
+    assert set(run.tokens()["point"].to_pylist()) == set(POINTS)
+    for made in (run.explode(task="one"), run.examples(task="one")):
+        assert list(dict.fromkeys(made["point"].to_pylist())) == sorted(POINTS)
+        assert made["lam"].null_count == len(made)
+    read = pq.read_table(plane.root / "tokens", partitioning="hive")  # as others read it: the folder is decoded
+    assert set(read["lambda"].to_pylist()) == set(POINTS)
+    with pytest.raises(InputError, match="'sft' is missing"):
+        run.tokens(task="one", lam="dpo=0.5")
+    with pytest.raises(InputError, match=r"has no λ = dpo=0.5,sft=2: give one of dpo=0,sft=0; dpo=0,sft=1"):
+        run.tokens(task="one", lam="dpo=0.5,sft=2")
+
+
+def test_metrics_are_those_of_the_same_scores_along_a_line(plane, line, analysis):
+    straight = analyse(line, resamples=200)
+    metrics = write_metrics(plane, analysis)
+    assert metrics.schema.names[:4] == ["task", "lam", "point", "metric"]
+    assert metrics["lam"].null_count == len(metrics)
+    assert open_run(plane.root).metrics().equals(metrics)
+    renamed = {"agreement_aligned": "agreement_dpo"}
+
+    def values(table, name):
+        kept = [row for row in table.to_pylist() if not row["metric"].endswith("_vs_sft")]
+        kept = [row for row in kept if "matched" not in row["metric"] and row["metric"] != "agreement_sft"]
+        key = ("metric", "confidence", "split")
+        return {
+            (row["task"], name(point_of(row)), *(row[one] for one in key)): (row["value"], row["ci_low"], row["n"])
+            for row in kept
+        }
+
+    want = {
+        (task, lam, renamed.get(metric, metric).replace("_vs_aligned", "_vs_dpo"), *rest): value
+        for (task, lam, metric, *rest), value in values(straight.metrics, str).items()
+    }
+    assert values(metrics, LINE.get) == want
+    sft = metrics.filter(pc.equal(metrics["metric"], "acc_vs_sft"))
+    assert set(sft["point"].to_pylist()) == set(POINTS) - {"dpo=0,sft=1"}
+    assert list(dict.fromkeys(metrics["point"].to_pylist())) == list(POINTS)
+
+
+def test_the_best_point_is_that_of_the_same_scores(plane, line, analysis):
+    found, straight = frontiers(analysis.curves), frontiers(analyse(line, resamples=200).curves)
+    for one, two in zip((*found.tasks, found.macro), (*straight.tasks, straight.macro), strict=True):
+        assert LINE[one.chosen.lam] == two.chosen.lam
+        theirs = {point.lam: point for point in two.points}
+        for point in one.points:
+            same = theirs[LINE[point.lam]]
+            assert (point.accuracy, point.error, point.membership) == (same.accuracy, same.error, same.membership)
+            others = {name for name, parent in analysis.parents.items() if parent != point.lam}
+            assert point.gains.keys() == others
+    written = found.to_json()
+    star = written["macro"]["chosen"]
+    assert star["lam"] is None
+    assert star["point"] == found.macro.chosen.lam
+    assert star.keys() == {"lam", "point", "like"}
+    assert set(star["like"]) < set(POINTS) - {star["point"]}
+    assert [point["point"] for point in written["tasks"][0]["points"]] == list(POINTS)
+    answer = found.macro.answer
+    assert answer.startswith(f"{star['point']}: accuracy +")
+    assert "points over base, ECE" in answer
+    assert "other points" in answer
+    assert straight.to_json()["macro"]["chosen"].keys() == {"lam", "low", "high", "like_low", "like_high"}
+
+
+def test_the_terminal_has_a_table_of_points(analysis):
+    console = Console(width=112, record=True, file=io.StringIO())
+    for table in render(analysis.metrics, intervals=True, parents=analysis.parents):
+        console.print(table)
+    text = console.export_text()
+    rows = [line.split() for line in text.splitlines() if line.strip().startswith("dpo=")]
+    assert [row[0] for row in rows] == list(POINTS) * 2
+    assert [row[1] for row in rows[:6]][:2] == ["base", "sft"]
+    assert rows[4][1] == "dpo"
+    assert sum("best" in row for row in rows) == 2
+
+
+def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
+    found = frontiers(analysis.curves)
+    facts = gather(plane.plan(), analysis, found, "ece_width15", "sum")
+    assert facts.grid == POINTS
+    assert facts.start == facts.stop(found.macro.chosen.lam) == POINTS.index(found.macro.chosen.lam)
+    charts = page_figures(facts)
+    assert list(charts) == ["frontier", "plane", "reliability"]
+    assert list(charts["plane"]) == ["task-plane-acc", "task-plane-ece_width15"]
+    rows = charts["plane"]["task-plane-acc"].data.values.splitlines()
+    assert len(rows) == 1 + 2 * len(POINTS)
+    assert rows[1].startswith('one,"dpo=0,sft=0",0,0,0.666667,')
+    assert rows[1].endswith(",60,base")
+    assert list(paper_figures(facts)) == [
+        "frontier",
+        "plane",
+        "reliability-documents",
+        "confidence-documents",
+        "reliability-tokens",
+        "confidence-tokens",
+    ]
+    told = list(notices(facts))
+    assert any("no curves, no interval of λ*" in text for text in told)
+    assert not any("weighed by module" in text for text in told)
+    write_report(plane, analysis, found)
+    svg = plane.figure("plane.svg").read_text()
+    assert all(f">{name}<" in svg for name in ("base", "dpo", "sft", "λ*", "0.667"))
+    assert ">null<" not in svg
+    page = plane.index_html.read_text()
+    assert "θ = base + λ_dpo · (dpo − base) + λ_sft · (sft − base)" in page
+    assert "<h2>dpo against sft</h2>" in page
+    assert "<h2>Along λ</h2>" not in page
+    assert "In brackets" not in page
+    assert "aligned.sft source" in page
+    saved = json.loads(plane.frontier_json.read_text())
+    assert saved["macro"]["chosen"]["point"] == found.macro.chosen.lam
+    table = open_run(plane.root).frontier()
+    assert table["point"].to_pylist()[: len(POINTS)] == list(POINTS)
+    assert pc.sum(table["chosen"]).as_py() == 3
+    bins = pq.read_table(plane.bins_parquet)
+    assert bins.schema.remove_metadata().equals(schemas.of_points(schemas.BINS))
+    assert plane.metrics_csv.read_text().splitlines()[1].startswith('one,,"dpo=0,sft=0",acc,')
+
+
+def test_status_shows_points(plane):
+    run = RunDir(plane.root)
+    record = run.plan()
+    for task in record["tasks"].values():
+        task |= {"documents": 60, "format": "cloze", "shots": 0, "lambdas": [*POINTS, "dpo=2,sft=0", "dpo=2,sft=1"]}
+    commit_json(run.plan_json, record)
+    try:
+        text = "\n".join(status.describe(run.root))
+        assert "aligned.dpo aligned.dpo" in text
+        assert "left at λ dpo=2,sft=0; dpo=2,sft=1" in text
+        for width in (40, 100, 200):
+            lines = [line.plain for line in watch.render(Survey(run), width, 24)]
+            assert all(len(line) <= width for line in lines)
+            assert sum("█" in line for line in lines) >= 2
+    finally:
+        for task in record["tasks"].values():
+            task["lambdas"] = sorted(POINTS)
+        commit_json(run.plan_json, record)
+
+
+def test_an_empty_run_has_the_columns(tmp_path):
+    run = RunDir(tmp_path / "run")
+    add_task(run, "one", [2] * 4, POINTS)
+    commit_json(run.sweep_json, {**SWEEP, "pair": {"base": {"fingerprint": "b"}, "aligned.a": {"fingerprint": "a"}}})
+    for made, schema in ((analyse(run).metrics, schemas.METRICS), (run.tokens("one", POINTS[0]), schemas.TOKENS)):
+        assert made.schema.equals(schemas.of_points(schema))
+        assert len(made) == 0
+
+
+def test_three_coordinates_have_tables_and_no_plane(tmp_path):
+    run = RunDir(tmp_path / "run")
+    add_quiz(run, "one", lambda point: point.replace(",", ",rl=0,"))
+    pair = dict.fromkeys(("base", "aligned.dpo", "aligned.sft", "aligned.rl"), SWEEP["pair"]["aligned"])
+    commit_json(run.sweep_json, {**SWEEP, "pair": pair})
+    made = analyse(run, resamples=50)
+    facts = gather(run.plan(), made, frontiers(made.curves), "ece_width15", "sum")
+    assert facts.grid == parse_points("dpo=0,0.5,1,sft=0,1,rl=0", ["dpo", "rl", "sft"])
+    assert list(page_figures(facts)) == ["frontier", "reliability"]
+    assert "A point has 3 coordinates (dpo, rl, sft)" in next(notices(facts))
+
+
+def test_samples_at_points_are_those_of_the_same_samples_along_a_line(tmp_path):
+    """Prompts of a generate task: alike at one point, different at the next."""
+    runs = {}
+    for name, places in (("plane", dict(zip(POINTS, POINTS, strict=True))), ("line", LINE)):
+        run = runs[name] = RunDir(tmp_path / name)
+        add_prompts(run, "say", 12, sorted(map(places.get, POINTS), key=points.order))
+        if name == "plane":
+            pair = {"base": SWEEP["pair"]["base"]} | dict.fromkeys(
+                ("aligned.dpo", "aligned.sft"), SWEEP["pair"]["aligned"]
+            )
+            commit_json(run.sweep_json, SWEEP | {"pair": pair})
+        for number, point in enumerate(POINTS):
+            texts = {p: [f"so it is {p % (1 + s * number)}" for s in (0, 1)] for p in range(12)}
+            add_samples(run, "say", places[point], texts)
+    found = {name: by_lambda(analyse(run).metrics)["say"] for name, run in runs.items()}
+    assert [(row.pop("lam"), row.pop("point")) for row in found["plane"]] == [(None, point) for point in POINTS]
+    along = {row.pop("lam"): row for row in found["line"]}
+    assert found["plane"] == [along[LINE[point]] for point in POINTS]
+    assert found["plane"][0]["self_bleu"]["value"] > found["plane"][5]["self_bleu"]["value"]
+    plane = runs["plane"]
+    table = open_run(str(plane.root)).generations(lam="sft=1,dpo=0.5")
+    assert set(zip(table["lam"].to_pylist(), table["point"].to_pylist(), strict=True)) == {(None, "dpo=0.5,sft=1")}
+    made = analyse(plane)
+    write_metrics(plane, made)
+    write_report(plane, made, frontiers(made.curves))
+    facts = gather(plane.plan(), made, frontiers(made.curves), "ece_width15", "sum")
+    charts = page_figures(facts)["diversity"]
+    assert "diversity" not in paper_figures(facts)
+    assert list(charts) == ["sampled-plane-distinct_2", "sampled-plane-self_bleu"]
+    assert json.loads(plane.frontier_json.read_text())["diversity"]["say"][1]["point"] == "dpo=0,sft=1"
+    out = io.StringIO()
+    for one in render(made.metrics, intervals=True, parents=parents_on_line(plane.sweep())):
+        Console(file=out, width=100).print(one)
+    assert "dpo=0.5,sft=1" in out.getvalue()

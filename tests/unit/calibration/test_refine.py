@@ -1,0 +1,190 @@
+"""Which λs are added to a coarse grid: that they find what a dense one finds, and are a function of the tables alone."""
+
+from decimal import Decimal
+
+import numpy as np
+import pytest
+
+from calibration import analyse
+from calibration.frontier.curve import Curve, Track, macro_average
+from calibration.frontier.lambda_star import choose
+from calibration.frontier.refine import ROUND, suggest
+from calibration.frontier.running_curve import answer_curve
+from calibration.metrics.binned import Layout, add_reliability, means, reliability_metrics
+from calibration.metrics.predictions import predictions
+from contract.grid import canonical, parse_grid
+from contract.rundir import RunDir
+from tests.support.curves import curve
+from tests.support.tables import add_quarantine, add_scores, add_task
+
+GRID = ("0", "0.25", "0.5", "0.75", "1")
+V = [0.30, 0.20, 0.10, 0.15, 0.25]  # lowest between 0.5 and 0.75
+
+
+def test_the_gap_into_which_the_error_falls_is_split_first():
+    assert suggest(curve(GRID, [0.6] * 5, V), 1).lambdas == ("0.6",)
+    assert suggest(curve(GRID, [0.6] * 5, V[::-1]), 1).lambdas == ("0.4",)
+    # 0.75 is better calibrated and not accurate enough: where that is lost, λ* of a denser grid is.
+    assert suggest(curve(GRID, [0.6, 0.6, 0.6, 0.2, 0.2], [0.3, 0.2, 0.1, 0.05, 0.01]), 1).lambdas == ("0.6",)
+    # At an end there is one gap only.
+    assert suggest(curve(GRID, [0.6] * 5, [0.1, 0.2, 0.3, 0.4, 0.5]), 1).lambdas == ("0.1",)
+    assert suggest(curve(GRID, [0.6] * 5, [0.5, 0.4, 0.3, 0.2, 0.1]), 1).lambdas == ("0.9",)
+
+
+def test_a_gap_is_split_at_the_roundest_number_of_its_middle_half():
+    for low, high, middle in [("0.1", "0.2", "0.15"), ("0", "1", "0.5"), ("0.4", "0.6", "0.5"), ("-1", "1", "0"),
+                              ("0.25", "0.4", "0.3"), ("0.000001", "0.000004", "0.000002"), ("10", "30", "20")]:  # fmt: skip
+        assert suggest(curve((low, high), [0.6, 0.6], [0.1, 0.2]), 1).lambdas == (middle,)
+    assert suggest(curve(("0", "0.000001"), [0.6, 0.6], [0.1, 0.2]), 1).lambdas == ()  # nothing lies between
+
+
+def test_what_is_there_is_never_suggested_and_all_are_canonical():
+    made = curve(GRID, [0.6] * 5, V, noise=0.05, shared=0.1)
+    taken = {*GRID, "0.6"}
+    found = suggest(made, 6, taken).lambdas
+    assert found
+    assert not taken & set(found)
+    assert list(found) == sorted({canonical(lam) for lam in found}, key=Decimal)
+    assert found == suggest(made, 6, taken).lambdas
+
+
+def test_no_gap_is_split_in_which_the_documents_cannot_tell_lambdas_apart():
+    flat = curve(parse_grid("0:1:0.05"), [0.6] * 21, [0.1] * 21, noise=0.02)
+    # λ* is anywhere: its standard error is that of a uniform distribution, 0.3.
+    assert suggest(flat, 8).lambdas == ()
+    assert suggest(flat, 8).resolution == pytest.approx(0.3 / 4, abs=0.01)
+    assert suggest(curve(("0",), [0.6], [0.1]), 3).lambdas == ()
+
+
+# Against a dense grid, on documents whose scores move smoothly along λ
+
+
+SHAPES = {  # λ → skill, sharpness
+    "sharper only": lambda lam: (1.2, 0.8 + 1.6 * lam),
+    "skill peaks": lambda lam: (1.3 - 1.2 * (lam - 0.6) ** 2, 0.7 + 1.5 * lam),
+    "skill saturates": lambda lam: (0.4 + 1.2 * (1 - np.exp(-3 * lam)), 0.6 + 1.2 * lam),
+    "both fall": lambda lam: (1.4 - 0.5 * lam, 2.2 - 1.0 * lam),
+    "skill breaks off": lambda lam: (1.0 + 0.4 * lam - 0.5 * max(lam - 0.9, 0) ** 2, 0.5 + 0.6 * lam**2),
+}
+
+
+class World:
+    """Documents of four choices, and their metrics at any λ in shared resamples."""
+
+    def __init__(self, shape, documents, seed, resamples=200):
+        rng = np.random.default_rng([seed, documents])
+        self._shape, self._gold = SHAPES[shape], rng.integers(4, size=documents)
+        self._skill = rng.normal(1, 0.9, documents)
+        self._noise, self._drift = rng.normal(size=(documents, 4)), 0.5 * rng.normal(size=(documents, 4))
+        drawn = rng.multinomial(documents, np.full(documents, 1 / documents), size=resamples)
+        self._weights = np.vstack([np.ones(documents), drawn]).T
+        self._known = {}
+
+    def _at(self, lam):
+        if lam not in self._known:
+            skill, sharpness = self._shape(float(lam))
+            logits = self._noise + float(lam) * self._drift
+            logits[np.arange(len(logits)), self._gold] += skill * self._skill
+            made = predictions(sharpness * logits, self._gold)
+            layout = Layout(len(logits))
+            add_reliability(layout, made)
+            layout.add("correct", made.correct.astype(np.float64))
+            sums = layout.matrix.sums(self._weights)
+            n = layout.of(sums, "bin_count").sum(axis=0)
+            self._known[lam] = (
+                means(layout, sums, ["correct"], n)["correct"],
+                reliability_metrics(layout, sums)["ece_width"],
+            )
+        return self._known[lam]
+
+    def curve(self, lambdas):
+        accuracy, error = (np.array(part) for part in zip(*map(self._at, lambdas), strict=True))
+        made = Track(accuracy[:, 0], error[:, 0], accuracy[:, 1:], error[:, 1:])
+        return Curve("quiz", "ece_width15", "sum", tuple(lambdas), (len(self._gold),) * len(lambdas), made, made)
+
+
+def refined(world, coarse, most):
+    """Return λ* and the λs of a coarse grid that up to `most` λs were added to, as a sweep does it."""
+    lambdas = coarse
+    while count := min(ROUND, most - (len(lambdas) - len(coarse))):
+        found = suggest(world.curve(lambdas), count, lambdas).lambdas
+        if not found:
+            break
+        lambdas = tuple(sorted({*lambdas, *found}, key=Decimal))
+    return lambdas[choose(world.curve(lambdas).select)], lambdas
+
+
+OTHERS = 1000  # seeds of other documents
+GRIDS = [("0:1.5:0.05", "0:1.5:0.25", 3), ("0:1.5:0.02", "0:1.5:0.1", 9)]
+
+
+def simulate(seeds):
+    """Return of every shape, grid, number of documents and seed: how far λ* is from the dense grid's, in dense steps; how
+    far that is from the dense grid's on as many other documents; the share of the units; and what the calibration error of
+    λ* is above that of the dense λ*."""
+    rows = []
+    for shape in SHAPES:
+        for dense, coarse, most in GRIDS:
+            for documents in (300, 2000):
+                for seed in range(seeds):
+                    world, grid = World(shape, documents, seed), parse_grid(dense)
+                    whole = world.curve(grid)
+                    star = grid[choose(whole.select)]
+                    lam, used = refined(world, parse_grid(coarse), most)
+                    other = grid[choose(World(shape, documents, seed + OTHERS).curve(grid).select)]
+                    off, noise = (
+                        abs(Decimal(one) - Decimal(star)) / Decimal(dense.split(":")[2]) for one in (lam, other)
+                    )
+                    excess = world.curve([lam]).select.error[0] - whole.select.error[grid.index(star)]
+                    rows.append((shape, documents, dense, float(off), float(noise), len(used) / len(grid), excess))
+    return rows
+
+
+def test_a_coarse_grid_and_refinement_find_the_lambda_of_a_dense_grid():
+    rows = simulate(seeds=4)
+    off, noise, share, excess = (np.array(column) for column in list(zip(*rows, strict=True))[3:])
+    assert share.max() <= 1 / 3
+    # Which of a dense grid's λs is λ* is a matter of the documents; what refining adds to that is small.
+    assert np.mean(off <= 1) > np.mean(noise <= 1) + 0.1
+    assert np.mean(off <= 2) > np.mean(noise <= 2) + 0.1
+    assert np.quantile(excess, 0.9) <= 0.01  # where it is another λ, it is hardly a worse one
+
+
+# The curve that it is about
+
+
+@pytest.fixture
+def quiz(tmp_path):
+    run = RunDir(tmp_path / "run")
+    rng = np.random.default_rng(0)
+    for task, count in (("quiz", 21), ("other", 12)):
+        add_task(run, task, [3] * count, GRID, gold=[int(gold) for gold in rng.integers(3, size=count)])
+        for lam in GRID[:-1]:
+            add_scores(
+                run, task, lam, {r: [float(x)] * (1 + r % 3) for r, x in enumerate(rng.normal(-2, 1, 3 * count))}
+            )
+    add_quarantine(run, "quiz", "1", list(range(63)))
+    add_scores(run, "other", "1", {0: [-1.0]})
+    return run
+
+
+def test_it_is_the_curve_of_the_report(quiz):
+    analysis = analyse.analyse(quiz, resamples=60)
+    for tasks in (["quiz"], ["other"], ["quiz", "other"]):
+        found = answer_curve(quiz, tasks, resamples=60)
+        whole = [one for one in analysis.curves if one.task in tasks]
+        expected = macro_average(whole) if len(whole) > 1 else whole[0]
+        assert found.lambdas == expected.lambdas
+        for half in ("select", "report"):
+            for name in ("accuracy", "error", "resampled_accuracy", "resampled_error"):
+                np.testing.assert_array_equal(
+                    getattr(getattr(found, half), name), getattr(getattr(expected, half), name)
+                )
+
+
+def test_without_choices_there_is_nothing_to_refine(tmp_path):
+    run = RunDir(tmp_path / "run")
+    add_task(run, "words", [1] * 4, GRID)
+    add_scores(run, "words", "0", {r: [-1.0] for r in range(4)})
+    add_task(run, "quiz", [2] * 4, GRID)
+    assert answer_curve(run, ["words", "quiz"], resamples=20) is None

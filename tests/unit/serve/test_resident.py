@@ -1,0 +1,659 @@
+"""The resident route on CPU tensors: what the loader does is traced, and θ(λ) lands where the loader would put it.
+
+The model is a toy with vLLM's loading conventions; `tests/real/test_engine.py` does the same with real engines.
+"""
+
+import gc
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from contract.errors import InputError
+from merge.checkpoint import open_checkpoint
+from merge.digest import WeightDigest, parameter_key, takes_words
+from merge.interpolate import chunks, interpolated_tensors, mapped_tensors, tensor_rules
+from merge.line import Line
+from merge.pair import Pair
+from serve.switch.held_parents import HeldParents, MappedParents
+from serve.switch.resident import ResidentRoute, _Staging
+from serve.switch.tiers import Room, choose
+from serve.switch.trace import UntraceableError, View, trace
+
+CPU = torch.device("cpu")
+GIB = 1 << 30
+Loader = Any
+
+
+class Fused(torch.nn.Module):
+    """A linear layer fused of q, k and v along its rows, of which each rank has a share; with a bias."""
+
+    def __init__(self, rank: int, ranks: int, width: int, rows: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.rank, self.rows = rank, tuple(count // ranks for count in rows)
+        self.weight = torch.nn.Parameter(torch.zeros(sum(self.rows), width, dtype=dtype), requires_grad=False)
+        self.bias = torch.nn.Parameter(torch.zeros(sum(self.rows), dtype=dtype), requires_grad=False)
+
+    def load(self, parameter: torch.nn.Parameter, tensor: torch.Tensor, part: int) -> None:
+        count = self.rows[part]
+        place = parameter.data.narrow(0, sum(self.rows[:part]), count)
+        place.copy_(tensor.narrow(0, self.rank * count, count))
+
+
+class Model(torch.nn.Module):
+    """An embedding that is padded and tied to the head, a fused layer, a row-parallel layer, a norm, experts, a number."""
+
+    def __init__(self, rank: int, ranks: int, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.rank, self.ranks, self.width = rank, ranks, width
+        self.embed = torch.nn.Module()
+        self.embed.weight = torch.nn.Parameter(torch.zeros(8, width, dtype=dtype), requires_grad=False)
+        self.head = torch.nn.Module()
+        self.head.weight = self.embed.weight
+        self.qkv = Fused(rank, ranks, width, (8, 4, 4), dtype)
+        self.down = torch.nn.Module()
+        self.down.weight = torch.nn.Parameter(torch.zeros(3, 2 * width // ranks, dtype=dtype), requires_grad=False)
+        self.norm = torch.nn.Module()
+        self.norm.weight = torch.nn.Parameter(torch.zeros(width, dtype=dtype), requires_grad=False)
+        self.norm.register_buffer("steps", torch.arange(5))
+        self.experts = torch.nn.Module()
+        self.experts.w13 = torch.nn.Parameter(torch.zeros(3, 4, width, dtype=dtype), requires_grad=False)
+        self.scale = torch.nn.Parameter(torch.zeros((), dtype=dtype), requires_grad=False)
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, tensor in tensors:
+            if name == "embed.weight":
+                self.embed.weight[: len(tensor)].data.copy_(tensor)
+                self.embed.weight[len(tensor) :].data.fill_(0)
+            elif name.startswith("attn."):
+                _, letter, kind = name.split(".")
+                self.qkv.load(getattr(self.qkv, kind), tensor, "qkv".index(letter))
+            elif name == "down.weight":
+                share = tensor.shape[1] // self.ranks
+                self.down.weight.data.copy_(tensor[:, self.rank * share : (self.rank + 1) * share])
+            elif name == "norm.weight":
+                self.norm.weight.data[:] = tensor
+            elif name.startswith("experts."):
+                _, number, kind = name.split(".")
+                self.experts.w13.data[int(number)].narrow(0, 2 * ("w1", "w3").index(kind), 2).copy_(tensor)
+            else:
+                self.scale.data.copy_(tensor)
+
+
+def shapes(width: int) -> dict[str, tuple[int, ...]]:
+    experts = {f"experts.{number}.{kind}": (2, width) for number in range(3) for kind in ("w1", "w3")}
+    fused = {f"attn.{letter}.weight": (rows, width) for letter, rows in zip("qkv", (8, 4, 4), strict=True)}
+    biases = {f"attn.{letter}.bias": (rows,) for letter, rows in zip("qkv", (8, 4, 4), strict=True)}
+    rest: dict[str, tuple[int, ...]] = {"norm.weight": (width,), "scale": ()}
+    return {"embed.weight": (5, width), "down.weight": (3, 2 * width), **experts, **fused, **biases, **rest}
+
+
+def write_pair(root: Path, width: int, dtype: torch.dtype, first_seed: int = 0) -> Pair:
+    parents = []
+    for seed, role in enumerate(("base", "aligned"), first_seed):
+        generator = torch.Generator().manual_seed(100 * width + seed)
+        made = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes(width).items()}
+        made["norm.weight"][0] = -0.0  # which only a copy keeps
+        (root / role).mkdir(parents=True, exist_ok=True)
+        (root / role / "config.json").write_text("{}")
+        save_file(made, root / role / "model.safetensors")
+        parents.append(open_checkpoint(str(root / role), role))
+    return Pair(parents[0], {"": parents[1]}, ())
+
+
+def expected(pair: Pair, lam: str, rank: int, ranks: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The parameters of a rank at θ(λ), by slicing and concatenating whole tensors made in fp32 and rounded once."""
+    from safetensors.torch import load_file
+
+    one, two = (load_file(parent.path / "model.safetensors") for parent in (pair.base, pair.aligned))
+    full = {
+        name: one[name]
+        if lam == "0"
+        else two[name]
+        if lam == "1"
+        else torch.lerp(one[name].float(), two[name].float(), float(lam)).to(one[name].dtype)
+        for name in one
+    }
+    return parameters(full, rank, ranks, dtype)
+
+
+def parameters(full: dict[str, torch.Tensor], rank: int, ranks: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The parameters of a rank, of the tensors of a checkpoint."""
+
+    def rows(name: str) -> torch.Tensor:
+        return full[name].chunk(ranks)[rank]
+
+    found = {
+        "embed.weight": torch.cat([full["embed.weight"], torch.zeros(3, full["embed.weight"].shape[1])]),
+        "qkv.weight": torch.cat([rows(f"attn.{letter}.weight") for letter in "qkv"]),
+        "qkv.bias": torch.cat([rows(f"attn.{letter}.bias") for letter in "qkv"]),
+        "down.weight": full["down.weight"].chunk(ranks, dim=1)[rank],
+        "norm.weight": full["norm.weight"],
+        "experts.w13": torch.stack(
+            [torch.cat([full[f"experts.{number}.{kind}"] for kind in ("w1", "w3")]) for number in range(3)]
+        ),
+        "scale": full["scale"],
+    }
+    return {name: tensor.to(dtype) for name, tensor in found.items()}
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
+
+
+def loaded(model: Model) -> Model:
+    from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
+
+    record_metadata_for_reloading(model)
+    return model
+
+
+def route(pair: Pair, model: Model, tier: str) -> ResidentRoute:
+    return ResidentRoute(pair, tensor_rules(pair), loaded(model), CPU, lambda nbytes: tier)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pairs")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    path=st.lists(st.sampled_from(["0", "1", "0.35", "1.3", "-0.5", "0.000001"]), min_size=1, max_size=4),
+    width=st.sampled_from([1, 2, 7, 8, 12]),
+    dtypes=st.sampled_from(list(itertools.product((torch.bfloat16, torch.float16, torch.float32), repeat=2))),
+    tier=st.sampled_from(["device", "pinned", "mmap"]),
+    place=st.sampled_from([(0, 1), (0, 2), (1, 2)]),
+    limit=st.sampled_from([8, 24, 1 << 20]),
+)
+def test_any_path_gives_what_going_straight_there_gives(
+    root: Path,
+    path: list[str],
+    width: int,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    tier: str,
+    place: tuple[int, int],
+    limit: int,
+) -> None:
+    stored, live = dtypes
+    pair = write_pair(root / f"{width}-{stored}", width, stored)
+    model = Model(*place, width, live)
+    storages = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    resident = route(pair, model, tier)
+    resident._limit = limit
+    for lam in path:
+        digest = resident.switch(lam)
+    want = expected(pair, path[-1], *place, live)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(bits(parameter.data), bits(want[name])), name
+        assert parameter.data_ptr() == storages[name]  # a captured CUDA graph reads the same memory
+    assert model.head.weight is model.embed.weight
+    assert torch.equal(model.norm.steps, torch.arange(5))
+    straight = route(pair, Model(*place, width, live), "mmap")
+    assert straight.switch(path[-1]) == digest
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    path=st.lists(st.sampled_from(["0", "1", "0.35", "1.3", "-0.5"]), min_size=1, max_size=3),
+    method=st.sampled_from(["linear", "slerp"]),
+    live=st.sampled_from([torch.bfloat16, torch.float32]),
+    tier=st.sampled_from(["device", "mmap"]),
+    place=st.sampled_from([(0, 1), (0, 2), (1, 2)]),
+    limit=st.sampled_from([8, 24, 1 << 20]),
+    packed=st.booleans(),
+)
+def test_other_lines_are_those_of_the_checkpoint(
+    root: Path,
+    path: list[str],
+    method: str,
+    live: torch.dtype,
+    tier: str,
+    place: tuple[int, int],
+    limit: int,
+    packed: bool,
+) -> None:
+    """Pieces of one parameter that move differently, and rows of aligned, two of which base has not."""
+    pair = write_pair(root / "lines", 8, torch.bfloat16)
+    file = pair.base.path / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in whole(pair).items()}
+    tensors["embed.weight"] = tensors["embed.weight"][:3]
+    save_file(tensors, file)
+    pair = replace(
+        pair,
+        base=open_checkpoint(str(pair.base.path), "base"),
+        line=Line(method),
+        weights={
+            "attn.k.weight": "0.4",
+            "attn.v.weight": "0",
+            "attn.q.bias": "-1",
+            "experts.1.w3": "2",
+            "embed.weight": "0.7",
+        },
+        aligned_rows={"embed.weight": ((1, 2), (3, 5))},
+    )
+    model = loaded(Model(*place, 8, live))
+    if packed:
+        model.qkv.quant_method = Packing(keep=False)  # type: ignore[assignment]
+        model.qkv.quant_method.process_weights_after_loading(model.qkv)
+    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda nbytes: tier)
+    resident._limit = limit
+    for lam in path:
+        digest = resident.switch(lam)
+    want = parameters(dict(interpolated_tensors(pair, path[-1])), *place, live)
+    for name, parameter in model.named_parameters():
+        if packed and name == "qkv.weight":
+            parameter = model.qkv.packed.t()
+        assert torch.equal(bits(parameter.data), bits(want[name])), name
+    straight = ResidentRoute(pair, tensor_rules(pair), loaded(Model(*place, 8, live)), CPU, lambda nbytes: "mmap")
+    assert straight.switch(path[-1]) == digest
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    path=st.lists(
+        st.sampled_from(["dpo=0,sft=0", "dpo=0.5,sft=0", "dpo=0,sft=1", "dpo=0.35,sft=-0.5", "dpo=1,sft=1"]),
+        min_size=1,
+        max_size=4,
+    ),
+    dtypes=st.sampled_from([(torch.bfloat16, torch.float32), (torch.float16, torch.float16)]),
+    tier=st.sampled_from(["device", "mmap"]),
+    place=st.sampled_from([(0, 1), (0, 2), (1, 2)]),
+    limit=st.sampled_from([24, 1 << 20]),
+)
+def test_several_aligned_checkpoints_are_those_of_the_checkpoint(
+    root: Path,
+    path: list[str],
+    dtypes: tuple[torch.dtype, torch.dtype],
+    tier: str,
+    place: tuple[int, int],
+    limit: int,
+) -> None:
+    stored, live = dtypes
+    pair = write_pair(root / f"8-{stored}", 8, stored)
+    other = write_pair(root / f"9-{stored}", 8, stored, first_seed=7)
+    pair = replace(pair, aligned_by_name={"dpo": pair.aligned, "sft": other.aligned}, weights={"attn.k.weight": "0.4"})
+    model = loaded(Model(*place, 8, live))
+    asked: list[int] = []
+
+    def choose_tier(nbytes: int) -> str:
+        asked.append(nbytes)
+        return tier
+
+    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, choose_tier)
+    resident._limit = limit
+    for point in path:
+        digest = resident.switch(point)
+    want = parameters(dict(interpolated_tensors(pair, path[-1])), *place, live)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(bits(parameter.data), bits(want[name])), name
+    assert asked == [3 * stored.itemsize * sum(parameter.numel() for parameter in model.parameters())]
+    assert route(pair, Model(*place, 8, live), "mmap").switch(path[-1]) == digest
+
+
+def test_rows_that_are_not_loaded_as_rows_are_refused(root: Path) -> None:
+    tensors = whole(write_pair(root / "turned", 2, torch.bfloat16))
+    model = loaded(Transposing(0, 1, 2, torch.float32))
+    with pytest.raises(UntraceableError, match=r"rows of experts\.0\.w1 are not loaded as rows"):
+        trace(model, tensors, {"experts.0.w1": ((0, 1),)})
+
+
+def test_tracing_leaves_the_model_as_it_was(root: Path) -> None:
+    pair = write_pair(root / "as-it-was", 8, torch.bfloat16)
+    model = loaded(Model(0, 1, 8, torch.float32))
+    before = {name: (id(parameter), parameter.clone()) for name, parameter in model.named_parameters()}
+    buffers = {name: id(buffer) for name, buffer in model.named_buffers()}
+    trace(model, whole(pair))
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == {
+        name: key for name, (key, _) in before.items()
+    }
+    assert {name: id(buffer) for name, buffer in model.named_buffers()} == buffers
+    assert all(torch.equal(parameter, before[name][1]) for name, parameter in model.named_parameters())
+
+
+def whole(pair: Pair) -> dict[str, torch.Tensor]:
+    from merge.interpolate import mapped_tensors
+
+    return dict(mapped_tensors(pair.base))
+
+
+def test_a_tied_parameter_is_filled_once(root: Path) -> None:
+    targets = trace(loaded(Model(0, 1, 8, torch.float32)), whole(write_pair(root / "tied", 8, torch.float32)))
+    paths = [target.path for target in targets]
+    assert "embed.weight" in paths
+    assert "head.weight" not in paths
+
+
+class Transposing(Model):
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        super().load_weights((name, tensor.t() if name == "experts.0.w1" else tensor) for name, tensor in tensors)
+
+
+class Scaling(Model):
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        super().load_weights((name, 2 * tensor if name == "norm.weight" else tensor) for name, tensor in tensors)
+
+
+class Adding(Model):
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, tensor in tensors:
+            if name == "norm.weight":
+                self.norm.weight.data.add_(tensor)
+            else:
+                super().load_weights([(name, tensor)])
+
+
+class Forgetting(Model):
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        super().load_weights((name, tensor) for name, tensor in tensors if name != "attn.k.weight")
+
+
+class Leaving(Model):
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        super().load_weights((name, tensor) for name, tensor in tensors if name != "norm.weight")
+
+
+class Filling(Model):
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        super().load_weights(tensors)
+        self.norm.weight.data.fill_(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Scaling, "norm.weight is loaded from something computed"),
+        (Adding, "norm.weight is loaded with aten.add_"),
+        (Forgetting, "qkv.weight has 128 elements, of which the checkpoint fills 96"),
+        (Leaving, "the checkpoint fills nothing of norm.weight"),
+        (Filling, "norm.weight is loaded with aten.fill_"),
+    ],
+)
+def test_what_is_no_copy_of_the_checkpoint_is_refused(root: Path, kind: type[Model], message: str) -> None:
+    pair = write_pair(root / "refused", 8, torch.bfloat16)
+    model = loaded(kind(0, 1, 8, torch.float32))
+    before = {name: id(parameter) for name, parameter in model.named_parameters()}
+    with pytest.raises(UntraceableError, match=message):
+        trace(model, whole(pair))
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
+
+
+def test_pieces_of_several_dtypes_are_refused(root: Path) -> None:
+    tensors = whole(write_pair(root / "mixed", 8, torch.bfloat16))
+    tensors["attn.k.weight"] = tensors["attn.k.weight"].float()
+    with pytest.raises(UntraceableError, match=r"qkv\.weight is put together from several dtypes"):
+        trace(loaded(Model(0, 1, 8, torch.float32)), tensors)
+
+
+class Packing:
+    """A quantisation method that keeps a packed copy and throws the weight away, as vLLM's on the CPU, or changes it."""
+
+    def __init__(self, keep: bool) -> None:
+        self.keep = keep
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        layer.packed = layer.weight.data.t().clone()
+        made = layer.weight.data.flip(0) if self.keep else torch.empty(0)
+        layer.weight = torch.nn.Parameter(made.clone(), requires_grad=False)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("tier", ["device", "mmap"])
+def test_packed_layers_are_packed_anew(root: Path, keep: bool, tier: str) -> None:
+    pair = write_pair(root / f"packed-{keep}", 8, torch.bfloat16)
+    model = loaded(Model(0, 1, 8, torch.float32))
+    model.qkv.quant_method = Packing(keep)  # type: ignore[assignment]
+    model.qkv.quant_method.process_weights_after_loading(model.qkv)
+    kept = model.qkv.weight
+    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda nbytes: tier)
+    for lam in ("0.35", "1.3", "0.35"):
+        resident.switch(lam)
+        want = expected(pair, lam, 0, 1, torch.float32)
+        assert torch.equal(model.qkv.packed, want["qkv.weight"].t())
+        assert torch.equal(model.qkv.bias, want["qkv.bias"])
+        assert model.qkv.weight is kept
+        if keep:
+            assert torch.equal(kept, want["qkv.weight"].flip(0))
+
+
+def test_a_layout_nobody_makes_is_refused(root: Path) -> None:
+    model = loaded(Model(0, 1, 8, torch.float32))
+    model.embed.weight = model.head.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
+    pair = write_pair(root / "layout", 8, torch.bfloat16)
+    with pytest.raises(UntraceableError, match=r"keeps embed\.weight in a layout of its own"):
+        ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda nbytes: "mmap")
+
+
+@pytest.mark.parametrize("tier", ["device", "mmap"])
+def test_parents_give_every_element_once_in_blocks_within_the_limit(root: Path, tier: str) -> None:
+    pair = write_pair(root / "blocks", 8, torch.bfloat16)
+    tensors = whole(pair)
+    targets = trace(loaded(Model(1, 2, 8, torch.float32)), tensors)
+    both = [tensors, tensors]
+    parents = MappedParents(both) if tier == "mmap" else HeldParents(targets, both, CPU, False)
+    for target in targets:
+        hits = torch.zeros(target.layout.shape, dtype=torch.int32)
+        for _, place, (base, aligned) in parents.blocks(target, 40, whole=True):
+            place.on(hits).add_(1)
+            assert base.numel() * 2 <= 40
+            assert torch.equal(base, aligned)
+        padding = 3 if tier == "mmap" and target.path == "embed.weight" else 0
+        assert int((hits == 1).sum()) == hits.numel() - padding * 8
+        assert int(hits.max()) == 1
+
+
+def test_chunks_of_tensors_beyond_32_bits() -> None:
+    shape, limit = (3, (1 << 31) // 4096 + 5, 4096), 1 << 26
+    at = [0, 0]
+    for index in chunks(shape, 2, limit):
+        expert, rows, columns = index
+        assert (columns.start, columns.stop) == (0, 4096)
+        assert expert.stop - expert.start == 1
+        assert [expert.start, rows.start] == at
+        assert (rows.stop - rows.start) * 4096 * 2 <= limit
+        at = [expert.start, rows.stop] if rows.stop < shape[1] else [expert.stop, 0]
+    assert at == [3, 0]
+    huge = torch.empty(1 << 20, 1 << 12, dtype=torch.bfloat16, device="meta")
+    last = list(chunks(tuple(huge.shape), 2, limit))[-1]
+    view = View.of(huge).block(last)
+    assert view.offset + view.shape[0] * view.stride[0] == 1 << 32
+    assert view.on(huge).storage_offset() == view.offset
+
+
+@given(
+    shape=st.lists(st.integers(1, 5), min_size=0, max_size=4).map(tuple),
+    itemsize=st.sampled_from([2, 4]),
+    limit=st.integers(4, 64),
+)
+def test_chunks_cover_every_element_once_in_order(shape: tuple[int, ...], itemsize: int, limit: int) -> None:
+    numbers = torch.arange(torch.Size(shape).numel()).reshape(shape)
+    found = [numbers[index] for index in chunks(shape, itemsize, limit)]
+    assert torch.cat([block.flatten() for block in found]).tolist() == numbers.flatten().tolist()
+    assert all(block.numel() * itemsize <= max(limit, itemsize) for block in found)
+
+
+def digest_of(tensor: torch.Tensor, name: str = "layer.weight") -> str:
+    digest = WeightDigest(CPU)
+    digest.add_whole(name, tensor)
+    return digest.hex()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("shape", [(), (5,), (8,), (6, 8), (6, 7), (2, 3, 8)])
+def test_the_digest_is_its_formula(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+    raw = tensor.reshape(-1, shape[-1] if shape else 1)
+    words = raw.shape[1] * dtype.itemsize % 8 == 0
+    total = 0
+    for row in range(raw.shape[0]):
+        data = raw[row].contiguous().view(torch.uint8).numpy().tobytes()
+        size = 8 if words else dtype.itemsize
+        numbers = [int.from_bytes(data[at : at + size], "little", signed=True) for at in range(0, len(data), size)]
+        total += (2 * row + 1) * sum(numbers)
+    assert digest_of(tensor) == f"{total * parameter_key('layer.weight') % 2**64:016x}"
+
+
+def test_the_digest_sees_what_is_wrong() -> None:
+    tensor = torch.randn(16, 12, generator=torch.Generator().manual_seed(4)).bfloat16()
+    right = digest_of(tensor)
+    flipped = tensor.clone()
+    flipped.view(torch.int16)[7, 5] ^= 1
+    swapped = tensor.clone()
+    swapped[[2, 9]] = tensor[[9, 2]]
+    assert len({right, digest_of(flipped), digest_of(swapped), digest_of(tensor, "layer.bias")}) == 4
+    assert digest_of(tensor.clone()) == right
+
+
+def test_words_only_where_everything_lies_on_their_edges() -> None:
+    assert takes_words(2, 8, [(0, 8)])
+    assert takes_words(2, 8, [(0, 4), (4, 4)])
+    assert not takes_words(2, 8, [(0, 2), (2, 6)])
+    assert not takes_words(2, 6, [(0, 6)])
+    assert takes_words(4, 6, [(0, 6)])
+
+
+class Recorded:
+    """Stands for a CUDA stream or event on the CPU and writes down what happens."""
+
+    log: ClassVar[list[tuple[str, Any]]] = []
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def record(self, stream: Any = None) -> None:
+        self.log.append(("record", self))
+
+    def wait_event(self, event: Any) -> None:
+        self.log.append(("wait", event))
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_staging_never_overwrites_a_block_that_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    Recorded.log.clear()
+    for name in ("Stream", "Event", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Recorded)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    staging = _Staging(CPU, 64, 2)
+    seen = []
+    for turn in range(5):
+        sources = [torch.full((2, 3), value, dtype=torch.bfloat16).t() for value in (turn, -turn)]
+        base, aligned = staging.load(sources, (1,) if turn == 3 else (0, 1))
+        assert torch.equal(base, sources[0]) == (turn != 3)  # what is not read is not copied
+        assert torch.equal(aligned, sources[1])
+        seen.append(base.data_ptr())
+        staging.release()
+    assert seen[0] == seen[2] == seen[4] != seen[1] == seen[3]
+    for turn in range(5):
+        (one, released), (two, filled), (three, waited), (four, done) = Recorded.log[4 * turn : 4 * turn + 4]
+        assert (one, two, three, four) == ("wait", "record", "wait", "record")
+        assert filled is waited  # computed with once it is there
+        assert released is done is staging._released[turn % 2]  # filled again once that is over
+
+
+def room(**changes: Any) -> Room:
+    values: dict[str, Any] = {
+        "host_total": 1000 * GIB,
+        "host_available": 900 * GIB,
+        "ranks": 8,
+        "device_total": 80 * GIB,
+        "device_free": 60 * GIB,
+        "utilization": 0.9,
+    }
+    return Room(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("parents", "changes", "tier"),
+    [
+        (35 * GIB, {}, "device"),  # 60 free, of which 8 + 8 + 4.8 must stay
+        (40 * GIB, {}, "pinned"),
+        (40 * GIB, {"kv_cache_bytes": 4 * GIB}, "device"),
+        (40 * GIB, {"host_total": 390 * GIB}, "mmap"),  # all eight ranks count
+        (40 * GIB, {"host_available": 39 * GIB}, "mmap"),
+        (1 * GIB, {"device_total": 0, "device_free": 0}, "mmap"),  # the CPU reads files as fast as memory
+    ],
+)
+def test_the_fastest_tier_that_fits(parents: int, changes: dict[str, Any], tier: str) -> None:
+    assert choose("auto", parents, room(**changes)) == tier
+
+
+def test_a_tier_that_was_asked_for_is_used_or_refused() -> None:
+    assert choose("mmap", 1, room()) == "mmap"
+    assert choose("pinned", 1, room()) == "pinned"
+    assert choose("device", 1, room(device_total=0)) == "device"
+    with pytest.raises(InputError, match=r"42\.9 GB a rank, and 64\.4 GB are free and 22\.3 GB must stay so"):
+        choose("device", 40 * GIB, room())
+    with pytest.raises(InputError, match=r"the host has 107\.4 GB for 8 ranks"):
+        choose("pinned", 40 * GIB, room(host_total=100 * GIB))
+    with pytest.raises(InputError, match="use --parents auto"):
+        choose("device", 40 * GIB, room(device_total=0, host_total=100 * GIB))
+
+
+def test_blocks_of_a_target_are_windows_on_it() -> None:
+    def windows(tensor: torch.Tensor) -> Iterator[View]:
+        yield View.of(tensor)
+        yield View.of(tensor[1:, 2:5])
+        yield View.of(tensor.t()[3])
+
+    tensor = torch.arange(30).reshape(5, 6)
+    shifted = torch.arange(100)[70:].reshape(5, 6)
+    for view, part in zip(windows(tensor), (tensor, tensor[1:, 2:5], tensor.t()[3]), strict=True):
+        assert torch.equal(view.on(tensor), part)
+        assert torch.equal(view.on(shifted), part + 70)
+    assert View.of(torch.tensor(3.0)).shape == (1,)
+
+
+def test_page_locked_parents_are_unlocked_when_they_are_freed_or_do_not_all_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked: dict[int, int] = {}
+
+    class Cudart:
+        refuses = False
+
+        def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> int:
+            assert address not in locked, "part or all of the requested memory range is already mapped"
+            if self.refuses and locked:
+                return 2
+            locked[address] = nbytes
+            return 0
+
+        def cudaHostUnregister(self, address: int) -> int:
+            del locked[address]
+            return 0
+
+    cudart = Cudart()
+
+    def check(code: int) -> None:
+        if code:
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
+    monkeypatch.setattr(torch.cuda, "check_error", check)
+    pair = write_pair(tmp_path, 8, torch.bfloat16)
+    tensors = [dict(mapped_tensors(parent)) for parent in pair.parents.values()]
+    targets = trace(loaded(Model(0, 1, 8, torch.bfloat16)), tensors[-1])
+    held = HeldParents(targets, tensors, CPU, pin=True)
+    assert len(locked) == 2
+    assert all(locked.values())
+    block = next(held.blocks(targets[0], 1 << 20, whole=True))[2]
+    del held
+    gc.collect()
+    assert len(locked) == 2  # a block of each is still there
+    del block
+    gc.collect()
+    assert locked == {}
+    cudart.refuses = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        HeldParents(targets, tensors, CPU, pin=True)
+    gc.collect()
+    assert locked == {}
