@@ -6,9 +6,9 @@ starts, and one process holds one engine. Ranks are forks, too. That ranks can b
 themselves, is seen where sweeps and servers run with several.
 
 A job says where to go: `{"base", "aligned" (one, several by name, or null), "settings", "requests", "parents", "line",
-"steps": [[λ or null, output.parquet], …]}`; a null λ scores the weights the engine was started with. A step
-[λ, output.parquet, {"prompts", "sampling"}] samples instead; texts are then the token ids. With "sabotage" the resident route
-takes the parents for each other.
+"steps": [[λ or null, output.parquet], …]}`; a null λ scores the weights the engine was started with. A
+step [λ, output.parquet, {"prompts", "sampling"}] samples instead; texts are then the token ids. With "sabotage" the
+resident route takes the parents for each other.
 """
 
 import contextlib
