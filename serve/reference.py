@@ -24,6 +24,7 @@ from contract.rundir import commit_json
 from merge.checkpoint import open_checkpoint
 from merge.fingerprints import cache_folder, locked, remembered_fingerprint
 from serve.machine import hardware
+from serve.plugin import WORKER_EXTENSION, register
 from serve.verify import Probe, Way, probe_request, read_probe
 
 # Arguments of vLLM that are there for λ only.
@@ -102,7 +103,10 @@ def _version(distribution: str) -> str | None:
 def _main(job: Path) -> None:
     from vllm import LLM, SamplingParams
 
-    llm = LLM(**json.loads(job.read_text()))
+    register()
+    llm = LLM(**json.loads(job.read_text()), worker_extension_cls=WORKER_EXTENSION)
+    # It changes no weights, and makes the buffers between pipeline stages, which vLLM forgets on the CPU.
+    llm.collective_rpc("interpolation_score_rows")
     config = llm.llm_engine.model_config
     ids, parameters = probe_request(config.get_vocab_size(), config.max_model_len)
     (output,) = llm.generate([{"prompt_token_ids": ids}], SamplingParams(**parameters), use_tqdm=False)
