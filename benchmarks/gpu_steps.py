@@ -174,7 +174,8 @@ def walk(job_file: str) -> None:
 
     with finding(f"engine {name}") as found:
         began = time.perf_counter()
-        engine = Engine(Path(job["base"]), Path(job["aligned"]), chosen, job["parents"])
+        aligned = Path(job["aligned"]) if job["aligned"] else None
+        engine = Engine(Path(job["base"]), aligned, chosen, job["parents"])
         found |= {"start_s": round(time.perf_counter() - began, 1), "route": engine.route, "fallback": engine.fallback}
         if CUDA:
             forbid_waiting(engine)
@@ -220,7 +221,7 @@ def live() -> None:
         subprocess.run([sys.executable, "-m", "lambdasweep", *map(str, command)], check=True)
     pq.write_table(demo_requests(), WORK / "requests.parquet")
     pair = {"base": BASE, "aligned": ALIGNED, "path": PATH, "settings": settings(), "parents": "device"}
-    fresh = pair | {"base": merged, "aligned": merged, "path": [None], "parents": "reload"}
+    fresh = pair | {"base": merged, "aligned": None, "path": [None]}
     jobs: dict[str, dict[str, Any]] = {"device": pair, "fresh": fresh}
     jobs |= {tier: pair | {"parents": tier} for tier in ("pinned", "mmap", "reload")}
     if CUDA:

@@ -137,7 +137,7 @@ def main() -> None:
         seconds = time.perf_counter() - began
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         peak, processor = usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime
-        metrics = pq.read_table(run.metrics)
+        metrics = pq.read_table(run.metrics_parquet)
         tokens = int(pq.read_table(run.requests("generated"), columns=["continuation_bytes"])[0].to_numpy().sum()) // 4
     requests = documents * CHOICES * len(lambdas)
     resamples = max(value for value in metrics.column("resamples").to_pylist() if value is not None)

@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterable, Sequence
 
 from ray_jobs.scheduler import Scheduler
-from ray_jobs.units import Key, Unit
+from ray_jobs.units import Unit, UnitKey
 
 LATE_BY = 30.0  # seconds after which the receipt of a replica thought lost comes in
 
@@ -28,7 +28,7 @@ class Cluster:
     mean_life: float = math.inf  # of a replica until it is lost
     down_seconds: float = 60.0  # until a lost replica is back
     failure_rate: float = 0.0  # chance that a unit fails, its replica living on
-    poison: frozenset[Key] = frozenset()  # units that always fail
+    poison: frozenset[UnitKey] = frozenset()  # units that always fail
     charge_rate: float = 1.0  # chance that a failure or a loss is charged to the unit
     late_rate: float = 0.0  # chance that the unit of a lost replica turns out to be committed
     seed: int = 0
@@ -90,8 +90,8 @@ class _Run:
         self.busy: dict[str, tuple[Unit, int]] = {}  # replica → its unit, and the ticket of that unit's end
         self.idle: dict[str, None] = {}  # replicas that were told None
         self.lam: dict[str, str] = {}
-        self.holder: dict[Key, str] = {}
-        self.counted: set[Key] = set()
+        self.holder: dict[UnitKey, str] = {}
+        self.counted: set[UnitKey] = set()
         self.remaining: dict[str, int] = {}
         for unit in units:
             self.remaining[unit.lam] = self.remaining.get(unit.lam, 0) + 1

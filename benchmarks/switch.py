@@ -90,13 +90,12 @@ class PeakMemory:
 def child(job: dict[str, Any]) -> dict[str, Any]:
     """Run inside a process of its own: (a) and (b) on one engine, or the probe alone on a fresh one."""
     from serve.engine import Engine, process_environment
-    from serve.switch.tiers import RELOAD
 
     settings = EngineSettings.from_json(job["settings"])
     os.environ.update(process_environment(settings, job["cores"]))
     base, aligned = Path(job["base"]), Path(job["aligned"])
     if "merged" not in job:
-        return {"probe": Engine(base, aligned, settings, RELOAD)._probe().tolist()}
+        return {"probe": Engine(base, None, settings)._probe()}
     parts = {"arithmetic": 0.0, "packing": 0.0}
     time_parts(parts)
     engine = Engine(base, aligned, settings, job["parents"])
@@ -116,11 +115,11 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
         engine._llm.collective_rpc("reload_weights", kwargs=merged)
         ours.append(between - began)
         theirs.append(time.perf_counter() - between)
-    their_probe = engine._probe().tolist()
+    their_probe = engine._probe()
     parts = {name: seconds / job["turns"] for name, seconds in parts.items()}
     with PeakMemory() as peak:
         engine.switch(LAM)
-    live = engine._probe().tolist()
+    live = engine._probe()
     return {
         "tier": tier,
         "bandwidth": bandwidth,

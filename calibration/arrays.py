@@ -1,4 +1,4 @@
-"""The kinds of arrays that calibration computes with, and into how many bins confidences are put."""
+"""This module names the kinds of arrays that calibration computes with, and the number of bins for confidences."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,6 +1,6 @@
-"""lm-eval's own metrics of a run → rows of the metrics table.
+"""This module makes rows of the metrics table from lm-eval's own metrics of a run.
 
-lm-eval computed them at the end of the run. Here they are read, so nobody needs lm-eval to look at them.
+lm-eval computed the metrics at the end of the run. They are only read here, so nobody needs lm-eval to look at them.
 """
 
 from typing import Any
@@ -16,9 +16,8 @@ LEFT_OUT = f"{PREFIX}docs_left_out"
 def outcome_rows(run: RunDir) -> dict[str, dict[str, list[tuple[Any, ...]]]]:
     """Return rows of METRICS as `schemas.table_of` takes them, by task or group and canonical point.
 
-    Names are `lm_eval/<metric>,<filter>`.
-
-    `lm_eval/docs_left_out` counts the documents that are in none of them, with n = all documents.
+    The metrics have the names `lm_eval/<metric>,<filter>`. `lm_eval/docs_left_out` counts the documents that are in none of
+    these metrics, with n = all documents.
     """
     found: dict[str, dict[str, list[tuple[Any, ...]]]] = {}
     for path in run.all_outcomes():

@@ -1,11 +1,11 @@
-"""Rows for notebooks: document by document what was predicted, how surely and whether it was right; and token by token."""
+"""Notebooks look at single rows: what was predicted for each document and how surely, or the scores of each token."""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from calibration.metrics.predictions import predictions
-from calibration.scores.loader import Loaded, Loader
+from calibration.scores.loader import Loader, TaskScores
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores, continuations_of, places
 from calibration.uncertainty.resample import draw
 from contract import schemas
@@ -15,10 +15,11 @@ EXPLODED = pa.schema(
     [
         pa.field("request_id", pa.int64(), nullable=False),
         pa.field("lam", schemas.LAM, nullable=False),
-        pa.field("position", pa.int32(), nullable=False),  # in the continuation, from 0
+        pa.field("position", pa.int32(), nullable=False),  # the token's place in the continuation, from 0
         pa.field("token_id", pa.int32(), nullable=False),
-        pa.field("logprob", pa.float32()),  # nats
-        pa.field("rank", pa.int32()),  # 1 = most likely; null where the engine did not say, as the next two
+        pa.field("logprob", pa.float32()),  # in nats
+        # Rank 1 is the most likely token; rank and both top1 columns are null where the engine did not say.
+        pa.field("rank", pa.int32()),
         pa.field("top1_id", pa.int32()),
         pa.field("top1_logprob", pa.float32()),
     ]
@@ -29,29 +30,29 @@ EXAMPLES = pa.schema(
         pa.field("task", pa.string(), nullable=False),
         pa.field("lam", schemas.LAM, nullable=False),
         pa.field("doc_id", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),  # select, report
-        pa.field("gold", pa.int16()),  # place of the right choice; null in a continuation task, as the next two
-        pa.field("prediction", pa.int16()),
-        pa.field("confidence", pa.float64()),  # probability of the prediction
-        pa.field("correct", pa.bool_()),  # of a continuation: it is the greedy one; null where the engine did not say
-        pa.field("nll", pa.float64(), nullable=False),  # nats; infinite where what is right has probability 0
-        pa.field("brier", pa.float64()),
+        pa.field("split", pa.string(), nullable=False),  # is select or report
+        pa.field("gold", pa.int16()),  # the place of the right choice; null in a continuation task
+        pa.field("prediction", pa.int16()),  # the place of the predicted choice; null in a continuation task
+        pa.field("confidence", pa.float64()),  # the probability of the prediction; null in a continuation task
+        pa.field("correct", pa.bool_()),  # a continuation is correct if it is the greedy one; null if that is not known
+        pa.field("nll", pa.float64(), nullable=False),  # in nats; infinite where the right answer has probability 0
+        pa.field("brier", pa.float64()),  # null in a continuation task
     ]
 )
 
 
 def examples(loader: Loader, task: str, lam: str, confidence: str = CONFIDENCES[0]) -> pa.Table:
-    """Return EXAMPLES of one task at one λ: the documents that its metrics are of, in their order.
+    """Return EXAMPLES of one task at one λ: the documents from which its metrics are computed, in their order.
 
     Raises:
         InputError: there is no such confidence.
-        LambdasweepError: a table is damaged.
+        LambdasweepError: a table is damaged; the message names the run, the task and λ.
     """
     if confidence not in CONFIDENCES:
         raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(CONFIDENCES)}")
-    loaded = loader.load(lam)
-    names = np.array(loader.doc_ids(), object)[loaded.scores.document]
-    in_report = draw(task, len(loader.documents.sizes), resamples=0).in_report[loaded.scores.document]
+    at_lambda = loader.load(lam)
+    names = np.array(loader.doc_ids(), object)[at_lambda.scores.document]
+    in_report = draw(task, len(loader.documents.sizes), resamples=0).in_report[at_lambda.scores.document]
     count = len(names)
     schema = schemas.schema_at(EXAMPLES, [lam])
     columns = {
@@ -59,17 +60,17 @@ def examples(loader: Loader, task: str, lam: str, confidence: str = CONFIDENCES[
         **schemas.place_columns(lam, count),
         "doc_id": names.tolist(),
         "split": np.where(in_report, "report", "select").tolist(),
-        **_of_choices(loaded, confidence),
+        **_of_choices(at_lambda, confidence),
     }
     return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
-def _of_choices(loaded: Loaded, confidence: str) -> dict[str, object]:
-    scores = loaded.scores
+def _of_choices(at_lambda: TaskScores, confidence: str) -> dict[str, object]:
+    scores = at_lambda.scores
     if not isinstance(scores, ChoiceScores):
         nothing = [None] * len(scores.document)
         correct = pa.array(scores.greedy, mask=~scores.decided)
-        nll = 0.0 - scores.logprob  # not −x, which makes −0.0 of 0
+        nll = 0.0 - scores.logprob  # −x would turn 0 into −0.0
         return {**dict.fromkeys(("gold", "prediction", "confidence", "brier"), nothing), "correct": correct, "nll": nll}
     made = predictions(scores.logits[confidence], scores.gold)
     return {
@@ -83,11 +84,11 @@ def _of_choices(loaded: Loaded, confidence: str) -> dict[str, object]:
 
 
 def explode(tokens: pa.Table, requests: pa.Table) -> pa.Table:
-    """Return EXPLODED, in the order of the rows and of the tokens in them.
+    """Return EXPLODED, one row for each token, in the order of the rows and of the tokens in them.
 
     Args:
-        tokens: schemas.TOKENS, rows of one task.
-        requests: of that task: at least `token_ids` and `continuation_start` of schemas.REQUESTS, all rows.
+        tokens: rows of one task, as schemas.TOKENS.
+        requests: all rows of that task's requests, at least `token_ids` and `continuation_start` of schemas.REQUESTS.
     """
     continuations = continuations_of(requests)
     request = tokens["request_id"].to_numpy()
@@ -99,7 +100,7 @@ def explode(tokens: pa.Table, requests: pa.Table) -> pa.Table:
         tokens["request_id"].take(parent),
         *(tokens[name].take(parent) for name in ("lam", "point") if name in tokens.column_names),
         pa.array(position, pa.int32()),
-        pa.array(continuations.tokens[np.repeat(starts, lengths) + position], pa.int32()),
+        pa.array(continuations.token_ids[np.repeat(starts, lengths) + position], pa.int32()),
         *(pc.list_flatten(tokens[name]) for name in ("logprobs", "ranks", "top1_ids", "top1_logprobs")),
     ]
     return pa.table(columns, schema=schemas.of_points(EXPLODED) if "point" in tokens.column_names else EXPLODED)

@@ -1,4 +1,4 @@
-"""A generate task along λ: its samples → the metrics of their diversity at every λ."""
+"""This module computes, for a generate task, the diversity of its samples at every λ."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from calibration.arrays import Floats
 from calibration.metrics.choice_tasks import Estimates
 from calibration.metrics.diversity import DIVERSITY, diversity
 from calibration.scores.per_document import LeftOut
-from calibration.task_at_lambda import Point, parents_of
+from calibration.task_at_lambda import TaskMetrics, parents_on_line
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.resample import SPLITS, Resamples, draw
 from contract import points, schemas
@@ -20,16 +20,19 @@ from contract.errors import LambdasweepError
 from contract.location import read_table
 from contract.rundir import RunDir
 
-_AT_ONCE = 1000  # prompts whose texts are in memory
+_AT_ONCE = 1000  # the texts of so many prompts are in memory at a time
 
 
-def diversity_points(run: RunDir, task: str, record: Mapping[str, Any], resamples: int, seed: int) -> Iterator[Point]:
-    """Yield every λ of a generate task that has anything committed, ascending; `record` is of the task, in plan.json.
+def diversity_metrics(
+    run: RunDir, task: str, record: Mapping[str, Any], resamples: int, seed: int
+) -> Iterator[TaskMetrics]:
+    """Yield every λ of a generate task that has anything committed, ascending; `record` is the task's in plan.json.
 
-    Values are means over the prompts that have one; a difference to a parent is taken on the prompts that both have.
+    Values are means over the prompts that have a value; a difference to a parent is taken over the prompts that have one at
+    both λs.
 
     Raises:
-        LambdasweepError: a table is missing or damaged; names the run, the task and λ.
+        LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
     """
     kinds = ("generations", "quarantine")
     there = sorted(
@@ -48,17 +51,17 @@ def diversity_points(run: RunDir, task: str, record: Mapping[str, Any], resample
     found: dict[str, tuple[Floats, LeftOut]] = {}
     for lam in there:
         found[lam] = _of_prompts(run, task, lam, count, record["samples"])
-    parents = {name: lam for name, lam in parents_of(run.sweep()).items() if lam in found}
+    parents = {name: lam for name, lam in parents_on_line(run.sweep()).items() if lam in found}
     for lam, (values, left_out) in found.items():
         estimates = _estimates("", values, drawn)
         for name, parent in parents.items():
             if parent != lam:
                 estimates |= _estimates(f"_vs_{name}", values - found[parent][0], drawn)
-        yield Point(lam, estimates, left_out, count, [])
+        yield TaskMetrics(lam, estimates, left_out, count, [])
 
 
 def _of_prompts(run: RunDir, task: str, lam: str, prompts: int, samples: int) -> tuple[Floats, LeftOut]:
-    """Return the metrics [P, 5] of the prompts at one λ; NaN where there are no samples."""
+    """Return the metrics [P, 5] of the prompts at one λ, NaN for prompts without samples; and how many are left out."""
     table = run.generations(task, lam)
     prompt = table["request_id"].to_numpy()
     out = np.unique(run.quarantine(task, lam)["request_id"].to_numpy())
@@ -87,7 +90,7 @@ def _estimates(suffix: str, values: Floats, drawn: Resamples) -> Estimates:
     found: Estimates = {}
     size = len(DIVERSITY)
     exists = ~np.isnan(values)
-    # [prompts, 10]: values and whether they are there. A sparse product has one order of summation on every machine.
+    # `both` [prompts, 10] holds the values and whether they exist. A sparse product sums in one order on every machine.
     both = np.hstack([np.where(exists, values, 0.0), exists])
     for split in SPLITS:
         part = {"all": np.ones(len(values), np.bool_), "select": ~drawn.in_report, "report": drawn.in_report}[split]
@@ -103,10 +106,10 @@ def _estimates(suffix: str, values: Floats, drawn: Resamples) -> Estimates:
 
 
 def by_lambda(metrics: pa.Table) -> dict[str, list[dict[str, Any]]]:
-    """Return by generate task its points in order, each with its metrics of all prompts: value, low and high.
+    """Return the points of each generate task in order, each with its metrics over all prompts: value, low and high.
 
     Args:
-        metrics: schemas.METRICS, as `analyse.analyse` returns it.
+        metrics: the metrics table, schemas.METRICS, as `analyse.analyse` returns it.
     """
     wanted = pc.and_(pc.equal(metrics["split"], "all"), pc.is_in(metrics["metric"], pa.array(DIVERSITY)))
     found: dict[str, dict[str, dict[str, Any]]] = {}

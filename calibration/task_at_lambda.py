@@ -1,4 +1,7 @@
-"""The λs of a task: the tokens of those only that are being worked on are in memory, one for each core."""
+"""This module computes the metrics of a task at each λ.
+
+Each core works on one λ at a time, and memory holds the tokens of only those λs.
+"""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -10,116 +13,121 @@ import numpy as np
 
 from calibration.arrays import Ints
 from calibration.metrics import choice_tasks, continuation_tasks
-from calibration.metrics.choice_tasks import Estimates, as_parent, choice_estimates, matched_to_itself
+from calibration.metrics.choice_tasks import Estimates, choice_estimates, matched_to_itself, parent_predictions
 from calibration.metrics.continuation_tasks import continuation_estimates
 from calibration.metrics.reliability_bins import BinRow, bin_rows
-from calibration.scores.loader import Loaded, Loader
+from calibration.scores.loader import Loader, TaskScores
 from calibration.scores.per_document import ChoiceScores, ContinuationScores, LeftOut
 from calibration.uncertainty.resample import Resamples, draw
 from contract import points
 from contract.rundir import RunDir
 
-PARENTS = points.parents([points.ONLY])  # of a run whose line ends at aligned: see `parents_of`
+PARENTS = points.parents([points.ONLY])  # the parents of a run whose line ends at its one aligned checkpoint
 
 _UNCOMPARED = ("agreement_", "temperature")
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """A task at one λ, or at one point of several coordinates."""
+class TaskMetrics:
+    """The metrics of a task at one λ, or at one point of several coordinates."""
 
-    lam: str  # canonical
-    estimates: Estimates  # every metric; and, as `<metric>_vs_<parent>`, less that of a parent
+    lam: str  # the canonical point
+    estimates: Estimates  # every metric, and as `<metric>_vs_<parent>` its difference to that of a parent
     left_out: LeftOut
-    documents: int  # of the task
+    documents: int  # the number of all documents of the task
     bins: list[BinRow]
 
 
-def parents_of(sweep: Mapping[str, Any]) -> dict[str, str]:
-    """Return the points of the parents that a run can be at: `base`, and `aligned` or each of several by its name.
+def parents_on_line(sweep: Mapping[str, Any]) -> dict[str, str]:
+    """Return the point of each parent that a run can be at: `base`, and `aligned` or each of several by its name.
 
-    Where a map weighs λ, λ = 1 is not the aligned one.
+    Aligned parents are missing where a map weighs λ so that λ = 1 is no parent.
 
     Args:
-        sweep: sweep.json.
+        sweep: the content of sweep.json.
     """
     line, parents = sweep.get("line", {}), points.parents(points.names_of(sweep["pair"]))
     return {name: lam for name, lam in parents.items() if name == "base" or line.get("ends_at_aligned", True)}
 
 
-def task_points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int) -> Iterator[Point]:
-    """Yield every λ that has anything committed: the parents first, then ascending.
+def task_metrics(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int) -> Iterator[TaskMetrics]:
+    """Yield every λ that has anything committed: the parents first, then the others, ascending.
 
-    A difference to a parent is taken on the documents that both have scores for.
+    A difference to a parent is taken on the documents that have scores at both λs.
 
     Raises:
-        LambdasweepError: a table is missing or damaged; names the run, the task and λ.
+        LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
     """
     there = [lam for lam in lambdas if run.committed(task, lam) or run.committed(task, lam, "quarantine")]
     if not there:
         return
-    parents = {name: lam for name, lam in parents_of(run.sweep()).items() if lam in there}
-    series = _Series(run, task, parents, resamples, seed)
-    yield from map(series.parent, parents)
-    # Threads, because nearly all of it is sums in compiled code; each λ by itself, so their number changes nothing.
+    parents = {name: lam for name, lam in parents_on_line(run.sweep()).items() if lam in there}
+    along_lambda = _TaskAlongLambda(run, task, parents, resamples, seed)
+    yield from map(along_lambda.parent, parents)
+    # Threads are enough, because nearly all of the work is sums in compiled code. Each λ is computed by itself, so their
+    # number changes no result.
     pool = ThreadPoolExecutor(cores())
     try:
-        yield from pool.map(series.point, sorted(set(there) - set(parents.values()), key=points.order))
+        yield from pool.map(along_lambda.at, sorted(set(there) - set(parents.values()), key=points.order))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def cores() -> int:
     """Return how many λs to work on at the same time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 8)  # a λ of 14,000 documents takes 300 MB while it is worked on
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(count, 8)  # a λ of 14,000 documents takes 300 MB of memory while it is worked on
 
 
-class _Series:
+class _TaskAlongLambda:
     def __init__(self, run: RunDir, task: str, parents: dict[str, str], resamples: int, seed: int) -> None:
         self._loader = Loader(run, task)
         self._documents = len(self._loader.documents.sizes)
         self._resamples: Resamples = draw(task, self._documents, resamples, seed)
         self._parents = {name: self._loader.load(lam) for name, lam in parents.items()}
-        self._answers = {
-            name: as_parent(one.scores) for name, one in self._parents.items() if isinstance(one.scores, ChoiceScores)
+        self._parent_predictions = {
+            name: parent_predictions(one.scores)
+            for name, one in self._parents.items()
+            if isinstance(one.scores, ChoiceScores)
         }
         self._parent_estimates: dict[str, Estimates] = {}
-        # Aligned first, where that is one: the accuracy of all others is matched to its.
+        # The aligned parent comes first, if there is only one: the accuracy of all other λs is matched to its accuracy.
         for name in sorted(parents, key=lambda name: name != "aligned"):
             self._parent_estimates[name] = self._estimates(self._parents[name])
 
-    def parent(self, name: str) -> Point:
-        """Return a parent, compared with the other."""
+    def parent(self, name: str) -> TaskMetrics:
+        """Return the metrics of a parent, compared with those of the other parents."""
         return self._compared(self._parents[name], self._parent_estimates[name])
 
-    def point(self, lam: str) -> Point:
-        """Score a λ and compare it with the parents."""
-        loaded = self._loader.load(lam)
-        return self._compared(loaded, self._estimates(loaded))
+    def at(self, lam: str) -> TaskMetrics:
+        """Return the metrics at a λ, compared with those of the parents."""
+        at_lambda = self._loader.load(lam)
+        return self._compared(at_lambda, self._estimates(at_lambda))
 
-    def _estimates(self, loaded: Loaded) -> Estimates:
-        if isinstance(loaded.scores, ContinuationScores):
-            return continuation_estimates(loaded.scores, loaded.tokens, self._resamples)
+    def _estimates(self, at_lambda: TaskScores) -> Estimates:
+        if isinstance(at_lambda.scores, ContinuationScores):
+            return continuation_estimates(at_lambda.scores, at_lambda.token_scores, self._resamples)
         aligned = self._parent_estimates.get("aligned")
-        found = choice_estimates(loaded.scores, loaded.tokens, self._resamples, self._answers, aligned)
-        is_aligned = "aligned" in self._parents and loaded.lam == self._parents["aligned"].lam
+        found = choice_estimates(
+            at_lambda.scores, at_lambda.token_scores, self._resamples, self._parent_predictions, aligned
+        )
+        is_aligned = "aligned" in self._parents and at_lambda.lam == self._parents["aligned"].lam
         return matched_to_itself(found) if is_aligned else found
 
-    def _compared(self, loaded: Loaded, estimates: Estimates) -> Point:
+    def _compared(self, at_lambda: TaskScores, estimates: Estimates) -> TaskMetrics:
         found = dict(estimates)
         for name, parent in self._parents.items():
-            if parent.lam != loaded.lam:
-                found |= self._differences(loaded, estimates, name)
-        bins = bin_rows(loaded, self._resamples.in_report)
-        return Point(loaded.lam, found, loaded.scores.left_out, self._documents, bins)
+            if parent.lam != at_lambda.lam:
+                found |= self._differences(at_lambda, estimates, name)
+        bins = bin_rows(at_lambda, self._resamples.in_report)
+        return TaskMetrics(at_lambda.lam, found, at_lambda.scores.left_out, self._documents, bins)
 
-    def _differences(self, loaded: Loaded, mine: Estimates, name: str) -> Estimates:
+    def _differences(self, at_lambda: TaskScores, mine: Estimates, name: str) -> Estimates:
         parent, theirs = self._parents[name], self._parent_estimates[name]
-        one, other = loaded.scores.document, parent.scores.document
+        one, other = at_lambda.scores.document, parent.scores.document
         if not np.array_equal(one, other):
             _, here, there = np.intersect1d(one, other, return_indices=True)
-            mine, theirs = (self._estimates(_restricted(*some)) for some in ((loaded, here), (parent, there)))
+            mine, theirs = (self._estimates(_restricted(*some)) for some in ((at_lambda, here), (parent, there)))
         return {
             (f"{key[0]}_vs_{name}", *key[1:]): estimate.minus(theirs[key])
             for key, estimate in mine.items()
@@ -127,10 +135,10 @@ class _Series:
         }
 
 
-def _restricted(loaded: Loaded, kept: Ints) -> Loaded:
+def _restricted(at_lambda: TaskScores, kept: Ints) -> TaskScores:
     scores: ChoiceScores | ContinuationScores
-    if isinstance(loaded.scores, ContinuationScores):
-        scores = continuation_tasks.restricted(loaded.scores, kept)
+    if isinstance(at_lambda.scores, ContinuationScores):
+        scores = continuation_tasks.restricted(at_lambda.scores, kept)
     else:
-        scores = choice_tasks.restricted(loaded.scores, kept)
-    return Loaded(loaded.lam, scores, loaded.tokens)
+        scores = choice_tasks.restricted(at_lambda.scores, kept)
+    return TaskScores(at_lambda.lam, scores, at_lambda.token_scores)

@@ -1,1 +1,1 @@
-"""What the stages agree on: errors, λ grid, points, table schemas, locations, the run directory. Everybody may import it."""
+"""All stages agree on this folder: errors, λ grid, points, table schemas, locations, run directory. All may import it."""

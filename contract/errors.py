@@ -1,4 +1,4 @@
-"""Everything that lambdasweep raises on purpose.
+"""This module holds every error that lambdasweep raises on purpose.
 
     LambdasweepError          exit status 1
     ├── InputError            exit status 2: something the user gave is wrong
@@ -7,6 +7,7 @@
     │   ├── TaskError         a task file or its format
     │   └── RunMismatchError  RUN holds another sweep than the one asked for
     ├── EngineError           vLLM failed; the engine's state can no longer be trusted
+    │   └── WrongWeightsError vLLM does not come to have the weights of θ(λ), on any replica
     └── SweepError            the sweep cannot go on (replicas do not start, the disk is full)
 
 Every message says what is wrong, where, and what to change. An `InputError` holds all problems of an input, so that the
@@ -22,15 +23,15 @@ EXIT_INTERRUPTED = 130
 
 
 class LambdasweepError(Exception):
-    """Root of the tree; `exit_code` is what the command line ends with."""
+    """The root of the exception tree; `exit_code` is the status that the command line ends with."""
 
     exit_code = EXIT_FAILED
 
 
 class InputError(LambdasweepError):
-    """One or more things wrong with what the user gave.
+    """One or more things are wrong with what the user gave.
 
-    `problems` holds one line each; `str()` joins them under `title`.
+    `problems` holds one line for each; `str()` joins them under `title`.
     """
 
     exit_code = EXIT_BAD_INPUT
@@ -64,8 +65,12 @@ class EngineError(LambdasweepError):
     """The vLLM engine failed. Its weights may be half-written: the process that holds it must end."""
 
 
+class WrongWeightsError(EngineError):
+    """No way of switching λ makes the weights that vLLM itself loads, and another replica would find the same."""
+
+
 class SweepError(LambdasweepError):
-    """The sweep cannot go on."""
+    """The sweep cannot go on: its replicas do not start, say, or the disk is full."""
 
 
 def join(failures: list[InputError], title: str = "the sweep cannot be set up") -> InputError:

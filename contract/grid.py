@@ -1,4 +1,4 @@
-"""The λ grid: exact decimals, never binary floats.
+"""The λ grid holds exact decimals, never binary floats.
 
 A λ is known everywhere by its canonical name: no exponent, no `+`, no trailing zeros, `-0` is `0`, at most six decimals
 (`decimal128(12, 6)` in the tables). `1.0` and `1` are the same point.
@@ -20,7 +20,7 @@ def canonical(lam: str | int | Decimal) -> str:
     """Return the canonical name of a λ.
 
     Raises:
-        GridError: not a plain decimal number, more than six decimals, or |λ| ≥ 10⁶.
+        GridError: λ is not a plain decimal number, has more than six decimals, or |λ| ≥ 10⁶.
     """
     text = f"{lam:f}" if isinstance(lam, Decimal) else str(lam).strip()
     if not _NUMBER.fullmatch(text):
@@ -45,7 +45,7 @@ def parse_grid(text: str) -> tuple[str, ...]:
         Canonical λs in ascending order.
 
     Raises:
-        GridError: with every malformed, duplicate or empty part of the grid.
+        GridError: the grid is malformed, empty, or names a point twice; the error lists every such part.
     """
     problems: list[str] = []
     seen: dict[str, str] = {}

@@ -1,9 +1,9 @@
-"""One driver at a time on an object store, as well as that can be: a lease, renewed by its holder.
+"""A lease lets one driver at a time write to an object store, as well as that can be done; its holder renews it.
 
 pyarrow knows no conditional write, so two drivers that start within the same moments may both believe that they hold the
-lease; the later one's write stands, the other one sees it at its next renewal and stops. Their tables are equal byte by
-byte; what can be lost is one's addition to plan.json, which the same command makes again. That no two are started is the
-user's duty.
+lease; the later write stands, and the driver that wrote first sees it at its next renewal and stops. The tables of both are
+equal byte by byte; what can be lost is one driver's addition to plan.json, which the same command makes again. It is the
+user's duty not to start two.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from typing import Any
 from contract.errors import RunMismatchError
 from contract.location import ObjectPath
 
-LEASE_SECONDS = 90.0  # a lease that was not renewed for so long is nobody's; clocks of drivers agree to far less
+LEASE_SECONDS = 90.0  # a lease that was not renewed for so long belongs to nobody; clocks of drivers differ far less
 RENEW_SECONDS = 20.0
-_SETTLE_SECONDS = 1.0  # within which a driver that started at the same moment has written its lease too
+_SETTLE_SECONDS = 1.0  # by then a driver that started at the same moment has written its lease too
 
 
 @contextlib.contextmanager
@@ -31,7 +31,7 @@ def hold(path: ObjectPath) -> Iterator[None]:
 
     Raises:
         RunMismatchError: another driver holds it, or took it over.
-        OSError: of the object store.
+        OSError: the object store refuses or fails.
     """
     driver = uuid.uuid4().hex
     if (found := _read(path)) and _is_fresh(found):
@@ -44,7 +44,7 @@ def hold(path: ObjectPath) -> Iterator[None]:
 
     def renew() -> None:
         while not ended.wait(RENEW_SECONDS):
-            with contextlib.suppress(OSError):  # the next try, or the next table that is committed, will tell
+            with contextlib.suppress(OSError):  # the next renewal or the next commit meets a store that stays away
                 if (found := _read(path)) and found["driver"] != driver:
                     taken.append(found)
                     signal.raise_signal(signal.SIGINT)
@@ -60,7 +60,7 @@ def hold(path: ObjectPath) -> Iterator[None]:
         renewer.join()
         if taken:
             raise _refusal(path, taken[0])
-        with contextlib.suppress(OSError):  # it runs out by itself
+        with contextlib.suppress(OSError):  # a lease that cannot be deleted runs out by itself
             if (found := _read(path)) and found["driver"] == driver:
                 path.unlink(missing_ok=True)
 
@@ -95,7 +95,7 @@ def _lives(process: int) -> bool:
 
 
 def _host() -> str:
-    """Name this machine and its process numbers, which containers of one machine do not share."""
+    """Name this machine and its process namespace: containers of one machine do not share their process numbers."""
     return f"{socket.gethostname()} {os.stat('/proc/self/ns/pid').st_ino}"
 
 

@@ -1,7 +1,7 @@
-"""Where a run directory lies: a local path, or a prefix of an object store (`s3://bucket/run`, `gs://bucket/run`).
+"""A run directory lies at a local path, or under a prefix of an object store (`s3://bucket/run`, `gs://bucket/run`).
 
-An object store shows an object when its upload is complete, and never a part of it. `ObjectPath` has the methods of
-`pathlib.Path` that the files of a run are used with, so that most code need not know which of the two it holds.
+An object store shows an object when its upload is complete, and never a part of it. `ObjectPath` has those methods of
+`pathlib.Path` that the code calls on the files of a run, so that most code need not know which of the two it holds.
 
 Credentials come from the environment of each process (`AWS_ACCESS_KEY_ID` and the like, `~/.aws`, an instance's role,
 `GOOGLE_APPLICATION_CREDENTIALS`) and are never part of an `ObjectPath`.
@@ -28,23 +28,25 @@ T = TypeVar("T")
 
 SCHEMES = ("s3", "gs")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
-# Standard backoff of the AWS SDK, up to 20 s between tries: a store that is away for a minute or two stops no sweep.
+# The AWS SDK's standard backoff waits up to 20 s between tries: a store that is away for a minute or two stops no sweep.
 _ATTEMPTS, _PROBE_ATTEMPTS = 20, 3
-_OF_STORE = re.compile("AWS Error|google::cloud")  # a damaged file is an OSError too; pyarrow tells in words only
+# A damaged file is an OSError too: only the words of pyarrow's message tell that the store failed.
+_OF_STORE = re.compile("AWS Error|google::cloud")
 _GS_SECONDS, _GS_PROBE_SECONDS = 180, 10
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectPath:
-    """A key of an object store, or a prefix of keys: what `pathlib.Path` is for local files.
+    """A key of an object store, or a prefix of keys; it does for objects what `pathlib.Path` does for local files.
 
     Raises:
-        OSError: of every method that asks the store: FileNotFoundError, EACCES where the store refuses, EREMOTEIO where it
-            cannot be reached or fails, each after the retries of pyarrow (timeouts, refused connections, 429 and 5xx).
+        OSError: every method that asks the store raises FileNotFoundError where there is no such object, EACCES where the
+            store refuses, and EREMOTEIO where it cannot be reached or fails, each after pyarrow's own retries (on timeouts,
+            refused connections, 429 and 5xx).
     """
 
     scheme: str  # one of SCHEMES
-    key: str  # bucket/prefix/name
+    key: str  # written bucket/prefix/name
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.key}"
@@ -84,11 +86,11 @@ class ObjectPath:
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, data: bytes | memoryview | pa.Buffer) -> None:
-        """Upload the object: it is there whole, or as it was before."""
+        """Upload the object: afterwards the store has it whole, or as it was before."""
 
         def upload(store: Any) -> None:
-            # Not `with`: leaving it by an exception would complete the upload of a part. All bytes go in one write; where
-            # that fails, the stream refuses to complete.
+            # There is no `with` here: leaving it by an exception would complete the upload of a part. All bytes go in one
+            # write; where that fails, the stream refuses to complete.
             stream = store.open_output_stream(self.key)
             try:
                 stream.write(data)
@@ -103,7 +105,7 @@ class ObjectPath:
         self._ask(upload)
 
     def open(self) -> pa.NativeFile:
-        """Open the object to be read at any place; what fails in a read, `of_read` explains."""
+        """Open the object for reading at any offset; `of_read` explains an error that such a read raises."""
         return self._ask(lambda store: store.open_input_file(self.key))
 
     def unlink(self, missing_ok: bool = False) -> None:
@@ -114,18 +116,18 @@ class ObjectPath:
                 raise
 
     def iterdir(self) -> Iterator["ObjectPath"]:
-        """Yield what lies directly below, nothing where there is nothing; one request for 1000 of them."""
+        """Yield what lies directly below this prefix, if anything; the store is asked once for every 1000 entries."""
         return self._list(recursive=False)
 
     def walk(self) -> Iterator["ObjectPath"]:
-        """Yield all objects below, nothing where there are none; one request for 1000 of them."""
+        """Yield all objects below this prefix, if any; the store is asked once for every 1000 objects."""
         return self._list(recursive=True)
 
     def check(self) -> None:
-        """Ask for the bucket.
+        """Ask the store whether the bucket is there.
 
         Raises:
-            InputError: there is none, the credentials are wrong, or the store cannot be reached.
+            InputError: there is no such bucket, the credentials are wrong, or the store cannot be reached.
         """
         try:
             kind = _ask(self, _PROBE_ATTEMPTS, lambda store: store.get_file_info(self.bucket).type.name)
@@ -154,10 +156,10 @@ Location = Path | ObjectPath
 
 
 def locate(root: str | os.PathLike[str] | ObjectPath) -> Location:
-    """Return what a user's path or URL means.
+    """Return the location that a user's path or URL means.
 
     Raises:
-        InputError: a URL that is none of a bucket.
+        InputError: the URL names no bucket of a store that is supported.
     """
     if isinstance(root, ObjectPath):
         return root
@@ -168,7 +170,7 @@ def locate(root: str | os.PathLike[str] | ObjectPath) -> Location:
     if scheme not in SCHEMES:
         raise InputError(f"{scheme}:// is not supported: give a local path, s3://bucket/run or gs://bucket/run")
     if any(mark in key for mark in "@?#"):
-        # Not repeated here: it may hold a secret, which may itself hold slashes.
+        # The message does not repeat the URL: it may hold a secret, which may itself hold slashes.
         raise InputError(
             f"a {scheme}:// URL is a bucket and a path, without credentials and options: set those in the environment "
             "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION; GOOGLE_APPLICATION_CREDENTIALS)"
@@ -179,12 +181,12 @@ def locate(root: str | os.PathLike[str] | ObjectPath) -> Location:
 
 
 def read_table(path: Location, columns: list[str] | None = None, filters: pc.Expression | None = None) -> pa.Table:
-    """Read a Parquet file, or some of its columns, or the rows that pass a filter."""
-    return pq.read_table(_source(path), columns=columns, filters=filters)
+    """Read a Parquet file, all of it or only some of its columns, or only the rows that pass a filter."""
+    return pq.read_table(_readable(path), columns=columns, filters=filters)
 
 
 def read_metadata(path: Location) -> pq.FileMetaData:
-    """Read a Parquet file's footer, and no more of it."""
+    """Read only the footer of a Parquet file."""
     if isinstance(path, ObjectPath):
         return path._ask(lambda store: pq.read_metadata(path.key, filesystem=store))
     return pq.read_metadata(path)
@@ -192,11 +194,11 @@ def read_metadata(path: Location) -> pq.FileMetaData:
 
 def read_schema(path: Location) -> pa.Schema:
     """Read a Parquet file's schema with its metadata."""
-    return pq.read_schema(_source(path))
+    return pq.read_schema(_readable(path))
 
 
-def _source(path: Location) -> Any:
-    # One request for the whole of an object: the tables are small, and Parquet's own reads would be several.
+def _readable(path: Location) -> Any:
+    # One request brings the whole object: the tables are small, and Parquet's own reads would be several requests.
     return pa.BufferReader(path.read_bytes()) if isinstance(path, ObjectPath) else path
 
 
@@ -217,24 +219,24 @@ def _store(scheme: str, attempts: int) -> Any:
     if scheme == "gs":
         seconds = _GS_PROBE_SECONDS if attempts == _PROBE_ATTEMPTS else _GS_SECONDS
         return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=seconds))
-    # What the AWS tools read and pyarrow does not; keys, tokens, profiles and roles it finds by itself.
+    # The AWS tools read these variables and pyarrow does not; it finds keys, tokens, profiles and roles by itself.
     environment = os.environ.get
     return fs.S3FileSystem(
         endpoint_override=environment("AWS_ENDPOINT_URL_S3") or environment("AWS_ENDPOINT_URL"),
         region=environment("AWS_REGION") or environment("AWS_DEFAULT_REGION"),
         tls_ca_file_path=environment("AWS_CA_BUNDLE"),
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
-        allow_delayed_open=True,  # one request for an object of less than 10 MB, not three
+        allow_delayed_open=True,  # an object of less than 10 MB is uploaded by one request instead of three
     )
 
 
 def of_read(path: Location, error: OSError) -> OSError:
-    """Return what failed in a read from an opened file: where it was the store, as every method of `ObjectPath` says it."""
+    """Return the error of a read from an opened file, explained as `ObjectPath` explains it where the store failed."""
     return _explained(path, error) if isinstance(path, ObjectPath) and _OF_STORE.search(str(error)) else error
 
 
 def _explained(path: ObjectPath, error: OSError) -> OSError:
-    """Return the error with a message that says what to do, and a number that says what kind it is."""
+    """Return the error with a message that says what to do and an errno that says what kind of error it is."""
     text = str(error)
     number = errno.EREMOTEIO
     if "NO_SUCH_BUCKET" in text:

@@ -1,7 +1,7 @@
-"""Points: where θ is between base and its aligned checkpoints. Nothing else takes their names apart.
+"""A point says where θ is between base and the aligned checkpoints. No other module takes the names of points apart.
 
-Over one aligned checkpoint a point is its canonical λ, `0.35`. Over several it has a coordinate for each, sorted by name:
-`dpo=0.5,sft=0.25`. The only aligned checkpoint has the name "".
+Over one aligned checkpoint a point is its canonical λ, `0.35`. Over several it has one λ, its coordinate, for each of them,
+sorted by name: `dpo=0.5,sft=0.25`. Where there is only one aligned checkpoint, its name is "".
 """
 
 import itertools
@@ -32,34 +32,34 @@ def _pairs(point: str) -> tuple[tuple[str, str], ...]:
 
 
 def coordinates(point: str) -> dict[str, str]:
-    """Return the canonical λs of a point by name, sorted."""
+    """Return the canonical λs of a point by the aligned checkpoints' names, sorted by name."""
     return dict(_pairs(point))
 
 
 def is_named(point: str) -> bool:
-    """Whether a point is over several aligned checkpoints."""
+    """Tell whether a point has named coordinates, as points over several aligned checkpoints have."""
     return "=" in point
 
 
 def order(point: str) -> tuple[Decimal, ...]:
-    """Sort key of the points of a sweep: by the first coordinate, then by the next."""
+    """Return the key that sorts the points of a sweep by their first coordinate, then by the next."""
     return tuple(Decimal(lam) for _, lam in _pairs(point))
 
 
-def named(coordinates: Mapping[str, str]) -> str:
-    """Return the point that has some canonical λs by name."""
-    return ",".join(f"{name}={lam}" if name else lam for name, lam in sorted(coordinates.items()))
+def named(lams: Mapping[str, str]) -> str:
+    """Return the point that has these canonical λs, given by the aligned checkpoints' names."""
+    return ",".join(f"{name}={lam}" if name else lam for name, lam in sorted(lams.items()))
 
 
 def parents(names: Iterable[str]) -> dict[str, str]:
-    """Return the points of the parents: `base`, and `aligned` or each aligned checkpoint by its name."""
+    """Return the point of each parent by what it is called: `base`, and `aligned` or each aligned checkpoint's name."""
     names = sorted(names)
     found = {_BASE: named(dict.fromkeys(names, "0"))}
     return found | {name or _ALIGNED: named(dict.fromkeys(names, "0") | {name: "1"}) for name in names}
 
 
 def is_parent(point: str) -> bool:
-    """Whether a point is a parent: every coordinate is 0, or one of them 1 and all others 0."""
+    """Tell whether a point is a parent: every coordinate is 0, or one of them is 1 and all others are 0."""
     return point in parents(coordinates(point)).values()
 
 
@@ -69,37 +69,37 @@ def middle(names: Iterable[str]) -> str:
 
 
 def in_path(point: str) -> str:
-    """Write a point as a part of a path."""
+    """Return a point percent-encoded, so that it can be a part of a path."""
     return quote(point, safe="")
 
 
 def from_path(part: str) -> str:
-    """Undo `in_path`."""
+    """Return the point that `in_path` wrote as this part of a path."""
     return unquote(part)
 
 
 def role(name: str) -> str:
-    """What an aligned checkpoint is called in records and messages: `aligned`, or `aligned.NAME`."""
+    """Return what an aligned checkpoint is called in records and messages: `aligned`, or `aligned.NAME`."""
     return f"{_ALIGNED}.{name}" if name else _ALIGNED
 
 
 def names_of(roles: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of the aligned checkpoints among some roles, sorted."""
+    """Return the sorted names of those roles that are aligned checkpoints."""
     return tuple(sorted(one.removeprefix(_ALIGNED).removeprefix(".") for one in roles if one.startswith(_ALIGNED)))
 
 
 def parent_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return what a user may call the parents."""
+    """Return all names that a user may call a parent by."""
     return (_BASE, _ALIGNED, *filter(None, sorted(names)))
 
 
 def by_name(aligned: T | Mapping[str, T]) -> dict[str, T]:
-    """Return aligned checkpoints by name, sorted; what is no mapping is the only one."""
+    """Return aligned checkpoints sorted by name; a value that is no mapping is the only one and gets the name ""."""
     return dict(sorted(aligned.items())) if isinstance(aligned, Mapping) else {ONLY: aligned}
 
 
 def split_named(text: str) -> list[tuple[str, str]]:
-    """Take `sft=0,0.5,dpo=1` apart: a new `name=` starts a new value. Nothing where it starts with no name."""
+    """Take `sft=0,0.5,dpo=1` apart: each `name=` starts a new value. A text that starts with no name gives an empty list."""
     starts = list(_STARTS.finditer(text))
     if not starts or starts[0].start():
         return []
@@ -108,7 +108,7 @@ def split_named(text: str) -> list[tuple[str, str]]:
 
 
 def name_problems(names: Iterable[str]) -> list[str]:
-    """Return what is wrong with the names of several aligned checkpoints."""
+    """Return one line for each thing that is wrong with the names of several aligned checkpoints."""
     names = list(names)
     problems = [
         f"{name!r} is no name: use a–z, 0–9, - and _" for name in dict.fromkeys(names) if not _NAME.fullmatch(name)
@@ -119,10 +119,10 @@ def name_problems(names: Iterable[str]) -> list[str]:
 
 
 def parse_point(text: str, names: Collection[str] = (ONLY,)) -> str:
-    """Return the canonical name of a point of some aligned checkpoints.
+    """Return the canonical name of a point over the aligned checkpoints of these names.
 
     Raises:
-        GridError: with every coordinate that is malformed, unknown, missing or named twice.
+        GridError: a coordinate is malformed, unknown, missing or named twice; the error lists every such coordinate.
     """
     if set(names) == {ONLY}:
         return canonical(text)
@@ -131,12 +131,12 @@ def parse_point(text: str, names: Collection[str] = (ONLY,)) -> str:
 
 
 def parse_points(text: str, names: Collection[str] = (ONLY,)) -> tuple[str, ...]:
-    """Return the points of a grid, in order: of several aligned checkpoints the product of their grids.
+    """Return the points of a grid, in order; over several aligned checkpoints it is the product of their grids.
 
-    `sft=0,0.5,1,dpo=0:1:0.5`: each coordinate as `grid.parse_grid` takes it.
+    In `sft=0,0.5,1,dpo=0:1:0.5` each coordinate's values are written as `grid.parse_grid` takes them.
 
     Raises:
-        GridError: with everything that is malformed, unknown, missing or named twice.
+        GridError: a coordinate is malformed, unknown, missing or named twice; the error lists every such coordinate.
     """
     if set(names) == {ONLY}:
         return parse_grid(text)

@@ -1,22 +1,21 @@
-"""A run directory: where its files are, and the one way anything is written there.
+"""This module knows where the files of a run directory are, and is the one way in which anything is written there.
 
     RUN/sweep.json                                    the sweep's identity; written once, never changed
-    RUN/plan.json                                     tasks and the λs asked for so far; grows
-    RUN/requests/task=<task>.parquet                  what is scored at every λ
+    RUN/plan.json                                     the tasks, and the λs asked for so far; it grows
+    RUN/requests/task=<task>.parquet                  the requests that are scored at every λ
     RUN/tokens/task=<task>/lambda=<λ>/shard-00017.parquet
-                                                      λ percent-encoded, where a point has several coordinates
-    RUN/generations/…                                 same layout: samples, of generate tasks
-    RUN/quarantine/…                                  same layout: what could not be scored or sampled, and why
-    RUN/receipts/….json                               same layout: times, hosts, caches; not part of the results
-    RUN/driver.json                                   how the driver does, replaced every few seconds; not either
-    RUN/lm_eval/task=<task>.parquet                   metrics of lm-eval's tasks, by lm-eval; computed from the tables
-    RUN/metrics.parquet                               computed from the tables, replaced as a whole
-    RUN/report/…                                      likewise: index.html, figures, frontier.json, bins.parquet
+                                                      the scores; a point with several coordinates is percent-encoded
+    RUN/generations/…                                 the samples of generate tasks, in the same layout
+    RUN/quarantine/…                                  what could not be scored or sampled and why, in the same layout
+    RUN/receipts/….json                               times, hosts and cache counts, in the same layout; no results
+    RUN/driver.json                                   how the driver does, replaced every few seconds; no result either
+    RUN/lm_eval/task=<task>.parquet                   lm-eval's own metrics of its tasks, computed from the tables
+    RUN/metrics.parquet                               our metrics, computed from the tables, replaced as a whole
+    RUN/report/…                                      index.html, figures, frontier.json, bins.parquet, all replaced too
 
-A committed file is the completion record: a file under its final name is complete, because it is written under a
-temporary name, flushed to the disk, and renamed; on an object store (`contract.location`), because an upload shows under
-its name when it is complete. There is no other bookkeeping, so killing anything at any time loses at most the units in
-flight.
+A committed file is the completion record. On a disk a file under its final name is complete because it is written under a
+temporary name, flushed, and renamed; on an object store (`contract.location`) because an upload shows under its name only
+when it is complete. There is no other bookkeeping, so killing anything at any time loses at most the units in flight.
 """
 
 import contextlib
@@ -41,15 +40,15 @@ from contract.points import from_path, in_path
 _TEMPORARY = ".tmp"
 _SHARD = re.compile(r"shard-(\d{5,})\.parquet")
 METADATA_KEY = b"lambdasweep"
-_READS = 16  # at the same time, from an object store: each waits for its answer most of the time
+_READS = 16  # reads from an object store that run at a time: each mostly waits for its answer
 
 
 def commit_bytes(path: Location, data: bytes | memoryview | pa.Buffer) -> None:
-    """Write `path` so that it appears complete or not at all, also across a power cut.
+    """Write `path` so that it appears complete or not at all, even if the power fails meanwhile.
 
     Raises:
-        OSError: the disk is full or not writable, or the object store refuses or fails; what was under the final name is
-            left as it was.
+        OSError: the disk is full or not writable, or the object store refuses or fails; a file that was under the final
+            name before is left as it was.
     """
     if isinstance(path, ObjectPath):
         path.write_bytes(data)
@@ -80,8 +79,8 @@ def commit_json(path: Location, value: Any) -> None:
 def commit_table(path: Location, table: pa.Table, identity: dict[str, Any] | None = None) -> int:
     """Commit a Parquet file and return its size in bytes.
 
-    `identity` (what the table was computed from) is stored as JSON under the schema metadata key `lambdasweep`. The bytes
-    depend on the rows and the identity alone: equal tables are equal files.
+    `identity` says what the table was computed from; it is stored as JSON under the schema metadata key `lambdasweep`. The
+    bytes depend on the rows and the identity alone: equal tables are equal files.
     """
     if identity is not None:
         text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
@@ -94,7 +93,7 @@ def commit_table(path: Location, table: pa.Table, identity: dict[str, Any] | Non
 
 
 def read_identity(path: Location) -> dict[str, Any]:
-    """Return what `commit_table` stored about a table."""
+    """Return the identity that `commit_table` stored with a table."""
     metadata = read_schema(path).metadata or {}
     identity: dict[str, Any] = json.loads(metadata.get(METADATA_KEY, b"{}"))
     return identity
@@ -107,7 +106,7 @@ class RunDir:
         """`root` is a path, or the URL of an object store (`contract.location.locate`)."""
         self.root: Location = locate(root)
 
-    # Names
+    # These methods name files.
 
     @property
     def sweep_json(self) -> Location:
@@ -122,7 +121,7 @@ class RunDir:
         return self.root / "driver.json"
 
     @property
-    def metrics(self) -> Location:
+    def metrics_parquet(self) -> Location:
         return self.root / "metrics.parquet"
 
     @property
@@ -134,7 +133,7 @@ class RunDir:
         return self.root / "report" / "index.html"
 
     @property
-    def bins(self) -> Location:
+    def bins_parquet(self) -> Location:
         return self.root / "report" / "bins.parquet"
 
     @property
@@ -142,37 +141,37 @@ class RunDir:
         return self.root / "report" / "metrics.csv"
 
     def figure(self, name: str) -> Location:
-        """Path of a figure for a paper; `name` has its ending."""
+        """Return the path of a figure for a paper; `name` includes the file's ending."""
         return self.root / "report" / "figures" / name
 
     def requests(self, task: str) -> Location:
         return self.root / "requests" / f"task={task}.parquet"
 
     def outcomes(self, task: str) -> Location:
-        """Path of lm-eval's own metrics of what was asked for as `task`: a task, or a group with its members."""
+        """Return the path of lm-eval's own metrics of `task`, which is a task, or a group together with its members."""
         return self.root / "lm_eval" / f"task={task}.parquet"
 
     def all_outcomes(self) -> list[Location]:
-        """Return the paths of all that are there, by name."""
+        """Return the paths of all tables of lm-eval's own metrics that are there, sorted by name."""
         folder = self.root / "lm_eval"
         found = [name for name in names(folder) if name.startswith("task=") and name.endswith(".parquet")]
         return [folder / name for name in sorted(found)]
 
     def unit(self, kind: str, task: str, lam: str, shard: int) -> Location:
-        """Path of one unit's file; `kind` is tokens, generations, quarantine or receipts."""
+        """Return the path of one unit's file; `kind` is tokens, generations, quarantine or receipts."""
         suffix = "json" if kind == "receipts" else "parquet"
         return self.root / kind / f"task={task}" / f"lambda={in_path(lam)}" / f"shard-{shard:05d}.{suffix}"
 
-    # What is there
+    # These methods read what is there.
 
     def exists(self) -> bool:
         return self.sweep_json.is_file()
 
     def check_store(self) -> None:
-        """Ask an object store whether it is there, with few tries, before anything waits for it.
+        """Ask an object store whether it can be used; few tries tell so before anything waits long for it.
 
         Raises:
-            InputError: it cannot be used.
+            InputError: the object store cannot be used.
         """
         if isinstance(self.root, ObjectPath):
             self.root.check()
@@ -215,12 +214,12 @@ class RunDir:
         }
 
     def all_committed(self, kind: str = "tokens") -> dict[tuple[str, str], set[int]]:
-        """Return the same of every task and λ that has any, in one listing; keys are (task, canonical point).
+        """Return the committed shard numbers of every task and λ that has any, by (task, canonical point).
 
-        On an object store it is one request for 1000 files, however they are spread.
+        It takes one listing, on an object store one request for every 1000 files, however they are spread.
         """
         root, found = self.root / kind, dict[tuple[str, str], set[int]]()
-        files: Iterable[tuple[str, str]]  # task=…/lambda=…, and the file's name
+        files: Iterable[tuple[str, str]]  # the folder task=…/lambda=… and the name of each file
         if isinstance(root, ObjectPath):
             start = len(root.key) + 1
             files = ((folder, name) for path in root.walk() for folder, _, name in [path.key[start:].rpartition("/")])
@@ -234,16 +233,16 @@ class RunDir:
         return found
 
     def begun(self, task: str, lambdas: Iterable[str], kind: str = "tokens") -> list[str]:
-        """Return those of some λs that may have a committed table of the task, by one listing."""
+        """Return those λs of `lambdas` that may have a committed table of the task; it takes one listing."""
         there = set(names(self.root / kind / f"task={task}"))
         return [lam for lam in lambdas if self.unit(kind, task, lam, 0).parent.name in there]
 
     def receipt(self, task: str, lam: str, shard: int) -> dict[str, Any] | None:
-        """Return the receipt of a unit; None where there is none, or a damaged one."""
+        """Return the receipt of a unit, or None where it is missing or damaged."""
         return _read_json(self.unit("receipts", task, lam, shard))
 
     def driver(self) -> dict[str, Any] | None:
-        """Return driver.json (see `lambdasweep.monitor.heartbeat`); None where there is none, or a damaged one."""
+        """Return driver.json (see `lambdasweep.monitor.heartbeat`), or None where it is missing or damaged."""
         return _read_json(self.driver_json)
 
     def tokens(self, task: str, lam: str) -> pa.Table:
@@ -255,7 +254,7 @@ class RunDir:
         return self._rows("generations", task, lam)
 
     def quarantine(self, task: str, lam: str) -> pa.Table:
-        """Return what could not be scored or sampled of one task at one λ."""
+        """Return the requests of one task that could not be scored or sampled at one λ, and why."""
         return self._rows("quarantine", task, lam)
 
     def _rows(self, kind: str, task: str, lam: str) -> pa.Table:
@@ -275,10 +274,10 @@ class RunDir:
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
     def sweep_temporaries(self) -> int:
-        """Delete what interrupted writers left behind and return how many files that was. Call it under `lock`.
+        """Delete the files that interrupted writers left behind and return their number. Call it under `lock`.
 
-        On an object store they leave unfinished multipart uploads of tables of more than 10 MB, which nobody sees and
-        pyarrow cannot list: a lifecycle rule of the bucket (AbortIncompleteMultipartUpload) is what clears those away.
+        On an object store writers leave unfinished multipart uploads of tables of more than 10 MB, which nobody sees and
+        pyarrow cannot list: a lifecycle rule of the bucket (AbortIncompleteMultipartUpload) clears those away.
         """
         if isinstance(self.root, ObjectPath):
             return 0
@@ -289,9 +288,9 @@ class RunDir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory for one driver at a time; released by the kernel when the process ends, however it ends.
+        """Hold the directory for one driver at a time; the kernel releases it when the process ends, however it ends.
 
-        On an object store it is a lease (`contract.lease`), which is not as sure.
+        On an object store the lock is a lease (`contract.lease`), which is less certain.
 
         Raises:
             RunMismatchError: another process is sweeping into this directory.
@@ -312,12 +311,12 @@ class RunDir:
 
 
 def completion(record: dict[str, Any]) -> str:
-    """Return the kind of table that is the completion record of a unit; `record` is of the task, in plan.json."""
+    """Return the kind of table that is the completion record of a unit; `record` is its task's entry in plan.json."""
     return "generations" if record.get("scored_as") == "samples" else "tokens"
 
 
 def names(folder: Location) -> list[str]:
-    """Return the names of what lies directly in a folder that may not be there."""
+    """Return the names of the entries of a folder, and no names where there is no such folder."""
     if isinstance(folder, ObjectPath):
         return [path.name for path in folder.iterdir()]
     try:
@@ -327,7 +326,7 @@ def names(folder: Location) -> list[str]:
 
 
 def _read_json(path: Location) -> dict[str, Any] | None:
-    """Read what is no result: nothing hangs on it, so nothing is said where it cannot be read."""
+    """Read a JSON file that is no result: no result depends on it, so a file that cannot be read is no error."""
     try:
         value: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Arrow schemas of every table in a run directory. They are the contract of this tool: see README, "The tables"."""
+"""The Arrow schema of every table in a run directory. They are the contract of this tool: see README, "The tables"."""
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -13,30 +13,30 @@ SCHEMA_VERSION = 1
 
 LAM = pa.decimal128(12, 6)
 
-# Tables of a run over several aligned checkpoints have no λ, but a point: see `of_points`.
+# Rows of a run over several aligned checkpoints have no single λ, so their tables have this column too: see `of_points`.
 POINT = pa.field("point", pa.string(), nullable=False)
 
 
 def of_points(schema: pa.Schema) -> pa.Schema:
-    """Return a schema as it is where points have several coordinates: `lam` null, and `point` beside it."""
-    place = schema.get_field_index("lam")
-    return schema.set(place, schema.field(place).with_nullable(True)).insert(place + 1, POINT)
+    """Return a schema as tables have it whose points have several coordinates: `lam` may be null, and `point` follows it."""
+    index = schema.get_field_index("lam")
+    return schema.set(index, schema.field(index).with_nullable(True)).insert(index + 1, POINT)
 
 
 def schema_at(schema: pa.Schema, points: Sequence[str]) -> pa.Schema:
-    """Return a schema as it is for some points, of one kind."""
+    """Return a schema as tables with these points have it; the points are all λs, or all have named coordinates."""
     return of_points(schema) if any(map(is_named, points)) else schema
 
 
 def place_columns(point: str, rows: int) -> dict[str, pa.Array]:
-    """Return the columns that say which point all rows of a table are of: `lam`, or `lam` and `point`."""
+    """Return the columns that say that all rows of a table are at this point: `lam`, or `lam` and `point`."""
     if is_named(point):
         return {"lam": pa.nulls(rows, LAM), "point": pa.array([point] * rows, pa.string())}
     return {"lam": pa.array([Decimal(point)] * rows, LAM)}
 
 
 def place(point: str) -> dict[str, Any]:
-    """Return what a row at a point has in these columns."""
+    """Return what one row at this point has in the columns that `place_columns` makes."""
     return {"lam": None, "point": point} if is_named(point) else {"lam": Decimal(point)}
 
 
@@ -44,9 +44,9 @@ def table_of(schema: pa.Schema, rows: Sequence[tuple[Any, ...]], points: Sequenc
     """Make a table of rows in the order of a schema, with a canonical point in the place of `lam`.
 
     Args:
-        schema: as it is over one aligned checkpoint; its second column is `lam`.
-        rows: of it.
-        points: of the run, which say what kind of points there are where there are no rows.
+        schema: the schema that the table has over one aligned checkpoint; its second column is `lam`.
+        rows: rows of this schema.
+        points: all points of the run; they tell the kind of points even where there are no rows.
     """
     columns: list[Any] = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
     if any(map(is_named, points)):
@@ -65,11 +65,11 @@ def point_of(row: Mapping[str, Any]) -> str:
 
 REQUESTS = pa.schema(
     [
-        pa.field("request_id", pa.int64(), nullable=False),  # row number within the task
+        pa.field("request_id", pa.int64(), nullable=False),  # the row number within the task
         pa.field("doc_id", pa.string(), nullable=False),
         pa.field("choice", pa.int16(), nullable=False),
-        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),  # context and continuation
-        pa.field("continuation_start", pa.int32(), nullable=False),  # index into token_ids
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),  # the context's and the continuation's tokens
+        pa.field("continuation_start", pa.int32(), nullable=False),  # the continuation's first index in token_ids
         pa.field("continuation_bytes", pa.int32(), nullable=False),  # UTF-8 bytes of the continuation's text
         pa.field("is_gold", pa.bool_(), nullable=False),
     ]
@@ -86,12 +86,12 @@ TOKENS = pa.schema(
     ]
 )
 
-# What is sampled from: the requests table of a generate task.
+# The requests table of a generate task holds the prompts that samples are drawn from.
 PROMPTS = pa.schema(
     [
-        pa.field("request_id", pa.int64(), nullable=False),  # row number within the task
+        pa.field("request_id", pa.int64(), nullable=False),  # the row number within the task
         pa.field("doc_id", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),  # as in the file
+        pa.field("prompt", pa.string(), nullable=False),  # the text as it is in the prompt file
         pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
     ]
 )
@@ -102,9 +102,9 @@ GENERATIONS = pa.schema(
         pa.field("sample", pa.int16(), nullable=False),
         pa.field("lam", LAM, nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
-        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),  # the stop token included
-        pa.field("text", pa.string(), nullable=False),  # without stop and special tokens
-        pa.field("finish_reason", pa.string(), nullable=False),  # stop, length
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),  # includes the stop token
+        pa.field("text", pa.string(), nullable=False),  # leaves out stop and special tokens
+        pa.field("finish_reason", pa.string(), nullable=False),  # is stop or length
     ]
 )
 
@@ -120,13 +120,13 @@ METRICS = pa.schema(
         pa.field("task", pa.string(), nullable=False),
         pa.field("lam", LAM, nullable=False),
         pa.field("metric", pa.string(), nullable=False),
-        pa.field("confidence", pa.string(), nullable=False),  # sum, tokens, bytes
-        pa.field("split", pa.string(), nullable=False),  # all, select, report
+        pa.field("confidence", pa.string(), nullable=False),  # is sum, tokens or bytes
+        pa.field("split", pa.string(), nullable=False),  # is all, select or report
         pa.field("value", pa.float64()),
         pa.field("ci_low", pa.float64()),
         pa.field("ci_high", pa.float64()),
-        pa.field("n", pa.int64(), nullable=False),  # documents, or prompts, the value was computed from
-        pa.field("resamples", pa.int32()),  # that the interval was computed from; null where there is none
+        pa.field("n", pa.int64(), nullable=False),  # documents, or prompts, that the value was computed from
+        pa.field("resamples", pa.int32()),  # resamples that the interval was computed from; null where there is none
     ]
 )
 
@@ -134,51 +134,51 @@ BINS = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),
         pa.field("lam", LAM, nullable=False),
-        pa.field("events", pa.string(), nullable=False),  # documents (is the predicted choice right?), tokens
-        pa.field("confidence", pa.string(), nullable=False),  # sum, tokens, bytes
-        pa.field("split", pa.string(), nullable=False),  # all, select, report
+        pa.field("events", pa.string(), nullable=False),  # documents (is the predicted choice right?) or tokens
+        pa.field("confidence", pa.string(), nullable=False),  # is sum, tokens or bytes
+        pa.field("split", pa.string(), nullable=False),  # is all, select or report
         pa.field("bin", pa.int16(), nullable=False),
-        pa.field("bin_low", pa.float64(), nullable=False),  # left edge, not in the bin
-        pa.field("bin_high", pa.float64(), nullable=False),  # right edge, in the bin
+        pa.field("bin_low", pa.float64(), nullable=False),  # the left edge, which is not in the bin
+        pa.field("bin_high", pa.float64(), nullable=False),  # the right edge, which is in the bin
         pa.field("n", pa.int64(), nullable=False),  # events in the bin, at least 1
         pa.field("mean_confidence", pa.float64(), nullable=False),
         pa.field("accuracy", pa.float64(), nullable=False),
-        pa.field("ci_low", pa.float64()),  # 95 %, of the accuracy; null for tokens
+        pa.field("ci_low", pa.float64()),  # the lower end of the accuracy's 95 % interval; null for tokens
         pa.field("ci_high", pa.float64()),
     ]
 )
 
-# lm-eval's own metrics of its tasks and groups.
+# This table holds lm-eval's own metrics of its tasks and groups.
 OUTCOMES = pa.schema(
     [
-        pa.field("task", pa.string(), nullable=False),  # or group
+        pa.field("task", pa.string(), nullable=False),  # the task's or the group's name
         pa.field("lam", LAM, nullable=False),
-        pa.field("metric", pa.string(), nullable=False),  # metric,filter; docs_left_out
+        pa.field("metric", pa.string(), nullable=False),  # is written "metric,filter", or is docs_left_out
         pa.field("value", pa.float64()),
-        pa.field("n", pa.int64(), nullable=False),  # documents the value was computed from
+        pa.field("n", pa.int64(), nullable=False),  # documents that the value was computed from
     ]
 )
 
 
 def batch_scores(id_name: str, id_type: pa.DataType) -> pa.Schema:
-    """Schema of the scores of `lambdasweep score`: a row of the input that could be scored."""
+    """Return the schema of what `lambdasweep score` writes: one row for each row of the input that could be scored."""
     return pa.schema(
         [
             pa.field(id_name, id_type, nullable=False),
             *(TOKENS.field(name) for name in ("logprobs", "ranks", "top1_ids", "top1_logprobs")),
-            pa.field("sum_logprob", pa.float64(), nullable=False),  # nats
-            pa.field("num_tokens", pa.int32(), nullable=False),  # that were scored
+            pa.field("sum_logprob", pa.float64(), nullable=False),  # in nats
+            pa.field("num_tokens", pa.int32(), nullable=False),  # tokens that were scored
         ]
     )
 
 
 def batch_quarantine(id_name: str, id_type: pa.DataType) -> pa.Schema:
-    """Schema of what `lambdasweep score` could not score."""
+    """Return the schema of the rows that `lambdasweep score` could not score."""
     return pa.schema(
         [
             pa.field(id_name, id_type),
             pa.field("file", pa.string(), nullable=False),
-            pa.field("row", pa.int64(), nullable=False),  # of the file, from 0
+            pa.field("row", pa.int64(), nullable=False),  # the row's number in the file, from 0
             pa.field("reason", pa.string(), nullable=False),
         ]
     )

@@ -68,11 +68,11 @@ class Run:
         Raises:
             InputError: it never was, or by another version.
         """
-        if not self._run.metrics.is_file():
-            raise InputError(f"{self._run.metrics} is not there: {self._remedy}")
-        table = read_table(self._run.metrics).replace_schema_metadata(None)
+        if not self._run.metrics_parquet.is_file():
+            raise InputError(f"{self._run.metrics_parquet} is not there: {self._remedy}")
+        table = read_table(self._run.metrics_parquet).replace_schema_metadata(None)
         if not table.schema.equals(schemas.schema_at(schemas.METRICS, self._kind)):
-            raise InputError(f"{self._run.metrics} was written by another version: {self._remedy}")
+            raise InputError(f"{self._run.metrics_parquet} was written by another version: {self._remedy}")
         return table
 
     def frontier(self) -> pa.Table:

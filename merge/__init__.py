@@ -1,1 +1,1 @@
-"""Two checkpoints → θ(λ): open and check a pair, and the one formula that moves along the line between them."""
+"""This folder opens and checks a pair of checkpoints, and holds the one formula that moves along the line between them."""

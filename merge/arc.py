@@ -1,4 +1,4 @@
-"""Spherical interpolation of two tensors, by the numbers that are the same for all of their elements.
+"""Spherical interpolation multiplies two tensors by two factors that are the same for all of their elements.
 
     θ(λ) = sin((1 − λ)·Ω)/sin Ω · base + sin(λ·Ω)/sin Ω · aligned,   Ω the angle between the flattened tensors
 
@@ -16,18 +16,18 @@ from merge.vocabulary import Spans, runs
 
 PARALLEL = 0.9995
 _LEAST_NORM = 1e-8
-_CHUNK = 1 << 17  # elements: both parents' stay in the second-level cache as float64
+_CHUNK = 1 << 17  # elements at a time: as float64, those of both parents stay in the second-level cache
 
 
 def angle_between(base: torch.Tensor, aligned: torch.Tensor, left_out: Spans = ()) -> float | None:
-    """Return the angle between two tensors in radians, in float64, or None where the straight line is to be taken.
+    """Return the angle between two tensors in radians, computed in float64, or None where the straight line is to be taken.
 
-    The same bits whatever the number of threads.
+    The result has the same bits whatever the number of threads.
 
     Args:
-        base: any shape.
-        aligned: likewise, and the same but for the number of rows.
-        left_out: rows of `aligned` that do not count, among them those that `base` has not.
+        base: a tensor of any shape.
+        aligned: a tensor of the same shape; only its number of rows may differ.
+        left_out: rows of `aligned` that do not count, among them all that `base` lacks.
     """
     sums: list[list[float]] = [[], [], []]
     for start, stop, is_left_out in runs(0, len(aligned), left_out) if aligned.dim() else [(0, 1, False)]:
@@ -39,7 +39,7 @@ def angle_between(base: torch.Tensor, aligned: torch.Tensor, left_out: Spans = (
         for x, y in zip(torch.split(one, _CHUNK), torch.split(two, _CHUNK), strict=True):
             a, b = x.double().numpy(), y.double().numpy()
             for found, product in zip(sums, (a * b, a * a, b * b), strict=True):
-                found.append(float(np.add.reduce(product)))  # not a BLAS dot, whose order depends on its threads
+                found.append(float(np.add.reduce(product)))  # the order of a BLAS dot would depend on its threads
     dot, *squares = map(math.fsum, sums)
     for square in squares:
         norm = math.sqrt(square)
@@ -48,5 +48,5 @@ def angle_between(base: torch.Tensor, aligned: torch.Tensor, left_out: Spans = (
 
 
 def coefficients(lam: float, angle: float) -> tuple[float, float]:
-    """Return what base and aligned are multiplied with."""
+    """Return the factors of base and of aligned at λ; the angle is in radians."""
     return math.sin((1 - lam) * angle) / math.sin(angle), math.sin(lam * angle) / math.sin(angle)

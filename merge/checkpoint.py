@@ -1,4 +1,4 @@
-"""A checkpoint directory, known from its safetensors headers alone (no torch, no weights read)."""
+"""This module knows a checkpoint directory from its safetensors headers alone: no torch is needed and no weight is read."""
 
 import json
 import math
@@ -20,16 +20,16 @@ DTYPE_BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = 100_000_000  # the safetensors format's own limit
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor is: bytes `[begin, end)` of `file`."""
+    """The place of one tensor: it is bytes `[begin, end)` of `file`."""
 
     file: Path
-    dtype: str  # as safetensors names it: F32, BF16, …
+    dtype: str  # the dtype as safetensors names it: F32, BF16, …
     shape: tuple[int, ...]
     begin: int
     end: int
@@ -41,22 +41,22 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One parent. `tensors` is in natural order of the names (layer 2 before layer 10)."""
+    """One parent's checkpoint. `tensors` is in natural order of the names (layer 2 before layer 10)."""
 
     source: str  # what the user gave: a directory or a hub id
     path: Path
-    revision: str | None  # the commit a hub id resolved to
+    revision: str | None  # the commit that a hub id resolved to; None for a local directory
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Return the bytes of all tensors together."""
         return sum(info.nbytes for info in self.tensors.values())
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """Sort key that keeps the tensors of a layer together and the layers in order."""
+    """Return a sort key that keeps the tensors of a layer together and the layers in order."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -64,12 +64,12 @@ def open_checkpoint(source: str, role: str, revision: str | None = None) -> Chec
     """Open a local directory or a hub id (downloaded through `huggingface_hub`).
 
     Args:
-        source: directory, or `organisation/name` on the hub.
-        role: `base` or `aligned`; used in messages.
-        revision: branch, tag or commit of a hub id.
+        source: a directory, or `organisation/name` on the hub.
+        role: what messages call the checkpoint: `base`, `aligned` or `aligned.NAME`.
+        revision: the branch, tag or commit of a hub id.
 
     Raises:
-        PairError: with everything that is wrong with this checkpoint.
+        PairError: the checkpoint cannot be used; the error lists everything that is wrong with it.
     """
     path, commit = _locate(source, role, revision)
     problems: list[str] = []
@@ -136,7 +136,10 @@ def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _weight_files(path: Path, problems: list[str]) -> list[Path]:
-    """Return the safetensors files; a damaged or escaping index is a problem, and so is having only pickles."""
+    """Return the safetensors files.
+
+    It is a problem if the index is damaged or names files outside the directory, or if there are only pickles.
+    """
     if (path / INDEX).is_file():
         weight_map = _read_json(path / INDEX, problems).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -144,7 +147,7 @@ def _weight_files(path: Path, problems: list[str]) -> list[Path]:
             return []
         files = []
         for name in sorted({str(value) for value in weight_map.values()}):
-            # By name, not by resolved path: the hub's cache keeps its files behind links.
+            # The name is judged, not the resolved path: the hub's cache keeps its files behind links.
             pure = PurePosixPath(name)
             if pure.is_absolute() or ".." in pure.parts or os.sep != "/" or pure.suffix != ".safetensors":
                 problems.append(f"{INDEX} names {name!r}: only safetensors files inside the directory are read")
@@ -167,7 +170,7 @@ def _weight_files(path: Path, problems: list[str]) -> list[Path]:
 
 
 def _read_header(file: Path, problems: list[str]) -> dict[str, TensorInfo]:
-    """Parse one file's header and hold it against the file's size (a truncated file is named, not read)."""
+    """Parse one file's header and compare it with the file's size; a truncated file becomes a problem."""
     size = file.stat().st_size
     with open(file, "rb") as stream:
         prefix = stream.read(8)

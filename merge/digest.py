@@ -1,4 +1,4 @@
-"""A checksum of live weights: cheap enough to take at every λ switch, and the same in whatever order the work is done.
+"""A checksum of live weights is cheap enough to take at every λ switch, and the same in whatever order the work is done.
 
     digest = Σ over parameters p, rows r of p:  key(p) · (2r + 1) · Σ words of the row   (mod 2⁶⁴)
 
@@ -14,30 +14,32 @@ from collections.abc import Sequence
 import torch
 
 _WORD = 8
-_SLOTS = 1024  # of partial sums: additions from all over a GPU to one place would wait for each other
+# The sum is spread over so many partial sums: additions from all over a GPU to one number would wait for each other.
+_SLOTS = 1024
 _INTEGERS = {2: torch.int16, 4: torch.int32}
 
 
 class WeightDigest:
-    """Adds up blocks on the device they are on, without waiting for it until `hex` is asked for.
+    """Adds up blocks on the device that they are on, and waits for the device only when `hex` is asked for.
 
     Args:
-        device: of the blocks.
+        device: the device that the blocks are on.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.partial_sums = torch.zeros(_SLOTS, dtype=torch.int64, device=device)
-        """What kernels of their own may add to, anywhere; the digest is made of their sum."""
+        """Partial sums, shape (1024,), int64; kernels may add to any of them, and the digest is made of their sum."""
 
     def add(self, block: torch.Tensor, key: int, first_row: int, row_steps: Sequence[int], words: bool) -> None:
         """Take in one block of a parameter.
 
         Args:
-            block: float16, bfloat16 or float32 with one dimension more than `row_steps`; its last one is contiguous.
-            key: of the parameter, see `parameter_key`.
-            first_row: where in the parameter the block's first row is.
-            row_steps: rows of the parameter from one index to the next, for each of the block's leading dimensions.
-            words: whether the block's rows begin and end at multiples of 8 bytes within the parameter's.
+            block: a float16, bfloat16 or float32 tensor with one dimension more than `row_steps` has entries; its last
+                dimension is contiguous.
+            key: the parameter's number, see `parameter_key`.
+            first_row: the number, within the parameter, of the block's first row.
+            row_steps: how many rows of the parameter lie from one index to the next in each leading dimension of the block.
+            words: whether the block's rows begin and end at multiples of 8 bytes within the parameter's rows.
         """
         if words:
             sums = block.view(torch.int64).sum(-1)
@@ -71,8 +73,8 @@ def takes_words(itemsize: int, columns: int, windows: Sequence[tuple[int, int]])
     """Tell whether a parameter is summed in 64-bit words.
 
     Args:
-        itemsize: bytes an element.
-        columns: elements in a row.
-        windows: first element and number of elements, within a row, of everything the parameter is put together from.
+        itemsize: the bytes of one element.
+        columns: the number of elements in a row.
+        windows: the first element and the number of elements, within a row, of each piece that makes up the parameter.
     """
     return all(count * itemsize % _WORD == 0 for count in (columns, *(count for window in windows for count in window)))

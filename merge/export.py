@@ -1,23 +1,25 @@
-"""θ(λ) as a checkpoint on disk; of several aligned checkpoints `merge.interpolate` says what it is and how exact.
+"""This module writes θ(λ) as a checkpoint on disk.
 
 The directory appears under its final name complete or not at all: it is written as `.NAME.partial` beside it, flushed and
 renamed. An export that was killed goes on from there: a file that is recorded in `progress.json` was flushed before, and is
 kept if it still has its header and its digest.
 
-How far what is written is from θ(λ) = a + λ(b − a) in exact arithmetic. With u = 2⁻²⁴, fp32's unit roundoff, `torch.lerp`
-computes a + λ·(b − a) where |λ| < ½ and b + (λ − 1)·(b − a) elsewhere, in fp32 whatever the parents' dtype (half-precision
-parents are exact in it), product and sum in one fused operation, and rounds once to that dtype. Let d = b − a,
-M = max(|a|, |b|), X = max(M, |λd|); so |d| ≤ 2M and |θ| ≤ 2X. To first order in u, before the last rounding:
+The weights that are written differ from θ(λ) = a + λ(b − a) in exact arithmetic by a bounded error; `merge.interpolate`
+gives the bound over several aligned checkpoints. Let u = 2⁻²⁴ be fp32's unit roundoff. `torch.lerp` computes a + λ·(b − a)
+where |λ| < ½ and b + (λ − 1)·(b − a) elsewhere. It works in fp32 whatever the parents' dtype (half-precision parents are
+exact in fp32), does product and sum in one fused operation, and rounds once to the parents' dtype. Let d = b − a,
+M = max(|a|, |b|) and X = max(M, |λd|); so |d| ≤ 2M and |θ| ≤ 2X. To first order in u, the errors before the last rounding
+are:
 
-    |λ| < ½        λ and d are rounded once each, u|λd| each
-    ½ ≤ λ ≤ 1      λ: u|λd|; d: u(1 − λ)|d|; λ − 1 is exact (Sterbenz). Together u|d|
-    other λ        λ, λ − 1 and d: u|d|(|λ| + 2|1 − λ|), less where these lie low in their binade: at most 6uX
+    |λ| < ½        u|λd| from rounding λ, and as much from rounding d
+    ½ ≤ λ ≤ 1      u|λd| from λ and u(1 − λ)|d| from d, while λ − 1 is exact (Sterbenz): together u|d|
+    other λ        u|d|(|λ| + 2|1 − λ|) from λ, λ − 1 and d, less where these lie low in their binade: at most 6uX
 
-and the sum is rounded to fp32, u|θ|. For λ in [0, 1] that makes at most 3uM ≤ 2⁻²²·M; for any λ at most 8uX = 2⁻²¹·X,
-near λ = −½. In fp32 this is the whole error. In half precision the last rounding adds half a unit in the last place
-(ulp) of the result, and for λ in [0, 1] the rest is 2uM at most where |θ| is small beside M: with |θ| ≥ 2⁻⁸·M, one ulp is at
-least 2⁻¹⁶·M in bfloat16, which makes at most 0.508 ulp; in float16, whose ulp is 2⁻³ of that, the same holds from
-|θ| ≥ 2⁻⁵·M on.
+Rounding the sum to fp32 adds u|θ|. For λ in [0, 1] all of this is at most 3uM ≤ 2⁻²²·M; for any λ it is at most
+8uX = 2⁻²¹·X, near λ = −½. In fp32 this is the whole error. In half precision the last rounding adds half a unit in the last
+place (ulp) of the result. For λ in [0, 1] and |θ| small beside M the other errors are 2uM at most: if |θ| ≥ 2⁻⁸·M, one ulp
+is at least 2⁻¹⁶·M in bfloat16, so that the whole error is at most 0.508 ulp; in float16, whose ulp is 2⁻³ of that, the same
+holds if |θ| ≥ 2⁻⁵·M.
 """
 
 import fcntl
@@ -40,19 +42,19 @@ from merge.weight_writer import WeightWriter
 PROGRESS = "progress.json"
 _SPARE_BYTES = 64 << 20
 _SHOWN = 8
-# What goes with the weights: configs, tokenizer, chat templates, terms of use. No code, and no list of other weight files.
+# These files go with the weights: configs, tokenizer, chat templates, terms of use. Code and lists of weight files do not.
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
 _NOT_BESIDE = ("*.index.json", PROGRESS)
 
 
 @dataclass(frozen=True, slots=True)
 class ExportPlan:
-    """What to write. `like` names the parent whose config, tokenizer and chat template go with the weights."""
+    """Says what to write. `like` names the parent whose config, tokenizer and chat template go with the weights."""
 
     pair: Pair
-    fingerprints: dict[str, str]  # by role
-    lam: str  # canonical point
-    like: str  # as Pair.parent takes it
+    fingerprints: dict[str, str]  # each parent's fingerprint, by its role
+    lam: str  # the canonical point to export
+    like: str  # a name that Pair.parent takes
     out: Path
     max_shard_bytes: int
 
@@ -62,20 +64,20 @@ class ExportPlan:
 
 
 def export(plan: ExportPlan, card: str, threads: int, say: Callable[[str], None]) -> int:
-    """Write θ(λ) as a Hugging Face checkpoint and return the bytes of its weight files.
+    """Write θ(λ) as a Hugging Face checkpoint and return the number of bytes of its weight files.
 
-    Memory is a few MB a thread, whatever the model's size.
+    It takes a few MB of memory for each thread, whatever the model's size.
 
     Args:
         plan: what to write.
-        card: README.md.
-        threads: blocks in work at a time, each on a core.
-        say: told one line of news at a time.
+        card: the text of README.md.
+        threads: how many blocks are in work at a time, each on a core of its own.
+        say: a function that is called with one line of news at a time.
 
     Raises:
         InputError: `out` exists, another process is writing it, or it does not fit on the disk. Nothing is written.
-        PairError: NaN or infinity came out, naming the tensors; nothing is left behind.
-        OSError: the disk is full or not writable; the same call again goes on.
+        PairError: NaN or infinity came out; the error names the tensors, and nothing is left behind.
+        OSError: the disk is full or not writable; the same call, made again, goes on from there.
     """
     out = plan.out.absolute()
     files = lay_out(plan.pair.shaped.tensors, plan.max_shard_bytes)
@@ -93,7 +95,7 @@ def export(plan: ExportPlan, card: str, threads: int, say: Callable[[str], None]
                 if file.name in written:
                     continue
                 digest = writer.write(file, partial / file.name)
-                if not writer.not_finite:  # else nothing of it is of use
+                if not writer.not_finite:  # NaN or infinity makes the whole export useless: then nothing is recorded
                     written[file.name] = digest
                     commit_json(partial / PROGRESS, _identity(plan) | {"files": written})
             if writer.not_finite:
@@ -123,7 +125,7 @@ def check_target(out: Path) -> None:
 
 
 def beside(path: Path) -> list[Path]:
-    """Return the files of a checkpoint that an export takes over, by name."""
+    """Return the files of a checkpoint that an export copies beside the weights, sorted by name."""
     found = {file for pattern in _BESIDE for file in path.glob(pattern)}
     dropped = {file for pattern in _NOT_BESIDE for file in path.glob(pattern)}
     return sorted(file for file in found - dropped if file.is_file())
@@ -135,7 +137,7 @@ def _identity(plan: ExportPlan) -> dict[str, Any]:
 
 
 def _written(partial: Path, plan: ExportPlan, files: list[OutputFile], writer: WeightWriter) -> dict[str, str]:
-    """Return the digests of the files that an earlier call of the same plan left whole."""
+    """Return the digest of each file that an earlier call with the same plan left whole, by the file's name."""
     try:
         progress = json.loads((partial / PROGRESS).read_text())
         recorded = progress.pop("files")
@@ -187,7 +189,7 @@ def _overflow(plan: ExportPlan, names: set[str]) -> PairError:
 
 @contextmanager
 def _locked(partial: Path, out: Path) -> Iterator[None]:
-    """Make the temporary directory and hold it; the kernel lets go of it when the process ends, however it ends."""
+    """Make the temporary directory and lock it; the kernel releases the lock when the process ends, however it ends."""
     partial.mkdir(exist_ok=True)
     descriptor = os.open(partial, os.O_RDONLY)
     try:
@@ -199,7 +201,7 @@ def _locked(partial: Path, out: Path) -> Iterator[None]:
     finally:
         os.close(descriptor)
         with suppress(OSError):
-            partial.rmdir()  # where nothing was written
+            partial.rmdir()  # succeeds only where nothing was written
 
 
 def _flush(directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""How a checkpoint's tensors are dealt out over safetensors files: sizes, headers and index, before a weight is read."""
+"""This module spreads a checkpoint's tensors over safetensors files: it knows sizes, headers and index before any weight."""
 
 import json
 import re
@@ -10,14 +10,17 @@ from typing import Any
 from contract.errors import InputError
 from merge.checkpoint import DTYPE_BYTES, SINGLE, TensorInfo
 
-DEFAULT_SHARD_SIZE = "5GB"  # as transformers
+DEFAULT_SHARD_SIZE = "5GB"  # the default of save_pretrained in transformers 4
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"(\d+)\s*([A-Za-z]*)")
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """One file to write: `header`, then the tensors without gaps, each at its offset from the file's beginning (bytes)."""
+    """One file to write: it holds `header`, then the tensors without gaps.
+
+    Each tensor begins at its offset, in bytes from the file's beginning.
+    """
 
     name: str
     header: bytes
@@ -29,7 +32,7 @@ def parse_size(text: str) -> int:
     """Return the bytes that a size such as `5GB` or `500MiB` means.
 
     Raises:
-        InputError: it is no such size, or 0.
+        InputError: the text is no such size, or means 0 bytes.
     """
     match = _SIZE.fullmatch(text.strip())
     size = int(match[1]) * _UNITS.get(match[2].upper(), 0) if match else 0
@@ -39,7 +42,7 @@ def parse_size(text: str) -> int:
 
 
 def lay_out(tensors: Mapping[str, TensorInfo], max_shard_bytes: int) -> list[OutputFile]:
-    """Deal tensors out over files of at most `max_shard_bytes` of weights, in order; a larger tensor has its own file."""
+    """Spread tensors in order over files of at most `max_shard_bytes` of weights; a larger tensor has a file of its own."""
     groups: list[dict[str, TensorInfo]] = [{}]
     filled = 0
     for name, info in tensors.items():
@@ -56,7 +59,7 @@ def lay_out(tensors: Mapping[str, TensorInfo], max_shard_bytes: int) -> list[Out
 
 
 def index(files: list[OutputFile], tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
-    """Return `model.safetensors.index.json` of several files."""
+    """Return the content of `model.safetensors.index.json` for a checkpoint of several files."""
     total = sum(info.nbytes for info in tensors.values())
     parameters = sum(info.nbytes // DTYPE_BYTES[info.dtype] for info in tensors.values())
     return {
@@ -66,7 +69,7 @@ def index(files: list[OutputFile], tensors: Mapping[str, TensorInfo]) -> dict[st
 
 
 def _file(name: str, tensors: Mapping[str, TensorInfo]) -> OutputFile:
-    # Wide types first: then each tensor begins at a multiple of its own width, which readers that map the file rely on.
+    # Wide types come first: then each tensor begins at a multiple of its own width, which readers that map the file rely on.
     ordered = sorted(tensors, key=lambda tensor: -DTYPE_BYTES[tensors[tensor].dtype])
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     begins, end = {}, 0

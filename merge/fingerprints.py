@@ -1,11 +1,11 @@
-"""Fingerprints: what a checkpoint's weights and config are, in 64 hexadecimal digits; NaN and infinity are refused.
+"""A fingerprint stands for a checkpoint's weights and config in 64 hexadecimal digits; NaN and infinity are refused.
 
-They are remembered, so that a parent's weights are read once on each node and not at every start:
+The hashes behind it are remembered, so that a parent's weights are read once on each node and not at every start:
 
-    $XDG_CACHE_HOME/lambdasweep/weights/<stamp>.json    SHA-256 of each tensor, of weights that hold no NaN and no infinity
+    $XDG_CACHE_HOME/lambdasweep/weights/<stamp>.json    the SHA-256 of each tensor, if all weights are finite
 
-The stamp stands for the resolved path, size, times of change and inode of every weight file: a file that was changed has
-another one and is read again.
+The stamp stands for the resolved path, size, times of change and inode of every weight file: files that were changed have
+another stamp and are read again.
 """
 
 import contextlib
@@ -27,31 +27,31 @@ from contract.rundir import commit_json
 from merge.checkpoint import Checkpoint, TensorInfo
 from merge.pair import meaning
 
-_SHOWN = 8  # offenders
-_THREADS = 16  # a core hashes about 1.8 GB/s, and so many of them outrun most disks
-_CHUNK = 4 << 20  # bytes hashed and scanned at a time: stays in the second-level cache, and bounds memory
+_SHOWN = 8  # a message names no more tensors than this
+_THREADS = 16  # one core hashes about 1.8 GB/s, so 16 cores outrun most disks
+_CHUNK = 4 << 20  # bytes that are hashed and scanned at a time: they stay in the second-level cache, and bound memory
 _SETTLED_NS = 2_000_000_000  # a file changed later than this may change again within one tick of its clock
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def remembered_fingerprint(checkpoint: Checkpoint, role: str) -> str:
-    """Return `fingerprint`, from what is remembered of these very files where there is anything.
+    """Return what `fingerprint` returns, from the remembered hashes of these very files where there are any.
 
-    Of several processes that ask at the same time, one reads the weights.
+    If several processes ask at the same time, only one of them reads the weights.
 
     Raises:
-        PairError: as `fingerprint`.
+        PairError: a tensor holds NaN or infinity; the error names every such tensor.
     """
-    entry = _folder() / f"{stamp(checkpoint)}.json"
+    entry = cache_folder("weights") / f"{stamp(checkpoint)}.json"
     digests = _recall(entry, checkpoint)
     if digests is None:
-        with _locked(entry.with_suffix(".lock")):
+        with locked(entry.with_suffix(".lock")):
             digests = _recall(entry, checkpoint)
             if digests is None:
                 began = time.time_ns()
                 digests = scan(checkpoint, role)
                 if f"{stamp(checkpoint)}.json" == entry.name and _newest(checkpoint) < began - _SETTLED_NS:
-                    with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
+                    with contextlib.suppress(OSError):  # without a cache that can be written only time is lost
                         commit_json(entry, digests)
     return combine(checkpoint, digests)
 
@@ -75,13 +75,14 @@ def _newest(checkpoint: Checkpoint) -> int:
     return max((max(status.st_mtime_ns, status.st_ctime_ns) for status in statuses), default=0)
 
 
-def _folder() -> Path:
+def cache_folder(name: str) -> Path:
+    """Return the folder in which this machine remembers one kind of thing."""
     root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "lambdasweep" / "weights"
+    return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "lambdasweep" / name
 
 
 def _recall(entry: Path, checkpoint: Checkpoint) -> dict[str, str] | None:
-    """Return what an entry holds; None where there is none, or it is damaged."""
+    """Return the hashes that a cache entry holds, or None where it is missing or damaged."""
     try:
         digests = json.loads(entry.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -92,8 +93,8 @@ def _recall(entry: Path, checkpoint: Checkpoint) -> dict[str, str] | None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; where the file system has none, go on without."""
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file; where the file system knows no locks, go on without one."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,16 +106,20 @@ def fingerprint(checkpoint: Checkpoint, role: str) -> str:
     """Read every weight once: hash it, and refuse NaN and infinity.
 
     Returns:
-        64 hexadecimal digits.
+        The fingerprint, 64 hexadecimal digits.
 
     Raises:
-        PairError: naming every tensor that holds NaN or infinity.
+        PairError: a tensor holds NaN or infinity; the error names every such tensor.
     """
     return combine(checkpoint, scan(checkpoint, role))
 
 
 def scan(checkpoint: Checkpoint, role: str) -> dict[str, str]:
-    """Return the SHA-256 of each tensor's bytes; raises as `fingerprint`."""
+    """Return the SHA-256 of each tensor's bytes, by the tensor's name.
+
+    Raises:
+        PairError: a tensor holds NaN or infinity; the error names every such tensor.
+    """
     threads = min(_THREADS, len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(threads) as pool:  # hashlib and NumPy release the interpreter lock
         scanned = list(pool.map(_scan, checkpoint.tensors.values()))
@@ -126,10 +131,10 @@ def scan(checkpoint: Checkpoint, role: str) -> dict[str, str]:
 
 
 def combine(checkpoint: Checkpoint, digests: dict[str, str]) -> str:
-    """Make the fingerprint of the hashes of all tensors.
+    """Make the fingerprint from the hashes of all tensors.
 
-    It does not depend on how they are split over files: SHA-256 over the sorted list of (name, dtype, shape, SHA-256 of the
-    bytes) and the config's relevant part.
+    It does not depend on how the tensors are split over files: it is the SHA-256 of the sorted list of (name, dtype, shape,
+    SHA-256 of the bytes) and of the part of the config that `merge.pair.meaning` returns.
     """
     rows: list[Any] = [[name, info.dtype, list(info.shape), digests[name]] for name, info in checkpoint.tensors.items()]
     return hashlib.sha256(json.dumps([sorted(rows), meaning(checkpoint.config)], sort_keys=True).encode()).hexdigest()
@@ -137,7 +142,7 @@ def combine(checkpoint: Checkpoint, digests: dict[str, str]) -> str:
 
 def _scan(info: TensorInfo) -> tuple[str, bool]:
     """Return one tensor's SHA-256 and whether all of its numbers are finite."""
-    # Exponent bits all set is NaN or infinity, whatever the float format.
+    # A number whose exponent bits are all set is NaN or infinity, whatever the float format.
     width, exponent = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}[
         info.dtype
     ]

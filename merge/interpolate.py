@@ -1,23 +1,24 @@
-"""The one formula: θ(λ) = base + λ · (aligned − base); with several aligned checkpoints base + Σ λ_k · (aligned_k − base).
+"""The one formula is θ(λ) = base + λ · (aligned − base), or base + Σ λ_k · (aligned_k − base) over several aligned ones.
 
-`torch.lerp(base, aligned, λ)` per tensor, computed in fp32 and rounded once to the checkpoint's dtype: for half-precision
-tensors and a Python-float weight, lerp works in fp32 and rounds at the end. λ itself is rounded to a binary double, and
-inside lerp to fp32: a relative error of 6e-8, not the 4e-3 of a λ rounded to bfloat16. Always from the two parents, never
-from the previous λ. Live switching and export use this same function, so that both give the same bits on one kind of device;
-it works element by element, so that slicing a tensor first changes nothing.
+Each tensor is `torch.lerp(base, aligned, λ)`, computed in fp32 and rounded once to the checkpoint's dtype: for tensors in
+half precision and a Python-float weight, lerp works in fp32 and rounds at the end. λ itself is rounded to a binary double,
+and inside lerp to fp32, which is a relative error of 6e-8; a λ rounded to bfloat16 would have one of 4e-3. θ(λ) is always
+computed from the two parents, never from the previous λ. Live switching and export use this same function, so that both give
+the same bits on one kind of device; it works element by element, so that slicing a tensor first changes nothing.
 
-Several aligned checkpoints are added to base with a λ each: G. Ilharco et al., "Editing models with task arithmetic", ICLR
-2023. Where at most one λ is not 0 that is the line to this one, computed as such. Else, in fp32 and rounded once,
+Several aligned checkpoints are added to base with a λ each (G. Ilharco et al., "Editing models with task arithmetic", ICLR
+2023). Where at most one λ is not 0, θ lies on the line to that checkpoint and is computed as such. Elsewhere θ is the last
 
     s_0 = base,  s_k = s_{k−1} + λ_k · (aligned_k − base)
 
-over the λs that are not 0, in the order of the names, each difference, product and sum rounded by itself. With u = 2⁻²⁴,
-d_k = aligned_k − base and S = |base| + Σ |λ_k d_k|: λ_k, d_k and their product are rounded once each, 3u |λ_k d_k|, and the
-m sums u |s_k| ≤ uS each, together at most (m + 3)uS to first order. In half precision the last rounding adds half a unit in
-the last place of the result. Where numbers are subnormal in fp32 each product adds at most 2⁻¹⁵⁰.
+over the m λs that are not 0, in the order of the names, computed in fp32 and rounded once to the checkpoint's dtype. Each
+difference, product and sum is rounded by itself. Let u = 2⁻²⁴, d_k = aligned_k − base and S = |base| + Σ |λ_k d_k|. Rounding
+λ_k, d_k and their product makes an error of 3u |λ_k d_k|, and each of the m sums one of u |s_k| ≤ uS; together they are at
+most (m + 3)uS to first order. In half precision the last rounding adds half a unit in the last place of the result. Where
+numbers are subnormal in fp32, each product adds at most 2⁻¹⁵⁰.
 
-A line may weigh λ by tensor (`merge.lam_map`) and go along the arc between the parents instead (`merge.arc`). Both come to
-numbers known once for each tensor, its `Rule`, and stay element by element.
+A line may weigh λ by tensor (`merge.lam_map`), and may go along the arc between the parents instead (`merge.arc`). Both come
+to a few numbers that are known once for each tensor, its `Rule`, and both still work element by element.
 """
 
 import math
@@ -39,15 +40,15 @@ from merge.vocabulary import runs
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How one tensor moves with λ."""
+    """Says how one tensor moves with λ."""
 
-    weight: str = "1"  # on λ
-    angle: float | None = None  # between the parents, in radians, where it goes along the arc
+    weight: str = "1"  # the factor on λ, a canonical decimal
+    angle: float | None = None  # the angle between the parents in radians; None where the tensor goes straight
 
 
 PLAIN = Rule()
 _CPU = torch.device("cpu")
-_BROUGHT_BYTES = 256 << 20  # of a parent on a device at a time
+_BROUGHT_BYTES = 256 << 20  # bytes of each parent that are on a device at a time
 
 
 def interpolate(
@@ -58,11 +59,11 @@ def interpolate(
     At λ = 0 and λ = 1 it is the parent itself (lerp would turn −0.0 into +0.0), uncopied where no `out` is given.
 
     Args:
-        base: any shape, float16, bfloat16 or float32.
-        aligned: same shape, dtype and device.
-        lam: canonical λ.
-        out: where to put the result, and what is returned then; same shape, dtype and device.
-        rule: of the tensor, also where these are parts of it.
+        base: a float16, bfloat16 or float32 tensor of any shape.
+        aligned: a tensor of base's shape, dtype and device.
+        lam: the canonical λ.
+        out: a tensor of base's shape, dtype and device, into which the result is written and which is then returned.
+        rule: the rule of the whole tensor, also where `base` and `aligned` are parts of it.
     """
     lam = scaled(lam, rule.weight)
     if lam in ("0", "1"):
@@ -71,7 +72,7 @@ def interpolate(
     if rule.angle is None:
         return torch.lerp(base, aligned, float(lam), out=out)
     one, two = coefficients(float(lam), rule.angle)
-    # Products and their sum apart: a fused multiply-add rounds otherwise, and only some elements of a block get one.
+    # The products are rounded before their sum: a fused multiply-add rounds otherwise, and only some elements get one.
     made = (base.float() * one).add_(aligned.float() * two)
     return made.to(base.dtype) if out is None else out.copy_(made)
 
@@ -82,10 +83,11 @@ def theta(
     """Return one tensor of θ at a point, in the parents' dtype and shape.
 
     Args:
-        parents: base and the aligned ones in the order of their names, as `interpolate` takes two; those that `needed` does
-            not name are not read.
-        point: canonical, see `contract.points`.
-        out, rule: as `interpolate` takes them.
+        parents: base and then the aligned tensors in the order of their names, of one shape, dtype and device; those that
+            `needed` does not name are not read.
+        point: the canonical point, see `contract.points`.
+        out: a tensor for the result, as `interpolate` takes it.
+        rule: the rule of the whole tensor, as `interpolate` takes it.
     """
     lams = list(coordinates(point).values())
     weighed = [scaled(lam, rule.weight) for lam in lams]
@@ -96,16 +98,17 @@ def theta(
         return interpolate(base, parents[1 + place], lams[place], out, rule)
     made = base.to(torch.float32, copy=True)
     for place in away:
-        # Apart, as above: `add` with a factor could be fused.
+        # The product is rounded before it is added: an `add_` with a factor could fuse the two.
         made.add_((parents[1 + place].float() - base.float()).mul_(float(weighed[place])))
     return made.to(base.dtype) if out is None else out.copy_(made)
 
 
 def along_one(point: str, rule: Rule = PLAIN) -> tuple[int, str] | None:
-    """Return which aligned parent a tensor moves towards, and its λ after the tensor's weight, where that is all there is.
+    """Return which aligned parent a tensor moves straight towards, and how far, if it moves towards one alone.
 
     Returns:
-        The parent's place, 1 for the first aligned one; None where θ goes along the arc, or towards several.
+        The parent's place, 1 for the first aligned one, and λ times the tensor's weight; None where the tensor goes along
+        the arc, or towards several parents.
     """
     weighed = [scaled(lam, rule.weight) for lam in coordinates(point).values()]
     away = [place for place, lam in enumerate(weighed, 1) if lam != "0"]
@@ -116,18 +119,19 @@ def along_one(point: str, rule: Rule = PLAIN) -> tuple[int, str] | None:
 
 
 def needed(point: str, rule: Rule = PLAIN) -> tuple[int, ...]:
-    """Return the places of the parents that `theta` reads."""
+    """Return the places of the parents that `theta` reads at a point: 0 for base, 1 for the first aligned one."""
     weighed = [scaled(lam, rule.weight) for lam in coordinates(point).values()]
     away = tuple(place for place, lam in enumerate(weighed, 1) if lam != "0")
     return away if [lam for lam in weighed if lam != "0"] == ["1"] else (0, *away)
 
 
 def tensor_rules(pair: Pair) -> dict[str, Rule]:
-    """Return the rule of every tensor; along the arc this reads both parents once."""
+    """Return the rule of every tensor by its name; a line along the arc makes this read both parents once."""
     angles: dict[str, float | None] = {}
     if pair.line.method == "slerp":
         base, aligned = dict(mapped_tensors(pair.base)), dict(mapped_tensors(pair.aligned))
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # each tensor by one thread: its sums have one order
+        # One thread does a whole tensor, so that its sums have one order.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             found = pool.map(
                 lambda name: angle_between(base[name], aligned[name], pair.aligned_rows.get(name, ())), aligned
             )
@@ -138,8 +142,8 @@ def tensor_rules(pair: Pair) -> dict[str, Rule]:
 def mapped_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, tensor) in natural order of the names.
 
-    Each tensor is a memory map of its part of the file: nothing is read before its elements are, and processes on one node
-    share what was read through the page cache. It stays usable after the iteration.
+    Each tensor is a memory map of its part of the file: nothing is read before its elements are used, and the processes of
+    one node share through the page cache what was read. Each tensor stays usable after the iteration.
     """
     with ExitStack() as stack:
         files: dict[object, object] = {}
@@ -157,9 +161,9 @@ def interpolated_tensors(
 
     Args:
         pair: the parents and the line.
-        point: canonical.
-        rules: `tensor_rules` of the pair, for who has them already.
-        device: where to compute, and where the tensors are. Beside a tensor itself it holds a part of each parent.
+        point: the canonical point.
+        rules: the pair's `tensor_rules`, for a caller that has them already.
+        device: the device that computes and holds the result. Beside one tensor it holds a part of each parent.
     """
     rules = tensor_rules(pair) if rules is None else rules
     for together in zip(*map(mapped_tensors, pair.parents.values()), strict=True):
@@ -182,13 +186,13 @@ def interpolated_tensors(
 def _theta_on(
     device: torch.device, parents: Sequence[torch.Tensor], point: str, rule: Rule, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """As `theta`, on a device to which the parents, which are in host memory, are brought part by part."""
+    """Return what `theta` returns, computed on a device to which the parents are brought from host memory part by part."""
     if device.type == "cpu":
         return theta(parents, point, out, rule)
     made = torch.empty_like(parents[0], device=device) if out is None else out
     for index in chunks(tuple(made.shape), made.element_size(), _BROUGHT_BYTES):
         read = needed(point, rule)
-        # Of the others `theta` reads nothing.
+        # `theta` reads nothing of the other parents, so any tensor may stand in for them.
         brought = [parent[index].to(device) if place in read else made[index] for place, parent in enumerate(parents)]
         theta(brought, point, made[index], rule)
     return made
@@ -197,8 +201,8 @@ def _theta_on(
 def chunks(shape: tuple[int, ...], itemsize: int, limit: int) -> Iterator[tuple[slice, ...]]:
     """Cut a tensor into blocks of at most `limit` bytes, a multiple of 8, along its leading dimensions.
 
-    Yields index tuples that cover every element once, in order. Arithmetic on shapes alone, in Python's integers: a tensor
-    of 2³¹ elements or more is as good as any.
+    The index tuples that it yields cover every element once, in order. It computes with shapes alone, in Python's integers,
+    so that a tensor of 2³¹ elements or more is cut as well as any.
     """
     if math.prod(shape) * itemsize <= limit or not shape:
         yield tuple(slice(0, side) for side in shape)

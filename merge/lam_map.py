@@ -1,13 +1,14 @@
-"""Weights on λ by module: `layers.0-9=0.3,layers.10-=0.8,embed=1` moves each tensor to λ · w instead of λ.
+"""A map gives λ a weight for each module: `layers.0-9=0.3,layers.10-=0.8,embed=1` moves each tensor to λ · w instead of λ.
 
 A pattern is one or more parts joined by dots, and matches a tensor whose name has such parts next to each other anywhere:
-`mlp`, `layers.0-9.self_attn`, `q_proj`, a whole name. A part may hold `*` and `?`; a layer is a number or a range: `3`,
+`mlp`, `layers.0-9.self_attn`, `q_proj`, or a whole name. A part may hold `*` and `?`; a layer is a number or a range: `3`,
 `0-9`, `10-`. Three words stand for what architectures call differently: `layers` (also `h`, `blocks`), `embed` (the token
 embedding) and `lm_head`. `*` alone matches every tensor.
 
-A value is a decimal, or several joined by `:`, evenly spread over the layers that the pattern matches, from the first to the
-last, and interpolated in between: `layers=0.2:1`. Of several patterns that match a tensor the one of most parts holds (`*`
-counts none). What no pattern names has weight 1: as a LoRA's scale, a map changes what it names and nothing else.
+A value is a decimal, or several decimals joined by `:`, as in `layers=0.2:1`: these are spread evenly over the layers that
+the pattern matches, from the first to the last, and interpolated in between. If several patterns match a tensor, the one
+with most parts holds (`*` counts as none). A tensor that no pattern names has weight 1: as the scale of a LoRA does, a map
+changes what it names and nothing else.
 """
 
 import itertools
@@ -28,15 +29,15 @@ _RANGE = re.compile(r"(\d+)(-(\d*))?")
 
 @dataclass(frozen=True, slots=True)
 class MapRule:
-    """One part of a map: `text` is pattern=value as it was given."""
+    """One PATTERN=WEIGHT of a map; `text` is how it was written."""
 
     text: str
     parts: tuple[str, ...]
     values: tuple[Decimal, ...]
 
     @property
-    def rank(self) -> int:
-        """Of two rules that match a tensor, the one of higher rank holds."""
+    def specificity(self) -> int:
+        """Return the number of the pattern's parts; if two rules match a tensor, the more specific one holds."""
         return sum(part != "*" for part in self.parts)
 
     def matches(self, name: str) -> bool:
@@ -48,10 +49,10 @@ class MapRule:
 
 
 def parse_map(text: str) -> tuple[MapRule, ...]:
-    """Read a map.
+    """Return the rules of a map that a user wrote.
 
     Raises:
-        InputError: with everything that is malformed.
+        InputError: the map is malformed; the error lists everything that is.
     """
     rules: list[MapRule] = []
     problems: list[str] = []
@@ -73,12 +74,13 @@ def parse_map(text: str) -> tuple[MapRule, ...]:
 
 
 def resolve_map(rules: Iterable[MapRule], names: Iterable[str]) -> dict[str, str]:
-    """Return the weight of every tensor that a map names, as a canonical decimal.
+    """Return the weight of every tensor that a map names, as a canonical decimal, by the tensor's name.
 
-    A weight between two values of a map is rounded to 6 decimals.
+    A weight that is interpolated between two values of the map is rounded to 6 decimals.
 
     Raises:
-        InputError: a pattern matches nothing, two of the same rank match one tensor, or values are spread over no layers.
+        InputError: a pattern matches nothing, two equally specific ones match one tensor, or values are spread over no
+            layers.
     """
     names, problems = list(names), []
     found: dict[str, list[tuple[MapRule, str]]] = {}
@@ -95,10 +97,10 @@ def resolve_map(rules: Iterable[MapRule], names: Iterable[str]) -> dict[str, str
             for name in matched:
                 found.setdefault(name, []).append((rule, _weight(rule, _layer(name), layers)))
     weights: dict[str, str] = {}
-    clashes: dict[str, str] = {}  # the first tensor of each
+    clashes: dict[str, str] = {}  # the first tensor that these equally specific rules match, by the rules' texts
     for name, rivals in found.items():
-        most = max(rule.rank for rule, _ in rivals)
-        best = [(rule.text, weight) for rule, weight in rivals if rule.rank == most]
+        most = max(rule.specificity for rule, _ in rivals)
+        best = [(rule.text, weight) for rule, weight in rivals if rule.specificity == most]
         weights[name] = best[0][1]
         if len(best) > 1:
             clashes.setdefault(" and ".join(text for text, _ in best), name)
@@ -110,7 +112,8 @@ def resolve_map(rules: Iterable[MapRule], names: Iterable[str]) -> dict[str, str
 
 def scaled(lam: str, weight: str) -> str:
     """Return λ · w exactly, written as canonical λs are, with as many decimals as it takes."""
-    return lam if weight == "1" else _plain(Decimal(lam) * Decimal(weight))  # 24 digits at most, and Decimal keeps 28
+    # The product has 24 digits at most, and Decimal keeps 28.
+    return lam if weight == "1" else _plain(Decimal(lam) * Decimal(weight))
 
 
 def _weight(rule: MapRule, layer: int | None, layers: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""The way a sweep takes from base to aligned, where it is not the straight line through every tensor alike."""
+"""A line is the way that a sweep takes from base to aligned; the plain one moves every tensor straight and alike."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ VOCABULARIES = ("strict", "shared")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Part of a sweep's identity; the same in every rank."""
+    """The line is part of a sweep's identity, and every rank has the same one."""
 
     method: str = "linear"
-    """linear: base + λ · (aligned − base). slerp: along the arc between them, see `merge.interpolate`."""
+    """`linear` computes base + λ · (aligned − base); `slerp` goes along the arc between the two, see `merge.arc`."""
     lam_map: str = ""
-    """Weights on λ by module, see `merge.lam_map`; empty: 1 everywhere."""
+    """The weights on λ by module, see `merge.lam_map`; an empty map gives weight 1 to all."""
     vocab: str = "strict"
-    """strict: a token id that stands for different strings in the parents is refused. shared: its rows of embedding and LM
-    head are aligned's at every λ, and θ(λ) has aligned's vocabulary and shapes."""
+    """`strict` refuses parents in which a token id stands for different strings. With `shared` the rows of such ids in
+    embedding and LM head are aligned's at every λ, and θ(λ) has aligned's vocabulary and shapes."""
 
     @property
     def has_aligned_shapes(self) -> bool:
-        """θ(λ) goes into the architecture of aligned, and is read with its tokenizer, not base's."""
+        """Tell whether θ(λ) has aligned's architecture and is read with aligned's tokenizer instead of base's."""
         return self.vocab == "shared"
 
     def two_parents_only(self) -> list[str]:
-        """Return why this line cannot be taken where there are several aligned checkpoints."""
+        """Return the reasons, if any, why this line cannot be taken over several aligned checkpoints."""
         problems = []
         if self.method == "slerp":
             problems.append("--method slerp takes one aligned checkpoint: an arc is between two")
@@ -49,6 +49,6 @@ STRAIGHT = Line()
 
 
 def check_line(line: Line) -> list[str]:
-    """Return what is wrong with what a user asked for, as far as that can be told without the pair."""
+    """Return one line for each thing that is wrong with the line a user asked for, as far as it shows without the pair."""
     given = (("method", line.method, METHODS), ("vocab", line.vocab, VOCABULARIES))
     return [f"--{name} is {value!r}: use {', '.join(known)}" for name, value, known in given if value not in known]

@@ -1,6 +1,6 @@
-"""A pair: checkpoints of one architecture, checked so that the line between them means something.
+"""A pair holds checkpoints of one architecture, checked so that the line between them means something.
 
-One is base and one aligned; or several are, each with a name, and θ is on the plane through all of them.
+One is base and one is aligned; or several are aligned, each with a name, and θ is on the plane through base and all of them.
 """
 
 import json
@@ -15,15 +15,15 @@ from merge.lam_map import parse_map, resolve_map
 from merge.line import STRAIGHT, Line
 from merge.vocabulary import Spans, aligned_rows, compare_vocabularies, has_vocabulary_rows
 
-# What a config may differ in without touching what the weights mean. Post-training changes generation defaults and the
-# window; everything else (sizes, activations, rotary base, norms) must agree.
+# The values of these keys may differ between two configs without a difference in what the weights mean. Post-training
+# changes generation defaults and the window; everything else (sizes, activations, rotary base, norms) must agree.
 _IRRELEVANT = {
     "_name_or_path", "_model_name_or_path", "transformers_version", "use_cache", "torch_dtype", "dtype",
     "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "attention_dropout", "hidden_dropout",
     "initializer_range", "pretraining_tp", "auto_map", "use_flash_attn", "tokenizer_class", "gradient_checkpointing",
     "transformers.js_config", "unsloth_version", "unsloth_fixed", "_attn_implementation_autoset",
 }  # fmt: skip
-# Follow from other keys or from the tensors where they are absent: older versions of transformers do not write them.
+# Older versions of transformers leave these keys out; where they are absent they follow from other keys or from the tensors.
 _DERIVED = {"head_dim", "num_key_value_heads", "layer_types", "tie_word_embeddings"}
 _WINDOW = {"max_position_embeddings", "sliding_window", "use_sliding_window", "max_window_layers"}
 _FLOATS = {"F16", "BF16", "F32"}
@@ -32,45 +32,46 @@ _SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Parents that passed every check made so far, and the line between them.
+    """The parents, which passed every check made so far, and the line between them.
 
-    `warnings` are differences that do not stop a sweep. `max_position_embeddings` is the smallest of all windows.
+    `warnings` names differences that do not stop a sweep. `max_position_embeddings` is the smallest of all windows.
     """
 
     base: Checkpoint
-    aligned_by_name: Mapping[str, Checkpoint]  # sorted; the only one's name is ""
+    aligned_by_name: Mapping[str, Checkpoint]  # sorted by name; the name of an only one is ""
     warnings: tuple[str, ...]
     line: Line = STRAIGHT
-    weights: Mapping[str, str] = field(default_factory=dict)  # on λ, of the tensors that the line's map names
-    aligned_rows: Mapping[str, Spans] = field(default_factory=dict)  # that are aligned's at every λ; none where strict
+    weights: Mapping[str, str] = field(default_factory=dict)  # the factors on λ, for the tensors that the map names
+    aligned_rows: Mapping[str, Spans] = field(default_factory=dict)
+    """The rows that are aligned's at every λ, by the tensor's name; there are none with a strict vocabulary."""
 
     @property
     def aligned(self) -> Checkpoint:
-        """The aligned checkpoint; of several the first by name, whose tokenizer and template are aligned's."""
+        """Return the aligned checkpoint; of several, the first by name, whose tokenizer and template stand for all."""
         return next(iter(self.aligned_by_name.values()))
 
     @property
     def parents(self) -> dict[str, Checkpoint]:
-        """All of them by role: `base`, and `aligned` or `aligned.NAME`, in the order that `merge.interpolate` takes."""
+        """Return all parents by role: `base`, then `aligned` or each `aligned.NAME`, as `merge.interpolate` orders them."""
         return {"base": self.base} | {role(name): one for name, one in self.aligned_by_name.items()}
 
     def parent(self, name: str) -> Checkpoint:
-        """Return the parent that a user calls `base`, `aligned`, or by its name."""
+        """Return the parent that a user calls by this name: `base`, `aligned`, or the name of an aligned checkpoint."""
         return {"base": self.base, "aligned": self.aligned, **self.aligned_by_name}[name]
 
     @property
     def shaped(self) -> Checkpoint:
-        """The parent that θ(λ) has the config, the shapes and the tokenizer of."""
+        """Return the parent whose config, shapes and tokenizer θ(λ) has."""
         return self.aligned if self.line.has_aligned_shapes else self.base
 
     @property
     def ends_at_aligned(self) -> bool:
-        """λ = 1 is the aligned parent."""
+        """Tell whether θ(1) is the aligned parent, which a map of weights on λ may prevent."""
         return all(self.weights.get(name, "1") == "1" for name in self.base.tensors)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all parents."""
+        """Return the bytes of the tensors of all parents together."""
         return sum(parent.nbytes for parent in self.parents.values())
 
     @property
@@ -86,20 +87,21 @@ def open_pair(
     aligned_revision: str | Mapping[str, str | None] | None = None,
     line: Line = STRAIGHT,
 ) -> Pair:
-    """Open all checkpoints and hold their configs, tensor names, shapes, dtypes and vocabularies against base's.
+    """Open all checkpoints and compare their configs, tensor names, shapes, dtypes and vocabularies with base's.
 
-    Reads headers and tokenizers only; `fingerprint` reads the weights.
+    This reads headers and tokenizers only; `merge.fingerprints.fingerprint` reads the weights.
 
     Args:
-        base: directory or hub id.
-        aligned: likewise; several by name.
-        base_revision: branch, tag or commit of a hub id.
-        aligned_revision: likewise; by name where there are several.
-        line: between them.
+        base: the directory or hub id of base.
+        aligned: the directory or hub id of the aligned checkpoint, or those of several by name.
+        base_revision: the branch, tag or commit of base's hub id.
+        aligned_revision: the branch, tag or commit of the aligned hub id, or those of several by name.
+        line: the line between the parents.
 
     Raises:
-        PairError: with everything that does not match, of all checkpoints, at once.
-        InputError: the line's map does not fit their tensors, or it is a line between two.
+        PairError: the checkpoints do not fit together, or a line between two was asked for over several; the error lists
+            every mismatch of every checkpoint.
+        InputError: the line's map does not fit the tensors.
     """
     problems: list[str] = []
     sources, revisions = by_name(aligned), by_name(aligned_revision)
@@ -142,7 +144,7 @@ def open_pair(
 
 
 def join(base: Checkpoint, aligned: Mapping[str, Checkpoint], line: Line) -> Pair:
-    """Make a pair of checkpoints that fit together (`open_pair` checks that), from their headers and tokenizers.
+    """Make a pair from the headers and tokenizers of checkpoints that fit together, which `open_pair` checks.
 
     Raises:
         InputError: the line's map does not fit the tensors.
@@ -174,10 +176,10 @@ def _compare_configs(
 
 
 def meaning(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a config the weights' meaning depends on, written as one version of transformers or another.
+    """Return the part of a config that the weights' meaning depends on, alike for all versions of transformers.
 
     Newer versions write defaults out and keep the rotary embedding's numbers in one table, `rope_parameters`; a base
-    checkpoint and one that was fine-tuned from it later must not seem to differ for that.
+    checkpoint and one that was fine-tuned from it later must not seem to differ because of that.
     """
     values = {key: value for key, value in config.items() if key not in _IRRELEVANT}
     rope: dict[str, Any] = {"rope_theta": 10000.0, "rope_type": "default"}

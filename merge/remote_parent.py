@@ -1,4 +1,4 @@
-"""A parent as it travels to other machines: where to find it there, and how to tell that it is the same one."""
+"""A parent is described to other machines: where they find it, and how they tell that it is the same one."""
 
 import hashlib
 import json
@@ -16,47 +16,47 @@ from merge.pair import Pair
 
 
 @dataclass(frozen=True, slots=True)
-class Parent:
-    """One parent of a sweep."""
+class RemoteParent:
+    """Describes one parent of a sweep to other machines."""
 
     role: str  # base, aligned or aligned.NAME
-    source: str  # absolute path, on every node or on storage that they share; or a hub id
-    revision: str | None  # commit of a hub id
-    headers: str  # SHA-256 of names, dtypes, shapes and sizes of all tensors
-    stamp: str  # of the files on the machine where it was first opened
-    fingerprint: str  # of the content
+    source: str  # an absolute path that is on every node or on storage that they share; or a hub id
+    revision: str | None  # the commit of a hub id; None for a path
+    headers: str  # the SHA-256 of the names, dtypes, shapes and sizes of all tensors
+    stamp: str  # the stamp of the weight files on the machine where they were first opened
+    fingerprint: str  # the fingerprint of weights and config
 
 
-def parent_of(checkpoint: Checkpoint, called: str, fingerprint: str) -> Parent:
+def describe_parent(checkpoint: Checkpoint, called: str, fingerprint: str) -> RemoteParent:
     """Describe an opened checkpoint to other machines."""
     is_local = checkpoint.revision is None
     source = os.path.abspath(os.path.expanduser(checkpoint.source)) if is_local else checkpoint.source
-    return Parent(called, source, checkpoint.revision, _headers(checkpoint), stamp(checkpoint), fingerprint)
+    return RemoteParent(called, source, checkpoint.revision, _headers(checkpoint), stamp(checkpoint), fingerprint)
 
 
-def travelling(pair: Pair, recorded: Mapping[str, Any]) -> tuple[Parent, dict[str, Parent]]:
-    """Return base, and the aligned checkpoints by name.
+def travelling(pair: Pair, recorded: Mapping[str, Any]) -> tuple[RemoteParent, dict[str, RemoteParent]]:
+    """Describe all parents to other machines: return base, and the aligned checkpoints by name.
 
     Args:
-        pair: opened here.
-        recorded: by role; its `fingerprint`.
+        pair: the pair as it was opened on this machine.
+        recorded: the record of each parent, by its role; `fingerprint` is read from it.
     """
     aligned = {
-        name: parent_of(checkpoint, role(name), recorded[role(name)]["fingerprint"])
+        name: describe_parent(checkpoint, role(name), recorded[role(name)]["fingerprint"])
         for name, checkpoint in pair.aligned_by_name.items()
     }
-    return parent_of(pair.base, "base", recorded["base"]["fingerprint"]), aligned
+    return describe_parent(pair.base, "base", recorded["base"]["fingerprint"]), aligned
 
 
-def open_here(parent: Parent) -> Path:
+def open_here(parent: RemoteParent) -> Path:
     """Return the directory of a parent on this machine.
 
-    A hub id is downloaded where it is not yet; huggingface_hub locks each file, so that the processes of a machine do it
-    once. Headers are compared always, and the content unless these are the very files that the sweep was started with: the
-    weights are read once on each machine (`merge.fingerprints`).
+    A hub id is downloaded if this machine does not have it yet; huggingface_hub locks each file, so that the processes of a
+    machine do it once. The headers are always compared. The content is compared too unless these are the very files that the
+    sweep was started with, for which the weights are read once on each machine (`merge.fingerprints`).
 
     Raises:
-        PairError: it cannot be opened here, or is another checkpoint than the sweep's.
+        PairError: the parent cannot be opened here, or is another checkpoint than the sweep's.
     """
     checkpoint = open_checkpoint(parent.source, parent.role, parent.revision)
     problem = (

@@ -1,4 +1,7 @@
-"""Do two checkpoints mean the same string by the same token id? Read from the tokenizer files, no tokenizer library."""
+"""This module tells whether two checkpoints mean the same string by the same token id.
+
+It reads the tokenizer files itself and needs no tokenizer library.
+"""
 
 import hashlib
 import json
@@ -10,7 +13,7 @@ from typing import Any
 from merge.checkpoint import Checkpoint
 from merge.lam_map import EMBEDDINGS, HEADS
 
-Spans = tuple[tuple[int, int], ...]  # [start, stop) of rows, ascending and apart
+Spans = tuple[tuple[int, int], ...]  # ranges [start, stop) of rows, in ascending order, which do not touch
 
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 _SHOWN = 5
@@ -20,11 +23,11 @@ _ROWS = re.compile(rf"(.*\.)?({'|'.join((*EMBEDDINGS, *HEADS))})\.(weight|bias)|
 def compare_vocabularies(
     base: Path, aligned: Path, problems: list[str], warnings: list[str], is_shared: bool = False
 ) -> None:
-    """Compare token strings id by id.
+    """Compare the strings of two vocabularies token id by token id.
 
-    A token id that stands for different strings is a problem unless `is_shared`: its embedding row is then no line between
-    two versions of one thing. Different roles of the same tokens (post-training often ends a turn with another token) are a
-    warning: they do not change what an id means.
+    A token id that stands for different strings is a problem unless `is_shared`, because its two embedding rows are no
+    versions of one thing, and no line between them means anything. Different roles of the same tokens (post-training often
+    ends a turn with another token) are a warning, because they do not change what an id means.
     """
     one, two = token_strings(base), token_strings(aligned)
     if one is None or two is None:
@@ -56,10 +59,11 @@ def has_vocabulary_rows(name: str) -> bool:
 
 
 def aligned_rows(base: Checkpoint, aligned: Checkpoint) -> dict[str, Spans]:
-    """Return the rows of embedding and LM head that no line goes through: those of token ids that stand for different
-    strings, for a string in one parent only, or that base has no row for.
+    """Return the rows of embedding and LM head that no line goes through, by the tensor's name.
 
-    Rows beyond both vocabularies, with which checkpoints are padded, are no such rows: they are interpolated.
+    They belong to token ids that stand for different strings, that stand for a string in one parent only, or that base has
+    no row for. The rows beyond both vocabularies, with which checkpoints are padded, are not among them: they are
+    interpolated.
     """
     one, two = token_strings(base.path) or {}, token_strings(aligned.path) or {}
     differing = {token for token in one.keys() | two.keys() if one.get(token) != two.get(token)}
@@ -78,7 +82,7 @@ def aligned_rows(base: Checkpoint, aligned: Checkpoint) -> dict[str, Spans]:
 
 
 def runs(first: int, stop: int, spans: Spans) -> Iterator[tuple[int, int, bool]]:
-    """Cut the rows [first, stop) where spans begin and end; yields (first, stop, whether it is of a span)."""
+    """Cut the rows [first, stop) where spans begin and end; yield each part's (first, stop, whether it is in a span)."""
     for start, end in spans:
         start, end = max(start, first), min(end, stop)
         if start < end:
@@ -91,7 +95,7 @@ def runs(first: int, stop: int, spans: Spans) -> Iterator[tuple[int, int, bool]]
 
 
 def token_strings(path: Path) -> dict[int, str] | None:
-    """Return token id → string of a `tokenizer.json`, or None where there is none that can be read."""
+    """Return the string of each token id of a `tokenizer.json`, or None where there is none that can be read."""
     tokenizer = _json(path / "tokenizer.json")
     if tokenizer is None:
         return None
@@ -99,7 +103,7 @@ def token_strings(path: Path) -> dict[int, str] | None:
         vocabulary = tokenizer["model"]["vocab"]
         if isinstance(vocabulary, dict):
             strings = {int(token): str(text) for text, token in vocabulary.items()}
-        else:  # Unigram: [[text, score], …]
+        else:  # a Unigram vocabulary is a list [[text, score], …]
             strings = {token: str(entry[0]) for token, entry in enumerate(vocabulary)}
         for entry in tokenizer.get("added_tokens") or []:
             strings[int(entry["id"])] = str(entry["content"])
@@ -109,7 +113,7 @@ def token_strings(path: Path) -> dict[int, str] | None:
 
 
 def tokenizer_digest(path: Path) -> str | None:
-    """SHA-256 of `tokenizer.json`, which alone decides how text becomes ids; None where there is none."""
+    """Return the SHA-256 of `tokenizer.json`, which alone decides how text becomes ids, or None where there is none."""
     try:
         return hashlib.sha256((path / "tokenizer.json").read_bytes()).hexdigest()
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Writes the weights of θ(λ) block by block: read from its parents, interpolate, check, write.
+"""Weights of θ(λ) are written block by block: each block is read from the parents, interpolated, checked and written.
 
-Where every block goes is known beforehand, so blocks are independent: each thread takes one from the parents to the file
-while it is in the core's cache, and while one waits for the disk others compute. Memory is a block of each parent and one of
-the result a thread.
+The place of every block is known beforehand, so blocks are independent: each thread takes one from the parents to the file
+while it is in the core's cache, and while one thread waits for the disk others compute. Each thread needs memory for one
+block of each parent and one block of the result.
 """
 
 import math
@@ -24,24 +24,24 @@ from merge.interpolate import PLAIN, chunks, needed, tensor_rules, theta
 from merge.pair import Pair
 from merge.vocabulary import Spans, runs
 
-BLOCK = 1 << 20  # bytes of each parent: with the result they stay in the second-level cache
-_SYNC = 64 << 20  # bytes written between two requests to flush: the disk works while blocks are still made
+BLOCK = 1 << 20  # bytes of a block: one of each parent and one of the result stay in the second-level cache
+_SYNC = 64 << 20  # bytes that are written between two requests to flush: the disk works while blocks are still made
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A part of a tensor that is contiguous: `shape` elements from element `start` on."""
+    """A contiguous part of a tensor: its elements have this shape and begin at element `start`."""
 
     name: str
     shape: tuple[int, ...]
     start: int
-    is_aligned: bool = False  # it is aligned's at every λ
+    is_aligned: bool = False  # whether the block is aligned's at every λ
 
 
 def blocks(name: str, shape: tuple[int, ...], itemsize: int, aligned_rows: Spans = ()) -> Iterator[Block]:
-    """Cut a tensor into blocks of whole rows, also where `aligned_rows` begin or end; a row longer than one is cut too."""
+    """Cut a tensor into blocks of whole rows, also where `aligned_rows` begin or end; larger rows are cut themselves."""
     strides = _strides(shape)
     for place in chunks(shape, itemsize, BLOCK):
         sides = tuple(part.stop - part.start for part in place)
@@ -60,12 +60,12 @@ class WeightWriter:
     """Writes files of θ(λ).
 
     Args:
-        pair: the parents.
-        point: canonical.
-        threads: blocks in work at a time.
+        pair: the parents and the line between them.
+        point: the canonical point.
+        threads: how many blocks are in work at a time.
 
     Attributes:
-        not_finite: the tensors in which NaN or infinity came out, so far.
+        not_finite: the names of the tensors in which NaN or infinity came out so far.
     """
 
     def __init__(self, pair: Pair, point: str, threads: int) -> None:
@@ -81,12 +81,12 @@ class WeightWriter:
 
     def __enter__(self) -> "WeightWriter":
         self._stack = ExitStack()
-        self._sources = {
+        self._descriptors = {
             file: _opened(self._stack, file, os.O_RDONLY)
             for parent in self._parents
             for file in sorted({info.file for info in parent.tensors.values()})
         }
-        # Parallel over blocks, not within one.
+        # Threads work on different blocks; torch itself uses one thread within a block.
         self._torch_threads = torch.get_num_threads()
         self._pool = self._stack.enter_context(ThreadPoolExecutor(self._threads, initializer=_one_thread))
         self._flusher = self._stack.enter_context(ThreadPoolExecutor(1))
@@ -101,7 +101,7 @@ class WeightWriter:
         """Write one file and flush it to the disk; return the digest of its weights (`merge.digest`).
 
         Raises:
-            PairError: a parent became shorter meanwhile.
+            PairError: a parent's file became shorter meanwhile.
             OSError: the disk is full or not writable.
         """
         with ExitStack() as stack:
@@ -120,7 +120,7 @@ class WeightWriter:
                     if unflushed >= _SYNC and (flushing is None or flushing.done()):
                         flushing, unflushed = self._flusher.submit(os.fdatasync, out), 0
                     running.add(self._pool.submit(self._make, block, out, file.offsets[block.name], digest))
-            finally:  # nobody may write to a descriptor that is closed, and perhaps another file's by then
+            finally:  # no thread may write to a descriptor that is closed by then, and may belong to another file
                 wait(running)
                 wait([flushing] if flushing is not None else [])
             for future in running:
@@ -131,15 +131,15 @@ class WeightWriter:
         return digest.hex()
 
     def digest(self, file: OutputFile, path: Path) -> str:
-        """Return the digest of a file that was written before."""
+        """Return the digest of the weights of a file that was written before."""
         digest = WeightDigest(_CPU)
         with ExitStack() as stack:
-            source = _opened(stack, path, os.O_RDONLY)
+            descriptor = _opened(stack, path, os.O_RDONLY)
 
             def take(block: Block) -> None:
                 dtype = _DTYPES[self._tensors[block.name].dtype]
                 made = self._buffer(0, block, dtype)
-                _read(source, made, file.offsets[block.name] + block.start * dtype.itemsize, path)
+                _read(descriptor, made, file.offsets[block.name] + block.start * dtype.itemsize, path)
                 self._add(digest, block, made)
 
             for future in [self._pool.submit(take, block) for block in self._blocks(file)]:
@@ -159,7 +159,7 @@ class WeightWriter:
         for place in needed(point, rule):
             parents[place] = self._load(self._parents[place], 1 + place, block, dtype)
         theta(parents, point, made, rule)
-        # Both NaN and infinity show in the extremes; and unlike isfinite() this makes no tensor.
+        # Both NaN and infinity show in the extremes, which unlike isfinite() take no tensor of the block's size.
         if not all(math.isfinite(extreme.item()) for extreme in torch.aminmax(made)):
             self.not_finite.add(block.name)
         self._add(digest, block, made)
@@ -169,7 +169,7 @@ class WeightWriter:
     def _load(self, parent: Checkpoint, place: int, block: Block, dtype: torch.dtype) -> torch.Tensor:
         info: TensorInfo = parent.tensors[block.name]
         tensor = self._buffer(place, block, dtype)
-        _read(self._sources[info.file], tensor, info.begin + block.start * dtype.itemsize, info.file)
+        _read(self._descriptors[info.file], tensor, info.begin + block.start * dtype.itemsize, info.file)
         return tensor
 
     def _buffer(self, place: int, block: Block, dtype: torch.dtype) -> torch.Tensor:
@@ -203,14 +203,14 @@ def _opened(stack: ExitStack, path: Path, flags: int) -> int:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous tensor."""
+    """Return a view of the memory of a contiguous tensor."""
     return tensor.view(-1).view(torch.uint8).numpy().data
 
 
-def _read(source: int, tensor: torch.Tensor, offset: int, path: Path) -> None:
+def _read(descriptor: int, tensor: torch.Tensor, offset: int, path: Path) -> None:
     view = _bytes(tensor)
     while view:
-        count = os.preadv(source, [view], offset)
+        count = os.preadv(descriptor, [view], offset)
         if not count:
             raise PairError(f"{path} became shorter while it was read")
         view, offset = view[count:], offset + count

@@ -1,1 +1,1 @@
-"""Units → scheduler → replicas → committed tables. The only folder that knows Ray."""
+"""This folder takes units through the scheduler and the replicas to committed tables, and is the only one that knows Ray."""

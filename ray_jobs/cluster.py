@@ -1,4 +1,4 @@
-"""The Ray cluster: started or reached, what its nodes have room for, and how an actor gets onto one of them."""
+"""This module starts or reaches the Ray cluster, counts what its nodes have room for, and puts an actor onto one of them."""
 
 import os
 import signal
@@ -22,21 +22,21 @@ class Node:
 
     node_id: str
     address: str
-    stages: (
-        int  # pipeline stages it can hold, 0 where it is of another kind than asked for; mostly a replica is one stage
-    )
-    draining: bool  # it has announced its end
+    stages: int
+    """How many pipeline stages the node can hold: 0 where it is of another kind than was asked for. Most replicas are one
+    stage."""
+    draining: bool  # whether the node has announced its end
 
 
 def needs(settings: EngineSettings, stages: int) -> dict[str, int]:
-    """Return what pipeline stages of a replica ask of Ray."""
+    """Return the Ray resources that so many pipeline stages of a replica take, by the resource's name."""
     if settings.device == "cpu":
         return {"CPU": settings.threads * settings.tensor_parallel * stages}
     return {"GPU": settings.tensor_parallel * stages}
 
 
 def living_nodes(settings: EngineSettings, accelerator_type: str | None) -> dict[str, Node]:
-    """Return the living nodes by their id, as Ray knows them now."""
+    """Return the nodes that Ray now knows to live, by their id."""
     from ray._private.state import state  # ray.nodes() does not tell which nodes are being drained
 
     ((name, each),) = needs(settings, 1).items()
@@ -58,7 +58,7 @@ def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
 
 
 def end_process(node_id: str, pid: int) -> None:
-    """Send SIGKILL to a replica's process on its own node: one that hangs does not answer Ray either."""
+    """Send SIGKILL to a replica's process on its own node, because a process that hangs does not answer Ray either."""
     try:
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=on_node(node_id))(_kill)
         ray.get(task.remote(pid), timeout=30)
@@ -70,7 +70,7 @@ def _kill(pid: int) -> None:
     import contextlib
 
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
-        if file.read().startswith("ray::"):  # not another process that got the number since
+        if file.read().startswith("ray::"):  # otherwise another process has got the number since
             os.kill(pid, signal.SIGKILL)
 
 
@@ -90,13 +90,13 @@ def cluster(address: str | None, settings: EngineSettings, replicas: int | None)
         if address is None:
             resources: dict[str, Any] = {}
             if settings.device == "cpu":
-                # Replicas that the user asked for beyond the cores share them.
+                # If the user asks for more replicas than there are cores for, they share the cores.
                 wanted = (replicas or 0) * settings.threads * settings.ranks
                 resources["num_cpus"] = max(len(available_cores()), wanted)
             ray.init(address="local", include_dashboard=False, **resources, **quiet)
         else:
             ray.init(address=address, **quiet)
-    except Exception as error:  # Ray raises bare Exceptions, when a busy machine starts it too slowly, say
+    except Exception as error:  # Ray raises bare Exceptions, for example when a busy machine starts it too slowly
         if address is not None:
             raise InputError(f"no Ray cluster can be reached at {address}: check --address ({error})") from None
         raise SweepError(f"Ray did not start on this machine: try again when it is less busy ({error})") from None

@@ -1,4 +1,4 @@
-"""Who listens to the driver: what it tells, and several listeners at once."""
+"""The driver tells its listeners what happens; this module says what it tells, and lets it have several listeners."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -6,21 +6,21 @@ from typing import Protocol
 from ray_jobs.units import Receipt, Unit
 
 
-class Progress(Protocol):
-    """What the driver tells while it runs."""
+class Listener(Protocol):
+    """A listener: the driver calls these methods while it runs."""
 
     def message(self, text: str) -> None: ...
 
-    def tick(self) -> None: ...  # every half second, and more often
+    def tick(self) -> None: ...  # is called every half second or more often
 
-    def grow(self, units: Sequence[Unit]) -> None: ...  # there are more to do
+    def grow(self, units: Sequence[Unit]) -> None: ...  # is called when there are further units to do
 
     def replica_starting(self, replica: str) -> None: ...
 
     def replica_ready(self, replica: str) -> None: ...
 
     def replica_lost(self, replica: str, failed: bool, given_up: Unit | None) -> None:
-        """It ended: by a failure, or with its node. `given_up` is what it had in hand, if that is given up."""
+        """A replica ended by a failure or with its node. `given_up` is the unit it had in hand, if that is given up."""
 
     def unit_started(self, replica: str, unit: Unit) -> None: ...
 
@@ -28,9 +28,9 @@ class Progress(Protocol):
 
 
 class Listeners:
-    """Tells each of its listeners what the driver tells it, in their order."""
+    """Passes everything that the driver tells it on to several listeners, in their order."""
 
-    def __init__(self, *listeners: Progress) -> None:
+    def __init__(self, *listeners: Listener) -> None:
         self._listeners = listeners
 
     def message(self, text: str) -> None:

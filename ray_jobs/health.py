@@ -1,24 +1,23 @@
-"""When a replica counts as hung. Times are seconds of any one clock, which the caller reads."""
+"""This module decides when a replica counts as hung. Times are seconds of any one clock, which the caller reads."""
 
-PING_SECONDS = 5.0  # between heartbeats
-SILENCE_SECONDS = 180.0  # a heartbeat that is not answered for so long
-START_SECONDS = (
-    3600.0  # an engine that is not up by then: the weights of a large pair over a slow network take their time
-)
+PING_SECONDS = 5.0  # the time between two heartbeats
+SILENCE_SECONDS = 180.0  # a replica hangs if it does not answer a heartbeat for so long
+# A replica hangs if its engine is not up by then: the weights of a large pair over a slow network take their time.
+START_SECONDS = 3600.0
 
-_UNKNOWN_SECONDS = 3600.0  # for a unit, while none has been seen
+_UNKNOWN_SECONDS = 3600.0  # the time that a unit may take before any unit of its task is done
 _LEAST_SECONDS = 300.0
 _FACTOR = 20.0
 
 
 class Deadlines:
-    """How long a unit may take, by what units took so far."""
+    """Says how long a unit may take, judging by how long units took so far."""
 
     def __init__(self) -> None:
         self._seconds = self._cost = 0.0
 
     def observe(self, seconds: float, cost: int) -> None:
-        """Take in a unit that is done."""
+        """Take in that a unit of this cost was done in so many seconds."""
         self._seconds += seconds
         self._cost += cost
 

@@ -1,4 +1,4 @@
-"""Room for replicas on the nodes of a cluster: which node holds which pipeline stages of which replica. Plain arithmetic."""
+"""Plain arithmetic finds room for replicas in a cluster: which node holds which pipeline stages of which replica."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,91 +9,92 @@ from serve.settings import EngineSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
-    """Room for some stages of a replica on one node."""
+class NodeShare:
+    """The share of one node that a replica takes: room for some of its stages."""
 
     node: Node
-    first: int  # of the stages that the node has room for
+    first: int  # the first of these stages, counted among all that the node has room for
     stages: int
 
     @property
-    def places(self) -> set[int]:
+    def stage_numbers(self) -> set[int]:
         return set(range(self.first, self.first + self.stages))
 
 
-Berth = tuple[Seat, ...]  # all that one replica takes; the engine core is on the first node
-Taken = Mapping[str, set[int]]  # by node, the stages that replicas have there
+Placement = tuple[NodeShare, ...]  # everything that one replica takes; the engine core is on the first node
+OccupiedStages = Mapping[str, set[int]]  # the stages that replicas take on each node, by the node's id
 
 
-def free_berth(nodes: Iterable[Node], taken: Taken, settings: EngineSettings) -> Berth | None:
-    """Return room for one more replica, or None.
+def find_placement(nodes: Iterable[Node], occupied: OccupiedStages, settings: EngineSettings) -> Placement | None:
+    """Return room for one more replica, or None where there is none.
 
-    A node that could hold a whole replica holds no part of one: stages of one node do not talk over the network. The others
-    are put together, as few of them as will do. The emptiest nodes first, so that few replicas spread.
+    A node that could hold a whole replica is not given a part of one, because the stages of one node need not talk over the
+    network. Smaller nodes are put together, as few of them as will do. The emptiest nodes come first, so that few replicas
+    spread over many nodes.
     """
     depth = settings.pipeline_parallel
-    for count in _spans(settings):
+    for count in _node_counts(settings):
         stages = depth // count
         found = []
         for node in nodes:
-            free = set(range(node.stages)) - taken.get(node.node_id, set())
-            seats = (Seat(node, first, stages) for first in sorted(free))
-            seat = next((seat for seat in seats if seat.places <= free), None)
-            if seat and (count == 1 or node.stages < depth):
-                found.append((len(free), seat))
+            free = set(range(node.stages)) - occupied.get(node.node_id, set())
+            shares = (NodeShare(node, first, stages) for first in sorted(free))
+            share = next((share for share in shares if share.stage_numbers <= free), None)
+            if share and (count == 1 or node.stages < depth):
+                found.append((len(free), share))
         if len(found) >= count:
             found.sort(key=lambda entry: -entry[0])
-            return tuple(seat for _, seat in found[:count])
+            return tuple(share for _, share in found[:count])
     return None
 
 
-def _spans(settings: EngineSettings) -> list[int]:
-    """Return over how many nodes a replica can be, fewest first: each has equally many of its stages."""
+def _node_counts(settings: EngineSettings) -> list[int]:
+    """Return the numbers of nodes that a replica can spread over, fewest first; each node has equally many stages."""
     depth = settings.pipeline_parallel
     counts = [count for count in range(1, depth + 1) if depth % count == 0]
-    if settings.device == "cpu":  # where vLLM takes each rank for a node of its own
+    if settings.device == "cpu":  # on CPUs vLLM takes each rank for a node of its own
         counts = [count for count in counts if count in (1, settings.ranks)]
     return counts
 
 
-def count_berths(nodes: Iterable[Node], settings: EngineSettings) -> int:
+def count_placements(nodes: Iterable[Node], settings: EngineSettings) -> int:
     """Return how many replicas the nodes can hold."""
     nodes = list(nodes)
-    taken: dict[str, set[int]] = {}
+    occupied: dict[str, set[int]] = {}
     count = 0
-    while berth := free_berth(nodes, taken, settings):
-        take(berth, taken)
+    while placement := find_placement(nodes, occupied, settings):
+        occupy(placement, occupied)
         count += 1
     return count
 
 
-def take(berth: Berth, taken: dict[str, set[int]]) -> None:
-    """Note what a replica takes."""
-    for seat in berth:
-        taken.setdefault(seat.node.node_id, set()).update(seat.places)
+def occupy(placement: Placement, occupied: dict[str, set[int]]) -> None:
+    """Add to `occupied` the stages that a replica takes."""
+    for share in placement:
+        occupied.setdefault(share.node.node_id, set()).update(share.stage_numbers)
 
 
-def ranks_on_node(seat: Seat, settings: EngineSettings, replicas: int | None) -> int:
-    """Return how many ranks, of this and of other replicas, may come to share the memory of the seat's node."""
-    parts = seat.node.stages // seat.stages
-    return min(replicas or parts, parts) * seat.stages * settings.tensor_parallel
+def ranks_on_node(share: NodeShare, settings: EngineSettings, replicas: int | None) -> int:
+    """Return how many ranks of this replica and of others may come to share the memory of the node."""
+    parts = share.node.stages // share.stages
+    return min(replicas or parts, parts) * share.stages * settings.tensor_parallel
 
 
 def check_room(
     nodes: Mapping[str, Node], settings: EngineSettings, replicas: int | None, accelerator: str | None
 ) -> None:
-    """Refuse what the cluster cannot hold.
+    """Refuse a sweep whose replicas the cluster cannot hold.
 
     Raises:
-        InputError: it has room for fewer replicas than were asked for, or for none.
+        InputError: the cluster has room for fewer replicas than were asked for, or for none.
     """
-    room = count_berths(nodes.values(), settings)
+    room = count_placements(nodes.values(), settings)
     if room < (replicas or 1):
         ((name, each),) = needs(settings, settings.pipeline_parallel).items()
         kind = f" of the kind {accelerator}" if accelerator else ""
         others = ""
-        if spans := _spans(settings)[1:]:
-            numbers = " or ".join(map(str, spans))
+        if counts := _node_counts(settings)[1:]:
+            numbers = " or ".join(map(str, counts))
             others = f", or its equal part of each of {numbers} nodes that have less"
         raise InputError(
             f"a replica takes {each} {name} of one node{others}, and the {len(nodes)} nodes of the Ray cluster have room "

@@ -1,9 +1,11 @@
-"""Prometheus metrics of a sweep, on Ray's own metrics endpoint; Ray puts `ray_` in front and `_total` behind counters.
+"""Prometheus finds the metrics of a sweep on Ray's own metrics endpoint.
 
-Fed from the driver's events, so replicas do nothing for them. Each has at most one label of ours, so that the number of
-series grows with the sum of λs, tasks and replicas and not with their product: 101 λs, 57 tasks and 64 replicas make at most
-2 × 101 + 2 × 57 + 8 × 64 + 4 = 832 series, not 368,000. Units are by λ, because λs are what a sweep works through; work and
-failures are by replica, under the name of its slot (`replica-3.2` is `replica-3`), so that restarts add none.
+Ray puts `ray_` in front of their names and `_total` behind those of counters. The driver's events feed the metrics, so
+replicas do nothing for them. Each metric has at most one label of ours, so that the number of series grows with the sum of
+λs, tasks and replicas and not with their product: 101 λs, 57 tasks and 64 replicas make at most
+2 × 101 + 2 × 57 + 8 × 64 + 4 = 832 series, not 368,000. Units are counted by λ, because a sweep works through λs; work and
+failures are counted by replica, under its name without the restart number (`replica-3.2` counts as `replica-3`), so that
+restarts add no series.
 """
 
 import time
@@ -19,16 +21,18 @@ _TELL_SECONDS = 0.5
 
 
 class Series(NamedTuple):
-    """A metric: its name without Ray's additions, `Counter` or `Gauge`, its meaning (Ray takes ASCII), and its label."""
+    """Describes one metric."""
 
     name: str
+    """The name without Ray's additions."""
     kind: type[Counter] | type[Gauge]
     help: str
+    """The meaning, in ASCII, because Ray takes nothing else."""
     labels: tuple[str, ...] = ()
 
     @property
     def exported(self) -> str:
-        """The name in Prometheus."""
+        """Return the name that the metric has in Prometheus."""
         return f"ray_{self.name}" + ("_total" if self.kind is Counter else "")
 
 
@@ -50,8 +54,8 @@ SERIES = (
 )
 
 
-class Metrics:
-    """Listens to the driver. Make it once Ray is initialised."""
+class PrometheusMetrics:
+    """Listens to the driver and keeps the metrics. It can be made only once Ray is initialised."""
 
     def __init__(self, units: Iterable[Unit]) -> None:
         self._series = {one.name: one.kind(one.name, one.help, one.labels) for one in SERIES}
@@ -61,10 +65,10 @@ class Metrics:
         self.grow(units)
 
     def message(self, text: str) -> None:
-        """News are no numbers."""
+        """Ignore the message: it changes no metric."""
 
     def tick(self) -> None:
-        """Ray drops gauges that were not set for a while."""
+        """Set all gauges again, because Ray drops gauges that were not set for a while."""
         if (now := time.monotonic()) - self._told >= _TELL_SECONDS:
             self._told = now
             self._set_all()
@@ -80,7 +84,7 @@ class Metrics:
         self._now(replica, "idle")
 
     def replica_lost(self, replica: str, failed: bool, given_up: Unit | None) -> None:
-        self._count("lambdasweep_failures", int(failed), replica=_slot(replica))
+        self._count("lambdasweep_failures", int(failed), replica=_without_restarts(replica))
         if given_up:
             self._count("lambdasweep_units_given_up", 1, task=given_up.task)
             self._left[given_up.lam] -= 1
@@ -105,7 +109,7 @@ class Metrics:
             "score_seconds",
             "commit_seconds",
         ):
-            self._count(f"lambdasweep_{name}", getattr(receipt, name), replica=_slot(receipt.replica))
+            self._count(f"lambdasweep_{name}", getattr(receipt, name), replica=_without_restarts(receipt.replica))
         if receipt.replica in self._replicas:
             self._now(receipt.replica, "idle")
 
@@ -114,7 +118,7 @@ class Metrics:
         self._set_totals()
 
     def _count(self, name: str, value: float, **labels: str) -> None:
-        if value > 0:  # Ray refuses others
+        if value > 0:  # Ray refuses to add 0 or less to a counter
             self._series[name].inc(value, labels)
 
     def _set_all(self) -> None:
@@ -132,5 +136,5 @@ class Metrics:
         self._series["lambdasweep_units_waiting"].set(self._left.total() - doing["scoring"])
 
 
-def _slot(replica: str) -> str:
+def _without_restarts(replica: str) -> str:
     return replica.partition(".")[0]

@@ -1,4 +1,4 @@
-"""A place for a replica in the cluster: the actors that have it, what they work on, and whether they still live."""
+"""The driver holds a handle of each replica: its actors, the unit they work on, and whether they still live."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_jobs import health
 from ray_jobs.cluster import Node, needs, on_node
-from ray_jobs.placement import Berth, Seat
+from ray_jobs.placement import NodeShare, Placement
 from ray_jobs.replica import Follower, Replica, SweepSpec
 from ray_jobs.units import Unit
 
@@ -20,10 +20,10 @@ from ray_jobs.units import Unit
 class Member:
     """One actor of a replica. Times are those of `time.monotonic`."""
 
-    seat: Seat
+    share: NodeShare
     actor: Any
-    pid: int | None = None  # known from the first heartbeat; before it the actor may be waiting for room
-    _ping: Any = None  # a heartbeat that is not answered yet
+    pid: int | None = None  # the process's id from the first heartbeat on; before it the actor may be waiting for room
+    _ping: Any = None  # the heartbeat that is not answered yet, if any
     _pinged: float = 0.0
 
     def beat(self, now: float) -> bool:
@@ -44,20 +44,20 @@ class Member:
 
 
 @dataclass(slots=True, eq=False)
-class Slot:
+class ReplicaHandle:
     """One replica, from its boot to its end. Times are those of `time.monotonic`."""
 
     index: int
-    berth: Berth
-    generation: int  # of those that had this index
+    placement: Placement
+    generation: int  # counts the replicas that have had this index, from 1
     members: list[Member] = field(default_factory=list)  # the first has the engine, the others run ranks of other nodes
     booting: bool = False
     unit: Unit | None = None
-    splits: bool = False  # the unit comes from the splitter
+    splits: bool = False  # whether the unit comes from the splitter
     began: float = 0.0
-    due: float | None = None  # when what it does counts as hung
+    due: float | None = None  # the time after which the replica counts as hung
     _group: PlacementGroup | None = None
-    _starts: dict[Any, Seat] = field(default_factory=dict)  # what the actors were first asked for
+    _starts: dict[Any, NodeShare] = field(default_factory=dict)  # where the actor of each first call is
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ class Slot:
 
     @property
     def node(self) -> Node:
-        return self.berth[0].node
+        return self.placement[0].node
 
     @property
     def actor(self) -> Any:
@@ -75,51 +75,52 @@ class Slot:
         """Start the actors and the engine.
 
         Args:
-            kind: of the actor that has the engine.
-            spec: shared by all replicas.
-            sources: by task.
-            ranks: by seat, see `placement.ranks_on_node`.
+            kind: the class of the actor that has the engine.
+            spec: what every replica of the sweep needs to know.
+            sources: the reference of each task's source, by the task's name.
+            ranks: what `placement.ranks_on_node` gives for each part of the placement.
 
         Returns:
-            References: of what `start` comes to on the first seat, of `follow`, which only ever raises, on the others.
+            The references of the actors' first calls: of `start` on the first node, and on the others of `follow`, which
+            never returns and may raise.
         """
-        wants = [needs(spec.settings, seat.stages) for seat in self.berth]
-        if len(self.berth) > 1:  # all of it or nothing; the nodes are those that the driver counted the room of
-            nodes = [{NODE_ID_LABEL_KEY: seat.node.node_id} for seat in self.berth]
+        wants = [needs(spec.settings, share.stages) for share in self.placement]
+        if len(self.placement) > 1:  # the group gets all of its nodes or none: those where the driver counted room
+            nodes = [{NODE_ID_LABEL_KEY: share.node.node_id} for share in self.placement]
             self._group = placement_group(wants, strategy="STRICT_SPREAD", bundle_label_selector=nodes)
-        for number, (seat, want) in enumerate(zip(self.berth, wants, strict=True)):
+        for number, (share, want) in enumerate(zip(self.placement, wants, strict=True)):
             actor_class = ray.remote(
                 max_restarts=0,
                 max_task_retries=0,
-                concurrency_groups={"health": 1},  # a thread of its own, which answers while the engine computes
+                concurrency_groups={"health": 1},  # heartbeats have a thread, which answers while the engine computes
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, number)
                 if self._group
-                else on_node(seat.node.node_id),
-                # Ray would want a CPU too for a GPU's actor to be placed, which a bundle of GPUs has not.
+                else on_node(share.node.node_id),
+                # By default Ray places a GPU's actor only where there is a CPU too, which a bundle of GPUs lacks.
                 **{"num_cpus": 0} | {f"num_{name.lower()}s": amount for name, amount in want.items()},
             )
             if number == 0:
-                actor = actor_class(kind).remote(self.name, spec, self.berth, sources)
+                actor = actor_class(kind).remote(self.name, spec, self.placement, sources)
             else:
-                actor = actor_class(Follower).remote(spec, self.berth, number)
-            self.members.append(Member(seat, actor))
+                actor = actor_class(Follower).remote(spec, self.placement, number)
+            self.members.append(Member(share, actor))
         self.booting = True
         port = self.actor.meeting_port.remote() if self._group else None
         self._starts = {
-            (member.actor.follow if number else member.actor.start).remote(ranks[number], port): member.seat
+            (member.actor.follow if number else member.actor.start).remote(ranks[number], port): member.share
             for number, member in enumerate(self.members)
         }
         return list(self._starts)
 
     def node_of(self, reference: Any) -> Node:
-        """Return the node of the actor that a reference is of."""
-        return self._starts.get(reference, self.berth[0]).node
+        """Return the node of the actor whose call has this reference."""
+        return self._starts.get(reference, self.placement[0]).node
 
     def check(self, now: float) -> str | None:
         """Exchange heartbeats; return why the replica counts as hung, or None.
 
         Raises:
-            RayError: the actor that has the engine is gone. Of the others it is what `follow` comes to that tells.
+            RayError: the actor that has the engine is gone. The loss of another actor shows in the result of its `follow`.
         """
         leader, *others = self.members
         starting = leader.pid is None
@@ -128,7 +129,7 @@ class Slot:
         for member in others:
             with contextlib.suppress(RayError):
                 if not member.beat(now):
-                    where = member.seat.node.address
+                    where = member.share.node.address
                     return f"its part on {where} has not answered for {health.SILENCE_SECONDS:.0f} s"
         if starting and self.booting and leader.pid is not None:
             self.due = now + health.START_SECONDS
@@ -139,7 +140,7 @@ class Slot:
         return None
 
     def end(self) -> None:
-        """Kill all its actors."""
+        """Kill all actors of the replica and free their room."""
         for member in self.members:
             ray.kill(member.actor)
         if self._group:

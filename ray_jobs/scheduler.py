@@ -1,15 +1,15 @@
-"""The scheduler: which unit a replica does next.
+"""The scheduler decides which unit a replica does next.
 
 Invariants:
-1. Plain Python: no ray, no clock, no input or output, no randomness. The same calls give the same answers.
+1. It is plain Python: no ray, no clock, no input or output, no randomness. The same calls give the same answers.
 2. A unit is waiting, in flight at exactly one replica, done, or given up. Done is final.
 3. Every unit is counted as done at most once, whoever reports it and however late: its table is committed, and a
    committed file is the record. A unit that is done is never handed out again.
 4. A unit leaves the sweep only as done or as given up, and is given up only after charged failures on `max_attempts`
    different replicas, or `max_attempts + 1` charged failures in all.
-5. A replica keeps its λ while units wait there that it may do (a λ switch costs time). Else it takes the first λ in
-   grid order that no replica is at; else it joins the λ with the most work waiting per replica that is there already.
-6. A unit that failed on a replica is not handed to that replica again while a living one is left where it has not.
+5. A replica keeps its λ while units wait there that it may do (a λ switch costs time). Otherwise it takes the first λ in
+   grid order that no replica is at; if there is none, it joins the λ where most work waits per replica already there.
+6. A unit that failed on a replica is not handed to that replica again while there is a living one on which it has not.
 
 Within a λ the unit of the largest cost goes first, so that small ones even out the end.
 """
@@ -24,18 +24,18 @@ from ray_jobs.units import Unit, coarse_first
 _WAITING, _IN_FLIGHT, _DONE, _GIVEN_UP = range(4)
 
 
-class _Line:
-    """The waiting units of one λ, and how many replicas are there."""
+class _LambdaQueue:
+    """The waiting units of one λ, and the number of replicas at that λ."""
 
-    __slots__ = ("cost", "count", "heaps", "rank", "replicas")
+    __slots__ = ("cost", "count", "heaps", "position", "replicas")
 
-    def __init__(self, rank: int) -> None:
-        self.rank = rank  # place in grid order
-        self.count = 0  # waiting units
-        self.cost = 0  # their cost
-        self.replicas = 0  # at this λ, idle ones included
-        # Unit numbers by the replicas that they failed on; most units have failed nowhere. A heap may still hold units
-        # that were done late: they are skipped when they come up.
+    def __init__(self, position: int) -> None:
+        self.position = position  # the place of λ in the order in which λs are taken
+        self.count = 0  # the number of waiting units
+        self.cost = 0  # the cost of all waiting units
+        self.replicas = 0  # the number of replicas at this λ, idle ones included
+        # The heaps hold unit numbers, by the replicas that the units failed on; most units have failed nowhere. A heap may
+        # still hold units that were done late: they are skipped when they come up.
         self.heaps: dict[frozenset[str], list[int]] = {}
 
 
@@ -48,12 +48,12 @@ class Scheduler:
     """
 
     def __init__(self, units: Iterable[Unit], max_attempts: int = 2, order: Sequence[str] | None = None) -> None:
-        """`order` names the λs in the order in which they are taken, coarse first where it is not given.
+        """`order` names the λs in the order in which they are taken; without it that is `units.coarse_first`.
 
         Raises:
             ValueError: two units have the same key, a unit's λ is not in `order`, or `max_attempts` is below 1.
         """
-        # A unit is known by its number here. Numbers run in the order in which units are handed out within a λ.
+        # Inside the scheduler a unit is known by its number. Numbers follow the order of handing out within a λ.
         self._units = sorted(units, key=lambda unit: -unit.cost)
         self._number = {unit.key: number for number, unit in enumerate(self._units)}
         if len(self._number) < len(self._units):
@@ -65,13 +65,13 @@ class Scheduler:
         if missing := lambdas.difference(ranked):
             raise ValueError(f"order does not name the λs {', '.join(sorted(missing))}: name every λ of the units")
         self._max_attempts = max_attempts
-        self._line = {lam: _Line(rank) for rank, lam in enumerate(ranked)}
-        self._open: list[_Line] = []  # the λs with waiting units, in grid order
-        self._state = bytearray(len(self._units))  # _WAITING
+        self._queues = {lam: _LambdaQueue(position) for position, lam in enumerate(ranked)}
+        self._open: list[_LambdaQueue] = []  # the λs with waiting units, in the order in which λs are taken
+        self._state = bytearray(len(self._units))  # the state of each unit: 0 is _WAITING
         self._left = len(self._units)
         self._given_up: dict[int, Unit] = {}
-        self._at: dict[str, str | None] = {}  # every living replica, and its λ
-        self._holds: dict[str, int] = {}  # replica → the unit it was handed and has not reported
+        self._at: dict[str, str | None] = {}  # the λ of every living replica
+        self._holds: dict[str, int] = {}  # the unit that each replica was handed and has not reported
         self._failed_on: dict[int, frozenset[str]] = {}
         self._charges: dict[int, list[str]] = {}
         for number in range(len(self._units)):
@@ -79,12 +79,12 @@ class Scheduler:
 
     @property
     def left(self) -> int:
-        """Units neither done nor given up."""
+        """Return the number of units that are neither done nor given up."""
         return self._left
 
     @property
     def in_flight(self) -> int:
-        """Replicas that were handed a unit and have not reported it."""
+        """Return the number of replicas that were handed a unit and have not reported it."""
         return len(self._holds)
 
     @property
@@ -93,15 +93,15 @@ class Scheduler:
 
     @property
     def given_up(self) -> list[Unit]:
-        """Units that failed too often, in the order in which they were given up."""
+        """Return the units that failed too often, in the order in which they were given up."""
         return list(self._given_up.values())
 
     def current(self, replica: str) -> str | None:
-        """Return the λ the replica is at; None before its first unit and after it was lost."""
+        """Return the λ that the replica is at; None before its first unit and after it was lost."""
         return self._at.get(replica)
 
     def next(self, replica: str) -> Unit | None:
-        """Hand out a unit; None where there is none for this replica now (see the class for when to ask again).
+        """Hand out a unit, or None if there is none for this replica now (the class says when to ask again).
 
         Raises:
             ValueError: the replica has not reported the unit it was handed before.
@@ -109,7 +109,7 @@ class Scheduler:
         if replica in self._holds:
             raise ValueError(f"{replica} has a unit in flight: report it done, failed or lost before asking for more")
         own = self._at.setdefault(replica, None)
-        heap = None if own is None else self._heap(self._line[own], replica)
+        heap = None if own is None else self._heap(self._queues[own], replica)
         if heap is None:
             heap = self._elsewhere(replica)
         if heap is None:
@@ -118,8 +118,8 @@ class Scheduler:
         unit = self._units[number]
         if unit.lam != own:
             if own is not None:
-                self._line[own].replicas -= 1
-            self._line[unit.lam].replicas += 1
+                self._queues[own].replicas -= 1
+            self._queues[unit.lam].replicas += 1
             self._at[replica] = unit.lam
         self._unwait(number)
         self._state[number] = _IN_FLIGHT
@@ -127,7 +127,7 @@ class Scheduler:
         return unit
 
     def done(self, replica: str, unit: Unit) -> bool:
-        """Count a unit whose table is committed; late reports of replicas thought lost are welcome.
+        """Count a unit whose table is committed; late reports of replicas that were thought lost are welcome.
 
         Returns:
             Whether the unit counts now for the first time.
@@ -148,7 +148,7 @@ class Scheduler:
         return True
 
     def failed(self, replica: str, unit: Unit, charge: bool = True) -> bool:
-        """Put back a unit that the replica could not do; the replica lives. Ignored where the replica does not hold it.
+        """Put back a unit that the replica could not do while it lives on; a replica that does not hold it is ignored.
 
         `charge` tells whether the failure may be the unit's fault and counts towards giving it up.
 
@@ -169,12 +169,12 @@ class Scheduler:
         """
         own = self._at.pop(replica, None)
         if own is not None:
-            self._line[own].replicas -= 1
+            self._queues[own].replicas -= 1
         number = self._holds.pop(replica, None)
         return number is not None and self._put_back(number, replica, charge)
 
     def _put_back(self, number: int, replica: str, charge: bool) -> bool:
-        if self._state[number] == _DONE:  # by a late report of the replica that had it before
+        if self._state[number] == _DONE:  # a late report of the replica that had it before can have made it done
             return False
         if charge:
             charges = self._charges.setdefault(number, [])
@@ -192,26 +192,26 @@ class Scheduler:
 
     def _wait(self, number: int) -> None:
         unit = self._units[number]
-        line = self._line[unit.lam]
-        if not line.count:
-            bisect.insort(self._open, line, key=lambda other: other.rank)
-            line.heaps.clear()  # nothing but units that are done
-        line.count += 1
-        line.cost += unit.cost
-        heapq.heappush(line.heaps.setdefault(self._failed_on.get(number, frozenset()), []), number)
+        queue = self._queues[unit.lam]
+        if not queue.count:
+            bisect.insort(self._open, queue, key=lambda other: other.position)
+            queue.heaps.clear()  # they hold nothing but units that are done
+        queue.count += 1
+        queue.cost += unit.cost
+        heapq.heappush(queue.heaps.setdefault(self._failed_on.get(number, frozenset()), []), number)
 
     def _unwait(self, number: int) -> None:
         unit = self._units[number]
-        line = self._line[unit.lam]
-        line.count -= 1
-        line.cost -= unit.cost
-        if not line.count:
-            self._open.remove(line)
+        queue = self._queues[unit.lam]
+        queue.count -= 1
+        queue.cost -= unit.cost
+        if not queue.count:
+            self._open.remove(queue)
 
-    def _heap(self, line: _Line, replica: str) -> list[int] | None:
+    def _heap(self, queue: _LambdaQueue, replica: str) -> list[int] | None:
         """Return the heap whose first unit is the replica's next one at this λ."""
         best = None
-        for failed_on, heap in line.heaps.items():
+        for failed_on, heap in queue.heaps.items():
             while heap and self._state[heap[0]] != _WAITING:
                 heapq.heappop(heap)
             tried = replica in failed_on and not self._at.keys() <= failed_on
@@ -221,10 +221,10 @@ class Scheduler:
 
     def _elsewhere(self, replica: str) -> list[int] | None:
         best, most = None, -1.0
-        for line in self._open:
-            # A λ where no replica is comes before all others.
-            load = line.cost / line.replicas if line.replicas else math.inf
-            if load > most and (heap := self._heap(line, replica)):
+        for queue in self._open:
+            # A λ that no replica is at comes before all others.
+            load = queue.cost / queue.replicas if queue.replicas else math.inf
+            if load > most and (heap := self._heap(queue, replica)):
                 best, most = heap, load
                 if load == math.inf:
                     break

@@ -1,19 +1,19 @@
-"""What is done about a unit that failed on different replicas: find the requests that kill an engine, and leave them out.
+"""A unit that failed on different replicas is split, to find the requests that kill an engine and to leave them out.
 
-Plain Python, as the scheduler: no ray, no clock, no input or output. A unit is halved, first between documents and then
-between the requests of one; halves that pass are cleared, halves that fail are halved again. A request is an offender
-only when it failed alone on `MAX_KILLS` replicas, because a replica may die by chance. In the end the unit is run once
-more without its offenders: its tables depend on the unit and on which these are, and on nothing else.
+As the scheduler, this is plain Python: no ray, no clock, no input or output. A unit is halved, first between documents and
+then between the requests of one document; halves that pass are cleared, halves that fail are halved again. A request is an
+offender only when it failed alone on `MAX_KILLS` replicas, because a replica may die by chance. In the end the unit is run
+once more without its offenders: its tables depend on the unit and on its offenders, and on nothing else.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from ray_jobs.units import Key, Unit
+from ray_jobs.units import Unit, UnitKey
 
 REASON = "the engine failed on this request alone, on two replicas"
-MAX_KILLS = 2  # of a request alone
-MAX_OFFENDERS = 8  # of a unit, and at most half of it; more, and the engine or the model is at fault
+MAX_KILLS = 2  # a request that failed alone so often is an offender
+MAX_OFFENDERS = 8  # a unit with more offenders, or with more than half of its rows, shows a fault of engine or model
 
 
 @dataclasses.dataclass(slots=True)
@@ -21,10 +21,10 @@ class _Case:
     """One unit that is being split."""
 
     unit: Unit
-    starts: Sequence[int]  # first row of each of its documents
-    waiting: list[tuple[int, int]]  # ranges of rows that are suspect, the next one last
+    starts: Sequence[int]  # the first row of each document
+    waiting: list[tuple[int, int]]  # the ranges of rows that are suspect; the last range is tried next
     offenders: list[int] = dataclasses.field(default_factory=list)
-    kills: int = 0  # by the single request that is next
+    kills: int = 0  # how often the single request that is tried next has failed alone
 
 
 class Splitter:
@@ -33,17 +33,17 @@ class Splitter:
     def __init__(self, starts: Callable[[Unit], Sequence[int]]) -> None:
         """`starts(unit)` gives the first row of each document of a unit."""
         self._starts = starts
-        self._cases: dict[Key, _Case] = {}
+        self._cases: dict[UnitKey, _Case] = {}
         self._holds: dict[str, _Case] = {}
-        self._hopeless = False  # a unit had too many offenders: another would cost as many engines
+        self._hopeless = False  # whether a unit had too many offenders: splitting another would cost as many engines
 
     @property
     def open(self) -> int:
-        """Units that are being split."""
+        """Return the number of units that are being split."""
         return len(self._cases)
 
     def add(self, unit: Unit) -> bool:
-        """Begin to split a unit; False where there is no hope in it."""
+        """Begin to split a unit; return False, without splitting it, if an earlier unit had too many offenders."""
         if self._hopeless:
             return False
         case = _Case(unit, self._starts(unit), [])
@@ -52,7 +52,11 @@ class Splitter:
         return True
 
     def next(self, replica: str) -> tuple[Unit, bool] | None:
-        """Hand out a part to try, or a unit without its offenders, which is to be committed (True); None: nothing to do."""
+        """Hand out a part of a unit to try, with False, or a unit without its offenders to commit, with True.
+
+        Returns:
+            None where there is nothing to do.
+        """
         held = {case.unit.key for case in self._holds.values()}
         case = next((case for key, case in self._cases.items() if key not in held), None)
         if case is None:
@@ -64,7 +68,7 @@ class Splitter:
         return dataclasses.replace(case.unit, offenders=tuple((row, REASON) for row in sorted(case.offenders))), True
 
     def passed(self, replica: str) -> None:
-        """What the replica was handed went well."""
+        """Take in that the replica did well what it was handed."""
         case = self._holds.pop(replica)
         if case.waiting:
             case.waiting.pop()
@@ -73,7 +77,7 @@ class Splitter:
             del self._cases[case.unit.key]
 
     def failed(self, replica: str, charge: bool = True) -> bool:
-        """The replica failed at what it was handed; `charge` tells whether that may be the requests' fault.
+        """Take in that the replica failed at what it was handed; `charge` tells whether requests may be at fault.
 
         Returns:
             Whether the unit is given up for good.
@@ -102,7 +106,7 @@ class Splitter:
 
 
 def _halves(case: _Case, first: int, end: int) -> list[tuple[int, int]]:
-    """Return two parts of a range, the lower one last; nothing where it is one request."""
+    """Return the two halves of a range of rows, the lower one last, or an empty list if the range is one request."""
     inner = [start for start in case.starts if first < start < end]
     if not inner:
         if end - first < 2:

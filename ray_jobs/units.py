@@ -1,4 +1,4 @@
-"""Units: what a sweep has to do, what is left of it, and the order in which its λs are taken."""
+"""Units are the work of a sweep; this module knows which of them are left, and the order in which λs are taken."""
 
 import dataclasses
 import heapq
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from contract.points import is_parent, order
 
-Key = tuple[str, str, int]  # task, canonical λ, shard: names a unit, its table and its receipt
+UnitKey = tuple[str, str, int]  # the task, the canonical λ and the shard, which name a unit, its table and its receipt
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -16,41 +16,41 @@ class Unit:
     """One shard of one task at one λ: the unit of work."""
 
     task: str
-    lam: str  # canonical point
+    lam: str  # the canonical point
     shard: int
-    first_row: int  # of the task's request table
-    end_row: int  # exclusive
-    cost: int  # tokens or requests: an estimate of the work, used for balancing only
-    offenders: tuple[tuple[int, str], ...] = ()  # rows that go straight into quarantine, and why
+    first_row: int  # the first row in the task's request table
+    end_row: int  # the row after the last one
+    cost: int  # an estimate of the work, in tokens or requests, which is used for balancing only
+    offenders: tuple[tuple[int, str], ...] = ()  # the rows that go straight into quarantine, and the reason of each
 
     @property
-    def key(self) -> Key:
+    def key(self) -> UnitKey:
         return self.task, self.lam, self.shard
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a replica returns once a unit's table is committed; no part of the results."""
+    """A replica returns a receipt once a unit's table is committed; receipts are no part of the results."""
 
     task: str
     lam: str
     shard: int
-    requests: int  # of the unit, the quarantined ones included
+    requests: int  # the unit's requests, including those that were quarantined
     quarantined: int
-    tokens_scheduled: int  # computed by the engine
-    tokens_cached: int  # taken from its prefix cache
+    tokens_scheduled: int  # the tokens that the engine computed
+    tokens_cached: int  # the tokens that came from the engine's prefix cache
     switch_seconds: float  # 0 where the replica was at this λ already
     score_seconds: float
     commit_seconds: float
     replica: str
     host: str
     hardware: str
-    route: str  # how λ was switched: reload, or resident and the tier of the parents
-    weight_digests: tuple[str, ...]  # of the live weights, one per rank
-    tokens_generated: int = 0  # of those computed, the sampled ones
+    route: str  # how λ was switched: by reload, or resident, with the tier of the parents
+    weight_digests: tuple[str, ...]  # the digest of each rank's live weights
+    tokens_generated: int = 0  # the tokens that were sampled, which are computed ones too
 
     @property
-    def key(self) -> Key:
+    def key(self) -> UnitKey:
         return self.task, self.lam, self.shard
 
     def to_json(self) -> dict[str, Any]:
@@ -63,21 +63,21 @@ class Receipt:
 
 
 class TaskPlan(NamedTuple):
-    """One task's part of the plan."""
+    """Holds one task's part of the plan."""
 
-    shards: Sequence[Sequence[int]]  # [first_row, end_row] of each
-    lambdas: Sequence[str]  # canonical
-    costs: Sequence[int]  # one per shard
+    shards: Sequence[Sequence[int]]  # [first_row, end_row] of each shard
+    lambdas: Sequence[str]  # the canonical λs
+    costs: Sequence[int]  # the cost of each shard
 
 
 def units_for(tasks: Mapping[str, TaskPlan], committed: Callable[[str, str], Container[int]]) -> list[Unit]:
-    """Return the units that are left: the plan less what is committed, sorted by task, λ and shard.
+    """Return the units of the plan that are not committed, sorted by task, λ and shard.
 
-    `committed(task, λ)` gives the numbers of the shards whose table is there (`RunDir.committed`); it is asked once for
+    `committed(task, λ)` gives the numbers of the shards whose table is there (`RunDir.committed`); it is called once for
     each task and λ.
 
     Raises:
-        ValueError: a task has not one cost per shard.
+        ValueError: a task has more or fewer costs than shards.
     """
     left = []
     for task in sorted(tasks):
@@ -91,7 +91,7 @@ def units_for(tasks: Mapping[str, TaskPlan], committed: Callable[[str, str], Con
 
 
 def coarse_first(lambdas: Iterable[str]) -> list[str]:
-    """Return λs so that every beginning of the list covers the whole grid about evenly.
+    """Return λs in such an order that every beginning of the list covers the whole grid about evenly.
 
     The parents come first, then the ends of the grid, then again and again the middle of the widest stretch
     (counted in grid points, the lowest one where several are equally wide): a coarse frontier is visible early.

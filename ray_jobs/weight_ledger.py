@@ -1,4 +1,4 @@
-"""Which weights each λ was scored with: all replicas at a λ must have held the same model."""
+"""The ledger knows which weights each λ was scored with: all replicas at a λ must have held the same model."""
 
 from contract.points import in_path
 from ray_jobs.units import Receipt
@@ -11,10 +11,10 @@ class WeightLedger:
         self._seen: dict[tuple[str, str, str], Receipt] = {}
 
     def conflict(self, receipt: Receipt) -> str | None:
-        """Take in a receipt; return what to tell the user where it contradicts an earlier one.
+        """Take in a receipt; return a message for the user if it contradicts an earlier one, otherwise None.
 
-        Compared are receipts of the same λ, kind of hardware and route: another kind may round differently, another route
-        sums up other tensors.
+        Only receipts of the same λ, kind of hardware and route are compared: another kind of hardware may round
+        differently, and another route sums up other tensors.
         """
         first = self._seen.setdefault((receipt.lam, receipt.hardware, receipt.route), receipt)
         if first.weight_digests == receipt.weight_digests:

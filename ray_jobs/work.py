@@ -1,4 +1,4 @@
-"""Where a unit's requests come from, what is done with them, and where it is kept: what kinds of tasks differ in."""
+"""Kinds of tasks differ in where a unit's requests come from, what is done with them, and where the results are kept."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """What a unit came to."""
+class UnitResult:
+    """Holds the results of a unit."""
 
     table: pa.Table
-    """The completion record: scores or samples."""
+    """The completion record, which holds scores or samples."""
     quarantine: pa.Table
-    """With the offenders."""
+    """The requests that could not be done, including the unit's offenders."""
     requests: int
-    """With the quarantined ones."""
+    """The number of requests, including those in quarantine."""
     computed: int
-    """Tokens that the engine computed, prompts and samples."""
+    """The number of tokens that the engine computed, in prompts and samples."""
     cached: int
-    """Tokens that it took from its prefix cache."""
+    """The number of tokens that came from the engine's prefix cache."""
     generated: int = 0
-    """Tokens that were sampled."""
+    """The number of tokens that were sampled."""
 
 
 class Work(Protocol):
-    """One unit's requests, in a replica."""
+    """Holds one unit's requests in a replica, and does them there."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the unit's tables carry about the requests."""
+        """Return what the unit's tables say about the requests that they were computed from."""
 
-    def run(self, engine: "Engine", lam: str) -> Done:
+    def run(self, engine: "Engine", lam: str) -> UnitResult:
         """Do the unit, its offenders left out, on an engine that is at `lam`.
 
         Raises:
@@ -53,28 +53,32 @@ class Work(Protocol):
 
 
 class Source(Protocol):
-    """A task's requests. Goes to every replica once, through Ray's object store."""
+    """A task's requests. Every replica gets it once, through Ray's object store."""
 
     @property
     def kind(self) -> str:
-        """Of the table that is a unit's completion record: tokens or generations."""
+        """Return the kind of table that is a unit's completion record: tokens or generations."""
 
     def open(self, unit: Unit) -> Work:
-        """Raises InputError where the requests cannot be read. `unit` may be a part of one."""
+        """Return the work of a unit, or of a part of one.
+
+        Raises:
+            InputError: the requests cannot be read.
+        """
 
     def documents(self, unit: Unit) -> Sequence[int]:
-        """Return the first row of each document of a unit; the driver asks, so nothing large is read."""
+        """Return the first row of each document of a unit. The driver calls this, so it reads nothing large."""
 
     def path(self, kind: str, unit: Unit) -> Location:
-        """Path of one unit's file; `kind` is `self.kind`, quarantine or receipts."""
+        """Return the path of one file of a unit; `kind` is `self.kind`, quarantine or receipts."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableSource:
-    """A sweep's task: its requests table, held whole."""
+    """The source of a sweep's task; it holds the whole requests table."""
 
     root: str
-    """Of the run directory: an absolute path or a URL."""
+    """The run directory, an absolute path or a URL."""
     task: str
     table: pa.Table
     requests_sha256: str
@@ -96,38 +100,38 @@ class TableSource:
 
 @dataclass(frozen=True, slots=True)
 class TableWork:
-    """Some rows of a `TableSource`, to be scored."""
+    """Scores some rows of a `TableSource`."""
 
     requests: pa.Table
     refused: pa.Table
-    """`schemas.QUARANTINE` of the offenders."""
+    """The unit's offenders, as `schemas.QUARANTINE`."""
     identity: dict[str, Any]
 
-    def run(self, engine: "Engine", lam: str) -> Done:
+    def run(self, engine: "Engine", lam: str) -> UnitResult:
         from serve.scoring import score_unit
 
         scores = score_unit(engine, self.requests, lam)
         return scored(scores.tokens, _with(scores.quarantine, self.refused), scores)
 
 
-def scored(table: pa.Table, quarantine: pa.Table, scores: "UnitScores") -> Done:
-    """Return what a scored unit came to; `table` and `quarantine` are what is committed of it."""
+def scored(table: pa.Table, quarantine: pa.Table, scores: "UnitScores") -> UnitResult:
+    """Return the results of a scored unit; `table` and `quarantine` are the tables to commit."""
     requests = table.num_rows + quarantine.num_rows
-    return Done(table, quarantine, requests, scores.prompt_tokens - scores.cached_tokens, scores.cached_tokens)
+    return UnitResult(table, quarantine, requests, scores.prompt_tokens - scores.cached_tokens, scores.cached_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateSource:
-    """A sweep's generate task: its prompts, held whole, and the tokenizer that makes text of samples."""
+    """The source of a sweep's generate task; it holds all prompts, and the tokenizer that turns samples into text."""
 
     root: str
-    """Of the run directory: an absolute path or a URL."""
+    """The run directory, an absolute path or a URL."""
     task: str
     table: pa.Table
     requests_sha256: str
     sampling: Sampling
     tokenizer: Any
-    """A fast tokenizer of transformers."""
+    """A fast tokenizer of the transformers library."""
 
     @property
     def kind(self) -> str:
@@ -139,7 +143,7 @@ class GenerateSource:
         return GenerateWork(*_parted(self.table, unit), identity, self.sampling, self.tokenizer)
 
     def documents(self, unit: Unit) -> range:
-        return range(unit.first_row, unit.end_row)  # each prompt is one
+        return range(unit.first_row, unit.end_row)  # each prompt is a document
 
     def path(self, kind: str, unit: Unit) -> Location:
         return RunDir(self.root).unit(kind, *unit.key)
@@ -147,20 +151,20 @@ class GenerateSource:
 
 @dataclass(frozen=True, slots=True)
 class GenerateWork:
-    """Some rows of a `GenerateSource`, to be sampled."""
+    """Samples from some rows of a `GenerateSource`."""
 
     prompts: pa.Table
     refused: pa.Table
-    """`schemas.QUARANTINE` of the offenders."""
+    """The unit's offenders, as `schemas.QUARANTINE`."""
     identity: dict[str, Any]
     sampling: Sampling
     tokenizer: Any
 
-    def run(self, engine: "Engine", lam: str) -> Done:
+    def run(self, engine: "Engine", lam: str) -> UnitResult:
         from serve.sampling import sample_unit
 
         found = sample_unit(engine, self.prompts, lam, self.sampling, self._text)
-        return Done(
+        return UnitResult(
             found.generations,
             _with(found.quarantine, self.refused),
             requests=self.prompts.num_rows + self.refused.num_rows,
@@ -179,7 +183,7 @@ def _rows(table: pa.Table, unit: Unit) -> pa.Table:
 
 
 def _parted(table: pa.Table, unit: Unit) -> tuple[pa.Table, pa.Table]:
-    """Return a unit's rows without its offenders, and `schemas.QUARANTINE` of those."""
+    """Return a unit's rows without its offenders, and the offenders as `schemas.QUARANTINE`."""
     rows = _rows(table, unit)
     at = [row - unit.first_row for row, _ in unit.offenders]
     refused = {

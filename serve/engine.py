@@ -11,18 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import EngineError
-from contract.points import by_name, middle
+from contract.points import by_name
 from merge.line import STRAIGHT, Line
 from serve.hooks.continuation_scores import EXTRA, limit_prefix_reads
 from serve.hooks.seeded_draws import NUMBER, Draw, Drawn, Draws
 from serve.machine import host_memory
 from serve.multinode import Span, network_environment
 from serve.plugin import BACKEND, RESIDENT, WORKER_EXTENSION, ParentsConfig
+from serve.reference import reference_probes
 from serve.settings import EngineSettings, cores_by_rank
 from serve.switch.tiers import RELOAD, Room
+from serve.verify import Journey, Probe, Verdict, journey, probe_request, read_probe, way
 
 LOADED = "loaded"  # the route of an engine of one checkpoint
-_PROBE_TOKENS = 48
 _GPU_SHARE = 0.92  # vLLM's default gpu_memory_utilization
 
 
@@ -82,10 +83,9 @@ def process_environment(
 class Engine:
     """A vLLM engine over a pair. Not thread-safe. After any `EngineError` the process must end.
 
-    When it starts, θ half-way to every aligned checkpoint (λ = 0.5) is made live once by the resident route and once by
-    vLLM's own loader, and a probe prompt must get the same logprobs, bit by bit; else every switch goes through the loader,
-    and `fallback` says why. Half-way and not a parent: tensors derived from the weights at load would be right at the parent
-    that was loaded last.
+    When it starts, it is taken along the line as `serve.verify` says: a route of switching λ is used only if it makes the
+    weights that vLLM itself loads, bit by bit. Where that is not the fast route, every switch goes through vLLM's loader,
+    and `fallback` says why.
 
     Args:
         base: directory of the base checkpoint; also gives the architecture, unless the vocabularies are only shared.
@@ -115,6 +115,11 @@ class Engine:
         self.digests: tuple[str, ...] = ()  # of each rank's live weights
         arguments = llm_arguments(base, aligned, settings, parents, ranks_on_node, line, span)
         tiers: list[tuple[str, str]] = []
+        if aligned is not None:
+            on = way(base, by_name(aligned), line, Path(arguments["model"]))
+            # An engine over several nodes is held against what its own routes agree on there: another one like it, to load
+            # the other parents, would need the same machines.
+            references = {} if span is not None else reference_probes(arguments, on, settings.device)
         try:
             self._llm = LLM(**arguments)
             if aligned is not None:
@@ -128,15 +133,16 @@ class Engine:
         except Exception as error:
             raise EngineError(f"the vLLM engine did not start: {error}") from error
         self.vocab_size: int = self._llm.llm_engine.model_config.get_vocab_size()
-        self.fallback = next((reason for _, reason in tiers if reason), "")
         if aligned is None:
-            self.lam, self.route = "0", LOADED
+            self.lam, self.route, self.fallback = "0", LOADED, ""
             return
-        self._probed = middle(by_name(aligned))
-        if parents != RELOAD and not self.fallback and not self._routes_agree():
-            self.fallback = "the same λ gives other logprobs than vLLM's own loader"
-        self._use(RELOAD if self.fallback else RESIDENT, only=True)
-        self.route = RELOAD if self.fallback else f"{RESIDENT} {'/'.join(sorted({tier for tier, _ in tiers}))}"
+        slower = next((reason for _, reason in tiers if reason), "")
+        routes = {RELOAD: slower} if slower else {RESIDENT: "", RELOAD: ""}
+        verdict = self._travel(journey(routes, on, references))
+        self.fallback = verdict.reason
+        self._use(verdict.route, only=True)
+        tier = f" {'/'.join(sorted({tier for tier, _ in tiers}))}" if verdict.route == RESIDENT else ""
+        self.route = verdict.route + tier
 
     def switch(self, lam: str) -> None:
         """Move to θ at a point. Raises EngineError when that fails: the weights are then half-written."""
@@ -155,22 +161,36 @@ class Engine:
     def _use(self, route: str, only: bool) -> None:
         self._llm.collective_rpc("interpolation_use", args=(route, only))
 
-    def _routes_agree(self) -> bool:
-        """Hold the resident route against vLLM's own loader, which comes last and leaves nothing of the former behind."""
-        seen = []
-        for route in (RESIDENT, RELOAD):
-            self._use(route, only=False)
-            self.lam = None
-            self.switch(self._probed)
-            seen.append(self._probe())
-        self.lam = None
-        return same_bits(*seen)
+    def _travel(self, going: Journey) -> Verdict:
+        """Do what a journey says. The weights are then those of wherever it ended."""
+        answer: Probe | None = None
+        while True:
+            try:
+                step = going.send(answer)
+            except StopIteration as end:
+                self.lam = None
+                verdict: Verdict = end.value
+                return verdict
+            answer = None
+            if step.kind == "use":
+                self._use(step.route, only=False)
+            elif step.kind == "go":
+                self.lam = None
+                self.switch(step.point)
+            else:
+                answer = self._probe()
 
-    def _probe(self) -> npt.NDArray[np.float64]:
-        """Return the logprobs of a fixed prompt's tokens."""
-        token_ids = probe_token_ids(self.vocab_size, self.settings.max_model_len)
+    def _probe(self) -> Probe:
+        """Answer the probe prompt with the live weights."""
+        from vllm import SamplingParams
+
+        ids, parameters = probe_request(self.vocab_size, self.settings.max_model_len)
         self.clear_prefix_cache()
-        return self.score([Prompt(token_ids, 0, [0])]).logprob
+        try:
+            (output,) = self._llm.generate([{"prompt_token_ids": ids}], SamplingParams(**parameters), use_tqdm=False)
+        except Exception as error:
+            raise EngineError(f"the vLLM engine failed: {error}") from error
+        return read_probe(output)
 
     def clear_prefix_cache(self) -> None:
         """Forget every cached prefix, so that what follows depends on nothing before it."""
@@ -328,20 +348,6 @@ def _same_kernels(asked: Any) -> dict[str, Any]:
     return config | {
         "inductor_compile_config": {"deterministic": True} | dict(config.get("inductor_compile_config", {}))
     }
-
-
-def probe_token_ids(vocab_size: int, max_model_len: int) -> list[int]:
-    """Return a fixed prompt, different tokens all over the vocabulary."""
-    length = min(_PROBE_TOKENS, max_model_len - 1)
-    return [(11 + 7919 * position) % vocab_size for position in range(length)]
-
-
-def same_bits(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> bool:
-    """Whether two arrays hold the same numbers, bit by bit, and NaN (of whatever payload) in the same places."""
-    if one.shape != other.shape:
-        return False
-    same = one.view(np.int64) == other.view(np.int64)
-    return bool((same | (np.isnan(one) & np.isnan(other))).all())
 
 
 def free_memory(settings: EngineSettings, ranks: int) -> Room:

@@ -1,1 +1,1 @@
-"""Metrics along λ → the frontier of accuracy against calibration error, λ*, and the answer in a sentence."""
+"""This folder finds the frontier of accuracy against calibration error along λ, λ* on it, and the answer in a sentence."""

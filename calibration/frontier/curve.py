@@ -1,4 +1,4 @@
-"""Accuracy and calibration error along λ, with their resamples: what the frontier is made of."""
+"""A curve is accuracy and calibration error along λ, with their resamples; the frontier is made of it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,85 +8,89 @@ import numpy as np
 
 from calibration.arrays import BINS, Floats
 from calibration.metrics.choice_tasks import ACCURACY
-from calibration.task_at_lambda import PARENTS, Point
+from calibration.task_at_lambda import PARENTS, TaskMetrics
 
-# What accuracy may be held against: errors in [0, 1].
+# Accuracy may be held against one of these calibration errors, which all lie in [0, 1].
 ERRORS = (f"ece_width{BINS}", f"ece_mass{BINS}", f"ece_classwise{BINS}", "smece")
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """Two metrics at L λs on one split, in R resamples shared by all of them."""
+    """Two metrics at L λs on one split, and in R resamples that all λs share."""
 
-    accuracy: Floats  # [L]
-    error: Floats  # [L]
-    resampled_accuracy: Floats  # [L, R]
-    resampled_error: Floats  # [L, R]
+    accuracy: Floats  # shape [L]
+    error: Floats  # shape [L]
+    resampled_accuracy: Floats  # shape [L, R]
+    resampled_error: Floats  # shape [L, R]
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A task at its L finished λs, ascending."""
+    """The curve of a task at its L finished λs, ascending."""
 
     task: str
-    metric: str  # the calibration error: in [0, 1], lower is better
+    metric: str  # the name of the calibration error, which lies in [0, 1]; lower is better
     confidence: str
-    lambdas: tuple[str, ...]  # canonical
-    documents: tuple[int, ...]  # [L] in `report`
+    lambdas: tuple[str, ...]  # the canonical λs
+    documents: tuple[int, ...]  # the number of documents in `report` at each of the L λs
     select: Track
     report: Track
-    parents: Mapping[str, str] = field(default_factory=PARENTS.copy)  # λs of those that are on the line
+    parents: Mapping[str, str] = field(default_factory=PARENTS.copy)  # the point of each parent that is on the line
 
 
-def thinned(point: Point, metric: str, confidence: str) -> Point:
-    """Return a point with only the estimates that `curve` wants of it; all of them at all λs are gigabytes."""
+def thinned(measured: TaskMetrics, metric: str, confidence: str) -> TaskMetrics:
+    """Return a λ's metrics with only the estimates that `collect_curve` needs; all estimates would take gigabytes."""
     wanted = {ACCURACY[confidence], metric}
-    kept = {key: one for key, one in point.estimates.items() if key[0] in wanted and key[1] == confidence}
-    return dataclasses.replace(point, estimates=kept)
+    kept = {key: one for key, one in measured.estimates.items() if key[0] in wanted and key[1] == confidence}
+    return dataclasses.replace(measured, estimates=kept)
 
 
-def curve(task: str, points: Sequence[Point], metric: str, confidence: str, parents: Mapping[str, str]) -> Curve | None:
+def collect_curve(
+    task: str, measured_lambdas: Sequence[TaskMetrics], metric: str, confidence: str, parents: Mapping[str, str]
+) -> Curve | None:
     """Collect two metrics of a choice task along λ.
 
     A λ with documents still to be scored is left out: fewer documents are no fair comparison.
 
     Args:
-        task: its name.
-        points: λ ascending; only `metric` and the accuracy are needed of their estimates.
-        metric: one of ERRORS.
-        confidence: sum, tokens or bytes.
-        parents: λs of those that are on the line.
+        task: the task's name.
+        measured_lambdas: the task's metrics at each λ, ascending; of their estimates only those of `metric` and of the
+            accuracy are needed.
+        metric: the calibration error, one of ERRORS.
+        confidence: the confidence of both metrics: sum, tokens or bytes.
+        parents: the point of each parent that is on the line.
 
     Returns:
-        None where no λ is finished, for a continuation task, and where a half holds fewer than two documents.
+        The curve; None where no λ is finished, for a continuation task, and where a half holds fewer than two documents.
     """
     names = ACCURACY[confidence], metric
     keys = {half: [(name, confidence, half) for name in names] for half in ("select", "report")}
     wanted = [key for half in keys.values() for key in half]
     finished = [
-        point
-        for point in points
-        if not point.left_out.unfinished
-        and all(key in point.estimates and point.estimates[key].n > 1 for key in wanted)
+        measured
+        for measured in measured_lambdas
+        if not measured.left_out.unfinished
+        and all(key in measured.estimates and measured.estimates[key].n > 1 for key in wanted)
     ]
     if not finished:
         return None
     tracks = {}
     for half, pair in keys.items():
-        values = [np.array([point.estimates[key].value for point in finished]) for key in pair]
-        count = min(len(point.estimates[key].resampled) for point in finished for key in pair)  # smooth ECE has fewer
-        resampled = [np.stack([point.estimates[key].resampled[:count] for point in finished]) for key in pair]
-        whole = ~np.isnan(resampled).any(axis=(0, 1))  # a λ with few documents can be without any in a resample
+        values = [np.array([measured.estimates[key].value for measured in finished]) for key in pair]
+        # Smooth ECE has fewer resamples than the other metrics.
+        count = min(len(measured.estimates[key].resampled) for measured in finished for key in pair)
+        resampled = [np.stack([measured.estimates[key].resampled[:count] for measured in finished]) for key in pair]
+        whole = ~np.isnan(resampled).any(axis=(0, 1))  # a resample may hold no document of a λ that has few
         tracks[half] = Track(*values, *(array[:, whole] for array in resampled))
-    documents = tuple(point.estimates[keys["report"][0]].n for point in finished)
-    lambdas = tuple(point.lam for point in finished)
+    documents = tuple(measured.estimates[keys["report"][0]].n for measured in finished)
+    lambdas = tuple(measured.lam for measured in finished)
     return Curve(task, metric, confidence, lambdas, documents, tracks["select"], tracks["report"], parents)
 
 
 def macro_average(curves: Sequence[Curve]) -> Curve | None:
-    """Average tasks, each with the same weight, at the λs that all of them have; None where they share none.
+    """Average tasks with equal weights at the λs that all of them have; return None where they share none.
 
-    Their resamples are drawn independently, so the r-th of the average is the average of the r-th ones.
+    The tasks' resamples are drawn independently, so the r-th resample of the average is the average of the r-th ones.
     """
     shared = set.intersection(*(set(one.lambdas) for one in curves)) if curves else set()
     if not shared:

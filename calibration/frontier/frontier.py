@@ -1,6 +1,6 @@
-"""The frontier of accuracy against calibration error along λ, and where on it λ* is.
+"""This module finds the frontier of accuracy against calibration error along λ, and where on it λ* is.
 
-λ* is chosen on the documents of `select`; everything else here is of the documents of `report`, which had no say in it.
+λ* is chosen on the documents of `select`; everything else is measured on the documents of `report`, which had no say in it.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 
 from calibration.arrays import Bools, Floats
 from calibration.frontier.curve import Curve, Track, macro_average
-from calibration.frontier.lambda_star import choices, choose
+from calibration.frontier.lambda_star import choose, choose_in_resamples
 from calibration.frontier.sentence import sentence
 from calibration.frontier.types import Chosen, FrontierPoint, Gain, Value
 from calibration.task_at_lambda import PARENTS
@@ -22,32 +22,32 @@ from calibration.uncertainty.multiple_tests import indistinguishable, step_down
 from contract.points import is_named
 from contract.rundir import RunDir, commit_json
 
-REFERENCE = (0.0, 1.0)  # accuracy, error: the corner that nothing is worse than
+REFERENCE = (0.0, 1.0)  # the accuracy and the error that nothing is worse than
 
 
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """A task, or the macro average of all."""
+    """The frontier of a task, or of the macro average of all tasks."""
 
     task: str
     metric: str
     confidence: str
     resamples: int
-    points: tuple[FrontierPoint, ...]  # λ ascending
-    hypervolume: Value  # between the frontier and the reference, in [0, 1]; the share of possible results it dominates
+    points: tuple[FrontierPoint, ...]  # the points at all λs, ascending
+    hypervolume: Value  # the share of possible results that the frontier dominates: its area to REFERENCE, in [0, 1]
     chosen: Chosen
     answer: str
 
 
 @dataclass(frozen=True, slots=True)
 class Frontiers:
-    """All choice tasks of a run."""
+    """The frontiers of all choice tasks of a run."""
 
     tasks: tuple[Frontier, ...]
-    macro: Frontier | None  # null with fewer than two tasks, or no λ that all of them have
+    macro: Frontier | None  # None where there are fewer than two tasks, or no λ that all of them have
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as what JSON knows; a number that does not exist is null."""
+        """Return a dict that `json.dumps` takes; a number that does not exist is None."""
         reference = {"accuracy": REFERENCE[0], "error": REFERENCE[1]}
         plain: dict[str, Any] = _plain({**dataclasses.asdict(self), "reference": reference})
         for one in (*plain["tasks"], *filter(None, [plain["macro"]])):
@@ -57,7 +57,7 @@ class Frontiers:
 
 
 def _name(place: dict[str, Any]) -> None:
-    """Write a point of several coordinates as `point` beside a `lam` that is null, and what λ* has there."""
+    """Change an entry of several coordinates in place: `point` names it, `lam` is None, and λ* has `like` and no ends."""
     like = place.pop("like", None)
     if is_named(place["lam"]):
         place |= {"lam": None, "point": place["lam"]}
@@ -68,13 +68,15 @@ def _name(place: dict[str, Any]) -> None:
 
 
 def frontiers(curves: Sequence[Curve]) -> Frontiers:
-    """Return the frontier of each task and of their average."""
+    """Return the frontier of each task, and of the average of all tasks where there are several."""
     average = macro_average(curves) if len(curves) > 1 else None
     return Frontiers(tuple(frontier(one) for one in curves), frontier(average) if average else None)
 
 
 def write_frontiers(run: RunDir, found: Frontiers, diversity: Mapping[str, Any] | None = None) -> None:
-    """Commit RUN/report/frontier.json, with what `samples_at_lambda.by_lambda` says of the generate tasks, if there are any.
+    """Commit RUN/report/frontier.json.
+
+    `diversity` is what `samples_at_lambda.by_lambda` returns for the generate tasks; it is written if there are any.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -83,9 +85,9 @@ def write_frontiers(run: RunDir, found: Frontiers, diversity: Mapping[str, Any] 
 
 
 def frontier(curve: Curve) -> Frontier:
-    """Work out the frontier, λ*, and what can be said of both.
+    """Return the frontier of a curve, with λ* and with intervals and tests of both.
 
-    Source of the hypervolume: E. Zitzler, L. Thiele, "Multiobjective evolutionary algorithms: a comparative case study and
+    The hypervolume is that of E. Zitzler, L. Thiele, "Multiobjective evolutionary algorithms: a comparative case study and
     the strength Pareto approach", IEEE Trans. Evol. Comput. 3 (1999).
     """
     track = curve.report
@@ -125,7 +127,7 @@ def frontier(curve: Curve) -> Frontier:
 
 
 def _chosen(curve: Curve, place: int) -> Chosen:
-    drawn = np.sort(choices(curve.select))
+    drawn = np.sort(choose_in_resamples(curve.select))
     tail = int(0.025 * (len(drawn) + 1))
     like = _like(curve.report, place)
     low = high = place
@@ -148,7 +150,7 @@ def _chosen_point(curve: Curve, place: int) -> Chosen:
 
 
 def _like(track: Track, place: int) -> Bools:
-    """[L] which λs `report` cannot tell from one of them."""
+    """Return [L] which λs `report` cannot tell from the one at `place`."""
     like = np.ones(len(track.accuracy), np.bool_)
     others = np.delete(np.arange(len(like)), place)
     pairs = [(track.accuracy, track.resampled_accuracy), (track.error, track.resampled_error)]
@@ -160,7 +162,10 @@ def _like(track: Track, place: int) -> Bools:
 
 
 def _better_than_all(track: Track, parents: Mapping[str, int], count: int) -> tuple[dict[int, float], dict[int, float]]:
-    """Return by λ the p-values of being better than all `count` parents: of the gains, the largest one."""
+    """Return two dicts by the place of λ, for accuracy and error: the p-value of being better than all `count` parents.
+
+    It is the largest of the p-values of the gains on each parent. Both dicts are empty where a parent is missing.
+    """
     if len(parents) < count:
         return {}, {}
     others = np.array([i for i in range(len(track.accuracy)) if i not in parents.values()], np.intp)
@@ -192,7 +197,7 @@ def _gain(track: Track, i: int, parent: int, metric: str) -> Gain:
 
 
 def _dominated(accuracy: Floats, error: Floats) -> Bools:
-    """[L, R], [L, R] → [L, R]: another λ is at least as good in both and better in one."""
+    """Return [L, R] whether another λ is at least as good in both metrics [L, R] and better in one."""
     found = np.zeros(accuracy.shape, np.bool_)
     for one, other in zip(accuracy, error, strict=True):
         found |= (one >= accuracy) & (other <= error) & ((one > accuracy) | (other < error))
@@ -200,7 +205,7 @@ def _dominated(accuracy: Floats, error: Floats) -> Bools:
 
 
 def _hypervolume(accuracy: Floats, error: Floats) -> Floats:
-    """[L, R], [L, R] → [R]"""
+    """Return the hypervolume [R] of accuracies [L, R] and errors [L, R]."""
     order = np.argsort(-accuracy, axis=0, kind="stable")
     steps = -np.diff(np.take_along_axis(accuracy, order, 0), axis=0, append=REFERENCE[0])
     lowest = np.minimum.accumulate(np.take_along_axis(error, order, 0), axis=0)

@@ -1,6 +1,6 @@
-"""Where to score next, so that a coarse grid finds the λ* that a dense one would.
+"""This module says which λs to score next, so that a coarse grid finds the λ* that a dense one would.
 
-λ* is the choice of `lambda_star.choose`, so this is about that and nothing else: which gaps between neighbouring λs hide it,
+λ* is what `lambda_star.choose` chooses. Only two questions matter for it: which gaps between neighbouring λs may hide λ*,
 and whether the documents could tell the λs in such a gap apart.
 """
 
@@ -12,42 +12,44 @@ import numpy as np
 
 from calibration.arrays import Floats, Ints
 from calibration.frontier.curve import Curve, Track
-from calibration.frontier.lambda_star import choices, choose
+from calibration.frontier.lambda_star import choose, choose_in_resamples
 from contract.grid import MAX_DECIMALS, canonical
 
-ROUND = 4  # λs between two looks at the tables: engines that would wait have work, and few λs are chosen blindly
+# So many λs are scored between two looks at the tables: engines have work meanwhile, and few λs are chosen blindly.
+ROUND = 4
 
-# Of λ*'s standard error: a grid that fine adds less than 0.3 % to it (s² + (s / 4)² / 12).
+# No gap narrower than this fraction of λ*'s standard error is split: a grid that fine adds less than 0.3 % to the standard
+# error (s² + (s / 4)² / 12).
 _FRACTION = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """What to score next."""
+    """The λs to score next."""
 
-    lambdas: tuple[str, ...]  # canonical, ascending; none where more λs would tell nothing
-    resolution: float  # no gap narrower than this is split
+    lambdas: tuple[str, ...]  # the canonical λs, ascending; none where more λs would tell nothing
+    resolution: float  # the width of the narrowest gap that is still split
 
 
 def suggest(curve: Curve, count: int, taken: Collection[str] = ()) -> Suggestion:
     """Return up to `count` λs between those of a curve, where λ* can still move.
 
-    In every resample λ* lies at a λ of the grid, and the λ* of a denser grid beside it: on the side where the calibration
-    error falls, by the slope of the parabola through it and its neighbours. (Where only accuracy kept a neighbour of
-    lower error from being chosen, that is the side on which it was lost.) The gap there gets that resample's vote, and the
-    sample itself votes for half. The gap with the most votes times its width is split first, at the roundest number of its
-    middle half; each of the parts has half of its votes. A gap narrower than a quarter of λ*'s standard error is not split:
-    the documents cannot tell the λs in it apart.
+    In every resample λ* lies at a λ of the grid, and the λ* of a denser grid lies beside it, on the side where the
+    calibration error falls, by the slope of the parabola through λ* and its neighbours. (If only accuracy kept a neighbour
+    of lower error from being chosen, this is the side of that neighbour.) The gap on that side gets the resample's vote, and
+    the sample itself has as many votes as all resamples. The gap with the most votes times its width is split first, at the
+    roundest number of its middle half; each of the parts has half of the votes. A gap narrower than a quarter of λ*'s
+    standard error is not split: the documents cannot tell the λs in it apart.
 
-    A function of its arguments alone: the same tables give the same λs.
+    The result depends on the arguments alone: the same tables give the same λs.
 
     Args:
-        curve: a task, or the average of several.
-        count: at most so many.
-        taken: λs that are not to be suggested, in or out of the curve.
+        curve: the curve of a task, or of the average of several.
+        count: the most λs to return.
+        taken: λs that must not be suggested, whether the curve has them or not.
     """
     grid = [Decimal(lam) for lam in curve.lambdas]
-    places = choices(curve.select)
+    places = choose_in_resamples(curve.select)
     values = np.array([float(lam) for lam in grid])
     resolution = max(_FRACTION * float(values[places].std()) if len(places) else 0.0, 10.0**-MAX_DECIMALS)
     gaps = [
@@ -68,12 +70,12 @@ def suggest(curve: Curve, count: int, taken: Collection[str] = ()) -> Suggestion
 
 
 def _votes(track: Track, values: Floats) -> Floats:
-    """[L − 1] how likely λ* of a denser grid is in each gap."""
+    """Return [L − 1] how likely it is that each gap holds the λ* of a denser grid."""
     votes = np.zeros(max(len(values) - 1, 0))
     if len(values) < 2:
         return votes
     place = choose(track)
-    drawn = choices(track)
+    drawn = choose_in_resamples(track)
     np.add.at(votes, _side(track.error[:, None], values, np.array([place])), 1.0)
     if len(drawn):
         np.add.at(votes, _side(track.resampled_error, values, drawn), 1.0 / len(drawn))
@@ -82,17 +84,17 @@ def _votes(track: Track, values: Floats) -> Floats:
 
 
 def _side(error: Floats, values: Floats, place: Ints) -> Ints:
-    """[L, R] errors and [R] places of λ* → [R] the gap beside it into which the error falls."""
+    """Return the gap [R] beside λ* into which the error falls, from errors [L, R] and places [R] of λ*."""
     column = np.arange(error.shape[1])
     width, slope = np.diff(values), np.diff(error, axis=0) / np.diff(values)[:, None]
-    left, right = np.maximum(place - 1, 0), np.minimum(place, len(width) - 1)  # gaps; the same one at an end
+    left, right = np.maximum(place - 1, 0), np.minimum(place, len(width) - 1)  # both are the same gap at an end
     rise = slope[left, column] * width[right] + slope[right, column] * width[left]
     gap: Ints = np.where(rise > 0, left, right)
     return gap
 
 
 def _roundest(low: Decimal, high: Decimal) -> Decimal | None:
-    """Return the number of the fewest digits in the middle half of a gap, the nearest to its middle of several."""
+    """Return the number with the fewest digits in the middle half of a gap; of several, the nearest to the middle."""
     middle, quarter = (low + high) / 2, (high - low) / 4
     for digits in range(MAX_DECIMALS + 1):
         for step in (Decimal(5).scaleb(-digits), Decimal(1).scaleb(-digits)):

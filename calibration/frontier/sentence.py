@@ -22,12 +22,12 @@ def sentence(
     "dpo=0.5,sft=0.25: accuracy +1.9 points over base, ECE 0.18 → 0.07; not distinguishable from 3 of 8 other points"
 
     Args:
-        point: λ*, on the documents that had no say in choosing it.
+        point: what was measured at λ*, on the documents that had no say in choosing it.
         chosen: λ*, with its interval and the λs like it.
-        parents: `base`, and `aligned` or each of several by its name, those there are; it is compared with aligned, else
-            with base.
-        others: how many λs there are besides.
-        metric: of the calibration error.
+        parents: the points of the parents that there are, `base`, and `aligned` or each of several by its name; λ* is
+            compared with aligned, or with base where there is no aligned.
+        others: the number of λs besides λ*.
+        metric: the name of the calibration error.
     """
     is_point = is_named(chosen.lam)
     where = chosen.lam if is_point else f"λ = {chosen.lam}"

@@ -1,1 +1,1 @@
-"""Scores → metrics, each with its value in every resample."""
+"""This folder computes metrics from scores, each with its value in every resample."""

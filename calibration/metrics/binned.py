@@ -1,10 +1,10 @@
-"""Metrics that are functions of weighted sums over documents: means, and everything in bins of equal width.
+"""These metrics are functions of weighted sums over documents: means, and everything in bins of equal width.
 
 A sample is its documents with weights, and R samples are one matrix product: `matrix` [K sums, D documents] times weights
 [D, R]. The sums of two disjoint sets of documents add up to those of both. The point value and every resample go through
-the same formulas, the former with all weights 1.
+the same formulas; for the point value all weights are 1.
 
-Bin b of B is (b / B, (b + 1) / B]: open on the left, closed on the right; 0.0 is in the first and 1.0 in the last.
+Bin b of B is (b / B, (b + 1) / B]: it is open on the left and closed on the right; 0.0 is in the first and 1.0 in the last.
 (torchmetrics puts 1.0 into a bin of its own beyond the last, so that a saturated model's documents at 1.0 and at 0.9999
 are judged apart.)
 """
@@ -23,13 +23,13 @@ from calibration.uncertainty.resample import Weights
 
 
 def bin_of(confidence: Floats, bins: int = BINS) -> Ints:
-    """Return the bin of equal width that each probability is in; any shape."""
-    # k / bins is rounded once, as a confidence of k / bins is; np.linspace multiplies, and at 10 bins misses 0.3.
+    """Return the bin of equal width that each probability is in, for an array of any shape."""
+    # k / bins is rounded once, as a confidence of k / bins is; np.linspace multiplies, and with 10 bins it misses 0.3.
     return np.searchsorted(np.arange(1, bins) / bins, confidence, side="left")
 
 
 class Layout:
-    """Sums over D documents: `add` hands out the next rows, `of` finds them again in all the sums."""
+    """Names sums over D documents: `add` gives a name the next rows, `of` finds the rows of a name in all the sums."""
 
     def __init__(self, documents: int) -> None:
         self._documents = documents
@@ -42,7 +42,7 @@ class Layout:
     ) -> None:
         """Add `rows` sums under a name: entry i puts `value[i]` of `document[i]` into sum `row[i]`.
 
-        By default there is an entry for each document, and all are in one sum.
+        By default there is an entry for each document, and all entries are in one sum.
         """
         document = np.arange(self._documents) if document is None else document
         row = np.zeros(len(document), np.int64) if row is None else row
@@ -52,12 +52,12 @@ class Layout:
 
     @functools.cached_property
     def matrix(self) -> "SumMatrix":
-        """The sums as a matrix [K, D], once all are added."""
+        """Return the sums as a matrix [K, D]; it is made once, so all sums must be added before."""
         row, document, value = (np.concatenate(part) for part in zip(*self._entries, strict=True))
         return SumMatrix(row, document, value, (self._size, self._documents))
 
     def of(self, sums: Floats, name: str) -> Floats:
-        """Return the rows [rows, R] of a name out of all the sums [K, R]."""
+        """Return the rows [rows, R] of a name, taken from all the sums [K, R]."""
         return sums[self._rows[name]]
 
 
@@ -67,19 +67,19 @@ class SumMatrix:
     def __init__(self, row: Ints, document: Ints, value: Floats, shape: tuple[int, int]) -> None:
         kept = value != 0
         entries = value[kept].astype(np.float64), (row[kept], document[kept])
-        # By column, that is by document: its weights are read once, for all the sums that it is in.
-        self._exact = scipy.sparse.csc_matrix(entries, shape=shape)
-        self._quick = self._exact.astype(np.float32)
+        # The matrix is stored by column, that is by document: its weights are read once for all the sums that it is in.
+        self._float64 = scipy.sparse.csc_matrix(entries, shape=shape)
+        self._float32 = self._float64.astype(np.float32)
 
     def sums(self, weights: Weights, documents: slice = slice(None)) -> Floats:
-        """Return the sums over all documents, or over a run of them with weights [run, R]."""
-        matrix: Any = self._quick if weights.dtype == np.float32 else self._exact
+        """Return the sums [K, R] over all documents, or over a slice of them, whose weights are [documents, R]."""
+        matrix: Any = self._float32 if weights.dtype == np.float32 else self._float64
         sums: Floats = (matrix[:, documents] @ weights).astype(np.float64)
         return sums
 
 
 def add_reliability(layout: Layout, made: Predictions, bins: int = BINS) -> None:
-    """Add the sums that `reliability_metrics` wants of the predicted choices."""
+    """Add the sums over predicted choices that `reliability_metrics` needs."""
     bin_ = bin_of(made.confidence, bins)
     side = np.where(made.correct, 0, bins) + bin_
     layout.add("bin_count", np.ones(len(bin_)), side, 2 * bins)
@@ -89,22 +89,22 @@ def add_reliability(layout: Layout, made: Predictions, bins: int = BINS) -> None
 def reliability_metrics(
     layout: Layout, sums: Floats, bins: int = BINS, target: Floats | None = None
 ) -> dict[str, Floats]:
-    """Return the calibration errors [R] of the predicted choice in bins of equal width; NaN where there is none.
+    """Return the calibration errors [R] of the predicted choice in bins of equal width, NaN where there is none.
 
-    With n_b documents in bin b of n, g_b = mean confidence − accuracy in it and a_b its accuracy:
+    Let n_b of n documents be in bin b, a_b be their accuracy, and g_b = mean confidence − accuracy.
 
-    ece_width: Σ_b (n_b / n) |g_b|, in [0, 1]. M. P. Naeini, G. F. Cooper, M. Hauskrecht, AAAI 2015; with these edges and
-        15 bins C. Guo et al., "On calibration of modern neural networks", ICML 2017, section 2.
-    mce: max_b |g_b| over the bins that are not empty; same sources.
-    ece_debiased: 2 ece_width − Σ_b (n_b / n) E|N(g_b, a_b (1 − a_b) / n_b)|: a bin's gap is noisy, which the absolute
-        value counts as miscalibration. A. Kumar, P. Liang, T. Ma, "Verified uncertainty calibration", NeurIPS 2019, whose
-        library draws the normal variables; here the expectation is that of a folded normal distribution in closed
-        form. Below 0 where the error is smaller than its noise.
-    ece_width_matched, with a `target` accuracy [R]: ece_width after right documents are weighted by target / accuracy and
-        wrong ones by (1 − target) / (1 − accuracy), so that the accuracy is the target: what of a difference in ECE to
-        a model of that accuracy is not due to the difference in accuracy (the confounder shown in Yang et al., "When
-        calibration rankings reverse", arXiv 2606.30814). The weights are post-stratification on the outcome: D. Holt,
-        T. M. F. Smith, "Post stratification", J. R. Stat. Soc. A 142 (1979).
+    ece_width: Σ_b (n_b / n) |g_b|, in [0, 1]. The source is M. P. Naeini, G. F. Cooper, M. Hauskrecht, AAAI 2015; the edges
+        and 15 bins are those of C. Guo et al., "On calibration of modern neural networks", ICML 2017, section 2.
+    mce: max_b |g_b| over the bins that are not empty, from the same sources.
+    ece_debiased: 2 ece_width − Σ_b (n_b / n) E|N(g_b, a_b (1 − a_b) / n_b)|, because a bin's gap is noisy, which the
+        absolute value counts as miscalibration; it is below 0 where the error is smaller than its noise. The source is
+        A. Kumar, P. Liang, T. Ma, "Verified uncertainty calibration", NeurIPS 2019, whose library draws the normal
+        variables; here the expectation is that of a folded normal distribution in closed form.
+    ece_width_matched: ece_width after right documents are weighted by target / accuracy and wrong ones by
+        (1 − target) / (1 − accuracy), so that the accuracy is `target` [R]; it is there only with a `target`. It shows the
+        part of a difference in ECE to a model of that accuracy which is not due to the difference in accuracy (the
+        confounder shown in Yang et al., "When calibration rankings reverse", arXiv 2606.30814). The weights are
+        post-stratification on the outcome: D. Holt, T. M. F. Smith, "Post stratification", J. R. Stat. Soc. A 142 (1979).
     """
     counts, gaps = layout.of(sums, "bin_count"), layout.of(sums, "bin_gap")
     right = counts[:bins]
@@ -129,19 +129,19 @@ def reliability_metrics(
 
 
 def _folded_normal_mean(mean: Floats, deviation: Floats) -> Floats:
-    """E|X| of X ~ N(mean, deviation²): F. C. Leone, L. S. Nelson, R. B. Nottingham, Technometrics 3 (1961)."""
+    """Return E|X| for X ~ N(mean, deviation²), by F. C. Leone, L. S. Nelson, R. B. Nottingham, Technometrics 3 (1961)."""
     z = np.where(deviation > 0, mean / deviation, np.inf)
     spread = deviation * np.sqrt(2 / np.pi) * np.exp(-0.5 * z * z) + mean * erf(z / np.sqrt(2))
     return np.where(deviation > 0, spread, np.abs(mean))
 
 
 def _ratio(target: Floats, share: Floats) -> Floats:
-    """What to weight documents of this share by to make up the target: any where there are none and none are wanted."""
+    """Return the weight of documents with this share that makes their share the target; 0 where both are 0."""
     return np.where(share > 0, target / share, np.where(target == 0, 0.0, np.nan))
 
 
 def add_classes(layout: Layout, made: Predictions, sizes: Ints, gold: Ints, bins: int = BINS) -> None:
-    """Add the sums that `class_metrics` wants of all choices; `sizes` [D] says how many a document has."""
+    """Add the sums over all choices that `class_metrics` needs; `sizes` [D] says how many choices each document has."""
     document, choice = np.nonzero(np.arange(made.probability.shape[1]) < sizes[:, None])
     probability = made.probability[document, choice]
     is_gold = gold[document] == choice
@@ -152,26 +152,27 @@ def add_classes(layout: Layout, made: Predictions, sizes: Ints, gold: Ints, bins
 
 
 def class_metrics(layout: Layout, sums: Floats, n: Floats, brier: Floats, bins: int = BINS) -> dict[str, Floats]:
-    """Return what is computed from all C choices, each a binary event [R]; class c is the choice at place c.
+    """Return the metrics [R] that take each of the C choices as a binary event; class c is the choice at place c.
 
-    A document with fewer choices belongs to the classes it has. With n_cb documents in bin b of class c, p_cb their mean
-    probability, y_cb the share of them whose gold choice is c, and y_c that share over all n_c of the class:
+    A document with fewer choices belongs to the classes it has. Let n_cb documents be in bin b of class c, p_cb be their
+    mean probability, y_cb the share of them whose gold choice is c, and y_c that share over all n_c documents of the class.
 
-    ece_classwise: mean over c of Σ_b (n_cb / n_c) |p_cb − y_cb|, in [0, 1]. J. Nixon et al., "Measuring calibration in
-        deep learning", CVPR workshops 2019 (static calibration error); M. Kull et al., NeurIPS 2019 (the name).
+    ece_classwise: the mean over c of Σ_b (n_cb / n_c) |p_cb − y_cb|, in [0, 1]. The source is J. Nixon et al., "Measuring
+        calibration in deep learning", CVPR workshops 2019 (static calibration error); the name is that of M. Kull et al.,
+        NeurIPS 2019.
     brier_reliability: Σ_c Σ_b (n_cb / n) (p_cb − y_cb)²;
     brier_resolution: Σ_c Σ_b (n_cb / n) (y_cb − y_c)²;
-    brier_uncertainty: Σ_c (n_c / n) y_c (1 − y_c). A. H. Murphy, "A new vector partition of the probability score",
-        J. Appl. Meteorol. 12 (1973), in the form that sums the partitions of the classes.
+    brier_uncertainty: Σ_c (n_c / n) y_c (1 − y_c). The source of all three is A. H. Murphy, "A new vector partition of the
+        probability score", J. Appl. Meteorol. 12 (1973), in the form that sums the partitions of the classes.
     brier_within: Brier score − (reliability − resolution + uncertainty). Murphy's identity is exact where all
-        probabilities of a bin are equal; in bins of a width, this remainder makes it exact: it is the within-bin variance
-        of p less twice the within-bin covariance of p and y (D. B. Stephenson, C. A. S. Coelho, I. T. Jolliffe, "Two
-        extra components in the Brier score decomposition", Weather Forecast. 23 (2008)).
+        probabilities of a bin are equal; in bins of some width, this remainder makes it exact. It is the within-bin
+        variance of p less twice the within-bin covariance of p and y (D. B. Stephenson, C. A. S. Coelho, I. T. Jolliffe,
+        "Two extra components in the Brier score decomposition", Weather Forecast. 23 (2008)).
     """
     count, gap, gold = (layout.of(sums, name) for name in ("class_count", "class_gap", "class_gold"))
     shape = (-1, bins, sums.shape[1])
     count, gap, gold = count.reshape(shape), gap.reshape(shape), gold.reshape(shape)
-    size, positive = count.sum(axis=1), gold.sum(axis=1)  # [C, R]
+    size, positive = count.sum(axis=1), gold.sum(axis=1)  # both have shape [C, R]
     with np.errstate(divide="ignore", invalid="ignore"):
         reliability = np.where(count > 0, gap * gap / count, 0.0).sum(axis=(0, 1)) / n
         base = np.where(size > 0, positive * positive / size, 0.0).sum(axis=0)

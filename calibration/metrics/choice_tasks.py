@@ -45,52 +45,53 @@ _Found = dict[tuple[str, str], Floats]  # metric, split: [R]
 
 
 @dataclass(frozen=True, slots=True)
-class Parent:
-    """What other λs are compared with."""
+class ParentPredictions:
+    """The predictions of a parent, with which those at other λs are compared."""
 
-    document: Ints  # [S] index into Documents, ascending
-    choice: dict[str, Ints]  # per confidence [S], what it predicts
+    document: Ints  # [S] the index of each document in Documents, ascending
+    choice: dict[str, Ints]  # [S] the predicted choice of each document, by confidence
 
 
-def as_parent(scores: ChoiceScores) -> Parent:
-    """Return the predictions of a parent."""
+def parent_predictions(scores: ChoiceScores) -> ParentPredictions:
+    """Return the predictions of a parent, with which other λs are compared."""
     choice = {name: predictions(logits, scores.gold).choice for name, logits in scores.logits.items()}
-    return Parent(scores.document, choice)
+    return ParentPredictions(scores.document, choice)
 
 
 def restricted(scores: ChoiceScores, kept: Ints) -> ChoiceScores:
-    """Return the scores at some places [S] of the documents, in that order."""
+    """Return the scores of the documents at these places [S], in this order."""
     logits = {confidence: rows[kept] for confidence, rows in scores.logits.items()}
     return ChoiceScores(scores.document[kept], scores.sizes[kept], scores.gold[kept], logits, scores.left_out)
 
 
 def choice_estimates(
     scores: ChoiceScores,
-    tokens: TokenScores,
+    token_scores: TokenScores,
     resamples: Resamples,
-    parents: Mapping[str, Parent],
+    parents: Mapping[str, ParentPredictions],
     aligned: Estimates | None,
 ) -> Estimates:
     """Compute every metric of a choice task at one λ.
 
     Args:
-        scores, tokens: of the λ.
-        resamples: of the task.
-        parents: `base` and `aligned`, those there are, for `agreement_base` and `agreement_aligned`: the share of
-            documents with the same prediction, of those that both have scores for.
-        aligned: estimates at λ = 1, whose accuracy `ece_width15_matched` is matched to; without them there is none.
+        scores: the scores of the choices at the λ.
+        token_scores: the scores of the tokens at the λ.
+        resamples: the resamples of the task's documents.
+        parents: the parents that there are, by name, for `agreement_base` and `agreement_aligned`: among the documents that
+            have scores at both λs, the share with the same prediction.
+        aligned: the estimates at λ = 1, to whose accuracy `ece_width15_matched` is matched; without them that is left out.
 
     Returns:
-        By (metric, confidence, split). `temperature` is what a half's documents were scaled by and has no resamples:
-        in these the temperature is that of the sample.
+        The estimates by (metric, confidence, split). `temperature` is what a half's documents were scaled by. It has no
+        resamples, because in every resample the temperature is that of the sample.
     """
     order, runs = resamples.halves_first(scores.document)
     scores = restricted(scores, order)
-    views = [_View(scores, tokens, runs, parents, confidence) for confidence in CONFIDENCES]
+    views = [_View(scores, token_scores, runs, parents, confidence) for confidence in CONFIDENCES]
     targets = [_targets(aligned, confidence) for confidence in CONFIDENCES]
     drawn: list[list[_Found]] = [[] for _ in views]
     start = 0
-    for weights in resamples.chunks(scores.document):  # outermost, because the weights are the largest thing here
+    for weights in resamples.chunks(scores.document):  # this is the outer loop, because weights take the most memory
         part = slice(start, start := start + weights.shape[1])
         smooth = min(max(SMOOTH_RESAMPLES - part.start, 0), weights.shape[1])
         for view, target, chunks in zip(views, targets, drawn, strict=True):
@@ -112,7 +113,7 @@ def choice_estimates(
 
 
 def matched_to_itself(estimates: Estimates) -> Estimates:
-    """Return the estimates of λ = 1 with the matched ECE that others are to be compared with: its own ECE."""
+    """Return the estimates of λ = 1 with its own ECE as the matched ECE, to which that of other λs is compared."""
     plain, matched = _NAMES["ece_width"], _NAMES["ece_width_matched"]
     return estimates | {(matched, *key[1:]): estimate for key, estimate in estimates.items() if key[0] == plain}
 
@@ -122,14 +123,14 @@ def _targets(aligned: Estimates | None, confidence: str) -> dict[str, Estimate]:
 
 
 class _View:
-    """A λ under one of its confidences, laid out as sums over its documents."""
+    """The scores at a λ under one confidence, laid out as sums over the documents."""
 
     def __init__(
         self,
         scores: ChoiceScores,
-        tokens: TokenScores,
+        token_scores: TokenScores,
         runs: dict[str, slice],
-        parents: Mapping[str, Parent],
+        parents: Mapping[str, ParentPredictions],
         confidence: str,
     ) -> None:
         self.confidence = confidence
@@ -150,7 +151,7 @@ class _View:
         self._parents = list(parents)
         if confidence == "sum":
             self._plain.add("option_mass", np.exp(logits).sum(axis=1))
-            scored = tokens.of(scores.document)
+            scored = token_scores.of(scores.document)
             add_tokens(self._plain, scored)
             self._sizes["token_ece_width"] = np.unique(scored.document)
 
@@ -167,16 +168,16 @@ class _View:
         self._every = np.arange(count)
 
     def size(self, metric: str, split: str) -> int:
-        """Return how many documents a metric is of."""
+        """Return how many documents of a split a metric is computed from."""
         return int(np.isin(self._every[self._runs[split]], self._sizes.get(metric, self._every)).sum())
 
     def measure(self, weights: Weights, accuracy: Mapping[str, Floats], smooth: int) -> _Found:
         """Compute every metric on every split.
 
         Args:
-            weights: [S, R].
-            accuracy: by split [R], what `ece_width_matched` is matched to; where none is given there is none.
-            smooth: smooth ECE is of the first so many of the R.
+            weights: the weights [S, R] of the documents in the resamples.
+            accuracy: the accuracy [R] that `ece_width_matched` is matched to, by split; without it that metric is left out.
+            smooth: the number of resamples, the first of the R, for which smooth ECE is computed.
         """
         found: _Found = {}
         plain, scaled = self._sums(self._plain, weights), self._sums(self._scaled, weights)
@@ -211,7 +212,7 @@ class _View:
         return found
 
     def _summed_scaled(self, split: str, sums: Floats, n: Floats) -> dict[str, Floats]:
-        """Return the temperature-scaled metrics; none where a document of the split has no temperature."""
+        """Return the temperature-scaled metrics; they are NaN where a document of the split has no temperature."""
         found = _means(self._scaled, sums, n) | reliability_metrics(self._scaled, sums)
         halves = [half for half in self.temperatures if split in ("all", half) and len(self._every[self._runs[half]])]
         missing = any(self.temperatures[half] is None for half in halves)

@@ -1,4 +1,4 @@
-"""A continuation task at one λ → its metrics on every split, each with its value in every resample."""
+"""This module computes the metrics of a continuation task at one λ on every split, each with its value in every resample."""
 
 import numpy as np
 
@@ -14,17 +14,19 @@ from calibration.uncertainty.resample import SPLITS, Resamples, ones
 
 
 def restricted(scores: ContinuationScores, kept: Ints) -> ContinuationScores:
-    """Return the scores at some places [S] of the documents, in that order."""
+    """Return the scores of the documents at these places [S], in this order."""
     return ContinuationScores(
         scores.document[kept], scores.logprob[kept], scores.greedy[kept], scores.decided[kept], scores.left_out
     )
 
 
-def continuation_estimates(scores: ContinuationScores, tokens: TokenScores, resamples: Resamples) -> Estimates:
-    """Compute every metric of a continuation task at one λ; it has no choices, hence no confidence in one.
+def continuation_estimates(scores: ContinuationScores, token_scores: TokenScores, resamples: Resamples) -> Estimates:
+    """Compute every metric of a continuation task at one λ; such a task has no choices, hence no confidence in one.
 
-    acc: share of the documents whose continuation is the greedy one, of those where the engine's answer decides it;
-    nll: mean over documents of the whole continuation's; perplexity: exp of that; token_ece_width15: of the tokens.
+    acc: the share of documents whose continuation is the greedy one, among those where the engine's answer decides that;
+    nll: the mean over documents of the whole continuation's NLL, in nats;
+    perplexity: exp(nll);
+    token_ece_width15: the ECE of the tokens.
     """
     order, runs = resamples.halves_first(scores.document)
     scores = restricted(scores, order)
@@ -33,9 +35,9 @@ def continuation_estimates(scores: ContinuationScores, tokens: TokenScores, resa
     layout.add("documents", np.ones(len(scores.document)))
     layout.add("decided", scores.decided.astype(np.float64))
     layout.add("acc", (scores.greedy & scores.decided).astype(np.float64))
-    layout.add("nll", np.where(impossible, 0.0, 0.0 - scores.logprob))  # not −x, which makes −0.0 of 0
+    layout.add("nll", np.where(impossible, 0.0, 0.0 - scores.logprob))  # −x would turn 0 into −0.0
     layout.add("nll_infinite", impossible.astype(np.float64))
-    add_tokens(layout, tokens.of(scores.document))
+    add_tokens(layout, token_scores.of(scores.document))
     matrix = layout.matrix
     found: Estimates = {}
     for split in SPLITS:

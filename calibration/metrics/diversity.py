@@ -1,14 +1,15 @@
-"""How much the samples of a prompt differ: the cost of alignment that accuracy does not see.
+"""Diversity is how much the samples of a prompt differ; alignment may lower it, which accuracy does not see.
 
-Words are those of sacrebleu's 13a tokenizer, case kept; n-grams do not cross samples. Per prompt, over its N samples:
+Words are those of sacrebleu's 13a tokenizer, with their case kept; n-grams do not cross samples. Each prompt has these
+metrics over its N samples:
 
-    distinct_1, _2, _3   different n-grams over all n-grams, in [0, 1]
-    self_bleu            mean sentence BLEU of one sample against another, over all N (N − 1) ordered pairs, in [0, 1]
-    distinct_answers     different samples after normalisation, 1 to N
+    distinct_1, _2, _3   the number of different n-grams over that of all n-grams, in [0, 1]
+    self_bleu            the mean sentence BLEU of one sample against another, over all N (N − 1) ordered pairs, in [0, 1]
+    distinct_answers     the number of different samples after normalisation, 1 to N
 
-BLEU is sacrebleu's `sentence_score` (n-grams up to 4 with effective order, exponential smoothing) over 100. Normalised is
-as in SQuAD: lower case, no punctuation, no articles, single spaces. What does not exist (trigrams where all samples are
-shorter, a pair where there is one sample) is NaN.
+BLEU is sacrebleu's `sentence_score` (n-grams up to 4 with effective order, exponential smoothing) over 100. Texts are
+normalised as in SQuAD: lower case, no punctuation, no articles, single spaces. A metric that does not exist (trigrams where
+all samples are shorter, pairs where there is one sample) is NaN.
 
 Sources: J. Li et al., "A diversity-promoting objective function for neural conversation models", NAACL 2016 (distinct-n);
 Y. Zhu et al., "Texygen: a benchmarking platform for text generation models", SIGIR 2018 (self-BLEU, there against all other
@@ -26,7 +27,7 @@ from calibration.arrays import Floats, Ints
 
 DIVERSITY = ("distinct_1", "distinct_2", "distinct_3", "self_bleu", "distinct_answers")
 
-_ORDERS = 4  # of n-grams in BLEU
+_ORDERS = 4  # BLEU counts n-grams of up to so many words
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
@@ -40,9 +41,9 @@ def diversity(prompt: Ints, texts: Sequence[str], prompts: int) -> Floats:
     """Return every metric [P, 5] of each prompt, in the order of DIVERSITY.
 
     Args:
-        prompt: [S] which prompt each sample is of, ascending.
-        texts: [S] the samples.
-        prompts: P; one without samples has NaN.
+        prompt: the prompt [S] that each sample belongs to, ascending.
+        texts: the samples [S].
+        prompts: the number P of prompts; a prompt without samples has NaN.
     """
     sizes = np.bincount(prompt, minlength=prompts)
     answers = np.zeros(prompts)
@@ -59,7 +60,7 @@ def diversity(prompt: Ints, texts: Sequence[str], prompts: int) -> Floats:
         here = prompt[sample]
         if order < 3:
             many = np.bincount(here, minlength=prompts)
-            _, first = np.unique(gram, return_index=True)  # ids of one prompt are not those of another
+            _, first = np.unique(gram, return_index=True)  # two prompts have no ids of n-grams in common
             with np.errstate(invalid="ignore"):
                 found[:, order] = np.bincount(here[first], minlength=prompts) / many
         correct[order] = _common(sample, gram, one, other, len(texts))
@@ -72,9 +73,9 @@ def diversity(prompt: Ints, texts: Sequence[str], prompts: int) -> Floats:
 
 
 def _grams(prompt: Ints, texts: Sequence[str]) -> tuple[Ints, list[tuple[Ints, Ints]]]:
-    """Return the words of each sample [S], and for n = 1 to 4 the sample and an id of each n-gram, both [G].
+    """Return the number of words of each sample [S], and for n = 1 to 4 the sample and the id of each n-gram, both [G].
 
-    Two n-grams have the same id where they are the same words of the same prompt.
+    Two n-grams have the same id if they are the same words in samples of the same prompt.
     """
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
@@ -101,7 +102,7 @@ def _grams(prompt: Ints, texts: Sequence[str]) -> tuple[Ints, list[tuple[Ints, I
 
 
 def _pairs(starts: Ints) -> tuple[Ints, Ints]:
-    """Return both samples of all ordered pairs of different samples of one prompt."""
+    """Return the first and the second samples of all ordered pairs of different samples of the same prompt."""
     firsts, seconds = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for begin, size in zip(starts[:-1], np.diff(starts), strict=True):
         first, second = np.nonzero(~np.eye(size, dtype=np.bool_))
@@ -111,9 +112,9 @@ def _pairs(starts: Ints) -> tuple[Ints, Ints]:
 
 
 def _common(sample: Ints, gram: Ints, one: Ints, other: Ints, samples: int) -> Ints:
-    """Return how many n-grams pairs of samples have in common, each as often as the one that has it less often.
+    """Return how many n-grams each pair of samples has in common; each counts as often as in the sample with fewer of it.
 
-    The k-th occurrence of an n-gram in a sample counts as a thing of its own; then common things are common n-grams.
+    The k-th occurrence of an n-gram in a sample is taken as a thing of its own, so that common things are common n-grams.
     """
     if not len(one):
         return np.zeros(0, np.int64)

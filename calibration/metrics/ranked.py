@@ -1,8 +1,8 @@
-"""Metrics of documents in order of confidence: ECE in bins of equal mass, AUROC, AURC, accuracy at a coverage.
+"""These metrics take documents in order of confidence: ECE in bins of equal mass, AUROC, AURC, accuracy at a coverage.
 
-Exact for weighted documents: a weight w stands for w copies of a document, so a weighted metric equals the plain one of
-the copied sample. The documents are sorted once, whatever the number R of weightings. Documents of equal confidence are
-tied: nothing depends on the order in which they are given.
+They are exact for weighted documents: a weight w stands for w copies of a document, so a weighted metric equals the plain
+one of the copied sample. The documents are sorted once, whatever the number R of weightings. Documents of equal confidence
+are tied: nothing depends on the order in which they are given.
 """
 
 from typing import Any
@@ -14,13 +14,13 @@ from calibration.arrays import BINS, Bools, Floats
 from calibration.metrics.binned import SumMatrix
 from calibration.uncertainty.resample import Weights
 
-COVERAGE = 80  # per cent of the documents, the most confident ones
+COVERAGE = 80  # the per cent of the documents, the most confident ones, whose accuracy is taken
 
-_BLOCK = 24  # levels whose sums are kept: a position in the order is found in a block first, then inside it
+_BLOCK = 24  # levels in a block whose sums are kept: a position is looked for among blocks first, then inside one
 
 
 class Ranking:
-    """D documents sorted by confidence."""
+    """Sorts D documents by confidence, once for all weightings."""
 
     def __init__(self, confidence: Floats, correct: Bools, bins: int = BINS) -> None:
         self._bins = bins
@@ -28,27 +28,28 @@ class Ranking:
         self._segments(confidence, correct)
 
     def metrics(self, weights: Weights) -> dict[str, Floats]:
-        """[D, R] weights → name: [R]; NaN where a metric does not exist.
+        """Return the metrics [R] by name for weights [D, R], NaN where a metric does not exist.
 
         ece_mass: Σ_b |sum of (confidence − correct) in bin b| / n over bins of equal mass, in [0, 1]. The n copies are
-            cut into runs as np.array_split does: sizes differ by at most 1 and the larger ones come first; with n below
-            the number of bins each is a bin of its own. Each of a tie counts with their common accuracy, so that it
-            does not matter which of them fall on which side of a cut. J. Nixon et al., "Measuring calibration in deep
-            learning", CVPR workshops 2019 (the adaptive scheme, of the top choice); the treatment of ties is ours:
-            saturated models give 1.0 to many documents, right and wrong ones.
-        acc_at_80: accuracy of the ⌈0.8 n⌉ most confident copies, the last tie counted in part. R. El-Yaniv, Y. Wiener,
-            "On the foundations of noise-free selective classification", JMLR 11 (2010).
-        auroc: probability that a right document is more confident than a wrong one, ties half; none where all are
-            right or all wrong. From the sum of mid-ranks: H. B. Mann, D. R. Whitney, Ann. Math. Stat. 18 (1947).
-        aurc: mean over k = 1 … n of the error rate of the k most confident copies, in [0, 1]; a tie in expectation over
-            its orders. Y. Geifman, G. Uziel, R. El-Yaniv, "Bias-reduced uncertainty estimation for deep neural
-            classifiers", ICLR 2019. Summed by document instead of by k, where a wrong one of rank j contributes
-            H(n) − H(j − 1), with H the harmonic numbers: H. Zhou et al., "A novel characterization of the population
-            area under the risk coverage curve", arXiv 2410.15361.
+            cut as np.array_split does: the sizes of bins differ by at most 1 and the larger ones come first; if there are
+            fewer copies than bins, each copy is a bin of its own. Tied copies all count with their common accuracy, so
+            that it does not matter which of them fall on which side of a cut. The source is J. Nixon et al., "Measuring
+            calibration in deep learning", CVPR workshops 2019 (the adaptive scheme, of the top choice); the treatment of
+            ties is ours, because saturated models give 1.0 to many documents, right and wrong ones.
+        acc_at_80: the accuracy of the ⌈0.8 n⌉ most confident copies, where the last tie counts in part. The source is
+            R. El-Yaniv, Y. Wiener, "On the foundations of noise-free selective classification", JMLR 11 (2010).
+        auroc: the probability that a right document is more confident than a wrong one, where ties count half; it does
+            not exist where all are right or all are wrong. It is computed from the sum of mid-ranks, by H. B. Mann,
+            D. R. Whitney, Ann. Math. Stat. 18 (1947).
+        aurc: the mean over k = 1 … n of the error rate of the k most confident copies, in [0, 1]; a tie counts with the
+            expectation over its orders. The source is Y. Geifman, G. Uziel, R. El-Yaniv, "Bias-reduced uncertainty
+            estimation for deep neural classifiers", ICLR 2019. The sum is over documents instead of over k: a wrong one
+            of rank j contributes H(n) − H(j − 1), with H the harmonic numbers, by H. Zhou et al., "A novel
+            characterization of the population area under the risk coverage curve", arXiv 2410.15361.
         """
         return self._cut(weights) | self._swept(weights)
 
-    # Ascending, level by level, for what needs sums up to a few positions
+    # These two methods go through the levels of confidence, ascending, for metrics that need sums up to a few positions.
 
     def _levels(self, confidence: Floats, correct: Bools) -> None:
         level, level_of, size = np.unique(confidence, return_inverse=True, return_counts=True)
@@ -59,7 +60,7 @@ class Ranking:
         row = np.concatenate([block, self._blocks + block, 2 * self._blocks + block])
         value = np.concatenate([one, gap, confidence])
         self._block_sums = SumMatrix(row, np.tile(document, 3), value, (3 * self._blocks, len(document)))
-        # Tied documents are one: their weights are summed up, and the sums put below the weights of the documents.
+        # Tied documents count as one: their weights are summed, and the sums are put below the documents' weights.
         tied = np.flatnonzero(size > 1)
         place = np.full(len(level), -1)
         place[tied] = np.arange(len(tied))
@@ -70,7 +71,7 @@ class Ranking:
         source, single = np.full(len(level), -1), np.flatnonzero(size[level_of] == 1)
         source[level_of[single]] = single
         source[tied] = len(document) + np.arange(len(tied))
-        self._source = _padded(source, shape, len(document) + len(tied))  # the last row is of zeros
+        self._source = _padded(source, shape, len(document) + len(tied))  # the last row of weights holds zeros
         self._level = _padded(level, shape, 0.0)
         level_gap = np.zeros(len(level))
         level_gap[level_of[single]] = gap[single]
@@ -78,7 +79,7 @@ class Ranking:
         self._has_ties = len(tied) > 0
 
     def _cut(self, weights: Weights) -> dict[str, Floats]:
-        """Return what is made of sums over the least confident q copies, for a few q."""
+        """Return the metrics that are made of sums over the least confident q copies, for a few q."""
         resamples = weights.shape[1]
         sums = self._block_sums.sums(weights).reshape(3, self._blocks, resamples).cumsum(axis=1)
         before, gap_before, sure_before = np.concatenate([np.zeros((3, 1, resamples)), sums], axis=1)
@@ -88,9 +89,9 @@ class Ranking:
         positions = np.vstack([cuts * quotient + np.minimum(cuts, remainder), n * (100 - COVERAGE) // 100])
 
         column = np.arange(resamples)
-        block = np.count_nonzero(before[1:, None] <= positions, axis=0)  # [cuts, R]
+        block = np.count_nonzero(before[1:, None] <= positions, axis=0)  # has shape [cuts, R]
         block = np.minimum(block, self._blocks - 1)
-        source = self._source[block]  # [cuts, R, _BLOCK]
+        source = self._source[block]  # has shape [cuts, R, _BLOCK]
         tied = self._tied_counts.sums(weights)
         rows = np.vstack([weights, tied.astype(weights.dtype), np.zeros((1, resamples), weights.dtype)])
         inside = rows[source, column[:, None]].astype(np.float64)
@@ -106,35 +107,35 @@ class Ranking:
         gap_at = gap_before[block, column] + (share * gaps).sum(axis=2)
         sure_at = sure_before[block, column] + (part * self._level[block]).sum(axis=2)
         bounds = np.vstack([np.zeros((1, resamples)), gap_at[:-1], gap_before[-1:]])
-        right = (sure_before[-1] - sure_at[-1]) - (gap_before[-1] - gap_at[-1])  # confidence − gap is correct
+        right = (sure_before[-1] - sure_at[-1]) - (gap_before[-1] - gap_at[-1])  # correct = confidence − gap
         with np.errstate(divide="ignore", invalid="ignore"):
             return {
                 "ece_mass": np.abs(np.diff(bounds, axis=0)).sum(axis=0) / n,
                 f"acc_at_{COVERAGE}": right / (n - positions[-1]),
             }
 
-    # Descending, in runs of right and of wrong documents, for what every document's rank is needed for
+    # These two methods go through right and wrong documents, descending, for metrics that need every document's rank.
 
     def _segments(self, confidence: Floats, correct: Bools) -> None:
         level, group, size = np.unique(-confidence, return_inverse=True, return_counts=True)
         right = np.bincount(group, weights=correct, minlength=len(level))
-        # Levels of documents that are all right, or all wrong, join with equal neighbours: their order says nothing.
+        # Neighbouring levels whose documents are all right, or all wrong, are joined: the order among them says nothing.
         kind = np.where(right == size, 0, np.where(right == 0, 1, 2))
         begins = np.concatenate([[True], (kind[1:] != kind[:-1]) | (kind[1:] == 2)])[: len(kind)]
         kinds, segment = kind[begins], (np.cumsum(begins) - 1)[group]
         shape = (len(kinds), len(group))
-        # By row: each sum is written once.
-        self._exact = scipy.sparse.csr_matrix((np.ones(len(group)), (segment, np.arange(len(group)))), shape=shape)
-        self._quick = self._exact.astype(np.float32)
+        # The matrix is stored by row, so that each sum is written once.
+        self._float64 = scipy.sparse.csr_matrix((np.ones(len(group)), (segment, np.arange(len(group)))), shape=shape)
+        self._float32 = self._float64.astype(np.float32)
         self._wrong, self._mixed = np.flatnonzero(kinds == 1), np.flatnonzero(kinds == 2)
         among = np.flatnonzero((kinds[segment] == 2) & ~correct)
         row = np.searchsorted(self._mixed, segment[among])
         self._mixed_wrong = SumMatrix(row, among, np.ones(len(among)), (len(self._mixed), len(group)))
 
     def _swept(self, weights: Weights) -> dict[str, Floats]:
-        """Return what is made of sums over the wrong documents of a function of their ranks."""
-        exact: Any = self._quick if weights.dtype == np.float32 else self._exact
-        weight = exact @ weights  # [segments, R]; whole numbers below 2²⁴, so float32 is exact
+        """Return the metrics that are made of sums, over the wrong documents, of a function of their ranks."""
+        matrix: Any = self._float32 if weights.dtype == np.float32 else self._float64
+        weight = matrix @ weights  # [segments, R]: these are whole numbers below 2²⁴, so float32 is exact
         wrong, mixed = weight[self._wrong], weight[self._mixed]
         ends = np.cumsum(weight, axis=0, out=weight)
         n = ends[-1].astype(np.float64) if len(ends) else np.zeros(weights.shape[1])
@@ -158,7 +159,7 @@ class Ranking:
 
 
 def _padded(values: Any, shape: tuple[int, int], filling: float) -> Any:
-    """Return values in rows of a shape, the last row filled up."""
+    """Return values in rows of this shape; the last row is filled up with `filling`."""
     padded = np.full(shape, filling, values.dtype)
     padded.flat[: len(values)] = values
     return padded

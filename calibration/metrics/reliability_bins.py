@@ -1,6 +1,6 @@
-"""What a reliability diagram shows: how often predictions of a confidence are right, in bins of equal width.
+"""A reliability diagram shows how often predictions of a confidence are right, in bins of equal width.
 
-One table for all diagrams and histograms, made in the same pass over a λ as its metrics.
+One table serves all diagrams and histograms; it is made in the same pass over a λ as the metrics.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,26 +13,26 @@ from scipy.special import ndtri
 from calibration.arrays import BINS, Bools, Floats
 from calibration.metrics.binned import bin_of
 from calibration.metrics.predictions import predictions
-from calibration.scores.loader import Loaded
+from calibration.scores.loader import TaskScores
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores
 from calibration.uncertainty.intervals import LEVEL
 from calibration.uncertainty.resample import SPLITS
 from contract import schemas
 
-BinRow = tuple[Any, ...]  # in the order of schemas.BINS, its task and λ apart
+BinRow = tuple[Any, ...]  # a row in the order of schemas.BINS, without task and λ
 
 
-def bin_rows(loaded: Loaded, in_report: Bools) -> list[BinRow]:
+def bin_rows(at_lambda: TaskScores, in_report: Bools) -> list[BinRow]:
     """Bin the documents of a choice task and the tokens of any task at one λ; empty bins have no row.
 
     The tokens are those of documents that are scored, as in `token_ece_width15`. Bin b is (b / 15, (b + 1) / 15].
 
     Args:
-        loaded: the λ.
-        in_report: [D] of all documents of the task, those of split `report` (`resample.Resamples`).
+        at_lambda: the task's scores at one λ.
+        in_report: for all D documents of the task, whether they are in split `report` (`resample.Resamples`).
     """
     rows: list[BinRow] = []
-    scores, tokens = loaded.scores, loaded.tokens
+    scores, tokens = at_lambda.scores, at_lambda.token_scores
     if isinstance(scores, ChoiceScores):
         sides = _sides(in_report[scores.document])
         for confidence in CONFIDENCES:
@@ -47,7 +47,7 @@ def bin_rows(loaded: Loaded, in_report: Bools) -> list[BinRow]:
 
 
 def bin_table(rows: Iterable[tuple[str, str, list[BinRow]]], points: Sequence[str]) -> pa.Table:
-    """Put (task, λ, its rows) together as schemas.BINS, in the order given; `points` as `schemas.table_of` takes them."""
+    """Return schemas.BINS of entries (task, λ, rows), in the order given; `points` are as `schemas.table_of` takes them."""
     whole = [(task, lam, *row) for task, lam, bins in rows for row in bins]
     return schemas.table_of(schemas.BINS, whole, points)
 
@@ -63,13 +63,13 @@ def _binned(events: str, confidence: str, split: str, sure: Floats, correct: Boo
     right = np.bincount(place[correct], minlength=BINS)
     for b in np.flatnonzero(count):
         n, accuracy = int(count[b]), float(right[b] / count[b])
-        # The tokens of a document hang together: an interval that takes them for independent would be too narrow.
+        # The tokens of a document depend on each other: an interval that takes them for independent would be too narrow.
         ends = _wilson(accuracy, n) if events == "documents" else (None, None)
         yield (events, confidence, split, int(b), b / BINS, (b + 1) / BINS, n, float(total[b] / n), accuracy, *ends)
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
-    """95 % interval of a share of n: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927)."""
+    """Return the 95 % interval of a share of n events, by E. B. Wilson, J. Am. Stat. Assoc. 22 (1927)."""
     z = float(ndtri((1 + LEVEL) / 2))
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5

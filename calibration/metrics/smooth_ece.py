@@ -1,7 +1,8 @@
-"""Smooth ECE: calibration error without bins.
+"""Smooth ECE is a calibration error without bins.
 
 The residual confidence − correct is smoothed over confidence by a Gaussian reflected at 0 and 1; smECE_σ is the integral of
-its absolute value over [0, 1]. It falls with σ, and smECE is its value where it equals σ: no parameter is left to choose.
+its absolute value over [0, 1]. It falls with σ, and smECE is the value at which smECE_σ = σ, so no parameter is left to
+choose.
 
 Source: J. Błasiok, P. Nakkiran, "Smooth ECE: principled reliability diagrams via kernel smoothing", ICLR 2024, section 3.
 Their package relplot searches σ in steps of 1/1024, reflects once, and cuts the Gaussian at ±0.5; here σ is found to 1e-4,
@@ -15,10 +16,10 @@ import scipy.fft
 from calibration.arrays import Bools, Floats
 from calibration.metrics.binned import Layout
 
-# Intervals; the residual of a document is shared between the two nearest points. A width below two of them is not
-# resolved, and only a smooth ECE below 0.004 could be that width.
+# [0, 1] is cut into so many intervals; the residual of a document is shared between the two nearest points. A width below
+# two intervals is not resolved, and only a smooth ECE below 0.004 could be so small a width.
 _GRID = 512
-_STEPS = 9  # halvings of (0, 1], after which the error is a straight line between the two widths
+_STEPS = 9  # (0, 1] is halved so often; then smECE_σ is taken for a straight line between the last two widths
 
 
 def add_residuals(layout: Layout, confidence: Floats, correct: Bools) -> None:
@@ -31,15 +32,15 @@ def add_residuals(layout: Layout, confidence: Floats, correct: Bools) -> None:
 
 
 def smooth_ece_at(sums: Floats, n: Floats, sigma: Floats) -> Floats:
-    """Return smECE_σ at given widths. [513, R], [R], [R] → [R], in [0, 1]; NaN where n is 0."""
+    """Return smECE_σ [R], in [0, 1], for sums [513, R], total weights n [R] and widths [R]; it is NaN where n is 0."""
     return _smoothed(_series(sums, n), sigma)
 
 
 def smooth_ece(sums: Floats, n: Floats) -> Floats:
-    """Return smECE. [513, R] sums of residuals, [R] total weights → [R], in [0, 1]; NaN where n is 0."""
+    """Return smECE [R], in [0, 1], for sums of residuals [513, R] and total weights n [R]; it is NaN where n is 0."""
     series = _series(sums, n)
     low, high = np.zeros(len(n)), np.ones(len(n))
-    # How far the error is above the width, and below it: both at least 0.
+    # `above` is how far the error at `low` is above that width, `below` how far it is below the width at `high`.
     above, below = _smoothed(series, low), 1 - _smoothed(series, high)
     for _ in range(_STEPS):
         middle = (low + high) / 2
@@ -54,7 +55,7 @@ def smooth_ece(sums: Floats, n: Floats) -> Floats:
 
 def _series(sums: Floats, n: Floats) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
-        # A mass at an end of the grid is its own mirror image, and the transform counts it half.
+        # A mass at an end of the grid is its own mirror image, so it counts twice, and the transform counts it once.
         density = sums / n
     density[[0, -1]] *= 2
     series: Floats = scipy.fft.dct(density, type=1, axis=0)
@@ -65,7 +66,7 @@ def _smoothed(series: Floats, sigma: Floats) -> Floats:
     order = np.arange(_GRID + 1)[:, None]
     damping = np.exp(-0.5 * (np.pi * order * sigma) ** 2)
     smooth = np.abs(scipy.fft.idct(series * damping, type=1, axis=0))
-    # The trapezoid rule over [0, 1]; the density on the grid is a mass times _GRID, which the step cancels.
+    # This is the trapezoid rule over [0, 1]; the density on the grid is a mass times _GRID, which the step cancels.
     smooth[[0, -1]] /= 2
     total: Floats = smooth.sum(axis=0)
     return total

@@ -1,4 +1,4 @@
-"""Temperature scaling: the cheap alternative to moving along the line, fitted on one half of the documents for the other."""
+"""Temperature scaling is the cheap alternative to moving along λ; one half of the documents is scaled by the other's fit."""
 
 import numpy as np
 from scipy.optimize import brentq
@@ -9,14 +9,14 @@ RANGE = (0.01, 100.0)
 
 
 def fit_temperature(logits: Floats, gold: Ints) -> float | None:
-    """Return the T > 0 for which softmax(logits / T) has the lowest NLL; None without documents that it can change.
+    """Return the T > 0 for which softmax(logits / T) has the lowest NLL, or None without documents that T can change.
 
-    The NLL is convex in 1 / T. Where it has no minimum (all documents right: the surer the better) T is the end of RANGE
-    that it falls towards. A document whose gold choice has probability 0 has it at every T and is left out.
+    The NLL is convex in 1 / T. Where it has no minimum (if all documents are right, the surer is the better) T is the end of
+    RANGE that the NLL falls towards. A document whose gold choice has probability 0 has it at every T and is left out.
 
     Args:
-        logits: float64 [D, C], log-probabilities up to a constant per document; −inf is probability 0.
-        gold: int64 [D], the right choice.
+        logits: float64 [D, C], the log-probabilities up to a constant for each document; −inf is probability 0.
+        gold: int64 [D], the place of the right choice.
 
     Source: C. Guo et al., "On calibration of modern neural networks", ICML 2017, section 4.2.
     """
@@ -24,7 +24,7 @@ def fit_temperature(logits: Floats, gold: Ints) -> float | None:
     usable = np.isfinite(scores) & (np.isfinite(logits).sum(axis=1) > 1)
     if not usable.any():
         return None
-    # Relative to the gold choice, so that the derivative of the NLL is the mean of Σ_c p_c z_c.
+    # z is relative to the gold choice, so that the derivative of the NLL is the mean of Σ_c p_c z_c.
     z = logits[usable] - scores[usable, None]
     exists = np.isfinite(z)
     finite = np.where(exists, z, 0.0)
@@ -43,10 +43,14 @@ def fit_temperature(logits: Floats, gold: Ints) -> float | None:
 
 
 def cross_fitted(logits: Floats, gold: Ints, report: slice) -> tuple[float | None, float | None]:
-    """Return the temperatures for the documents of `select` and of `report`: each is fitted on the other half.
+    """Return the temperature for the documents of `select` and the one for those of `report`.
 
-    No document is scored with a temperature that it helped to fit. [D, C], [D], the rows of `report`, which come last →
-    (for select, for report)
+    Each is fitted on the other half, so no document is scored with a temperature that it helped to fit.
+
+    Args:
+        logits: float64 [D, C], as `fit_temperature` takes them.
+        gold: int64 [D], the place of the right choice.
+        report: the rows of `report`, which come last.
     """
     select = slice(report.start)
     return fit_temperature(logits[report], gold[report]), fit_temperature(logits[select], gold[select])

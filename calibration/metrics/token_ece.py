@@ -1,4 +1,4 @@
-"""Calibration of tokens: is the most likely next token the actual one as often as its probability says?"""
+"""Tokens are calibrated if the most likely next token is the actual one as often as its probability says."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from calibration.scores.per_token import TokenScores
 
 
 def add_tokens(layout: Layout, scores: TokenScores) -> None:
-    """Add the sums that `token_metrics` wants; a resample draws documents, with all their tokens."""
+    """Add the sums that `token_metrics` needs; a resample draws documents, with all their tokens."""
     bins = bin_of(scores.confidence)
     layout.add("token_count", np.ones(len(bins)), bins, BINS, scores.document)
     layout.add("token_gap", scores.confidence - scores.correct, bins, BINS, scores.document)
@@ -17,7 +17,7 @@ def add_tokens(layout: Layout, scores: TokenScores) -> None:
 
 
 def token_metrics(layout: Layout, sums: Floats) -> dict[str, Floats]:
-    """Return token_ece_width [R]: the ECE of `binned.reliability_metrics`, of tokens instead of documents."""
+    """Return token_ece_width [R], which is the ece_width of `binned.reliability_metrics` for tokens instead of documents."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ece = np.abs(layout.of(sums, "token_gap")).sum(axis=0) / layout.of(sums, "token_count").sum(axis=0)
     return {"token_ece_width": ece}

@@ -1,1 +1,1 @@
-"""Tables → figures, and a page that shows them. The one place that knows the plotting library; imported late."""
+"""This folder draws figures, and a page that shows them. Only it knows the plotting library, so it is imported late."""

@@ -1,11 +1,11 @@
-"""Figures that follow the controls of the page: its list of tasks and its λ slider."""
+"""Figures follow the controls of the page, which are its list of tasks and its λ slider."""
 
 import altair as alt
 
-TASK, POINT = "task", "point"
+TASK, STOP = "task", "point"  # the names that the page's controls set
 
 OF_TASK = f"datum.task === {TASK}"
-OF_POINT = f"datum.point === toNumber({POINT})"  # the place of λ in the grid; a slider's value is text
+OF_STOP = f"datum.point === toNumber({STOP})"  # the data call a stop "point"; a slider's value is text
 
 
 def task_param(element: str, task: str) -> alt.Parameter:
@@ -13,6 +13,6 @@ def task_param(element: str, task: str) -> alt.Parameter:
     return alt.param(name=TASK, value=task, bind=alt.BindDirect(element=element))
 
 
-def point_param(point: int) -> alt.Parameter:
+def stop_param(stop: int) -> alt.Parameter:
     """Return the parameter that the λ slider sets."""
-    return alt.param(name=POINT, value=point, bind=alt.BindDirect(element="#lambda"))
+    return alt.param(name=STOP, value=stop, bind=alt.BindDirect(element="#lambda"))

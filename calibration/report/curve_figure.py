@@ -1,11 +1,11 @@
-"""One metric along λ, with its 95 % band and the cheap alternative: aligned after temperature scaling."""
+"""A curve shows one metric along λ, with its 95 % band and the cheap alternative: aligned after temperature scaling."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import altair as alt
 
-from calibration.report.controls import OF_POINT
+from calibration.report.controls import OF_STOP
 from calibration.report.data import chart_data
 from calibration.report.facts import Cell, Facts, Outcomes, TaskFacts
 from calibration.report.measures import Measure
@@ -17,24 +17,24 @@ _COLUMNS = ("task", "lambda", "lam", "point", "role", "value", "low", "high", "s
 def curve_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict[str, Any]]:
     """Yield one row per finished λ at which the metric is a finite number; `scaled` is the same in all of them."""
     aligned = facts.parents.get("aligned")
-    scaled = task.cell(aligned, measure.scaled).drawn if aligned and measure.scaled else None
+    scaled = task.cell(aligned, measure.scaled).plottable if aligned and measure.scaled else None
     for lam in task.lambdas:
         cell = task.cell(lam, measure.metric)
-        if cell.drawn is not None:
+        if cell.plottable is not None:
             yield _row(facts, task.name, lam, cell) | {"scaled": scaled}
 
 
 def outcome_curve_rows(facts: Facts, outcomes: Outcomes, metric: str) -> Iterator[dict[str, Any]]:
     """Yield one row per λ at which a metric of lm-eval is a finite number; it has no interval."""
     for lam, cell in outcomes.cells.get(metric, {}).items():
-        if cell.drawn is not None:
+        if cell.plottable is not None:
             yield _row(facts, outcomes.name, lam, cell) | {"scaled": None}
 
 
 def _row(facts: Facts, task: str, lam: str, cell: Cell) -> dict[str, Any]:
     return {
         **{"task": task, "lambda": lam, "lam": number(lam), "point": facts.stop(lam), "role": facts.mark_of(lam)},
-        **{"value": cell.drawn, "low": cell.low, "high": cell.high, "documents": cell.n},
+        **{"value": cell.plottable, "low": cell.low, "high": cell.high, "documents": cell.n},
     }
 
 
@@ -45,9 +45,9 @@ def curve_chart(
 
     Args:
         facts: the run.
-        rows: of `curve_rows` or `outcome_curve_rows`.
+        rows: what `curve_rows` or `outcome_curve_rows` yields.
         measure: the metric.
-        follows: mark the λ of the slider.
+        follows: whether the λ of the slider is marked.
     """
     x = lam_axis(facts.every_lam, facts.parents)
     scale = alt.Scale(zero=False)
@@ -67,7 +67,7 @@ def curve_chart(
         base.mark_line(color=NEUTRAL, strokeWidth=1.5).encode(y=value),
     ]
     if follows:
-        layers.append(base.transform_filter(OF_POINT).mark_rule(color=NEUTRAL, strokeDash=[2, 3], strokeWidth=1.2))
+        layers.append(base.transform_filter(OF_STOP).mark_rule(color=NEUTRAL, strokeDash=[2, 3], strokeWidth=1.2))
     if any(row["scaled"] is not None for row in rows):
         rule = alt.Chart().mark_rule(color=OTHER_COLOUR, strokeDash=[6, 3], strokeWidth=1.6)
         level = alt.Y("mean(scaled):Q", title=measure.axis, scale=scale)

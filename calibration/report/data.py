@@ -1,4 +1,4 @@
-"""Rows → the data of a chart. As CSV, which is a third of the size of a JSON object for each row."""
+"""Rows become the data of a chart as CSV, which is a third of the size of a JSON object for each row."""
 
 import csv
 import io
@@ -12,9 +12,9 @@ TEXT = ("task", "role", "label", "series", "lambda", "interval")
 
 
 def chart_data(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], digits: int = 6) -> alt.InlineData:
-    """Put some columns of rows into a chart; those of TEXT are text, all others numbers, rounded to some digits.
+    """Return these columns of rows as the data of a chart; columns in TEXT are text, all others numbers of so many digits.
 
-    What is missing, None or not finite is null, which no mark is drawn for.
+    A value that is missing, None or not finite becomes null, for which no mark is drawn.
     """
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")

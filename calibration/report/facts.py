@@ -1,4 +1,4 @@
-"""The tables of a run as its report shows them: one confidence, the finished λs, and what there is of each task."""
+"""Facts are the tables of a run as its report shows them: for one confidence, at the finished λs, task by task."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from calibration.metrics.choice_tasks import ACCURACY
 from contract.points import coordinates, order
 from contract.schemas import point_of
 
-MAX_BIN_ROWS = 12_000  # in a page: half a megabyte
+MAX_BIN_ROWS = 12_000  # so many bins take half a megabyte of a page
 MACRO = "average of all tasks"
 
 
@@ -23,127 +23,126 @@ MACRO = "average of all tasks"
 class Cell:
     """A number of the metrics table."""
 
-    value: float | None  # may be infinite
+    value: float | None  # the number, which may be infinite
     low: float | None
     high: float | None
     n: int
 
     @property
-    def drawn(self) -> float | None:
-        """The value, if it can be drawn."""
+    def plottable(self) -> float | None:
+        """Return the value if it can be drawn, otherwise None."""
         return self.value if self.value is not None and math.isfinite(self.value) else None
 
 
 @dataclass(frozen=True, slots=True)
 class TaskFacts:
-    """A task."""
+    """The facts of one task."""
 
     name: str
-    record: Mapping[str, Any]  # of plan.json
-    is_continuation: bool  # nothing to choose from; False where nothing is scored, too
-    lambdas: tuple[str, ...]  # finished: every document scored or known not to be; ascending
-    partial: tuple[str, ...]  # begun
-    cells: Mapping[tuple[str, str, str], Cell]  # λ, metric, split
+    record: Mapping[str, Any]  # the task's entry in plan.json
+    is_continuation: bool  # whether there is nothing to choose from; False also where nothing is scored yet
+    lambdas: tuple[str, ...]  # the finished λs, ascending: every document is scored, or known not to be
+    partial: tuple[str, ...]  # the λs that are begun and not finished, ascending
+    cells: Mapping[tuple[str, str, str], Cell]  # the numbers by λ, metric and split
     frontier: Frontier | None
 
     @property
     def is_sampled(self) -> bool:
-        """Whether it is a generate task: neither choices nor a continuation."""
+        """Tell whether this is a generate task, which has neither choices nor a continuation."""
         return self.record.get("scored_as") == "samples"
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The λs of the plan of which nothing is committed."""
+        """Return the λs of the plan at which nothing of the task is committed."""
         return tuple(lam for lam in self.record["lambdas"] if lam not in {*self.lambdas, *self.partial})
 
     def cell(self, lam: str, metric: str, split: str = "all") -> Cell:
-        """Return a number; one without a value where there is none."""
+        """Return a number of the task; where there is none, return a cell without a value."""
         return self.cells.get((lam, metric, split), Cell(None, None, None, 0))
 
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """lm-eval's own metrics of a task or group."""
+    """Holds lm-eval's own metrics of a task or group."""
 
     name: str
-    cells: Mapping[str, Mapping[str, Cell]]  # by metric and λ, ascending; names are lm-eval's: `acc_norm,none`
+    cells: Mapping[str, Mapping[str, Cell]]  # the numbers by lm-eval's name of the metric (`acc_norm,none`) and by λ
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A run."""
+    """The facts of a run."""
 
-    tasks: tuple[TaskFacts, ...]  # in the order of the plan
+    tasks: tuple[TaskFacts, ...]  # the tasks in the order of the plan
     macro: Frontier | None
-    grid: tuple[str, ...]  # the finished λs of all tasks, ascending
+    grid: tuple[str, ...]  # the λs that any task has finished, ascending
     confidence: str
     error: str  # the calibration error of the frontier
-    bins: pa.Table  # schemas.BINS: of `confidence`, split all, finished λs
-    stops: tuple[str, ...]  # the λs that the slider stops at: the grid, unless that would be too much for a page
-    parents: Mapping[str, str]  # λs of those that are on the line
-    judged_elsewhere: tuple[
-        str, ...
-    ]  # tasks with neither choices nor one continuation a document: lm-eval's metrics only
+    bins: pa.Table  # the rows of schemas.BINS for `confidence`, split all and finished λs
+    stops: tuple[str, ...]  # the λs that the slider stops at: the whole grid, unless that is too much for a page
+    parents: Mapping[str, str]  # the point of each parent that is on the line
+    judged_elsewhere: tuple[str, ...]
+    """The tasks that have only lm-eval's metrics: their documents are neither choices nor one continuation each."""
     outcomes: tuple[Outcomes, ...]
 
     @property
     def accuracy(self) -> str:
-        """Name of the metric that is the accuracy."""
+        """Return the name of the metric that is the accuracy."""
         return ACCURACY[self.confidence]
 
     @property
-    def choices(self) -> tuple[TaskFacts, ...]:
-        """The choice tasks of which a λ is finished."""
+    def choice_tasks(self) -> tuple[TaskFacts, ...]:
+        """Return the choice tasks that have a finished λ."""
         return tuple(task for task in self.tasks if task.lambdas and not (task.is_continuation or task.is_sampled))
 
     @property
-    def continuations(self) -> tuple[TaskFacts, ...]:
-        """The continuation tasks of which a λ is finished."""
+    def continuation_tasks(self) -> tuple[TaskFacts, ...]:
+        """Return the continuation tasks that have a finished λ."""
         return tuple(task for task in self.tasks if task.lambdas and task.is_continuation)
 
     @property
-    def sampled(self) -> tuple[TaskFacts, ...]:
-        """The generate tasks of which a λ is finished."""
+    def generate_tasks(self) -> tuple[TaskFacts, ...]:
+        """Return the generate tasks that have a finished λ."""
         return tuple(task for task in self.tasks if task.lambdas and task.is_sampled)
 
     @property
     def every_lam(self) -> tuple[str, ...]:
-        """The grid, and the λs of which there are lm-eval's metrics only."""
+        """Return the grid together with the λs that only lm-eval's metrics are known at."""
         judged = {lam for one in self.outcomes for cells in one.cells.values() for lam in cells}
         return tuple(sorted({*self.grid, *judged}, key=order))
 
     @property
     def frontiers(self) -> tuple[tuple[str, Frontier], ...]:
-        """Every frontier by what it is called: the average first, where there is one."""
+        """Return every frontier with its title; the average comes first, where there is one."""
         average = ((MACRO, self.macro),) if self.macro else ()
         return (*average, *((task.name, task.frontier) for task in self.tasks if task.frontier))
 
     @property
     def coordinates(self) -> tuple[str, ...]:
-        """Names of the coordinates of the points; none where there is one λ."""
+        """Return the names of the points' coordinates; there are none where a point is one λ."""
         return tuple(filter(None, coordinates(self.parents["base"])))
 
     def role_of(self, lam: str) -> str:
-        """Return which parent a λ is, or `other λ`."""
+        """Return the name of the parent that a λ is, or `other λ`."""
         return next((name for name, parent in self.parents.items() if parent == lam), "other λ")
 
     def mark_of(self, lam: str) -> str:
-        """Return the same as `style.ROLES` has it: every aligned parent is `aligned`."""
+        """Return the role of a λ as one of `style.ROLES`, where every aligned parent is `aligned`."""
         role = self.role_of(lam)
         return "aligned" if role in self.coordinates else role
 
     def stop(self, lam: str) -> int:
-        """Return the place of a λ among the stops of the slider; −2 where it has none."""
+        """Return the place of a λ among the stops of the slider, or −2 where it is no stop."""
         return self.stops.index(lam) if lam in self.stops else -2
 
     @property
     def start(self) -> int:
-        """Where the slider starts: at λ*."""
+        """Return the stop at which the slider starts, which is λ* where there is one."""
         return self.stop(self.chosen) if self.chosen else 0
 
     @property
     def chosen(self) -> str | None:
-        """λ*: of the average, or of the only task that has one."""
+        """Return λ* of the average, or of the only task that has one."""
         return self.frontiers[0][1].chosen.lam if self.frontiers else None
 
 
@@ -151,9 +150,11 @@ def gather(plan: Mapping[str, Any], analysis: Analysis, found: Frontiers, error:
     """Put together what a report shows.
 
     Args:
-        plan: plan.json.
-        analysis: of the run.
-        found: the frontiers of its curves, which hold accuracy against `error` of `confidence`.
+        plan: the content of plan.json.
+        analysis: the run's analysis.
+        found: the frontiers of the analysis's curves.
+        error: the calibration error that these frontiers hold accuracy against.
+        confidence: the confidence of that error and accuracy.
     """
     cells: dict[str, dict[tuple[str, str, str], Cell]] = {}
     outcomes: dict[str, dict[str, dict[str, Cell]]] = {}
@@ -167,7 +168,8 @@ def gather(plan: Mapping[str, Any], analysis: Analysis, found: Frontiers, error:
             continue
         of_task = cells.setdefault(row["task"], {})
         key = lam, metric, row["split"]
-        if row["confidence"] == confidence or key not in of_task:  # what is the same for all is stored under sum only
+        # Metrics that are the same for all confidences are stored under sum only.
+        if row["confidence"] == confidence or key not in of_task:
             of_task[key] = cell
     frontiers = {one.task: one for one in found.tasks}
     elsewhere = tuple(name for name, record in plan["tasks"].items() if record.get("scored_as") == "other")

@@ -1,11 +1,11 @@
-"""All figures of a run: those of the page, which follow its controls, and those for a paper, which stand still."""
+"""This module makes all figures of a run: those of the page follow its controls, and those for a paper stand still."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import altair as alt
 
-from calibration.report.controls import OF_POINT, OF_TASK, TASK, point_param, task_param
+from calibration.report.controls import OF_STOP, OF_TASK, TASK, stop_param, task_param
 from calibration.report.curve_figure import curve_chart, curve_rows, outcome_curve_rows
 from calibration.report.facts import MACRO, Facts, TaskFacts
 from calibration.report.frontier_figure import frontier_chart, frontier_rows
@@ -14,43 +14,42 @@ from calibration.report.plane_figure import plane_chart, plane_measures, plane_r
 from calibration.report.reliability_figure import bin_dicts, histogram_chart, reliability_chart
 from calibration.report.tasks_figure import domain, task_rows, tasks_chart
 
-# Of figures for a paper; the page and the tables hold all tasks.
-PAPER_TASKS = 12
+PAPER_TASKS = 12  # figures for a paper show the first tasks only; the page and the tables hold all
 
 _TASK, _CONTINUATION, _SAMPLED, _OUTCOME = "#task", "#continuation", "#sampled", "#lm-eval"
-OUTCOME_FIGURES = 12  # of a page, the first metrics of lm-eval; the tables hold all
+OUTCOME_FIGURES = 12  # the page draws the first metrics of lm-eval only; the tables hold all
 
 
 def page_figures(facts: Facts) -> dict[str, dict[str, alt.LayerChart]]:
-    """Return the charts of each section of the page by their element's id; none where there is nothing to draw."""
+    """Return the charts of each section of the page, by the element's id; a section with nothing to draw is left out."""
     found: dict[str, dict[str, alt.LayerChart]] = {}
-    point = facts.start
+    stop = facts.start
     frontiers = {}
     if facts.macro:
         rows = list(frontier_rows(facts, *facts.frontiers[0]))
         average = frontier_chart(facts, rows, follows=True).properties(title=_title(MACRO), height=300)
-        frontiers["frontier-average"] = average.add_params(point_param(point))
+        frontiers["frontier-average"] = average.add_params(stop_param(stop))
     if per_task := [(name, one) for name, one in facts.frontiers if one is not facts.macro]:
         rows = [row for name, found_one in per_task for row in frontier_rows(facts, name, found_one)]
         one = frontier_chart(facts, rows, follows=True).properties(title=_title(alt.ExprRef(TASK)), height=300)
-        frontiers["frontier-task"] = _following(one, _TASK, facts.choices, point)
+        frontiers["frontier-task"] = _following(one, _TASK, facts.choice_tasks, stop)
     found["frontier"] = frontiers
-    found["plane"] = _planes(facts, facts.choices, choice_measures(facts.confidence), _TASK)
-    found["curves"] = _curves(facts, facts.choices, choice_measures(facts.confidence), _TASK, point)
-    found["reliability"] = _reliability(facts, facts.choices, ("documents", "tokens"), _TASK, point)
-    multiples = {task.name: list(task_rows(facts, task)) for task in facts.choices if not facts.coordinates}
+    found["plane"] = _planes(facts, facts.choice_tasks, choice_measures(facts.confidence), _TASK)
+    found["curves"] = _curves(facts, facts.choice_tasks, choice_measures(facts.confidence), _TASK, stop)
+    found["reliability"] = _reliability(facts, facts.choice_tasks, ("documents", "tokens"), _TASK, stop)
+    multiples = {task.name: list(task_rows(facts, task)) for task in facts.choice_tasks if not facts.coordinates}
     span = domain([row for rows in multiples.values() for row in rows])
     found["tasks"] = {
         f"tasks-{i}": tasks_chart(facts, rows, span).properties(title=_title(name))
         for i, (name, rows) in enumerate(multiples.items())
     }
-    continuations = facts.continuations
+    continuations = facts.continuation_tasks
     found["continuation"] = _planes(facts, continuations, continuation_measures(), _CONTINUATION)
-    found["continuation"] |= _curves(facts, continuations, continuation_measures(), _CONTINUATION, point)
-    found["continuation"] |= _reliability(facts, continuations, ("tokens",), _CONTINUATION, point)
-    found["diversity"] = _planes(facts, facts.sampled, diversity_measures()[1::2], _SAMPLED)
-    found["diversity"] |= _curves(facts, facts.sampled, diversity_measures(), _SAMPLED, point)
-    found["outcomes"] = _outcomes(facts, point)
+    found["continuation"] |= _curves(facts, continuations, continuation_measures(), _CONTINUATION, stop)
+    found["continuation"] |= _reliability(facts, continuations, ("tokens",), _CONTINUATION, stop)
+    found["diversity"] = _planes(facts, facts.generate_tasks, diversity_measures()[1::2], _SAMPLED)
+    found["diversity"] |= _curves(facts, facts.generate_tasks, diversity_measures(), _SAMPLED, stop)
+    found["outcomes"] = _outcomes(facts, stop)
     return {section: charts for section, charts in found.items() if charts}
 
 
@@ -63,7 +62,7 @@ def paper_figures(facts: Facts) -> dict[str, alt.TopLevelMixin]:
         found["frontier"] = _facet(chart, [name for name, _ in shown], columns=2).resolve_scale(
             x="independent", y="independent"
         )
-    tasks = facts.choices[:PAPER_TASKS]
+    tasks = facts.choice_tasks[:PAPER_TASKS]
     if tasks and facts.coordinates:
         found |= _paper_planes(facts, tasks, choice_measures(facts.confidence))
     elif tasks:
@@ -77,10 +76,10 @@ def paper_figures(facts: Facts) -> dict[str, alt.TopLevelMixin]:
         if rows:
             found[f"reliability-{events}"] = _side_by_side(reliability_chart(rows, facts.every_lam, events), 200, rows)
             found[f"confidence-{events}"] = _side_by_side(histogram_chart(rows, facts.every_lam, events), 110, rows)
-    if facts.continuations and not facts.coordinates:
-        found["continuation"] = _grid(facts, facts.continuations[:PAPER_TASKS], continuation_measures())
-    if facts.sampled and not facts.coordinates:
-        found["diversity"] = _grid(facts, facts.sampled[:PAPER_TASKS], diversity_measures())
+    if facts.continuation_tasks and not facts.coordinates:
+        found["continuation"] = _grid(facts, facts.continuation_tasks[:PAPER_TASKS], continuation_measures())
+    if facts.generate_tasks and not facts.coordinates:
+        found["diversity"] = _grid(facts, facts.generate_tasks[:PAPER_TASKS], diversity_measures())
     return found
 
 
@@ -89,21 +88,21 @@ def _title(name: str | alt.ExprRef) -> alt.TitleParams:
 
 
 def _following(
-    chart: alt.LayerChart, control: str, tasks: Sequence[TaskFacts], point: int, filters: str = OF_TASK
+    chart: alt.LayerChart, control: str, tasks: Sequence[TaskFacts], stop: int, filters: str = OF_TASK
 ) -> alt.LayerChart:
     """Let a chart follow the page's controls."""
-    return chart.transform_filter(filters).add_params(task_param(control, tasks[0].name), point_param(point))
+    return chart.transform_filter(filters).add_params(task_param(control, tasks[0].name), stop_param(stop))
 
 
 def _curves(
-    facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure], control: str, point: int
+    facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure], control: str, stop: int
 ) -> dict[str, alt.LayerChart]:
     found: dict[str, alt.LayerChart] = {}
     for measure in () if facts.coordinates else measures:
         rows = [row for task in tasks for row in curve_rows(facts, task, measure)]
         if rows:
             chart = curve_chart(facts, rows, measure, follows=True).properties(title=measure.title, height=200)
-            found[f"{control[1:]}-{measure.metric}"] = _following(chart, control, tasks, point)
+            found[f"{control[1:]}-{measure.metric}"] = _following(chart, control, tasks, stop)
     return found
 
 
@@ -134,8 +133,10 @@ def _paper_planes(
 
 
 def outcome_metrics(facts: Facts) -> list[str]:
-    """Return the metrics of lm-eval that any of its tasks has a number of, in order of appearance; none are drawn where
-    points have several coordinates."""
+    """Return the metrics of lm-eval that can be drawn, in order of appearance.
+
+    They are those for which any task has a finite number; there are none where points have several coordinates.
+    """
     if facts.coordinates:
         return []
     drawn = {
@@ -144,20 +145,20 @@ def outcome_metrics(facts: Facts) -> list[str]:
     return list(drawn)
 
 
-def _outcomes(facts: Facts, point: int) -> dict[str, alt.LayerChart]:
+def _outcomes(facts: Facts, stop: int) -> dict[str, alt.LayerChart]:
     found = {}
     for i, metric in enumerate(outcome_metrics(facts)[:OUTCOME_FIGURES]):
         rows = [row for one in facts.outcomes for row in outcome_curve_rows(facts, one, metric)]
         measure = Measure(metric, metric.removesuffix(",none"), "as lm-eval says")
-        follows = bool(facts.grid)  # else the page has no slider
+        follows = bool(facts.grid)  # a page without finished λs has no slider
         chart = curve_chart(facts, rows, measure, follows).properties(title=measure.title, height=200)
         chart = chart.transform_filter(OF_TASK).add_params(task_param(_OUTCOME, facts.outcomes[0].name))
-        found[f"outcome-{i}"] = chart.add_params(point_param(point)) if follows else chart
+        found[f"outcome-{i}"] = chart.add_params(stop_param(stop)) if follows else chart
     return found
 
 
 def _reliability(
-    facts: Facts, tasks: Sequence[TaskFacts], kinds: Sequence[str], control: str, point: int
+    facts: Facts, tasks: Sequence[TaskFacts], kinds: Sequence[str], control: str, stop: int
 ) -> dict[str, alt.LayerChart]:
     found = {}
     names = {task.name for task in tasks}
@@ -169,8 +170,8 @@ def _reliability(
         rows = [row for row in bin_dicts(facts.bins, of, facts.stops) if row["task"] in names]
         for name, chart, title, height in drawn if rows else ():
             one = chart(rows, facts.every_lam, of).properties(title=title.format(of), height=height)
-            filters = f"{OF_TASK} && {OF_POINT}"
-            found[f"{control[1:]}-{name}-{of}"] = _following(one, control, tasks, point, filters)
+            filters = f"{OF_TASK} && {OF_STOP}"
+            found[f"{control[1:]}-{name}-{of}"] = _following(one, control, tasks, stop, filters)
     return found
 
 
@@ -179,7 +180,7 @@ def _facet(chart: alt.LayerChart, names: list[str], columns: int) -> alt.FacetCh
 
 
 def _grid(facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure]) -> alt.TopLevelMixin:
-    """Put every metric of every task next to each other, a task a row."""
+    """Put every metric of every task next to each other, with a row for each task."""
     charts = []
     for task in tasks:
         row = []
@@ -192,7 +193,7 @@ def _grid(facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure])
 
 
 def _landmarks(facts: Facts, events: str) -> list[dict[str, Any]]:
-    """Return the bins of the parents and of λ*; of the λ nearest to the middle where none is chosen."""
+    """Return the bins of the parents and of λ*, or of the middle λ of the grid where there is no λ*."""
     star = facts.chosen or facts.grid[len(facts.grid) // 2]
     names = {lam: name for name, lam in facts.parents.items()}
     names[star] = f"{names[star]}, λ*" if star in names else f"λ* = {star}" if facts.chosen else f"λ = {star}"

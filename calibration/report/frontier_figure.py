@@ -1,4 +1,4 @@
-"""Accuracy against calibration error: every λ, the parents, λ* and the frontier."""
+"""This figure draws accuracy against calibration error: every λ, the parents, λ* and the frontier."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ import altair as alt
 
 from calibration.frontier.frontier import Frontier
 from calibration.frontier.types import FrontierPoint, Value
-from calibration.report.controls import OF_POINT
+from calibration.report.controls import OF_STOP
 from calibration.report.data import chart_data
 from calibration.report.facts import Cell, Facts
 from calibration.report.measures import ERROR_TITLES
@@ -17,11 +17,11 @@ _COLUMNS = (
     *("task", "lambda", "lam", "point", "role", "label", "x", "x_low", "x_high", "y", "y_low", "y_high"),
     *("member", "chosen", "marked", "below", "documents", "membership", "interval"),
 )
-_LETTER = (0.018, 0.05)  # width and height of a letter, in parts of the figure
+_LETTER = (0.018, 0.05)  # the width and height of a letter, as fractions of the figure's
 
 
 def frontier_rows(facts: Facts, title: str, frontier: Frontier) -> Iterator[dict[str, Any]]:
-    """Yield one row per λ of a frontier, and one of aligned after temperature scaling where that is the same error."""
+    """Yield one row per λ of a frontier, and one for aligned after temperature scaling if it has the same error."""
     labels = _labels(facts, frontier)
     for point in frontier.points:
         role, chosen = facts.mark_of(point.lam), point.lam == frontier.chosen.lam
@@ -39,8 +39,8 @@ def frontier_rows(facts: Facts, title: str, frontier: Frontier) -> Iterator[dict
         accuracy, error = scaled
         yield {
             **{"task": title, "lambda": "1, temperature-scaled", "lam": 1.0, "point": -1, "role": ROLES[3]},
-            **{"x": error.drawn, "x_low": error.low, "x_high": error.high, "label": ""},
-            **{"y": accuracy.drawn, "y_low": accuracy.low, "y_high": accuracy.high, "member": 0, "chosen": 0},
+            **{"x": error.plottable, "x_low": error.low, "x_high": error.high, "label": ""},
+            **{"y": accuracy.plottable, "y_low": accuracy.low, "y_high": accuracy.high, "member": 0, "chosen": 0},
             **{"marked": 1, "documents": accuracy.n, "membership": None, "interval": ""},
         }
 
@@ -50,8 +50,8 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
 
     Args:
         facts: the run.
-        rows: of `frontier_rows`, of one or several titles.
-        follows: mark the λ of the slider.
+        rows: what `frontier_rows` yields for one title or for several.
+        follows: whether the λ of the slider is marked.
     """
     x = alt.X("x:Q", title=f"{ERROR_TITLES[facts.error]}, 0 to 1 (lower is better)", scale=alt.Scale(zero=False))
     y = alt.Y("y:Q", title="accuracy, share of documents (higher is better)", scale=alt.Scale(zero=False))
@@ -69,7 +69,7 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
     front = base.transform_filter("datum.member === 1")
     crosses = [_cross(base.transform_filter("datum.marked === 1"), colour, 0.75)]
     if follows:
-        crosses.append(_cross(base.transform_filter(OF_POINT), colour, 1.0))
+        crosses.append(_cross(base.transform_filter(OF_STOP), colour, 1.0))
     points = base.encode(x=x, y=y, color=colour, shape=role_shape(legend=True), tooltip=tooltip)
     label = base.transform_filter("datum.label && !datum.below").mark_text(dx=8, dy=-9, align="left", fontSize=11)
     name = base.transform_filter("datum.label && datum.below").mark_text(dx=8, dy=15, align="left", fontSize=11)
@@ -89,22 +89,22 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
         name.encode(x=x, y=y, text="label:N"),
     ]
     if follows:
-        halo = base.transform_filter(OF_POINT).mark_point(size=420, strokeWidth=1, strokeDash=[3, 2], color=NEUTRAL)
+        halo = base.transform_filter(OF_STOP).mark_point(size=420, strokeWidth=1, strokeDash=[3, 2], color=NEUTRAL)
         layers.append(halo.encode(x=x, y=y))
-    # The colour of hollow points is of their stroke: one legend of both could not be a gradient.
+    # Hollow points have their colour on the stroke: one legend for hollow and filled points could not be a gradient.
     legend = alt.LegendResolveMap(color="independent")
     return alt.LayerChart(layer=layers, data=chart_data(rows, _COLUMNS), resolve=alt.Resolve(legend=legend))
 
 
 def _labels(facts: Facts, frontier: Frontier) -> dict[str, str]:
-    """Return the labels by λ, as many as do not lie on each other: parents and λ*, then the frontier, then the rest."""
+    """Return the labels by λ; parents and λ* have one, then the frontier and the rest where labels do not overlap."""
     words = {lam: name if facts.coordinates else f"{lam} {name}" for name, lam in facts.parents.items()}
     star = frontier.chosen.lam
     words[star] = f"{words.get(star, star)} λ*"
     points = sorted(frontier.points, key=lambda point: (point.lam not in words, not point.on_frontier))
     errors, accuracies = [point.error for point in points], [point.accuracy for point in points]
     width, height = _span(errors), _span(accuracies)
-    kept: dict[str, tuple[float, float, float]] = {}  # left, right, bottom in parts of the figure
+    kept: dict[str, tuple[float, float, float]] = {}  # a label's left, right and bottom, as fractions of the figure
     for point in points:
         label = words.get(point.lam, point.lam)
         left, bottom = point.error.value / width, point.accuracy.value / height
@@ -120,7 +120,7 @@ def _labels(facts: Facts, frontier: Frontier) -> dict[str, str]:
 
 
 def _is_below(facts: Facts, lam: str, frontier: Frontier) -> bool:
-    """Say whether a label is under its point: those of aligned and of λ*, which would lie on the way to the next λs."""
+    """Tell whether a label is under its point, as those of aligned and of λ* are: above, they would cover the next λs."""
     return lam != facts.parents["base"] and lam in (facts.parents.get("aligned"), frontier.chosen.lam)
 
 
@@ -148,11 +148,11 @@ def _row(title: str, point: FrontierPoint) -> dict[str, Any]:
 
 
 def _scaled(facts: Facts, title: str, frontier: Frontier) -> tuple[Cell, Cell] | None:
-    """Return accuracy and error of aligned after temperature scaling on `report`, of one task."""
+    """Return a task's accuracy and error on `report` for aligned after temperature scaling, or None if there are none."""
     task = next((task for task in facts.tasks if task.name == title and task.frontier is frontier), None)
     aligned = facts.parents.get("aligned")
     if task is None or aligned is None:
         return None
     accuracy = task.cell(aligned, facts.accuracy, "report")
     error = task.cell(aligned, f"{facts.error}_scaled", "report")
-    return None if accuracy.drawn is None or error.drawn is None else (accuracy, error)
+    return None if accuracy.plottable is None or error.plottable is None else (accuracy, error)

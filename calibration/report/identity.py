@@ -1,4 +1,4 @@
-"""What a run is, and what of it could not be scored: the parts of a report that are words."""
+"""This module says in words what a run is, and which of its requests could not be scored."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,21 +20,21 @@ class Quarantined:
 
     task: str
     reason: str
-    count: int  # of (request, λ)
+    count: int  # the number of pairs (request, λ)
     lambdas: tuple[str, ...]
-    request_ids: tuple[int, ...]  # the first SHOWN_IDS, ascending
-    requests: int  # how many different ones
+    request_ids: tuple[int, ...]  # the first SHOWN_IDS ids, ascending
+    requests: int  # the number of different requests
 
 
 def identity(sweep: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what sweep.json says as (name, value), parents first."""
+    """Return everything that sweep.json says, as (name, value); the parents come first."""
     roles = sorted(sweep["pair"], key=lambda role: (role != "base", role))
     parents = [pair for role in roles for pair in _flat(role, sweep["pair"][role])]
     return [*parents, *(pair for key in sorted(sweep.keys() - {"pair"}) for pair in _flat(key, sweep[key]))]
 
 
 def task_records(plan: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return what plan.json says of each task as (name, value), and its λs."""
+    """Return each task's name with what plan.json says of it, as (name, value); its λs come last."""
     found = []
     for name, record in plan["tasks"].items():
         pairs = [pair for key in _TASK_KEYS if key in record for pair in _flat(key, record[key])]
@@ -43,7 +43,7 @@ def task_records(plan: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str
 
 
 def quarantine(run: RunDir, plan: Mapping[str, Any]) -> list[Quarantined]:
-    """Count what could not be scored, by task and reason; the most frequent first."""
+    """Count the requests that could not be scored, by task and reason; a task's most frequent reason comes first."""
     found = []
     for task, record in plan["tasks"].items():
         counts: Counter[str] = Counter()

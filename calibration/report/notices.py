@@ -1,4 +1,4 @@
-"""What a report has to admit: what is missing, left out, or not to be compared."""
+"""A report admits what is missing, what is left out, and what must not be compared."""
 
 from collections.abc import Iterator, Sequence
 
@@ -38,7 +38,7 @@ def notices(facts: Facts) -> Iterator[str]:
         )
     for task in facts.tasks:
         yield from (f"{task.name}: {text}" for text in _of_task(facts, task))
-    if facts.grid and not facts.choices:
+    if facts.grid and not facts.choice_tasks:
         yield (
             "There is no finished task with choices, so there is no confidence in a choice: no frontier, no λ*, and "
             "reliability of tokens only."
@@ -50,7 +50,10 @@ def notices(facts: Facts) -> Iterator[str]:
         )
     if len(outcome_metrics(facts)) > OUTCOME_FIGURES:
         yield f"The first {OUTCOME_FIGURES} metrics of lm-eval are drawn; metrics.csv and metrics.parquet hold all of them."
-    if max(map(len, (facts.choices, facts.continuations, facts.sampled, facts.frontiers))) > PAPER_TASKS:
+    if (
+        max(map(len, (facts.choice_tasks, facts.continuation_tasks, facts.generate_tasks, facts.frontiers)))
+        > PAPER_TASKS
+    ):
         yield f"The files in figures/ show the first {PAPER_TASKS} tasks; this page and the tables hold all of them."
 
 

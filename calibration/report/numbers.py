@@ -1,26 +1,26 @@
-"""The metrics of a task as a table for reading, a λ a row."""
+"""The page lists the metrics of each task in a table, with a row for each λ."""
 
 from dataclasses import dataclass
 
 from calibration.report.facts import Cell, Facts, TaskFacts
 from calibration.report.measures import Measure, choice_measures, continuation_measures, diversity_measures
 
-ROWS = 400  # in all tables of a page; beyond, parents, λ* and frontier only
+ROWS = 400  # if the tables of a page would have more rows, they show only parents, λ* and frontier
 _MISSING = "–"
 
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """A table."""
+    """The table of one task."""
 
     task: str
     header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]  # λ, what it is, documents, then `value [low, high]` of each metric
-    left_out: int  # λs that are not shown
+    rows: tuple[tuple[str, ...], ...]  # each row has λ, its marks, documents, then `value [low, high]` of each metric
+    left_out: int  # the number of λs that are not shown
 
 
 def numbers(facts: Facts) -> list[Numbers]:
-    """Lay out every task of which anything is scored; partly scored λs are marked."""
+    """Return the table of every task that has anything scored; λs that are partly scored are marked."""
     tasks = [task for task in facts.tasks if task.lambdas or task.partial]
     few = sum(len(task.lambdas) + len(task.partial) for task in tasks) <= ROWS
     return [_of_task(facts, task, few) for task in tasks]
@@ -50,7 +50,7 @@ def _of_task(facts: Facts, task: TaskFacts, every: bool) -> Numbers:
 def _text(cell: Cell, measure: Measure) -> str:
     if cell.value is None:
         return _MISSING
-    value = "∞" if cell.drawn is None else format(cell.value, measure.form)
+    value = "∞" if cell.plottable is None else format(cell.value, measure.form)
     if cell.low is None or cell.high is None:
         return value
     return f"{value} [{cell.low:{measure.form}}, {cell.high:{measure.form}}]"

@@ -1,4 +1,4 @@
-"""Facts → one HTML file that opens from the disk: styles, scripts, data and the plotting library are all inside."""
+"""The page is one HTML file that opens from the disk: styles, scripts, data and the plotting library are all inside."""
 
 import base64
 import functools
@@ -27,8 +27,8 @@ _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-s
 
 
 @dataclass(frozen=True, slots=True)
-class Parents:
-    """How a page calls the pair."""
+class ParentNames:
+    """The names that a page calls the pair by."""
 
     base: str
     aligned: str
@@ -41,21 +41,22 @@ def page(
     quarantined: list[Quarantined],
     figures: list[str],
 ) -> str:
-    """Return the HTML. Equal arguments give equal text.
+    """Return the page as HTML. Equal arguments give equal text.
 
     Args:
-        facts: what is drawn.
-        sweep, plan: sweep.json and plan.json.
-        quarantined: of the run.
-        figures: names of the files in figures/, without their endings.
+        facts: the facts that are drawn.
+        sweep: the content of sweep.json.
+        plan: the content of plan.json.
+        quarantined: the run's requests that could not be scored, by task and reason.
+        figures: the names of the files in figures/, without their endings.
     """
     charts = page_figures(facts)
     specs = {name: _spec(chart) for section in charts.values() for name, chart in section.items()}
-    # Known by their content: what two figures show is there once.
+    # Data sets are known by their content, so data that two figures show is in the page once.
     datasets = {name: rows for spec in specs.values() for name, rows in spec.pop("datasets").items()}
     bundle, script = Markup(_bundle()), Markup(_file("page.js"))
     data = {"specs": specs, "datasets": datasets, "themes": {name: theme(name, _FONT) for name in ("light", "dark")}}
-    # Task names get no way out of where they stand: jinja2 escapes them in HTML, and in JSON there is no "<" at all.
+    # A task's name cannot become markup: jinja2 escapes it in HTML, and the JSON has no "<" at all.
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_file("page.html"))
     return template.render(
         parents=_parents(sweep["pair"]),
@@ -73,21 +74,21 @@ def page(
         bundle=bundle,
         script=script,
         data=Markup(_json(data)),
-        # No other script than these two runs, whatever stands in the page, and nothing is fetched. Vega makes functions of
-        # its expressions ('unsafe-eval'); no text of a task is in any.
+        # Only these two scripts run, whatever else is in the page, and nothing is fetched. Vega makes functions of its
+        # expressions ('unsafe-eval'), and no expression holds text of a task.
         hashes=[_digest(bundle), _digest(script)],
     )
 
 
 def _spec(chart: alt.LayerChart) -> dict[str, Any]:
     spec: dict[str, Any] = chart.properties(width="container").to_dict()
-    spec.pop("config", None)  # the theme's, which follows the reader's setting
+    spec.pop("config", None)  # the config comes from the theme, which follows the reader's setting
     return spec
 
 
-def _parents(pair: Mapping[str, Any]) -> Parents:
+def _parents(pair: Mapping[str, Any]) -> ParentNames:
     aligned = [_short(pair[role]) for role in sorted(pair.keys() - {"base"})]
-    return Parents(_short(pair["base"]), ", ".join(aligned))
+    return ParentNames(_short(pair["base"]), ", ".join(aligned))
 
 
 def _formula(line: Mapping[str, Any], names: Sequence[str]) -> str:

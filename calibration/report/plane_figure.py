@@ -1,4 +1,4 @@
-"""A metric over two coordinates: a heat map of the points."""
+"""A heat map shows a metric at the points of two coordinates."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ _COLUMNS = ("task", "lambda", "across", "up", "value", "low", "high", "documents
 
 
 def plane_measures(facts: Facts, measures: Sequence[Measure]) -> tuple[Measure, ...]:
-    """Return what is drawn of some measures, the first two; nothing unless points have two coordinates."""
+    """Return the first two of these measures, which are drawn; or none unless points have two coordinates."""
     return tuple(measures[:2]) if len(facts.coordinates) == 2 else ()
 
 
@@ -23,22 +23,22 @@ def plane_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict
     star = task.frontier.chosen.lam if task.frontier else None
     for point in task.lambdas:
         cell = task.cell(point, measure.metric)
-        if cell.drawn is not None:
+        if cell.plottable is not None:
             across, up = (float(lam) for lam in coordinates(point).values())
             marks = [facts.role_of(point), "λ*" if point == star else ""]
             yield {
                 **{"task": task.name, "lambda": point, "across": across, "up": up, "documents": cell.n},
-                **{"value": cell.drawn, "low": cell.low, "high": cell.high},
+                **{"value": cell.plottable, "low": cell.low, "high": cell.high},
                 "label": ", ".join(mark for mark in marks if mark not in ("", "other λ")),
             }
 
 
 def plane_chart(facts: Facts, rows: Sequence[dict[str, Any]], measure: Measure) -> alt.LayerChart:
-    """Draw a metric over both coordinates, of one task or filtered to one; parents and λ* are named.
+    """Draw a metric over both coordinates; parents and λ* are named.
 
     Args:
-        facts: the run, whose points have two coordinates.
-        rows: of `plane_rows`.
+        facts: the facts of a run whose points have two coordinates.
+        rows: what `plane_rows` yields for one task, or for several that a filter selects one of.
         measure: the metric.
     """
     across, up = facts.coordinates
@@ -57,7 +57,7 @@ def plane_chart(facts: Facts, rows: Sequence[dict[str, Any]], measure: Measure) 
     return alt.LayerChart(
         data=chart_data(rows, _COLUMNS),
         layer=[
-            # Pale, so that the numbers in the cells are read in a light and in a dark page.
+            # The colours are pale, so that the numbers in the cells can be read on a light and on a dark page.
             base.mark_rect(opacity=0.45).encode(color=colour, tooltip=tooltip),
             base.mark_text(fontSize=11).encode(text=alt.Text("value:Q", format=".3f")),
             base.transform_filter("datum.label")

@@ -1,4 +1,4 @@
-"""Reliability diagrams, and histograms of the confidence beneath them."""
+"""This module draws reliability diagrams, and histograms of the confidence that go beneath them."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ _COLUMNS = (
     *("task", "lambda", "lam", "point", "bin_low", "bin_high", "n", "share"),
     *("mean_confidence", "accuracy", "ci_low", "ci_high", "label"),
 )
-_DIGITS = 4  # there are hundreds of bins for each λ
+_DIGITS = 4  # numbers have few digits, because there are hundreds of bins for each λ
 _TOOLTIP = [
     alt.Tooltip("lambda:N", title="λ"),
     alt.Tooltip("bin_low:Q", title="confidence above", format=".3f"),
@@ -27,12 +27,12 @@ _TOOLTIP = [
 
 
 def bin_dicts(bins: pa.Table, events: str, grid: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the bins of documents or of tokens at the λs of `grid`, whose place there is `point`.
+    """Yield the bins of documents or of tokens at the λs of `grid`; `point` is the place of λ in `grid`.
 
     Args:
-        bins: schemas.BINS, of one confidence and split.
+        bins: rows of schemas.BINS with one confidence and split.
         events: `documents` or `tokens`.
-        grid: canonical λs.
+        grid: the canonical λs.
     """
     rows = bins.filter(pc.equal(bins["events"], events)).to_pylist()
     places = {lam: place for place, lam in enumerate(grid)}
@@ -47,11 +47,11 @@ def bin_dicts(bins: pa.Table, events: str, grid: Sequence[str]) -> Iterator[dict
 
 
 def reliability_chart(rows: Sequence[dict[str, Any]], grid: Sequence[str], of: str = "documents") -> alt.LayerChart:
-    """Draw accuracy against confidence; above the diagonal is under-confident, below it over-confident.
+    """Draw accuracy against confidence; a model is under-confident above the diagonal and over-confident below it.
 
     Args:
-        rows: of `bin_dicts`, of one task and λ, or filtered to that by a transform or a facet.
-        grid: of all λs, for the colour.
+        rows: what `bin_dicts` yields for one task and λ, or for more that a transform or a facet filters to one.
+        grid: all λs of the run, which decide the colour.
         of: documents or tokens.
     """
     unit = alt.Scale(domain=[0, 1], nice=False)
@@ -79,8 +79,11 @@ def reliability_chart(rows: Sequence[dict[str, Any]], grid: Sequence[str], of: s
 
 
 def histogram_chart(rows: Sequence[dict[str, Any]], grid: Sequence[str], of: str = "documents") -> alt.LayerChart:
-    """Draw how the confidence is spread, with its mean (dashed) and the accuracy (solid); arguments as above."""
-    top = max((row["share"] for row in rows), default=1.0)  # the same at every λ, so that heights can be compared
+    """Draw how the confidence is spread, with its mean (dashed) and the accuracy (solid).
+
+    The arguments are those of `reliability_chart`.
+    """
+    top = max((row["share"] for row in rows), default=1.0)  # the axis is the same at every λ: heights can be compared
     x = alt.X("bin_low:Q", title="confidence, probability", scale=alt.Scale(domain=[0, 1], nice=False))
     y = alt.Y("share:Q", title=f"share of {of}", scale=alt.Scale(domain=[0, top]), axis=alt.Axis(format="%"))
     base = alt.Chart()
@@ -99,7 +102,7 @@ def histogram_chart(rows: Sequence[dict[str, Any]], grid: Sequence[str], of: str
 
 
 def _summed(base: alt.Chart) -> alt.Chart:
-    """Sum the bins of one λ up: `all_accuracy`, `all_confidence`, and the ECE as text in `summary`."""
+    """Sum up the bins of one λ as `all_accuracy` and `all_confidence`, and the ECE as text in `summary`."""
     return (
         base.transform_calculate(
             right="datum.n * datum.accuracy",

@@ -1,4 +1,4 @@
-"""What all figures share: colours that a colour-blind reader can tell apart, for light and for dark, and the λ scale."""
+"""All figures share colours that a colour-blind reader can tell apart, on a light and a dark page, and the scale of λ."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,8 +7,8 @@ import altair as alt
 
 from contract.points import is_named
 
-# Hue goes from violet to orange and luminance only up, so that the order of λs is seen without colour, too. Every colour
-# of a ramp has a contrast of at least 3 on its background.
+# The hue goes from violet to orange and the luminance only up, so that the order of λs is seen without colour, too. Every
+# colour of a ramp has a contrast of at least 3 to its background.
 _RAMPS = {
     "light": ["#2b1a8f", "#8a1fa0", "#cc3f72", "#d9601a"],
     "dark": ["#8f7bff", "#d070d0", "#ff8f6b", "#ffd84d"],
@@ -18,17 +18,17 @@ _MUTED = {"light": "#57606a", "dark": "#9aa5b1"}
 _GRID = {"light": "#e7eaee", "dark": "#2a323c"}
 _BACKGROUND = {"light": "#ffffff", "dark": "#12171d"}
 
-# Of the set of M. Okabe and K. Ito, "Color universal design" (2008); readable on both backgrounds.
+# These colours follow M. Okabe and K. Ito, "Color universal design" (2008), and are readable on both backgrounds.
 ACCURACY_COLOUR = "#2f7fc1"
 OTHER_COLOUR = "#d55e00"
-NEUTRAL = "#7d8792"  # of lines that are neither: the diagonal, the way along λ
+NEUTRAL = "#7d8792"  # the colour of the diagonal, of the way along λ, and of other lines that stand for no metric
 
 ROLES = ("base", "aligned", "other λ", "aligned, temperature-scaled")
 _SHAPES = ("square", "triangle-up", "circle", "cross")
 
 
 def theme(name: str, font: str) -> dict[str, Any]:
-    """Return the Vega-Lite config of `light` or `dark`."""
+    """Return the Vega-Lite config for a page that is `light` or `dark`."""
     ink, muted = _INK[name], _MUTED[name]
     return {
         "background": _BACKGROUND[name],
@@ -62,12 +62,12 @@ def theme(name: str, font: str) -> dict[str, Any]:
 
 
 def number(point: str) -> float | None:
-    """Return λ as a number; a point of several coordinates is none."""
+    """Return λ as a number, or None for a point of several coordinates."""
     return None if is_named(point) else float(point)
 
 
 def lam_colour(grid: Sequence[str], legend: bool = False) -> alt.Color | alt.ColorValue:
-    """Return the colour channel of `lam`: the same colour for a λ in all figures of a run; of points one for all."""
+    """Return the colour channel: a λ has one colour in all figures of a run; points of several coordinates share one."""
     if any(map(is_named, grid)):
         return alt.ColorValue(ACCURACY_COLOUR)
     low, high = _ends(grid)
@@ -82,13 +82,13 @@ def lam_colour(grid: Sequence[str], legend: bool = False) -> alt.Color | alt.Col
 def lam_axis(grid: Sequence[str], parents: Mapping[str, str]) -> alt.X:
     """Return the horizontal axis of everything that is drawn along λ."""
     low, high = _ends(grid)
-    margin = 0.03 * (high - low) or 0.5  # a single λ still wants an axis
+    margin = 0.03 * (high - low) or 0.5  # a single λ still needs an axis
     title = f"λ ({', '.join(f'{lam} {name}' for name, lam in parents.items())})"
     return alt.X("lam:Q", title=title, scale=alt.Scale(domain=[low - margin, high + margin], nice=False))
 
 
 def role_shape(legend: bool = False) -> alt.Shape:
-    """Return the shape channel of `role`: which point is a parent, without a colour."""
+    """Return the shape channel of `role`, which shows without a colour that a point is a parent."""
     shown = alt.Legend(title=None, orient="bottom", columns=2) if legend else None
     return alt.Shape("role:N", scale=alt.Scale(domain=list(ROLES), range=list(_SHAPES)), legend=shown)
 

@@ -1,4 +1,4 @@
-"""Small multiples: accuracy and mean confidence along λ. Where they cross, a model is as sure as it should be."""
+"""Small multiples show accuracy and mean confidence along λ. Where they cross, a model is as sure as it should be."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,22 +18,22 @@ def task_rows(facts: Facts, task: TaskFacts) -> Iterator[dict[str, Any]]:
     for lam in task.lambdas:
         for series, metric in zip(_SERIES, (facts.accuracy, "confidence"), strict=True):
             cell = task.cell(lam, metric)
-            if cell.drawn is not None:
+            if cell.plottable is not None:
                 yield {
                     **{"task": task.name, "lambda": lam, "lam": number(lam), "point": facts.stop(lam)},
-                    **{"series": series, "value": cell.drawn, "low": cell.low, "high": cell.high},
+                    **{"series": series, "value": cell.plottable, "low": cell.low, "high": cell.high},
                 }
 
 
 def domain(rows: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """Return the vertical span of all tasks: small multiples are compared with each other."""
+    """Return one vertical range for all tasks, because small multiples are compared with each other."""
     ends = [end for row in rows for end in (row["value"], row["low"], row["high"]) if end is not None]
     low, high = min(ends, default=0.0), max(ends, default=1.0)
     return max(0.0, low - 0.02), min(1.0, high + 0.02)
 
 
 def tasks_chart(facts: Facts, rows: Sequence[dict[str, Any]], span: tuple[float, float]) -> alt.LayerChart:
-    """Draw the rows of one task, or of several for a facet."""
+    """Draw the rows of one task, or of several tasks that a facet takes apart."""
     scale = alt.Scale(domain=list(span), nice=False)
     legend = alt.Legend(title=None, orient="bottom", symbolType="stroke", symbolOpacity=1, symbolSize=300)
     colour = alt.Color(

@@ -1,4 +1,4 @@
-"""A run directory → everything in RUN/report."""
+"""This module writes everything in RUN/report."""
 
 import csv
 import io
@@ -22,7 +22,8 @@ from calibration.scores.per_document import CONFIDENCES
 from contract.grid import canonical
 from contract.rundir import RunDir, commit_bytes
 
-_FONT = "Liberation Sans, Arial, Helvetica, sans-serif"  # the first comes with the converter: the same on every machine
+# The first font comes with the converter, so that figures look the same on every machine.
+_FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 _PPI = 200.0
 
 
@@ -35,12 +36,14 @@ def write_report(
 ) -> None:
     """Commit report/index.html, figures/*.svg and *.png, frontier.json, bins.parquet and metrics.csv.
 
-    Equal tables of equal sweeps give equal bytes: no time, no host, no path but those that were recorded.
+    Equal tables of equal sweeps give equal bytes: the files hold no time, no host, and no path but those that were recorded.
 
     Args:
         run: the run.
-        analysis: of it, with `error` and `confidence`.
-        found: the frontiers of its curves, where they are there already.
+        analysis: the run's analysis, made with `error` and `confidence`.
+        found: the frontiers of the analysis's curves, if they are there already.
+        error: the calibration error that accuracy is held against.
+        confidence: the confidence of that error and accuracy.
 
     Raises:
         InputError: the directory holds no run.
@@ -65,7 +68,7 @@ def _svg(chart: alt.TopLevelMixin) -> str:
     spec: dict[str, Any] = chart.to_dict()
     spec["config"] = theme("light", _FONT)
     svg = vl_convert.vegalite_to_svg(spec)
-    # Vega numbers the gradients of a process, not those of a figure.
+    # Vega numbers the gradients through the whole process, so they are numbered anew in each figure.
     numbers: dict[str, str] = {}
     return re.sub(r"\bgradient_\d+\b", lambda match: numbers.setdefault(match[0], f"gradient_{len(numbers)}"), svg)
 
@@ -80,7 +83,7 @@ def _csv(metrics: pa.Table) -> bytes:
 
 
 def _texts(column: pa.ChunkedArray) -> list[str]:
-    """λs by their names, other numbers to seven digits: the exact ones are in metrics.parquet."""
+    """Return λs by their names and other numbers to seven digits; metrics.parquet has the exact numbers."""
     form = (
         canonical if pa.types.is_decimal(column.type) else "{:.7g}".format if pa.types.is_floating(column.type) else str
     )

@@ -1,1 +1,1 @@
-"""Token tables → scores of documents and of tokens."""
+"""This folder turns tables of tokens into scores of documents and of tokens."""

@@ -1,4 +1,4 @@
-"""A task of a run, read one λ at a time: its tables → scores of documents and of tokens."""
+"""A task of a run is read one λ at a time: its tables become scores of documents and of tokens."""
 
 from dataclasses import dataclass
 
@@ -19,22 +19,22 @@ from contract.rundir import RunDir
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A task at one λ."""
+class TaskScores:
+    """The scores of a task's documents and tokens at one λ."""
 
-    lam: str  # canonical
+    lam: str  # the canonical point
     scores: ChoiceScores | ContinuationScores
-    tokens: TokenScores
+    token_scores: TokenScores
 
 
 class Loader:
-    """Reads the λs of one task; what is the same at all of them is read once."""
+    """Reads the λs of one task; the requests, which are the same at all λs, are read once."""
 
     def __init__(self, run: RunDir, task: str) -> None:
         """Read the task's requests.
 
         Raises:
-            LambdasweepError: they are missing or damaged; names the run and the task.
+            LambdasweepError: the requests are missing or damaged; the message names the run and the task.
         """
         self._run, self._task = run, task
         self._where = f"{run.root}: task {task!r}"
@@ -46,11 +46,11 @@ class Loader:
         self.documents = documents_of(read_table(self._path, columns=list(REQUEST_COLUMNS)), self._where)
         self._continuations = continuations_of(read_table(self._path, columns=list(CONTINUATION_COLUMNS)))
 
-    def load(self, lam: str) -> Loaded:
+    def load(self, lam: str) -> TaskScores:
         """Read what is committed at a λ.
 
         Raises:
-            LambdasweepError: a table is damaged; names the run, the task and λ.
+            LambdasweepError: a table is damaged; the message names the run, the task and λ.
         """
         tables = self._run.tokens(self._task, lam), self._run.quarantine(self._task, lam)
         where = f"{self._where} at λ = {lam}"
@@ -59,9 +59,9 @@ class Loader:
             scores = continuation_scores(self.documents, self._continuations, *tables, lam, where)
         else:
             scores = choice_scores(self.documents, *tables, lam, where)
-        return Loaded(lam, scores, token_scores(self.documents, self._continuations, tables[0], where))
+        return TaskScores(lam, scores, token_scores(self.documents, self._continuations, tables[0], where))
 
     def doc_ids(self) -> list[str]:
-        """Return the names of the documents [D]."""
+        """Return the names of the D documents."""
         names = read_table(self._path, columns=["doc_id"])["doc_id"].to_pylist()
         return [name for name, place in zip(names, self.documents.position.tolist(), strict=True) if place == 0]

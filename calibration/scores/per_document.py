@@ -1,10 +1,10 @@
-"""Tables → per-document arrays: which rows make up a document, which documents are complete, and their scores.
+"""Tables become arrays over documents: which rows make up a document, which documents are complete, and their scores.
 
-Three confidences are made of the same log-probabilities, all of them a softmax over a document's choices:
+Three confidences are made of the same log-probabilities. Each is a softmax over a document's choices, of
 
-    sum      of the summed log-probability of the continuation
-    tokens   of the log-probability per continuation token
-    bytes    of the log-probability per UTF-8 byte of the continuation
+    sum      the summed log-probability of the continuation
+    tokens   the log-probability per continuation token
+    bytes    the log-probability per UTF-8 byte of the continuation
 
 Nothing here loops over rows: list columns are flattened once, and documents are rows of arrays padded with −inf.
 """
@@ -22,7 +22,7 @@ from contract.points import is_named
 
 CONFIDENCES = ("sum", "tokens", "bytes")
 
-# The columns of schemas.REQUESTS that are needed here.
+# This module needs only these columns of schemas.REQUESTS.
 REQUEST_COLUMNS = ("request_id", "doc_id", "continuation_bytes", "is_gold")
 CONTINUATION_COLUMNS = ("token_ids", "continuation_start")
 
@@ -32,45 +32,47 @@ _TOKENS = "The committed table is damaged: delete the file that holds it, then t
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """How the R requests of a task make up its D documents; the same at every λ."""
+    """Says how the R requests of a task make up its D documents, which is the same at every λ."""
 
-    of_request: Ints  # [R] the request's document
-    position: Ints  # [R] the request's place among the choices of its document
-    byte_counts: Ints  # [R] UTF-8 bytes of the continuation
-    sizes: Ints  # [D] number of choices
-    gold: Ints  # [D] place of the gold choice
+    of_request: Ints  # [R] the document of each request
+    position: Ints  # [R] the place of each request among the choices of its document
+    byte_counts: Ints  # [R] the UTF-8 bytes of each request's continuation
+    sizes: Ints  # [D] the number of choices of each document
+    gold: Ints  # [D] the place of each document's gold choice
 
     @property
     def is_continuation(self) -> bool:
-        """Every document is one continuation: there is nothing to choose from, hence no confidence in a choice."""
+        """Tell whether every document is one continuation; then there is no choice, and no confidence in one."""
         return len(self.sizes) > 0 and bool((self.sizes == 1).all())
 
 
 @dataclass(frozen=True, slots=True)
 class Continuations:
-    """The tokens that the R requests of a task are scored on; the same at every λ."""
+    """The tokens that the R requests of a task are scored on, which are the same at every λ."""
 
-    tokens: Ints  # [sum of lengths] ids, request after request
-    lengths: Ints  # [R]
+    token_ids: Ints  # [sum of lengths] the token ids, request after request
+    lengths: Ints  # [R] the number of tokens of each request's continuation
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """How many documents are in no metric, by reason."""
+    """Counts the documents that are in no metric, by reason."""
 
-    quarantined: int  # a request of theirs could not be scored
-    unfinished: int  # a request of theirs has no committed score yet
-    undefined: int = 0  # every choice has probability 0: no distribution over the choices
+    quarantined: int  # documents with a request that could not be scored
+    unfinished: int  # documents with a request that has no committed score yet
+    undefined: int = 0  # documents whose choices all have probability 0, so that there is no distribution over them
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceScores:
     """The S complete documents of a task at one λ, with up to C choices."""
 
-    document: Ints  # [S] index into Documents
-    sizes: Ints  # [S] number of choices
-    gold: Ints  # [S] place of the gold choice
-    logits: dict[str, Floats]  # per confidence [S, C], nats (per token, per byte); −inf where there is no such choice
+    document: Ints  # [S] the index of each document in Documents
+    sizes: Ints  # [S] the number of choices of each document
+    gold: Ints  # [S] the place of each document's gold choice
+    logits: dict[str, Floats]
+    """The scores [S, C] of the choices by confidence, in nats, nats per token and nats per byte; they are −inf where a
+    document has no such choice."""
     left_out: LeftOut
 
 
@@ -78,10 +80,10 @@ class ChoiceScores:
 class ContinuationScores:
     """The S complete documents of a continuation task at one λ."""
 
-    document: Ints  # [S] index into Documents
-    logprob: Floats  # [S] log-probability of the continuation, nats
-    greedy: Bools  # [S] every token of it is the most likely one; False where that is not decided
-    decided: Bools  # [S] the table says whether it is
+    document: Ints  # [S] the index of each document in Documents
+    logprob: Floats  # [S] the log-probability of each continuation, in nats
+    greedy: Bools  # [S] whether every token of the continuation is the most likely one; False where that is not decided
+    decided: Bools  # [S] whether the table tells if the continuation is greedy
     left_out: LeftOut
 
 
@@ -89,25 +91,25 @@ class ContinuationScores:
 class _Rows:
     """The T committed rows of a task at one λ."""
 
-    request: Ints  # [T] request_id
-    logprob: Floats  # [T] summed over the continuation
-    lengths: Ints  # [T] continuation tokens
+    request: Ints  # [T] the request_id of each row
+    logprob: Floats  # [T] the log-probability summed over the continuation, in nats
+    lengths: Ints  # [T] the number of continuation tokens
 
 
 def documents_of(requests: pa.Table, where: str) -> Documents:
     """Group the rows of a request table into documents.
 
     Args:
-        requests: at least REQUEST_COLUMNS of schemas.REQUESTS, all rows of one task.
-        where: names the run and the task in messages.
+        requests: all rows of one task, with at least REQUEST_COLUMNS of schemas.REQUESTS.
+        where: the words that name the run and the task in messages.
 
     Raises:
-        LambdasweepError: request_id is not the row number, a document's rows are not contiguous, a document has not
+        LambdasweepError: request_id is not the row number, a document's rows are not contiguous, a document does not have
             exactly one gold choice, or a continuation has no bytes.
     """
     if not np.array_equal(_ints(requests["request_id"]), np.arange(len(requests))):
         raise _damaged(where, "request_id is not the row number", _REQUESTS)
-    # Codes are given out in order of appearance: contiguous documents are codes that never fall.
+    # Codes are given out in order of appearance, so documents are contiguous if their codes never fall.
     of_request = _ints(_one_chunk(requests["doc_id"]).dictionary_encode().indices)
     if (np.diff(of_request) < 0).any():
         raise _damaged(where, "the rows of a document are not next to each other", _REQUESTS)
@@ -127,11 +129,11 @@ def documents_of(requests: pa.Table, where: str) -> Documents:
 
 
 def continuations_of(requests: pa.Table) -> Continuations:
-    """Cut the continuations out of a request table: at least CONTINUATION_COLUMNS of it, all rows of one task."""
+    """Cut the continuations out of all rows of a task's request table, of which CONTINUATION_COLUMNS are enough."""
     lists = _one_chunk(requests["token_ids"])
     starts = _ints(requests["continuation_start"])
     lengths = _ints(pc.list_value_length(lists)) - starts
-    # Only the places of the continuations: the contexts are hundreds of times longer.
+    # Only the tokens of continuations are taken, because contexts are hundreds of times longer.
     first = np.cumsum(lengths + starts) - lengths
     return Continuations(_ints(lists.flatten().take(pa.array(np.repeat(first, lengths) + places(lengths)))), lengths)
 
@@ -139,19 +141,19 @@ def continuations_of(requests: pa.Table) -> Continuations:
 def choice_scores(documents: Documents, tokens: pa.Table, quarantine: pa.Table, lam: str, where: str) -> ChoiceScores:
     """Score the choices of every complete document of a task at one λ.
 
-    A document is complete when all its requests are committed. One whose choices all have probability 0 is left out
-    too: a softmax over them does not exist.
+    A document is complete when all its requests are committed. A document whose choices all have probability 0 is left out
+    too, because a softmax over them does not exist.
 
     Args:
-        documents: of the task.
-        tokens: schemas.TOKENS, the committed rows at λ, in any order.
-        quarantine: schemas.QUARANTINE, at λ.
+        documents: the task's documents.
+        tokens: the committed rows at λ, as schemas.TOKENS, in any order.
+        quarantine: the quarantined requests at λ, as schemas.QUARANTINE.
         lam: the canonical λ that the rows must carry.
-        where: names the run, the task and λ in messages.
+        where: the words that name the run, the task and λ in messages.
 
     Raises:
-        LambdasweepError: the tables are damaged: a NaN or +inf log-probability, a continuation without tokens, a row of
-            another λ or of no request, or two rows of one request.
+        LambdasweepError: the tables are damaged: they have a NaN or +inf log-probability, a continuation without tokens, a
+            row of another λ or of no request, or two rows of one request.
     """
     rows = _rows(documents, tokens, lam, where)
     complete, left_out = _complete(documents, rows, quarantine, where)
@@ -161,12 +163,12 @@ def choice_scores(documents: Documents, tokens: pa.Table, quarantine: pa.Table, 
         "tokens": rows.logprob / rows.lengths,
         "bytes": rows.logprob / documents.byte_counts[rows.request],
     }
-    slots = documents.of_request[rows.request], documents.position[rows.request]
+    cells = documents.of_request[rows.request], documents.position[rows.request]
     padded = {}
     for confidence in CONFIDENCES:
         padded[confidence] = np.full(shape, -np.inf)
-        padded[confidence][slots] = row_scores[confidence]
-    # The same documents for all three confidences: dividing by a finite number makes or unmakes no −inf.
+        padded[confidence][cells] = row_scores[confidence]
+    # All three confidences are defined for the same documents: dividing by a finite number makes or unmakes no −inf.
     defined = complete & (padded["sum"] > -np.inf).any(axis=1)
     return ChoiceScores(
         document=np.flatnonzero(defined),
@@ -182,18 +184,22 @@ def continuation_scores(
 ) -> ContinuationScores:
     """Score every complete document of a continuation task at one λ.
 
-    A token is the most likely one where its rank is 1. Where the engine gave no rank, it is if it equals the top-1 token:
-    ranks are missing more often for tokens that are not, so leaving their documents out would inflate the accuracy.
-    With neither known the document is undecided, unless another of its tokens is known not to be the most likely one.
+    A token is the most likely one where its rank is 1. Where the engine gave no rank, it is the most likely one if it equals
+    the top-1 token: ranks are missing more often for tokens that are not the most likely ones, so leaving their documents
+    out would inflate the accuracy. Where neither is known, the document is undecided, unless another of its tokens is known
+    not to be the most likely one.
 
-    Arguments and errors are those of `choice_scores`; also raised where the columns of a row differ in length from each
-    other or from the continuation.
+    The arguments are those of `choice_scores`, and `continuations` are the task's.
+
+    Raises:
+        LambdasweepError: the tables are damaged, as for `choice_scores`, or the columns of a row differ in length from each
+            other or from the continuation.
     """
     rows = _rows(documents, tokens, lam, where)
     complete, left_out = _complete(documents, rows, quarantine, where)
     first, unknown = first_tokens(continuations, tokens, where)
     missed = _count(~first & ~unknown, rows) > 0
-    order = np.argsort(rows.request)  # one request per document: request order is document order
+    order = np.argsort(rows.request)  # a document has one request, so the order of requests is that of documents
     return ContinuationScores(
         document=np.flatnonzero(complete),
         logprob=rows.logprob[order],
@@ -204,10 +210,13 @@ def continuation_scores(
 
 
 def first_tokens(continuations: Continuations, tokens: pa.Table, where: str) -> tuple[Bools, Bools]:
-    """Say of every token of every row whether it is the most likely one, and whether that is not known.
+    """Tell for every token of every row whether it is the most likely one, and whether that is unknown.
 
     Returns:
-        Two arrays [sum of the rows' lengths], in the order of the rows; what is not known is not the most likely one.
+        Two arrays [sum of the rows' lengths], in the order of the rows. The first is False where the second is True.
+
+    Raises:
+        LambdasweepError: the columns of a row differ in length from each other or from the continuation.
     """
     ranks, top1_ids = _one_chunk(tokens["ranks"]), _one_chunk(tokens["top1_ids"])
     lengths = _ints(pc.list_value_length(_one_chunk(tokens["logprobs"])))
@@ -218,7 +227,7 @@ def first_tokens(continuations: Continuations, tokens: pa.Table, where: str) -> 
     if not np.array_equal(continuations.lengths[request], lengths):
         raise _damaged(where, "a request is scored on more or fewer tokens than its continuation has")
     starts = np.cumsum(continuations.lengths) - continuations.lengths
-    actual = continuations.tokens[np.repeat(starts[request], lengths) + places(lengths)]
+    actual = continuations.token_ids[np.repeat(starts[request], lengths) + places(lengths)]
     rank = _ints(pc.fill_null(ranks.flatten(), 0))
     top1 = _ints(pc.fill_null(top1_ids.flatten(), -1))
     return np.where(rank == 0, top1 == actual, rank == 1), (rank == 0) & (top1 == -1)
@@ -240,13 +249,14 @@ def _rows(documents: Documents, tokens: pa.Table, lam: str, where: str) -> _Rows
     bad = ~(values < np.inf)
     if bad.any():
         raise _damaged(where, f"request {request[owners[np.argmax(bad)]]} has a log-probability that is NaN or +inf")
-    # Not differences of one running sum: they would turn −inf into NaN and give equal choices unequal scores.
+    # Each row is summed by itself: differences of one running sum would turn −inf into NaN and give equal choices unequal
+    # scores.
     logprob = np.bincount(owners, weights=values, minlength=len(request)).astype(np.float64, copy=False)
     return _Rows(request, logprob, lengths)
 
 
 def _complete(documents: Documents, rows: _Rows, quarantine: pa.Table, where: str) -> tuple[Bools, LeftOut]:
-    """Return which documents [D] have all their requests scored, and why the others have not."""
+    """Return [D] which documents have all their requests scored, and how many of the others are left out why."""
     count = len(documents.sizes)
     complete = np.bincount(documents.of_request[rows.request], minlength=count) == documents.sizes
     quarantined = np.zeros(count, np.bool_)
@@ -268,22 +278,22 @@ def _damaged(where: str, what: str, remedy: str = _TOKENS) -> LambdasweepError:
 
 
 def _owners(lengths: Ints) -> Ints:
-    """[T] lengths of lists → [their sum] index of the list that each flattened value comes from."""
+    """Return [sum of lengths] the index of the list that each flattened value comes from, for lists of lengths [T]."""
     return np.repeat(np.arange(len(lengths)), lengths)
 
 
 def places(lengths: Ints) -> Ints:
-    """[T] lengths of lists → [their sum] index of each flattened value in its list."""
+    """Return [sum of lengths] the index of each flattened value in its own list, for lists of lengths [T]."""
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
 def _count(flags: Bools, rows: _Rows) -> Ints:
-    """[tokens of all rows] → [T] how many of each row's are set."""
+    """Return [T] how many flags of each row's tokens are set; `flags` has one for each token of all rows."""
     return np.bincount(_owners(rows.lengths)[flags], minlength=len(rows.request))
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    """One array of all chunks, so that a column is flattened once."""
+    """Return a column's chunks as one array, so that a column is flattened once."""
     return column.combine_chunks()
 
 

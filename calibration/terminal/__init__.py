@@ -1,1 +1,1 @@
-"""Metrics → tables for a terminal."""
+"""This folder lays metrics out as tables for a terminal."""

@@ -1,4 +1,4 @@
-"""Diversity of a generate task as a table for a terminal, a λ a row."""
+"""This module lays out the diversity of a generate task as a table for a terminal, with a row for each λ."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,23 +18,23 @@ _COLUMNS = {
     "self_bleu": ("self-BLEU", ".4f", ".3f"),
     "distinct_answers": ("answers", ".2f", ".1f"),
 }
-_WITH_INTERVAL = ("distinct_2", "self_bleu")  # as many as fit 100 columns
+_WITH_INTERVAL = ("distinct_2", "self_bleu")  # no more intervals fit into 100 columns
 _REASONS = {"docs_quarantined": "quarantined", "docs_unfinished": "not sampled yet"}
 
 
 def is_diversity(rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether rows of the metrics table are of a generate task."""
+    """Tell whether these rows of the metrics table belong to a generate task."""
     return any(row["metric"] == "self_bleu" for row in rows)
 
 
 def diversity_table(task: str, rows: Sequence[dict[str, Any]], intervals: bool, roles: Mapping[str, str]) -> Table:
-    """Lay out one generate task, one row per λ ascending; nothing is best, because more diverse is not better.
+    """Lay out one generate task, one row per λ ascending; no row is marked best, because more diverse is not better.
 
     Args:
-        task: its name.
-        rows: of the metrics table, of this task and split all.
-        intervals: show those of distinct-2 and self-BLEU too.
-        roles: what the parents' points are marked with.
+        task: the task's name.
+        rows: the rows of the metrics table for this task and split all.
+        intervals: whether the intervals of distinct-2 and self-BLEU are shown too.
+        roles: the mark of each parent, by its point.
     """
     cells = {(point_of(row), row["metric"]): row for row in rows}
     lambdas = sorted({lam for lam, _ in cells}, key=order)

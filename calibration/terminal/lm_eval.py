@@ -1,4 +1,4 @@
-"""lm-eval's own metrics as a table for a terminal, a λ a row."""
+"""This module lays out lm-eval's own metrics as a table for a terminal, with a row for each λ."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,16 +12,16 @@ from contract.points import order
 from contract.schemas import point_of
 
 _MISSING = "–"
-_SHOWN = 5  # metrics: as many as fit 80 columns
+_SHOWN = 5  # no more metrics fit into 80 columns
 
 
 def outcome_table(task: str, rows: Sequence[dict[str, Any]], roles: Mapping[str, str]) -> Table:
     """Lay out lm-eval's metrics of one task or group, one row per λ ascending.
 
     Args:
-        task: its name.
-        rows: of the metrics table, all of them lm-eval's.
-        roles: what the parents' points are marked with.
+        task: the name of the task or group.
+        rows: the rows of the metrics table that hold lm-eval's metrics of it.
+        roles: the mark of each parent, by its point.
     """
     values = {(point_of(row), row["metric"]): (row["value"], row["n"]) for row in rows}
     lambdas = sorted({point_of(row) for row in rows}, key=order)

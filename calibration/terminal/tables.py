@@ -1,4 +1,4 @@
-"""A metrics table → tables for a terminal, or for a file: every mark is a word or a character, never a colour alone."""
+"""A metrics table is laid out for a terminal or for a file: every mark is a word or a character, never a colour alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,19 +65,19 @@ def render(
     intervals: bool = False,
     parents: Mapping[str, str] = PARENTS,
 ) -> list[Table]:
-    """Lay out a metrics table: one rich table per task in order of appearance, one row per λ ascending; and one of lm-eval's
-    own metrics for each task or group that has them.
+    """Lay out a metrics table: one rich table per task in order of appearance, with one row per λ, ascending.
 
-    The parents' λs are marked `base` and `aligned`, and the λ of highest accuracy `best` (of equals the one of lower NLL,
-    then the lower λ). The best values of a column carry a `*`; for confidence − accuracy that is the nearest to 0. A λ with
-    documents still to be scored is marked `partial` and competes for neither: fewer documents are no fair comparison.
-    What is null prints as `–`. Fits 80 columns, with intervals 100.
+    Each task or group that has lm-eval's own metrics has a second table of these. The parents' λs are marked `base` and
+    `aligned`, and the λ of highest accuracy is marked `best` (of equals it is the one of lower NLL, then the lower λ). The
+    best values of a column carry a `*`; for confidence − accuracy the best is the nearest to 0. A λ with documents still to
+    be scored is marked `partial` and gets neither mark: fewer documents are no fair comparison. A null prints as `–`. The
+    tables fit into 80 columns, and with intervals into 100.
 
     Args:
-        metrics: schemas.METRICS, as `analyse.analyse` returns it; only rows of split "all" are shown.
-        confidence: the definition whose metrics are shown: sum, tokens or bytes. Continuation tasks have only one.
-        intervals: show those of accuracy and ECE too, of accuracy and NLL where there is no choice.
-        parents: λs of those that are on the line.
+        metrics: the metrics table, schemas.METRICS, as `analyse.analyse` returns it; only rows of split "all" are shown.
+        confidence: the confidence whose metrics are shown: sum, tokens or bytes. Continuation tasks have only one.
+        intervals: whether the intervals of accuracy and ECE are shown too; where there is no choice, of accuracy and NLL.
+        parents: the point of each parent that is on the line.
 
     Raises:
         InputError: there is no such confidence.
@@ -112,7 +112,7 @@ def _task_table(
     best_values = {column.metric: _best_value(column, rivals) for column in columns}
     best_line = _best_line(columns[0].metric, rivals)
 
-    # Text, not str: rich would read the brackets of a name as markup.
+    # The title is Text instead of str, because rich would read the brackets of a name as markup.
     table = Table(title=Text(task, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.pad_edge = False
     table.caption = Text("\n".join(_notes(lines, confidence, is_continuation, intervals)))

@@ -1,1 +1,1 @@
-"""How sure a number is: resamples, intervals, and tests of many differences at once."""
+"""This folder says how sure a number is, by resamples, intervals, and tests of many differences at once."""

@@ -30,27 +30,27 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The middle 95 %."""
+    """The middle 95 % of a number's resamples."""
 
     low: float
     high: float
-    resamples: int  # how many it was made of
+    resamples: int  # the number of resamples that the interval was made of
 
 
 def interval(estimate: Estimate, metric: str) -> Interval | None:
     """Return the 95 % bootstrap interval of a metric, or of a difference of it to a parent (`…_vs_…`).
 
-    The percentile interval, from order statistics without interpolation. For errors that are sums of absolute or squared
-    deviations (ECE of any kind, MCE, smooth ECE, reliability, resolution) the basic interval, 2 · value − percentiles: such
-    a sum is biased upwards by noise, each resample adds that bias once more, and percentiles would be off by twice of it;
-    the basic interval takes it away, so it may lie below the value itself. Cut at 0 unless it is of a difference or
-    debiased. (In simulations with 300 documents and a true ECE of 0.04 the basic interval held it 93 times of 100, the
-    percentile interval never. Of a perfectly calibrated model, whose ECE of 0 is the end of its range, the basic one held
-    it half of the time.)
+    It is the percentile interval, from order statistics without interpolation. Errors that are sums of absolute or squared
+    deviations (ECE of any kind, MCE, smooth ECE, reliability, resolution) have the basic interval, 2 · value − percentiles,
+    instead: noise biases such a sum upwards, each resample adds that bias once more, and percentiles would be off by twice
+    the bias. The basic interval takes the bias away, so it may lie below the value itself; it is cut at 0 unless the metric
+    is a difference or debiased. (In simulations with 300 documents and a true ECE of 0.04 the basic interval held the true
+    value 93 times of 100, the percentile interval never. For a perfectly calibrated model, whose ECE of 0 is the end of the
+    range, the basic interval held it half of the time.)
 
     Returns:
-        None where there is no value, fewer than two documents, or no value in more than half of the resamples (those are
-        left out: AUROC where all drawn documents are right).
+        The interval; None where there is no value, fewer than two documents, or no value in more than half of the resamples.
+        Resamples without a value, as AUROC has none where all drawn documents are right, are left out.
 
     Source: A. C. Davison, D. V. Hinkley, "Bootstrap Methods and their Application" (1997), sections 5.2 and 5.3.
     """

@@ -1,4 +1,4 @@
-"""Many differences tested at once: studentised maxima over bootstrap resamples."""
+"""Many differences are tested at once by studentised maxima over bootstrap resamples."""
 
 import numpy as np
 
@@ -6,17 +6,18 @@ from calibration.arrays import Bools, Floats
 
 
 def step_down(gain: Floats, resampled: Floats) -> Floats:
-    """Return p-values of "this gain is above 0", adjusted for there being H of them.
+    """Return the p-value of each claim "this gain is above 0", adjusted for there being H claims.
 
-    Rejecting where p ≤ α makes a false claim among all H with probability at most α, whatever their dependence, which
-    the resamples carry: neighbouring λs cost little. One-sided, studentised, step-down.
+    If every claim with p ≤ α is made, a false one is among them with probability at most α. This holds whatever the
+    dependence between the gains, because the resamples carry it; hence many neighbouring λs cost little. The tests are
+    one-sided, studentised and step-down.
 
     Args:
-        gain: [H].
-        resampled: [H, R] the same in R resamples.
+        gain: the gains [H].
+        resampled: the same gains in R resamples [H, R].
 
     Returns:
-        [H], in (0, 1]. A gain that does not vary is judged by its sign alone.
+        The p-values [H], in (0, 1]. A gain that does not vary is judged by its sign alone.
 
     Source: J. P. Romano, M. Wolf, "Stepwise multiple testing as formalized data snooping", Econometrica 73 (2005), with
     p-values as in their "Efficient computation of adjusted p-values for resampling-based stepdown multiple testing",
@@ -36,9 +37,10 @@ def step_down(gain: Floats, resampled: Floats) -> Floats:
 
 
 def indistinguishable(difference: Floats, resampled: Floats, level: float = 0.95) -> Bools:
-    """Say which of H differences are within simultaneous two-sided confidence bands around 0. [H], [H, R] → [H].
+    """Return [H] which differences are within simultaneous two-sided confidence bands around 0.
 
-    Source: as `step_down`; one step, by the `level` quantile of the largest |t| in a resample.
+    `difference` [H] holds the values and `resampled` [H, R] the same in R resamples. The source is that of `step_down`; here
+    one step compares |t| with the `level` quantile of the largest |t| in a resample.
     """
     if len(difference) == 0:
         return np.empty(0, np.bool_)
@@ -49,9 +51,9 @@ def indistinguishable(difference: Floats, resampled: Floats, level: float = 0.95
 
 
 def _studentised(value: Floats, resampled: Floats) -> tuple[Floats, Floats]:
-    """Return value / standard error, and the same of the resamples around the value."""
+    """Return t [H] = value / standard error, and [H, R] the same for the deviations of the resamples from the value."""
     error = resampled.std(axis=1)
-    varies = error > 1e-12  # what is the same for two λs differs by rounding only
+    varies = error > 1e-12  # a metric that is the same for two λs differs by rounding only
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(varies, value / error, np.where(np.abs(value) > 1e-12, np.sign(value) * np.inf, 0.0))
         drawn = np.where(varies[:, None], (resampled - value[:, None]) / error[:, None], 0.0)

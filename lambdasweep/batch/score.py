@@ -186,7 +186,7 @@ def _run_left(
     interrupted = False
     progress = ScoreProgress(total, left)
     if left:
-        from merge.remote_parent import parent_of, travelling
+        from merge.remote_parent import describe_parent, travelling
 
         before_ray(config.sweep.address)
         from ray_jobs.driver import run_units
@@ -197,7 +197,7 @@ def _run_left(
             say(f"{total - len(left)} of {total} units are committed already; {len(left)} are left")
         pair = identity["pair"]
         if config.is_model:
-            base, aligned = parent_of(prepared.pair.base, "model", pair["model"]["fingerprint"]), None
+            base, aligned = describe_parent(prepared.pair.base, "model", pair["model"]["fingerprint"]), None
         else:
             base, aligned = travelling(prepared.pair, pair)
         spec = SweepSpec(

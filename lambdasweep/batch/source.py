@@ -19,15 +19,15 @@ from lambdasweep.tasks.requests import content_sha256
 from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from merge.remote_parent import Parent
+    from merge.remote_parent import RemoteParent
     from ray_jobs.units import Unit
-    from ray_jobs.work import Done
+    from ray_jobs.work import UnitResult
     from serve.engine import Engine
 
 
 # A replica keeps its tokenizer, and the file that it reads.
 @functools.lru_cache(maxsize=1)
-def _tokenizer(parent: "Parent") -> Tokenizer:
+def _tokenizer(parent: "RemoteParent") -> Tokenizer:
     from merge.remote_parent import open_here
 
     return load_tokenizer(open_here(parent))
@@ -48,7 +48,7 @@ class ParquetSource:
     """Where relative paths of files start."""
     files: tuple[InputFile, ...]
     columns: Columns
-    tokenizer: "Parent"
+    tokenizer: "RemoteParent"
     """Whose tokenizer it is."""
     max_model_len: int
 
@@ -101,7 +101,7 @@ class RowsWork:
     def identity(self) -> dict[str, Any]:
         return {"requests_sha256": content_sha256(self.built.requests)}
 
-    def run(self, engine: "Engine", lam: str) -> "Done":
+    def run(self, engine: "Engine", lam: str) -> "UnitResult":
         from ray_jobs.work import scored
         from serve.scoring import score_unit
 

@@ -1,7 +1,7 @@
-"""RUN/driver.json: how the running driver does, for whoever sees RUN; replaced as a whole every few seconds.
+"""RUN/driver.json says how the running driver does; it is replaced as a whole every few seconds.
 
-It holds what the tables cannot tell: living replicas, failures, rate and time left. It is no result and nothing hangs on it:
-a driver that cannot write it goes on, and one that is gone leaves it stale, which `written` shows.
+It holds what the tables cannot tell: living replicas, failures, rate and time left. It is no result, and no result depends
+on it: a driver that cannot write it goes on, and a driver that is gone leaves it stale, which `written` shows.
 """
 
 import contextlib
@@ -26,51 +26,52 @@ _NEWS = 5
 
 
 class ReplicaReport(TypedDict):
-    """What a living replica does."""
+    """Says what a living replica does."""
 
     doing: str
-    """starting, scoring or idle"""
+    """This is starting, scoring or idle."""
     seconds: float
-    """since when"""
+    """The replica has done so for this long."""
     unit: "Sequence[Any] | None"
-    """task, λ and shard of what it scores"""
+    """The task, λ and shard that the replica scores; None where it scores nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class DriverState:
-    """What driver.json holds."""
+    """The content of driver.json."""
 
     written: float
-    """seconds since 1970"""
+    """The time when the file was written, in seconds since 1970."""
     began: float
-    """seconds since 1970"""
+    """The time when the driver began, in seconds since 1970."""
     every: float
-    """seconds between two writings"""
+    """The seconds between two writings."""
     state: str
-    """running; done, stopped (by a signal) or failed: how the driver ended"""
+    """This is `running` while the driver runs; it ends as `done`, `stopped` (by a signal) or `failed`."""
     error: str
-    """of a driver that failed"""
+    """The message of a driver that failed."""
     host: str
     pid: int
     left: int
-    """units of this driver that are neither done nor given up"""
+    """The number of this driver's units that are neither done nor given up."""
     done: int
     given_up: int
     failures: int
-    """replicas lost, at their start or at a unit"""
+    """The number of replicas that were lost, at their start or at a unit."""
     requests_per_second: float | None
-    """None before a unit is done, as the next two"""
+    """The rate of requests; None before a unit is done."""
     tokens_per_second: float | None
-    """computed, without those from prefix caches"""
+    """The rate of computed tokens, without those from prefix caches; None before a unit is done."""
     seconds_left: float | None
+    """The estimate of the time left; None before a unit is done."""
     replicas: dict[str, ReplicaReport]
-    """the living ones"""
+    """What each living replica does, by its name."""
     news: list[str]
-    """the last lines that the driver said"""
+    """The last lines that the driver said."""
 
     @staticmethod
     def read(run: RunDir) -> "DriverState | None":
-        """Return the state of the run's last driver; None where none was written, or by another version."""
+        """Return the state of the run's last driver; None where none was written, or another version wrote it."""
         value = run.driver()
         try:
             return None if value is None else DriverState(**value)
@@ -79,7 +80,7 @@ class DriverState:
 
 
 class DriverView:
-    """A run's last driver as others see it."""
+    """A run's last driver as any process that sees the run directory knows it."""
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
@@ -88,7 +89,7 @@ class DriverView:
 
     @property
     def driver_age(self) -> float:
-        """Seconds since the driver wrote. Once it was seen writing, no clock but this machine's matters."""
+        """Return the seconds since the driver wrote. Once it was seen writing, only this machine's clock matters."""
         return max(0.0, time.monotonic() - self._driver_seen)
 
     @property
@@ -104,7 +105,7 @@ class DriverView:
 
 
 class Heartbeat(Tally):
-    """Listens to the driver and writes driver.json. A context manager, around all of the driver's work."""
+    """Listens to the driver and writes driver.json. It is a context manager around all of the driver's work."""
 
     def __init__(self, run: RunDir, units: "Iterable[Unit]") -> None:
         super().__init__(units)
@@ -128,13 +129,13 @@ class Heartbeat(Tally):
         self._news.append(text)
 
     def tick(self) -> None:
-        """Called by the driver's loop, so that a loop that hangs shows as a driver that was not seen."""
+        """Write driver.json if it is time. The driver's loop calls this, so a loop that hangs shows as a silent driver."""
         if self.clock() - self._written >= SECONDS:
             self._write("running")
 
     def _write(self, state: str, error: str = "") -> None:
         self._written = self.clock()
-        with contextlib.suppress(OSError):  # a full disk stops the sweep at its tables, with a better message
+        with contextlib.suppress(OSError):  # a full disk stops the sweep at its next table, with a better message
             commit_json(self._run.driver_json, asdict(self._state(state, error)))
 
     def _state(self, state: str, error: str) -> DriverState:

@@ -1,4 +1,4 @@
-"""What the driver's events come to: counts, rate and time left, and live progress on the terminal that runs the sweep."""
+"""The driver's events are counted, with rate and time left, and shown live on the terminal that runs the sweep."""
 
 import sys
 import time
@@ -17,27 +17,27 @@ from lambdasweep.monitor.wording import duration
 if TYPE_CHECKING:
     from ray_jobs.units import Receipt, Unit
 
-_LINE_SECONDS = 5.0  # at most one log line per this, and one for the last unit
+_LINE_SECONDS = 5.0  # there is at most one log line in so long, and one for the last unit
 _SAMPLES, _SAMPLE_SECONDS = 300, 1.0
 
 
 @dataclass(slots=True)
 class ReplicaState:
-    """What a living replica does, since when by the tally's clock."""
+    """Says what a living replica does, and since when by the tally's clock."""
 
     doing: str  # starting, scoring or idle
     since: float
-    unit: "Unit | None" = None  # the last one, where it is idle
+    unit: "Unit | None" = None  # the unit that the replica scores, or that it scored last where it is idle
 
 
 class Tally:
-    """Counts the driver's events (`ray_jobs.events.Progress`).
+    """Counts the driver's events (`ray_jobs.events.Listener`).
 
-    Rates are of the last five minutes, or of longer where few units are done in that time.
+    Rates are taken over the last five minutes, or over longer if few units are done in that time.
 
     Args:
-        units: what is left to do.
-        clock: seconds.
+        units: the units that are left to do.
+        clock: a function that returns the time in seconds.
     """
 
     def __init__(self, units: "Iterable[Unit]" = (), clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,22 +47,23 @@ class Tally:
         self.replicas: dict[str, ReplicaState] = {}
         self._costs: dict[tuple[str, str, int], int] = {}
         self._work = self._work_done = 0
-        self._samples: deque[tuple[float, int, int, int]] = deque(maxlen=_SAMPLES)  # time, work, requests, tokens
+        # A sample has the time, and the work, requests and tokens done by then.
+        self._samples: deque[tuple[float, int, int, int]] = deque(maxlen=_SAMPLES)
         self.grow(units)
 
     @property
     def left(self) -> int:
-        """Units neither done nor given up."""
+        """Return the number of units that are neither done nor given up."""
         return len(self._costs)
 
     def message(self, text: str) -> None:
-        """News are no numbers."""
+        """Ignore the message: it changes no count."""
 
     def tick(self) -> None:
-        """Nothing happened."""
+        """Do nothing: a tick changes no count."""
 
     def grow(self, units: "Iterable[Unit]") -> None:
-        """There are more units to do."""
+        """Take in that there are further units to do."""
         added = {unit.key: unit.cost for unit in units}
         self._costs |= added
         self._work += sum(added.values())
@@ -110,12 +111,12 @@ class Tally:
 
 
 class SweepProgress:
-    """Shows units done, the λs in work, requests per second and the time left. A context manager.
+    """Shows units done, the λs in work, requests per second and the time left. It is a context manager.
 
     Args:
-        total: units of this command.
-        units: those that are not committed yet.
-        console: where to write; standard error by default, so that output can be piped.
+        total: the number of units of this command.
+        units: the units that are not committed yet.
+        console: the console to write to; the default is standard error, so that output can be piped.
     """
 
     def __init__(self, total: int, units: "Iterable[Unit]", console: Console | None = None) -> None:
@@ -152,7 +153,7 @@ class SweepProgress:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def tick(self) -> None:
-        """Nothing happened."""
+        """Do nothing: a tick changes nothing that is shown."""
 
     def replica_starting(self, replica: str) -> None:
         self.tally.replica_starting(replica)
@@ -164,7 +165,7 @@ class SweepProgress:
         self.tally.replica_lost(replica, failed, given_up)
 
     def grow(self, units: "Iterable[Unit]") -> None:
-        """There are more units to do."""
+        """Take in that there are further units to do."""
         before = self.tally.left
         self.tally.grow(units)
         self._total += self.tally.left - before
@@ -172,18 +173,18 @@ class SweepProgress:
             self._bar.update(self._bar_task, total=self._total)
 
     def unit_started(self, replica: str, unit: "Unit") -> None:
-        """A replica begins a unit."""
+        """Take in that a replica begins a unit."""
         self.tally.unit_started(replica, unit)
         self._show()
 
     def unit_done(self, receipt: "Receipt") -> None:
-        """A unit is committed."""
+        """Take in that a unit is committed."""
         self.tally.unit_done(receipt)
         self.seconds["switch"] += receipt.switch_seconds
         self.seconds["score"] += receipt.score_seconds
         self.seconds["commit"] += receipt.commit_seconds
         if receipt.quarantined and receipt.task not in self._quarantined:
-            self._quarantined.add(receipt.task)  # mostly the same requests at every λ: said once
+            self._quarantined.add(receipt.task)  # the requests are mostly the same at every λ, so this is said once
             self.message(f"{receipt.task}: {receipt.quarantined} requests are quarantined at λ = {receipt.lam}")
         self._show()
 

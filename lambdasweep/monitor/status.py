@@ -1,4 +1,4 @@
-"""`lambdasweep status`, in words: what of a run is done, what it took, and how its driver does. Knows no Ray."""
+"""`lambdasweep status` says which units of a run are done, what they took, and how its driver does. It knows no Ray."""
 
 import os
 import re
@@ -13,14 +13,14 @@ from lambdasweep.monitor.wording import duration, how, quantity
 
 _SHOWN = 5
 _REPLICAS_SHOWN = 16
-_RECEIPT_SECONDS = 30.0  # a million receipts take longer; what is said then is of those that were read
+_RECEIPT_SECONDS = 30.0  # a million receipts take longer; the status then counts those that were read
 
 
 def describe(root: str | os.PathLike[str]) -> Iterator[str]:
     """Yield the lines of the status.
 
     Raises:
-        InputError: `root` is no run directory.
+        InputError: `root` holds no sweep.
     """
     run = RunDir(root)
     survey = Survey(run)
@@ -68,7 +68,7 @@ def driver_lines(view: DriverView) -> Iterator[str]:
 
 
 def spent(survey: Survey) -> str:
-    """Say what the committed units took, from their receipts; empty before the first."""
+    """Say what the committed units took, by their receipts; without a receipt the text is empty."""
     sums = survey.spent
     if not sums.receipts:
         return ""
@@ -84,7 +84,7 @@ def spent(survey: Survey) -> str:
 
 
 def driver(view: DriverView) -> str:
-    """Say how the run's last driver does, or how it ended; empty where none is known of."""
+    """Say how the run's last driver does, or how it ended; if none is known the text is empty."""
     state = view.driver
     if state is None:
         return ""
@@ -97,12 +97,12 @@ def driver(view: DriverView) -> str:
         return f"driver not seen for {ago}: it ran on {state.host} (process {state.pid}){lost}"
     if state.state == "failed":
         return f"driver failed {ago} ago: {state.error.partition(chr(10))[0]}{lost}"
-    how = "was stopped" if state.state == "stopped" else "ended"
-    return f"driver {how} {ago} ago, with {state.done} units done and {state.left} left{lost}"
+    ended = "was stopped" if state.state == "stopped" else "ended"
+    return f"driver {ended} {ago} ago, with {state.done} units done and {state.left} left{lost}"
 
 
 def pace(view: DriverView) -> str:
-    """Say when a running driver will be done and how fast its replicas are; empty before their first unit is done."""
+    """Say when a running driver will be done and how fast its replicas are; before a unit is done the text is empty."""
     state = view.driver if view.driver_runs else None
     if state is None or state.requests_per_second is None or state.seconds_left is None:
         return ""
@@ -113,7 +113,7 @@ def pace(view: DriverView) -> str:
 
 
 def replicas(state: DriverState) -> list[tuple[str, ReplicaReport]]:
-    """Return the living replicas by their numbers."""
+    """Return the living replicas in the order of their numbers."""
     return sorted(state.replicas.items(), key=lambda item: [int(number) for number in re.findall(r"\d+", item[0])])
 
 

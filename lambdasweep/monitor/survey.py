@@ -1,7 +1,7 @@
-"""What of a run is there: units counted from file names, receipts read once each.
+"""A survey counts what a run has: it counts units by file names, and reads each receipt once.
 
-Made to be asked again and again: of a million units, a refresh lists the tables' folders that are begun and not complete,
-and opens receipts that it has not read. The first reading of a large run's receipts takes several refreshes.
+It can be refreshed again and again: even with a million units, a refresh only lists the folders of tables that are begun and
+not complete, and opens receipts that it has not read. The first reading of a large run's receipts takes several refreshes.
 """
 
 import time
@@ -20,7 +20,7 @@ class TaskCount:
 
     shards: int
     lambdas: list[str]
-    done: Counter[str] = field(default_factory=Counter)  # λ → committed units
+    done: Counter[str] = field(default_factory=Counter)  # the number of committed units, by λ
 
     @property
     def total(self) -> int:
@@ -29,19 +29,19 @@ class TaskCount:
 
 @dataclass(slots=True)
 class Spent:
-    """Sums of the receipts that were read."""
+    """The sums over all receipts that were read."""
 
     receipts: int = 0
-    seconds: float = 0.0  # of replicas, in units: engine starts are not part of it
+    seconds: float = 0.0  # the time that replicas spent on units, which engine starts are no part of
     requests: int = 0
     tokens_scheduled: int = 0
     tokens_cached: int = 0
     tokens_generated: int = 0
-    quarantined: Counter[str] = field(default_factory=Counter)  # task → requests, at all λs
+    quarantined: Counter[str] = field(default_factory=Counter)  # the number of requests over all λs, by task
 
 
 class Survey(DriverView):
-    """Counts what is there.
+    """Counts the units and receipts that a run has.
 
     Raises:
         InputError: `run` holds no sweep.
@@ -52,7 +52,7 @@ class Survey(DriverView):
         self.sweep = run.sweep()
         self.tasks: dict[str, TaskCount] = {}
         self.spent = Spent()
-        self._seen: dict[tuple[str, str], set[int]] = {}  # of incomplete task and λ only
+        self._seen: dict[tuple[str, str], set[int]] = {}  # the shards seen at each task and λ that is not complete
         self._unread: deque[tuple[str, str, int]] = deque()
         self.refresh(0.0)
 
@@ -70,7 +70,7 @@ class Survey(DriverView):
 
     @property
     def cost(self) -> float:
-        """GPU-hours, or core-hours on a CPU, that the units of the read receipts took: seconds × ranks (× threads)."""
+        """Return the GPU-hours, or core-hours on a CPU, that the receipts tell: seconds × ranks, on a CPU × threads."""
         engine = self.sweep["engine"]
         ranks = engine["tensor_parallel"] * engine.get("pipeline_parallel", 1)
         each = ranks * (engine["threads"] if engine["device"] == "cpu" else 1)
@@ -78,12 +78,12 @@ class Survey(DriverView):
 
     @property
     def in_work(self) -> list[Sequence[Any]]:
-        """Task, λ and shard of what replicas score now."""
+        """Return the task, λ and shard of every unit that a replica scores now."""
         replicas = self.driver.replicas.values() if self.driver and self.driver_runs else ()
         return [replica["unit"] for replica in replicas if replica["unit"]]
 
     def refresh(self, seconds: float) -> None:
-        """Look again; read new receipts for at most about `seconds`.
+        """Count again, and read new receipts for at most about so many seconds.
 
         Raises:
             InputError: the plan is gone.
@@ -110,7 +110,7 @@ class Survey(DriverView):
             unit = self._unread.popleft()
             receipt = self.run.receipt(*unit)
             if receipt is None:
-                self._unread.append(unit)  # it is written after the table; a killed replica's never is
+                self._unread.append(unit)  # a receipt is written after its table, or never if the replica was killed
                 continue
             spent = self.spent
             spent.receipts += 1

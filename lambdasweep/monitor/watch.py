@@ -1,4 +1,4 @@
-"""`lambdasweep status --watch`: a live view of a run, from any machine that sees its directory."""
+"""`lambdasweep status --watch` shows a live view of a run, on any machine that sees its directory."""
 
 import time
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from lambdasweep.monitor import status
 from lambdasweep.monitor.survey import Survey, TaskCount
 from lambdasweep.monitor.wording import quantity
 
-_SECONDS = 1.0  # between two looks, on a terminal
-_LINE_SECONDS = 5.0  # and elsewhere
+_SECONDS = 1.0  # the time between two looks on a terminal
+_LINE_SECONDS = 5.0  # the time between two looks where there is no terminal
 _READ_SECONDS = 0.3  # a look reads new receipts for so long
-_LABEL, _CELL = 24, 6  # at most so many columns for a task's name, and for a λ
+_LABEL, _CELL = 24, 6  # a task's name, and a λ, have at most so many columns
 
 
 def watch(run: RunDir, console: Console) -> None:
-    """Show the run until nothing is left of it and its driver has ended, or until the process is interrupted.
+    """Show the run until all its units are done and its driver has ended, or until the process is interrupted.
 
     Raises:
         InputError: `run` is no run directory.
@@ -61,7 +61,7 @@ def _units(survey: Survey) -> str:
 
 
 def render(survey: Survey, width: int, height: int) -> list[Text]:
-    """Return the lines of the view: at most `height`, none wider than `width`."""
+    """Return the lines of the view; there are at most `height` lines, and none is wider than `width`."""
     head = [Text(str(survey.run.root), "bold"), _bar(survey, min(20, width // 4))]
     head += [Text(line) for line in (status.pace(survey), status.spent(survey)) if line]
     if quarantined := survey.spent.quarantined.total():
@@ -88,11 +88,11 @@ def _bar(survey: Survey, width: int) -> Text:
 
 
 def _percent(share: float) -> str:
-    return f"{int(share * 100)} %"  # never 100 before the end
+    return f"{int(share * 100)} %"  # rounding down shows 100 only at the end
 
 
 def _heat_map(survey: Survey, width: int, height: int) -> list[Text]:
-    """Return rows of tasks and columns of λs, as many of them to a column as it takes."""
+    """Return a table with a row for each task and columns of λs; a column holds several λs where there are too many."""
     lambdas = sorted({lam for task in survey.tasks.values() for lam in task.lambdas}, key=order)
     label = min(_LABEL, max(len(name) for name in survey.tasks), width // 3)
     room = max(1, width - label - 7)
@@ -114,7 +114,7 @@ def _heat_map(survey: Survey, width: int, height: int) -> list[Text]:
 
 
 def _rows(survey: Survey, room: int) -> tuple[list[str], list[str]]:
-    """Return the tasks that have a row of their own, and those that share one: in work, then unfinished ones first."""
+    """Return the tasks with a row of their own, and those that share one; tasks in work, then unfinished ones, get a row."""
     names = list(survey.tasks)
     if len(names) <= room:
         return names, []
@@ -151,11 +151,11 @@ def _heat(done: int, planned: int) -> tuple[str, str]:
 
 
 def _axis(columns: list[list[str]], cell: int) -> str:
-    """Return labels of λs over their columns: the ends and the parents first, then others where there is room."""
+    """Return the labels of λs over their columns; ends and parents have one, and others where there is room."""
     line = [" "] * (len(columns) * cell + max(len(lam) for column in columns for lam in column))
-    order = [0, len(columns) - 1, *(n for n, column in enumerate(columns) if any(map(is_parent, column)))]
+    first = [0, len(columns) - 1, *(n for n, column in enumerate(columns) if any(map(is_parent, column)))]
     step = max(1, len(columns) // 8)
-    for number in [*order, *range(0, len(columns), step)]:
+    for number in [*first, *range(0, len(columns), step)]:
         lam = next((lam for lam in columns[number] if is_parent(lam)), columns[number][0])
         start, end = number * cell, number * cell + len(lam)
         if all(character == " " for character in line[max(0, start - 1) : end + 1]):
@@ -164,7 +164,7 @@ def _axis(columns: list[list[str]], cell: int) -> str:
 
 
 def _replicas(survey: Survey, width: int, height: int) -> list[Text]:
-    """Return what each replica does, in columns, and what the rest does where not all have room."""
+    """Return what each replica does, in columns, and the number of the others where not all have room."""
     if not survey.driver_runs or survey.driver is None:
         return []
     texts = [f"{name}  {status.doing(one)}" for name, one in status.replicas(survey.driver)]

@@ -1,10 +1,10 @@
-"""Times, counts and the settings of a task as a person would write them."""
+"""These functions write times, counts and the settings of a task as a person would."""
 
 from typing import Any
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as a person would: 45 s, 3 min 20 s, 2 h 05 min."""
+    """Write seconds as a person would, like 45 s, 3 min 20 s or 2 h 05 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -24,7 +24,7 @@ def how(record: dict[str, Any]) -> str:
 
 
 def quantity(number: float) -> str:
-    """Write a count so that it can be read at a glance: 950, 12.3 k, 4.56 M."""
+    """Write a count so that it can be read at a glance, like 950, 12.3 k or 4.56 M."""
     for scale, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if number >= scale:
             return f"{number / (1e3 if letter == 'k' else scale):.3g} {letter}"

@@ -1,4 +1,4 @@
-"""`lambdasweep export`: from what was asked for to a checkpoint on disk."""
+"""`lambdasweep export` writes the point that was asked for as a checkpoint on disk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,21 +6,25 @@ from pathlib import Path
 from contract.errors import InputError
 from contract.points import parent_names
 from lambdasweep.takehome.model_card import model_card
-from lambdasweep.takehome.point import Source, fingerprints_of
+from lambdasweep.takehome.point import PointSource, fingerprints_of
 
 
-def export_point(source: Source, out: Path, like: str, max_shard_size: str, say: Callable[[str], None]) -> int:
-    """Write θ(λ) to `out` and return the bytes of its weights.
+def export_point(source: PointSource, out: Path, like: str, max_shard_size: str, say: Callable[[str], None]) -> int:
+    """Write θ(λ) to `out` and return the number of bytes of its weights.
 
     Args:
         source: the pair and λ.
         out: a directory that does not exist yet.
-        like: base, aligned, or one of several by name, whose config, tokenizer and chat template go with the weights.
-        max_shard_size: of a weight file, such as 5GB.
-        say: told one line of news at a time.
+        like: the parent whose config, tokenizer and chat template go with the weights: base, aligned, or the name of one of
+            several.
+        max_shard_size: the largest size of a weight file, such as 5GB.
+        say: a function that is called with one line of news at a time.
 
     Raises:
-        InputError, OSError: as `merge.export.export`; a parent that is not the run's.
+        InputError: an argument is wrong, or `merge.export.export` refuses the export.
+        PairError: the parents do not fit together, or NaN or infinity came out.
+        RunMismatchError: a parent is another one than the run's.
+        OSError: the disk is full or not writable.
     """
     from merge.export import ExportPlan, check_target, export
     from merge.file_layout import parse_size

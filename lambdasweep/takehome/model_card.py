@@ -1,4 +1,4 @@
-"""The model card of an exported θ(λ)."""
+"""This module writes the model card of an exported θ(λ)."""
 
 import json
 from collections.abc import Iterator
@@ -22,19 +22,19 @@ _METRICS = {
     "self_bleu": "self-BLEU of samples, 0 to 1",
 }
 _OF_LM_EVAL = "lm_eval/"
-# Of the run's documents: `report` had no say in which λ is λ*. What lm-eval computes is of all.
+# Our metrics are those on the split that had no say in which λ is λ*; lm-eval computes its own on all documents.
 _SPLIT = "report"
 
 
 def model_card(pair: "Pair", fingerprints: dict[str, str], lam: str, like: str, run: "MeasuredPoint | None") -> str:
-    """Return README.md: front matter as the model hub reads it, and what the model is.
+    """Return the text of README.md: front matter as the model hub reads it, and what the model is.
 
     Args:
         pair: the parents.
-        fingerprints: their content hashes, by role.
-        lam: canonical point.
+        fingerprints: the parents' fingerprints, by role.
+        lam: the canonical point.
         like: the parent whose config, tokenizer and chat template the model has.
-        run: what was measured of this λ, if anything.
+        run: what a run measured at this λ, if anything.
     """
     parents = pair.parents
     lines = [
@@ -80,7 +80,7 @@ def _beyond_the_formula(pair: "Pair") -> Iterator[str]:
 
 
 def _front_matter(base_models: list[str]) -> Iterator[str]:
-    """Yield YAML, whose strings may be written as JSON's. A directory is no `base_model`: the hub would look for it."""
+    """Yield YAML, whose strings may be written as JSON's. Only hub ids are given, because the hub looks for them."""
     if base_models:
         yield "base_model:"
         yield from (f"- {json.dumps(name)}" for name in base_models)

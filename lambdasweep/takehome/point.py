@@ -1,4 +1,4 @@
-"""One point of a pair, to be taken home: given by flags, or by a run and its λ*."""
+"""The point of a pair to take home is given by flags, or by a run and its λ*."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Where the pair is, and which point of it; `run` is what they were taken from, if anything."""
+class PointSource:
+    """Says where the pair is and which point of it is meant; `run` is the run that both were taken from, if any."""
 
     base: str
-    aligned: Mapping[str, str]  # by name; the only one's is ""
+    aligned: Mapping[str, str]  # the directory or hub id of each aligned checkpoint, by name; an only one's is ""
     base_revision: str | None
-    aligned_revision: Mapping[str, str | None]  # of hub ids
+    aligned_revision: Mapping[str, str | None]  # the revision of each aligned hub id, by name
     line: "Line"
     lam: str
     run: "MeasuredPoint | None" = None
@@ -31,12 +31,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPoint:
-    """What a run knows of a point."""
+    """Holds what a run knows about a point."""
 
     root: str
-    record: dict[str, Any]  # sweep.json
-    chosen_by: str  # how λ came about, in a few words
-    metrics: tuple[dict[str, Any], ...]  # rows of schemas.METRICS at this point, of all tasks
+    record: dict[str, Any]  # the content of sweep.json
+    chosen_by: str  # a few words that say how λ was chosen
+    metrics: tuple[dict[str, Any], ...]  # the rows of schemas.METRICS at this point, for all tasks
 
 
 def from_flags(
@@ -49,12 +49,12 @@ def from_flags(
     method: str | None = None,
     lam_map: str | None = None,
     vocab: str | None = None,
-) -> Source:
+) -> PointSource:
     """Settle the point that a command line asks for.
 
     Raises:
-        InputError: neither a run nor both parents, or both; no λ where there is no run to take it from; a run in which
-            nothing is committed.
+        InputError: neither a run nor both parents are given, or both a run and parents are; there is no λ and no run to take
+            it from; or the run has no λ*.
     """
     from merge.line import Line, check_line
 
@@ -70,10 +70,10 @@ def from_flags(
         raise InputError("there is no point to take: give RUN, or --base, --aligned and --lam", problems)
     by_name = parse_aligned(aligned)
     revisions = parse_revisions(aligned_revision, by_name) if aligned_revision is not None else {ONLY: None}
-    return Source(base, by_name, base_revision, revisions, line, parse_point(lam, by_name))
+    return PointSource(base, by_name, base_revision, revisions, line, parse_point(lam, by_name))
 
 
-def _from_run(run: RunDir, lam: str | None) -> Source:
+def _from_run(run: RunDir, lam: str | None) -> PointSource:
     from merge.line import Line
 
     record = run.sweep()
@@ -82,23 +82,23 @@ def _from_run(run: RunDir, lam: str | None) -> Source:
     if lam is None:
         from calibration.analyse import analyse
 
-        analysis = analyse(run)  # from the tables: what `report` wrote may be older than they are
+        analysis = analyse(run)  # the tables are read anew, because what `report` wrote may be older
         metrics = analysis.metrics
         lam, chosen_by = _best(run, analysis)
     else:
         from lambdasweep.notebook import Run
 
         lam = parse_point(lam, aligned)
-        metrics = Run(str(run.root)).metrics() if run.metrics.is_file() else METRICS.empty_table()
+        metrics = Run(str(run.root)).metrics() if run.metrics_parquet.is_file() else METRICS.empty_table()
         chosen_by = "asked for"
     rows = [row for row in metrics.to_pylist() if point_of(row) == lam]
     measured = MeasuredPoint(str(run.root), record, chosen_by, tuple(rows))
     sources, revisions = ({name: one[key] for name, one in aligned.items()} for key in ("source", "revision"))
-    return Source(base["source"], sources, base["revision"], revisions, line, lam, measured)
+    return PointSource(base["source"], sources, base["revision"], revisions, line, lam, measured)
 
 
 def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str]:
-    """Return λ* and whose it is."""
+    """Return λ* and the words that say of which task or average it is."""
     from calibration.frontier.frontier import frontiers
 
     found = frontiers(analysis.curves)
@@ -112,24 +112,24 @@ def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str]:
 
 
 def fingerprints_of(pair: "Pair", run: MeasuredPoint | None) -> dict[str, str]:
-    """Return content hashes of all parents by role; reads what was not read on this machine before.
+    """Return the fingerprint of each parent by its role; weights that this machine has not read before are read.
 
     Raises:
-        PairError: NaN or infinity in a parent.
+        PairError: a parent holds NaN or infinity.
         RunMismatchError: a parent is another one than the run's.
     """
     from merge.fingerprints import remembered_fingerprint
 
-    found = {role: remembered_fingerprint(parent, role) for role, parent in pair.parents.items()}
+    found = {name: remembered_fingerprint(parent, name) for name, parent in pair.parents.items()}
     if run is not None:
-        recorded = {role: run.record["pair"][role]["fingerprint"] for role in found}
-        changed = [role for role in found if found[role] != recorded[role]]
+        recorded = {name: run.record["pair"][name]["fingerprint"] for name in found}
+        changed = [name for name in found if found[name] != recorded[name]]
         if changed:
             raise RunMismatchError(
                 f"{run.root} was made with another pair; restore what it was made with, or sweep again",
                 [
-                    f"{role} {run.record['pair'][role]['source']} was {recorded[role][:12]}… and is {found[role][:12]}… now"
-                    for role in changed
+                    f"{name} {run.record['pair'][name]['source']} was {recorded[name][:12]}… and is {found[name][:12]}… now"
+                    for name in changed
                 ],
             )
     return found

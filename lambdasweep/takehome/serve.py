@@ -1,24 +1,26 @@
-"""`lambdasweep serve`: from what was asked for to vLLM's server with θ(λ) live."""
+"""`lambdasweep serve` starts vLLM's server with θ(λ) live at the point that was asked for."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from contract.errors import InputError
 from lambdasweep.engine_defaults import server_defaults
-from lambdasweep.takehome.point import Source, fingerprints_of
+from lambdasweep.takehome.point import PointSource, fingerprints_of
 
 
-def serve_point(source: Source, parents: str, flags: Sequence[str], say: Callable[[str], None]) -> None:
-    """Serve until told to stop.
+def serve_point(source: PointSource, parents: str, flags: Sequence[str], say: Callable[[str], None]) -> None:
+    """Serve θ(λ) until the process is told to stop.
 
     Args:
-        source: the pair, and λ to begin with.
-        parents: where ranks keep both parents, as in a sweep.
-        flags: of `vllm serve`.
-        say: told one line of news at a time.
+        source: the pair, and the λ to begin with.
+        parents: the place where ranks keep the parents, as in a sweep.
+        flags: further flags of `vllm serve`.
+        say: a function that is called with one line of news at a time.
 
     Raises:
-        InputError: bad input; a parent that is not the run's.
+        InputError: an argument is wrong.
+        PairError: the parents do not fit together.
+        RunMismatchError: a parent is another one than the run's.
     """
     from merge.pair import open_pair
     from serve.http.server import Serving, serve

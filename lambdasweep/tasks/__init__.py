@@ -1,12 +1,14 @@
-"""Tasks: JSONL files and lm-eval's tasks → the λ-free requests table. Knows tokenizers, but neither engines nor models.
+"""This folder makes the requests table, which is the same at every λ, from JSONL files and from lm-eval's tasks.
 
-documents.py    a JSONL file → checked documents, or every problem it has
-formats.py      a document → the text that is conditioned on and the texts that are scored
-chat.py         a checkpoint's chat template, and messages → the text that it makes of them
-tokens.py       texts → tokens: pairs of context and continuation, and windows over long texts
-requests.py     a task's texts → the requests table, and its cut into shards
-prompts.py      a JSONL file → prompts to be sampled from, and their cut into shards
-lm_eval_tasks/  the same of lm-eval's tasks, and lm-eval's own metrics of their scores
+It knows tokenizers, but neither engines nor models.
+
+documents.py    reads a JSONL file as checked documents, or reports every problem it has
+formats.py      renders a document as the text that is conditioned on and the texts that are scored
+chat.py         reads a checkpoint's chat template, and renders messages with it
+tokens.py       turns texts into tokens: pairs of context and continuation, and windows over long texts
+requests.py     puts a task's texts into the requests table, and cuts it into shards
+prompts.py      reads a JSONL file as prompts to be sampled from, and cuts them into shards
+lm_eval_tasks/  does the same for lm-eval's tasks, and computes lm-eval's own metrics of their scores
 """
 
 from lambdasweep.tasks.chat import ChatTemplate

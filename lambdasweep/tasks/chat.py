@@ -1,7 +1,7 @@
-"""Chat templates: the one that comes with a checkpoint, and messages → the text that it makes of them.
+"""A chat template comes with a checkpoint and turns messages into text.
 
-Rendered as lm-evaluation-harness 0.4.13 renders for its `hf` model with `apply_chat_template`: by the tokenizer that encodes
-the text, so that the template's `bos_token` is that tokenizer's own.
+Messages are rendered as lm-evaluation-harness 0.4.13 does for its `hf` model with `apply_chat_template`: by the tokenizer
+that encodes the text, so that the template's `bos_token` is that tokenizer's own.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from typing import Any
 
 from contract.errors import PairError
 
-TEMPLATES = ("none", "chat")  # what can be asked for
+TEMPLATES = ("none", "chat")  # the values that a user can ask for
 
 _FILE = "chat_template.jinja"
 _CONFIG = "tokenizer_config.json"
@@ -21,19 +21,19 @@ _CONFIG = "tokenizer_config.json"
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A chat template and the transformers tokenizer that renders it. Calling it is what lm-eval's tasks do."""
+    """A chat template and the transformers tokenizer that renders it. It can be called, as lm-eval's tasks do."""
 
     source: str
     tokenizer: Any
 
     @property
     def sha256(self) -> str:
-        """Hash of the template's text."""
+        """Return the SHA-256 of the template's text."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     @property
     def takes_system(self) -> bool:
-        """Whether it takes a system message."""
+        """Tell whether the template takes a system message."""
         from jinja2.exceptions import TemplateError
 
         try:
@@ -43,9 +43,9 @@ class ChatTemplate:
         return True
 
     def __call__(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True) -> str:
-        """Render messages; without those of the system where the template refuses them, as lm-eval does.
+        """Render messages; system messages are left out where the template refuses them, as lm-eval does.
 
-        Without a generation prompt, the last message is left open.
+        Without a generation prompt, the last message is left open, so that it can be continued.
 
         Raises:
             jinja2.exceptions.TemplateError: the template cannot be read, or refuses the messages.
@@ -72,12 +72,13 @@ class ChatTemplate:
 
 
 def read_template(directory: str | Path) -> str:
-    """Return a checkpoint's chat template: chat_template.jinja, else `chat_template` of tokenizer_config.json.
+    """Return a checkpoint's chat template.
 
-    Of several, the one named `default`.
+    It is in chat_template.jinja, or else it is `chat_template` of tokenizer_config.json; if that names several, it is the
+    one named `default`.
 
     Raises:
-        PairError: there is none, or it cannot be read.
+        PairError: the checkpoint has no chat template, or it cannot be read.
     """
     path = Path(directory)
     try:

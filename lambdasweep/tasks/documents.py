@@ -1,6 +1,6 @@
-"""Task files: one JSON object a line, checked as a whole before anything is scored.
+"""A task file holds one JSON object on each line, and is checked as a whole before anything is scored.
 
-A file holds rows of one of two kinds; other keys are ignored:
+Its rows are all of one of two kinds; other keys are ignored:
 
     {"query": "Which is a metal?", "choices": ["iron", "oxygen"], "gold": 0}
     {"context": "The capital of France is", "continuation": "Paris"}
@@ -19,27 +19,27 @@ from contract.errors import TaskError
 
 Kind = Literal["choices", "continuation"]
 
-# `choice` is an int16 in the requests table; the letters format has A to Z.
+# The cloze format is limited by `choice`, an int16 in the requests table; the letters format has only A to Z.
 MAX_CHOICES = {"cloze": 2**15 - 1, "letters": 26}
 MAX_SHOWN = 20
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_MAX_NAME = 128  # file systems take 255 bytes, of which our prefixes and suffixes need some
+_MAX_NAME = 128  # file systems take names of 255 bytes, and our prefixes and suffixes need some of them
 
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
-    """What the user asks for; nothing is checked until `read_documents`.
+    """The task that a user asks for; nothing is checked until `read_documents`.
 
     Args:
-        name: file-name-safe name of the task.
+        name: the name of the task, which must be safe in file names.
         file: the JSONL file.
         format: `cloze` scores the text of each choice, `letters` lists the choices and scores A, B, C…
-        shots: rows shown as solved examples in front of every document; they are not evaluated.
-        limit: evaluate the first so many of the remaining rows; all of them when None.
-        seed: draws the shots.
-        chat: put everything up to what is scored into a user turn of the aligned model's chat template.
+        shots: how many rows are shown as solved examples in front of every document; they are not evaluated.
+        limit: how many of the remaining rows are evaluated, from the first on; None evaluates all of them.
+        seed: the seed that the shots are drawn with.
+        chat: whether everything up to the text that is scored goes into a user turn of the aligned model's chat template.
     """
 
     name: str
@@ -52,16 +52,16 @@ class TaskSpec:
 
     @property
     def source(self) -> str:
-        """Where the task comes from, for the record."""
+        """Return the path that is recorded as the place that the task comes from."""
         return str(self.file.resolve())
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One row. A continuation row has its context as `query`, and its continuation as the only choice.
+    """One row of a task file. A continuation row has its context as `query`, and its continuation as the only choice.
 
-    `choices` are stripped and differ from each other; `gold` indexes them; `repeats` is how many were dropped because
-    an earlier choice of the row has the same text.
+    `choices` are stripped and differ from each other; `gold` is the index of the right one; `repeats` counts the choices
+    that were dropped because an earlier choice of the row has the same text.
     """
 
     line: int
@@ -85,17 +85,17 @@ class TaskFile:
 def read_documents(spec: TaskSpec) -> TaskFile:
     """Read and check a task file.
 
-    A document is known by its row's `id` where every row has a string or integer one and no two are equal, else by its
-    line number, counted from 1.
+    A document is known by its row's `id` if every row has an `id` that is a string or an integer and no two are equal;
+    otherwise it is known by its line number, counted from 1.
 
     Raises:
-        TaskError: with every problem of the request and of the file, each with its line; the first 20 are shown.
+        TaskError: the request or the file has problems; the error lists the first 20 of them, each with its line.
     """
     problems = _check_spec(spec)
     data = read_bytes(spec.name, spec.file, problems)
     documents: list[Document] = []
     ids: list[Any] = []
-    first: dict[Kind, int] = {}  # line of the first row of each kind
+    first: dict[Kind, int] = {}  # the line of the first row of each kind
     lines = 0
     for line, raw in json_lines(data):
         lines += 1
@@ -125,10 +125,10 @@ def read_documents(spec: TaskSpec) -> TaskFile:
 
 
 def read_bytes(name: str, file: Path, problems: list[str]) -> bytes:
-    """Return what is in the file of a task.
+    """Return the bytes of a task's file.
 
     Raises:
-        TaskError: it cannot be read; with the problems so far.
+        TaskError: the file cannot be read; the error also lists the problems found so far.
     """
     try:
         return file.read_bytes()
@@ -139,14 +139,14 @@ def read_bytes(name: str, file: Path, problems: list[str]) -> bytes:
 
 def json_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield the number, counted from 1, and the bytes of each line that is not blank."""
-    # Split the bytes at "\n" alone: JSON strings may hold other characters that str.splitlines would break at.
+    # The bytes are split at "\n" alone: JSON strings may hold other characters that str.splitlines would break at.
     for line, raw in enumerate(data.removeprefix(_BYTE_ORDER_MARK).split(b"\n"), start=1):
         if raw.strip():
             yield line, raw
 
 
 def task_error(name: str, file: Path, problems: Sequence[str]) -> TaskError:
-    """Make one error of what is wrong with a task; the first 20 problems are shown."""
+    """Make one error of the problems of a task; the first 20 are shown."""
     shown = list(problems[:MAX_SHOWN])
     if len(problems) > MAX_SHOWN:
         shown.append(f"and {len(problems) - MAX_SHOWN} more")
@@ -154,7 +154,7 @@ def task_error(name: str, file: Path, problems: Sequence[str]) -> TaskError:
 
 
 def check_name(name: str) -> list[str]:
-    """Return what is wrong with the name of a task."""
+    """Return what is wrong with the name of a task, if anything."""
     if _NAME.fullmatch(name) and len(name) <= _MAX_NAME:
         return []
     return [
@@ -164,7 +164,7 @@ def check_name(name: str) -> list[str]:
 
 
 def check_limit(limit: int | None) -> list[str]:
-    """Return what is wrong with a limit on the number of documents."""
+    """Return what is wrong with a limit on the number of documents, if anything."""
     return [] if limit is None or limit >= 1 else [f"limit is {limit}: give 1 or more, or leave it out"]
 
 
@@ -178,14 +178,14 @@ def _check_spec(spec: TaskSpec) -> list[str]:
 
 
 def read_object(line: int, raw: bytes, problems: list[str]) -> dict[str, Any] | None:
-    """Read a line of a file; None and a problem where it is no JSON object."""
+    """Return the JSON object on a line; if there is none, add a problem and return None."""
     try:
         row = json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError:
         problems.append(f"line {line}: is not UTF-8: convert the file")
     except json.JSONDecodeError as error:
         problems.append(f"line {line}: is not JSON ({error.msg} at column {error.colno}): write one object a line")
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; nesting thousands deep
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, or objects nested thousands deep
         problems.append(f"line {line}: cannot be read as JSON ({error})")
     else:
         if isinstance(row, dict):
@@ -212,7 +212,7 @@ def _kind(line: int, row: dict[str, Any], problems: list[str]) -> Kind | None:
 
 
 def check_text(line: int, name: str, value: Any, problems: list[str], may_be_empty: bool = False) -> str | None:
-    """Return a value of a row if it is text; None and a problem where it is not."""
+    """Return a value of a row if it is text; if it is not, add a problem and return None."""
     if not isinstance(value, str):
         what = "is missing" if value is None else f"is of type {_json_type(value)}"
         problems.append(f"line {line}: {name} {what}: give a string")
@@ -277,7 +277,7 @@ def _continuation(line: int, row: dict[str, Any], format: str, problems: list[st
 
 
 def named(task: str, documents: Sequence[Document], ids: Sequence[Any]) -> tuple[tuple[Document, ...], tuple[str, ...]]:
-    """Return the documents under their rows' ids where those can name them, else as they are, and any warning."""
+    """Return the documents named by their rows' ids if these can name them, otherwise as they are, and any warning."""
     if any(isinstance(value, bool) or not isinstance(value, (str, int)) for value in ids):
         return tuple(documents), ()
     names = [str(value) for value in ids]

@@ -1,4 +1,4 @@
-"""Formats: a document → the text that is conditioned on and the texts that are scored. Text only, no tokens.
+"""A format renders a document as the text that is conditioned on and the texts that are scored. It knows no tokens.
 
 The space between context and continuation belongs to the continuation, as in lm-evaluation-harness, so that a tokenizer
 sees " Paris" as the one token that it is in running text.
@@ -14,7 +14,7 @@ from lambdasweep.tasks.documents import Document, Kind
 
 SHOT_SEPARATOR = "\n\n"
 
-# Recorded with the results. The number grows when the same document is rendered as another text.
+# These are recorded with the results. The number of a template grows when it renders the same document as another text.
 TEMPLATES = {
     ("choices", "cloze"): r"cloze 1: '{query}\nAnswer:' + ' {choice}'",
     ("choices", "letters"): r"letters 1: '{query}\n{A.} {choice}…\nAnswer:' + ' {A}'",
@@ -24,11 +24,11 @@ TEMPLATES = {
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What is scored of one document.
+    """The texts of one document.
 
     `answers` and `sizes` are parallel, and indexed by `Document.gold`; `delimiter` stands between context and answer. A size
-    is in UTF-8 bytes of what answers the question (the choice's text, the letter, the continuation) without the space in
-    front of it: lm-evaluation-harness divides by the same number for its `acc_bytes`.
+    is the number of UTF-8 bytes of the answer (the choice's text, the letter, the continuation) without the space in front
+    of it: lm-evaluation-harness divides by the same number for its `acc_bytes`.
     """
 
     context: str
@@ -38,7 +38,7 @@ class Prompt:
 
     @property
     def continuations(self) -> tuple[str, ...]:
-        """What is scored after the context."""
+        """Return the texts that are scored after the context."""
         return tuple(self.delimiter + answer for answer in self.answers)
 
 
@@ -59,9 +59,9 @@ def render(document: Document, kind: Kind, format: str) -> Prompt:
 
 
 def in_chat(prompt: Prompt, chat: ChatTemplate) -> Prompt:
-    """Return the prompt with its context as the only user turn, and the answers opening the assistant's.
+    """Return the prompt with its context as the only user turn, and its answers at the beginning of the assistant's turn.
 
-    Nothing stands between the two but what the template writes: as in lm-evaluation-harness, the delimiter is dropped.
+    Only the template's own text stands between the two turns: as in lm-evaluation-harness, the delimiter is dropped.
     """
     return replace(prompt, context=chat([{"role": "user", "content": prompt.context}]), delimiter="")
 
@@ -69,7 +69,7 @@ def in_chat(prompt: Prompt, chat: ChatTemplate) -> Prompt:
 def select(
     documents: Sequence[Document], shots: int, limit: int | None, seed: int
 ) -> tuple[list[Document], list[Document]]:
-    """Return (shots in the order they are shown, documents to evaluate in file order)."""
+    """Return the shots, in the order in which they are shown, and the documents to evaluate, in file order."""
     drawn = random.Random(seed).sample(range(len(documents)), shots)
     left_out = set(drawn)
     rest = [document for index, document in enumerate(documents) if index not in left_out]
@@ -77,7 +77,7 @@ def select(
 
 
 def shots_text(shots: Sequence[Document], kind: Kind, format: str) -> str:
-    """Render the solved examples that stand in front of every document; "" for none."""
+    """Render the solved examples that stand in front of every document; without examples this is ""."""
     text = ""
     for document in shots:
         prompt = render(document, kind, format)

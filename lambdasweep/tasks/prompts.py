@@ -1,6 +1,6 @@
-"""Prompts to be sampled from: a JSONL file → the λ-free prompts table, and its cut into shards.
+"""Prompts to be sampled from are read from a JSONL file into a table, the same at every λ, which is cut into shards.
 
-One object a line: `{"prompt": "Once upon a time", "id": "a name, if it has one"}`; other keys are ignored.
+Each line of the file is an object `{"prompt": "Once upon a time", "id": "a name, if it has one"}`; other keys are ignored.
 """
 
 import hashlib
@@ -30,22 +30,22 @@ from lambdasweep.tasks.requests import batches, content_sha256
 from lambdasweep.tasks.tokens import Tokenizer, encode_prompts
 
 SAMPLES, TEMPERATURE, MAX_TOKENS = 16, 1.0, 64
-MAX_SAMPLES = 2**15 - 1  # `sample` is an int16
-_LEAST_TEMPERATURE = 0.01  # vLLM raises what lies between 0 and this
+MAX_SAMPLES = 2**15 - 1  # `sample` is an int16 in the generations table
+_LEAST_TEMPERATURE = 0.01  # vLLM raises temperatures between 0 and 0.01 to 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateSpec:
-    """What the user asks for; nothing is checked until `read_prompts`.
+    """The generate task that a user asks for; nothing is checked until `read_prompts`.
 
     Args:
-        name: file-name-safe name of the task.
+        name: the name of the task, which must be safe in file names.
         file: the JSONL file.
-        samples: of each prompt.
-        temperature: that logits are divided by; 0 takes the likeliest token each time.
-        max_tokens: at which a sample is cut.
-        limit: take the first so many prompts; all of them when None.
-        chat: make each prompt a user turn of the aligned model's chat template.
+        samples: how many samples are drawn for each prompt.
+        temperature: the number that logits are divided by; 0 takes the likeliest token each time.
+        max_tokens: the length in tokens at which a sample is cut.
+        limit: how many prompts are taken, from the first on; None takes all of them.
+        chat: whether each prompt becomes a user turn of the aligned model's chat template.
     """
 
     name: str
@@ -58,22 +58,22 @@ class GenerateSpec:
 
     @property
     def source(self) -> str:
-        """Where the task comes from, for the record."""
+        """Return the path that is recorded as the place that the task comes from."""
         return str(self.file.resolve())
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """The checked contents of a file, its limit applied, and the hash of its bytes."""
+    """The checked contents of a file, cut at the task's limit, and the hash of the file's bytes."""
 
-    documents: tuple[Document, ...]  # the prompt is the query; there are no choices
+    documents: tuple[Document, ...]  # each document has its prompt as the query, and no choices
     sha256: str
     warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltPrompts:
-    """A generate task ready to be sampled; `table` is `schemas.PROMPTS`."""
+    """A generate task that is ready to be sampled; the schema of `table` is `schemas.PROMPTS`."""
 
     table: pa.Table
     warnings: tuple[str, ...]
@@ -85,10 +85,10 @@ class BuiltPrompts:
 
 
 def read_prompts(spec: GenerateSpec) -> Prompts:
-    """Read and check a file of prompts; documents are known by what `documents.named` says.
+    """Read and check a file of prompts; `documents.named` decides what the documents are known by.
 
     Raises:
-        TaskError: with every problem of the request and of the file, each with its line; the first 20 are shown.
+        TaskError: the request or the file has problems; the error lists the first 20 of them, each with its line.
     """
     problems = check_name(spec.name) + check_limit(spec.limit)
     if not 1 <= spec.samples <= MAX_SAMPLES:
@@ -123,12 +123,12 @@ def build_prompts(
 
     Args:
         spec: the task.
-        tokenizer: its own default decides on special tokens.
-        stop_token_ids: at which a sample ends.
-        chat: needed, and used, where `spec.chat` is set.
+        tokenizer: the tokenizer, whose own default decides on special tokens.
+        stop_token_ids: the ids at which a sample ends.
+        chat: the chat template, which is needed, and used, only if `spec.chat` is set.
 
     Raises:
-        TaskError: with every problem of the request and of the file; or because the chat template does not render.
+        TaskError: the request or the file has problems, which the error lists, or the chat template does not render.
     """
     chat = chat if spec.chat else None
     file = read_prompts(spec)
@@ -160,16 +160,16 @@ def build_prompts(
 
 
 def prompt_costs(spec: GenerateSpec, table: pa.Table) -> list[int]:
-    """Return the most tokens that each prompt takes: itself once, and its samples."""
+    """Return the most tokens that each prompt takes: its own tokens once, and those of its samples."""
     lengths: list[int] = [len(ids) for ids in table["token_ids"].to_pylist()]
     return [length + spec.samples * spec.max_tokens for length in lengths]
 
 
 def prompt_shards(costs: Sequence[int], target_tokens: int) -> list[tuple[int, int]]:
-    """Cut prompts into runs; one is closed by the prompt with which it reaches `target_tokens`.
+    """Cut prompts into shards; a shard is closed by the prompt with which it reaches `target_tokens`.
 
     Returns:
-        [first row, end row) of each.
+        The rows [first row, end row) of each shard.
     """
     runs, first, size = [], 0, 0
     for row, cost in enumerate(costs):
@@ -181,12 +181,12 @@ def prompt_shards(costs: Sequence[int], target_tokens: int) -> list[tuple[int, i
 
 
 def stop_tokens(directory: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the ids at which a checkpoint's answers end, ascending; of none, samples end at their greatest length.
+    """Return the ids at which a checkpoint's answers end, ascending; without any, samples end at their greatest length.
 
-    `eos_token_id` of generation_config.json, else of config.json, else the tokenizer's.
+    They are `eos_token_id` of generation_config.json, or else of config.json, or else the tokenizer's.
 
     Raises:
-        PairError: a file is not JSON, or says something else than ids.
+        PairError: a file is not JSON, or `eos_token_id` is something else than ids.
     """
     found: Any = None
     for name in ("generation_config.json", "config.json"):

@@ -1,4 +1,4 @@
-"""Requests: a task's texts → tokens → the requests table, and its cut into shards."""
+"""A task's texts become tokens and the requests table, which is cut into shards."""
 
 import hashlib
 import itertools
@@ -18,11 +18,11 @@ from lambdasweep.tasks.documents import TaskSpec, read_documents
 from lambdasweep.tasks.formats import TEMPLATES, Prompt, in_chat, render, select, shots_text
 from lambdasweep.tasks.tokens import Encoded, Ints, Tokenizer, encode_pairs, prefix_of
 
-# A prefix that all documents share is computed once per shard; this keeps it at 2 % of a shard's tokens.
+# The prefix that all documents share is computed once per shard. A shard has so many times its tokens, so it is 2 % of them.
 PREFIXES_PER_SHARD = 50
 
-_BATCH = 256  # documents encoded at a time: bounds the Python integers alive
-_LINES_NAMED = 7  # in a warning
+_BATCH = 256  # documents that are encoded at a time, which bounds the number of Python integers in memory
+_LINES_NAMED = 7  # a warning names no more lines than this
 
 T = TypeVar("T")
 ScoredAs = Literal["choices", "contexts", "continuation", "other"]
@@ -30,21 +30,22 @@ ScoredAs = Literal["choices", "contexts", "continuation", "other"]
 
 @dataclass(frozen=True, slots=True)
 class BuiltTask:
-    """A task ready to be scored.
+    """A task that is ready to be scored.
 
     Attributes:
-        table: `schemas.REQUESTS`; the rows of a document follow each other, documents are in file order. `choice`
-            counts the choices kept.
-        documents: evaluated documents in the table.
-        duplicates: of these and the shots, those with a choice repeated in the file; it is scored once.
+        table: the requests, as `schemas.REQUESTS`; the rows of a document follow each other, and documents are in file
+            order. `choice` counts the choices that were kept.
+        documents: the number of evaluated documents in the table.
+        duplicates: the number of these documents, and of shots, with a choice that the file repeats; it is scored once.
         warnings: what the user should know, one line each.
-        sha256: of the task file's bytes.
-        requests_sha256: `content_sha256(table)`.
+        sha256: the SHA-256 of the task file's bytes.
+        requests_sha256: what `content_sha256(table)` returns.
         template: the format's version and form.
-        one_token: every continuation is one token, so a document's answers are read off one forward pass.
-        scored_as: what a document's requests are to each other, hence which metrics of ours it has: `choices`; `contexts`,
-            one of which makes the continuation the likeliest; one `continuation`; or `other`, which has none.
-        chat_template_sha256: of the chat template that the contexts went through; None without one.
+        one_token: whether every continuation is one token, so that a document's answers are read off one forward pass.
+        scored_as: how a document's requests belong together, which decides on our metrics of it: they are `choices`; or
+            `contexts`, one of which makes the continuation the likeliest; or one `continuation`; or `other`, which has
+            none of our metrics.
+        chat_template_sha256: the SHA-256 of the chat template that the contexts went through; None without one.
     """
 
     table: pa.Table
@@ -62,12 +63,12 @@ class BuiltTask:
 def build_requests(spec: TaskSpec, tokenizer: Tokenizer, chat: ChatTemplate | None = None) -> BuiltTask:
     """Read a task file and turn it into requests.
 
-    A continuation of no tokens keeps its row; the scorer has to quarantine it. `chat` is needed, and used, where
+    A continuation of no tokens keeps its row; the scorer has to quarantine it. `chat` is needed, and used, only if
     `spec.chat` is set.
 
     Raises:
-        TaskError: with every problem of the request and of the file; or for a row with an empty context, where the
-            tokenizer has neither BOS nor EOS to put in its place; or because the chat template does not render.
+        TaskError: the request or the file has problems, which the error lists; or a row has an empty context and the
+            tokenizer has neither BOS nor EOS to put in its place; or the chat template does not render.
     """
     chat = chat if spec.chat else None
     file = read_documents(spec)
@@ -125,14 +126,14 @@ def _in_chat(spec: TaskSpec, prompts: Sequence[Prompt], chat: ChatTemplate) -> l
 
 
 def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Cut what is to be encoded into pieces, so that few Python integers are alive at a time."""
+    """Cut the items to encode into pieces, so that few Python integers are in memory at a time."""
     return (items[i : i + _BATCH] for i in range(0, len(items), _BATCH))
 
 
 def requests_table(
     doc_ids: pa.Array, choices: Sequence[int], encoded: Sequence[Encoded], sizes: Sequence[int], is_gold: Sequence[bool]
 ) -> pa.Table:
-    """Put the R requests of a task into a table of `schemas.REQUESTS`; every argument holds R, `encoded` in pieces."""
+    """Return the R requests of a task as `schemas.REQUESTS`; every argument has R entries, `encoded` in several pieces."""
     lengths, starts, _ = joined(encoded)
     flat = np.concatenate([part.flat for part in encoded])
     columns = {
@@ -148,7 +149,7 @@ def requests_table(
 
 
 def joined(encoded: Sequence[Encoded]) -> tuple[Ints, Ints, npt.NDArray[np.bool_]]:
-    """Return lengths, starts and spanned [R] of all pieces."""
+    """Return the lengths, starts and spanned [R] of all pieces, one piece after the other."""
     lengths = np.concatenate([part.lengths for part in encoded])
     starts = np.concatenate([part.starts for part in encoded])
     return lengths, starts, np.concatenate([part.spanned for part in encoded])
@@ -160,7 +161,7 @@ def _lines(numbers: Sequence[int]) -> str:
     return f"line{'s' * (len(distinct) > 1)} {', '.join(map(str, distinct[:_LINES_NAMED]))}{more}"
 
 
-# The table as a whole
+# These functions take the table as a whole.
 
 
 def _offsets(lengths: Ints) -> Ints:
@@ -168,7 +169,7 @@ def _offsets(lengths: Ints) -> Ints:
 
 
 def content_sha256(table: pa.Table) -> str:
-    """Hash the rows of a requests table: names, order and values, not how Arrow or Parquet keeps them."""
+    """Hash a requests table by its columns' names and its rows' order and values, however Arrow or Parquet stores them."""
     digest = hashlib.sha256()
     for name in table.column_names:
         column = table[name]
@@ -190,14 +191,14 @@ def _bytes(values: npt.NDArray[Any]) -> bytes:
 
 
 def shards(table: pa.Table, target_tokens: int) -> list[tuple[int, int]]:
-    """Cut a requests table into runs of whole documents, in order.
+    """Cut a requests table into shards of whole documents, in order.
 
     A shard is closed by the document with which it reaches `target_tokens`, or 50 times the prefix that all documents
     share if that is more. Tokens are counted as they are computed: a document's context once, the common prefix once
-    per shard. What remains at the end joins the shard before it where the prefix would be more than 2 % of it.
+    per shard. The rest at the end joins the shard before it if the prefix would be more than 2 % of the rest.
 
     Returns:
-        [first row, end row) of each shard; a function of the table and `target_tokens` alone.
+        The rows [first row, end row) of each shard, which depend on the table and `target_tokens` alone.
     """
     if not len(table):
         return []
@@ -207,7 +208,7 @@ def shards(table: pa.Table, target_tokens: int) -> list[tuple[int, int]]:
     lengths = pc.list_value_length(table["token_ids"]).to_numpy().astype(np.int64)
     common = _common_prefix(table, lengths, starts)
     own = np.maximum.reduceat(starts, first_rows) - common + np.add.reduceat(lengths - starts, first_rows)
-    done = _offsets(own)  # done[i]: tokens of the documents before i, without the common prefix
+    done = _offsets(own)  # done[i] is the number of tokens of the documents before i, without the common prefix
     smallest = PREFIXES_PER_SHARD * common
     target = max(target_tokens, smallest)
     cuts = [0]
@@ -221,7 +222,7 @@ def shards(table: pa.Table, target_tokens: int) -> list[tuple[int, int]]:
 
 
 def _common_prefix(table: pa.Table, lengths: Ints, starts: Ints) -> int:
-    """Length of the longest prefix that the contexts of all requests share."""
+    """Return the length of the longest prefix that the contexts of all requests share."""
     flat = pc.list_flatten(table["token_ids"]).to_numpy()
     begins = _offsets(lengths)[:-1]
     shortest = int(starts.min())

@@ -1,12 +1,13 @@
-"""Tokens: what is conditioned on and what is scored, as one sequence each.
+"""A request is one sequence of tokens: those that are conditioned on, then those that are scored.
 
-Tokens are those of lm-evaluation-harness 0.4.13, on which its `hf` and `vllm` backends agree:
+The tokens are those of lm-evaluation-harness 0.4.13, on which its `hf` and `vllm` backends agree:
 
 - The tokenizer's own default decides on special tokens: a tokenizer that puts BOS in front does so here. A text that
   already starts with it gets none, so BOS is never doubled.
-- Context and context + continuation are both encoded. The continuation is what the second has beyond the length of the
-  first; trailing white space of the context counts as part of the continuation. What is scored is the first followed by
-  that rest. Where a token spans the boundary, that is not the encoding of the whole text: a warning counts these.
+- Context and context + continuation are both encoded. The continuation is the part of the second encoding beyond the length
+  of the first; trailing white space of the context counts as part of the continuation. The sequence is the first encoding
+  followed by that part. Where a token spans the boundary, this is not the encoding of the whole text; a warning counts such
+  requests.
 - An empty context is replaced by BOS, or by EOS for a tokenizer without BOS, and the continuation is encoded without
   special tokens. (The backends differ for a context of white space alone; here it counts as empty, which is what `hf`
   computes with a tokenizer that puts BOS in front.)
@@ -29,7 +30,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class Tokenizer(Protocol):
-    """What is used of a transformers tokenizer."""
+    """The part of a transformers tokenizer that is used here."""
 
     bos_token_id: int | None
     eos_token_id: int | None
@@ -41,12 +42,12 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """R token sequences, one after the other."""
+    """Holds R token sequences, one after the other."""
 
-    flat: npt.NDArray[np.int32]  # [sum of lengths] token ids
-    lengths: Ints  # [R]
-    starts: Ints  # [R] where the continuation starts
-    spanned: npt.NDArray[np.bool_]  # [R] a token spans that place
+    flat: npt.NDArray[np.int32]  # [sum of lengths] the token ids
+    lengths: Ints  # [R] the number of tokens of each sequence
+    starts: Ints  # [R] the place where each continuation starts
+    spanned: npt.NDArray[np.bool_]  # [R] whether a token spans that place
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -54,7 +55,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
 
     Raises:
         InputError: transformers is not installed.
-        PairError: the directory has no tokenizer, no fast one, or one that puts special tokens after the text.
+        PairError: the directory has no tokenizer or no fast one, or its tokenizer puts special tokens after the text.
     """
     try:
         from transformers import AutoTokenizer
@@ -78,14 +79,14 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
 
 
 def prefix_of(tokenizer: Tokenizer) -> int | None:
-    """Return the token that stands in for an empty context: BOS, or EOS for a tokenizer without BOS, if it has that."""
+    """Return the token that stands in for an empty context: BOS, or EOS for a tokenizer without BOS, or None."""
     return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> Encoded:
-    """Encode (context, continuation) pairs, one sequence each; equal contexts are encoded once.
+    """Encode each pair (context, continuation) as one sequence; equal contexts are encoded once.
 
-    A context of white space alone needs a tokenizer with `prefix_of`.
+    If a context is white space alone, the tokenizer must have a `prefix_of`.
     """
     prefix = prefix_of(tokenizer)
     prefix_text = None if prefix is None else tokenizer.decode([prefix])
@@ -109,18 +110,18 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> Enco
 
 
 def encode_windows(tokenizer: Tokenizer, texts: Sequence[str], max_model_len: int) -> tuple[Encoded, list[int]]:
-    """Encode whole texts, cut into windows of which each token is scored once.
+    """Encode whole texts, cut into windows so that each token is scored once.
 
-    The first window begins with `prefix_of`, which the tokenizer must have; later ones have as many tokens as fit, the
-    first of which, or more in the last window, were scored in the window before.
+    The first window begins with `prefix_of`, which the tokenizer must have. Later windows have as many tokens as fit; their
+    first token, and more tokens in the last window, were scored in the window before.
 
     Args:
-        tokenizer: of the model.
-        texts: to be scored from their first token on.
-        max_model_len: tokens that the engine takes, at least 3.
+        tokenizer: the model's tokenizer.
+        texts: the texts, which are scored from their first token on.
+        max_model_len: the number of tokens that the engine takes, at least 3.
 
     Returns:
-        The windows of all texts, and how many each text has: none where it has no tokens.
+        The windows of all texts, and how many each text has; a text without tokens has none.
     """
     prefix = prefix_of(tokenizer)
     assert prefix is not None
@@ -140,7 +141,7 @@ def encode_windows(tokenizer: Tokenizer, texts: Sequence[str], max_model_len: in
 
 
 def windows(ids: list[int], prefix: int, max_model_len: int) -> Iterator[tuple[list[int], int]]:
-    """Yield (tokens, where those to be scored start) of each window over `ids`; see `encode_windows`."""
+    """Yield the tokens of each window over `ids`, and the place of the first one to score; see `encode_windows`."""
     inputs = max_model_len - 2
     ends = [*range(inputs, len(ids), inputs), len(ids)] if ids else []
     for begin, end in itertools.pairwise([0, *ends]):
@@ -149,7 +150,7 @@ def windows(ids: list[int], prefix: int, max_model_len: int) -> Iterator[tuple[l
 
 
 def pack(sequences: Sequence[Sequence[int]], starts: Sequence[int], spanned: Sequence[bool] | None = None) -> Encoded:
-    """Put token sequences one after the other; no token spans a start where `spanned` is not given."""
+    """Put token sequences one after the other; without `spanned`, no token spans a start."""
     return Encoded(
         np.array(list(itertools.chain.from_iterable(sequences)), np.int32),
         np.array([len(sequence) for sequence in sequences], np.int64),
@@ -176,7 +177,7 @@ def encode_prompts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]
 def _encode_texts(
     tokenizer: Tokenizer, texts: Sequence[str], prefix_text: str | None, bare: Sequence[bool] | None = None
 ) -> list[list[int]]:
-    """Encode texts; without special tokens where `bare` says so, or where the text starts with the prefix's text."""
+    """Encode texts; no special tokens are added where `bare` says so, or where a text starts with the prefix's text."""
     plain = list(bare or [False] * len(texts))
     if prefix_text is not None:
         plain = [flag or text.startswith(prefix_text) for flag, text in zip(plain, texts, strict=True)]

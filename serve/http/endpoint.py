@@ -4,10 +4,12 @@ The middleware stands inside vLLM's own: what has no valid key does not reach it
 one itself on every other path that does something.
 """
 
+import itertools
 import json
 import time
 from argparse import Namespace
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -20,11 +22,12 @@ from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddlew
 from vllm.logger import init_logger
 
 from contract.errors import EngineError, GridError
-from contract.points import middle, named, parse_point
-from serve.engine import probe_token_ids
+from contract.points import named, parse_point
+from merge.line import Line
 from serve.http.gate import FailedMoveError, Gate
 from serve.plugin import CONFIG_KEY, RESIDENT
 from serve.switch.tiers import RELOAD
+from serve.verify import Journey, Probe, Verdict, journey, probe_request, read_probe, way
 
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
@@ -48,6 +51,7 @@ class LambdaEndpoint:
         self._route = ""
         self._fallback = ""
         self._names: tuple[str, ...] = ()
+        self._probes = itertools.count()
 
     def attach_router(self, app: FastAPI) -> None:
         app.add_middleware(LambdaMiddleware, gate=self._gate, keys=app.state.args.api_key or [envs.VLLM_API_KEY])
@@ -61,13 +65,16 @@ class LambdaEndpoint:
         self._names = tuple(parents["aligned"])
         await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info={}))
         tiers = await self._engine.collective_rpc("interpolation_tier")
-        self._fallback = next((reason for _, reason in tiers if reason), "")
-        if not self._fallback and not await self._routes_agree():
-            self._fallback = "the same λ gives other logprobs than vLLM's own loader"
-        self._route = RELOAD if self._fallback else RESIDENT
-        await self._engine.collective_rpc("interpolation_use", args=(self._route, True))
-        if not self._fallback:
-            self._route = f"{RESIDENT} {'/'.join(sorted({tier for tier, _ in tiers}))}"
+        slower = next((reason for _, reason in tiers if reason), "")
+        routes = {RELOAD: slower} if slower else {RESIDENT: "", RELOAD: ""}
+        aligned = {name: Path(path) for name, path in parents["aligned"].items()}
+        on = way(Path(parents["base"]), aligned, Line.from_json(parents["line"]), Path(args.model))
+        references = {point: tuple(probe) for point, probe in parents["references"].items()}
+        verdict = await self._travel(journey(routes, on, references))
+        self._fallback = verdict.reason
+        await self._engine.collective_rpc("interpolation_use", args=(verdict.route, True))
+        tier = f" {'/'.join(sorted({tier for tier, _ in tiers}))}" if verdict.route == RESIDENT else ""
+        self._route = verdict.route + tier
         await self._gate.move(parents["lam"], self._switch)
         logger.info("λ = %s, route %s%s", self._gate.lam, self._route, f": {self._fallback}" if self._fallback else "")
 
@@ -98,25 +105,38 @@ class LambdaEndpoint:
         await self._engine.finish_weight_update()
         await self._engine.resume_generation()
 
-    async def _routes_agree(self) -> bool:
-        """As `serve.engine.Engine`: θ half-way by both routes must give a probe prompt the same logprobs, bit by bit."""
-        seen = []
-        for route in (RESIDENT, RELOAD):
-            await self._engine.collective_rpc("interpolation_use", args=(route, False))
-            await self._switch(middle(self._names))
-            seen.append(await self._probe())
-        return seen[0] == seen[1]
+    async def _travel(self, going: Journey) -> Verdict:
+        """Do what a journey says, as `serve.engine.Engine` does."""
+        answer: Probe | None = None
+        while True:
+            try:
+                step = going.send(answer)
+            except StopIteration as end:
+                verdict: Verdict = end.value
+                return verdict
+            answer = None
+            if step.kind == "use":
+                await self._engine.collective_rpc("interpolation_use", args=(step.route, False))
+            elif step.kind == "go":
+                await self._switch(step.point)
+            else:
+                answer = await self._probe()
 
-    async def _probe(self) -> list[float]:
+    async def _probe(self) -> Probe:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         config = self._engine.model_config
-        token_ids = probe_token_ids(config.get_vocab_size(), config.max_model_len)
-        parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        outputs = self._engine.generate({"prompt_token_ids": token_ids}, parameters, "lambdasweep-probe")
+        ids, parameters = probe_request(config.get_vocab_size(), config.max_model_len)
+        if not await self._engine.reset_prefix_cache():
+            raise EngineError("vLLM did not reset its prefix cache")
+        outputs = self._engine.generate(
+            {"prompt_token_ids": ids},
+            SamplingParams(**parameters, output_kind=RequestOutputKind.FINAL_ONLY),
+            f"lambdasweep-probe-{next(self._probes)}",
+        )
         *_, last = [output async for output in outputs]
-        rows = zip(last.prompt_logprobs[1:], token_ids[1:], strict=True)  # nothing predicts the first token
-        return [row[token].logprob for row, token in rows]
+        return read_probe(last)
 
 
 class LambdaMiddleware:

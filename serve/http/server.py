@@ -1,6 +1,7 @@
 """vLLM's own OpenAI-compatible server over a pair: its arguments, and its start."""
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,8 +12,10 @@ from typing import Any
 from contract.errors import InputError
 from contract.points import by_name
 from merge.line import Line
-from serve.plugin import BACKEND, WORKER_EXTENSION, ParentsConfig, register
+from serve.plugin import BACKEND, CONFIG_KEY, WORKER_EXTENSION, ParentsConfig, register
+from serve.reference import reference_probes
 from serve.settings import available_cores, cores_by_rank, installed_device
+from serve.verify import way
 
 # vLLM flags that lambdasweep sets itself or cannot work with, and why; each must be left at its default.
 _REFUSED = {
@@ -79,6 +82,9 @@ def serve(serving: Serving) -> None:
         bound = cores_by_rank(cores, ranks, max(1, len(cores) // ranks))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bound)
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # see serve.engine.process_environment
+    aligned = by_name(serving.aligned)
+    on = way(serving.base, {name: Path(path) for name, path in aligned.items()}, serving.line, Path(args.model))
+    args.additional_config[CONFIG_KEY]["references"] = reference_probes(engine_arguments(args), on, installed_device())
     uvloop.run(run_server(args))
 
 
@@ -132,3 +138,17 @@ def arguments(serving: Serving) -> argparse.Namespace:
     )
     validate_parsed_serve_args(args)
     return args
+
+
+def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what a server's arguments say of its engine, as arguments of `vllm.LLM`, where they are not the defaults."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    defaults = EngineArgs(model=args.model)
+    names = [field.name for field in dataclasses.fields(EngineArgs)]
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return {
+        name: value
+        for name, value in given.items()
+        if value != getattr(defaults, name) and isinstance(value, str | int | float | bool | list | dict)
+    }

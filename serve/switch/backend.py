@@ -75,7 +75,10 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
         else:
             room = _room(device, vllm_config, parents["ranks"])
             try:
-                resident = ResidentRoute(pair, rules, model, device, lambda size: choose(parents["tier"], size, room))
+                dtype = vllm_config.model_config.dtype
+                resident = ResidentRoute(
+                    pair, rules, model, device, lambda size: choose(parents["tier"], size, room), dtype
+                )
             except InputError:
                 raise  # what was asked for does not fit
             except Exception as error:  # vLLM's loader, fed with tensors it did not expect, may raise anything

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from contract.errors import EngineError
+from serve.switch.experts import kernel_of
 from serve.switch.reload import tied_modules
 from serve.switch.trace import Target, UntraceableError
 
@@ -30,7 +31,7 @@ class Packer:
         everything = [target for targets in layers.values() for target in targets]
         self._kept: dict[str, Any] = {target.path: target.live for target in everything}
         # What is not as the loader writes it: mostly nothing at all, where the kernel's own copy took its place.
-        self._packed = {target.path for target in everything if not target.is_plain}
+        self._packed = {target.path for target in everything if not is_as_loaded(target)}
         unknown = [t.path for t in everything if t.path in self._packed and not _is_processed(t.module)]
         if unknown:
             raise UntraceableError(f"vLLM keeps {', '.join(unknown[:5])} in a layout of its own")
@@ -95,6 +96,12 @@ class _PackWhenUsed:
         return self._module.cpu_linear(*arguments)
 
 
+def is_as_loaded(target: Target) -> bool:
+    """Whether a live parameter has the layout that the loader writes."""
+    is_matrix = target.layout.dim() > 2  # the weights of all experts; a bias of each is taken as it is loaded
+    return target.is_plain and not (is_matrix and kernel_of(target.module) is not None)
+
+
 def _is_processed(module: torch.nn.Module) -> bool:
     return hasattr(getattr(module, "quant_method", None), "process_weights_after_loading")
 
@@ -108,6 +115,10 @@ def _is_embedding(module: torch.nn.Module) -> bool:
 def _process(module: Any) -> None:
     if hasattr(module, "cpu_linear"):
         module.cpu_linear = None  # frees the old packed copy, whose memory the new one then takes
+    experts = kernel_of(module)
+    if experts is not None:
+        experts.process_weights_after_loading(module)
+        return
     module.quant_method.process_weights_after_loading(module)
 
 

@@ -13,6 +13,8 @@ from contract.errors import EngineError
 from merge.digest import WeightDigest
 from merge.interpolate import Rule, interpolated_tensors
 from merge.pair import Pair
+from serve.switch.experts import kernel_of, lay_out_again
+from serve.switch.trace import derived
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
@@ -48,7 +50,8 @@ class ReloadRoute:
         self._pair, self._rules = pair, rules
         self._model: Any = model  # vLLM's models have load_weights
         self._model_config = model_config
-        self._expected = {name for name, _ in model.named_parameters()}
+        made = {id(module._parameters[name]) for module, names in derived(model).items() for name in names}
+        self._expected = {name for name, parameter in model.named_parameters() if id(parameter) not in made}
         self._tied = tied_modules(model)
 
     def switch(self, lam: str) -> str:
@@ -68,6 +71,9 @@ class ReloadRoute:
         # when the engine started, such as the CPU's packed copy for the LM head, would stay that of the first λ.
         for module in self._tied:
             module.quant_method.process_weights_after_loading(module)
+        for module in self._model.modules():
+            if kernel_of(module) is not None:
+                lay_out_again(module)
         # A parameter that keeps its old value would be a silent mixture of two λs.
         if loaded is not None and (missing := self._expected - loaded):
             raise EngineError(f"vLLM loaded no weights into {', '.join(sorted(missing)[:5])} at λ = {lam}")

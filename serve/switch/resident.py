@@ -23,8 +23,8 @@ from serve.switch.held_parents import (
     MappedParents,
     Parents,
 )
-from serve.switch.packing import Packer
-from serve.switch.trace import Target, UntraceableError, trace
+from serve.switch.packing import Packer, is_as_loaded
+from serve.switch.trace import Target, UntraceableError, derived, trace
 
 
 class ResidentRoute:
@@ -36,6 +36,7 @@ class ResidentRoute:
         model: this rank's loaded model.
         device: the model's.
         choose_tier: given the bytes of this rank's share of all parents, returns device, pinned or mmap.
+        dtype: what the engine computes in; needed where modules make parameters out of others.
 
     Raises:
         UntraceableError: vLLM loads or keeps some weights in a way that this route does not know.
@@ -48,9 +49,12 @@ class ResidentRoute:
         model: torch.nn.Module,
         device: torch.device,
         choose_tier: Callable[[int], str],
+        dtype: torch.dtype | None = None,
     ) -> None:
         parents = [dict(mapped_tensors(parent)) for parent in pair.parents.values()]
         targets = trace(model, parents[-1], pair.aligned_rows)
+        self._derived = list(derived(model))
+        self._dtype = dtype
         self._rules = rules
         self._whole = {t.path for t in targets if len({(rules[p.name], p.is_kept) for p in t.pieces}) == 1}
         self._device = device
@@ -58,7 +62,7 @@ class ResidentRoute:
         for target in targets:
             self._layers.setdefault(target.module, []).append(target)
         self._packer = Packer(model, self._layers) if device.type == "cpu" else None
-        if self._packer is None and (packed := [target.path for target in targets if not target.is_plain]):
+        if self._packer is None and (packed := [target.path for target in targets if not is_as_loaded(target)]):
             raise UntraceableError(f"vLLM keeps {', '.join(packed[:5])} in a layout of its own")
         self.tier = choose_tier(len(parents) * sum(target.layout.numel() * target.dtype.itemsize for target in targets))
         self._parents: Parents
@@ -90,6 +94,8 @@ class ResidentRoute:
                 self._packer.pack(module, targets)
         if self._packer is not None:
             self._packer.finish()
+        for module in self._derived:
+            module.process_weights_after_loading(self._dtype)
         return digest.hex()
 
     def _fill(self, target: Target, live: torch.Tensor, lam: str, digest: WeightDigest) -> None:

@@ -171,9 +171,27 @@ def trace(
     live = [id(target.live) for target in targets]
     if len(set(live)) < len(live):
         raise UntraceableError("a tied parameter is loaded twice")
-    if missing := [name for key, name in named.items() if key not in live]:
+    made = {id(module._parameters[name]) for module, names in derived(model).items() for name in names}
+    if missing := [name for key, name in named.items() if key not in live and key not in made]:
         raise UntraceableError(f"the checkpoint fills nothing of {', '.join(missing[:5])}")
     return targets
+
+
+def derived(model: torch.nn.Module) -> dict[Any, list[str]]:
+    """Return the modules that make parameters of their own out of loaded ones, and those parameters' names.
+
+    They were not there when vLLM made the model, and are in no checkpoint: of multi-head latent attention, say, what is
+    absorbed of a projection. Their module makes them anew in its `process_weights_after_loading`.
+    """
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    found = {}
+    for module in model.modules():
+        at_load, _ = get_layerwise_info(module).restore_metadata
+        names = [name for name, one in module._parameters.items() if one is not None and name not in at_load]
+        if names and callable(getattr(module, "process_weights_after_loading", None)):
+            found[module] = names
+    return found
 
 
 def _cut(pieces: list[Piece], tensors: dict[str, torch.Tensor], aligned_rows: Mapping[str, Spans]) -> list[Piece]:

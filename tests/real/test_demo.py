@@ -48,7 +48,7 @@ def measured(run: RunDir, task: str, lam: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def metric(run: RunDir, task: str, lam: str, name: str) -> float:
-    rows = pq.read_table(run.metrics).to_pylist()
+    rows = pq.read_table(run.metrics_parquet).to_pylist()
     wanted = (task, name, "sum", "all")
     rows = [row for row in rows if canonical(row["lam"]) == lam]
     found = [r["value"] for r in rows if (r["task"], r["metric"], r["confidence"], r["split"]) == wanted]

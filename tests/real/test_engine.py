@@ -78,7 +78,7 @@ def results(pairs: dict[bool, tuple[Path, Path]], tmp_path_factory: pytest.TempP
     pq.write_table(make_requests()[0], requests)
     jobs: dict[str, dict[str, Any]] = {}
 
-    def add(name: str, case: Case, base: Path, aligned: Path, parents: str, stops: Sequence[str | None]) -> None:
+    def add(name: str, case: Case, base: Path, aligned: Path | None, parents: str, stops: Sequence[str | None]) -> None:
         settings = engine_process.settings(
             case.ranks, dtype=case.dtype, pipeline_parallel=case.stages, max_num_batched_tokens=case.step
         )
@@ -96,8 +96,7 @@ def results(pairs: dict[bool, tuple[Path, Path]], tmp_path_factory: pytest.TempP
         add(case.name, case, *pairs[case.tied], case.parents, PATH)
     for (kind, lam), case in FRESH.items():
         merged = export(*pairs[case.tied], lam, root / f"merged-{case.tied}-{lam}")
-        # Without a resident route there is no self-check: nothing has touched the weights since vLLM loaded them.
-        add(f"fresh {kind} {lam}", replace(case, sabotage=False), merged, merged, "reload", [None])
+        add(f"fresh {kind} {lam}", replace(case, sabotage=False), merged, None, "auto", [None])
     return engine_process.run(root, jobs)
 
 
@@ -126,7 +125,7 @@ def test_the_route_is_the_fast_one_unless_it_is_wrong(results: dict[str, Any], c
         "pipeline untied": ("resident mmap", ""),
         "held untied bfloat16": ("resident device", ""),
         "reload": ("reload", "--parents reload"),
-        "sabotaged": ("reload", "the same λ gives other logprobs than vLLM's own loader"),
+        "sabotaged": ("reload", "the resident route gives other logprobs than vLLM's own loader at λ = 1 and λ = 0"),
     }
     assert {(step["route"], step["fallback"]) for step in counted} == {wanted[case.name]}
 

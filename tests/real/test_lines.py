@@ -105,7 +105,7 @@ def results(
                 name = f"{case.name} {lam}"
                 yield (
                     name,
-                    settings | {"base": merged, "aligned": merged, "parents": "reload", "steps": steps(name, (None,))},
+                    settings | {"base": merged, "aligned": None, "parents": "auto", "steps": steps(name, (None,))},
                 )
 
     return engine_process.run(root, dict(jobs()))

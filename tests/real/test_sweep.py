@@ -96,7 +96,7 @@ def test_the_reference_is_complete(reference: Path) -> None:
         assert run.quarantine("stories", lam)["request_id"].to_pylist() == [2]
         assert samples["seed"].equals(run.generations("stories", "0")["seed"])  # the same at every λ
     assert not run.generations("stories", "1")["text"].equals(run.generations("stories", "0")["text"])
-    metrics = pq.read_table(run.metrics)
+    metrics = pq.read_table(run.metrics_parquet)
     assert {"self_bleu", "distinct_2", "distinct_answers"} <= set(metrics["metric"].to_pylist())
     assert set(metrics.column("n").to_pylist()) >= {249}
     receipts = [json.loads(path.read_text()) for path in reference.rglob("receipts/**/*.json")]

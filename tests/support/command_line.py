@@ -41,13 +41,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def handed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Replace the cluster by a stub that does nothing; return what was handed to it, one entry a call."""
     import ray_jobs.driver
-    from ray_jobs.driver import Outcome
+    from ray_jobs.driver import SweepResult
 
     calls: list[dict[str, Any]] = []
 
-    def run_units(spec, units, tables, replicas, progress, address=None, more=None) -> Outcome:
+    def run_units(spec, units, tables, replicas, progress, address=None, more=None) -> SweepResult:
         calls.append({"spec": spec, "units": units, "replicas": replicas, "address": address, "more": more})
-        return Outcome(done=0, given_up=(), interrupted=False, hardware=())
+        return SweepResult(done=0, given_up=(), interrupted=False, hardware=())
 
     monkeypatch.setattr(ray_jobs.driver, "run_units", run_units)
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # `run` sets it, and other tests must not see it

@@ -5,10 +5,10 @@ vLLM takes three times as long to import as a tiny engine takes to start. One pr
 starts, and one process holds one engine. Ranks are forks, too. That ranks can be spawned, and find the plugin by
 themselves, is seen where sweeps and servers run with several.
 
-A job says where to go: `{"base", "aligned" (one, or several by name), "settings", "requests", "parents", "line", "steps":
-[[λ or null, output.parquet], …]}`; a null λ scores the weights the engine was started with. A step [λ, output.parquet,
-{"prompts", "sampling"}] samples instead; texts are then the token ids. With "sabotage" the resident route takes the parents
-for each other.
+A job says where to go: `{"base", "aligned" (one, several by name, or null), "settings", "requests", "parents", "line",
+"steps": [[λ or null, output.parquet], …]}`; a null λ scores the weights the engine was started with. A step [λ,
+output.parquet, {"prompts", "sampling"}] samples instead; texts are then the token ids. With "sabotage" the resident route
+takes the parents for each other.
 """
 
 import contextlib
@@ -19,9 +19,10 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -165,7 +166,8 @@ def work(job: Path) -> None:
         right = resident.theta
         resident.theta = lambda parents, lam, out, rule: right(parents[::-1], f"{float(lam) - 0.1}", out, rule)
     line = Line.from_json(values.get("line", {}))
-    aligned = {name: Path(path) for name, path in by_name(values["aligned"]).items()}
+    # None: a fresh engine, which nothing of ours has touched since vLLM loaded its weights.
+    aligned = {name: Path(path) for name, path in by_name(values["aligned"]).items()} if values["aligned"] else None
     engine = Engine(Path(values["base"]), aligned, engine_settings, values["parents"], line=line)
     requests = pq.read_table(values["requests"])
     counted = []
@@ -223,6 +225,24 @@ def _forked(job: Path) -> int:
     raise AssertionError  # not reached
 
 
+def _refer(command: Sequence[str], stdin: int, stdout: IO[str], stderr: IO[str]) -> None:
+    """Run the reference of an engine that is about to start in a fork of its process, not in a new one."""
+    from serve import reference
+
+    pid = os.fork()
+    if not pid:
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                os.dup2(stdout.fileno(), stream.fileno())
+            reference._main(Path(command[-1]))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+
 def main() -> None:
     """Import what engines need; then fork for each line of standard input, and say what became of it."""
     import importlib
@@ -236,7 +256,10 @@ def main() -> None:
         importlib.import_module(module)
     from vllm.v1.executor import multiproc_executor
 
+    from serve import reference
+
     multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
+    reference.subprocess = SimpleNamespace(run=_refer, DEVNULL=subprocess.DEVNULL)
     children: dict[int, str] = {}
     text = b""
     while True:

@@ -1,7 +1,7 @@
-"""lm-eval's tasks by name: its own task objects, their requests, and its own metrics of what was scored.
+"""This folder takes lm-eval's tasks by name: lm-eval's own task objects, their requests, and its own metrics of the scores.
 
-load.py         the name of a task or group of lm-eval → lm-eval's own objects
-answers.py      lm-eval's instances of a document → its choices and the right one, where it has those
-requests.py     lm-eval's instances → requests tables, and the way back
-own_metrics.py  committed scores → lm-eval's own metrics
+load.py         finds lm-eval's own objects for the name of a task or group of lm-eval
+answers.py      reads a document's choices, and the right one, off lm-eval's instances, if it has those
+requests.py     puts lm-eval's instances into requests tables, and finds the way back
+own_metrics.py  computes lm-eval's own metrics from committed scores
 """

@@ -1,7 +1,7 @@
-"""What lm-eval's instances of a document are to each other: choices of which one is right, a continuation, or neither.
+"""lm-eval's instances of a document are choices of which one is right, or one continuation, or neither.
 
-Our metrics need one right answer among choices, or one continuation. Whatever is not clearly of these kinds has lm-eval's
-own metrics only: better no calibration error than that of another question.
+Our metrics need one right answer among choices, or one continuation. A task that is not clearly of these kinds has lm-eval's
+own metrics only, because it is better to give no calibration error than that of another question.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ class Reading:
 
     Attributes:
         scored_as: choices, contexts or continuation.
-        sizes: UTF-8 bytes of what each of the first instances scores; the instances after them are the same choices
-            without a context.
-        gold: index of the right one.
+        sizes: the UTF-8 bytes of the text that each of the first instances scores; the instances after them are the same
+            choices without a context.
+        gold: the index of the right instance.
     """
 
     scored_as: ScoredAs
@@ -28,12 +28,12 @@ class Reading:
 
 
 def read(task: Any, doc: Any, instances: Sequence[Any]) -> Reading | str:
-    """Return how our metrics see a document of lm-eval, or why they do not.
+    """Return how our metrics see a document of lm-eval, or the reason why they cannot.
 
     Args:
-        task: lm-eval's object.
+        task: lm-eval's task object.
         doc: the document.
-        instances: all of the document's, in lm-eval's order.
+        instances: all instances of the document, in lm-eval's order.
     """
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return "its texts are scored in windows"
@@ -63,7 +63,7 @@ def read(task: Any, doc: Any, instances: Sequence[Any]) -> Reading | str:
 
 
 def _place(answer: Any, choices: Sequence[str]) -> int | None:
-    """Return which choice is the right one, told as lm-eval's tasks tell it: an index, the text, or a list of one."""
+    """Return the index of the right choice; lm-eval's tasks tell it by an index, by the text, or by a list of one index."""
     if isinstance(answer, list):
         if len(answer) != 1 or isinstance(answer[0], str):
             return None
@@ -74,5 +74,5 @@ def _place(answer: Any, choices: Sequence[str]) -> int | None:
 
 
 def _bytes(continuation: str) -> int:
-    # Without the space in front, as for task files; a continuation of white space alone has its own length.
+    # The space in front does not count, as in task files; a continuation of white space alone has its own length.
     return len((continuation.lstrip() or continuation).encode()) or 1

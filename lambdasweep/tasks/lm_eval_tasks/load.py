@@ -1,8 +1,8 @@
-"""lm-evaluation-harness tasks by name: what is asked for → lm-eval's own task objects.
+"""This module finds the task objects of lm-evaluation-harness for the task that a user names.
 
-Documents, prompts, examples and targets are those of lm-eval's objects, set up as its `simple_evaluate` does it;
-with a chat template, as it does with `apply_chat_template=True, fewshot_as_multiturn=False`. lm-eval is imported where it is
-used: it is an optional extra.
+Documents, prompts, examples and targets are those of lm-eval's objects, which are set up as its `simple_evaluate` sets them
+up; with a chat template that is done as with `apply_chat_template=True, fewshot_as_multiturn=False`. lm-eval is imported
+where it is used, because it is an optional extra.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import check_limit, check_name
 
 PREFIX = "lm-eval:"
-VERSION = "0.4.13"  # its tokens and its evaluator are what this package was held against
-SEED = 1234  # lm-eval's own, for the examples
+VERSION = "0.4.13"  # this package was compared with the tokens and the evaluator of this version
+SEED = 1234  # lm-eval's own seed for drawing examples
 
 ROLLING = "loglikelihood_rolling"
 
@@ -37,15 +37,15 @@ _SCORED = {"loglikelihood", "loglikelihood_rolling", "multiple_choice"}
 
 @dataclass(frozen=True, slots=True)
 class HarnessSpec:
-    """What the user asks for; nothing is checked until `load_harness`.
+    """The lm-eval task that a user asks for; nothing is checked until `load_harness`.
 
     Args:
-        source: name of a task, group or tag of lm-eval, or path of a YAML file.
-        name: what it is called here; None: as lm-eval calls it.
-        shots: solved examples in front of every document; None: as many as the task says.
-        limit: evaluate the first so many documents of each task; all of them when None.
-        seed: draws the examples.
-        chat: put documents and examples into a user turn of the aligned model's chat template.
+        source: the name of a task, group or tag of lm-eval, or the path of a YAML file.
+        name: the name that the task has here; None takes lm-eval's name.
+        shots: how many solved examples stand in front of every document; None takes as many as the task says.
+        limit: how many documents of each task are evaluated, from the first on; None evaluates all of them.
+        seed: the seed that the examples are drawn with.
+        chat: whether documents and examples go into a user turn of the aligned model's chat template.
     """
 
     source: str
@@ -57,13 +57,13 @@ class HarnessSpec:
 
     @property
     def is_file(self) -> bool:
-        """`source` is the path of a YAML file."""
+        """Tell whether `source` is the path of a YAML file."""
         return self.source.endswith(_FILES)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A document, its number in lm-eval's order, and all that lm-eval asks about it: its instances, in its order."""
+    """A document with its number in lm-eval's order, and with its instances, which are all that lm-eval asks about it."""
 
     number: int
     doc: Any
@@ -72,7 +72,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class HarnessTask:
-    """One task of lm-eval; `task` is its object, and `name` what it is called here."""
+    """One task of lm-eval; `task` is lm-eval's object, and `name` is the task's name here."""
 
     name: str
     task: Any
@@ -87,9 +87,9 @@ class HarnessTask:
 
 @dataclass(frozen=True, slots=True)
 class Harness:
-    """What one `HarnessSpec` stands for: a task, or many with the groups that put their metrics together.
+    """Everything that one `HarnessSpec` stands for: a task, or several with the groups that put their metrics together.
 
-    `groups` are lm-eval's objects by the name they have here.
+    `groups` holds lm-eval's group objects by the names that they have here.
     """
 
     name: str
@@ -99,19 +99,19 @@ class Harness:
 
     @property
     def names(self) -> set[str]:
-        """Everything that its results are known by."""
+        """Return all names that results of this harness have."""
         return {self.name, *self.groups, *(task.name for task in self.tasks)}
 
 
 def load_harness(spec: HarnessSpec, chat: ChatTemplate | None = None) -> Harness:
-    """Load lm-eval's tasks and their data sets, which may download those, and let it build its instances.
+    """Load lm-eval's tasks and their data sets, which may download the data sets, and let lm-eval build its instances.
 
-    `chat` is needed, and used, where `spec.chat` is set.
+    `chat` is needed, and used, only if `spec.chat` is set.
 
     Raises:
-        InputError: lm-eval is not installed, or in another version.
-        TaskError: it does not know the task, cannot load or build it, or it is not one of log-likelihoods alone; with
-            every problem.
+        InputError: lm-eval is not installed, or another version of it is.
+        TaskError: lm-eval does not know the task, cannot load or build it, or the task needs more than log-likelihoods; the
+            error lists every problem.
     """
     _check_installed()
     chat = chat if spec.chat else None
@@ -127,7 +127,7 @@ def load_harness(spec: HarnessSpec, chat: ChatTemplate | None = None) -> Harness
             loaded = _load(spec)
         except TaskError:
             raise
-        except Exception as error:  # whatever its task files and the data sets' library raise
+        except Exception as error:  # lm-eval's task files and the data sets' library may raise anything
             raise _error(spec, [f"{type(error).__name__}: {_first_line(error)}"]) from error
         tasks, groups = loaded["tasks"], loaded.get("groups") or {}
         problems = [problem for name, task in tasks.items() for problem in _unfit(name, task)]
@@ -137,7 +137,7 @@ def load_harness(spec: HarnessSpec, chat: ChatTemplate | None = None) -> Harness
             raise _error(spec, problems)
         warnings = [warning for name, task in tasks.items() for warning in _set_up(name, task, spec, chat)]
         asked = {name: _ask(name, task, spec, chat) for name, task in tasks.items()}
-    top = next(iter(groups), None)  # the group asked for comes first
+    top = next(iter(groups), None)  # the group that was asked for comes first
     names = _names(spec, [*tasks, *groups], next(iter(tasks)) if len(tasks) == 1 and not groups else top)
     members = tuple(
         HarnessTask(
@@ -170,7 +170,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded() -> Iterator[None]:
-    """Seed the global generators as lm-eval's evaluator does, for tasks that shuffle their documents; undo it after."""
+    """Seed the global generators as lm-eval's evaluator does, for tasks that shuffle documents; restore them at the end."""
     states = random.getstate(), np.random.get_state()
     random.seed(0)
     np.random.seed(1234)
@@ -209,7 +209,7 @@ def _load(spec: HarnessSpec) -> Any:
         problem = f"the file cannot be read ({error.strerror}): check the path and its permissions"
         raise _error(spec, [problem]) from None
     if group := _GROUP.search(text):
-        # By name, because lm-eval takes no groups by path; its members may be in its folder, or lm-eval's own.
+        # The group is loaded by name, because lm-eval takes none by path; members may be in its folder, or lm-eval's own.
         manager = TaskManager(include_path=str(path.parent))
         there = manager.task_index[group[2]].yaml_path
         if there is None or Path(there).resolve() != path.resolve():
@@ -246,7 +246,7 @@ def _set_up(name: str, task: Any, spec: HarnessSpec, chat: ChatTemplate | None) 
 
 def _ask(name: str, task: Any, spec: HarnessSpec, chat: ChatTemplate | None) -> tuple[Asked, ...]:
     try:
-        # It draws a progress bar.
+        # lm-eval draws a progress bar while it builds requests.
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
             task.build_all_requests(
                 limit=spec.limit,
@@ -255,7 +255,7 @@ def _ask(name: str, task: Any, spec: HarnessSpec, chat: ChatTemplate | None) -> 
                 chat_template=chat,
             )
         documents = list(task.doc_iterator(limit=spec.limit))
-    except Exception as error:  # whatever the task's own functions raise
+    except Exception as error:  # the task's own functions may raise anything
         problem = f"{name}: lm-eval cannot build its requests ({type(error).__name__}: {_first_line(error)})"
         raise _error(spec, [problem]) from error
     kinds = {instance.request_type for instance in task.instances}
@@ -272,7 +272,7 @@ def _ask(name: str, task: Any, spec: HarnessSpec, chat: ChatTemplate | None) -> 
 
 
 def _names(spec: HarnessSpec, names: Sequence[str], top: str | None) -> dict[str, str]:
-    """Return what each of lm-eval's names is called here: `top` as the user says, others with that in front."""
+    """Return the name here of each of lm-eval's names: `top` has the user's name, others have that name in front."""
     found = {name: _safe(name) for name in names}
     if spec.name is not None:
         found = {name: spec.name if name == top else f"{spec.name}.{safe}" for name, safe in found.items()}
@@ -301,5 +301,5 @@ def _error(spec: HarnessSpec, problems: Sequence[str]) -> TaskError:
 
 
 def resolved(spec: HarnessSpec, folder: Path) -> HarnessSpec:
-    """Return the spec with a relative path that starts at `folder`."""
+    """Return the spec with a relative path of a YAML file taken as relative to `folder`."""
     return replace(spec, source=str(folder / spec.source)) if spec.is_file else spec

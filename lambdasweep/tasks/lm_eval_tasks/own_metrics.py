@@ -1,8 +1,8 @@
-"""Committed scores → lm-eval's own metrics, per λ, in one table of the run directory.
+"""lm-eval's own metrics are computed at each λ from committed scores, and kept in one table of the run directory.
 
 The scores go back into lm-eval's instances, through its filters, its `process_results`, its aggregation and that of its
-groups. The table is a function of the committed tables and of lm-eval's version; it is written where lm-eval is installed,
-at the end of a run, so that whoever reads the run directory later needs no lm-eval.
+groups. The table depends on the committed tables and on lm-eval's version alone. It is written at the end of a run, where
+lm-eval is installed, so that whoever reads the run directory later does not need lm-eval.
 """
 
 import math
@@ -26,30 +26,30 @@ from lambdasweep.tasks.tokens import Ints
 
 LEFT_OUT = "docs_left_out"
 
-_Value = tuple[float, int]  # a metric, and the documents it was computed from
-_Row = tuple[str, str, str, float | None, int]  # in the order of schemas.OUTCOMES, of a canonical point
+_Value = tuple[float, int]  # a metric's value, and the number of documents it was computed from
+_Row = tuple[str, str, str, float | None, int]  # a row in the order of schemas.OUTCOMES, with a canonical point for λ
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the engine said to the R requests of a table at one λ."""
+    """The engine's answers to the R requests of a table at one λ."""
 
-    logprob: list[float]  # [R] nats, summed over the continuation; NaN where there is no score
-    greedy: list[bool | None]  # [R] every token is the most likely one; None where that is not known
+    logprob: list[float]  # [R] the log-probability in nats, summed over the continuation; NaN where there is no score
+    greedy: list[bool | None]  # [R] whether every token is the most likely one; None where that is not known
 
 
 def write_outcomes(
     run: RunDir, harness: Harness, built: Sequence[BuiltHarnessTask], identity: dict[str, Any]
 ) -> pa.Table:
-    """Commit RUN/lm_eval/task=<harness>.parquet and return it: `schemas.OUTCOMES`, by task, λ and metric.
+    """Commit RUN/lm_eval/task=<harness>.parquet and return it: `schemas.OUTCOMES`, sorted by task, λ and metric.
 
-    It has the λs of the plan at which every unit of every task of the harness is committed; those that it has already are
-    kept. A document with a request that could not be scored is in no metric; `docs_left_out` counts those.
+    It has the λs of the plan at which every unit of every task of the harness is committed; λs that it has already are kept
+    as they are. A document with a request that could not be scored is in no metric; `docs_left_out` counts such documents.
 
     Args:
         run: the run.
-        harness: what was asked for.
-        built: its tasks, as recorded in the run's plan.
+        harness: the tasks and groups that were asked for.
+        built: the harness's tasks, as they are recorded in the run's plan.
         identity: what every table of the run carries.
 
     Raises:
@@ -84,12 +84,15 @@ def write_outcomes(
 def read_answers(requests: pa.Table, tokens: pa.Table) -> Answers:
     """Sum up the scores of each request of a table.
 
-    A token is the most likely one where it is the engine's top-1 token, which is what lm-eval goes by; where the engine did
-    not name that, where its rank is 1.
+    A token is the most likely one if it is the engine's top-1 token, which is what lm-eval goes by; where the engine named
+    no top-1 token, it is the most likely one if its rank is 1.
 
     Args:
-        requests: schemas.REQUESTS.
-        tokens: schemas.TOKENS, the committed rows at one λ.
+        requests: the requests, as schemas.REQUESTS.
+        tokens: the committed rows at one λ, as schemas.TOKENS.
+
+    Raises:
+        LambdasweepError: a committed table has more or fewer scores than its requests have tokens.
     """
     count = len(requests)
     request = tokens["request_id"].to_numpy()
@@ -122,7 +125,7 @@ def _flat(column: pa.ChunkedArray) -> Ints:
 
 
 def _scored_tokens(requests: pa.Table, rows: Ints) -> Ints:
-    """Return the continuations' tokens of some rows, one after the other."""
+    """Return the tokens of these rows' continuations, one continuation after the other."""
     lists = requests["token_ids"].combine_chunks()
     flat = lists.flatten().to_numpy()
     lengths = pc.list_value_length(lists).to_numpy().astype(np.int64)
@@ -146,7 +149,7 @@ def _rows(harness: Harness, built: Sequence[BuiltHarnessTask], answers: dict[str
         with quiet():
             try:
                 found[source.name] = evaluate(source.task, complete)
-            except Exception as error:  # whatever the task's own functions raise
+            except Exception as error:  # the task's own functions may raise anything
                 raise LambdasweepError(
                     f"task {source.name} at λ = {lam}: lm-eval cannot make metrics of the scores "
                     f"({type(error).__name__}: {error}). The scores are committed; mend the task and run again"
@@ -158,7 +161,7 @@ def _rows(harness: Harness, built: Sequence[BuiltHarnessTask], answers: dict[str
         members = [names[member.task_name] for member in group.get_all_tasks()]
         totals[name] = sum(totals[member] for member in members)
         left_out[name] = sum(left_out[member] for member in members)
-        # A member without a value would silently make this the mean of the others.
+        # If a member had no value, the group's metric would silently be the mean of the other members.
         is_whole = all(left_out[member] < totals[member] for member in members)
         found[name] = aggregate(group, {theirs: found[ours] for theirs, ours in names.items()}) if is_whole else {}
     made: list[_Row] = []
@@ -169,12 +172,12 @@ def _rows(harness: Harness, built: Sequence[BuiltHarnessTask], answers: dict[str
 
 
 def responses(asked: Asked, rows: Sequence[tuple[str, int, int]], answers: dict[str, Answers]) -> list[Any] | None:
-    """Return what a model of lm-eval's would have answered to each instance of a document; None where a score is missing.
+    """Return what a model of lm-eval's would have answered to each instance of a document, or None if a score is missing.
 
     Args:
-        asked: the document.
-        rows: as in `BuiltHarnessTask.rows`.
-        answers: of each part.
+        asked: the document with its instances.
+        rows: the document's entry in `BuiltHarnessTask.rows`.
+        answers: the engine's answers to each part, by the part's name.
     """
     found: list[Any] = []
     for instance, (part, first, end) in zip(asked.instances, rows, strict=True):
@@ -183,19 +186,19 @@ def responses(asked: Asked, rows: Sequence[tuple[str, int, int]], answers: dict[
         is_rolling = instance.request_type == ROLLING
         if any(map(math.isnan, logprobs)) or (not is_rolling and None in greedy):
             return None
-        # A text without tokens has no windows, and log-likelihood 0.
+        # A text without tokens has no windows, so its log-likelihood is 0.
         found.append(sum(logprobs) if is_rolling else (logprobs[0], bool(greedy[0])))
     return found
 
 
 def evaluate(task: Any, complete: Sequence[tuple[Asked, list[Any]]]) -> dict[str, _Value]:
-    """Compute lm-eval's metrics of a task, named `<metric>,<filter>`, from the answers to some of its documents."""
+    """Compute lm-eval's metrics of a task, named `<metric>,<filter>`, from the answers to its complete documents."""
     if not complete:
         return {}
     for asked, results in complete:
         for instance, result in zip(asked.instances, results, strict=True):
             instance.resps, instance.filtered_resps = [result] * (instance.repeats or 1), {}
-    # Its filters go over all of its instances, and must not meet one without an answer.
+    # lm-eval's filters go over all instances of the task, and must not meet one without an answer.
     task._instances = [instance for asked, _ in complete for instance in asked.instances]
     task.apply_filters()
     raw: dict[tuple[str, str], list[Any]] = defaultdict(list)
@@ -212,7 +215,7 @@ def evaluate(task: Any, complete: Sequence[tuple[Asked, list[Any]]]) -> dict[str
 
 
 def aggregate(group: Any, metrics: dict[str, dict[str, _Value]]) -> dict[str, _Value]:
-    """Compute the metrics of a group of lm-eval's from those of its tasks, which are named as lm-eval names them."""
+    """Compute the metrics of a group of lm-eval from those of its tasks, whose names are lm-eval's."""
     flat = {
         name: {"sample_len": max((n for _, n in values.values()), default=0)}
         | {metric: value for metric, (value, _) in values.items()}
@@ -230,5 +233,5 @@ def _mean(items: Sequence[float]) -> float:
 def _aggregated(function: Any, items: list[Any]) -> float:
     try:
         return float(function(items))
-    except OverflowError:  # a perplexity beyond float64
+    except OverflowError:  # a perplexity can be beyond float64
         return math.nan

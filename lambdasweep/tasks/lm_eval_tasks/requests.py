@@ -1,7 +1,7 @@
-"""lm-eval's instances → the requests tables of a task, and the way back from a request to its instance.
+"""lm-eval's instances become the requests tables of a task, with the way back from a request to its instance.
 
 An instance is one question that lm-eval puts to a model: the log-likelihood of a continuation after a context, or of a whole
-text ("rolling"). The first is one request; the second is one request a window.
+text ("rolling"). A continuation is one request; a whole text has one request for each window.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, HarnessTask
 from lambdasweep.tasks.requests import BuiltTask, ScoredAs, batches, content_sha256, joined, requests_table
 from lambdasweep.tasks.tokens import Encoded, Tokenizer, encode_pairs, encode_windows, prefix_of
 
-UNCONDITIONAL = ".unconditional"  # behind a task's name: its choices without a context
+UNCONDITIONAL = ".unconditional"  # with this behind its name, a task of ours has the choices without a context
 
-# Where the data lie does not identify a task; what they hold does, and is hashed by itself.
+# The place of the data does not identify a task; their content does, and is hashed by itself.
 _PLACES = ("dataset_path", "dataset_name", "dataset_kwargs")
-_MIN_WINDOW = 3  # a token before, a token scored, and the one that vLLM would generate
+_MIN_WINDOW = 3  # a window holds a token before, a token that is scored, and the one that vLLM would generate
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltHarnessTask:
-    """A task of lm-eval ready to be scored.
+    """A task of lm-eval that is ready to be scored.
 
-    `parts` are tasks of ours by name. `rows` is parallel to `source.asked`: for each instance of a document the part that
-    its requests are in, and their rows there, [first, end); a text without tokens has none.
+    `parts` holds tasks of ours by name. `rows` is parallel to `source.asked`: for each instance of a document it has the
+    part that its requests are in, and their rows [first, end) there; a text without tokens has no rows.
     """
 
     source: HarnessTask
@@ -46,24 +46,24 @@ class _Part:
     arguments: list[tuple[Any, ...]] = field(default_factory=list)
     doc_ids: list[str] = field(default_factory=list)
     choices: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)  # UTF-8 bytes of what is scored
+    sizes: list[int] = field(default_factory=list)  # the UTF-8 bytes of each text that is scored
     golds: list[bool] = field(default_factory=list)
 
 
 def build_instances(source: HarnessTask, tokenizer: Tokenizer, max_model_len: int) -> BuiltHarnessTask:
     """Turn lm-eval's instances into requests.
 
-    A document is known as `<lm-eval's task>/<its number there, from 0>`. Where a metric compares with the choices'
-    log-likelihoods without a context, those are requests of a second task of ours, `<name>.unconditional`: they are no
-    choices of a document.
+    A document is known as `<lm-eval's task>/<its number there, from 0>`. Some metrics also need the choices' log-likelihoods
+    without a context. These are requests of a second task of ours, `<name>.unconditional`, because they are no choices of a
+    document.
 
     Raises:
-        TaskError: there is no token to put in front of a text, or none to score, or no room for a window.
+        TaskError: there is no token to put in front of a text, or no token to score, or no room for a window.
     """
     readings = [read(source.task, one.doc, one.instances) for one in source.asked]
     reasons = [reading for reading in readings if isinstance(reading, str)]
     parts: dict[str, _Part] = {}
-    places: list[list[tuple[str, int]]] = []  # of each instance: its part and its place there
+    places: list[list[tuple[str, int]]] = []  # the part of each instance of each document, and its place there
     scored_as: ScoredAs = "other"
     for one, reading in zip(source.asked, readings, strict=True):
         known = None if reasons or isinstance(reading, str) else reading
@@ -98,7 +98,7 @@ def build_instances(source: HarnessTask, tokenizer: Tokenizer, max_model_len: in
 def _build(
     source: HarnessTask, part: _Part, tokenizer: Tokenizer, window: int | None, scored_as: ScoredAs, identity: str
 ) -> tuple[BuiltTask, list[int]]:
-    """Return a part as a task of ours, and how many requests each of its instances became."""
+    """Return a part as a task of ours, and the number of requests that each of its instances became."""
     if window and window < _MIN_WINDOW:
         raise _error(source, f"windows over its texts need --max-model-len {_MIN_WINDOW} or more")
     if prefix_of(tokenizer) is None and (window or not all(context.strip() for context, *_ in part.arguments)):
@@ -148,7 +148,7 @@ def _build(
 
 
 def _identity(source: HarnessTask) -> str:
-    """Hash the task's configuration, functions by their source, and the documents, which its metrics may read."""
+    """Hash the task's configuration, with functions by their source, and the documents, which its metrics may read."""
     config = {key: value for key, value in source.task.dump_config().items() if key not in _PLACES}
     if isinstance(config.get("metadata"), dict):
         config["metadata"] = {key: value for key, value in config["metadata"].items() if key != "config_source"}

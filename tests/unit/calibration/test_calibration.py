@@ -549,10 +549,10 @@ def test_metrics_are_committed_with_what_they_were_computed_from_and_the_same_by
     add_task(run, "quiz", [2], ["0"])
     add_scores(run, "quiz", "0", {0: [-1.0], 1: [-2.0]})
     table = write_metrics(run)
-    first = run.metrics.read_bytes()
-    assert pq.read_table(run.metrics).equals(table)
+    first = run.metrics_parquet.read_bytes()
+    assert pq.read_table(run.metrics_parquet).equals(table)
     assert table.equals(summarise(run))
-    assert read_identity(run.metrics) == {
+    assert read_identity(run.metrics_parquet) == {
         "schema": 1,
         "base": "b0",
         "aligned": "a1",
@@ -562,7 +562,7 @@ def test_metrics_are_committed_with_what_they_were_computed_from_and_the_same_by
     }
     commit_json(run.sweep_json, json.loads(json.dumps(SWEEP).replace("/here", "/there")))
     write_metrics(run)
-    assert run.metrics.read_bytes() == first
+    assert run.metrics_parquet.read_bytes() == first
 
 
 def test_a_directory_without_a_run_is_refused(run):

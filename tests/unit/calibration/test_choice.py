@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calibration.metrics.choice_tasks import as_parent, choice_estimates
+from calibration.metrics.choice_tasks import choice_estimates, parent_predictions
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores, LeftOut
 from calibration.scores.per_token import TokenScores
 from calibration.uncertainty.resample import Resamples, draw
@@ -58,7 +58,7 @@ def test_the_order_of_the_documents_changes_nothing():
 
 def test_a_parent_agrees_with_itself_and_is_matched_to_itself():
     scores, resamples = scores_of(40), draw("quiz", 40, 9)
-    parent = {"aligned": as_parent(scores)}
+    parent = {"aligned": parent_predictions(scores)}
     first = choice_estimates(scores, NO_TOKENS, resamples, parent, None)
     again = choice_estimates(scores, NO_TOKENS, resamples, parent, first)
     for confidence in CONFIDENCES:

@@ -7,7 +7,7 @@ import pytest
 
 from calibration.frontier.curve import Curve, macro_average
 from calibration.frontier.frontier import frontier, frontiers, write_frontiers
-from calibration.frontier.lambda_star import choices, choose
+from calibration.frontier.lambda_star import choose, choose_in_resamples
 from contract.rundir import RunDir
 from tests.support.curves import R, curve, track
 
@@ -51,7 +51,7 @@ def test_of_the_accurate_ones_the_best_calibrated_is_chosen():
 
 def test_the_choice_is_repeated_in_every_resample():
     made = track([0.60, 0.64, 0.65, 0.40], [0.10, 0.05, 0.06, 0.0], noise=0.01)
-    places = choices(made)
+    places = choose_in_resamples(made)
     assert len(places) == R
     spread = np.std(made.resampled_accuracy[:, None] - made.resampled_accuracy[None], axis=2, ddof=1)
     for r in range(0, R, 37):

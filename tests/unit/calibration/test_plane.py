@@ -17,7 +17,7 @@ from calibration.report.figures import page_figures, paper_figures
 from calibration.report.notices import notices
 from calibration.report.write import write_report
 from calibration.samples_at_lambda import by_lambda
-from calibration.task_at_lambda import parents_of
+from calibration.task_at_lambda import parents_on_line
 from calibration.terminal.tables import render
 from contract import points, schemas
 from contract.errors import InputError
@@ -202,7 +202,7 @@ def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
     table = open_run(plane.root).frontier()
     assert table["point"].to_pylist()[: len(POINTS)] == list(POINTS)
     assert pc.sum(table["chosen"]).as_py() == 3
-    bins = pq.read_table(plane.bins)
+    bins = pq.read_table(plane.bins_parquet)
     assert bins.schema.remove_metadata().equals(schemas.of_points(schemas.BINS))
     assert plane.metrics_csv.read_text().splitlines()[1].startswith('one,,"dpo=0,sft=0",acc,')
 
@@ -279,6 +279,6 @@ def test_samples_at_points_are_those_of_the_same_samples_along_a_line(tmp_path):
     assert list(charts) == ["sampled-plane-distinct_2", "sampled-plane-self_bleu"]
     assert json.loads(plane.frontier_json.read_text())["diversity"]["say"][1]["point"] == "dpo=0,sft=1"
     out = io.StringIO()
-    for one in render(made.metrics, intervals=True, parents=parents_of(plane.sweep())):
+    for one in render(made.metrics, intervals=True, parents=parents_on_line(plane.sweep())):
         Console(file=out, width=100).print(one)
     assert "dpo=0.5,sft=1" in out.getvalue()

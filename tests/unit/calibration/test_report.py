@@ -166,8 +166,8 @@ def test_everything_is_written_and_again_with_the_same_bytes(run):
     assert not re.search(rb"NaN|Infinity|undefined", first["figures/curves.svg"])
     for name, data in first.items():
         assert str(run.root).encode() not in data, name
-    assert read_identity(run.bins)["base"] == "b0"
-    assert pq.read_table(run.bins).schema.remove_metadata().equals(schemas.BINS)
+    assert read_identity(run.bins_parquet)["base"] == "b0"
+    assert pq.read_table(run.bins_parquet).schema.remove_metadata().equals(schemas.BINS)
 
 
 def test_the_csv_is_the_metrics_table(run):

@@ -150,7 +150,7 @@ def test_a_run_in_a_store_has_the_files_and_rows_of_a_local_one(store: Store, ur
     assert there.committed("arc", "0.5") == {0, 11}
     assert there.sweep_temporaries() == 0
     with pytest.raises(FileNotFoundError):
-        there.metrics.read_bytes()
+        there.metrics_parquet.read_bytes()
 
 
 def test_a_commit_is_one_request_and_replaces_the_one_before(store: Store, url: str) -> None:

@@ -29,7 +29,7 @@ from lambdasweep.tasks.formats import render
 from lambdasweep.tasks.tokens import load_tokenizer
 from merge.checkpoint import open_checkpoint
 from merge.fingerprints import fingerprint
-from merge.remote_parent import parent_of
+from merge.remote_parent import describe_parent
 from ray_jobs.units import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.command_line import Result, contents
@@ -316,7 +316,7 @@ def test_a_source_goes_to_another_process_and_reads_its_rows_there(
     out = ScoreDir(tmp_path / "out")
     commit_table(out.repeated_ids, pa.table({"row": repeated_rows(inputs.files, inputs.columns)}))
     checkpoint = open_checkpoint(str(model), "model")
-    parent = parent_of(checkpoint, "model", fingerprint(checkpoint, "model"))
+    parent = describe_parent(checkpoint, "model", fingerprint(checkpoint, "model"))
     paths = tuple(replace(file, path=os.path.relpath(file.path, tmp_path)) for file in inputs.files)
     given = ParquetSource(str(out.root), str(tmp_path), paths, inputs.columns, parent, 256)
     source = pickle.loads(pickle.dumps(given))

@@ -29,7 +29,7 @@ from contract.rundir import RunDir, commit_table
 from lambdasweep import record
 from lambdasweep.tasks import load_tokenizer
 from merge.line import Line
-from ray_jobs.driver import Outcome
+from ray_jobs.driver import SweepResult
 from serve.switch.tiers import Room
 from tests.support.checkpoints import write_checkpoint
 from tests.support.command_line import (
@@ -327,7 +327,7 @@ def test_requests_that_no_plan_names_are_written_anew(
     begun.sweep_json.unlink()
     begun.plan_json.unlink()
     begun.driver_json.unlink()
-    begun.metrics.unlink()
+    begun.metrics_parquet.unlink()
     shutil.rmtree(begun.root / "report")
     write_task(tmp_path / "metals.jsonl", WATER, IRON)
     assert lambdasweep("run", *flags()).code == 0
@@ -648,9 +648,9 @@ def test_a_sweep_that_does_not_finish_says_how_to_go_on(
     code: int,
     says: str,
 ) -> None:
-    def run_units(spec, units, *_: object) -> Outcome:
+    def run_units(spec, units, *_: object) -> SweepResult:
         given_up = ((units[1], "CUDA error"),) if "given_up" in outcome else ()
-        return Outcome(done=0, given_up=given_up, interrupted="interrupted" in outcome, hardware=())
+        return SweepResult(done=0, given_up=given_up, interrupted="interrupted" in outcome, hardware=())
 
     monkeypatch.setattr(ray_jobs.driver, "run_units", run_units)
     result = lambdasweep("run", *flags())
@@ -979,7 +979,7 @@ def scoring(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[list[str]]]
     def score(kill_after: int = -1) -> list[list[str]]:
         rounds: list[list[str]] = []
 
-        def run_units(spec, units, tables, replicas, progress, address=None, more=None) -> Outcome:
+        def run_units(spec, units, tables, replicas, progress, address=None, more=None) -> SweepResult:
             done = 0
             while units:
                 rounds.append(sorted({unit.lam for unit in units}, key=Decimal))
@@ -1002,7 +1002,7 @@ def scoring(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[list[str]]]
                     commit_table(RunDir(spec.root).unit("tokens", unit.task, unit.lam, unit.shard), table)
                     done += 1
                 units = more()
-            return Outcome(done=done, given_up=(), interrupted=False, hardware=())
+            return SweepResult(done=done, given_up=(), interrupted=False, hardware=())
 
         monkeypatch.setattr(ray_jobs.driver, "run_units", run_units)
         return rounds

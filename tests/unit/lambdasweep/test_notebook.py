@@ -52,7 +52,7 @@ def test_metrics_are_what_was_computed(run):
         opened.metrics()
     found = computed(run).metrics
     assert opened.metrics().equals(found)
-    commit_table(run.metrics, opened.metrics().drop_columns(["resamples"]))
+    commit_table(run.metrics_parquet, opened.metrics().drop_columns(["resamples"]))
     with pytest.raises(InputError, match="another version"):
         opened.metrics()
 

@@ -16,7 +16,7 @@ from contract.errors import PairError
 from merge import fingerprints
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.fingerprints import fingerprint, remembered_fingerprint, stamp
-from merge.remote_parent import Parent, open_here, parent_of
+from merge.remote_parent import RemoteParent, describe_parent, open_here
 from tests.support.weights import CONFIG, tensors, write
 
 SCAN = fingerprints.scan
@@ -143,9 +143,9 @@ def test_weights_with_nan_are_refused_each_time(tmp_path: Path, scans: list[Path
 # On another machine
 
 
-def sent(directory: Path) -> Parent:
+def sent(directory: Path) -> RemoteParent:
     checkpoint = open_checkpoint(str(directory), "aligned")
-    return parent_of(checkpoint, "aligned", made_afresh(checkpoint, "aligned"))
+    return describe_parent(checkpoint, "aligned", made_afresh(checkpoint, "aligned"))
 
 
 def test_the_very_files_of_the_driver_are_not_read(tmp_path: Path, scans: list[Path], monkeypatch: Any) -> None:
@@ -196,7 +196,7 @@ def test_a_hub_id_is_resolved_again_by_its_commit(
         write(tmp_path / machine / "c0ffee", tensors())
     machine = "here"
     checkpoint = open_checkpoint("org/model", "base", "main")
-    parent = parent_of(checkpoint, "base", made_afresh(checkpoint, "base"))
+    parent = describe_parent(checkpoint, "base", made_afresh(checkpoint, "base"))
     machine = "there"
     assert open_here(parent) == tmp_path / "there" / "c0ffee"
     assert asked == [("org/model", "main"), ("org/model", "c0ffee")]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ray.util.metrics import Counter, Gauge, Metric
 
-from ray_jobs.prometheus import SERIES, Metrics
+from ray_jobs.prometheus import SERIES, PrometheusMetrics
 from ray_jobs.units import Unit
 from tests.support.receipts import receipt
 
@@ -29,7 +29,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[tuple[str,
 
 def test_events_are_counted(recorded: Callable[[str], Any]) -> None:
     units = [Unit("arc", lam, shard, 0, 1, 1) for lam in ("0", "0.5") for shard in (0, 1)]
-    metrics = Metrics(units)
+    metrics = PrometheusMetrics(units)
     assert recorded("units_left") == {("0",): 2, ("0.5",): 2}
     assert recorded("units_waiting") == {(): 4}
     for name in ("replica-0", "replica-1"):

@@ -4,7 +4,7 @@ import pytest
 
 from contract.errors import InputError
 from ray_jobs.cluster import Node
-from ray_jobs.placement import Seat, check_room, count_berths, free_berth, ranks_on_node, take
+from ray_jobs.placement import NodeShare, check_room, count_placements, find_placement, occupy, ranks_on_node
 from serve.settings import EngineSettings
 
 SETTINGS = EngineSettings(device="cpu", dtype="float32", max_model_len=64, tensor_parallel=2, threads=1)
@@ -28,14 +28,14 @@ def pipeline(stages: int, device: str = "cuda", tensor_parallel: int = 8) -> Eng
     return EngineSettings(device, "bfloat16", 64, tensor_parallel, stages, threads=int(device == "cpu"))
 
 
-def seats(nodes: list[Node], settings: EngineSettings) -> list[list[tuple[str, int, int]]]:
-    """Fill the nodes; return node, first stage and stages of each replica's seats."""
-    taken: dict[str, set[int]] = {}
+def shares(nodes: list[Node], settings: EngineSettings) -> list[list[tuple[str, int, int]]]:
+    """Fill the nodes; return node, first stage and stages of each replica's shares."""
+    occupied: dict[str, set[int]] = {}
     found = []
-    while berth := free_berth(nodes, taken, settings):
-        take(berth, taken)
-        found.append([(seat.node.node_id, seat.first, seat.stages) for seat in berth])
-    assert count_berths(nodes, settings) == len(found)
+    while placement := find_placement(nodes, occupied, settings):
+        occupy(placement, occupied)
+        found.append([(share.node.node_id, share.first, share.stages) for share in placement])
+    assert count_placements(nodes, settings) == len(found)
     return found
 
 
@@ -55,30 +55,30 @@ def seats(nodes: list[Node], settings: EngineSettings) -> list[list[tuple[str, i
     ],
 )
 def test_where_replicas_go(rooms: list[int], depth: int, found: list[list[tuple[str, int, int]]]) -> None:
-    assert seats([node(str(name), stages) for name, stages in enumerate(rooms)], pipeline(depth)) == found
+    assert shares([node(str(name), stages) for name, stages in enumerate(rooms)], pipeline(depth)) == found
 
 
 def test_a_replica_that_ends_leaves_its_stages() -> None:
     nodes = [node("0", 1), node("1", 1), node("2", 2)]
-    taken = {"2": {1}, "0": {0}}
-    assert free_berth(nodes, taken, pipeline(2)) is None
-    assert free_berth(nodes, {"2": {0}}, pipeline(1)) == (Seat(nodes[0], 0, 1),)
-    assert free_berth(nodes, {"0": {0}, "1": {0}, "2": {0}}, pipeline(1)) == (Seat(nodes[2], 1, 1),)
+    occupied = {"2": {1}, "0": {0}}
+    assert find_placement(nodes, occupied, pipeline(2)) is None
+    assert find_placement(nodes, {"2": {0}}, pipeline(1)) == (NodeShare(nodes[0], 0, 1),)
+    assert find_placement(nodes, {"0": {0}, "1": {0}, "2": {0}}, pipeline(1)) == (NodeShare(nodes[2], 1, 1),)
 
 
 def test_on_the_cpu_each_node_takes_one_rank() -> None:
     nodes = [node("0", 2), node("1", 2)]
-    assert count_berths(nodes, pipeline(4)) == 1
-    assert count_berths(nodes, pipeline(4, "cpu", 1)) == 0
-    assert count_berths([node(str(name), 1) for name in range(4)], pipeline(4, "cpu", 1)) == 1
-    assert count_berths([node(str(name), 1) for name in range(2)], pipeline(2, "cpu", 2)) == 0
-    assert count_berths([node("0", 2)], pipeline(2, "cpu", 2)) == 1
+    assert count_placements(nodes, pipeline(4)) == 1
+    assert count_placements(nodes, pipeline(4, "cpu", 1)) == 0
+    assert count_placements([node(str(name), 1) for name in range(4)], pipeline(4, "cpu", 1)) == 1
+    assert count_placements([node(str(name), 1) for name in range(2)], pipeline(2, "cpu", 2)) == 0
+    assert count_placements([node("0", 2)], pipeline(2, "cpu", 2)) == 1
 
 
 def test_who_shares_a_node() -> None:
-    assert ranks_on_node(Seat(node("0", 5), 0, 2), pipeline(2), None) == 32
-    assert ranks_on_node(Seat(node("0", 5), 0, 2), pipeline(2), 1) == 16
-    assert ranks_on_node(Seat(node("0", 1), 0, 1), pipeline(2), None) == 8
+    assert ranks_on_node(NodeShare(node("0", 5), 0, 2), pipeline(2), None) == 32
+    assert ranks_on_node(NodeShare(node("0", 5), 0, 2), pipeline(2), 1) == 16
+    assert ranks_on_node(NodeShare(node("0", 1), 0, 1), pipeline(2), None) == 8
 
 
 def test_what_is_missing_for_a_replica_over_nodes() -> None:

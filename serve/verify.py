@@ -1,0 +1,174 @@
+"""Whether a route makes the weights that vLLM loads by itself: what every engine travels before it scores.
+
+Two routes of ours that agree prove nothing: both may make the same mistake. So each is held against vLLM's own loads, of
+every parent. An engine answers a probe prompt first with the weights that vLLM loaded, before anything of ours has touched
+them; what it must answer at the other parents is known from engines of their own (`serve.reference`), which loaded those
+parents and ended. Then each route takes it to the other parents, to a point between, where no load of vLLM's is at hand and
+the routes are held against each other, and back to where it began. All answers must have the same bits. A route that fails
+is not used, and where none is left nothing is scored.
+
+The journey is a generator that says what to do next, so that an engine in this process and one behind a server, where
+everything is asynchronous, take the same one.
+"""
+
+import math
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from contract.errors import WrongWeightsError
+from contract.points import named, parents
+from merge.line import Line
+
+# The probe prompt's tokens, and those the model then writes: some weights are used in one of the two only.
+_PROMPT_TOKENS, _WRITTEN_TOKENS = 48, 4
+_BETWEEN = "0.35"  # no parent, and not 0.5, where fused and unfused multiply-adds agree by chance
+
+Probe = tuple[float, ...]
+"""What an engine says of the probe prompt: the logprob (nats) of each of its tokens but the first, then the id and the
+logprob of each token that the model writes at temperature 0."""
+_NAN = 1.0  # stands for a logprob that is no number, so that it equals itself; no logprob is positive
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Where an engine is taken. Points are canonical."""
+
+    loaded: str | None
+    """The point whose weights vLLM loaded; None where no point has exactly those."""
+    others: Mapping[str, Path]
+    """The other parents: for each point the checkpoint that has its weights."""
+    between: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is to be done next."""
+
+    kind: Literal["use", "go", "probe"]
+    """use a route from now on; go to a point; answer the probe prompt."""
+    route: str = ""
+    point: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How the engine moves from now on."""
+
+    route: str
+    reason: str  # why it is not the first route; "" where it is
+
+
+Journey = Generator[Step, Probe | None, Verdict]
+
+
+def way(base: Path, aligned: Mapping[str, Path], line: Line, model: Path) -> Way:
+    """Return where an engine that loaded `model`, one of the parents, is to be taken."""
+    points = parents(aligned)
+    found: dict[str, Path] = {}
+    if not line.has_aligned_shapes:  # else base's vocabulary is not that of λ = 0
+        found[points["base"]] = base
+    if not line.lam_map:  # else λ = 1 is another point
+        found |= {named(dict.fromkeys(aligned, "0") | {name: "1"}): path for name, path in aligned.items()}
+    loaded = next((point for point, path in found.items() if path == model), None)
+    others = {point: path for point, path in found.items() if point != loaded}
+    return Way(loaded, others, named(dict.fromkeys(aligned, _BETWEEN)))
+
+
+def journey(routes: Mapping[str, str], on: Way, references: Mapping[str, Probe]) -> Journey:
+    """Travel, and settle which route is used.
+
+    Args:
+        routes: those that the engine can take, the fastest first, two at most; for each why there is nothing faster, or "".
+        on: the way.
+        references: what engines of their own said of the way's other parents, by point.
+
+    Raises:
+        WrongWeightsError: no route makes the weights that vLLM loads. Says what is wrong with each.
+    """
+    wanted = dict(references)
+    untouched = yield from _answer(Step("probe"))
+    if on.loaded is not None:
+        wanted[on.loaded] = untouched  # comes last: what another parent leaves behind shows there
+    # Where no load of vLLM's is at hand, the routes are held against each other.
+    between = (on.between, *(point for point in on.others if point not in references))
+    crossed: dict[str, list[Probe]] = {}
+    wrong: dict[str, list[str]] = {}
+
+    def visit(route: str, point: str) -> Generator[Step, Probe | None, Probe]:
+        yield Step("use", route=route)
+        yield Step("go", point=point)
+        return (yield from _answer(Step("probe")))
+
+    def travel(route: str) -> Generator[Step, Probe | None, None]:
+        wrong[route] = []
+        for point, answer in wanted.items():
+            if (yield from visit(route, point)) != answer:
+                wrong[route].append(f"λ = {point}")
+
+    def cross(route: str) -> Generator[Step, Probe | None, None]:
+        crossed[route] = []
+        for point in between:
+            crossed[route].append((yield from visit(route, point)))
+
+    fast, *slower = routes
+    yield from cross(fast)
+    yield from travel(fast)
+    if not slower:
+        if wrong[fast]:
+            raise WrongWeightsError(_message(wrong))
+        return Verdict(fast, routes[fast])
+    (slow,) = slower
+    yield from cross(slow)
+    if crossed[fast] == crossed[slow] and not wrong[fast]:
+        return Verdict(fast, routes[fast])
+    yield from travel(slow)
+    if wrong[fast] and wrong[slow]:
+        raise WrongWeightsError(_message(wrong))
+    if wrong[slow]:  # what it says elsewhere is worth nothing
+        return Verdict(fast, routes[fast])
+    elsewhere = [f"λ = {point}" for point, *said in zip(between, *crossed.values(), strict=True) if said[0] != said[1]]
+    return Verdict(slow, _wrong(fast, wrong[fast] or elsewhere))
+
+
+def _wrong(route: str, points: list[str]) -> str:
+    return f"the {route} route gives other logprobs than vLLM's own loader at {' and '.join(points)}"
+
+
+def _message(wrong: Mapping[str, list[str]]) -> str:
+    return (
+        f"θ(λ) cannot be made live for this architecture: {'; '.join(_wrong(*one) for one in wrong.items())}. Nothing was "
+        "scored. Score checkpoints that are written to disk instead: lambdasweep export, then lambdasweep score --model"
+    )
+
+
+def _answer(step: Step) -> Generator[Step, Probe | None, Probe]:
+    answer = yield step
+    if answer is None:
+        raise TypeError(f"nothing was answered to {step.kind}")
+    return answer
+
+
+def probe_request(vocab_size: int, max_model_len: int) -> tuple[list[int], dict[str, Any]]:
+    """Return a fixed prompt, different tokens all over the vocabulary, and the arguments of its `SamplingParams`."""
+    written = min(_WRITTEN_TOKENS, max_model_len - 1)
+    length = min(_PROMPT_TOKENS, max_model_len - written)
+    ids = [(11 + 7919 * position) % vocab_size for position in range(length)]
+    return ids, {
+        "max_tokens": written,
+        "temperature": 0.0,
+        "prompt_logprobs": 0,
+        "logprobs": 0,
+        "ignore_eos": True,
+        "detokenize": False,
+    }
+
+
+def read_probe(output: Any) -> Probe:
+    """Return what a vLLM `RequestOutput` of `probe_request` says. NaN counts as one value, which equals itself."""
+    ids, (end,) = output.prompt_token_ids, output.outputs
+    said = [row[token].logprob for row, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]
+    for row, token in zip(end.logprobs, end.token_ids, strict=True):
+        said += [float(token), row[token].logprob]
+    return tuple(_NAN if math.isnan(value) else value for value in said)

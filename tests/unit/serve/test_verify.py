@@ -1,0 +1,123 @@
+"""The start-up check's journey, with engines that are right and wrong in each way; real ones travel it in other tests."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from contract.errors import WrongWeightsError
+from merge.line import STRAIGHT, Line
+from serve.verify import Probe, Verdict, Way, journey, way
+
+BASE, ALIGNED, OTHER = Path("/base"), Path("/aligned"), Path("/other")
+BOTH = {"resident": "", "reload": ""}
+TRUE = {"0": 10.0, "0.35": 13.5, "1": 20.0}  # what weights at each point make of the probe prompt
+
+ON = way(BASE, {"": ALIGNED}, STRAIGHT, BASE)
+REFERENCES: dict[str, Probe] = {"1": (20.0,)}  # what vLLM makes of aligned by itself
+
+
+class Engine:
+    """Moves by routes, each a function from a point and the weights before to the new weights."""
+
+    def __init__(self, loaded: str, **routes: Callable[[str, float], float]) -> None:
+        self.weights, self.routes, self.route = TRUE[loaded], routes, ""
+        self.visited: list[tuple[str, str]] = []
+
+    def travel(self, routes: Mapping[str, str], references: Mapping[str, Probe] = REFERENCES) -> Verdict:
+        going, answer = journey(routes, ON, references), None
+        while True:
+            try:
+                step = going.send(answer)
+            except StopIteration as end:
+                verdict: Verdict = end.value
+                return verdict
+            answer = None
+            if step.kind == "use":
+                self.route = step.route
+            elif step.kind == "go":
+                self.weights = self.routes[self.route](step.point, self.weights)
+                self.visited.append((self.route, step.point))
+            else:
+                answer = (self.weights,)
+
+
+def right(point: str, before: float) -> float:
+    return TRUE[point]
+
+
+def packed_twice(point: str, before: float) -> float:
+    return TRUE[point] + 3
+
+
+def writes_nothing(point: str, before: float) -> float:
+    return before
+
+
+def derived_stays(point: str, before: float) -> float:
+    """Something that is derived at load stays the loaded parent's, which no return to that parent shows."""
+    return TRUE[point] + (0.5 if point != "0" else 0)
+
+
+def wrong_between(point: str, before: float) -> float:
+    return TRUE[point] + (0.25 if point == "0.35" else 0)
+
+
+def test_the_way_of_a_pair() -> None:
+    assert Way("0", {"1": ALIGNED}, "0.35") == ON
+    assert way(BASE, {"": ALIGNED}, STRAIGHT, ALIGNED) == Way("1", {"0": BASE}, "0.35")
+
+
+def test_the_way_where_a_parent_is_no_point() -> None:
+    assert way(BASE, {"": ALIGNED}, Line(lam_map="*=0.5"), BASE) == Way("0", {}, "0.35")
+    assert way(BASE, {"": ALIGNED}, Line(vocab="shared"), ALIGNED) == Way("1", {}, "0.35")
+    assert way(BASE, {"": ALIGNED}, Line(vocab="shared", lam_map="*=0.5"), ALIGNED) == Way(None, {}, "0.35")
+
+
+def test_the_way_of_several_aligned_checkpoints() -> None:
+    found = way(BASE, {"dpo": ALIGNED, "sft": OTHER}, STRAIGHT, BASE)
+    assert found.loaded == "dpo=0,sft=0"
+    assert found.others == {"dpo=1,sft=0": ALIGNED, "dpo=0,sft=1": OTHER}
+    assert found.between == "dpo=0.35,sft=0.35"
+
+
+WRONG = [packed_twice, writes_nothing, derived_stays]
+
+
+def test_the_fast_route_is_used_where_it_is_right() -> None:
+    engine = Engine("0", resident=right, reload=right)
+    assert engine.travel(BOTH) == Verdict("resident", "")
+    assert engine.visited == [("resident", "0.35"), ("resident", "1"), ("resident", "0"), ("reload", "0.35")]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_two_routes_with_the_same_mistake_prove_nothing(wrong: Callable[[str, float], float]) -> None:
+    engine = Engine("0", resident=wrong, reload=wrong)
+    with pytest.raises(WrongWeightsError, match=r"resident route gives other logprobs.*reload route gives other"):
+        engine.travel(BOTH)
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_of_two_routes_the_right_one_is_used(wrong: Callable[[str, float], float]) -> None:
+    slow = Engine("0", resident=wrong, reload=right).travel(BOTH)
+    assert slow.route == "reload"
+    assert "the resident route gives other logprobs than vLLM's own loader at λ = " in slow.reason
+    assert Engine("0", resident=right, reload=wrong).travel(BOTH) == Verdict("resident", "")
+
+
+def test_a_point_between_tells_routes_apart_that_agree_at_the_parents() -> None:
+    verdict = Engine("0", resident=wrong_between, reload=right).travel(BOTH)
+    assert verdict.route == "reload"
+    assert verdict.reason.endswith("at λ = 0.35")
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_single_route_is_held_against_both_parents(wrong: Callable[[str, float], float]) -> None:
+    assert Engine("0", reload=right).travel({"reload": "--parents reload"}) == Verdict("reload", "--parents reload")
+    with pytest.raises(WrongWeightsError, match="Nothing was scored"):
+        Engine("0", reload=wrong).travel({"reload": ""})
+
+
+def test_a_parent_of_which_nothing_is_known_is_where_routes_are_held_against_each_other() -> None:
+    assert Engine("0", resident=right, reload=right).travel(BOTH, {}) == Verdict("resident", "")
+    assert Engine("0", resident=derived_stays, reload=right).travel(BOTH, {}).reason.endswith("at λ = 0.35 and λ = 1")
