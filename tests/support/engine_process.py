@@ -6,9 +6,9 @@ starts, and one process holds one engine. Ranks are forks, too. That ranks can b
 themselves, is seen where sweeps and servers run with several.
 
 A job says where to go: `{"base", "aligned" (one, several by name, or null), "settings", "requests", "parents", "line",
-"steps": [[λ or null, output.parquet], …]}`; a null λ scores the weights the engine was started with. A step [λ,
-output.parquet, {"prompts", "sampling"}] samples instead; texts are then the token ids. With "sabotage" the resident route
-takes the parents for each other.
+"steps": [[λ or null, output.parquet], …]}`; a null λ scores the weights the engine was started with. A
+step [λ, output.parquet, {"prompts", "sampling"}] samples instead; texts are then the token ids. With "sabotage" the
+resident route takes the parents for each other.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -152,6 +152,7 @@ def _environment(engine: EngineSettings) -> dict[str, str]:
 
 def work(job: Path) -> None:
     """Do a job in this process."""
+    from serve import reference
     from serve.engine import Engine
     from serve.sampling import sample_unit
     from serve.scoring import score_unit
@@ -168,6 +169,7 @@ def work(job: Path) -> None:
     line = Line.from_json(values.get("line", {}))
     # None: a fresh engine, which nothing of ours has touched since vLLM loaded its weights.
     aligned = {name: Path(path) for name, path in by_name(values["aligned"]).items()} if values["aligned"] else None
+    reference._ask = _ask_a_fork
     engine = Engine(Path(values["base"]), aligned, engine_settings, values["parents"], line=line)
     requests = pq.read_table(values["requests"])
     counted = []
@@ -202,6 +204,26 @@ def work(job: Path) -> None:
     job.with_suffix(".out").write_text(json.dumps(counted))
 
 
+def _ask_a_fork(arguments: dict[str, Any], checkpoint: Path) -> Any:
+    """As `serve.reference` asks a process of its own what vLLM makes of a parent, which would import vLLM anew."""
+    from serve import reference
+
+    with tempfile.TemporaryDirectory() as folder:
+        job = Path(folder) / "job.json"
+        job.write_text(json.dumps(arguments | {"model": str(checkpoint)}))
+        pid = os.fork()
+        if not pid:
+            try:
+                reference._main(job)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        said = job.with_suffix(".out")
+        assert said.exists(), f"vLLM did not start on {checkpoint}"
+        return tuple(json.loads(said.read_text()))
+
+
 def _forked(job: Path) -> int:
     """Do a job in a fork; return its process's id."""
     if pid := os.fork():
@@ -225,24 +247,6 @@ def _forked(job: Path) -> int:
     raise AssertionError  # not reached
 
 
-def _refer(command: Sequence[str], stdin: int, stdout: IO[str], stderr: IO[str]) -> None:
-    """Run the reference of an engine that is about to start in a fork of its process, not in a new one."""
-    from serve import reference
-
-    pid = os.fork()
-    if not pid:
-        try:
-            for stream in (sys.stdout, sys.stderr):
-                os.dup2(stdout.fileno(), stream.fileno())
-            reference._main(Path(command[-1]))
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(0)
-    os.waitpid(pid, 0)
-
-
 def main() -> None:
     """Import what engines need; then fork for each line of standard input, and say what became of it."""
     import importlib
@@ -256,10 +260,7 @@ def main() -> None:
         importlib.import_module(module)
     from vllm.v1.executor import multiproc_executor
 
-    from serve import reference
-
     multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
-    reference.subprocess = SimpleNamespace(run=_refer, DEVNULL=subprocess.DEVNULL)
     children: dict[int, str] = {}
     text = b""
     while True:

@@ -1,13 +1,17 @@
 """The start-up check's journey, with engines that are right and wrong in each way; real ones travel it in other tests."""
 
+import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from contract.errors import WrongWeightsError
 from merge.line import STRAIGHT, Line
-from serve.verify import Probe, Verdict, Way, journey, way
+from serve.verify import Probe, Verdict, Way, journey, probe_request, read_probe, way
 
 BASE, ALIGNED, OTHER = Path("/base"), Path("/aligned"), Path("/other")
 BOTH = {"resident": "", "reload": ""}
@@ -121,3 +125,30 @@ def test_a_single_route_is_held_against_both_parents(wrong: Callable[[str, float
 def test_a_parent_of_which_nothing_is_known_is_where_routes_are_held_against_each_other() -> None:
     assert Engine("0", resident=right, reload=right).travel(BOTH, {}) == Verdict("resident", "")
     assert Engine("0", resident=derived_stays, reload=right).travel(BOTH, {}).reason.endswith("at λ = 0.35 and λ = 1")
+
+
+def output(prompt: list[float], written: list[float]) -> Any:
+    """What vLLM returns for a probe, of some logprobs; token n has id n."""
+    rows: list[Any] = [None, *({number: SimpleNamespace(logprob=one)} for number, one in enumerate(prompt, 1))]
+    ends = [{number: SimpleNamespace(logprob=one)} for number, one in enumerate(written)]
+    end = SimpleNamespace(token_ids=list(range(len(written))), logprobs=ends)
+    return SimpleNamespace(prompt_token_ids=list(range(len(rows))), prompt_logprobs=rows, outputs=[end])
+
+
+def test_a_probe_tells_the_smallest_difference_and_takes_nan_for_nan() -> None:
+    inf, nan = math.inf, math.nan
+    said = read_probe(output([-1.5, nan, -inf], [-0.5]))
+    assert said == read_probe(output([-1.5, nan, -inf], [-0.5]))
+    assert said != read_probe(output([-1.5, -2.0, -inf], [-0.5]))
+    assert said != read_probe(output([math.nextafter(-1.5, 0), nan, -inf], [-0.5]))
+    assert said != read_probe(output([-1.5, -inf, -inf], [-0.5]))
+    assert said != read_probe(output([-1.5, nan, -inf], [math.nextafter(-0.5, 0)]))
+    assert tuple(json.loads(json.dumps(said))) == said  # as it is remembered
+
+
+@pytest.mark.parametrize("length", [2, 3, 7, 40, 256])
+def test_a_probe_fits_the_engine(length: int) -> None:
+    ids, parameters = probe_request(512, length)
+    assert len(ids) + parameters["max_tokens"] <= length
+    assert min(len(ids), parameters["max_tokens"]) >= 1
+    assert all(0 <= token < 512 for token in ids)
