@@ -28,9 +28,9 @@ $(VENV)/.ready: pyproject.toml Makefile
 demo: setup
 	$(BIN)/lambdasweep demo
 
-# One process for each core, and files are not divided: what a file starts is started once.
+# One process for each core, four at most: each starts engines. Files are not divided, so what a file starts is started once.
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup
 	$(BIN)/python -m pytest -n auto -m "not real"

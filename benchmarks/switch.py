@@ -1,6 +1,7 @@
 """The λ switch: ours, vLLM's own reload of a merged checkpoint, and the usual way, a merge to disk and a new engine.
 
     python benchmarks/switch.py --pair DIR [--shape 8b] [--parents TIER] [--quick]
+    python benchmarks/switch.py --tiny    # the demo pair, without (c): does it run?
 
 DIR holds `base` and `aligned` (benchmarks/real_pair.py makes one); with --shape it is made if it is not there, of that shape
 with random weights. In one run, on one engine, interleaved:
@@ -31,6 +32,7 @@ from typing import Any
 from peers import MERGEKIT, ROOT, environment, header, merge, merge_config
 from random_pair import SHAPES, write_random_pair
 
+from lambdasweep.demo import BASE
 from lambdasweep.takehome.export import export_point
 from lambdasweep.takehome.point import from_flags
 from serve.settings import EngineSettings, available_cores, installed_device
@@ -212,12 +214,15 @@ def main() -> None:
     parser.add_argument("--parents", default="auto", help="tier of the parents")
     parser.add_argument("--threads", type=int, help="CPU threads; all cores by default")
     parser.add_argument("--quick", action="store_true", help="3 switches and one cold start")
+    parser.add_argument("--tiny", action="store_true", help="the demo pair, 1 switch, and nothing of mergekit")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         result = child(json.loads(arguments.child.read_text()))
         arguments.child.with_suffix(".out").write_text(json.dumps(result))
         return
+    if arguments.tiny:
+        arguments.pair = BASE.parent
     if arguments.pair is None:
         parser.error("--pair is needed: make one with benchmarks/real_pair.py, or give --shape too")
     pair = arguments.pair.resolve()
@@ -237,10 +242,13 @@ def main() -> None:
         block_size=32 if device == "cpu" else 16,
         kv_cache_bytes=256 << 20 if device == "cpu" else 4 << 30,
     )
-    environment("mergekit", MERGEKIT)  # not in the time
-    print(header("λ switch", settings, pair) + f"; {MERGEKIT} in an environment of its own", flush=True)
-    turns, colds = (3, 1) if arguments.quick else (10, 3)
-    with tempfile.TemporaryDirectory(dir=pair.parent) as folder:
+    if arguments.tiny:
+        print(header("λ switch", settings, pair), flush=True)
+    else:
+        environment("mergekit", MERGEKIT)  # not in the time
+        print(header("λ switch", settings, pair) + f"; {MERGEKIT} in an environment of its own", flush=True)
+    turns, colds = (1, 0) if arguments.tiny else (3, 1) if arguments.quick else (10, 3)
+    with tempfile.TemporaryDirectory(dir=None if arguments.tiny else pair.parent) as folder:
         scratch = Path(folder)
         source = from_flags(None, str(pair / "base"), str(pair / "aligned"), None, None, LAM)
         export_point(source, scratch / "export", "base", "5GB", print)
@@ -259,7 +267,8 @@ def main() -> None:
             probe: list[float] = run_child({**common, "base": checkpoint, "aligned": checkpoint})["probe"]
             return probe
 
-        exported, mergekits = fresh(scratch / "export"), fresh(scratch / "mergekit")
+        exported = fresh(scratch / "export")
+        mergekits = fresh(scratch / "mergekit") if usual else None
     report(opened.nbytes, opened.base.tensors, settings, live, exported, mergekits, usual)
 
 
@@ -269,14 +278,12 @@ def report(
     settings: EngineSettings,
     live: dict[str, Any],
     exported: list[float],
-    mergekits: list[float],
+    mergekits: list[float] | None,
     usual: list[tuple[float, float]],
 ) -> None:
     """Print the table and the JSON line."""
     switch, reload = statistics.median(live["switch"]), statistics.median(live["reload"])
-    merging = statistics.median(first for first, _ in usual)
-    starting = statistics.median(second for _, second in usual)
-    cold_s = statistics.median(first + second for first, second in usual)
+    cold_s = statistics.median(first + second for first, second in usual) if usual else None
     width = 4 if settings.dtype == "float32" else 2
     live_bytes = sum(info.nbytes // (4 if info.dtype == "F32" else 2) for info in tensors.values()) * width
     moved = parent_bytes + (live_bytes if live["tier"] == "device" or settings.device == "cpu" else 0)
@@ -286,8 +293,12 @@ def report(
     print(
         f"(b) vLLM's reload_weights           {reload:8.3f} s  median of {len(live['reload'])}, of one merged checkpoint"
     )
-    print(f"(c) mergekit {merging:.1f} s + cold engine {starting:.1f} s {cold_s:8.3f} s  median of {len(usual)}")
-    print(f"(c)/(a) {cold_s / switch:.0f}, (b)/(a) {reload / switch:.2f}")
+    if cold_s is not None:
+        merging = statistics.median(first for first, _ in usual)
+        starting = statistics.median(second for _, second in usual)
+        print(f"(c) mergekit {merging:.1f} s + cold engine {starting:.1f} s {cold_s:8.3f} s  median of {len(usual)}")
+        print(f"(c)/(a) {cold_s / switch:.0f}")
+    print(f"(b)/(a) {reload / switch:.2f}")
     print(
         f"{moved / 1e9:.2f} GB moved at {moved / switch / 1e9:.1f} GB/s; a plain copy runs at {bandwidth / 1e9:.1f} GB/s: "
         f"{switch * bandwidth / moved:.2f} × the bound"
@@ -303,19 +314,21 @@ def report(
     print("largest difference of a probe prompt's logprobs (nats)")
     print(f"  live and a fresh engine on our export           {difference(live['probe'], exported):.3g}")
     print(f"  vLLM's reload_weights of it and a fresh engine  {difference(live['their_probe'], exported):.3g}")
-    print(f"  live and a fresh engine on mergekit's merge     {difference(live['probe'], mergekits):.3g}")
+    if mergekits is not None:
+        print(f"  live and a fresh engine on mergekit's merge     {difference(live['probe'], mergekits):.3g}")
     print(
         json.dumps(
             {
                 "switch_s": switch,
                 "reload_s": reload,
                 "cold_s": cold_s,
-                "cold_over_switch": cold_s / switch,
+                "cold_over_switch": cold_s and cold_s / switch,
                 "reload_over_switch": reload / switch,
                 "bandwidth_fraction": moved / switch / bandwidth,
                 "max_logprob_diff": max(difference(live[name], exported) for name in ("probe", "their_probe")),
+                "our_logprob_diff": difference(live["probe"], exported),
                 "vllm_reload_logprob_diff": difference(live["their_probe"], exported),
-                "mergekit_logprob_diff": difference(live["probe"], mergekits),
+                "mergekit_logprob_diff": mergekits and difference(live["probe"], mergekits),
                 "peak_bytes": live["peak_bytes"],
             }
         )

@@ -1,9 +1,12 @@
 """What the driver sees of a cluster's nodes, on a real Ray cluster of several raylets; no engine is started."""
 
 import os
+import signal
 import sys
 import uuid
 
+from ray_jobs.cluster import cluster
+from serve.settings import EngineSettings
 from tests.support.paths import ROOT
 from tests.support.waiting import run
 
@@ -64,3 +67,11 @@ def test_nodes_as_they_come_and_go() -> None:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     done = run([sys.executable, "-c", PROGRAM], env={**os.environ, **token, "PYTHONPATH": str(ROOT)})
     assert done.stdout.endswith("all is well\n"), done.stdout + done.stderr
+
+
+def test_a_cluster_leaves_no_signal_handler_behind() -> None:
+    settings = EngineSettings(device="cpu", dtype="float32", max_model_len=64, threads=1)
+    before = signal.getsignal(signal.SIGTERM)
+    with cluster(None, settings, 1):
+        assert signal.getsignal(signal.SIGTERM) != before  # Ray's: pytest would take SIGTERM for a test's error
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -115,7 +115,7 @@ def cluster() -> Iterator[Cluster]:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     started = Cluster(environment, f"http://127.0.0.1:{ports[1]}", f"http://127.0.0.1:{ports[2]}/metrics")
     try:
-        until(lambda: started.job("list").returncode == 0, 120)
+        until(lambda: started.job("list").returncode == 0)
         yield started
     finally:
         processes = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
@@ -135,7 +135,7 @@ def test_a_job_is_stopped_gone_on_with_and_measured(cluster: Cluster, tmp_path: 
     submitted = cluster.job("submit", "--submission-id", "first", "--no-wait", "--", *entry)
     assert submitted.returncode == 0, submitted.stderr
 
-    until(run.plan_json.exists, 120)
+    until(run.plan_json.exists)
     lambdas = run.plan()["tasks"]["letters"]["lambdas"]
 
     def tables() -> int:
@@ -180,7 +180,7 @@ def test_a_job_is_stopped_gone_on_with_and_measured(cluster: Cluster, tmp_path: 
 
     # The same command finishes the rest.
     assert cluster.job("submit", "--submission-id", "second", "--no-wait", "--", *entry).returncode == 0
-    state = until(lambda: (now := DriverState.read(run)) and now.state == "done" and now, 300)
+    state = until(lambda: (now := DriverState.read(run)) and now.state == "done" and now, shows=tables)
     assert (state.done, state.left) == (UNITS - kept, 0)
     assert tables() == UNITS
     cluster.job("stop", "second")  # it computes the metrics of 201 λs, which other tests look at
@@ -197,7 +197,7 @@ def test_a_sweep_of_one_machine_listens_on_loopback_only(tmp_path: Path) -> None
             start_new_session=True,
         )
     try:
-        until(lambda: b"is ready" in log.read_bytes())
+        until(lambda: b"is ready" in log.read_bytes(), shows=lambda: log.stat().st_size)
         found = listeners(psutil.Process(sweep.pid))
     finally:
         sweep.send_signal(signal.SIGTERM)

@@ -8,10 +8,7 @@ from typing import Any
 
 import pytest
 
-import ray_jobs.driver
 from lambdasweep import cli
-from ray_jobs.driver import SweepResult
-from tests.support.checkpoints import write_checkpoint
 
 IRON = {"query": "Which is a metal?", "choices": ["iron", "oxygen"], "gold": 0}
 WATER = {"query": "Which is wet?", "choices": ["sand", "water", "salt"], "gold": 1}
@@ -34,6 +31,8 @@ class Result:
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    from tests.support.checkpoints import write_checkpoint  # here: every test run loads these fixtures
+
     root = tmp_path_factory.mktemp("pair")
     return write_checkpoint(root / "base", seed=0), write_checkpoint(root / "aligned", seed=1)
 
@@ -41,6 +40,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture
 def handed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Replace the cluster by a stub that does nothing; return what was handed to it, one entry a call."""
+    import ray_jobs.driver
+    from ray_jobs.driver import SweepResult
+
     calls: list[dict[str, Any]] = []
 
     def run_units(spec, units, tables, replicas, progress, address=None, more=None) -> SweepResult:

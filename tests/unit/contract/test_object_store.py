@@ -32,6 +32,7 @@ from lambdasweep.cli import app
 from tests.support.object_store import BUCKET, SECRET, Store, enter, serve
 from tests.support.run_files import everything, tokens
 from tests.support.tables import add_quarantine, add_scores, add_task
+from tests.support.waiting import until
 
 BIG = bytes(12 << 20)  # more than a single upload takes: parts
 
@@ -181,10 +182,7 @@ def test_an_upload_whose_process_is_killed_is_no_file(store: Store, url: str) ->
     writer = subprocess.Popen([sys.executable, "-c", HALF, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert writer.stdout is not None
     assert writer.stdout.readline() == b"writing\n"
-    deadline = time.monotonic() + 60
-    while not any("partNumber" in path for _, path in store.requests):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: any("partNumber" in path for _, path in store.requests))
     writer.kill()
     writer.communicate()
     uploads = store.client().list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])

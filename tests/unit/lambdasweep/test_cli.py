@@ -1011,8 +1011,14 @@ def scoring(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[list[str]]]
 
 
 def test_refining_goes_on_where_it_was_killed_and_stops_when_all_is_there(
-    lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], scoring: Any, tmp_path: Path
+    lambdasweep: Callable[..., Result],
+    flags: Callable[..., list[object]],
+    scoring: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Figures for papers take the longest, and the page holds all that they show.
+    monkeypatch.setattr("calibration.report.write.paper_figures", lambda facts: {})
     rows = [{"query": f"Number {n}?", "choices": ["a", "b", "c"], "gold": n % 3} for n in range(60)]
     task = f"numbers={write_task(tmp_path / 'numbers.jsonl', *rows)}"
 
