@@ -29,8 +29,6 @@ from serve.verify import Probe, Way, probe_request, read_probe
 
 # Arguments of vLLM that are there for λ only.
 _SWITCHES = ("model", "weight_transfer_config", "additional_config", "worker_extension_cls")
-# On a machine under heavy load vLLM's ranks were seen to fail while they import each other.
-_TRIES = 2
 # What changes an engine's numbers without being one of its arguments.
 _ENVIRONMENT = ("OMP_NUM_THREADS", "VLLM_BATCH_INVARIANT", "VLLM_ATTENTION_BACKEND", "VLLM_USE_V2_MODEL_RUNNER")
 
@@ -81,12 +79,9 @@ def _ask(arguments: dict[str, Any], checkpoint: Path) -> Probe:
         job.write_text(json.dumps(arguments | {"model": str(checkpoint)}))
         command = [sys.executable, "-m", "serve.reference", str(job)]
         said = job.with_suffix(".out")
-        for _ in range(_TRIES):
-            with open(log, "w") as stream:
-                subprocess.run(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
-            if said.exists():  # how it ended after that says nothing: ranks may have to be killed
-                break
-        else:
+        with open(log, "w") as stream:
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
+        if not said.exists():  # how it ended after that says nothing: ranks may have to be killed
             lines = log.read_text(errors="replace").strip().splitlines() or ["no words"]
             reason = next((line for line in reversed(lines) if re.search(r"\w(Error|Exception): ", line)), lines[-1])
             raise EngineError(f"vLLM did not start on {checkpoint}, loaded as it is: {reason.strip()}")
