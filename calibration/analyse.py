@@ -7,7 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from calibration.frontier.curve import ERRORS, Curve, curve, thinned
+from calibration.catalogue import ERROR, answers, find
+from calibration.frontier.curve import Curve, curve, thinned
 from calibration.lm_eval_rows import outcome_rows
 from calibration.metrics.reliability_bins import bin_table
 from calibration.samples_at_lambda import diversity_points
@@ -34,38 +35,19 @@ class Analysis:
 
 
 def analyse(
-    run: RunDir, resamples: int = RESAMPLES, seed: int = SEED, error: str = ERRORS[0], confidence: str = CONFIDENCES[0]
+    run: RunDir, resamples: int = RESAMPLES, seed: int = SEED, error: str = ERROR, confidence: str = CONFIDENCES[0]
 ) -> Analysis:
     """Compute every metric of every task at every λ of the plan that has anything committed.
 
-    Per choice task, λ, split and confidence (sum, tokens, bytes); the formulas and their sources are where the names in
-    brackets say:
+    Per task, λ and split, the metrics of `catalogue.METRICS` for what the task is scored as; those of choice tasks for
+    each confidence (sum, tokens, bytes), unless they are the same for all, which is then stored under sum. Some
+    also after temperature scaling, where the catalogue says so: each half of the documents by the temperature fitted on
+    the other [temperature].
 
-    - `acc`, `acc_tokens` or `acc_bytes`; `confidence` (mean of the predicted choice's); `overconfidence` (that less the
-      accuracy); `nll` (−log p(gold), p renormalised over the choices, nats); `brier` [predictions] and its parts
-      `brier_reliability`, `brier_resolution`, `brier_uncertainty`, `brier_within` [binned.class_metrics];
-    - `ece_width15`, `ece_debiased15`, `mce15` [binned.reliability_metrics], `ece_classwise15` [binned.class_metrics],
-      `ece_mass15` [ranked.Ranking.metrics], `smece` [smooth_ece.smooth_ece];
-    - `auroc`, `aurc`, `acc_at_80` [ranked.Ranking.metrics];
-    - `confidence_scaled`, `overconfidence_scaled`, `brier_scaled`, `nll_scaled`, `ece_width15_scaled`: after temperature
-      scaling, each half of the documents by the temperature fitted on the other; `temperature` (splits select and
-      report: the one that these documents are scaled by) [temperature];
-    - `ece_width15_matched`: matched to the accuracy of λ = 1 [binned.reliability_metrics];
-    - `agreement_base`, `agreement_aligned`: share of documents with the parent's prediction.
-
-    Under confidence sum only, because it is the same for all: `option_mass` (probability of all listed choices together,
-    before renormalising), `token_ece_width15` [tokens].
-
-    Per continuation task, λ and split, under confidence sum: `acc`, `nll`, `perplexity`, `token_ece_width15`
-    [continuation].
-
-    Per generate task, λ and split, under confidence sum (there is none): `distinct_1`, `distinct_2`, `distinct_3`,
-    `self_bleu`, `distinct_answers`: means over prompts [diversity].
-    Over several aligned checkpoints their names stand in the place of `aligned`, and nothing is matched.
-
-    Any of these but agreement and temperature also as `<metric>_vs_base` and `<metric>_vs_aligned`: less that of λ = 0,
-    λ = 1, on the documents that both have scores for. Where λ = 1 is not the aligned parent
-    [task_at_lambda.parents_of], nothing is named after that.
+    Any of these that the catalogue compares also as `<metric>_vs_base` and `<metric>_vs_aligned`: less that of λ = 0,
+    λ = 1, on the documents that both have scores for. Over several aligned checkpoints their names stand in the place of
+    `aligned`, and nothing is matched. Where λ = 1 is not the aligned parent [task_at_lambda.parents_of], nothing is named
+    after that.
 
     Per task and λ, under confidence sum and split all, with n = all documents of the task: `docs_quarantined`,
     `docs_unfinished`, `docs_undefined`: how many are in none of the above, and why (`LeftOut` of
@@ -78,7 +60,7 @@ def analyse(
         run: the run.
         resamples: of the documents, for the 95 % intervals [intervals.interval]; smooth ECE takes at most 200 of them.
         seed: of the splits [resample.draw] and of the resamples. The table is a function of the run's tables and these.
-        error, confidence: what the curves hold accuracy against, one of curve.ERRORS and of CONFIDENCES.
+        error, confidence: what the curves hold accuracy against, one of catalogue.answers() and of CONFIDENCES.
 
     Returns:
         The metrics, ordered by task as in the plan, λ ascending, metric, confidence as in CONFIDENCES, and split (all,
@@ -91,8 +73,8 @@ def analyse(
         InputError: the directory holds no run; there is no such error or confidence.
         LambdasweepError: a table is missing or damaged; names the run, the task and λ.
     """
-    if error not in ERRORS or confidence not in CONFIDENCES:
-        known = f"an error of {', '.join(ERRORS)} and a confidence of {', '.join(CONFIDENCES)}"
+    if error not in answers() or confidence not in CONFIDENCES:
+        known = f"an error of {', '.join(answers())} and a confidence of {', '.join(CONFIDENCES)}"
         raise InputError(f"accuracy cannot be held against {error!r} of confidence {confidence!r}: give {known}")
     rows: list[_Row] = []
     binned = []
@@ -167,11 +149,12 @@ def _rows(task: str, point: Point, scored_as: str) -> Iterator[_Row]:
     }
     lam = point.lam
     for key in [*point.estimates, *counts]:
-        if scored_as == "contexts" and key[0].startswith("option_mass"):
-            continue  # probabilities after several contexts, which add up to nothing
         if key in counts:
             yield (task, lam, *key, float(counts[key]), None, None, point.documents, None)
             continue
+        metric = find(key[0])
+        if scored_as == "contexts" and metric and not metric.of_contexts:
+            continue  # probabilities after several contexts, which add up to nothing
         estimate = point.estimates[key]
         value = None if math.isnan(estimate.value) else estimate.value
         found = interval(estimate, key[0])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from calibration.arrays import Ints
+from calibration.catalogue import find
 from calibration.metrics import choice_tasks, continuation_tasks
 from calibration.metrics.choice_tasks import Estimates, as_parent, choice_estimates, matched_to_itself
 from calibration.metrics.continuation_tasks import continuation_estimates
@@ -20,8 +21,6 @@ from contract import points
 from contract.rundir import RunDir
 
 PARENTS = points.parents([points.ONLY])  # of a run whose line ends at aligned: see `parents_of`
-
-_UNCOMPARED = ("agreement_", "temperature")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +122,13 @@ class _Series:
         return {
             (f"{key[0]}_vs_{name}", *key[1:]): estimate.minus(theirs[key])
             for key, estimate in mine.items()
-            if key in theirs and not key[0].startswith(_UNCOMPARED)
+            if key in theirs and _is_compared(key[0])
         }
+
+
+def _is_compared(name: str) -> bool:
+    metric = find(name)
+    return metric is None or metric.compared
 
 
 def _restricted(loaded: Loaded, kept: Ints) -> Loaded:

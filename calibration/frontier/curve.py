@@ -6,12 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from calibration.arrays import BINS, Floats
-from calibration.metrics.choice_tasks import ACCURACY
+from calibration.arrays import Floats
+from calibration.catalogue import ACCURACY
 from calibration.task_at_lambda import PARENTS, Point
-
-# What accuracy may be held against: errors in [0, 1].
-ERRORS = (f"ece_width{BINS}", f"ece_mass{BINS}", f"ece_classwise{BINS}", "smece")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +50,7 @@ def curve(task: str, points: Sequence[Point], metric: str, confidence: str, pare
     Args:
         task: its name.
         points: λ ascending; only `metric` and the accuracy are needed of their estimates.
-        metric: one of ERRORS.
+        metric: one of catalogue.answers().
         confidence: sum, tokens or bytes.
         parents: λs of those that are on the line.
 

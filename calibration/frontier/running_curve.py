@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from calibration.arrays import Floats
-from calibration.frontier.curve import ERRORS, Curve, curve, macro_average
+from calibration.catalogue import ACCURACY, ERROR
+from calibration.frontier.curve import Curve, curve, macro_average
 from calibration.metrics.binned import Layout, add_reliability, means, reliability_metrics
-from calibration.metrics.choice_tasks import ACCURACY, restricted
+from calibration.metrics.choice_tasks import restricted
 from calibration.metrics.predictions import predictions
 from calibration.scores.loader import Loader
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores
@@ -18,7 +19,7 @@ from calibration.uncertainty.resample import RESAMPLES, SEED, Resamples, Weights
 from contract.points import order
 from contract.rundir import RunDir
 
-_ERROR, _CONFIDENCE = ERRORS[0], CONFIDENCES[0]
+_CONFIDENCE = CONFIDENCES[0]
 _HALVES = ("select", "report")
 
 
@@ -44,7 +45,7 @@ def answer_curve(run: RunDir, tasks: Sequence[str], resamples: int = RESAMPLES, 
     for task in tasks:
         if plan[task].get("scored_as", "choices") != "other":
             found = _points(run, task, plan[task]["lambdas"], resamples, seed)
-            if along := curve(task, found, _ERROR, _CONFIDENCE, parents):
+            if along := curve(task, found, ERROR, _CONFIDENCE, parents):
                 curves.append(along)
     return macro_average(curves) if len(curves) > 1 else curves[0] if curves else None
 
@@ -83,5 +84,5 @@ def _measured(layout: Layout, weights: Weights, runs: dict[str, slice]) -> dict[
         sums = layout.matrix.sums(weights[runs[half]], runs[half])
         n = layout.of(sums, "bin_count").sum(axis=0)
         found[ACCURACY[_CONFIDENCE], _CONFIDENCE, half] = means(layout, sums, ["correct"], n)["correct"]
-        found[_ERROR, _CONFIDENCE, half] = reliability_metrics(layout, sums)["ece_width"]
+        found[ERROR, _CONFIDENCE, half] = reliability_metrics(layout, sums)["ece_width"]
     return found

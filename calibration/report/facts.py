@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calibration.analyse import Analysis
+from calibration.catalogue import ACCURACY, kind_of
 from calibration.frontier.frontier import Frontier, Frontiers
 from calibration.lm_eval_rows import LEFT_OUT, PREFIX
-from calibration.metrics.choice_tasks import ACCURACY
 from contract.points import coordinates, order
 from contract.schemas import point_of
 
@@ -194,7 +194,7 @@ def _task(
 ) -> TaskFacts:
     lambdas = sorted({lam for lam, _, _ in cells}, key=order)
     partial = {lam for lam in lambdas if cells[lam, "docs_unfinished", "all"].value}
-    is_continuation = any(metric == "perplexity" for _, metric, _ in cells)
+    is_continuation = kind_of(metric for _, metric, _ in cells) == "continuation"
     finished = tuple(lam for lam in lambdas if lam not in partial)
     return TaskFacts(
         name, record, is_continuation, finished, tuple(lam for lam in lambdas if lam in partial), cells, found

@@ -9,7 +9,7 @@ from calibration.report.controls import OF_POINT, OF_TASK, TASK, point_param, ta
 from calibration.report.curve_figure import curve_chart, curve_rows, outcome_curve_rows
 from calibration.report.facts import MACRO, Facts, TaskFacts
 from calibration.report.frontier_figure import frontier_chart, frontier_rows
-from calibration.report.measures import Measure, choice_measures, continuation_measures, diversity_measures
+from calibration.report.measures import Measure, drawn_measures
 from calibration.report.plane_figure import plane_chart, plane_measures, plane_rows
 from calibration.report.reliability_figure import bin_dicts, histogram_chart, reliability_chart
 from calibration.report.tasks_figure import domain, task_rows, tasks_chart
@@ -35,8 +35,8 @@ def page_figures(facts: Facts) -> dict[str, dict[str, alt.LayerChart]]:
         one = frontier_chart(facts, rows, follows=True).properties(title=_title(alt.ExprRef(TASK)), height=300)
         frontiers["frontier-task"] = _following(one, _TASK, facts.choices, point)
     found["frontier"] = frontiers
-    found["plane"] = _planes(facts, facts.choices, choice_measures(facts.confidence), _TASK)
-    found["curves"] = _curves(facts, facts.choices, choice_measures(facts.confidence), _TASK, point)
+    found["plane"] = _planes(facts, facts.choices, drawn_measures("choices", facts.confidence), _TASK)
+    found["curves"] = _curves(facts, facts.choices, drawn_measures("choices", facts.confidence), _TASK, point)
     found["reliability"] = _reliability(facts, facts.choices, ("documents", "tokens"), _TASK, point)
     multiples = {task.name: list(task_rows(facts, task)) for task in facts.choices if not facts.coordinates}
     span = domain([row for rows in multiples.values() for row in rows])
@@ -45,11 +45,11 @@ def page_figures(facts: Facts) -> dict[str, dict[str, alt.LayerChart]]:
         for i, (name, rows) in enumerate(multiples.items())
     }
     continuations = facts.continuations
-    found["continuation"] = _planes(facts, continuations, continuation_measures(), _CONTINUATION)
-    found["continuation"] |= _curves(facts, continuations, continuation_measures(), _CONTINUATION, point)
+    found["continuation"] = _planes(facts, continuations, drawn_measures("continuation"), _CONTINUATION)
+    found["continuation"] |= _curves(facts, continuations, drawn_measures("continuation"), _CONTINUATION, point)
     found["continuation"] |= _reliability(facts, continuations, ("tokens",), _CONTINUATION, point)
-    found["diversity"] = _planes(facts, facts.sampled, diversity_measures()[1::2], _SAMPLED)
-    found["diversity"] |= _curves(facts, facts.sampled, diversity_measures(), _SAMPLED, point)
+    found["diversity"] = _planes(facts, facts.sampled, drawn_measures("samples"), _SAMPLED)
+    found["diversity"] |= _curves(facts, facts.sampled, drawn_measures("samples"), _SAMPLED, point)
     found["outcomes"] = _outcomes(facts, point)
     return {section: charts for section, charts in found.items() if charts}
 
@@ -65,9 +65,9 @@ def paper_figures(facts: Facts) -> dict[str, alt.TopLevelMixin]:
         )
     tasks = facts.choices[:PAPER_TASKS]
     if tasks and facts.coordinates:
-        found |= _paper_planes(facts, tasks, choice_measures(facts.confidence))
+        found |= _paper_planes(facts, tasks, drawn_measures("choices", facts.confidence))
     elif tasks:
-        found["curves"] = _grid(facts, tasks, choice_measures(facts.confidence))
+        found["curves"] = _grid(facts, tasks, drawn_measures("choices", facts.confidence))
         rows = [row for task in tasks for row in task_rows(facts, task)]
         chart = tasks_chart(facts, rows, domain(rows)).properties(width=240, height=180)
         found["tasks"] = _facet(chart, [task.name for task in tasks], columns=3)
@@ -78,9 +78,9 @@ def paper_figures(facts: Facts) -> dict[str, alt.TopLevelMixin]:
             found[f"reliability-{events}"] = _side_by_side(reliability_chart(rows, facts.every_lam, events), 200, rows)
             found[f"confidence-{events}"] = _side_by_side(histogram_chart(rows, facts.every_lam, events), 110, rows)
     if facts.continuations and not facts.coordinates:
-        found["continuation"] = _grid(facts, facts.continuations[:PAPER_TASKS], continuation_measures())
+        found["continuation"] = _grid(facts, facts.continuations[:PAPER_TASKS], drawn_measures("continuation"))
     if facts.sampled and not facts.coordinates:
-        found["diversity"] = _grid(facts, facts.sampled[:PAPER_TASKS], diversity_measures())
+        found["diversity"] = _grid(facts, facts.sampled[:PAPER_TASKS], drawn_measures("samples"))
     return found
 
 

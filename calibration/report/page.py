@@ -14,10 +14,10 @@ import vl_convert
 from jinja2 import Environment
 from markupsafe import Markup
 
+from calibration.catalogue import answers
 from calibration.report.facts import Facts
 from calibration.report.figures import page_figures
 from calibration.report.identity import Quarantined, identity, task_records
-from calibration.report.measures import ERROR_TITLES
 from calibration.report.notices import notices
 from calibration.report.numbers import numbers
 from calibration.report.style import theme
@@ -60,7 +60,7 @@ def page(
         parents=_parents(sweep["pair"]),
         formula=_formula(sweep.get("line", {}), facts.coordinates),
         facts=facts,
-        error_title=ERROR_TITLES[facts.error],
+        error_title=answers()[facts.error].title,
         notices=list(notices(facts)),
         charts=charts,
         numbers=numbers(facts),

@@ -10,7 +10,7 @@ import pyarrow as pa
 import vl_convert
 
 from calibration.analyse import Analysis, write_bins
-from calibration.frontier.curve import ERRORS
+from calibration.catalogue import ERROR
 from calibration.frontier.frontier import Frontiers, frontiers, write_frontiers
 from calibration.report.facts import gather
 from calibration.report.figures import paper_figures
@@ -30,7 +30,7 @@ def write_report(
     run: RunDir,
     analysis: Analysis,
     found: Frontiers | None = None,
-    error: str = ERRORS[0],
+    error: str = ERROR,
     confidence: str = CONFIDENCES[0],
 ) -> None:
     """Commit report/index.html, figures/*.svg and *.png, frontier.json, bins.parquet and metrics.csv.

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from contract.points import coordinates
 
@@ -12,16 +12,6 @@ if TYPE_CHECKING:
     from merge.checkpoint import Checkpoint
     from merge.pair import Pair
 
-_METRICS = {
-    "acc": "accuracy",
-    "ece_width15": "ECE, 15 bins of equal width",
-    "brier": "Brier score",
-    "nll": "NLL (nats)",
-    "perplexity": "perplexity",
-    "distinct_2": "distinct-2 of samples",
-    "self_bleu": "self-BLEU of samples, 0 to 1",
-}
-_OF_LM_EVAL = "lm_eval/"
 # Of the run's documents: `report` had no say in which λ is λ*. What lm-eval computes is of all.
 _SPLIT = "report"
 
@@ -91,7 +81,19 @@ def _front_matter(base_models: list[str]) -> Iterator[str]:
 def _measured(lam: str, run: "MeasuredPoint | None") -> Iterator[str]:
     if run is None:
         return
-    rows = [row for row in run.metrics if row["value"] is not None and _is_shown(row)]
+    from calibration.catalogue import card_names
+    from calibration.lm_eval_rows import PREFIX
+
+    names = card_names()
+    rows = [
+        row
+        for row in run.metrics
+        if row["value"] is not None
+        and (
+            row["metric"].startswith(PREFIX)
+            or (row["metric"] in names and (row["confidence"], row["split"]) == ("sum", _SPLIT))
+        )
+    ]
     yield ""
     if not rows:
         yield f"λ = {lam} was not measured."
@@ -101,16 +103,10 @@ def _measured(lam: str, run: "MeasuredPoint | None") -> Iterator[str]:
     yield "| task | metric | value | 95 % interval | documents |"
     yield "|---|---|---|---|---|"
     for row in rows:
-        name = _METRICS.get(row["metric"], row["metric"].removeprefix(_OF_LM_EVAL))
+        name = names.get(row["metric"], row["metric"].removeprefix(PREFIX))
         has_interval = row["ci_low"] is not None and row["ci_high"] is not None
         interval = f"{row['ci_low']:.4f} to {row['ci_high']:.4f}" if has_interval else "–"
         yield f"| {_cell(row['task'])} | {_cell(name)} | {row['value']:.4f} | {interval} | {row['n']} |"
-
-
-def _is_shown(row: dict[str, Any]) -> bool:
-    if row["metric"].startswith(_OF_LM_EVAL):
-        return True
-    return row["metric"] in _METRICS and (row["confidence"], row["split"]) == ("sum", _SPLIT)
 
 
 def _name(parent: "Checkpoint") -> str:
