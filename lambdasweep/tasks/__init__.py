@@ -12,7 +12,7 @@ lm_eval_tasks/  the same of lm-eval's tasks, and lm-eval's own metrics of their 
 from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import TaskSpec
 from lambdasweep.tasks.lm_eval_tasks.load import HarnessSpec
-from lambdasweep.tasks.requests import BuiltTask, build_requests, content_sha256, shards
+from lambdasweep.tasks.requests import BuiltTask, build_requests, content_sha256, requests_of, shards
 from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "build_requests",
     "content_sha256",
     "load_tokenizer",
+    "requests_of",
     "shards",
 ]
