@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -13,12 +13,13 @@ from calibration.lm_eval_rows import outcome_rows
 from calibration.metrics.reliability_bins import bin_table
 from calibration.samples_at_lambda import diversity_points
 from calibration.scores.per_document import CONFIDENCES
-from calibration.task_at_lambda import PARENTS, Point, parents_of, task_points
+from calibration.task_at_lambda import Point, task_points
 from calibration.uncertainty.intervals import interval
 from calibration.uncertainty.resample import RESAMPLES, SEED, SPLITS
 from contract import schemas
 from contract.errors import InputError
 from contract.points import order
+from contract.records import Plan, SweepRecord, read_plan, read_sweep
 from contract.rundir import RunDir, commit_table
 
 _Row = tuple[Any, ...]  # in the order of schemas.METRICS, with a canonical point in the place of λ
@@ -31,7 +32,13 @@ class Analysis:
     metrics: pa.Table  # schemas.METRICS
     bins: pa.Table  # schemas.BINS
     curves: tuple[Curve, ...]  # of the choice tasks: for `frontier.frontiers`
-    parents: Mapping[str, str] = field(default_factory=PARENTS.copy)  # λs of those that are on the line
+    sweep: SweepRecord
+    plan: Plan
+
+    @property
+    def parents(self) -> Mapping[str, str]:
+        """The λs of the parents that are on the line."""
+        return self.sweep.parents
 
 
 def analyse(
@@ -46,7 +53,7 @@ def analyse(
 
     Any of these that the catalogue compares also as `<metric>_vs_base` and `<metric>_vs_aligned`: less that of λ = 0,
     λ = 1, on the documents that both have scores for. Over several aligned checkpoints their names stand in the place of
-    `aligned`, and nothing is matched. Where λ = 1 is not the aligned parent [task_at_lambda.parents_of], nothing is named
+    `aligned`, and nothing is matched. Where λ = 1 is not the aligned parent [records.SweepRecord.parents], nothing is named
     after that.
 
     Per task and λ, under confidence sum and split all, with n = all documents of the task: `docs_quarantined`,
@@ -79,19 +86,20 @@ def analyse(
     rows: list[_Row] = []
     binned = []
     curves = []
-    tasks = run.plan()["tasks"]  # first: it tells a place that holds no run
+    plan = read_plan(run)  # first: it tells a place that holds no run
     outcomes = outcome_rows(run)
-    parents = parents_of(run.sweep())
-    for task, entry in tasks.items():
+    sweep = read_sweep(run)
+    parents = sweep.parents
+    for task, entry in plan.items():
         found: dict[str, list[_Row]] = outcomes.pop(task, {})
         kept: list[Point] = []
         # What is neither choices nor one continuation has lm-eval's metrics only.
-        scored_as = entry.get("scored_as", "choices")
+        scored_as = entry.scored_as
         found_points: Iterator[Point] = iter(())
-        if scored_as == "samples":
-            found_points = diversity_points(run, task, entry, resamples, seed)
+        if entry.is_sampled:
+            found_points = diversity_points(run, task, entry, parents, resamples, seed)
         elif scored_as != "other":
-            found_points = task_points(run, task, entry["lambdas"], resamples, seed)
+            found_points = task_points(run, task, entry.lambdas, parents, resamples, seed)
         for point in found_points:
             found.setdefault(point.lam, []).extend(_rows(task, point, scored_as))
             kept.append(thinned(point, error, confidence))
@@ -105,7 +113,7 @@ def analyse(
         for lam in sorted(group, key=order):
             rows += sorted(group[lam], key=_order)
     metrics = schemas.table_of(schemas.METRICS, rows, list(parents.values()))
-    return Analysis(metrics, bin_table(binned, list(parents.values())), tuple(curves), parents)
+    return Analysis(metrics, bin_table(binned, list(parents.values())), tuple(curves), sweep, plan)
 
 
 def write_metrics(run: RunDir, analysis: Analysis | None = None) -> pa.Table:
@@ -119,25 +127,18 @@ def write_metrics(run: RunDir, analysis: Analysis | None = None) -> pa.Table:
         InputError, LambdasweepError: as `analyse`.
         OSError: the disk is full or not writable; an earlier metrics.parquet is left as it was.
     """
-    table = (analysis or analyse(run)).metrics
-    commit_table(run.metrics, table, _identity(run))
-    return table
+    analysis = analysis or analyse(run)
+    commit_table(run.metrics, analysis.metrics, _identity(analysis.sweep))
+    return analysis.metrics
 
 
 def write_bins(run: RunDir, analysis: Analysis) -> None:
     """Commit RUN/report/bins.parquet; raises as `write_metrics`."""
-    commit_table(run.bins, analysis.bins, _identity(run))
+    commit_table(run.bins, analysis.bins, _identity(analysis.sweep))
 
 
-def _identity(run: RunDir) -> dict[str, Any]:
-    sweep = run.sweep()
-    return {
-        "schema": schemas.SCHEMA_VERSION,
-        **{role: parent["fingerprint"] for role, parent in sweep["pair"].items()},
-        "line": sweep.get("line"),
-        "engine": sweep["engine"],
-        "versions": sweep["versions"],
-    }
+def _identity(sweep: SweepRecord) -> dict[str, Any]:
+    return sweep.table_identity() | {"schema": schemas.SCHEMA_VERSION}
 
 
 def _rows(task: str, point: Point, scored_as: str) -> Iterator[_Row]:

@@ -12,28 +12,37 @@ from calibration.arrays import Floats
 from calibration.metrics.choice_tasks import Estimates
 from calibration.metrics.diversity import DIVERSITY, diversity
 from calibration.scores.per_document import LeftOut
-from calibration.task_at_lambda import Point, parents_of
+from calibration.task_at_lambda import Point
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.resample import SPLITS, Resamples, draw
 from contract import points, schemas
 from contract.errors import LambdasweepError
 from contract.location import read_table
+from contract.records import TaskRecord
 from contract.rundir import RunDir
 
 _AT_ONCE = 1000  # prompts whose texts are in memory
 
 
-def diversity_points(run: RunDir, task: str, record: Mapping[str, Any], resamples: int, seed: int) -> Iterator[Point]:
-    """Yield every λ of a generate task that has anything committed, ascending; `record` is of the task, in plan.json.
+def diversity_points(
+    run: RunDir, task: str, record: TaskRecord, parents: Mapping[str, str], resamples: int, seed: int
+) -> Iterator[Point]:
+    """Yield every λ of a generate task that has anything committed, ascending.
 
     Values are means over the prompts that have one; a difference to a parent is taken on the prompts that both have.
+
+    Args:
+        run: the run.
+        task, record: of its plan.
+        parents: λs of those that are on the line.
+        resamples, seed: as in `analyse.analyse`.
 
     Raises:
         LambdasweepError: a table is missing or damaged; names the run, the task and λ.
     """
     kinds = ("generations", "quarantine")
     there = sorted(
-        (lam for lam in record["lambdas"] if any(run.committed(task, lam, kind) for kind in kinds)),
+        (lam for lam in record.lambdas if any(run.committed(task, lam, kind) for kind in kinds)),
         key=points.order,
     )
     if not there:
@@ -47,8 +56,8 @@ def diversity_points(run: RunDir, task: str, record: Mapping[str, Any], resample
     drawn = draw(task, count, resamples, seed)
     found: dict[str, tuple[Floats, LeftOut]] = {}
     for lam in there:
-        found[lam] = _of_prompts(run, task, lam, count, record["samples"])
-    parents = {name: lam for name, lam in parents_of(run.sweep()).items() if lam in found}
+        found[lam] = _of_prompts(run, task, lam, count, record.samples or 1)
+    parents = {name: lam for name, lam in parents.items() if lam in found}
     for lam, (values, left_out) in found.items():
         estimates = _estimates("", values, drawn)
         for name, parent in parents.items():

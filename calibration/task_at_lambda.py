@@ -1,10 +1,9 @@
 """The λs of a task: the tokens of those only that are being worked on are in memory, one for each core."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from calibration.uncertainty.resample import Resamples, draw
 from contract import points
 from contract.rundir import RunDir
 
-PARENTS = points.parents([points.ONLY])  # of a run whose line ends at aligned: see `parents_of`
+PARENTS = points.parents([points.ONLY])  # of a run whose line ends at aligned: see `records.SweepRecord.parents`
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +33,19 @@ class Point:
     bins: list[BinRow]
 
 
-def parents_of(sweep: Mapping[str, Any]) -> dict[str, str]:
-    """Return the points of the parents that a run can be at: `base`, and `aligned` or each of several by its name.
-
-    Where a map weighs λ, λ = 1 is not the aligned one.
-
-    Args:
-        sweep: sweep.json.
-    """
-    line, parents = sweep.get("line", {}), points.parents(points.names_of(sweep["pair"]))
-    return {name: lam for name, lam in parents.items() if name == "base" or line.get("ends_at_aligned", True)}
-
-
-def task_points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int) -> Iterator[Point]:
+def task_points(
+    run: RunDir, task: str, lambdas: Sequence[str], parents: Mapping[str, str], resamples: int, seed: int
+) -> Iterator[Point]:
     """Yield every λ that has anything committed: the parents first, then ascending.
 
     A difference to a parent is taken on the documents that both have scores for.
+
+    Args:
+        run: the run.
+        task: of its plan.
+        lambdas: of the task.
+        parents: λs of those that are on the line.
+        resamples, seed: as in `analyse.analyse`.
 
     Raises:
         LambdasweepError: a table is missing or damaged; names the run, the task and λ.
@@ -57,7 +53,7 @@ def task_points(run: RunDir, task: str, lambdas: list[str], resamples: int, seed
     there = [lam for lam in lambdas if run.committed(task, lam) or run.committed(task, lam, "quarantine")]
     if not there:
         return
-    parents = {name: lam for name, lam in parents_of(run.sweep()).items() if lam in there}
+    parents = {name: lam for name, lam in parents.items() if lam in there}
     series = _Series(run, task, parents, resamples, seed)
     yield from map(series.parent, parents)
     # Threads, because nearly all of it is sums in compiled code; each λ by itself, so their number changes nothing.

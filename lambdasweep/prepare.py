@@ -1,6 +1,6 @@
 """From a `SweepConfig` to everything a sweep needs: a checked pair, engine settings, tasks as requests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -92,7 +92,7 @@ class Prepared:
         return [*self.pair.warnings, *told, *of_tasks]
 
 
-def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prepared:
+def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> Prepared:
     """Open the pair, read and tokenise the tasks, and settle the engine's settings.
 
     Each file is read once: what is built is what was checked.

@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, SweepError
+from contract.records import Plan, SweepRecord, read_sweep
 from contract.rundir import RunDir
 from lambdasweep import record
 from lambdasweep.config import SweepConfig
@@ -49,7 +50,7 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
     """
     record.check_target(config.out)
     run = RunDir(config.out)
-    prepared = prepare(config, run.sweep()["engine"] if run.exists() else None)
+    prepared = prepare(config, read_sweep(run).engine if run.exists() else None)
     fingerprints = fingerprint_pair(prepared)
     sweep = record.sweep_record(prepared, fingerprints)
     record.check(run, sweep, {name: record.task_record(task) for name, task in prepared.everything.items()})
@@ -59,8 +60,7 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
         say(f"warning: {warning}")
     with run.lock():
         run.sweep_temporaries()
-        record.write(run, sweep, prepared)
-        return _run_left(run, prepared, sweep, say)
+        return _run_left(run, _Refinement(run, prepared, sweep, record.write(run, sweep, prepared), say), sweep, say)
 
 
 def units_left(run: RunDir, prepared: Prepared) -> "tuple[list[Unit], int]":
@@ -81,8 +81,10 @@ class _Refinement:
     not name are taken for added ones. So it goes on where a killed sweep stopped, and does nothing where all is done.
     """
 
-    def __init__(self, run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Callable[[str], None]) -> None:
-        self._run, self._sweep, self._say = run, sweep, say
+    def __init__(
+        self, run: RunDir, prepared: Prepared, sweep: SweepRecord, plan: Plan, say: Callable[[str], None]
+    ) -> None:
+        self._run, self._sweep, self.plan, self._say = run, sweep, plan, say
         self._grid = set(prepared.config.lambdas)
         self._most = prepared.config.refine
         self.prepared = self._grown(prepared, ()) if self._most else prepared
@@ -96,7 +98,7 @@ class _Refinement:
         count = min(ROUND, self._most - (len(lambdas) - len(self._grid)))
         if count <= 0:
             return []
-        curve = answer_curve(self._run, list(self.prepared.tasks))
+        curve = answer_curve(self._run, list(self.prepared.tasks), sweep=self._sweep, plan=self.plan)
         if curve is None:
             self._say("nothing to refine: no λ of a task with choices is finished")
             return []
@@ -109,15 +111,13 @@ class _Refinement:
         return units_left(self._run, self.prepared)[0]
 
     def _grown(self, prepared: Prepared, lambdas: tuple[str, ...]) -> Prepared:
-        plan = self._run.plan()["tasks"]
-        planned = (lam for name in prepared.tasks for lam in plan[name]["lambdas"])
+        planned = (lam for name in prepared.tasks for lam in self.plan[name].lambdas)
         grown = dataclasses.replace(prepared, refined=tuple({*prepared.refined, *planned, *lambdas} - self._grid))
-        record.write(self._run, self._sweep, grown)
+        self.plan = record.write(self._run, self._sweep, grown)
         return grown
 
 
-def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Callable[[str], None]) -> SweepResult:
-    refinement = _Refinement(run, prepared, sweep, say)
+def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Callable[[str], None]) -> SweepResult:
     prepared = refinement.prepared
     left, total = units_left(run, prepared)
     if not left and (left := refinement.units()):
@@ -136,13 +136,13 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
 
         if len(left) < total:
             say(f"{total - len(left)} of {total} units are committed already; {len(left)} are left")
-        base, aligned = travelling(prepared.pair, sweep["pair"])
+        base, aligned = travelling(prepared.pair, sweep.fingerprints)
         spec = SweepSpec(
             root=str(run.root.resolve()),
             base=base,
             aligned=aligned,
             settings=prepared.settings,
-            identity=record.table_identity(sweep),
+            identity=sweep.table_identity(),
             line=prepared.pair.line,
             parents=prepared.config.parents,
             accelerator_type=prepared.config.accelerator_type,
@@ -170,7 +170,7 @@ def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Calla
         interrupted = outcome.interrupted
     if not interrupted:
         for harness, instances in prepared.harnesses:
-            write_outcomes(run, harness, instances, record.table_identity(sweep))
+            write_outcomes(run, harness, instances, sweep.table_identity(), refinement.plan)
     quarantined = any(
         task in prepared.everything and lam in refinement.prepared.lambdas(task)
         for task, lam in run.all_committed("quarantine")

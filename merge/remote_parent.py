@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from contract.errors import PairError
 from contract.points import role
@@ -34,18 +33,18 @@ def parent_of(checkpoint: Checkpoint, called: str, fingerprint: str) -> Parent:
     return Parent(called, source, checkpoint.revision, _headers(checkpoint), stamp(checkpoint), fingerprint)
 
 
-def travelling(pair: Pair, recorded: Mapping[str, Any]) -> tuple[Parent, dict[str, Parent]]:
+def travelling(pair: Pair, fingerprints: Mapping[str, str]) -> tuple[Parent, dict[str, Parent]]:
     """Return base, and the aligned checkpoints by name.
 
     Args:
         pair: opened here.
-        recorded: by role; its `fingerprint`.
+        fingerprints: of the content, by role.
     """
     aligned = {
-        name: parent_of(checkpoint, role(name), recorded[role(name)]["fingerprint"])
+        name: parent_of(checkpoint, role(name), fingerprints[role(name)])
         for name, checkpoint in pair.aligned_by_name.items()
     }
-    return parent_of(pair.base, "base", recorded["base"]["fingerprint"]), aligned
+    return parent_of(pair.base, "base", fingerprints["base"]), aligned
 
 
 def open_here(parent: Parent) -> Path:

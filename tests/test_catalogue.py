@@ -115,17 +115,17 @@ def test_a_metric_is_one_entry(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> 
         console.print(table)
     printed = console.file.getvalue()
     assert "doubt" in next(line for line in printed.splitlines() if "accuracy" in line)
-    facts = gather(run.plan(), analysis, found, "doubt", "sum")
+    facts = gather(analysis, found, "doubt", "sum")
     assert "task-doubt" in page_figures(facts)["curves"]
     assert "Doubt" in numbers(facts)[0].header
-    html = page(facts, run.sweep(), run.plan(), [], [])
+    html = page(facts, analysis.sweep, analysis.plan, [], [])
     assert "doubt of the answer, 0 to 1" in html
     assert "share of the other choices ↓" in html
     assert "share of the other choices ↓" in paper_figures(facts)["curves"].to_json(ensure_ascii=False)
 
     # The model card of a point has it.
     at_half = tuple(row for row in analysis.metrics.to_pylist() if str(row["lam"]).startswith("0.5"))
-    measured = MeasuredPoint("run", run.sweep(), "asked for", at_half)
+    measured = MeasuredPoint("run", analysis.sweep, "asked for", at_half)
     parent = SimpleNamespace(source="org/model", revision="abc", path=Path("model"))
     pair = SimpleNamespace(
         parents={"base": parent, "aligned": parent},

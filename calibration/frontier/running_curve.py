@@ -13,17 +13,25 @@ from calibration.metrics.choice_tasks import restricted
 from calibration.metrics.predictions import predictions
 from calibration.scores.loader import Loader
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores
-from calibration.task_at_lambda import Point, cores, parents_of
+from calibration.task_at_lambda import Point, cores
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.resample import RESAMPLES, SEED, Resamples, Weights, draw, ones
 from contract.points import order
+from contract.records import Plan, SweepRecord, read_plan, read_sweep
 from contract.rundir import RunDir
 
 _CONFIDENCE = CONFIDENCES[0]
 _HALVES = ("select", "report")
 
 
-def answer_curve(run: RunDir, tasks: Sequence[str], resamples: int = RESAMPLES, seed: int = SEED) -> Curve | None:
+def answer_curve(
+    run: RunDir,
+    tasks: Sequence[str],
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+    sweep: SweepRecord | None = None,
+    plan: Plan | None = None,
+) -> Curve | None:
     """Return the curve that the first answer of a report is made of, from a pass over the tables for two metrics only.
 
     With several choice tasks it is their average: a model is put to use at one λ. The numbers are those of
@@ -33,6 +41,7 @@ def answer_curve(run: RunDir, tasks: Sequence[str], resamples: int = RESAMPLES, 
         run: the run.
         tasks: of its plan; those without choices are passed over.
         resamples, seed: as in `analyse.analyse`.
+        sweep, plan: of the run, where they were read already.
 
     Returns:
         None without a task of choices, or without a λ that all of them have finished.
@@ -40,11 +49,11 @@ def answer_curve(run: RunDir, tasks: Sequence[str], resamples: int = RESAMPLES, 
     Raises:
         LambdasweepError: a table is missing or damaged; names the run, the task and λ.
     """
-    plan = run.plan()["tasks"]
-    parents, curves = parents_of(run.sweep()), []
+    plan = plan if plan is not None else read_plan(run)
+    parents, curves = (sweep or read_sweep(run)).parents, []
     for task in tasks:
-        if plan[task].get("scored_as", "choices") != "other":
-            found = _points(run, task, plan[task]["lambdas"], resamples, seed)
+        if plan[task].scored_as != "other":
+            found = _points(run, task, plan[task].lambdas, resamples, seed)
             if along := curve(task, found, ERROR, _CONFIDENCE, parents):
                 curves.append(along)
     return macro_average(curves) if len(curves) > 1 else curves[0] if curves else None

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +12,7 @@ from calibration.catalogue import ACCURACY, kind_of
 from calibration.frontier.frontier import Frontier, Frontiers
 from calibration.lm_eval_rows import LEFT_OUT, PREFIX
 from contract.points import coordinates, order
+from contract.records import TaskRecord
 from contract.schemas import point_of
 
 MAX_BIN_ROWS = 12_000  # in a page: half a megabyte
@@ -39,7 +39,7 @@ class TaskFacts:
     """A task."""
 
     name: str
-    record: Mapping[str, Any]  # of plan.json
+    record: TaskRecord
     is_continuation: bool  # nothing to choose from; False where nothing is scored, too
     lambdas: tuple[str, ...]  # finished: every document scored or known not to be; ascending
     partial: tuple[str, ...]  # begun
@@ -49,12 +49,12 @@ class TaskFacts:
     @property
     def is_sampled(self) -> bool:
         """Whether it is a generate task: neither choices nor a continuation."""
-        return self.record.get("scored_as") == "samples"
+        return self.record.is_sampled
 
     @property
     def missing(self) -> tuple[str, ...]:
         """The λs of the plan of which nothing is committed."""
-        return tuple(lam for lam in self.record["lambdas"] if lam not in {*self.lambdas, *self.partial})
+        return tuple(lam for lam in self.record.lambdas if lam not in {*self.lambdas, *self.partial})
 
     def cell(self, lam: str, metric: str, split: str = "all") -> Cell:
         """Return a number; one without a value where there is none."""
@@ -147,11 +147,10 @@ class Facts:
         return self.frontiers[0][1].chosen.lam if self.frontiers else None
 
 
-def gather(plan: Mapping[str, Any], analysis: Analysis, found: Frontiers, error: str, confidence: str) -> Facts:
+def gather(analysis: Analysis, found: Frontiers, error: str, confidence: str) -> Facts:
     """Put together what a report shows.
 
     Args:
-        plan: plan.json.
         analysis: of the run.
         found: the frontiers of its curves, which hold accuracy against `error` of `confidence`.
     """
@@ -170,10 +169,10 @@ def gather(plan: Mapping[str, Any], analysis: Analysis, found: Frontiers, error:
         if row["confidence"] == confidence or key not in of_task:  # what is the same for all is stored under sum only
             of_task[key] = cell
     frontiers = {one.task: one for one in found.tasks}
-    elsewhere = tuple(name for name, record in plan["tasks"].items() if record.get("scored_as") == "other")
+    elsewhere = tuple(name for name, record in analysis.plan.items() if record.scored_as == "other")
     tasks = tuple(
         _task(name, record, cells.get(name, {}), frontiers.get(name))
-        for name, record in plan["tasks"].items()
+        for name, record in analysis.plan.items()
         if name not in elsewhere
     )
     grid = sorted({lam for task in tasks for lam in task.lambdas}, key=order)
@@ -190,7 +189,7 @@ def _thinned(grid: Sequence[str], rows: int, kept: set[str]) -> tuple[str, ...]:
 
 
 def _task(
-    name: str, record: Mapping[str, Any], cells: Mapping[tuple[str, str, str], Cell], found: Frontier | None
+    name: str, record: TaskRecord, cells: Mapping[tuple[str, str, str], Cell], found: Frontier | None
 ) -> TaskFacts:
     lambdas = sorted({lam for lam, _, _ in cells}, key=order)
     partial = {lam for lam in lambdas if cells[lam, "docs_unfinished", "all"].value}

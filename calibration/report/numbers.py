@@ -30,7 +30,7 @@ def numbers(facts: Facts) -> list[Numbers]:
 def _of_task(facts: Facts, task: TaskFacts, every: bool) -> Numbers:
     kind: Task = "samples" if task.is_sampled else "continuation" if task.is_continuation else "choices"
     measures = drawn_measures(kind, facts.confidence)
-    every_lam = [lam for lam in task.record["lambdas"] if lam in {*task.lambdas, *task.partial}]
+    every_lam = [lam for lam in task.record.lambdas if lam in {*task.lambdas, *task.partial}]
     notable = {point.lam for point in task.frontier.points if point.on_frontier} if task.frontier else set()
     star = task.frontier.chosen.lam if task.frontier else None
     shown = [lam for lam in every_lam if every or lam in notable or lam == star or facts.role_of(lam) != "other λ"]

@@ -21,6 +21,7 @@ from calibration.report.identity import Quarantined, identity, task_records
 from calibration.report.notices import notices
 from calibration.report.numbers import numbers
 from calibration.report.style import theme
+from contract.records import LineRecord, ParentRecord, Plan, SweepRecord
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
 
@@ -35,8 +36,8 @@ class Parents:
 
 def page(
     facts: Facts,
-    sweep: Mapping[str, Any],
-    plan: Mapping[str, Any],
+    sweep: SweepRecord,
+    plan: Plan,
     quarantined: list[Quarantined],
     figures: list[str],
 ) -> str:
@@ -44,7 +45,7 @@ def page(
 
     Args:
         facts: what is drawn.
-        sweep, plan: sweep.json and plan.json.
+        sweep, plan: of the run.
         quarantined: of the run.
         figures: names of the files in figures/, without their endings.
     """
@@ -57,8 +58,8 @@ def page(
     # Task names get no way out of where they stand: jinja2 escapes them in HTML, and in JSON there is no "<" at all.
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_file("page.html"))
     return template.render(
-        parents=_parents(sweep["pair"]),
-        formula=_formula(sweep.get("line", {}), facts.coordinates),
+        parents=_parents(sweep.pair),
+        formula=_formula(sweep.line or LineRecord(), facts.coordinates),
         facts=facts,
         error_title=answers()[facts.error].title,
         notices=list(notices(facts)),
@@ -84,23 +85,23 @@ def _spec(chart: alt.LayerChart) -> dict[str, Any]:
     return spec
 
 
-def _parents(pair: Mapping[str, Any]) -> Parents:
+def _parents(pair: Mapping[str, ParentRecord]) -> Parents:
     aligned = [_short(pair[role]) for role in sorted(pair.keys() - {"base"})]
     return Parents(_short(pair["base"]), ", ".join(aligned))
 
 
-def _formula(line: Mapping[str, Any], names: Sequence[str]) -> str:
+def _formula(line: LineRecord, names: Sequence[str]) -> str:
     if names:
-        weight = " · w" if line.get("lam_map") else ""
+        weight = " · w" if line.lam_map else ""
         return "θ = base" + "".join(f" + λ_{name}{weight} · ({name} − base)" for name in names)
-    weight = "λ · w" if line.get("lam_map") else "λ"
-    if line.get("method") == "slerp":
+    weight = "λ · w" if line.lam_map else "λ"
+    if line.method == "slerp":
         return f"θ(λ) = slerp(base, aligned; {weight})"
     return f"θ(λ) = base + {weight} · (aligned − base)"
 
 
-def _short(parent: Mapping[str, Any]) -> str:
-    return PurePath(str(parent["source"])).name or str(parent["source"])
+def _short(parent: ParentRecord) -> str:
+    return PurePath(parent.source).name or parent.source
 
 
 def _json(value: Any) -> str:

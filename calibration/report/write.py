@@ -43,12 +43,10 @@ def write_report(
         found: the frontiers of its curves, where they are there already.
 
     Raises:
-        InputError: the directory holds no run.
         OSError: the disk is full or not writable; what was there before is left as it was.
     """
     found = found or frontiers(analysis.curves)
-    sweep, plan = run.sweep(), run.plan()
-    facts = gather(plan, analysis, found, error, confidence)
+    facts = gather(analysis, found, error, confidence)
     write_frontiers(run, found, by_lambda(analysis.metrics))
     write_bins(run, analysis)
     commit_bytes(run.metrics_csv, _csv(analysis.metrics))
@@ -57,7 +55,7 @@ def write_report(
         svg = _svg(chart)
         commit_bytes(run.figure(f"{name}.svg"), svg.encode())
         commit_bytes(run.figure(f"{name}.png"), vl_convert.svg_to_png(svg, ppi=_PPI))
-    html = page(facts, sweep, plan, quarantine(run, plan), list(figures))
+    html = page(facts, analysis.sweep, analysis.plan, quarantine(run, analysis.plan), list(figures))
     commit_bytes(run.index_html, html.encode())
 
 

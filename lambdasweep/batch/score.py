@@ -121,11 +121,11 @@ def score_record(config: ScoreConfig, prepared: Prepared, inputs: Inputs) -> dic
         from merge.fingerprints import remembered_fingerprint
 
         digest = remembered_fingerprint(prepared.pair.base, "model")
-        values = record.sweep_record(prepared, {"base": digest, "aligned": digest})
+        values = record.sweep_record(prepared, {"base": digest, "aligned": digest}).to_json()
         values["pair"] = {"model": values["pair"]["base"]}
         del values["tokenizer"], values["line"]
     else:
-        values = record.sweep_record(prepared, fingerprint_pair(prepared))
+        values = record.sweep_record(prepared, fingerprint_pair(prepared)).to_json()
     return {
         **values,
         "lam": None if config.is_model else config.sweep.lambdas[0],
@@ -199,7 +199,7 @@ def _run_left(
         if config.is_model:
             base, aligned = parent_of(prepared.pair.base, "model", pair["model"]["fingerprint"]), None
         else:
-            base, aligned = travelling(prepared.pair, pair)
+            base, aligned = travelling(prepared.pair, {role: one["fingerprint"] for role, one in pair.items()})
         spec = SweepSpec(
             root=str(out.root.resolve()),
             base=base,

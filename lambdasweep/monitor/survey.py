@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from contract.rundir import RunDir, completion
+from contract.records import Plan, read_plan, read_sweep
+from contract.rundir import RunDir
 from lambdasweep.monitor.heartbeat import DriverView
 
 
@@ -19,7 +20,7 @@ class TaskCount:
     """One task of the plan and its committed units."""
 
     shards: int
-    lambdas: list[str]
+    lambdas: tuple[str, ...]
     done: Counter[str] = field(default_factory=Counter)  # λ → committed units
 
     @property
@@ -49,7 +50,8 @@ class Survey(DriverView):
 
     def __init__(self, run: RunDir) -> None:
         super().__init__(run)
-        self.sweep = run.sweep()
+        self.sweep = read_sweep(run)
+        self.plan: Plan = {}
         self.tasks: dict[str, TaskCount] = {}
         self.spent = Spent()
         self._seen: dict[tuple[str, str], set[int]] = {}  # of incomplete task and λ only
@@ -66,12 +68,12 @@ class Survey(DriverView):
 
     @property
     def unit_of_cost(self) -> str:
-        return "core-hours" if self.sweep["engine"]["device"] == "cpu" else "GPU-hours"
+        return "core-hours" if self.sweep.engine["device"] == "cpu" else "GPU-hours"
 
     @property
     def cost(self) -> float:
         """GPU-hours, or core-hours on a CPU, that the units of the read receipts took: seconds × ranks (× threads)."""
-        engine = self.sweep["engine"]
+        engine = self.sweep.engine
         ranks = engine["tensor_parallel"] * engine.get("pipeline_parallel", 1)
         each = ranks * (engine["threads"] if engine["device"] == "cpu" else 1)
         return self.spent.seconds * float(each) / 3600
@@ -88,10 +90,10 @@ class Survey(DriverView):
         Raises:
             InputError: the plan is gone.
         """
-        for name, entry in self.run.plan()["tasks"].items():
-            task = self.tasks.setdefault(name, TaskCount(len(entry["shards"]), []))
-            task.lambdas = entry["lambdas"]
-            kind = completion(entry)
+        self.plan = read_plan(self.run)  # again: it grows
+        for name, entry in self.plan.items():
+            task = self.tasks.setdefault(name, TaskCount(len(entry.shards), ()))
+            task.lambdas, kind = entry.lambdas, entry.completion
             for lam in self.run.begun(name, [lam for lam in task.lambdas if task.done[lam] < task.shards], kind):
                 there, seen = self.run.committed(name, lam, kind), self._seen.setdefault((name, lam), set())
                 self._unread.extend((name, lam, shard) for shard in sorted(there - seen))

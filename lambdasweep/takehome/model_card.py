@@ -98,7 +98,7 @@ def _measured(lam: str, run: "MeasuredPoint | None") -> Iterator[str]:
     if not rows:
         yield f"λ = {lam} was not measured."
         return
-    yield f"λ = {lam} ({run.chosen_by}) was measured live in vLLM {run.record['versions'].get('vllm', '')}:"
+    yield f"λ = {lam} ({run.chosen_by}) was measured live in vLLM {run.record.versions.get('vllm', '')}:"
     yield ""
     yield "| task | metric | value | 95 % interval | documents |"
     yield "|---|---|---|---|---|"
