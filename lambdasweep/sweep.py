@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, SweepError
+from contract.events import Listeners
 from contract.records import Plan, SweepRecord, read_sweep
 from contract.rundir import RunDir
+from contract.units import Unit
 from lambdasweep import record
 from lambdasweep.config import SweepConfig
 from lambdasweep.launch import before_ray, check_disk, fingerprint_pair
@@ -18,7 +20,6 @@ from lambdasweep.prepare import Prepared, prepare
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import write_outcomes
 
 if TYPE_CHECKING:
-    from ray_jobs.units import Unit
     from ray_jobs.work import Source
 
 # Parquet with zstd on real tables: about 11 bytes a continuation token and 12 a request, plus headers and the receipt.
@@ -63,7 +64,7 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
         return _run_left(run, _Refinement(run, prepared, sweep, record.write(run, sweep, prepared), say), sweep, say)
 
 
-def units_left(run: RunDir, prepared: Prepared) -> "tuple[list[Unit], int]":
+def units_left(run: RunDir, prepared: Prepared) -> tuple[list[Unit], int]:
     """Return the units of this command that are not committed, and how many there are with those that are."""
     from ray_jobs.units import TaskPlan, units_for
 
@@ -89,7 +90,7 @@ class _Refinement:
         self._most = prepared.config.refine
         self.prepared = self._grown(prepared, ()) if self._most else prepared
 
-    def units(self) -> "list[Unit]":
+    def units(self) -> list[Unit]:
         """Return the units of the next λs, which are in the plan then; none where enough is added, or nothing helps."""
         from calibration.frontier.refine import ROUND, suggest
         from calibration.frontier.running_curve import answer_curve
@@ -123,13 +124,13 @@ def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Cal
     if not left and (left := refinement.units()):
         total += len(left)
     interrupted = False
-    progress = SweepProgress(total, left)
+    tally = Heartbeat(run, left)
+    progress = SweepProgress(total, tally)
     if left:
         from merge.remote_parent import travelling
 
         before_ray(prepared.config.address)
         from ray_jobs.driver import run_units
-        from ray_jobs.events import Listeners
         from ray_jobs.replica import SweepSpec
         from ray_jobs.work import GenerateSource, TableSource
         from serve.settings import Sampling
@@ -157,8 +158,8 @@ def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Cal
             sources[name] = GenerateSource(
                 spec.root, name, built.table, built.requests_sha256, sampling, built.tokenizer
             )
-        with progress, Heartbeat(run, left) as heartbeat:
-            told = Listeners(progress, heartbeat)
+        with progress, tally:
+            told = Listeners(tally, progress)
             replicas, address = prepared.config.replicas, prepared.config.address
             outcome = run_units(spec, left, sources, replicas, told, address, refinement.units)
         if outcome.given_up:
@@ -176,7 +177,6 @@ def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Cal
         for task, lam in run.all_committed("quarantine")
     )
     exit_code = EXIT_INTERRUPTED if interrupted else EXIT_QUARANTINE if quarantined else 0
-    tally = progress.tally
     return SweepResult(run, exit_code, tally.done, tally.requests, progress.seconds)
 
 

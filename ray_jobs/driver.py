@@ -20,8 +20,9 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from contract.errors import InputError, SweepError
+from contract.events import Listener, Listeners
+from contract.units import Receipt, Unit
 from ray_jobs.cluster import Node, cluster, end_process, living_nodes
-from ray_jobs.events import Listeners, Progress
 from ray_jobs.health import Deadlines
 from ray_jobs.placement import Berth, check_room, free_berth, ranks_on_node, take
 from ray_jobs.prometheus import Metrics
@@ -29,7 +30,6 @@ from ray_jobs.replica import Replica, SweepSpec
 from ray_jobs.replica_handle import Slot
 from ray_jobs.scheduler import Scheduler
 from ray_jobs.splitting import Splitter
-from ray_jobs.units import Receipt, Unit
 from ray_jobs.weight_ledger import WeightLedger
 from ray_jobs.work import Source
 
@@ -54,7 +54,7 @@ def run_units(
     units: Sequence[Unit],
     sources: Mapping[str, Source],
     replicas: int | None,
-    progress: Progress,
+    listener: Listener,
     address: str | None = None,
     more: Callable[[], Sequence[Unit]] | None = None,
 ) -> Outcome:
@@ -65,7 +65,7 @@ def run_units(
         units: what is left to do.
         sources: where the requests of each task come from.
         replicas: engines to run at the same time; None: as many as the cluster has room for, now and later.
-        progress: told of every step.
+        listener: told of every step.
         address: a running Ray cluster; None starts one on this machine and stops it at the end.
         more: asked whenever all units are done for further ones, which the same engines do; none ends the sweep. It is not
             asked after a unit was given up.
@@ -76,7 +76,7 @@ def run_units(
     """
     with cluster(address, spec.settings, replicas), _stop_signals() as stop:
         check_room(living_nodes(spec.settings, spec.accelerator_type), spec.settings, replicas, spec.accelerator_type)
-        driver = _Driver(spec, units, sources, replicas, Listeners(progress, Metrics(units)))
+        driver = _Driver(spec, units, sources, replicas, Listeners(listener, Metrics(units)))
         try:
             driver.loop(stop, more or tuple)
         finally:
@@ -96,7 +96,7 @@ class _Driver:
         units: Sequence[Unit],
         sources: Mapping[str, Source],
         replicas: int | None,
-        progress: Progress,
+        listener: Listener,
     ) -> None:
         self.scheduler = Scheduler(units)
         self.done = 0
@@ -104,7 +104,7 @@ class _Driver:
         self.reasons: dict[tuple[str, str, int], str] = {}
         self._splitter = Splitter(lambda unit: sources[unit.task].documents(unit))
         self._spec = spec
-        self._progress = progress
+        self._listener = listener
         self._replicas = replicas
         self._sources = {task: ray.put(source) for task, source in sources.items()}
         self._slots: list[Slot] = []
@@ -126,7 +126,7 @@ class _Driver:
 
     def loop(self, stop: threading.Event, more: Callable[[], Sequence[Unit]]) -> None:
         while not stop.is_set() and (self._left or self._goes_on(more)):
-            self._progress.tick()
+            self._listener.tick()
             if time.monotonic() - self._looked >= _LOOK_SECONDS:
                 self._look()
             if not self._pending:
@@ -145,7 +145,7 @@ class _Driver:
         units = () if self.scheduler.given_up else more()
         if units:
             self.scheduler = Scheduler(units)
-            self._progress.grow(units)
+            self._listener.grow(units)
             waiting, self._idle = self._idle, []
             for slot in waiting:
                 self._hand_out(slot)
@@ -173,7 +173,7 @@ class _Driver:
                 f"{self._boot_reason}"
             )
         if not fit and not self._slots and not self._said_no_room:
-            self._progress.message("no node has room for a replica now: the sweep goes on when one joins")
+            self._listener.message("no node has room for a replica now: the sweep goes on when one joins")
         self._said_no_room = not fit and not self._slots
         taken: dict[str, set[int]] = {}
         for slot in self._slots:
@@ -187,7 +187,7 @@ class _Driver:
         before, self._nodes = self._nodes, living_nodes(self._spec.settings, self._spec.accelerator_type)
         for node_id, node in self._nodes.items():
             if node.draining and not (node_id in before and before[node_id].draining):
-                self._progress.message(f"node {node.address} announces its end: it gets no new units")
+                self._listener.message(f"node {node.address} announces its end: it gets no new units")
 
     def _boot(self, berth: Berth) -> None:
         vacant = next((slot for slot in self._vacant if slot.node.node_id == berth[0].node.node_id), None)
@@ -197,7 +197,7 @@ class _Driver:
         slot = Slot(index, berth, (vacant.generation if vacant else 0) + 1)
         ranks = [ranks_on_node(seat, self._spec.settings, self._replicas) for seat in berth]
         self._slots.append(slot)
-        self._progress.replica_starting(slot.name)
+        self._listener.replica_starting(slot.name)
         self._pending |= dict.fromkeys(slot.boot(Replica, self._spec, self._sources, ranks), slot)
 
     def _settle(self, reference: Any, slot: Slot) -> None:
@@ -223,31 +223,31 @@ class _Driver:
         self._idle.append(slot)
 
     def _started(self, slot: Slot, hardware: str, fallback: str) -> None:
-        self._progress.replica_ready(slot.name)
-        self._progress.message(f"{slot.name} is ready on {hardware}")
+        self._listener.replica_ready(slot.name)
+        self._listener.message(f"{slot.name} is ready on {hardware}")
         before = {kind for each in self.hardware for kind in each.split(" + ")}
         self.hardware.add(hardware)
         kinds = before | set(hardware.split(" + "))
         if len(before) < 2 <= len(kinds):
-            self._progress.message(
+            self._listener.message(
                 f"warning: replicas run on different kinds of hardware ({', '.join(sorted(kinds))}), whose numbers may "
                 "differ in the last bits; each table says which it was"
             )
         if fallback and not self._said_fallback:
             self._said_fallback = True  # one reason for all: they run the same model on the same kind of machine
-            self._progress.message(f"λ is switched through vLLM's own loader, which is slower: {fallback}")
+            self._listener.message(f"λ is switched through vLLM's own loader, which is slower: {fallback}")
 
     def _committed(self, slot: Slot, unit: Unit, receipt: Receipt) -> None:
         self._deadlines[unit.task].observe(time.monotonic() - slot.began, unit.cost)
         if self.scheduler.done(slot.name, unit):
             self.done += 1
-        self._progress.unit_done(receipt)
+        self._listener.unit_done(receipt)
         if conflict := self._weights.conflict(receipt):
             raise SweepError(conflict)
 
     def _hand_out(self, slot: Slot) -> None:
         if not self._stays(slot):
-            self._progress.replica_lost(slot.name, failed=False, given_up=self._retire(slot, charge=False))
+            self._listener.replica_lost(slot.name, failed=False, given_up=self._retire(slot, charge=False))
             return
         split = self._splitter.next(slot.name)
         slot.splits = split is not None
@@ -259,7 +259,7 @@ class _Driver:
         slot.began = time.monotonic()
         slot.due = slot.began + self._deadlines[unit.task].allowed(unit.cost)
         if commits:
-            self._progress.unit_started(slot.name, unit)
+            self._listener.unit_started(slot.name, unit)
         self._pending[(slot.actor.run if commits else slot.actor.probe).remote(unit)] = slot
 
     def _stays(self, slot: Slot) -> bool:
@@ -298,10 +298,10 @@ class _Driver:
             if isinstance(error, str) and member.pid is not None:
                 end_process(member.seat.node.node_id, member.pid)
         if slot.booting:
-            self._progress.message(f"{slot.name} did not start on {where.address}: {reason}")
+            self._listener.message(f"{slot.name} did not start on {where.address}: {reason}")
         elif slot.unit is None:
-            self._progress.message(f"{slot.name} is lost: {reason}")
-        self._progress.replica_lost(slot.name, failed=True, given_up=self._retire(slot, charge, reason))
+            self._listener.message(f"{slot.name} is lost: {reason}")
+        self._listener.replica_lost(slot.name, failed=True, given_up=self._retire(slot, charge, reason))
         if slot.booting and charge:
             self._boot_failures[where.node_id] += 1
             self._boot_reason = reason
@@ -324,7 +324,7 @@ class _Driver:
             fate = "given up" if self._splitter.failed(slot.name, charge) else "being split"
         elif given_up:
             fate = "split, to find the requests that do it" if self._splitter.add(unit) else "given up"
-        self._progress.message(
+        self._listener.message(
             f"{slot.name} failed at {unit.task} λ = {unit.lam} shard {unit.shard} "
             f"(rows {unit.first_row} to {unit.end_row - 1}), which is {fate}: {reason}"
         )

@@ -8,12 +8,13 @@ failures are by replica, under the name of its slot (`replica-3.2` is `replica-3
 
 import time
 from collections import Counter as Counts
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ray.util.metrics import Counter, Gauge
 
-from ray_jobs.units import Receipt, Unit
+from contract.events import Listener
+from contract.units import Receipt, Unit
 
 _TELL_SECONDS = 0.5
 
@@ -50,18 +51,15 @@ SERIES = (
 )
 
 
-class Metrics:
+class Metrics(Listener):
     """Listens to the driver. Make it once Ray is initialised."""
 
-    def __init__(self, units: Iterable[Unit]) -> None:
+    def __init__(self, units: Sequence[Unit]) -> None:
         self._series = {one.name: one.kind(one.name, one.help, one.labels) for one in SERIES}
         self._left: Counts[str] = Counts()
         self._replicas: dict[str, str] = {}
         self._told = float("-inf")
         self.grow(units)
-
-    def message(self, text: str) -> None:
-        """News are no numbers."""
 
     def tick(self) -> None:
         """Ray drops gauges that were not set for a while."""
@@ -69,7 +67,7 @@ class Metrics:
             self._told = now
             self._set_all()
 
-    def grow(self, units: Iterable[Unit]) -> None:
+    def grow(self, units: Sequence[Unit]) -> None:
         self._left.update(unit.lam for unit in units)
         self._set_all()
 

@@ -9,7 +9,7 @@ more without its offenders: its tables depend on the unit and on which these are
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from ray_jobs.units import Key, Unit
+from contract.units import Key, Unit
 
 REASON = "the engine failed on this request alone, on two replicas"
 MAX_KILLS = 2  # of a request alone

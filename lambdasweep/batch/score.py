@@ -4,11 +4,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, PairError, RunMismatchError, SweepError, join
+from contract.events import Listeners
 from contract.rundir import commit_json, commit_table
 from lambdasweep import record
 from lambdasweep.batch.config import ScoreConfig
@@ -20,9 +21,6 @@ from lambdasweep.launch import before_ray, check_disk, fingerprint_pair
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.progress import ScoreProgress
 from lambdasweep.prepare import SHARD_TOKENS, Prepared, prepare
-
-if TYPE_CHECKING:
-    from ray_jobs.units import Unit
 
 TASK = "scores"  # what a unit's task is called
 _SHORTEST = 3  # tokens of a window
@@ -181,16 +179,16 @@ def _run_left(
 
     lam = config.sweep.lambdas[0]
     plan = {TASK: TaskPlan(inputs.shards, [lam], inputs.costs)}
-    left: list[Unit] = units_for(plan, lambda *_: out.parts("scores"))
+    left = units_for(plan, lambda *_: out.parts("scores"))
     total = len(inputs.shards)
     interrupted = False
-    progress = ScoreProgress(total, left)
+    tally = Heartbeat(out, left)
+    progress = ScoreProgress(total, tally)
     if left:
         from merge.remote_parent import parent_of, travelling
 
         before_ray(config.sweep.address)
         from ray_jobs.driver import run_units
-        from ray_jobs.events import Listeners
         from ray_jobs.replica import SweepSpec
 
         if len(left) < total:
@@ -215,8 +213,8 @@ def _run_left(
             tokenizer = aligned.get(config.sweep.tokenizer) or next(iter(aligned.values()))
         max_model_len = prepared.settings.max_model_len
         source = ParquetSource(spec.root, os.getcwd(), inputs.files, inputs.columns, tokenizer, max_model_len)
-        with progress, Heartbeat(out, left) as heartbeat:
-            told = Listeners(progress, heartbeat)
+        with progress, tally:
+            told = Listeners(tally, progress)
             outcome = run_units(spec, left, {TASK: source}, config.sweep.replicas, told, config.sweep.address)
         if outcome.given_up:
             raise SweepError(
@@ -226,7 +224,6 @@ def _run_left(
             )
         interrupted = outcome.interrupted
     code = EXIT_INTERRUPTED if interrupted else EXIT_QUARANTINE if out.parts("quarantine") else 0
-    tally = progress.tally
     return ScoreResult(out, code, tally.done, tally.requests, tally.tokens, progress.seconds)
 
 

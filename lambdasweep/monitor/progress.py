@@ -3,19 +3,18 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from contract.events import Listener
 from contract.points import order
+from contract.units import Key, Receipt, Unit
 from lambdasweep.monitor.wording import duration
-
-if TYPE_CHECKING:
-    from ray_jobs.units import Receipt, Unit
 
 _LINE_SECONDS = 5.0  # at most one log line per this, and one for the last unit
 _SAMPLES, _SAMPLE_SECONDS = 300, 1.0
@@ -27,11 +26,11 @@ class ReplicaState:
 
     doing: str  # starting, scoring or idle
     since: float
-    unit: "Unit | None" = None  # the last one, where it is idle
+    unit: Unit | None = None  # the last one, where it is idle
 
 
-class Tally:
-    """Counts the driver's events (`ray_jobs.events.Progress`).
+class Tally(Listener):
+    """Counts the driver's events.
 
     Rates are of the last five minutes, or of longer where few units are done in that time.
 
@@ -40,12 +39,12 @@ class Tally:
         clock: seconds.
     """
 
-    def __init__(self, units: "Iterable[Unit]" = (), clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, units: Sequence[Unit] = (), clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.done = self.given_up = self.failures = 0
         self.requests = self.quarantined = self.tokens = 0
         self.replicas: dict[str, ReplicaState] = {}
-        self._costs: dict[tuple[str, str, int], int] = {}
+        self._costs: dict[Key, int] = {}
         self._work = self._work_done = 0
         self._samples: deque[tuple[float, int, int, int]] = deque(maxlen=_SAMPLES)  # time, work, requests, tokens
         self.grow(units)
@@ -55,14 +54,7 @@ class Tally:
         """Units neither done nor given up."""
         return len(self._costs)
 
-    def message(self, text: str) -> None:
-        """News are no numbers."""
-
-    def tick(self) -> None:
-        """Nothing happened."""
-
-    def grow(self, units: "Iterable[Unit]") -> None:
-        """There are more units to do."""
+    def grow(self, units: Sequence[Unit]) -> None:
         added = {unit.key: unit.cost for unit in units}
         self._costs |= added
         self._work += sum(added.values())
@@ -73,19 +65,19 @@ class Tally:
     def replica_ready(self, replica: str) -> None:
         self.replicas[replica] = ReplicaState("idle", self.clock())
 
-    def replica_lost(self, replica: str, failed: bool, given_up: "Unit | None") -> None:
+    def replica_lost(self, replica: str, failed: bool, given_up: Unit | None) -> None:
         self.replicas.pop(replica, None)
         self.failures += failed
         if given_up:
             self.given_up += 1
             self._work -= self._costs.pop(given_up.key, 0)
 
-    def unit_started(self, replica: str, unit: "Unit") -> None:
+    def unit_started(self, replica: str, unit: Unit) -> None:
         self.replicas[replica] = ReplicaState("scoring", self.clock(), unit)
         if not self._samples:
             self._samples.append((self.clock(), 0, 0, 0))
 
-    def unit_done(self, receipt: "Receipt") -> None:
+    def unit_done(self, receipt: Receipt) -> None:
         if replica := self.replicas.get(receipt.replica):
             replica.doing, replica.since = "idle", self.clock()
         self.done += 1
@@ -109,20 +101,20 @@ class Tally:
         return (self.requests - requests) / seconds, (self.tokens - tokens) / seconds, left
 
 
-class SweepProgress:
+class SweepProgress(Listener):
     """Shows units done, the λs in work, requests per second and the time left. A context manager.
 
     Args:
         total: units of this command.
-        units: those that are not committed yet.
+        tally: of those that are not committed yet; it is told of each event before this is.
         console: where to write; standard error by default, so that output can be piped.
     """
 
-    def __init__(self, total: int, units: "Iterable[Unit]", console: Console | None = None) -> None:
+    def __init__(self, total: int, tally: Tally, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr)
-        self.tally = Tally(units)
         self.seconds = {"switch": 0.0, "score": 0.0, "commit": 0.0}
-        self._total, self._before = total, total - self.tally.left
+        self._tally = tally
+        self._total, self._before = total, total - tally.left
         self._quarantined: set[str] = set()
         self._printed = float("-inf")
         self._bar: Progress | None = None
@@ -148,37 +140,17 @@ class SweepProgress:
             self._bar.stop()
 
     def message(self, text: str) -> None:
-        """Write one line of news."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def tick(self) -> None:
-        """Nothing happened."""
-
-    def replica_starting(self, replica: str) -> None:
-        self.tally.replica_starting(replica)
-
-    def replica_ready(self, replica: str) -> None:
-        self.tally.replica_ready(replica)
-
-    def replica_lost(self, replica: str, failed: bool, given_up: "Unit | None") -> None:
-        self.tally.replica_lost(replica, failed, given_up)
-
-    def grow(self, units: "Iterable[Unit]") -> None:
-        """There are more units to do."""
-        before = self.tally.left
-        self.tally.grow(units)
-        self._total += self.tally.left - before
+    def grow(self, units: Sequence[Unit]) -> None:
+        self._total += len(units)
         if self._bar:
             self._bar.update(self._bar_task, total=self._total)
 
-    def unit_started(self, replica: str, unit: "Unit") -> None:
-        """A replica begins a unit."""
-        self.tally.unit_started(replica, unit)
+    def unit_started(self, replica: str, unit: Unit) -> None:
         self._show()
 
-    def unit_done(self, receipt: "Receipt") -> None:
-        """A unit is committed."""
-        self.tally.unit_done(receipt)
+    def unit_done(self, receipt: Receipt) -> None:
         self.seconds["switch"] += receipt.switch_seconds
         self.seconds["score"] += receipt.score_seconds
         self.seconds["commit"] += receipt.commit_seconds
@@ -188,7 +160,7 @@ class SweepProgress:
         self._show()
 
     def _show(self) -> None:
-        text, done = self._text(), self._before + self.tally.done
+        text, done = self._text(), self._before + self._tally.done
         if self._bar:
             self._bar.update(self._bar_task, completed=done, description=text)
         elif (now := time.monotonic()) - self._printed >= _LINE_SECONDS or done == self._total:
@@ -196,8 +168,8 @@ class SweepProgress:
             self.message(f"{done}/{self._total} units  {text}")
 
     def _text(self) -> str:
-        at = " ".join(sorted({one.unit.lam for one in self.tally.replicas.values() if one.unit}, key=order))
-        rates = self.tally.rates()
+        at = " ".join(sorted({one.unit.lam for one in self._tally.replicas.values() if one.unit}, key=order))
+        rates = self._tally.rates()
         return f"λ {at}" + (f"  {rates[0]:.0f} requests/s  {duration(rates[2])} left" if rates else "")
 
 
@@ -205,7 +177,7 @@ class ScoreProgress(SweepProgress):
     """Shows units and rows done, tokens computed per second and the time left."""
 
     def _text(self) -> str:
-        rates = self.tally.rates()
-        return f"{self.tally.requests} rows" + (
+        rates = self._tally.rates()
+        return f"{self._tally.requests} rows" + (
             f"  {rates[1]:.0f} tokens/s  {duration(rates[2])} left" if rates else ""
         )

@@ -4,6 +4,7 @@ Made to be asked again and again: of a million units, a refresh lists the tables
 and opens receipts that it has not read. The first reading of a large run's receipts takes several refreshes.
 """
 
+import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 from contract.records import Plan, read_plan, read_sweep
 from contract.rundir import RunDir
+from contract.units import Key, Receipt
 from lambdasweep.monitor.heartbeat import DriverView
 
 
@@ -55,7 +57,7 @@ class Survey(DriverView):
         self.tasks: dict[str, TaskCount] = {}
         self.spent = Spent()
         self._seen: dict[tuple[str, str], set[int]] = {}  # of incomplete task and λ only
-        self._unread: deque[tuple[str, str, int]] = deque()
+        self._unread: deque[Key] = deque()
         self.refresh(0.0)
 
     @property
@@ -110,15 +112,22 @@ class Survey(DriverView):
             if time.monotonic() >= until:
                 return
             unit = self._unread.popleft()
-            receipt = self.run.receipt(*unit)
+            receipt = self._receipt(unit)
             if receipt is None:
                 self._unread.append(unit)  # it is written after the table; a killed replica's never is
                 continue
             spent = self.spent
             spent.receipts += 1
-            spent.seconds += receipt["switch_seconds"] + receipt["score_seconds"] + receipt["commit_seconds"]
-            spent.requests += receipt["requests"]
-            spent.tokens_scheduled += receipt["tokens_scheduled"]
-            spent.tokens_cached += receipt["tokens_cached"]
-            spent.tokens_generated += receipt.get("tokens_generated", 0)
-            spent.quarantined[receipt["task"]] += receipt["quarantined"]
+            spent.seconds += receipt.switch_seconds + receipt.score_seconds + receipt.commit_seconds
+            spent.requests += receipt.requests
+            spent.tokens_scheduled += receipt.tokens_scheduled
+            spent.tokens_cached += receipt.tokens_cached
+            spent.tokens_generated += receipt.tokens_generated
+            spent.quarantined[receipt.task] += receipt.quarantined
+
+    def _receipt(self, unit: Key) -> Receipt | None:
+        """Return the receipt of a unit; None where there is none, or one that cannot be read."""
+        value = self.run.receipt(*unit)
+        with contextlib.suppress(ValueError):
+            return None if value is None else Receipt.from_json(value)
+        return None

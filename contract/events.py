@@ -1,36 +1,42 @@
-"""Who listens to the driver: what it tells, and several listeners at once."""
+"""What the driver of a sweep tells while it runs, and who listens to it."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
-from ray_jobs.units import Receipt, Unit
+from contract.units import Receipt, Unit
 
 
-class Progress(Protocol):
-    """What the driver tells while it runs."""
+class Listener:
+    """Listens to the driver. Each method does nothing until a class overrides it."""
 
-    def message(self, text: str) -> None: ...
+    def message(self, text: str) -> None:
+        """There is a line of news."""
 
-    def tick(self) -> None: ...  # every half second, and more often
+    def tick(self) -> None:
+        """Half a second has passed, or less."""
 
-    def grow(self, units: Sequence[Unit]) -> None: ...  # there are more to do
+    def grow(self, units: Sequence[Unit]) -> None:
+        """There are more units to do."""
 
-    def replica_starting(self, replica: str) -> None: ...
+    def replica_starting(self, replica: str) -> None:
+        """An engine is being started."""
 
-    def replica_ready(self, replica: str) -> None: ...
+    def replica_ready(self, replica: str) -> None:
+        """It can score."""
 
     def replica_lost(self, replica: str, failed: bool, given_up: Unit | None) -> None:
         """It ended: by a failure, or with its node. `given_up` is what it had in hand, if that is given up."""
 
-    def unit_started(self, replica: str, unit: Unit) -> None: ...
+    def unit_started(self, replica: str, unit: Unit) -> None:
+        """A replica begins a unit."""
 
-    def unit_done(self, receipt: Receipt) -> None: ...
+    def unit_done(self, receipt: Receipt) -> None:
+        """A unit is committed."""
 
 
-class Listeners:
+class Listeners(Listener):
     """Tells each of its listeners what the driver tells it, in their order."""
 
-    def __init__(self, *listeners: Progress) -> None:
+    def __init__(self, *listeners: Listener) -> None:
         self._listeners = listeners
 
     def message(self, text: str) -> None:
