@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, SweepError
-from contract.events import Listeners
+from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE
 from contract.records import Plan, SweepRecord, read_sweep
 from contract.rundir import RunDir
 from contract.units import Unit
 from lambdasweep import record
 from lambdasweep.config import SweepConfig
-from lambdasweep.launch import before_ray, check_disk, fingerprint_pair
+from lambdasweep.launch import Launch, check_disk, fingerprint_pair
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.progress import SweepProgress
 from lambdasweep.prepare import Prepared, prepare
@@ -129,46 +128,17 @@ def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Cal
     if left:
         from merge.remote_parent import travelling
 
-        before_ray(prepared.config.address)
-        from ray_jobs.driver import run_units
-        from ray_jobs.replica import SweepSpec
-        from ray_jobs.work import GenerateSource, TableSource
-        from serve.settings import Sampling
-
-        if len(left) < total:
-            say(f"{total - len(left)} of {total} units are committed already; {len(left)} are left")
-        base, aligned = travelling(prepared.pair, sweep.fingerprints)
-        spec = SweepSpec(
-            root=str(run.root.resolve()),
-            base=base,
-            aligned=aligned,
-            settings=prepared.settings,
+        launch = Launch(
+            out=run,
+            prepared=prepared,
+            parents=travelling(prepared.pair, sweep.fingerprints),
             identity=sweep.table_identity(),
-            line=prepared.pair.line,
-            parents=prepared.config.parents,
-            accelerator_type=prepared.config.accelerator_type,
+            sources=_sources(str(run.root.resolve()), prepared),
+            total=total,
+            called=lambda unit: f"{unit.task} λ = {unit.lam} shard {unit.shard}",
+            more=refinement.units,
         )
-        sources: dict[str, Source] = {
-            name: TableSource(spec.root, name, task.built.table, task.built.requests_sha256)
-            for name, task in prepared.tasks.items()
-        }
-        for name, prompts in prepared.prompts.items():
-            asked, built = prompts.spec, prompts.built
-            sampling = Sampling(asked.samples, float(asked.temperature), asked.max_tokens, built.stop_token_ids)
-            sources[name] = GenerateSource(
-                spec.root, name, built.table, built.requests_sha256, sampling, built.tokenizer
-            )
-        with progress, tally:
-            told = Listeners(tally, progress)
-            replicas, address = prepared.config.replicas, prepared.config.address
-            outcome = run_units(spec, left, sources, replicas, told, address, refinement.units)
-        if outcome.given_up:
-            raise SweepError(
-                f"{len(outcome.given_up)} units failed on every try; all others are committed. Run the same command again "
-                "to try them again. They are\n"
-                + "\n".join(f"  - {u.task} λ = {u.lam} shard {u.shard}: {why}" for u, why in outcome.given_up)
-            )
-        interrupted = outcome.interrupted
+        interrupted = launch.units(left, tally, progress, say)
     if not interrupted:
         for harness, instances in prepared.harnesses:
             write_outcomes(run, harness, instances, sweep.table_identity(), refinement.plan)
@@ -178,6 +148,21 @@ def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Cal
     )
     exit_code = EXIT_INTERRUPTED if interrupted else EXIT_QUARANTINE if quarantined else 0
     return SweepResult(run, exit_code, tally.done, tally.requests, progress.seconds)
+
+
+def _sources(root: str, prepared: Prepared) -> "dict[str, Source]":
+    from ray_jobs.work import GenerateSource, TableSource
+    from serve.settings import Sampling
+
+    found: dict[str, Source] = {
+        name: TableSource(root, name, task.built.table, task.built.requests_sha256)
+        for name, task in prepared.tasks.items()
+    }
+    for name, prompts in prepared.prompts.items():
+        asked, built = prompts.spec, prompts.built
+        sampling = Sampling(asked.samples, float(asked.temperature), asked.max_tokens, built.stop_token_ids)
+        found[name] = GenerateSource(root, name, built.table, built.requests_sha256, sampling, built.tokenizer)
+    return found
 
 
 def disk_bytes(prepared: Prepared, lambdas: int) -> int:
