@@ -1,10 +1,8 @@
-"""The one formula: θ(λ) = base + λ · (aligned − base); with several aligned checkpoints base + Σ λ_k · (aligned_k − base).
+"""θ at a point, tensor by tensor: along the line's method (`merge.methods`), straight unless it says otherwise.
 
-`torch.lerp(base, aligned, λ)` per tensor, computed in fp32 and rounded once to the checkpoint's dtype: for half-precision
-tensors and a Python-float weight, lerp works in fp32 and rounds at the end. λ itself is rounded to a binary double, and
-inside lerp to fp32: a relative error of 6e-8, not the 4e-3 of a λ rounded to bfloat16. Always from the two parents, never
-from the previous λ. Live switching and export use this same function, so that both give the same bits on one kind of device;
-it works element by element, so that slicing a tensor first changes nothing.
+Always from the parents, never from the previous λ, computed in fp32 and rounded once to the checkpoint's dtype. Live
+switching and export use this same function, so that both give the same bits on one kind of device; it works element by
+element, so that slicing a tensor first changes nothing.
 
 Several aligned checkpoints are added to base with a λ each: G. Ilharco et al., "Editing models with task arithmetic", ICLR
 2023. Where at most one λ is not 0 that is the line to this one, computed as such. Else, in fp32 and rounded once,
@@ -16,8 +14,7 @@ d_k = aligned_k − base and S = |base| + Σ |λ_k d_k|: λ_k, d_k and their pro
 m sums u |s_k| ≤ uS each, together at most (m + 3)uS to first order. In half precision the last rounding adds half a unit in
 the last place of the result. Where numbers are subnormal in fp32 each product adds at most 2⁻¹⁵⁰.
 
-A line may weigh λ by tensor (`merge.lam_map`) and go along the arc between the parents instead (`merge.arc`). Both come to
-numbers known once for each tensor, its `Rule`, and stay element by element.
+A line may weigh λ by tensor (`merge.lam_map`). That and its method come to what is known once for each tensor, its `Rule`.
 """
 
 import math
@@ -30,9 +27,9 @@ import torch
 from safetensors import safe_open
 
 from contract.points import coordinates
-from merge.arc import angle_between, coefficients
 from merge.checkpoint import Checkpoint
 from merge.lam_map import scaled
+from merge.methods import METHODS, Path, linear
 from merge.pair import Pair
 from merge.vocabulary import runs
 
@@ -42,7 +39,7 @@ class Rule:
     """How one tensor moves with λ."""
 
     weight: str = "1"  # on λ
-    angle: float | None = None  # between the parents, in radians, where it goes along the arc
+    path: Path | None = None  # where it does not go straight
 
 
 PLAIN = Rule()
@@ -68,11 +65,9 @@ def interpolate(
     if lam in ("0", "1"):
         parent = base if lam == "0" else aligned
         return parent if out is None else out.copy_(parent)
-    if rule.angle is None:
-        return torch.lerp(base, aligned, float(lam), out=out)
-    one, two = coefficients(float(lam), rule.angle)
-    # Products and their sum apart: a fused multiply-add rounds otherwise, and only some elements of a block get one.
-    made = (base.float() * one).add_(aligned.float() * two)
+    if rule.path is None:
+        return linear.between(base, aligned, float(lam), out)
+    made = rule.path.between(base, aligned, float(lam))
     return made.to(base.dtype) if out is None else out.copy_(made)
 
 
@@ -96,7 +91,7 @@ def theta(
         return interpolate(base, parents[1 + place], lams[place], out, rule)
     made = base.to(torch.float32, copy=True)
     for place in away:
-        # Apart, as above: `add` with a factor could be fused.
+        # Product and sum apart: `add` with a factor could be fused, and would round otherwise.
         made.add_((parents[1 + place].float() - base.float()).mul_(float(weighed[place])))
     return made.to(base.dtype) if out is None else out.copy_(made)
 
@@ -105,11 +100,11 @@ def along_one(point: str, rule: Rule = PLAIN) -> tuple[int, str] | None:
     """Return which aligned parent a tensor moves towards, and its λ after the tensor's weight, where that is all there is.
 
     Returns:
-        The parent's place, 1 for the first aligned one; None where θ goes along the arc, or towards several.
+        The parent's place, 1 for the first aligned one; None where its way is not straight, or towards several.
     """
     weighed = [scaled(lam, rule.weight) for lam in coordinates(point).values()]
     away = [place for place, lam in enumerate(weighed, 1) if lam != "0"]
-    if rule.angle is not None or len(away) > 1:
+    if rule.path is not None or len(away) > 1:
         return None
     place = away[0] if away else 1
     return place, weighed[place - 1]
@@ -123,16 +118,14 @@ def needed(point: str, rule: Rule = PLAIN) -> tuple[int, ...]:
 
 
 def tensor_rules(pair: Pair) -> dict[str, Rule]:
-    """Return the rule of every tensor; along the arc this reads both parents once."""
-    angles: dict[str, float | None] = {}
-    if pair.line.method == "slerp":
+    """Return the rule of every tensor; where these have ways of their own, this reads both parents once."""
+    paths: dict[str, Path | None] = {}
+    if path := METHODS[pair.line.method].path:
         base, aligned = dict(mapped_tensors(pair.base)), dict(mapped_tensors(pair.aligned))
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # each tensor by one thread: its sums have one order
-            found = pool.map(
-                lambda name: angle_between(base[name], aligned[name], pair.aligned_rows.get(name, ())), aligned
-            )
-            angles = dict(zip(aligned, found, strict=True))
-    return {name: Rule(pair.weights.get(name, "1"), angles.get(name)) for name in pair.base.tensors}
+            found = pool.map(lambda name: path(base[name], aligned[name], pair.aligned_rows.get(name, ())), aligned)
+            paths = dict(zip(aligned, found, strict=True))
+    return {name: Rule(pair.weights.get(name, "1"), paths.get(name)) for name in pair.base.tensors}
 
 
 def mapped_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:

@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-METHODS = ("linear", "slerp")
+from merge.methods import METHODS
+
 VOCABULARIES = ("strict", "shared")
 
 
@@ -13,7 +14,7 @@ class Line:
     """Part of a sweep's identity; the same in every rank."""
 
     method: str = "linear"
-    """linear: base + λ · (aligned − base). slerp: along the arc between them, see `merge.interpolate`."""
+    """One of `merge.methods`."""
     lam_map: str = ""
     """Weights on λ by module, see `merge.lam_map`; empty: 1 everywhere."""
     vocab: str = "strict"
@@ -28,8 +29,9 @@ class Line:
     def two_parents_only(self) -> list[str]:
         """Return why this line cannot be taken where there are several aligned checkpoints."""
         problems = []
-        if self.method == "slerp":
-            problems.append("--method slerp takes one aligned checkpoint: an arc is between two")
+        method = METHODS.get(self.method)
+        if method and method.one_only:
+            problems.append(f"--method {method.name} takes one aligned checkpoint: {method.one_only}")
         if self.vocab == "shared":
             problems.append("--vocab shared takes one aligned checkpoint: several have no rows in common to take")
         return problems
@@ -50,5 +52,5 @@ STRAIGHT = Line()
 
 def check_line(line: Line) -> list[str]:
     """Return what is wrong with what a user asked for, as far as that can be told without the pair."""
-    given = (("method", line.method, METHODS), ("vocab", line.vocab, VOCABULARIES))
+    given = (("method", line.method, tuple(METHODS)), ("vocab", line.vocab, VOCABULARIES))
     return [f"--{name} is {value!r}: use {', '.join(known)}" for name, value, known in given if value not in known]

@@ -21,6 +21,8 @@ from calibration.report.identity import Quarantined, identity, task_records
 from calibration.report.notices import notices
 from calibration.report.numbers import numbers
 from calibration.report.style import theme
+from contract.formula import formula
+from contract.points import ONLY
 from contract.records import LineRecord, ParentRecord, Plan, SweepRecord
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
@@ -91,13 +93,8 @@ def _parents(pair: Mapping[str, ParentRecord]) -> Parents:
 
 
 def _formula(line: LineRecord, names: Sequence[str]) -> str:
-    if names:
-        weight = " · w" if line.lam_map else ""
-        return "θ = base" + "".join(f" + λ_{name}{weight} · ({name} − base)" for name in names)
-    weight = "λ · w" if line.lam_map else "λ"
-    if line.method == "slerp":
-        return f"θ(λ) = slerp(base, aligned; {weight})"
-    return f"θ(λ) = base + {weight} · (aligned − base)"
+    lams = {name: f"λ_{name}" for name in names} or {ONLY: "λ"}
+    return f"{'θ' if names else 'θ(λ)'} = {formula(line.method, lams, bool(line.lam_map))}"
 
 
 def _short(parent: ParentRecord) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from contract.formula import formula
 from contract.points import coordinates
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def model_card(pair: "Pair", fingerprints: dict[str, str], lam: str, like: str, 
         like: the parent whose config, tokenizer and chat template the model has.
         run: what was measured of this λ, if anything.
     """
-    parents = pair.parents
+    parents, line = pair.parents, pair.line
+    theta = formula(line.method, coordinates(lam), bool(line.lam_map))
     lines = [
         "---",
         *_front_matter([parent.source for parent in parents.values() if parent.revision]),
@@ -34,7 +36,7 @@ def model_card(pair: "Pair", fingerprints: dict[str, str], lam: str, like: str, 
         "",
         f"# θ({lam}) of {', '.join(map(_name, list(parents.values())[:-1]))} and {_name(list(parents.values())[-1])}",
         "",
-        f"The weights are {_formula(pair, lam)}, tensor by tensor, computed in float32 and rounded once.",
+        f"The weights are {theta}, tensor by tensor, computed in float32 and rounded once.",
         *_beyond_the_formula(pair),
         "",
         "| parent | checkpoint | revision | fingerprint |",
@@ -51,14 +53,6 @@ def model_card(pair: "Pair", fingerprints: dict[str, str], lam: str, like: str, 
         "",
     ]
     return "\n".join(lines)
-
-
-def _formula(pair: "Pair", lam: str) -> str:
-    weight = " · w" if pair.line.lam_map else ""
-    if pair.line.method == "slerp":
-        return f"slerp(base, aligned; {lam}{weight})"
-    steps = (f" + {one}{weight} · ({name or 'aligned'} − base)" for name, one in coordinates(lam).items())
-    return "base" + "".join(steps)
 
 
 def _beyond_the_formula(pair: "Pair") -> Iterator[str]:
