@@ -20,8 +20,9 @@ from pathlib import Path
 
 from simulate import Cluster, Outcome, coarse_frontier_at, simulate
 
+from contract.units import Unit
 from ray_jobs.scheduler import Scheduler
-from ray_jobs.units import TaskPlan, Unit, units_for
+from ray_jobs.units import TaskPlan, units_for
 
 GRID = [f"{point / 100:.2f}".rstrip("0").rstrip(".") for point in range(101)]  # 0:1:0.01
 COARSE_STEP = 10  # grid points

@@ -12,8 +12,8 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 
+from contract.units import Unit, UnitKey
 from ray_jobs.scheduler import Scheduler
-from ray_jobs.units import Unit, UnitKey
 
 LATE_BY = 30.0  # seconds after which the receipt of a replica thought lost comes in
 

@@ -12,31 +12,38 @@ from calibration.arrays import Floats
 from calibration.metrics.choice_tasks import Estimates
 from calibration.metrics.diversity import DIVERSITY, diversity
 from calibration.scores.per_document import LeftOut
-from calibration.task_at_lambda import TaskMetrics, parents_on_line
+from calibration.task_at_lambda import TaskMetrics
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.resample import SPLITS, Resamples, draw
 from contract import points, schemas
 from contract.errors import LambdasweepError
 from contract.location import read_table
+from contract.records import TaskRecord
 from contract.rundir import RunDir
 
 _AT_ONCE = 1000  # the texts of so many prompts are in memory at a time
 
 
 def diversity_metrics(
-    run: RunDir, task: str, record: Mapping[str, Any], resamples: int, seed: int
+    run: RunDir, task: str, record: TaskRecord, parents: Mapping[str, str], resamples: int, seed: int
 ) -> Iterator[TaskMetrics]:
-    """Yield every λ of a generate task that has anything committed, ascending; `record` is the task's in plan.json.
+    """Yield every λ of a generate task that has anything committed, ascending.
 
     Values are means over the prompts that have a value; a difference to a parent is taken over the prompts that have one at
     both λs.
+
+    Args:
+        run: the run.
+        task, record: of its plan.
+        parents: λs of those that are on the line.
+        resamples, seed: as in `analyse.analyse`.
 
     Raises:
         LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
     """
     kinds = ("generations", "quarantine")
     there = sorted(
-        (lam for lam in record["lambdas"] if any(run.committed(task, lam, kind) for kind in kinds)),
+        (lam for lam in record.lambdas if any(run.committed(task, lam, kind) for kind in kinds)),
         key=points.order,
     )
     if not there:
@@ -50,8 +57,8 @@ def diversity_metrics(
     drawn = draw(task, count, resamples, seed)
     found: dict[str, tuple[Floats, LeftOut]] = {}
     for lam in there:
-        found[lam] = _of_prompts(run, task, lam, count, record["samples"])
-    parents = {name: lam for name, lam in parents_on_line(run.sweep()).items() if lam in found}
+        found[lam] = _of_prompts(run, task, lam, count, record.samples or 1)
+    parents = {name: lam for name, lam in parents.items() if lam in found}
     for lam, (values, left_out) in found.items():
         estimates = _estimates("", values, drawn)
         for name, parent in parents.items():

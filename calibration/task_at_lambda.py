@@ -4,14 +4,14 @@ Each core works on one λ at a time, and memory holds the tokens of only those �
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from calibration.arrays import Ints
+from calibration.catalogue import find
 from calibration.metrics import choice_tasks, continuation_tasks
 from calibration.metrics.choice_tasks import Estimates, choice_estimates, matched_to_itself, parent_predictions
 from calibration.metrics.continuation_tasks import continuation_estimates
@@ -22,9 +22,8 @@ from calibration.uncertainty.resample import Resamples, draw
 from contract import points
 from contract.rundir import RunDir
 
-PARENTS = points.parents([points.ONLY])  # the parents of a run whose line ends at its one aligned checkpoint
-
-_UNCOMPARED = ("agreement_", "temperature")
+# The parents of a run whose line ends at its one aligned checkpoint; `records.SweepRecord.parents` has those of any run.
+PARENTS = points.parents([points.ONLY])
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +37,19 @@ class TaskMetrics:
     bins: list[BinRow]
 
 
-def parents_on_line(sweep: Mapping[str, Any]) -> dict[str, str]:
-    """Return the point of each parent that a run can be at: `base`, and `aligned` or each of several by its name.
-
-    Aligned parents are missing where a map weighs λ so that λ = 1 is no parent.
-
-    Args:
-        sweep: the content of sweep.json.
-    """
-    line, parents = sweep.get("line", {}), points.parents(points.names_of(sweep["pair"]))
-    return {name: lam for name, lam in parents.items() if name == "base" or line.get("ends_at_aligned", True)}
-
-
-def task_metrics(run: RunDir, task: str, lambdas: list[str], resamples: int, seed: int) -> Iterator[TaskMetrics]:
+def task_metrics(
+    run: RunDir, task: str, lambdas: Sequence[str], parents: Mapping[str, str], resamples: int, seed: int
+) -> Iterator[TaskMetrics]:
     """Yield every λ that has anything committed: the parents first, then the others, ascending.
 
     A difference to a parent is taken on the documents that have scores at both λs.
+
+    Args:
+        run: the run.
+        task: of its plan.
+        lambdas: of the task.
+        parents: λs of those that are on the line.
+        resamples, seed: as in `analyse.analyse`.
 
     Raises:
         LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
@@ -61,7 +57,7 @@ def task_metrics(run: RunDir, task: str, lambdas: list[str], resamples: int, see
     there = [lam for lam in lambdas if run.committed(task, lam) or run.committed(task, lam, "quarantine")]
     if not there:
         return
-    parents = {name: lam for name, lam in parents_on_line(run.sweep()).items() if lam in there}
+    parents = {name: lam for name, lam in parents.items() if lam in there}
     along_lambda = _TaskAlongLambda(run, task, parents, resamples, seed)
     yield from map(along_lambda.parent, parents)
     # Threads are enough, because nearly all of the work is sums in compiled code. Each λ is computed by itself, so their
@@ -131,8 +127,13 @@ class _TaskAlongLambda:
         return {
             (f"{key[0]}_vs_{name}", *key[1:]): estimate.minus(theirs[key])
             for key, estimate in mine.items()
-            if key in theirs and not key[0].startswith(_UNCOMPARED)
+            if key in theirs and _is_compared(key[0])
         }
+
+
+def _is_compared(name: str) -> bool:
+    metric = find(name)
+    return metric is None or metric.compared
 
 
 def _restricted(at_lambda: TaskScores, kept: Ints) -> TaskScores:

@@ -177,7 +177,7 @@ class RunDir:
             self.root.check()
 
     def sweep(self) -> dict[str, Any]:
-        """Return sweep.json.
+        """Return sweep.json as it is; `contract.records.read_sweep` makes a record of it.
 
         Raises:
             InputError: `root` holds no sweep.
@@ -185,7 +185,7 @@ class RunDir:
         return self._json(self.sweep_json, {"pair", "engine", "versions"})
 
     def plan(self) -> dict[str, Any]:
-        """Return plan.json: `{"tasks": {name: {…, "shards": [[first_row, end_row], …], "lambdas": [λ, …]}}}`.
+        """Return plan.json as it is, `{"tasks": {name: {…}}}`; `contract.records.read_plan` makes records of it.
 
         Raises:
             InputError: `root` holds no sweep.
@@ -308,11 +308,6 @@ class RunDir:
                     f"another lambdasweep process is writing to {self.root}: wait for it, or stop it first"
                 ) from None
             yield
-
-
-def completion(record: dict[str, Any]) -> str:
-    """Return the kind of table that is the completion record of a unit; `record` is its task's entry in plan.json."""
-    return "generations" if record.get("scored_as") == "samples" else "tokens"
 
 
 def names(folder: Location) -> list[str]:

@@ -179,7 +179,8 @@ def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[st
     Writes a map as the record has it, and the tokenizer that goes with shared vocabularies, into `values`.
     """
     from merge.lam_map import parse_map
-    from merge.line import METHODS, VOCABULARIES, Line
+    from merge.line import VOCABULARIES, Line
+    from merge.methods import METHODS
     from serve.switch.tiers import CHOICES
 
     problems = [
@@ -193,7 +194,7 @@ def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[st
             problems.append(f"--{name.replace('_', '-')} is {value}: give 1 or more")
     allowed = {
         "dtype": DTYPES,
-        "method": METHODS,
+        "method": tuple(METHODS),
         "vocab": VOCABULARIES,
         "tokenizer": parent_names(by_name(values.get("aligned", ""))),
         "parents": CHOICES,

@@ -1,6 +1,7 @@
 """What engines are started with where the user left it open."""
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from contract.errors import InputError
@@ -15,7 +16,7 @@ GIB = 1 << 30
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
-def settle(config: SweepConfig, pair: "Pair", device: str, recorded: dict[str, Any] | None) -> "EngineSettings":
+def settle(config: SweepConfig, pair: "Pair", device: str, recorded: Mapping[str, Any] | None) -> "EngineSettings":
     """Choose what the user left open. Deterministic in (config, pair, machine), or taken from `recorded`."""
     from serve.settings import EngineSettings, available_cores
 
@@ -79,7 +80,7 @@ def kv_bytes_per_token(pair: "Pair", dtype: str) -> int:
         return 0
 
 
-def server_defaults(pair: "Pair", device: str, recorded: dict[str, Any]) -> dict[str, Any]:
+def server_defaults(pair: "Pair", device: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Return the vLLM arguments that a server starts with where no flag says otherwise: a run's own, else a sweep's."""
     window = pair.max_position_embeddings or CPU_WINDOW
     defaults: dict[str, Any] = {"max_model_len": window}

@@ -1,12 +1,24 @@
-"""What is done before engines are started, for a sweep and for a batch alike."""
+"""From what is left to do to engines that do it, for a sweep and for a batch alike."""
 
 import errno
 import os
 import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from contract.errors import InputError, join
+from contract.errors import InputError, SweepError, join
+from contract.events import Listeners
+from contract.rundir import RunDir
+from contract.units import Unit
+from lambdasweep.monitor.heartbeat import Heartbeat
+from lambdasweep.monitor.progress import SweepProgress
 from lambdasweep.prepare import Prepared
+
+if TYPE_CHECKING:
+    from merge.remote_parent import RemoteParent
+    from ray_jobs.work import Source
 
 _SPARE_BYTES = 64 << 20
 
@@ -26,10 +38,65 @@ def fingerprint_pair(prepared: Prepared) -> dict[str, str]:
     return fingerprints
 
 
-def before_ray(address: str | None) -> None:
-    """Set what Ray reads when it is imported: a cluster of this machine alone listens on loopback only."""
-    if address is None:
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What engines are started for."""
+
+    out: RunDir
+    prepared: Prepared
+    parents: (
+        "tuple[RemoteParent, dict[str, RemoteParent] | None]"  # base, and the aligned ones by name; None: base alone
+    )
+    identity: Mapping[str, Any]  # what every table carries about where it came from
+    sources: "Mapping[str, Source]"  # where the requests of each task come from
+    total: int  # units, with those that are committed already
+    called: Callable[[Unit], str]  # what a unit is called in messages
+    more: Callable[[], Sequence[Unit]] | None = None  # asked for further units when all are done
+
+    def units(
+        self, left: Sequence[Unit], tally: Heartbeat, progress: SweepProgress, say: Callable[[str], None]
+    ) -> bool:
+        """Do the units that are left; return whether that was interrupted.
+
+        Args:
+            left: at least one.
+            tally: counts them, and writes how the driver does.
+            progress: shows it.
+            say: told one line of news at a time.
+
+        Raises:
+            InputError, SweepError: as `ray_jobs.driver.run_units`.
+            SweepError: units were given up.
+        """
+        config, (base, aligned) = self.prepared.config, self.parents
+        if config.address is None:
+            # Ray reads it when it is imported: a cluster of this machine alone listens on loopback only.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        from ray_jobs.driver import run_units
+        from ray_jobs.replica import SweepSpec
+
+        if len(left) < self.total:
+            say(f"{self.total - len(left)} of {self.total} units are committed already; {len(left)} are left")
+        spec = SweepSpec(
+            root=str(self.out.root.resolve()),
+            base=base,
+            aligned=aligned,
+            settings=self.prepared.settings,
+            identity=dict(self.identity),
+            line=self.prepared.pair.line,
+            parents=config.parents,
+            accelerator_type=config.accelerator_type,
+        )
+        with progress, tally:
+            told = Listeners(tally, progress)
+            outcome = run_units(spec, left, self.sources, config.replicas, told, config.address, self.more)
+        if outcome.given_up:
+            raise SweepError(
+                f"{len(outcome.given_up)} units failed on every try; all others are committed. Run the same command again "
+                "to try them again. They are\n"
+                + "\n".join(f"  - {self.called(unit)}: {why}" for unit, why in outcome.given_up)
+            )
+        return outcome.interrupted
 
 
 def check_disk(out: Path, needed: int) -> None:

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from contract import schemas
 from contract.errors import InputError
 from contract.location import read_table
-from contract.points import names_of, order, parents, parse_point
-from contract.rundir import RunDir, completion
+from contract.points import order, parents, parse_point
+from contract.records import read_plan, read_sweep
+from contract.rundir import RunDir
 
 if TYPE_CHECKING:
     import altair as alt
@@ -54,12 +55,12 @@ class Run:
             InputError: there is none.
         """
         self._run = RunDir(root)
-        names = names_of(self._run.sweep()["pair"])
+        names = read_sweep(self._run).names
         self._names, self._kind = names, list(parents(names).values())  # what points there are
-        self._plan: dict[str, Any] = self._run.plan()["tasks"]
+        self._plan = read_plan(self._run)
 
     def __repr__(self) -> str:
-        tasks = ", ".join(f"{name} ({len(record['lambdas'])} λ)" for name, record in self._plan.items())
+        tasks = ", ".join(f"{name} ({len(record.lambdas)} λ)" for name, record in self._plan.items())
         return f"<run {self._run.root}: {tasks}>"
 
     def metrics(self) -> pa.Table:
@@ -195,7 +196,7 @@ class Run:
             raise InputError(
                 f"nothing of task {task!r} is scored at λ = {name} yet: run the sweep on, or give another λ"
             )
-        grid = self._plan[task]["lambdas"]  # its ends are those of the colours
+        grid = self._plan[task].lambdas  # its ends are those of the colours
         return reliability_chart(rows, grid, of).properties(title=f"{task}, λ = {name}", width=320, height=320)
 
     @property
@@ -210,7 +211,7 @@ class Run:
         return [*found["tasks"], *filter(None, [found["macro"]])]
 
     def _points(self, task: str | None, lam: Lam | None, kind: str = "tokens") -> Iterator[tuple[str, str]]:
-        of_kind = [name for name, record in self._plan.items() if completion(record) == kind]
+        of_kind = [name for name, record in self._plan.items() if record.completion == kind]
         if task is not None and task not in self._plan:
             raise InputError(f"{self._run.root} has no task {task!r}: give one of {', '.join(self._plan)}")
         if task is not None and task not in of_kind:
@@ -219,9 +220,9 @@ class Run:
             )
         wanted = None if lam is None else parse_point(f"{lam:f}" if isinstance(lam, Decimal) else str(lam), self._names)
         names = of_kind if task is None else [task]
-        found = [(name, one) for name in names for one in self._plan[name]["lambdas"] if wanted in (None, one)]
+        found = [(name, one) for name in names for one in self._plan[name].lambdas if wanted in (None, one)]
         if wanted is not None and not found:
-            known = sorted({one for name in names for one in self._plan[name]["lambdas"]}, key=order)
+            known = sorted({one for name in names for one in self._plan[name].lambdas}, key=order)
             between = "; " if len(self._names) > 1 else ", "
             raise InputError(f"{self._run.root} has no λ = {wanted}: give one of {between.join(known)}")
         return iter(found)

@@ -28,6 +28,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
     if find_spec("transformers") is None or find_spec("vllm") is None:
         yield from _describe_headers(config)
         return
+    from contract.records import ParentRecord, read_sweep
     from contract.rundir import RunDir
     from lambdasweep import record
     from lambdasweep.prepare import prepare
@@ -35,10 +36,10 @@ def describe(config: SweepConfig) -> Iterator[str]:
 
     record.check_target(config.out)
     run = RunDir(config.out)
-    recorded = run.sweep() if run.exists() else None
-    prepared = prepare(config, recorded["engine"] if recorded else None)
+    recorded = read_sweep(run) if run.exists() else None
+    prepared = prepare(config, recorded.engine if recorded else None)
     if recorded:
-        weights = {role: recorded["pair"].get(role, {}).get("fingerprint", "") for role in prepared.pair.parents}
+        weights = {role: recorded.pair.get(role, ParentRecord()).fingerprint for role in prepared.pair.parents}
         tasks = {name: record.task_record(task) for name, task in prepared.everything.items()}
         record.check(run, record.sweep_record(prepared, weights), tasks)
     pair, settings = prepared.pair, prepared.settings

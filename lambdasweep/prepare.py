@@ -1,6 +1,6 @@
 """From a `SweepConfig` to everything a sweep needs: a checked pair, engine settings, tasks as requests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,19 +12,19 @@ from contract.errors import InputError, PairError, join
 from contract.points import order
 from lambdasweep.config import SweepConfig
 from lambdasweep.engine_defaults import settle
-from lambdasweep.tasks import BuiltTask, ChatTemplate, HarnessSpec, Tokenizer, build_requests, load_tokenizer, shards
+from lambdasweep.tasks import BuiltTask, ChatTemplate, HarnessSpec, Tokenizer, load_tokenizer, requests_of, shards
 from lambdasweep.tasks.chat import read_template
-from lambdasweep.tasks.documents import TaskSpec, read_documents
+from lambdasweep.tasks.documents import TaskFile, TaskSpec, read_documents
 from lambdasweep.tasks.lm_eval_tasks.load import Harness, HarnessTask, load_harness
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltHarnessTask, build_instances
 from lambdasweep.tasks.prompts import (
     BuiltPrompts,
     GenerateSpec,
-    build_prompts,
     prompt_costs,
     prompt_shards,
     read_prompts,
     stop_tokens,
+    tokenised,
 )
 
 if TYPE_CHECKING:
@@ -92,8 +92,10 @@ class Prepared:
         return [*self.pair.warnings, *told, *of_tasks]
 
 
-def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prepared:
+def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> Prepared:
     """Open the pair, read and tokenise the tasks, and settle the engine's settings.
+
+    Each file is read once: what is built is what was checked.
 
     Args:
         config: what was asked for.
@@ -130,12 +132,11 @@ def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prep
             source = collect(lambda: read_template((pair.aligned if is_base else parent).path))
     if tokenizer is not None and source is not None:
         chat = ChatTemplate(source, tokenizer)
-    loaded: list[TaskSpec | Harness | None] = [
+    loaded: list[TaskFile | Harness | None] = [
         collect(lambda spec=spec: _load(spec, chat))  # type: ignore[misc]
         for spec in config.tasks
     ]
-    for sampled in config.generate:
-        collect(lambda spec=sampled: read_prompts(spec))  # type: ignore[misc]
+    files = [collect(lambda spec=spec: read_prompts(spec)) for spec in config.generate]  # type: ignore[misc]
     collect(lambda: _check_names([one for one in loaded if one], config.generate))
     if failures or pair is None or device is None or tokenizer is None:
         raise join(failures)
@@ -149,13 +150,13 @@ def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prep
             harnesses.append((one, instances))
             found = [(name, each.source, part) for each in instances for name, part in each.parts.items()]
         elif one:
-            found = [(one.name, one, build_requests(one, tokenizer, chat))]
+            found = [(one.spec.name, one.spec, requests_of(one, tokenizer, chat))]
         for name, spec, built in found:
             runs = tuple(shards(built.table, SHARD_TOKENS[device]))
             tasks[name] = PreparedTask(spec, built, runs, tuple(token_counts(built.table, runs)))
     prompts = {}
-    for sampled in config.generate:
-        built_prompts = build_prompts(sampled, tokenizer, stops or (), chat)
+    for file in filter(None, files):
+        sampled, built_prompts = file.spec, tokenised(file, tokenizer, stops or (), chat)
         if sampled.chat and (others := stop_tokens(pair.aligned.path, tokenizer)) != stops:
             text = (
                 f"task {sampled.name}: samples end at base's end tokens {list(stops or ())}, and the aligned model ends "
@@ -169,16 +170,13 @@ def prepare(config: SweepConfig, recorded: dict[str, Any] | None = None) -> Prep
     return Prepared(config, pair, settings, tasks, tuple(harnesses), prompts)
 
 
-def _load(spec: TaskSpec | HarnessSpec, chat: ChatTemplate | None) -> TaskSpec | Harness:
-    """Check a task as far as that goes without a tokenizer."""
-    if isinstance(spec, HarnessSpec):
-        return load_harness(spec, chat)
-    read_documents(spec)
-    return spec
+def _load(spec: TaskSpec | HarnessSpec, chat: ChatTemplate | None) -> TaskFile | Harness:
+    """Read a task, and check it as far as that goes without a tokenizer."""
+    return load_harness(spec, chat) if isinstance(spec, HarnessSpec) else read_documents(spec)
 
 
-def _check_names(loaded: list[TaskSpec | Harness], generate: tuple[GenerateSpec, ...]) -> None:
-    names = [name for one in loaded for name in (one.names if isinstance(one, Harness) else [one.name])]
+def _check_names(loaded: list[TaskFile | Harness], generate: tuple[GenerateSpec, ...]) -> None:
+    names = [name for one in loaded for name in (one.names if isinstance(one, Harness) else [one.spec.name])]
     names += [spec.name for spec in generate]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -5,6 +5,7 @@ the λs asked for of each: it grows, but a task that is in it stays as it is.
 """
 
 import json
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from contract import schemas
 from contract.errors import RunMismatchError
 from contract.location import Location, ObjectPath
 from contract.points import order
+from contract.records import LineRecord, ParentRecord, Plan, SweepRecord, TaskRecord, plan_of
 from contract.rundir import RunDir, commit_json, commit_table
 from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask
 
@@ -44,109 +46,102 @@ def check_target(out: Location, record: str = "sweep.json", early: str = "reques
         raise RunMismatchError(f"{out} is a file: give a directory as --out")
 
 
-def sweep_record(prepared: Prepared, fingerprints: dict[str, str]) -> dict[str, Any]:
-    """Return what sweep.json holds."""
+def sweep_record(prepared: Prepared, fingerprints: Mapping[str, str]) -> SweepRecord:
+    """Return the record of a sweep."""
     from merge.vocabulary import tokenizer_digest
 
     pair = {
-        role: {
-            "source": str(Path(parent.source).resolve()) if parent.revision is None else parent.source,
-            "revision": parent.revision,
-            "fingerprint": fingerprints[role],
-            "tokenizer_sha256": tokenizer_digest(parent.path),
-        }
+        role: ParentRecord(
+            source=str(Path(parent.source).resolve()) if parent.revision is None else parent.source,
+            revision=parent.revision,
+            fingerprint=fingerprints[role],
+            tokenizer_sha256=tokenizer_digest(parent.path),
+        )
         for role, parent in prepared.pair.parents.items()
     }
-    return {
-        "schema": schemas.SCHEMA_VERSION,
-        "pair": pair,
-        "line": line_record(prepared.pair),
-        "tokenizer": prepared.config.tokenizer,
-        "engine": prepared.settings.to_json(),
-        "versions": versions(),
-    }
+    return SweepRecord(
+        pair=pair,
+        engine=prepared.settings.to_json(),
+        versions=versions(),
+        line=line_record(prepared.pair),
+        schema=schemas.SCHEMA_VERSION,
+        tokenizer=prepared.config.tokenizer,
+    )
 
 
-def line_record(pair: "Pair") -> dict[str, Any]:
+def line_record(pair: "Pair") -> LineRecord:
     """Return what sweep.json and every table hold of the way between the parents."""
     counts = {name: sum(stop - start for start, stop in spans) for name, spans in pair.aligned_rows.items()}
-    return {**pair.line.to_json(), "rows_from_aligned": counts, "ends_at_aligned": pair.ends_at_aligned}
+    return LineRecord(**pair.line.to_json(), rows_from_aligned=counts, ends_at_aligned=pair.ends_at_aligned)
 
 
-def table_identity(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what every token table of a sweep carries about where it came from."""
-    return {
-        "schema": record["schema"],
-        **{role: parent["fingerprint"] for role, parent in record["pair"].items()},
-        "line": record["line"],
-        "engine": record["engine"],
-        "versions": record["versions"],
-    }
-
-
-def task_record(task: PreparedTask | PreparedPrompts) -> dict[str, Any]:
-    """Return what plan.json holds of a task, its λs apart."""
+def task_record(task: PreparedTask | PreparedPrompts) -> TaskRecord:
+    """Return the record of a task, its λs apart."""
     return _scored(task) if isinstance(task, PreparedTask) else _sampled(task)
 
 
-def _sampled(task: PreparedPrompts) -> dict[str, Any]:
+def _sampled(task: PreparedPrompts) -> TaskRecord:
     spec, built = task.spec, task.built
-    return {
-        "file": spec.source,
-        "sha256": built.sha256,
-        "limit": spec.limit,
-        "samples": spec.samples,
-        "temperature": float(spec.temperature),
-        "max_tokens": spec.max_tokens,
-        "stop_token_ids": list(built.stop_token_ids),
-        "chat_template_sha256": built.chat_template_sha256,
-        "documents": built.table.num_rows,
-        "requests": built.table.num_rows,
-        "requests_sha256": built.requests_sha256,
-        "scored_as": "samples",
-        "shards": [list(run) for run in task.shards],
-        "costs": list(task.costs),
-    }
+    return TaskRecord(
+        file=spec.source,
+        sha256=built.sha256,
+        limit=spec.limit,
+        samples=spec.samples,
+        temperature=float(spec.temperature),
+        max_tokens=spec.max_tokens,
+        stop_token_ids=built.stop_token_ids,
+        chat_template_sha256=built.chat_template_sha256,
+        documents=built.table.num_rows,
+        requests=built.table.num_rows,
+        requests_sha256=built.requests_sha256,
+        scored_as="samples",
+        shards=task.shards,
+        costs=task.costs,
+    )
 
 
-def _scored(task: PreparedTask) -> dict[str, Any]:
+def _scored(task: PreparedTask) -> TaskRecord:
     spec, built = task.spec, task.built
-    return {
-        "file": spec.source,
-        "sha256": built.sha256,
-        "format": spec.format,
-        "shots": spec.shots,
-        "limit": spec.limit,
-        "seed": spec.seed,
-        "template": built.template,
-        "chat_template_sha256": built.chat_template_sha256,
-        "documents": built.documents,
-        "requests": built.table.num_rows,
-        "duplicates": built.duplicates,
-        "requests_sha256": built.requests_sha256,
-        "scored_as": built.scored_as,
-        "shards": [list(run) for run in task.shards],
-        "costs": list(task.costs),
-    }
+    return TaskRecord(
+        file=spec.source,
+        sha256=built.sha256,
+        format=spec.format,
+        shots=spec.shots,
+        limit=spec.limit,
+        seed=spec.seed,
+        template=built.template,
+        chat_template_sha256=built.chat_template_sha256,
+        documents=built.documents,
+        requests=built.table.num_rows,
+        duplicates=built.duplicates,
+        requests_sha256=built.requests_sha256,
+        scored_as=built.scored_as,
+        shards=task.shards,
+        costs=task.costs,
+    )
 
 
-def check(run: RunDir, record: dict[str, Any], tasks: dict[str, dict[str, Any]]) -> None:
+def check(run: RunDir, sweep: SweepRecord, tasks: Plan) -> dict[str, Any]:
     """Hold what is asked for now against what the run directory was started with.
+
+    Returns:
+        plan.json as it is; one without tasks where there is none.
 
     Raises:
         RunMismatchError: naming every difference.
     """
+    plan = run.plan() if run.plan_json.is_file() else {"tasks": {}}
     if not run.exists():
-        return
-    problems = list(differences("", run.sweep(), record))
-    planned = run.plan()["tasks"] if run.plan_json.is_file() else {}
+        return plan
+    problems = list(differences("", run.sweep(), sweep.to_json()))
+    planned = plan["tasks"]
     for name in sorted(tasks.keys() & planned.keys()):
-        old, new = (_identity(value[name]) for value in (planned, tasks))
-        problems += differences(f"task {name}: ", old, new)
+        problems += differences(f"task {name}: ", _identity(planned[name]), _identity(tasks[name].to_json()))
     if problems:
         raise RunMismatchError(
             f"{run.root} holds another sweep; give another --out, or the settings it was started with", problems
         )
+    return plan
 
 
 def _identity(task: dict[str, Any]) -> dict[str, Any]:
@@ -154,24 +149,23 @@ def _identity(task: dict[str, Any]) -> dict[str, Any]:
     return {key: task[key] for key in (*_TASK_IDENTITY, *_SAMPLING) if key in task}
 
 
-def write(run: RunDir, record: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
+def write(run: RunDir, sweep: SweepRecord, prepared: Prepared) -> dict[str, TaskRecord]:
     """Record the sweep and grow the plan by what is asked for now; return the plan.
 
     The requests tables come first and the plan last: what the plan names is there.
     """
     tasks = {name: task_record(task) for name, task in prepared.everything.items()}
-    check(run, record, tasks)
-    plan: dict[str, Any] = run.plan() if run.plan_json.is_file() else {"tasks": {}}
+    plan = check(run, sweep, tasks)
     for name, task in prepared.everything.items():
         if name not in plan["tasks"]:  # a table that no plan names may be of another file
-            commit_table(run.requests(name), task.built.table, _identity(tasks[name]))
+            commit_table(run.requests(name), task.built.table, _identity(tasks[name].to_json()))
     if not run.exists():
-        commit_json(run.sweep_json, record)
-    for name, entry in tasks.items():
-        entry = plan["tasks"].setdefault(name, {**entry, "lambdas": []})
+        commit_json(run.sweep_json, sweep.to_json())
+    for name, asked in tasks.items():
+        entry = plan["tasks"].setdefault(name, asked.to_json())
         entry["lambdas"] = sorted({*entry["lambdas"], *prepared.lambdas(name)}, key=order)
     commit_json(run.plan_json, plan)
-    return plan
+    return plan_of(run.plan_json, plan)
 
 
 def differences(path: str, old: Any, new: Any) -> list[str]:

@@ -4,20 +4,21 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, SweepError
+from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE
+from contract.records import Plan, SweepRecord, read_sweep
 from contract.rundir import RunDir
+from contract.units import Unit
 from lambdasweep import record
 from lambdasweep.config import SweepConfig
-from lambdasweep.launch import before_ray, check_disk, fingerprint_pair
+from lambdasweep.launch import Launch, check_disk, fingerprint_pair
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.progress import SweepProgress
 from lambdasweep.prepare import Prepared, prepare
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import write_outcomes
 
 if TYPE_CHECKING:
-    from ray_jobs.units import Unit
     from ray_jobs.work import Source
 
 # Parquet with zstd on real tables: about 11 bytes a continuation token and 12 a request, plus headers and the receipt.
@@ -49,7 +50,7 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
     """
     record.check_target(config.out)
     run = RunDir(config.out)
-    prepared = prepare(config, run.sweep()["engine"] if run.exists() else None)
+    prepared = prepare(config, read_sweep(run).engine if run.exists() else None)
     fingerprints = fingerprint_pair(prepared)
     sweep = record.sweep_record(prepared, fingerprints)
     record.check(run, sweep, {name: record.task_record(task) for name, task in prepared.everything.items()})
@@ -59,11 +60,10 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
         say(f"warning: {warning}")
     with run.lock():
         run.sweep_temporaries()
-        record.write(run, sweep, prepared)
-        return _run_left(run, prepared, sweep, say)
+        return _run_left(run, _Refinement(run, prepared, sweep, record.write(run, sweep, prepared), say), sweep, say)
 
 
-def units_left(run: RunDir, prepared: Prepared) -> "tuple[list[Unit], int]":
+def units_left(run: RunDir, prepared: Prepared) -> tuple[list[Unit], int]:
     """Return the units of this command that are not committed, and how many there are with those that are."""
     from ray_jobs.units import TaskPlan, units_for
 
@@ -81,13 +81,15 @@ class _Refinement:
     not name are taken for added ones. So it goes on where a killed sweep stopped, and does nothing where all is done.
     """
 
-    def __init__(self, run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Callable[[str], None]) -> None:
-        self._run, self._sweep, self._say = run, sweep, say
+    def __init__(
+        self, run: RunDir, prepared: Prepared, sweep: SweepRecord, plan: Plan, say: Callable[[str], None]
+    ) -> None:
+        self._run, self._sweep, self.plan, self._say = run, sweep, plan, say
         self._grid = set(prepared.config.lambdas)
         self._most = prepared.config.refine
         self.prepared = self._grown(prepared, ()) if self._most else prepared
 
-    def units(self) -> "list[Unit]":
+    def units(self) -> list[Unit]:
         """Return the units of the next λs, which are in the plan then; none where enough is added, or nothing helps."""
         from calibration.frontier.refine import ROUND, suggest
         from calibration.frontier.running_curve import answer_curve
@@ -96,7 +98,7 @@ class _Refinement:
         count = min(ROUND, self._most - (len(lambdas) - len(self._grid)))
         if count <= 0:
             return []
-        curve = answer_curve(self._run, list(self.prepared.tasks))
+        curve = answer_curve(self._run, list(self.prepared.tasks), sweep=self._sweep, plan=self.plan)
         if curve is None:
             self._say("nothing to refine: no λ of a task with choices is finished")
             return []
@@ -109,75 +111,58 @@ class _Refinement:
         return units_left(self._run, self.prepared)[0]
 
     def _grown(self, prepared: Prepared, lambdas: tuple[str, ...]) -> Prepared:
-        plan = self._run.plan()["tasks"]
-        planned = (lam for name in prepared.tasks for lam in plan[name]["lambdas"])
+        planned = (lam for name in prepared.tasks for lam in self.plan[name].lambdas)
         grown = dataclasses.replace(prepared, refined=tuple({*prepared.refined, *planned, *lambdas} - self._grid))
-        record.write(self._run, self._sweep, grown)
+        self.plan = record.write(self._run, self._sweep, grown)
         return grown
 
 
-def _run_left(run: RunDir, prepared: Prepared, sweep: dict[str, Any], say: Callable[[str], None]) -> SweepResult:
-    refinement = _Refinement(run, prepared, sweep, say)
+def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Callable[[str], None]) -> SweepResult:
     prepared = refinement.prepared
     left, total = units_left(run, prepared)
     if not left and (left := refinement.units()):
         total += len(left)
     interrupted = False
-    progress = SweepProgress(total, left)
+    tally = Heartbeat(run, left)
+    progress = SweepProgress(total, tally)
     if left:
         from merge.remote_parent import travelling
 
-        before_ray(prepared.config.address)
-        from ray_jobs.driver import run_units
-        from ray_jobs.events import Listeners
-        from ray_jobs.replica import SweepSpec
-        from ray_jobs.work import GenerateSource, TableSource
-        from serve.settings import Sampling
-
-        if len(left) < total:
-            say(f"{total - len(left)} of {total} units are committed already; {len(left)} are left")
-        base, aligned = travelling(prepared.pair, sweep["pair"])
-        spec = SweepSpec(
-            root=str(run.root.resolve()),
-            base=base,
-            aligned=aligned,
-            settings=prepared.settings,
-            identity=record.table_identity(sweep),
-            line=prepared.pair.line,
-            parents=prepared.config.parents,
-            accelerator_type=prepared.config.accelerator_type,
+        launch = Launch(
+            out=run,
+            prepared=prepared,
+            parents=travelling(prepared.pair, sweep.fingerprints),
+            identity=sweep.table_identity(),
+            sources=_sources(str(run.root.resolve()), prepared),
+            total=total,
+            called=lambda unit: f"{unit.task} λ = {unit.lam} shard {unit.shard}",
+            more=refinement.units,
         )
-        sources: dict[str, Source] = {
-            name: TableSource(spec.root, name, task.built.table, task.built.requests_sha256)
-            for name, task in prepared.tasks.items()
-        }
-        for name, prompts in prepared.prompts.items():
-            asked, built = prompts.spec, prompts.built
-            sampling = Sampling(asked.samples, float(asked.temperature), asked.max_tokens, built.stop_token_ids)
-            sources[name] = GenerateSource(
-                spec.root, name, built.table, built.requests_sha256, sampling, built.tokenizer
-            )
-        with progress, Heartbeat(run, left) as heartbeat:
-            told = Listeners(progress, heartbeat)
-            replicas, address = prepared.config.replicas, prepared.config.address
-            outcome = run_units(spec, left, sources, replicas, told, address, refinement.units)
-        if outcome.given_up:
-            raise SweepError(
-                f"{len(outcome.given_up)} units failed on every try; all others are committed. Run the same command again "
-                "to try them again. They are\n"
-                + "\n".join(f"  - {u.task} λ = {u.lam} shard {u.shard}: {why}" for u, why in outcome.given_up)
-            )
-        interrupted = outcome.interrupted
+        interrupted = launch.units(left, tally, progress, say)
     if not interrupted:
         for harness, instances in prepared.harnesses:
-            write_outcomes(run, harness, instances, record.table_identity(sweep))
+            write_outcomes(run, harness, instances, sweep.table_identity(), refinement.plan)
     quarantined = any(
         task in prepared.everything and lam in refinement.prepared.lambdas(task)
         for task, lam in run.all_committed("quarantine")
     )
     exit_code = EXIT_INTERRUPTED if interrupted else EXIT_QUARANTINE if quarantined else 0
-    tally = progress.tally
     return SweepResult(run, exit_code, tally.done, tally.requests, progress.seconds)
+
+
+def _sources(root: str, prepared: Prepared) -> "dict[str, Source]":
+    from ray_jobs.work import GenerateSource, TableSource
+    from serve.settings import Sampling
+
+    found: dict[str, Source] = {
+        name: TableSource(root, name, task.built.table, task.built.requests_sha256)
+        for name, task in prepared.tasks.items()
+    }
+    for name, prompts in prepared.prompts.items():
+        asked, built = prompts.spec, prompts.built
+        sampling = Sampling(asked.samples, float(asked.temperature), asked.max_tokens, built.stop_token_ids)
+        found[name] = GenerateSource(root, name, built.table, built.requests_sha256, sampling, built.tokenizer)
+    return found
 
 
 def disk_bytes(prepared: Prepared, lambdas: int) -> int:

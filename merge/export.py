@@ -1,25 +1,9 @@
-"""This module writes θ(λ) as a checkpoint on disk.
+"""This module writes θ(λ) as a checkpoint on disk; `merge.methods` and, of several aligned checkpoints, `merge.interpolate`
+say what it is and how exact.
 
 The directory appears under its final name complete or not at all: it is written as `.NAME.partial` beside it, flushed and
 renamed. An export that was killed goes on from there: a file that is recorded in `progress.json` was flushed before, and is
 kept if it still has its header and its digest.
-
-The weights that are written differ from θ(λ) = a + λ(b − a) in exact arithmetic by a bounded error; `merge.interpolate`
-gives the bound over several aligned checkpoints. Let u = 2⁻²⁴ be fp32's unit roundoff. `torch.lerp` computes a + λ·(b − a)
-where |λ| < ½ and b + (λ − 1)·(b − a) elsewhere. It works in fp32 whatever the parents' dtype (half-precision parents are
-exact in fp32), does product and sum in one fused operation, and rounds once to the parents' dtype. Let d = b − a,
-M = max(|a|, |b|) and X = max(M, |λd|); so |d| ≤ 2M and |θ| ≤ 2X. To first order in u, the errors before the last rounding
-are:
-
-    |λ| < ½        u|λd| from rounding λ, and as much from rounding d
-    ½ ≤ λ ≤ 1      u|λd| from λ and u(1 − λ)|d| from d, while λ − 1 is exact (Sterbenz): together u|d|
-    other λ        u|d|(|λ| + 2|1 − λ|) from λ, λ − 1 and d, less where these lie low in their binade: at most 6uX
-
-Rounding the sum to fp32 adds u|θ|. For λ in [0, 1] all of this is at most 3uM ≤ 2⁻²²·M; for any λ it is at most
-8uX = 2⁻²¹·X, near λ = −½. In fp32 this is the whole error. In half precision the last rounding adds half a unit in the last
-place (ulp) of the result. For λ in [0, 1] and |θ| small beside M the other errors are 2uM at most: if |θ| ≥ 2⁻⁸·M, one ulp
-is at least 2⁻¹⁶·M in bfloat16, so that the whole error is at most 0.508 ulp; in float16, whose ulp is 2⁻³ of that, the same
-holds if |θ| ≥ 2⁻⁵·M.
 """
 
 import fcntl

@@ -1,10 +1,8 @@
-"""The one formula is θ(λ) = base + λ · (aligned − base), or base + Σ λ_k · (aligned_k − base) over several aligned ones.
+"""This module computes θ at a point, tensor by tensor, by the line's method (`merge.methods`).
 
-Each tensor is `torch.lerp(base, aligned, λ)`, computed in fp32 and rounded once to the checkpoint's dtype: for tensors in
-half precision and a Python-float weight, lerp works in fp32 and rounds at the end. λ itself is rounded to a binary double,
-and inside lerp to fp32, which is a relative error of 6e-8; a λ rounded to bfloat16 would have one of 4e-3. θ(λ) is always
-computed from the two parents, never from the previous λ. Live switching and export use this same function, so that both give
-the same bits on one kind of device; it works element by element, so that slicing a tensor first changes nothing.
+θ is always computed from the parents, never from the previous λ, in fp32, and rounded once to the checkpoint's dtype. Live
+switching and export use this same function, so that both give the same bits on one kind of device; it works element by
+element, so that slicing a tensor first changes nothing.
 
 Several aligned checkpoints are added to base with a λ each (G. Ilharco et al., "Editing models with task arithmetic", ICLR
 2023). Where at most one λ is not 0, θ lies on the line to that checkpoint and is computed as such. Elsewhere θ is the last
@@ -17,8 +15,8 @@ difference, product and sum is rounded by itself. Let u = 2⁻²⁴, d_k = align
 most (m + 3)uS to first order. In half precision the last rounding adds half a unit in the last place of the result. Where
 numbers are subnormal in fp32, each product adds at most 2⁻¹⁵⁰.
 
-A line may weigh λ by tensor (`merge.lam_map`), and may go along the arc between the parents instead (`merge.arc`). Both come
-to a few numbers that are known once for each tensor, its `Rule`, and both still work element by element.
+A line may weigh λ by tensor (`merge.lam_map`). The weight and the line's method come to a few things that are known once for
+each tensor, its `Rule`.
 """
 
 import math
@@ -31,9 +29,9 @@ import torch
 from safetensors import safe_open
 
 from contract.points import coordinates
-from merge.arc import angle_between, coefficients
 from merge.checkpoint import Checkpoint
 from merge.lam_map import scaled
+from merge.methods import METHODS, Path, linear
 from merge.pair import Pair
 from merge.vocabulary import runs
 
@@ -43,7 +41,7 @@ class Rule:
     """Says how one tensor moves with λ."""
 
     weight: str = "1"  # the factor on λ, a canonical decimal
-    angle: float | None = None  # the angle between the parents in radians; None where the tensor goes straight
+    path: Path | None = None  # the tensor's own path; None where the tensor goes straight
 
 
 PLAIN = Rule()
@@ -69,11 +67,9 @@ def interpolate(
     if lam in ("0", "1"):
         parent = base if lam == "0" else aligned
         return parent if out is None else out.copy_(parent)
-    if rule.angle is None:
-        return torch.lerp(base, aligned, float(lam), out=out)
-    one, two = coefficients(float(lam), rule.angle)
-    # The products are rounded before their sum: a fused multiply-add rounds otherwise, and only some elements get one.
-    made = (base.float() * one).add_(aligned.float() * two)
+    if rule.path is None:
+        return linear.between(base, aligned, float(lam), out)
+    made = rule.path.between(base, aligned, float(lam))
     return made.to(base.dtype) if out is None else out.copy_(made)
 
 
@@ -98,7 +94,7 @@ def theta(
         return interpolate(base, parents[1 + place], lams[place], out, rule)
     made = base.to(torch.float32, copy=True)
     for place in away:
-        # The product is rounded before it is added: an `add_` with a factor could fuse the two.
+        # The product is rounded before it is added: an `add_` with a factor could fuse the two, and would round otherwise.
         made.add_((parents[1 + place].float() - base.float()).mul_(float(weighed[place])))
     return made.to(base.dtype) if out is None else out.copy_(made)
 
@@ -107,12 +103,12 @@ def along_one(point: str, rule: Rule = PLAIN) -> tuple[int, str] | None:
     """Return which aligned parent a tensor moves straight towards, and how far, if it moves towards one alone.
 
     Returns:
-        The parent's place, 1 for the first aligned one, and λ times the tensor's weight; None where the tensor goes along
-        the arc, or towards several parents.
+        The parent's place, 1 for the first aligned one, and λ times the tensor's weight; None where the tensor does not go
+        straight, or goes towards several parents.
     """
     weighed = [scaled(lam, rule.weight) for lam in coordinates(point).values()]
     away = [place for place, lam in enumerate(weighed, 1) if lam != "0"]
-    if rule.angle is not None or len(away) > 1:
+    if rule.path is not None or len(away) > 1:
         return None
     place = away[0] if away else 1
     return place, weighed[place - 1]
@@ -126,17 +122,15 @@ def needed(point: str, rule: Rule = PLAIN) -> tuple[int, ...]:
 
 
 def tensor_rules(pair: Pair) -> dict[str, Rule]:
-    """Return the rule of every tensor by its name; a line along the arc makes this read both parents once."""
-    angles: dict[str, float | None] = {}
-    if pair.line.method == "slerp":
+    """Return the rule of every tensor by its name; where tensors have paths of their own, this reads both parents once."""
+    paths: dict[str, Path | None] = {}
+    if path := METHODS[pair.line.method].path:
         base, aligned = dict(mapped_tensors(pair.base)), dict(mapped_tensors(pair.aligned))
         # One thread does a whole tensor, so that its sums have one order.
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            found = pool.map(
-                lambda name: angle_between(base[name], aligned[name], pair.aligned_rows.get(name, ())), aligned
-            )
-            angles = dict(zip(aligned, found, strict=True))
-    return {name: Rule(pair.weights.get(name, "1"), angles.get(name)) for name in pair.base.tensors}
+            found = pool.map(lambda name: path(base[name], aligned[name], pair.aligned_rows.get(name, ())), aligned)
+            paths = dict(zip(aligned, found, strict=True))
+    return {name: Rule(pair.weights.get(name, "1"), paths.get(name)) for name in pair.base.tensors}
 
 
 def mapped_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:

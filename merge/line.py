@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-METHODS = ("linear", "slerp")
+from merge.methods import METHODS
+
 VOCABULARIES = ("strict", "shared")
 
 
@@ -13,7 +14,7 @@ class Line:
     """The line is part of a sweep's identity, and every rank has the same one."""
 
     method: str = "linear"
-    """`linear` computes base + λ · (aligned − base); `slerp` goes along the arc between the two, see `merge.arc`."""
+    """The name of a module of `merge.methods`, which says how θ goes from base to aligned."""
     lam_map: str = ""
     """The weights on λ by module, see `merge.lam_map`; an empty map gives weight 1 to all."""
     vocab: str = "strict"
@@ -28,8 +29,9 @@ class Line:
     def two_parents_only(self) -> list[str]:
         """Return the reasons, if any, why this line cannot be taken over several aligned checkpoints."""
         problems = []
-        if self.method == "slerp":
-            problems.append("--method slerp takes one aligned checkpoint: an arc is between two")
+        method = METHODS.get(self.method)
+        if method and method.one_only:
+            problems.append(f"--method {method.name} takes one aligned checkpoint: {method.one_only}")
         if self.vocab == "shared":
             problems.append("--vocab shared takes one aligned checkpoint: several have no rows in common to take")
         return problems
@@ -50,5 +52,5 @@ STRAIGHT = Line()
 
 def check_line(line: Line) -> list[str]:
     """Return one line for each thing that is wrong with the line a user asked for, as far as it shows without the pair."""
-    given = (("method", line.method, METHODS), ("vocab", line.vocab, VOCABULARIES))
+    given = (("method", line.method, tuple(METHODS)), ("vocab", line.vocab, VOCABULARIES))
     return [f"--{name} is {value!r}: use {', '.join(known)}" for name, value, known in given if value not in known]

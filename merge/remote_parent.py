@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from contract.errors import PairError
 from contract.points import role
@@ -34,18 +33,18 @@ def describe_parent(checkpoint: Checkpoint, called: str, fingerprint: str) -> Re
     return RemoteParent(called, source, checkpoint.revision, _headers(checkpoint), stamp(checkpoint), fingerprint)
 
 
-def travelling(pair: Pair, recorded: Mapping[str, Any]) -> tuple[RemoteParent, dict[str, RemoteParent]]:
+def travelling(pair: Pair, fingerprints: Mapping[str, str]) -> tuple[RemoteParent, dict[str, RemoteParent]]:
     """Describe all parents to other machines: return base, and the aligned checkpoints by name.
 
     Args:
         pair: the pair as it was opened on this machine.
-        recorded: the record of each parent, by its role; `fingerprint` is read from it.
+        fingerprints: the content hash of each parent, by its role.
     """
     aligned = {
-        name: describe_parent(checkpoint, role(name), recorded[role(name)]["fingerprint"])
+        name: describe_parent(checkpoint, role(name), fingerprints[role(name)])
         for name, checkpoint in pair.aligned_by_name.items()
     }
-    return describe_parent(pair.base, "base", recorded["base"]["fingerprint"]), aligned
+    return describe_parent(pair.base, "base", fingerprints["base"]), aligned
 
 
 def open_here(parent: RemoteParent) -> Path:

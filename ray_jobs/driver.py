@@ -20,8 +20,9 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from contract.errors import InputError, SweepError, WrongWeightsError
+from contract.events import Listener, Listeners
+from contract.units import Receipt, Unit
 from ray_jobs.cluster import Node, cluster, end_process, living_nodes
-from ray_jobs.events import Listener, Listeners
 from ray_jobs.health import Deadlines
 from ray_jobs.placement import Placement, check_room, find_placement, occupy, ranks_on_node
 from ray_jobs.prometheus import PrometheusMetrics
@@ -29,7 +30,6 @@ from ray_jobs.replica import Replica, SweepSpec
 from ray_jobs.replica_handle import ReplicaHandle
 from ray_jobs.scheduler import Scheduler
 from ray_jobs.splitting import Splitter
-from ray_jobs.units import Receipt, Unit
 from ray_jobs.weight_ledger import WeightLedger
 from ray_jobs.work import Source
 

@@ -10,12 +10,13 @@ restarts add no series.
 
 import time
 from collections import Counter as Counts
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ray.util.metrics import Counter, Gauge
 
-from ray_jobs.units import Receipt, Unit
+from contract.events import Listener
+from contract.units import Receipt, Unit
 
 _TELL_SECONDS = 0.5
 
@@ -54,18 +55,15 @@ SERIES = (
 )
 
 
-class PrometheusMetrics:
+class PrometheusMetrics(Listener):
     """Listens to the driver and keeps the metrics. It can be made only once Ray is initialised."""
 
-    def __init__(self, units: Iterable[Unit]) -> None:
+    def __init__(self, units: Sequence[Unit]) -> None:
         self._series = {one.name: one.kind(one.name, one.help, one.labels) for one in SERIES}
         self._left: Counts[str] = Counts()
         self._replicas: dict[str, str] = {}
         self._told = float("-inf")
         self.grow(units)
-
-    def message(self, text: str) -> None:
-        """Ignore the message: it changes no metric."""
 
     def tick(self) -> None:
         """Set all gauges again, because Ray drops gauges that were not set for a while."""
@@ -73,7 +71,7 @@ class PrometheusMetrics:
             self._told = now
             self._set_all()
 
-    def grow(self, units: Iterable[Unit]) -> None:
+    def grow(self, units: Sequence[Unit]) -> None:
         self._left.update(unit.lam for unit in units)
         self._set_all()
 

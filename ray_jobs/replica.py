@@ -10,10 +10,10 @@ from typing import Any
 
 from contract.errors import EngineError, WrongWeightsError
 from contract.rundir import commit_json, commit_table
+from contract.units import Receipt, Unit
 from merge.line import STRAIGHT, Line
 from merge.remote_parent import RemoteParent, open_here
 from ray_jobs.placement import Placement
-from ray_jobs.units import Receipt, Unit
 from ray_jobs.work import Source, UnitResult, Work
 from serve.multinode import Span, free_port
 from serve.settings import EngineSettings, available_cores

@@ -9,11 +9,11 @@ from ray.exceptions import RayError
 from ray.util.placement_group import NODE_ID_LABEL_KEY, PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from contract.units import Unit
 from ray_jobs import health
 from ray_jobs.cluster import Node, needs, on_node
 from ray_jobs.placement import NodeShare, Placement
 from ray_jobs.replica import Follower, Replica, SweepSpec
-from ray_jobs.units import Unit
 
 
 @dataclass(slots=True, eq=False)

@@ -19,7 +19,8 @@ import heapq
 import math
 from collections.abc import Iterable, Sequence
 
-from ray_jobs.units import Unit, coarse_first
+from contract.units import Unit
+from ray_jobs.units import coarse_first
 
 _WAITING, _IN_FLIGHT, _DONE, _GIVEN_UP = range(4)
 

@@ -9,7 +9,7 @@ once more without its offenders: its tables depend on the unit and on its offend
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from ray_jobs.units import Unit, UnitKey
+from contract.units import Unit, UnitKey
 
 REASON = "the engine failed on this request alone, on two replicas"
 MAX_KILLS = 2  # a request that failed alone so often is an offender

@@ -1,7 +1,7 @@
 """The ledger knows which weights each λ was scored with: all replicas at a λ must have held the same model."""
 
 from contract.points import in_path
-from ray_jobs.units import Receipt
+from contract.units import Receipt
 
 
 class WeightLedger:

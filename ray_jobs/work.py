@@ -11,7 +11,7 @@ import pyarrow as pa
 from contract import schemas
 from contract.location import Location
 from contract.rundir import RunDir
-from ray_jobs.units import Unit
+from contract.units import Unit
 from serve.settings import Sampling
 
 if TYPE_CHECKING:

@@ -6,12 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from calibration.arrays import BINS, Floats
-from calibration.metrics.choice_tasks import ACCURACY
+from calibration.arrays import Floats
+from calibration.catalogue import ACCURACY
 from calibration.task_at_lambda import PARENTS, TaskMetrics
-
-# Accuracy may be held against one of these calibration errors, which all lie in [0, 1].
-ERRORS = (f"ece_width{BINS}", f"ece_mass{BINS}", f"ece_classwise{BINS}", "smece")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +53,7 @@ def collect_curve(
         task: the task's name.
         measured_lambdas: the task's metrics at each λ, ascending; of their estimates only those of `metric` and of the
             accuracy are needed.
-        metric: the calibration error, one of ERRORS.
+        metric: the calibration error, one of catalogue.answers().
         confidence: the confidence of both metrics: sum, tokens or bytes.
         parents: the point of each parent that is on the line.
 

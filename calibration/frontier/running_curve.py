@@ -6,23 +6,32 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from calibration.arrays import Floats
-from calibration.frontier.curve import ERRORS, Curve, collect_curve, macro_average
+from calibration.catalogue import ACCURACY, ERROR
+from calibration.frontier.curve import Curve, collect_curve, macro_average
 from calibration.metrics.binned import Layout, add_reliability, means, reliability_metrics
-from calibration.metrics.choice_tasks import ACCURACY, restricted
+from calibration.metrics.choice_tasks import restricted
 from calibration.metrics.predictions import predictions
 from calibration.scores.loader import Loader
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores
-from calibration.task_at_lambda import TaskMetrics, cores, parents_on_line
+from calibration.task_at_lambda import TaskMetrics, cores
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.resample import RESAMPLES, SEED, Resamples, Weights, draw, ones
 from contract.points import order
+from contract.records import Plan, SweepRecord, read_plan, read_sweep
 from contract.rundir import RunDir
 
-_ERROR, _CONFIDENCE = ERRORS[0], CONFIDENCES[0]
+_CONFIDENCE = CONFIDENCES[0]
 _HALVES = ("select", "report")
 
 
-def answer_curve(run: RunDir, tasks: Sequence[str], resamples: int = RESAMPLES, seed: int = SEED) -> Curve | None:
+def answer_curve(
+    run: RunDir,
+    tasks: Sequence[str],
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+    sweep: SweepRecord | None = None,
+    plan: Plan | None = None,
+) -> Curve | None:
     """Return the curve that the first answer of a report is made of, from a pass over the tables for two metrics only.
 
     Over several choice tasks it is their average, because a model is put to use at one λ. The numbers are the same as those
@@ -33,6 +42,8 @@ def answer_curve(run: RunDir, tasks: Sequence[str], resamples: int = RESAMPLES, 
         tasks: names of tasks of its plan; those without choices are passed over.
         resamples: the number of resamples, as `analyse.analyse` takes it.
         seed: the seed of splits and resamples, as `analyse.analyse` takes it.
+        sweep: the run's sweep.json, if it was read already.
+        plan: the tasks of the run's plan.json, if it was read already.
 
     Returns:
         The curve; None without a choice task, or without a λ that all choice tasks have finished.
@@ -40,12 +51,12 @@ def answer_curve(run: RunDir, tasks: Sequence[str], resamples: int = RESAMPLES, 
     Raises:
         LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
     """
-    plan = run.plan()["tasks"]
-    parents, curves = parents_on_line(run.sweep()), []
+    plan = plan if plan is not None else read_plan(run)
+    parents, curves = (sweep or read_sweep(run)).parents, []
     for task in tasks:
-        if plan[task].get("scored_as", "choices") != "other":
-            found = _measured_lambdas(run, task, plan[task]["lambdas"], resamples, seed)
-            if along := collect_curve(task, found, _ERROR, _CONFIDENCE, parents):
+        if plan[task].scored_as != "other":
+            found = _measured_lambdas(run, task, plan[task].lambdas, resamples, seed)
+            if along := collect_curve(task, found, ERROR, _CONFIDENCE, parents):
                 curves.append(along)
     return macro_average(curves) if len(curves) > 1 else curves[0] if curves else None
 
@@ -84,5 +95,5 @@ def _measure(layout: Layout, weights: Weights, halves: dict[str, slice]) -> dict
         sums = layout.matrix.sums(weights[halves[half]], halves[half])
         n = layout.of(sums, "bin_count").sum(axis=0)
         found[ACCURACY[_CONFIDENCE], _CONFIDENCE, half] = means(layout, sums, ["correct"], n)["correct"]
-        found[_ERROR, _CONFIDENCE, half] = reliability_metrics(layout, sums)["ece_width"]
+        found[ERROR, _CONFIDENCE, half] = reliability_metrics(layout, sums)["ece_width"]
     return found

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 
+from calibration.catalogue import answers
 from calibration.frontier.types import Chosen, FrontierPoint
 from contract.points import is_named
 
 SIGNIFICANT = 0.05
-
-_NAMES = {"smece": "smooth ECE"}
 
 
 def sentence(
@@ -34,7 +33,7 @@ def sentence(
     if (chosen.low, chosen.high) != (chosen.lam, chosen.lam):
         where += f" ({_span(chosen.low, chosen.high)})"
     name = next((name for name in ("aligned", "base") if name in parents), None)
-    error = _NAMES.get(metric, "ECE")
+    error = answers()[metric].word
     if name is None or parents[name].lam == point.lam:
         role = f", which is {name}" if name else ""
         what = f"accuracy {100 * point.accuracy.value:.1f} %, {error} {point.error.value:.2f}"

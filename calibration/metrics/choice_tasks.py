@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.arrays import BINS, Floats, Ints
+from calibration import catalogue
+from calibration.arrays import Floats, Ints
+from calibration.catalogue import ACCURACY
 from calibration.metrics.binned import (
     Layout,
     add_classes,
@@ -23,21 +25,6 @@ from calibration.scores.per_document import CONFIDENCES, ChoiceScores
 from calibration.scores.per_token import TokenScores
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.resample import SMOOTH_RESAMPLES, SPLITS, Resamples, Weights, ones
-
-ACCURACY = {"sum": "acc", "tokens": "acc_tokens", "bytes": "acc_bytes"}
-
-# Names under which a metric of the formulas is stored: those in bins say how many.
-_NAMES = {
-    "ece_width": f"ece_width{BINS}",
-    "ece_mass": f"ece_mass{BINS}",
-    "ece_debiased": f"ece_debiased{BINS}",
-    "ece_classwise": f"ece_classwise{BINS}",
-    "ece_width_matched": f"ece_width{BINS}_matched",
-    "ece_width_scaled": f"ece_width{BINS}_scaled",
-    "mce": f"mce{BINS}",
-    "token_ece_width": f"token_ece_width{BINS}",
-}
-_SCALED = ("confidence", "overconfidence", "brier", "nll", "ece_width")
 
 Key = tuple[str, str, str]  # metric, confidence, split
 Estimates = dict[Key, Estimate]
@@ -100,9 +87,10 @@ def choice_estimates(
     found: Estimates = {}
     for view, target, chunks in zip(views, targets, drawn, strict=True):
         accuracy = {split: np.array([estimate.value]) for split, estimate in target.items()}
+        names = catalogue.stored_names(view.confidence)
         for (metric, split), value in view.measure(ones(len(order)), accuracy, 1).items():
             resampled = [chunk[metric, split] for chunk in chunks if (metric, split) in chunk]
-            key = _NAMES.get(metric, metric), view.confidence, split
+            key = names.get(metric, metric), view.confidence, split
             every = np.concatenate(resampled) if resampled else np.empty(0)
             found[key] = Estimate(float(value[0]), every, view.size(metric, split))
         for half, temperature in view.temperatures.items():
@@ -114,7 +102,8 @@ def choice_estimates(
 
 def matched_to_itself(estimates: Estimates) -> Estimates:
     """Return the estimates of λ = 1 with its own ECE as the matched ECE, to which that of other λs is compared."""
-    plain, matched = _NAMES["ece_width"], _NAMES["ece_width_matched"]
+    names = catalogue.stored_names(CONFIDENCES[0])
+    plain, matched = names["ece_width"], names["ece_width_matched"]
     return estimates | {(matched, *key[1:]): estimate for key, estimate in estimates.items() if key[0] == plain}
 
 
@@ -135,13 +124,15 @@ class _View:
     ) -> None:
         self.confidence = confidence
         self._runs = runs
+        measured = catalogue.metrics_of("choices", confidence)
+        self._mean_of = {one.computed_as: one.mean_of for one in measured if one.mean_of}
         count, logits = len(scores.document), scores.logits[confidence]
         made = predictions(logits, scores.gold)
         self._sizes: dict[str, Ints] = {}  # per metric the documents it is of, where that is not all
         self._plain, self._scaled, self._smooth = Layout(count), Layout(count), Layout(count)
         add_reliability(self._plain, made)
         add_classes(self._plain, made, scores.sizes, scores.gold)
-        _add_means(self._plain, made)
+        self._add_means(self._plain, made)
         for name, parent in parents.items():
             _, here, there = np.intersect1d(scores.document, parent.document, return_indices=True)
             agree = (made.choice[here] == parent.choice[confidence][there]).astype(np.float64)
@@ -162,7 +153,7 @@ class _View:
             divisor[runs[half]] = temperature or 1.0
         scaled = predictions(logits / divisor, scores.gold)
         add_reliability(self._scaled, scaled)
-        _add_means(self._scaled, scaled)
+        self._add_means(self._scaled, scaled)
         add_residuals(self._smooth, made.confidence, made.correct)
         self._rankings = {split: Ranking(made.confidence[run], made.correct[run]) for split, run in runs.items()}
         self._every = np.arange(count)
@@ -201,8 +192,7 @@ class _View:
 
     def _summed(self, sums: Floats, n: Floats, accuracy: Floats | None) -> dict[str, Floats]:
         layout = self._plain
-        found = _means(layout, sums, n)
-        found[ACCURACY[self.confidence]] = found.pop("correct")
+        found = self._means(layout, sums, n)
         found |= reliability_metrics(layout, sums, target=accuracy)
         found |= class_metrics(layout, sums, n, found["brier"])
         for name in self._parents:
@@ -213,23 +203,21 @@ class _View:
 
     def _summed_scaled(self, split: str, sums: Floats, n: Floats) -> dict[str, Floats]:
         """Return the temperature-scaled metrics; they are NaN where a document of the split has no temperature."""
-        found = _means(self._scaled, sums, n) | reliability_metrics(self._scaled, sums)
+        found = self._means(self._scaled, sums, n) | reliability_metrics(self._scaled, sums)
         halves = [half for half in self.temperatures if split in ("all", half) and len(self._every[self._runs[half]])]
         missing = any(self.temperatures[half] is None for half in halves)
-        return {name: np.full_like(n, np.nan) if missing else found[name] for name in _SCALED}
+        names = [one.computed_as for one in catalogue.metrics_of("choices", self.confidence) if one.scaled]
+        return {name: np.full_like(n, np.nan) if missing else found[name] for name in names}
 
+    def _add_means(self, layout: Layout, made: Predictions) -> None:
+        for name, mean_of in self._mean_of.items():
+            value = mean_of(made)
+            impossible = np.isinf(value)
+            layout.add(name, np.where(impossible, 0.0, value))  # ∞ times weight 0 would be NaN
+            layout.add(f"{name}_infinite", impossible.astype(np.float64))
 
-def _add_means(layout: Layout, made: Predictions) -> None:
-    impossible = np.isinf(made.nll)
-    layout.add("correct", made.correct.astype(np.float64))
-    layout.add("confidence", made.confidence)
-    layout.add("brier", made.brier)
-    layout.add("nll", np.where(impossible, 0.0, made.nll))  # ∞ times weight 0 would be NaN
-    layout.add("nll_infinite", impossible.astype(np.float64))
-
-
-def _means(layout: Layout, sums: Floats, n: Floats) -> dict[str, Floats]:
-    found = means(layout, sums, ["correct", "confidence", "brier", "nll"], n)
-    found["overconfidence"] = found["confidence"] - found["correct"]
-    found["nll"] = np.where(layout.of(sums, "nll_infinite")[0] > 0, np.inf, found["nll"])
-    return found
+    def _means(self, layout: Layout, sums: Floats, n: Floats) -> dict[str, Floats]:
+        found = means(layout, sums, list(self._mean_of), n)
+        for name in found:
+            found[name] = np.where(layout.of(sums, f"{name}_infinite")[0] > 0, np.inf, found[name])
+        return found | {"overconfidence": found["confidence"] - found["correct"]}

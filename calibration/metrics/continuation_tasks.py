@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from calibration.arrays import BINS, Floats, Ints
+from calibration.arrays import Floats, Ints
+from calibration.catalogue import metrics_of
 from calibration.metrics.binned import Layout, means
 from calibration.metrics.choice_tasks import Estimates
 from calibration.metrics.predictions import perplexity
@@ -45,10 +46,11 @@ def continuation_estimates(scores: ContinuationScores, token_scores: TokenScores
         sums = matrix.sums(ones(len(order))[part], part)
         drawn = np.hstack([matrix.sums(weights[part], part) for weights in resamples.chunks(scores.document)])
         itself, resampled = _metrics(layout, sums), _metrics(layout, drawn)
-        sizes = {"acc": "decided", f"token_ece_width{BINS}": "token_documents"}
-        for metric, value in itself.items():
-            n = int(layout.of(sums, sizes.get(metric, "documents"))[0, 0])
-            found[metric, "sum", split] = Estimate(float(value[0]), resampled[metric], n)
+        sizes = {"acc": "decided", "token_ece_width": "token_documents"}
+        for metric in metrics_of("continuation"):
+            key = metric.computed_as
+            n = int(layout.of(sums, sizes.get(key, "documents"))[0, 0])
+            found[metric.name, "sum", split] = Estimate(float(itself[key][0]), resampled[key], n)
     return found
 
 
@@ -57,5 +59,4 @@ def _metrics(layout: Layout, sums: Floats) -> dict[str, Floats]:
     found |= means(layout, sums, ["nll"], layout.of(sums, "documents")[0])
     found["nll"] = np.where(layout.of(sums, "nll_infinite")[0] > 0, np.inf, found["nll"])
     found["perplexity"] = perplexity(found["nll"])
-    found[f"token_ece_width{BINS}"] = token_metrics(layout, sums)["token_ece_width"]
-    return found
+    return found | token_metrics(layout, sums)

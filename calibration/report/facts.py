@@ -3,16 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from calibration.analyse import Analysis
+from calibration.catalogue import ACCURACY, kind_of
 from calibration.frontier.frontier import Frontier, Frontiers
 from calibration.lm_eval_rows import LEFT_OUT, PREFIX
-from calibration.metrics.choice_tasks import ACCURACY
 from contract.points import coordinates, order
+from contract.records import TaskRecord
 from contract.schemas import point_of
 
 MAX_BIN_ROWS = 12_000  # so many bins take half a megabyte of a page
@@ -39,7 +39,7 @@ class TaskFacts:
     """The facts of one task."""
 
     name: str
-    record: Mapping[str, Any]  # the task's entry in plan.json
+    record: TaskRecord
     is_continuation: bool  # whether there is nothing to choose from; False also where nothing is scored yet
     lambdas: tuple[str, ...]  # the finished λs, ascending: every document is scored, or known not to be
     partial: tuple[str, ...]  # the λs that are begun and not finished, ascending
@@ -49,12 +49,12 @@ class TaskFacts:
     @property
     def is_sampled(self) -> bool:
         """Tell whether this is a generate task, which has neither choices nor a continuation."""
-        return self.record.get("scored_as") == "samples"
+        return self.record.is_sampled
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Return the λs of the plan at which nothing of the task is committed."""
-        return tuple(lam for lam in self.record["lambdas"] if lam not in {*self.lambdas, *self.partial})
+        return tuple(lam for lam in self.record.lambdas if lam not in {*self.lambdas, *self.partial})
 
     def cell(self, lam: str, metric: str, split: str = "all") -> Cell:
         """Return a number of the task; where there is none, return a cell without a value."""
@@ -146,11 +146,10 @@ class Facts:
         return self.frontiers[0][1].chosen.lam if self.frontiers else None
 
 
-def gather(plan: Mapping[str, Any], analysis: Analysis, found: Frontiers, error: str, confidence: str) -> Facts:
+def gather(analysis: Analysis, found: Frontiers, error: str, confidence: str) -> Facts:
     """Put together what a report shows.
 
     Args:
-        plan: the content of plan.json.
         analysis: the run's analysis.
         found: the frontiers of the analysis's curves.
         error: the calibration error that these frontiers hold accuracy against.
@@ -172,10 +171,10 @@ def gather(plan: Mapping[str, Any], analysis: Analysis, found: Frontiers, error:
         if row["confidence"] == confidence or key not in of_task:
             of_task[key] = cell
     frontiers = {one.task: one for one in found.tasks}
-    elsewhere = tuple(name for name, record in plan["tasks"].items() if record.get("scored_as") == "other")
+    elsewhere = tuple(name for name, record in analysis.plan.items() if record.scored_as == "other")
     tasks = tuple(
         _task(name, record, cells.get(name, {}), frontiers.get(name))
-        for name, record in plan["tasks"].items()
+        for name, record in analysis.plan.items()
         if name not in elsewhere
     )
     grid = sorted({lam for task in tasks for lam in task.lambdas}, key=order)
@@ -192,11 +191,11 @@ def _thinned(grid: Sequence[str], rows: int, kept: set[str]) -> tuple[str, ...]:
 
 
 def _task(
-    name: str, record: Mapping[str, Any], cells: Mapping[tuple[str, str, str], Cell], found: Frontier | None
+    name: str, record: TaskRecord, cells: Mapping[tuple[str, str, str], Cell], found: Frontier | None
 ) -> TaskFacts:
     lambdas = sorted({lam for lam, _, _ in cells}, key=order)
     partial = {lam for lam in lambdas if cells[lam, "docs_unfinished", "all"].value}
-    is_continuation = any(metric == "perplexity" for _, metric, _ in cells)
+    is_continuation = kind_of(metric for _, metric, _ in cells) == "continuation"
     finished = tuple(lam for lam in lambdas if lam not in partial)
     return TaskFacts(
         name, record, is_continuation, finished, tuple(lam for lam in lambdas if lam in partial), cells, found

@@ -9,7 +9,7 @@ from calibration.report.controls import OF_STOP, OF_TASK, TASK, stop_param, task
 from calibration.report.curve_figure import curve_chart, curve_rows, outcome_curve_rows
 from calibration.report.facts import MACRO, Facts, TaskFacts
 from calibration.report.frontier_figure import frontier_chart, frontier_rows
-from calibration.report.measures import Measure, choice_measures, continuation_measures, diversity_measures
+from calibration.report.measures import Measure, drawn_measures
 from calibration.report.plane_figure import plane_chart, plane_measures, plane_rows
 from calibration.report.reliability_figure import bin_dicts, histogram_chart, reliability_chart
 from calibration.report.tasks_figure import domain, task_rows, tasks_chart
@@ -34,8 +34,8 @@ def page_figures(facts: Facts) -> dict[str, dict[str, alt.LayerChart]]:
         one = frontier_chart(facts, rows, follows=True).properties(title=_title(alt.ExprRef(TASK)), height=300)
         frontiers["frontier-task"] = _following(one, _TASK, facts.choice_tasks, stop)
     found["frontier"] = frontiers
-    found["plane"] = _planes(facts, facts.choice_tasks, choice_measures(facts.confidence), _TASK)
-    found["curves"] = _curves(facts, facts.choice_tasks, choice_measures(facts.confidence), _TASK, stop)
+    found["plane"] = _planes(facts, facts.choice_tasks, drawn_measures("choices", facts.confidence), _TASK)
+    found["curves"] = _curves(facts, facts.choice_tasks, drawn_measures("choices", facts.confidence), _TASK, stop)
     found["reliability"] = _reliability(facts, facts.choice_tasks, ("documents", "tokens"), _TASK, stop)
     multiples = {task.name: list(task_rows(facts, task)) for task in facts.choice_tasks if not facts.coordinates}
     span = domain([row for rows in multiples.values() for row in rows])
@@ -44,11 +44,11 @@ def page_figures(facts: Facts) -> dict[str, dict[str, alt.LayerChart]]:
         for i, (name, rows) in enumerate(multiples.items())
     }
     continuations = facts.continuation_tasks
-    found["continuation"] = _planes(facts, continuations, continuation_measures(), _CONTINUATION)
-    found["continuation"] |= _curves(facts, continuations, continuation_measures(), _CONTINUATION, stop)
+    found["continuation"] = _planes(facts, continuations, drawn_measures("continuation"), _CONTINUATION)
+    found["continuation"] |= _curves(facts, continuations, drawn_measures("continuation"), _CONTINUATION, stop)
     found["continuation"] |= _reliability(facts, continuations, ("tokens",), _CONTINUATION, stop)
-    found["diversity"] = _planes(facts, facts.generate_tasks, diversity_measures()[1::2], _SAMPLED)
-    found["diversity"] |= _curves(facts, facts.generate_tasks, diversity_measures(), _SAMPLED, stop)
+    found["diversity"] = _planes(facts, facts.generate_tasks, drawn_measures("samples"), _SAMPLED)
+    found["diversity"] |= _curves(facts, facts.generate_tasks, drawn_measures("samples"), _SAMPLED, stop)
     found["outcomes"] = _outcomes(facts, stop)
     return {section: charts for section, charts in found.items() if charts}
 
@@ -64,9 +64,9 @@ def paper_figures(facts: Facts) -> dict[str, alt.TopLevelMixin]:
         )
     tasks = facts.choice_tasks[:PAPER_TASKS]
     if tasks and facts.coordinates:
-        found |= _paper_planes(facts, tasks, choice_measures(facts.confidence))
+        found |= _paper_planes(facts, tasks, drawn_measures("choices", facts.confidence))
     elif tasks:
-        found["curves"] = _grid(facts, tasks, choice_measures(facts.confidence))
+        found["curves"] = _grid(facts, tasks, drawn_measures("choices", facts.confidence))
         rows = [row for task in tasks for row in task_rows(facts, task)]
         chart = tasks_chart(facts, rows, domain(rows)).properties(width=240, height=180)
         found["tasks"] = _facet(chart, [task.name for task in tasks], columns=3)
@@ -77,9 +77,9 @@ def paper_figures(facts: Facts) -> dict[str, alt.TopLevelMixin]:
             found[f"reliability-{events}"] = _side_by_side(reliability_chart(rows, facts.every_lam, events), 200, rows)
             found[f"confidence-{events}"] = _side_by_side(histogram_chart(rows, facts.every_lam, events), 110, rows)
     if facts.continuation_tasks and not facts.coordinates:
-        found["continuation"] = _grid(facts, facts.continuation_tasks[:PAPER_TASKS], continuation_measures())
+        found["continuation"] = _grid(facts, facts.continuation_tasks[:PAPER_TASKS], drawn_measures("continuation"))
     if facts.generate_tasks and not facts.coordinates:
-        found["diversity"] = _grid(facts, facts.generate_tasks[:PAPER_TASKS], diversity_measures())
+        found["diversity"] = _grid(facts, facts.generate_tasks[:PAPER_TASKS], drawn_measures("samples"))
     return found
 
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import altair as alt
 
+from calibration.catalogue import answers
 from calibration.frontier.frontier import Frontier
 from calibration.frontier.types import FrontierPoint, Value
 from calibration.report.controls import OF_STOP
 from calibration.report.data import chart_data
 from calibration.report.facts import Cell, Facts
-from calibration.report.measures import ERROR_TITLES
 from calibration.report.style import NEUTRAL, ROLES, lam_colour, number, role_shape
 
 _COLUMNS = (
@@ -53,7 +53,7 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
         rows: what `frontier_rows` yields for one title or for several.
         follows: whether the λ of the slider is marked.
     """
-    x = alt.X("x:Q", title=f"{ERROR_TITLES[facts.error]}, 0 to 1 (lower is better)", scale=alt.Scale(zero=False))
+    x = alt.X("x:Q", title=f"{answers()[facts.error].title}, 0 to 1 (lower is better)", scale=alt.Scale(zero=False))
     y = alt.Y("y:Q", title="accuracy, share of documents (higher is better)", scale=alt.Scale(zero=False))
     colour, explained = lam_colour(facts.every_lam), lam_colour(facts.every_lam, legend=True)
     tooltip = [

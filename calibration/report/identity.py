@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from contract.records import Plan, SweepRecord
 from contract.rundir import RunDir
 
 SHOWN_IDS = 20
@@ -26,30 +27,32 @@ class Quarantined:
     requests: int  # the number of different requests
 
 
-def identity(sweep: Mapping[str, Any]) -> list[tuple[str, str]]:
+def identity(sweep: SweepRecord) -> list[tuple[str, str]]:
     """Return everything that sweep.json says, as (name, value); the parents come first."""
-    roles = sorted(sweep["pair"], key=lambda role: (role != "base", role))
-    parents = [pair for role in roles for pair in _flat(role, sweep["pair"][role])]
-    return [*parents, *(pair for key in sorted(sweep.keys() - {"pair"}) for pair in _flat(key, sweep[key]))]
+    value = sweep.to_json()
+    roles = sorted(sweep.pair, key=lambda role: (role != "base", role))
+    parents = [pair for role in roles for pair in _flat(role, value["pair"][role])]
+    return [*parents, *(pair for key in sorted(value.keys() - {"pair"}) for pair in _flat(key, value[key]))]
 
 
-def task_records(plan: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def task_records(plan: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return each task's name with what plan.json says of it, as (name, value); its λs come last."""
     found = []
-    for name, record in plan["tasks"].items():
-        pairs = [pair for key in _TASK_KEYS if key in record for pair in _flat(key, record[key])]
-        found.append((name, [*pairs, ("λ", ", ".join(record["lambdas"]))]))
+    for name, record in plan.items():
+        value = record.to_json()
+        pairs = [pair for key in _TASK_KEYS if key in value for pair in _flat(key, value[key])]
+        found.append((name, [*pairs, ("λ", ", ".join(record.lambdas))]))
     return found
 
 
-def quarantine(run: RunDir, plan: Mapping[str, Any]) -> list[Quarantined]:
+def quarantine(run: RunDir, plan: Plan) -> list[Quarantined]:
     """Count the requests that could not be scored, by task and reason; a task's most frequent reason comes first."""
     found = []
-    for task, record in plan["tasks"].items():
+    for task, record in plan.items():
         counts: Counter[str] = Counter()
         lambdas: dict[str, list[str]] = {}
         requests: dict[str, set[int]] = {}
-        for lam in record["lambdas"]:
+        for lam in record.lambdas:
             table = run.quarantine(task, lam)
             for request, reason in zip(table["request_id"].to_pylist(), table["reason"].to_pylist(), strict=True):
                 counts[reason] += 1

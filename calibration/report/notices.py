@@ -65,7 +65,7 @@ def _of_task(facts: Facts, task: TaskFacts) -> Iterator[str]:
     if not task.lambdas:
         return
     for name, lam in facts.parents.items():
-        if lam not in task.record["lambdas"]:
+        if lam not in task.record.lambdas:
             yield f"λ = {lam} ({name}) is not in the grid, so nothing is compared with {name}."
         elif lam not in task.lambdas:
             yield f"λ = {lam} ({name}) is not finished, so nothing is compared with {name}."
@@ -83,7 +83,7 @@ def _of_task(facts: Facts, task: TaskFacts) -> Iterator[str]:
         return
     if 0 < (most := max(task.cell(lam, "distinct_answers").n for lam in task.lambdas)) < _FEW:
         yield f"{most} prompt{'s' if most > 1 else ''} only: differences between λs are mostly chance."
-    if task.record["samples"] == 1:
+    if task.record.samples == 1:
         yield "one sample a prompt: there are no pairs, hence no self-BLEU."
 
 

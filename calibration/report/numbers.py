@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from calibration.catalogue import COUNTED, Task
 from calibration.report.facts import Cell, Facts, TaskFacts
-from calibration.report.measures import Measure, choice_measures, continuation_measures, diversity_measures
+from calibration.report.measures import Measure, drawn_measures
 
 ROWS = 400  # if the tables of a page would have more rows, they show only parents, λ* and frontier
 _MISSING = "–"
@@ -27,12 +28,9 @@ def numbers(facts: Facts) -> list[Numbers]:
 
 
 def _of_task(facts: Facts, task: TaskFacts, every: bool) -> Numbers:
-    measures = choice_measures(facts.confidence)
-    if task.is_sampled:
-        measures = diversity_measures()
-    elif task.is_continuation:
-        measures = continuation_measures()
-    every_lam = [lam for lam in task.record["lambdas"] if lam in {*task.lambdas, *task.partial}]
+    kind: Task = "samples" if task.is_sampled else "continuation" if task.is_continuation else "choices"
+    measures = drawn_measures(kind, facts.confidence)
+    every_lam = [lam for lam in task.record.lambdas if lam in {*task.lambdas, *task.partial}]
     notable = {point.lam for point in task.frontier.points if point.on_frontier} if task.frontier else set()
     star = task.frontier.chosen.lam if task.frontier else None
     shown = [lam for lam in every_lam if every or lam in notable or lam == star or facts.role_of(lam) != "other λ"]
@@ -41,7 +39,7 @@ def _of_task(facts: Facts, task: TaskFacts, every: bool) -> Numbers:
         marks = [facts.role_of(lam) if facts.role_of(lam) != "other λ" else "", "λ*" if lam == star else ""]
         marks += ["frontier" if lam in notable else "", "partial" if lam in task.partial else ""]
         cells = [_text(task.cell(lam, measure.metric), measure) for measure in measures]
-        documents = task.cell(lam, "distinct_answers" if task.is_sampled else "nll").n
+        documents = task.cell(lam, COUNTED[kind]).n
         rows.append((lam, ", ".join(filter(None, marks)), str(documents), *cells))
     header = ("λ", "", "prompts" if task.is_sampled else "documents", *(measure.title for measure in measures))
     return Numbers(task.name, header, tuple(rows), len(every_lam) - len(shown))

@@ -15,13 +15,16 @@ import vl_convert
 from jinja2 import Environment
 from markupsafe import Markup
 
+from calibration.catalogue import answers
 from calibration.report.facts import Facts
 from calibration.report.figures import page_figures
 from calibration.report.identity import Quarantined, identity, task_records
-from calibration.report.measures import ERROR_TITLES
 from calibration.report.notices import notices
 from calibration.report.numbers import numbers
 from calibration.report.style import theme
+from contract.formula import formula
+from contract.points import ONLY
+from contract.records import LineRecord, ParentRecord, Plan, SweepRecord
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
 
@@ -36,8 +39,8 @@ class ParentNames:
 
 def page(
     facts: Facts,
-    sweep: Mapping[str, Any],
-    plan: Mapping[str, Any],
+    sweep: SweepRecord,
+    plan: Plan,
     quarantined: list[Quarantined],
     figures: list[str],
 ) -> str:
@@ -45,8 +48,8 @@ def page(
 
     Args:
         facts: the facts that are drawn.
-        sweep: the content of sweep.json.
-        plan: the content of plan.json.
+        sweep: the record of sweep.json.
+        plan: the tasks of plan.json.
         quarantined: the run's requests that could not be scored, by task and reason.
         figures: the names of the files in figures/, without their endings.
     """
@@ -59,10 +62,10 @@ def page(
     # A task's name cannot become markup: jinja2 escapes it in HTML, and the JSON has no "<" at all.
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_file("page.html"))
     return template.render(
-        parents=_parents(sweep["pair"]),
-        formula=_formula(sweep.get("line", {}), facts.coordinates),
+        parents=_parents(sweep.pair),
+        formula=_formula(sweep.line or LineRecord(), facts.coordinates),
         facts=facts,
-        error_title=ERROR_TITLES[facts.error],
+        error_title=answers()[facts.error].title,
         notices=list(notices(facts)),
         charts=charts,
         numbers=numbers(facts),
@@ -86,23 +89,18 @@ def _spec(chart: alt.LayerChart) -> dict[str, Any]:
     return spec
 
 
-def _parents(pair: Mapping[str, Any]) -> ParentNames:
+def _parents(pair: Mapping[str, ParentRecord]) -> ParentNames:
     aligned = [_short(pair[role]) for role in sorted(pair.keys() - {"base"})]
     return ParentNames(_short(pair["base"]), ", ".join(aligned))
 
 
-def _formula(line: Mapping[str, Any], names: Sequence[str]) -> str:
-    if names:
-        weight = " · w" if line.get("lam_map") else ""
-        return "θ = base" + "".join(f" + λ_{name}{weight} · ({name} − base)" for name in names)
-    weight = "λ · w" if line.get("lam_map") else "λ"
-    if line.get("method") == "slerp":
-        return f"θ(λ) = slerp(base, aligned; {weight})"
-    return f"θ(λ) = base + {weight} · (aligned − base)"
+def _formula(line: LineRecord, names: Sequence[str]) -> str:
+    lams = {name: f"λ_{name}" for name in names} or {ONLY: "λ"}
+    return f"{'θ' if names else 'θ(λ)'} = {formula(line.method, lams, bool(line.lam_map))}"
 
 
-def _short(parent: Mapping[str, Any]) -> str:
-    return PurePath(str(parent["source"])).name or str(parent["source"])
+def _short(parent: ParentRecord) -> str:
+    return PurePath(parent.source).name or parent.source
 
 
 def _json(value: Any) -> str:

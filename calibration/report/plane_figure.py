@@ -14,8 +14,8 @@ _COLUMNS = ("task", "lambda", "across", "up", "value", "low", "high", "documents
 
 
 def plane_measures(facts: Facts, measures: Sequence[Measure]) -> tuple[Measure, ...]:
-    """Return the first two of these measures, which are drawn; or none unless points have two coordinates."""
-    return tuple(measures[:2]) if len(facts.coordinates) == 2 else ()
+    """Return the main ones of these measures, which are drawn; or none unless points have two coordinates."""
+    return tuple(one for one in measures if one.is_main) if len(facts.coordinates) == 2 else ()
 
 
 def plane_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import vl_convert
 
 from calibration.analyse import Analysis, write_bins
-from calibration.frontier.curve import ERRORS
+from calibration.catalogue import ERROR
 from calibration.frontier.frontier import Frontiers, frontiers, write_frontiers
 from calibration.report.facts import gather
 from calibration.report.figures import paper_figures
@@ -31,7 +31,7 @@ def write_report(
     run: RunDir,
     analysis: Analysis,
     found: Frontiers | None = None,
-    error: str = ERRORS[0],
+    error: str = ERROR,
     confidence: str = CONFIDENCES[0],
 ) -> None:
     """Commit report/index.html, figures/*.svg and *.png, frontier.json, bins.parquet and metrics.csv.
@@ -46,12 +46,10 @@ def write_report(
         confidence: the confidence of that error and accuracy.
 
     Raises:
-        InputError: the directory holds no run.
         OSError: the disk is full or not writable; what was there before is left as it was.
     """
     found = found or frontiers(analysis.curves)
-    sweep, plan = run.sweep(), run.plan()
-    facts = gather(plan, analysis, found, error, confidence)
+    facts = gather(analysis, found, error, confidence)
     write_frontiers(run, found, by_lambda(analysis.metrics))
     write_bins(run, analysis)
     commit_bytes(run.metrics_csv, _csv(analysis.metrics))
@@ -60,7 +58,7 @@ def write_report(
         svg = _svg(chart)
         commit_bytes(run.figure(f"{name}.svg"), svg.encode())
         commit_bytes(run.figure(f"{name}.png"), vl_convert.svg_to_png(svg, ppi=_PPI))
-    html = page(facts, sweep, plan, quarantine(run, plan), list(figures))
+    html = page(facts, analysis.sweep, analysis.plan, quarantine(run, analysis.plan), list(figures))
     commit_bytes(run.index_html, html.encode())
 
 

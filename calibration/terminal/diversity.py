@@ -7,24 +7,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from calibration.catalogue import COUNTED, columns
 from contract.points import order
 from contract.schemas import point_of
 
 _MISSING = "–"
-_COLUMNS = {
-    "distinct_1": ("dist-1", ".4f", ".3f"),
-    "distinct_2": ("dist-2", ".4f", ".3f"),
-    "distinct_3": ("dist-3", ".4f", ".3f"),
-    "self_bleu": ("self-BLEU", ".4f", ".3f"),
-    "distinct_answers": ("answers", ".2f", ".1f"),
-}
-_WITH_INTERVAL = ("distinct_2", "self_bleu")  # no more intervals fit into 100 columns
 _REASONS = {"docs_quarantined": "quarantined", "docs_unfinished": "not sampled yet"}
-
-
-def is_diversity(rows: Sequence[dict[str, Any]]) -> bool:
-    """Tell whether these rows of the metrics table belong to a generate task."""
-    return any(row["metric"] == "self_bleu" for row in rows)
 
 
 def diversity_table(task: str, rows: Sequence[dict[str, Any]], intervals: bool, roles: Mapping[str, str]) -> Table:
@@ -42,23 +30,24 @@ def diversity_table(task: str, rows: Sequence[dict[str, Any]], intervals: bool, 
     table.pad_edge = False
     table.add_column("λ", justify="right", no_wrap=True)
     table.add_column("", min_width=len("aligned,"))
-    for metric, (header, _, _) in _COLUMNS.items():
-        table.add_column(header, justify="right", no_wrap=True)
-        if intervals and metric in _WITH_INTERVAL:
+    columns_shown = columns("samples")
+    for _, column in columns_shown:
+        table.add_column(column.header, justify="right", no_wrap=True)
+        if intervals and column.ends:
             table.add_column("95 %", no_wrap=True)
     table.add_column("prompts", justify="right", no_wrap=True)
     for lam in lambdas:
         is_partial = bool(cells[lam, "docs_unfinished"]["value"])
         marks = [roles.get(lam, ""), "partial" if is_partial else ""]
         shown: list[Text | str] = []
-        for metric, (_, form, ends) in _COLUMNS.items():
-            row = cells[lam, metric]
-            shown.append(_MISSING if row["value"] is None else f"{row['value']:{form}}")
-            if intervals and metric in _WITH_INTERVAL:
+        for metric, column in columns_shown:
+            row = cells[lam, metric.name]
+            shown.append(_MISSING if row["value"] is None else f"{row['value']:{column.form}}")
+            if intervals and column.ends:
                 has = row["ci_low"] is not None
-                pair = (f"{row[end]:{ends}}".removeprefix("0") for end in ("ci_low", "ci_high")) if has else ()
+                pair = (f"{row[end]:{column.ends}}".removeprefix("0") for end in ("ci_low", "ci_high")) if has else ()
                 shown.append(Text("–".join(pair), style="dim"))
-        table.add_row(lam, ", ".join(filter(None, marks)), *shown, str(cells[lam, "distinct_answers"]["n"]))
+        table.add_row(lam, ", ".join(filter(None, marks)), *shown, str(cells[lam, COUNTED["samples"]]["n"]))
     table.caption = Text("\n".join(_notes(cells, lambdas, intervals)))
     table.caption_justify = "left"
     return table

@@ -1,6 +1,6 @@
 """A metrics table is laid out for a terminal or for a file: every mark is a word or a character, never a colour alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -11,12 +11,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from calibration import catalogue
 from calibration.arrays import BINS
+from calibration.catalogue import COUNTED, Column, Direction, Metric, Task
 from calibration.lm_eval_rows import PREFIX
-from calibration.metrics.choice_tasks import ACCURACY
 from calibration.scores.per_document import CONFIDENCES
 from calibration.task_at_lambda import PARENTS
-from calibration.terminal.diversity import diversity_table, is_diversity
+from calibration.terminal.diversity import diversity_table
 from calibration.terminal.lm_eval import outcome_table
 from contract.errors import InputError
 from contract.points import is_named, order
@@ -34,15 +35,6 @@ _REASONS = {
     "docs_unfinished": "not scored yet",
     "docs_undefined": "every choice has probability 0",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    metric: str
-    header: str
-    form: str  # z: what rounds to zero has no minus
-    best: str  # max, min or zero (the nearest to it)
-    ends: str = ""  # form of its interval's; none: it is not shown
 
 
 @dataclass(slots=True)
@@ -92,25 +84,26 @@ def render(
     for task, rows in tasks.items():
         outcomes = [row for row in rows if row["metric"].startswith(PREFIX)]
         own = [row for row in rows if not row["metric"].startswith(PREFIX)]
-        if is_diversity(own):
+        kind = catalogue.kind_of(row["metric"] for row in own)
+        if kind == "samples":
             tables.append(diversity_table(task, own, intervals, roles))
         elif own:
-            tables.append(_task_table(task, own, confidence, intervals, roles))
+            tables.append(_task_table(task, own, kind, confidence, intervals, roles))
         tables += [outcome_table(task, outcomes, roles)] if outcomes else []
     return tables
 
 
 def _task_table(
-    task: str, rows: Sequence[dict[str, Any]], confidence: str, intervals: bool, roles: Mapping[str, str]
+    task: str, rows: Sequence[dict[str, Any]], kind: Task, confidence: str, intervals: bool, roles: Mapping[str, str]
 ) -> Table:
-    is_continuation = any(row["metric"] == "perplexity" for row in rows)
+    is_continuation = kind == "continuation"
     if is_continuation:
         confidence = "sum"
-    columns = _columns(confidence, is_continuation)
-    lines = _lines(rows, confidence)
+    columns = catalogue.columns(kind, confidence)
+    lines = _lines(rows, confidence, {one.name for one, _ in columns if one.once})
     rivals = [line for line in lines if not line.is_partial]
-    best_values = {column.metric: _best_value(column, rivals) for column in columns}
-    best_line = _best_line(columns[0].metric, rivals)
+    best_values = {metric.name: _best_value(metric, rivals) for metric, _ in columns}
+    best_line = _best_line(columns[0][0].name, rivals)
 
     # The title is Text instead of str, because rich would read the brackets of a name as markup.
     table = Table(title=Text(task, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -119,7 +112,7 @@ def _task_table(
     table.caption_justify = "left"
     table.add_column("λ", justify="right", no_wrap=True)
     table.add_column("", min_width=len("aligned,"))  # marks: the one column that may wrap, where λ has many digits
-    for column in columns:
+    for _, column in columns:
         table.add_column(column.header, justify="right", no_wrap=True)
         if intervals and column.ends:
             table.add_column("95 %", no_wrap=True)
@@ -127,30 +120,19 @@ def _task_table(
     for line in lines:
         marks = [roles.get(line.lam, ""), "best" if line is best_line else "", "partial" if line.is_partial else ""]
         cells = []
-        for column in columns:
-            cells.append(_cell(column, line, None if line.is_partial else best_values[column.metric]))
+        for metric, column in columns:
+            cells.append(_cell(metric, column, line, None if line.is_partial else best_values[metric.name]))
             if intervals and column.ends:
-                cells.append(_interval(column, line))
-        table.add_row(line.lam, ", ".join(filter(None, marks)), *cells, str(line.counts["nll"]))
+                cells.append(_interval(metric, column, line))
+        table.add_row(line.lam, ", ".join(filter(None, marks)), *cells, str(line.counts[COUNTED[kind]]))
     return table
 
 
-def _columns(confidence: str, is_continuation: bool) -> list[_Column]:
-    accuracy = _Column(ACCURACY[confidence], "accuracy", "z.4f", "max", ".3f")
-    nll = _Column("nll", "NLL", "z.4f", "min")
-    if is_continuation:
-        nll = _Column("nll", "NLL", "z.4f", "min", ".2f")
-        return [accuracy, nll, _Column("perplexity", "perplexity", "#.5g", "min")]
-    ece = _Column(f"ece_width{BINS}", "ECE", "z.4f", "min", ".3f")
-    brier = _Column("brier", "Brier", "z.4f", "min")
-    return [accuracy, ece, brier, nll, _Column("overconfidence", "conf−acc", "+z.4f", "zero")]
-
-
-def _lines(rows: Sequence[dict[str, Any]], confidence: str) -> list[_Line]:
+def _lines(rows: Sequence[dict[str, Any]], confidence: str, once: Collection[str]) -> list[_Line]:
     lines: dict[str, _Line] = {}
     for row in rows:
         line = lines.setdefault(point := point_of(row), _Line(point))
-        if row["confidence"] == confidence or row["metric"] in _REASONS:
+        if row["confidence"] == confidence or row["metric"] in once or row["metric"] in _REASONS:
             line.values[row["metric"]] = row["value"]
             line.counts[row["metric"]] = row["n"]
             if row["ci_low"] is not None:
@@ -158,13 +140,15 @@ def _lines(rows: Sequence[dict[str, Any]], confidence: str) -> list[_Line]:
     return sorted(lines.values(), key=lambda line: order(line.lam))
 
 
-def _badness(column: _Column, value: float) -> float:
-    return {"max": -value, "min": value, "zero": abs(value)}[column.best]
+def _badness(direction: Direction, value: float) -> float:
+    return {"up": -value, "down": value, "zero": abs(value), "none": 0.0}[direction]
 
 
-def _best_value(column: _Column, rivals: Sequence[_Line]) -> float | None:
-    values = [value for line in rivals if (value := line.values.get(column.metric)) is not None]
-    return min((_badness(column, value) for value in values), default=None)
+def _best_value(metric: Metric, rivals: Sequence[_Line]) -> float | None:
+    if metric.direction == "none":
+        return None
+    values = [value for line in rivals if (value := line.values.get(metric.name)) is not None]
+    return min((_badness(metric.direction, value) for value in values), default=None)
 
 
 def _best_line(accuracy: str, rivals: Sequence[_Line]) -> _Line | None:
@@ -175,18 +159,18 @@ def _best_line(accuracy: str, rivals: Sequence[_Line]) -> _Line | None:
     return min((line for line in rivals if line.values.get(accuracy) is not None), key=rank, default=None)
 
 
-def _cell(column: _Column, line: _Line, best: float | None) -> Text:
-    value = line.values.get(column.metric)
+def _cell(metric: Metric, column: Column, line: _Line, best: float | None) -> Text:
+    value = line.values.get(metric.name)
     if value is None:
         return Text(f"{MISSING} ")
-    is_best = best is not None and _badness(column, value) == best
+    is_best = best is not None and _badness(metric.direction, value) == best
     return Text(f"{value:{column.form}}{'*' if is_best else ' '}", style="bold green" if is_best else "")
 
 
-def _interval(column: _Column, line: _Line) -> Text:
-    if column.metric not in line.intervals:
+def _interval(metric: Metric, column: Column, line: _Line) -> Text:
+    if metric.name not in line.intervals:
         return Text("")
-    ends = (f"{end:{column.ends}}".removeprefix("0") for end in line.intervals[column.metric])
+    ends = (f"{end:{column.ends}}".removeprefix("0") for end in line.intervals[metric.name])
     return Text("–".join(ends), style="dim")
 
 

@@ -4,12 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from calibration import catalogue
 from calibration.arrays import Floats
 
 LEVEL = 0.95
-
-# Sums of absolute or squared deviations, which noise makes larger: a resample adds to them what the sample has added.
-_INFLATED = ("ece_", "mce", "smece", "token_ece", "brier_reliability", "brier_resolution")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +39,11 @@ def interval(estimate: Estimate, metric: str) -> Interval | None:
     """Return the 95 % bootstrap interval of a metric, or of a difference of it to a parent (`…_vs_…`).
 
     It is the percentile interval, from order statistics without interpolation. Errors that are sums of absolute or squared
-    deviations (ECE of any kind, MCE, smooth ECE, reliability, resolution) have the basic interval, 2 · value − percentiles,
-    instead: noise biases such a sum upwards, each resample adds that bias once more, and percentiles would be off by twice
-    the bias. The basic interval takes the bias away, so it may lie below the value itself; it is cut at 0 unless the metric
-    is a difference or debiased. (In simulations with 300 documents and a true ECE of 0.04 the basic interval held the true
-    value 93 times of 100, the percentile interval never. For a perfectly calibrated model, whose ECE of 0 is the end of the
+    deviations (`basic` and `signed` in the catalogue) have the basic interval, 2 · value − percentiles, instead: noise
+    biases such a sum upwards, each resample adds that bias once more, and percentiles would be off by twice the bias. The
+    basic interval takes the bias away, so it may lie below the value itself; it is cut at 0 unless the metric is a
+    difference or `signed`. (In simulations with 300 documents and a true ECE of 0.04 the basic interval held the true value
+    93 times of 100, the percentile interval never. For a perfectly calibrated model, whose ECE of 0 is the end of the
     range, the basic interval held it half of the time.)
 
     Returns:
@@ -61,9 +59,11 @@ def interval(estimate: Estimate, metric: str) -> Interval | None:
     tail = (1 - LEVEL) / 2
     first = max(int(tail * (count + 1)) - 1, 0)
     low, high = float(drawn[first]), float(drawn[count - 1 - first])
-    if metric.startswith(_INFLATED):
+    known = catalogue.find(metric)
+    kind = known.interval if known else "percentile"
+    if kind in ("basic", "signed"):
         low, high = 2 * estimate.value - high, 2 * estimate.value - low
-        if "_vs_" not in metric and "debiased" not in metric:
+        if kind == "basic" and "_vs_" not in metric:
             low, high = max(low, 0.0), max(high, 0.0)
     if np.isnan(low) or np.isnan(high):
         return None

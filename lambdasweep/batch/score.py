@@ -4,11 +4,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
-from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, PairError, RunMismatchError, SweepError, join
+from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, PairError, RunMismatchError, join
 from contract.rundir import commit_json, commit_table
 from lambdasweep import record
 from lambdasweep.batch.config import ScoreConfig
@@ -16,13 +16,10 @@ from lambdasweep.batch.files import Inputs, lies_in, open_inputs
 from lambdasweep.batch.repeats import repeated_rows
 from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.batch.source import ParquetSource
-from lambdasweep.launch import before_ray, check_disk, fingerprint_pair
+from lambdasweep.launch import Launch, check_disk, fingerprint_pair
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.progress import ScoreProgress
 from lambdasweep.prepare import SHARD_TOKENS, Prepared, prepare
-
-if TYPE_CHECKING:
-    from ray_jobs.units import Unit
 
 TASK = "scores"  # what a unit's task is called
 _SHORTEST = 3  # tokens of a window
@@ -121,11 +118,11 @@ def score_record(config: ScoreConfig, prepared: Prepared, inputs: Inputs) -> dic
         from merge.fingerprints import remembered_fingerprint
 
         digest = remembered_fingerprint(prepared.pair.base, "model")
-        values = record.sweep_record(prepared, {"base": digest, "aligned": digest})
+        values = record.sweep_record(prepared, {"base": digest, "aligned": digest}).to_json()
         values["pair"] = {"model": values["pair"]["base"]}
         del values["tokenizer"], values["line"]
     else:
-        values = record.sweep_record(prepared, fingerprint_pair(prepared))
+        values = record.sweep_record(prepared, fingerprint_pair(prepared)).to_json()
     return {
         **values,
         "lam": None if config.is_model else config.sweep.lambdas[0],
@@ -181,52 +178,34 @@ def _run_left(
 
     lam = config.sweep.lambdas[0]
     plan = {TASK: TaskPlan(inputs.shards, [lam], inputs.costs)}
-    left: list[Unit] = units_for(plan, lambda *_: out.parts("scores"))
+    left = units_for(plan, lambda *_: out.parts("scores"))
     total = len(inputs.shards)
     interrupted = False
-    progress = ScoreProgress(total, left)
+    tally = Heartbeat(out, left)
+    progress = ScoreProgress(total, tally)
     if left:
         from merge.remote_parent import describe_parent, travelling
 
-        before_ray(config.sweep.address)
-        from ray_jobs.driver import run_units
-        from ray_jobs.events import Listeners
-        from ray_jobs.replica import SweepSpec
-
-        if len(left) < total:
-            say(f"{total - len(left)} of {total} units are committed already; {len(left)} are left")
-        pair = identity["pair"]
+        fingerprints = {role: parent["fingerprint"] for role, parent in identity["pair"].items()}
         if config.is_model:
-            base, aligned = describe_parent(prepared.pair.base, "model", pair["model"]["fingerprint"]), None
+            base, aligned = describe_parent(prepared.pair.base, "model", fingerprints["model"]), None
         else:
-            base, aligned = travelling(prepared.pair, pair)
-        spec = SweepSpec(
-            root=str(out.root.resolve()),
-            base=base,
-            aligned=aligned,
-            settings=prepared.settings,
-            identity=table_identity(identity),
-            line=prepared.pair.line,
-            parents=config.sweep.parents,
-            accelerator_type=config.sweep.accelerator_type,
-        )
+            base, aligned = travelling(prepared.pair, fingerprints)
         tokenizer = base
         if aligned and config.sweep.tokenizer != "base":
             tokenizer = aligned.get(config.sweep.tokenizer) or next(iter(aligned.values()))
-        max_model_len = prepared.settings.max_model_len
-        source = ParquetSource(spec.root, os.getcwd(), inputs.files, inputs.columns, tokenizer, max_model_len)
-        with progress, Heartbeat(out, left) as heartbeat:
-            told = Listeners(progress, heartbeat)
-            outcome = run_units(spec, left, {TASK: source}, config.sweep.replicas, told, config.sweep.address)
-        if outcome.given_up:
-            raise SweepError(
-                f"{len(outcome.given_up)} units failed on every try; all others are committed. Run the same command again "
-                "to try them again. They are\n"
-                + "\n".join(f"  - rows {u.first_row}–{u.end_row - 1}: {why}" for u, why in outcome.given_up)
-            )
-        interrupted = outcome.interrupted
+        root, max_model_len = str(out.root.resolve()), prepared.settings.max_model_len
+        launch = Launch(
+            out=out,
+            prepared=prepared,
+            parents=(base, aligned),
+            identity=table_identity(identity),
+            sources={TASK: ParquetSource(root, os.getcwd(), inputs.files, inputs.columns, tokenizer, max_model_len)},
+            total=total,
+            called=lambda unit: f"rows {unit.first_row}–{unit.end_row - 1}",
+        )
+        interrupted = launch.units(left, tally, progress, say)
     code = EXIT_INTERRUPTED if interrupted else EXIT_QUARANTINE if out.parts("quarantine") else 0
-    tally = progress.tally
     return ScoreResult(out, code, tally.done, tally.requests, tally.tokens, progress.seconds)
 
 

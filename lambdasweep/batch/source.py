@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contract.location import Location, ObjectPath, locate, read_table
+from contract.units import Unit
 from lambdasweep.batch.files import Columns, InputFile
 from lambdasweep.batch.reader import Reader
 from lambdasweep.batch.rows import Built, build, score_table
@@ -20,7 +21,6 @@ from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from merge.remote_parent import RemoteParent
-    from ray_jobs.units import Unit
     from ray_jobs.work import UnitResult
     from serve.engine import Engine
 
@@ -56,7 +56,7 @@ class ParquetSource:
     def kind(self) -> str:
         return "tokens"
 
-    def open(self, unit: "Unit") -> "RowsWork":
+    def open(self, unit: Unit) -> "RowsWork":
         """Read and tokenise a unit.
 
         Raises:
@@ -74,14 +74,14 @@ class ParquetSource:
         built = build(rows, self.columns, refused, _tokenizer(self.tokenizer), self.max_model_len)
         return RowsWork(rows, self.columns, built, file.path, first)
 
-    def documents(self, unit: "Unit") -> range:
+    def documents(self, unit: Unit) -> range:
         """Each row counts as one: the driver reads none."""
         return range(unit.first_row, unit.end_row)
 
-    def path(self, kind: str, unit: "Unit") -> Location:
+    def path(self, kind: str, unit: Unit) -> Location:
         return ScoreDir(self.root).part({"tokens": "scores"}.get(kind, kind), unit.shard)
 
-    def _repeated(self, unit: "Unit") -> set[int]:
+    def _repeated(self, unit: Unit) -> set[int]:
         where = (pc.field("row") >= unit.first_row) & (pc.field("row") < unit.end_row)
         rows = read_table(ScoreDir(self.root).repeated_ids, filters=where)["row"].to_pylist()
         return {row - unit.first_row for row in rows}

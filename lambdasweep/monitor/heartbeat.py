@@ -9,17 +9,14 @@ import os
 import socket
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict
+from typing import Any, Self, TypedDict
 
 from contract.rundir import RunDir, commit_json
+from contract.units import Unit
 from lambdasweep.monitor.progress import Tally
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from ray_jobs.units import Unit
 
 SECONDS = 3.0
 _NEWS = 5
@@ -32,7 +29,7 @@ class ReplicaReport(TypedDict):
     """This is starting, scoring or idle."""
     seconds: float
     """The replica has done so for this long."""
-    unit: "Sequence[Any] | None"
+    unit: Sequence[Any] | None
     """The task, λ and shard that the replica scores; None where it scores nothing."""
 
 
@@ -105,9 +102,9 @@ class DriverView:
 
 
 class Heartbeat(Tally):
-    """Listens to the driver and writes driver.json. It is a context manager around all of the driver's work."""
+    """The tally of a command, which writes driver.json too. It is a context manager around all of the driver's work."""
 
-    def __init__(self, run: RunDir, units: "Iterable[Unit]") -> None:
+    def __init__(self, run: RunDir, units: Sequence[Unit]) -> None:
         super().__init__(units)
         self._run = run
         self._news: deque[str] = deque(maxlen=_NEWS)

@@ -3,19 +3,18 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from contract.events import Listener
 from contract.points import order
+from contract.units import Receipt, Unit, UnitKey
 from lambdasweep.monitor.wording import duration
-
-if TYPE_CHECKING:
-    from ray_jobs.units import Receipt, Unit
 
 _LINE_SECONDS = 5.0  # there is at most one log line in so long, and one for the last unit
 _SAMPLES, _SAMPLE_SECONDS = 300, 1.0
@@ -27,11 +26,11 @@ class ReplicaState:
 
     doing: str  # starting, scoring or idle
     since: float
-    unit: "Unit | None" = None  # the unit that the replica scores, or that it scored last where it is idle
+    unit: Unit | None = None  # the unit that the replica scores, or that it scored last where it is idle
 
 
-class Tally:
-    """Counts the driver's events (`ray_jobs.events.Listener`).
+class Tally(Listener):
+    """Counts the driver's events.
 
     Rates are taken over the last five minutes, or over longer if few units are done in that time.
 
@@ -40,12 +39,12 @@ class Tally:
         clock: a function that returns the time in seconds.
     """
 
-    def __init__(self, units: "Iterable[Unit]" = (), clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, units: Sequence[Unit] = (), clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.done = self.given_up = self.failures = 0
         self.requests = self.quarantined = self.tokens = 0
         self.replicas: dict[str, ReplicaState] = {}
-        self._costs: dict[tuple[str, str, int], int] = {}
+        self._costs: dict[UnitKey, int] = {}
         self._work = self._work_done = 0
         # A sample has the time, and the work, requests and tokens done by then.
         self._samples: deque[tuple[float, int, int, int]] = deque(maxlen=_SAMPLES)
@@ -56,14 +55,7 @@ class Tally:
         """Return the number of units that are neither done nor given up."""
         return len(self._costs)
 
-    def message(self, text: str) -> None:
-        """Ignore the message: it changes no count."""
-
-    def tick(self) -> None:
-        """Do nothing: a tick changes no count."""
-
-    def grow(self, units: "Iterable[Unit]") -> None:
-        """Take in that there are further units to do."""
+    def grow(self, units: Sequence[Unit]) -> None:
         added = {unit.key: unit.cost for unit in units}
         self._costs |= added
         self._work += sum(added.values())
@@ -74,19 +66,19 @@ class Tally:
     def replica_ready(self, replica: str) -> None:
         self.replicas[replica] = ReplicaState("idle", self.clock())
 
-    def replica_lost(self, replica: str, failed: bool, given_up: "Unit | None") -> None:
+    def replica_lost(self, replica: str, failed: bool, given_up: Unit | None) -> None:
         self.replicas.pop(replica, None)
         self.failures += failed
         if given_up:
             self.given_up += 1
             self._work -= self._costs.pop(given_up.key, 0)
 
-    def unit_started(self, replica: str, unit: "Unit") -> None:
+    def unit_started(self, replica: str, unit: Unit) -> None:
         self.replicas[replica] = ReplicaState("scoring", self.clock(), unit)
         if not self._samples:
             self._samples.append((self.clock(), 0, 0, 0))
 
-    def unit_done(self, receipt: "Receipt") -> None:
+    def unit_done(self, receipt: Receipt) -> None:
         if replica := self.replicas.get(receipt.replica):
             replica.doing, replica.since = "idle", self.clock()
         self.done += 1
@@ -110,20 +102,20 @@ class Tally:
         return (self.requests - requests) / seconds, (self.tokens - tokens) / seconds, left
 
 
-class SweepProgress:
+class SweepProgress(Listener):
     """Shows units done, the λs in work, requests per second and the time left. It is a context manager.
 
     Args:
         total: the number of units of this command.
-        units: the units that are not committed yet.
+        tally: counts the units that are not committed yet; it is told of each event before this is.
         console: the console to write to; the default is standard error, so that output can be piped.
     """
 
-    def __init__(self, total: int, units: "Iterable[Unit]", console: Console | None = None) -> None:
+    def __init__(self, total: int, tally: Tally, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr)
-        self.tally = Tally(units)
         self.seconds = {"switch": 0.0, "score": 0.0, "commit": 0.0}
-        self._total, self._before = total, total - self.tally.left
+        self._tally = tally
+        self._total, self._before = total, total - tally.left
         self._quarantined: set[str] = set()
         self._printed = float("-inf")
         self._bar: Progress | None = None
@@ -149,37 +141,17 @@ class SweepProgress:
             self._bar.stop()
 
     def message(self, text: str) -> None:
-        """Write one line of news."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def tick(self) -> None:
-        """Do nothing: a tick changes nothing that is shown."""
-
-    def replica_starting(self, replica: str) -> None:
-        self.tally.replica_starting(replica)
-
-    def replica_ready(self, replica: str) -> None:
-        self.tally.replica_ready(replica)
-
-    def replica_lost(self, replica: str, failed: bool, given_up: "Unit | None") -> None:
-        self.tally.replica_lost(replica, failed, given_up)
-
-    def grow(self, units: "Iterable[Unit]") -> None:
-        """Take in that there are further units to do."""
-        before = self.tally.left
-        self.tally.grow(units)
-        self._total += self.tally.left - before
+    def grow(self, units: Sequence[Unit]) -> None:
+        self._total += len(units)
         if self._bar:
             self._bar.update(self._bar_task, total=self._total)
 
-    def unit_started(self, replica: str, unit: "Unit") -> None:
-        """Take in that a replica begins a unit."""
-        self.tally.unit_started(replica, unit)
+    def unit_started(self, replica: str, unit: Unit) -> None:
         self._show()
 
-    def unit_done(self, receipt: "Receipt") -> None:
-        """Take in that a unit is committed."""
-        self.tally.unit_done(receipt)
+    def unit_done(self, receipt: Receipt) -> None:
         self.seconds["switch"] += receipt.switch_seconds
         self.seconds["score"] += receipt.score_seconds
         self.seconds["commit"] += receipt.commit_seconds
@@ -189,7 +161,7 @@ class SweepProgress:
         self._show()
 
     def _show(self) -> None:
-        text, done = self._text(), self._before + self.tally.done
+        text, done = self._text(), self._before + self._tally.done
         if self._bar:
             self._bar.update(self._bar_task, completed=done, description=text)
         elif (now := time.monotonic()) - self._printed >= _LINE_SECONDS or done == self._total:
@@ -197,8 +169,8 @@ class SweepProgress:
             self.message(f"{done}/{self._total} units  {text}")
 
     def _text(self) -> str:
-        at = " ".join(sorted({one.unit.lam for one in self.tally.replicas.values() if one.unit}, key=order))
-        rates = self.tally.rates()
+        at = " ".join(sorted({one.unit.lam for one in self._tally.replicas.values() if one.unit}, key=order))
+        rates = self._tally.rates()
         return f"λ {at}" + (f"  {rates[0]:.0f} requests/s  {duration(rates[2])} left" if rates else "")
 
 
@@ -206,7 +178,7 @@ class ScoreProgress(SweepProgress):
     """Shows units and rows done, tokens computed per second and the time left."""
 
     def _text(self) -> str:
-        rates = self.tally.rates()
-        return f"{self.tally.requests} rows" + (
+        rates = self._tally.rates()
+        return f"{self._tally.requests} rows" + (
             f"  {rates[1]:.0f} tokens/s  {duration(rates[2])} left" if rates else ""
         )

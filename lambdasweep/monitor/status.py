@@ -25,28 +25,27 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
     run = RunDir(root)
     survey = Survey(run)
     survey.refresh(_RECEIPT_SECONDS)
-    sweep, plan = survey.sweep, run.plan()
-    engine = sweep["engine"]
-    for role, parent in sorted(sweep["pair"].items(), key=lambda item: (item[0] != "base", item[0])):
-        yield f"{role:<8} {parent['source']}"
+    sweep, engine = survey.sweep, survey.sweep.engine
+    for role, parent in sorted(sweep.pair.items(), key=lambda item: (item[0] != "base", item[0])):
+        yield f"{role:<8} {parent.source}"
     yield (
-        f"engine   vLLM {sweep['versions'].get('vllm', '?')} on {engine['device']}, {engine['dtype']}, "
+        f"engine   vLLM {sweep.versions.get('vllm', '?')} on {engine['device']}, {engine['dtype']}, "
         f"TP {engine['tensor_parallel']}, PP {engine.get('pipeline_parallel', 1)}"
     )
     quarantined = run.all_committed("quarantine")
-    for name, task in plan["tasks"].items():
+    for name, task in survey.plan.items():
         count = survey.tasks[name]
         yield (
-            f"{name}: {count.done.total()}/{count.total} units, {task['documents']} documents × {len(task['lambdas'])} λ "
+            f"{name}: {count.done.total()}/{count.total} units, {task.documents} documents × {len(task.lambdas)} λ "
             f"({how(task)})"
         )
-        unfinished = [lam for lam in task["lambdas"] if count.done[lam] < count.shards]
+        unfinished = [lam for lam in task.lambdas if count.done[lam] < count.shards]
         if unfinished:
             more = f" and {len(unfinished) - _SHOWN} more" if len(unfinished) > _SHOWN else ""
             between = "; " if is_named(unfinished[0]) else ", "
             yield f"  left at λ {between.join(unfinished[:_SHOWN])}{more}"
         reasons: Counter[str] = Counter()
-        for lam in task["lambdas"]:
+        for lam in task.lambdas:
             if (name, lam) in quarantined:
                 reasons.update(run.quarantine(name, lam).column("reason").to_pylist())
         for reason, number in reasons.most_common(_SHOWN):

@@ -4,13 +4,16 @@ It can be refreshed again and again: even with a million units, a refresh only l
 not complete, and opens receipts that it has not read. The first reading of a large run's receipts takes several refreshes.
 """
 
+import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from contract.rundir import RunDir, completion
+from contract.records import Plan, read_plan, read_sweep
+from contract.rundir import RunDir
+from contract.units import Receipt, UnitKey
 from lambdasweep.monitor.heartbeat import DriverView
 
 
@@ -19,7 +22,7 @@ class TaskCount:
     """One task of the plan and its committed units."""
 
     shards: int
-    lambdas: list[str]
+    lambdas: tuple[str, ...]
     done: Counter[str] = field(default_factory=Counter)  # the number of committed units, by λ
 
     @property
@@ -49,11 +52,12 @@ class Survey(DriverView):
 
     def __init__(self, run: RunDir) -> None:
         super().__init__(run)
-        self.sweep = run.sweep()
+        self.sweep = read_sweep(run)
+        self.plan: Plan = {}
         self.tasks: dict[str, TaskCount] = {}
         self.spent = Spent()
         self._seen: dict[tuple[str, str], set[int]] = {}  # the shards seen at each task and λ that is not complete
-        self._unread: deque[tuple[str, str, int]] = deque()
+        self._unread: deque[UnitKey] = deque()
         self.refresh(0.0)
 
     @property
@@ -66,12 +70,12 @@ class Survey(DriverView):
 
     @property
     def unit_of_cost(self) -> str:
-        return "core-hours" if self.sweep["engine"]["device"] == "cpu" else "GPU-hours"
+        return "core-hours" if self.sweep.engine["device"] == "cpu" else "GPU-hours"
 
     @property
     def cost(self) -> float:
         """Return the GPU-hours, or core-hours on a CPU, that the receipts tell: seconds × ranks, on a CPU × threads."""
-        engine = self.sweep["engine"]
+        engine = self.sweep.engine
         ranks = engine["tensor_parallel"] * engine.get("pipeline_parallel", 1)
         each = ranks * (engine["threads"] if engine["device"] == "cpu" else 1)
         return self.spent.seconds * float(each) / 3600
@@ -88,10 +92,10 @@ class Survey(DriverView):
         Raises:
             InputError: the plan is gone.
         """
-        for name, entry in self.run.plan()["tasks"].items():
-            task = self.tasks.setdefault(name, TaskCount(len(entry["shards"]), []))
-            task.lambdas = entry["lambdas"]
-            kind = completion(entry)
+        self.plan = read_plan(self.run)  # again: it grows
+        for name, entry in self.plan.items():
+            task = self.tasks.setdefault(name, TaskCount(len(entry.shards), ()))
+            task.lambdas, kind = entry.lambdas, entry.completion
             for lam in self.run.begun(name, [lam for lam in task.lambdas if task.done[lam] < task.shards], kind):
                 there, seen = self.run.committed(name, lam, kind), self._seen.setdefault((name, lam), set())
                 self._unread.extend((name, lam, shard) for shard in sorted(there - seen))
@@ -108,15 +112,22 @@ class Survey(DriverView):
             if time.monotonic() >= until:
                 return
             unit = self._unread.popleft()
-            receipt = self.run.receipt(*unit)
+            receipt = self._receipt(unit)
             if receipt is None:
                 self._unread.append(unit)  # a receipt is written after its table, or never if the replica was killed
                 continue
             spent = self.spent
             spent.receipts += 1
-            spent.seconds += receipt["switch_seconds"] + receipt["score_seconds"] + receipt["commit_seconds"]
-            spent.requests += receipt["requests"]
-            spent.tokens_scheduled += receipt["tokens_scheduled"]
-            spent.tokens_cached += receipt["tokens_cached"]
-            spent.tokens_generated += receipt.get("tokens_generated", 0)
-            spent.quarantined[receipt["task"]] += receipt["quarantined"]
+            spent.seconds += receipt.switch_seconds + receipt.score_seconds + receipt.commit_seconds
+            spent.requests += receipt.requests
+            spent.tokens_scheduled += receipt.tokens_scheduled
+            spent.tokens_cached += receipt.tokens_cached
+            spent.tokens_generated += receipt.tokens_generated
+            spent.quarantined[receipt.task] += receipt.quarantined
+
+    def _receipt(self, unit: UnitKey) -> Receipt | None:
+        """Return the receipt of a unit; None where there is none, or one that cannot be read."""
+        value = self.run.receipt(*unit)
+        with contextlib.suppress(ValueError):
+            return None if value is None else Receipt.from_json(value)
+        return None

@@ -1,6 +1,6 @@
 """These functions write times, counts and the settings of a task as a person would."""
 
-from typing import Any
+from contract.records import TaskRecord
 
 
 def duration(seconds: float) -> str:
@@ -14,13 +14,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def how(record: dict[str, Any]) -> str:
+def how(task: TaskRecord) -> str:
     """Say in a few words how a task of the plan is scored or sampled."""
-    if "samples" not in record:
-        return f"{record['format']}, {record['shots']} shots"
-    return (
-        f"{record['samples']} samples of at most {record['max_tokens']} tokens, temperature {record['temperature']:g}"
-    )
+    if not task.is_sampled:
+        return f"{task.format}, {task.shots} shots"
+    return f"{task.samples} samples of at most {task.max_tokens} tokens, temperature {task.temperature:g}"
 
 
 def quantity(number: float) -> str:

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Iterator
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from contract.formula import formula
 from contract.points import coordinates
 
 if TYPE_CHECKING:
@@ -12,16 +13,6 @@ if TYPE_CHECKING:
     from merge.checkpoint import Checkpoint
     from merge.pair import Pair
 
-_METRICS = {
-    "acc": "accuracy",
-    "ece_width15": "ECE, 15 bins of equal width",
-    "brier": "Brier score",
-    "nll": "NLL (nats)",
-    "perplexity": "perplexity",
-    "distinct_2": "distinct-2 of samples",
-    "self_bleu": "self-BLEU of samples, 0 to 1",
-}
-_OF_LM_EVAL = "lm_eval/"
 # Our metrics are those on the split that had no say in which λ is λ*; lm-eval computes its own on all documents.
 _SPLIT = "report"
 
@@ -36,7 +27,8 @@ def model_card(pair: "Pair", fingerprints: dict[str, str], lam: str, like: str, 
         like: the parent whose config, tokenizer and chat template the model has.
         run: what a run measured at this λ, if anything.
     """
-    parents = pair.parents
+    parents, line = pair.parents, pair.line
+    theta = formula(line.method, coordinates(lam), bool(line.lam_map))
     lines = [
         "---",
         *_front_matter([parent.source for parent in parents.values() if parent.revision]),
@@ -44,7 +36,7 @@ def model_card(pair: "Pair", fingerprints: dict[str, str], lam: str, like: str, 
         "",
         f"# θ({lam}) of {', '.join(map(_name, list(parents.values())[:-1]))} and {_name(list(parents.values())[-1])}",
         "",
-        f"The weights are {_formula(pair, lam)}, tensor by tensor, computed in float32 and rounded once.",
+        f"The weights are {theta}, tensor by tensor, computed in float32 and rounded once.",
         *_beyond_the_formula(pair),
         "",
         "| parent | checkpoint | revision | fingerprint |",
@@ -61,14 +53,6 @@ def model_card(pair: "Pair", fingerprints: dict[str, str], lam: str, like: str, 
         "",
     ]
     return "\n".join(lines)
-
-
-def _formula(pair: "Pair", lam: str) -> str:
-    weight = " · w" if pair.line.lam_map else ""
-    if pair.line.method == "slerp":
-        return f"slerp(base, aligned; {lam}{weight})"
-    steps = (f" + {one}{weight} · ({name or 'aligned'} − base)" for name, one in coordinates(lam).items())
-    return "base" + "".join(steps)
 
 
 def _beyond_the_formula(pair: "Pair") -> Iterator[str]:
@@ -91,26 +75,32 @@ def _front_matter(base_models: list[str]) -> Iterator[str]:
 def _measured(lam: str, run: "MeasuredPoint | None") -> Iterator[str]:
     if run is None:
         return
-    rows = [row for row in run.metrics if row["value"] is not None and _is_shown(row)]
+    from calibration.catalogue import card_names
+    from calibration.lm_eval_rows import PREFIX
+
+    names = card_names()
+    rows = [
+        row
+        for row in run.metrics
+        if row["value"] is not None
+        and (
+            row["metric"].startswith(PREFIX)
+            or (row["metric"] in names and (row["confidence"], row["split"]) == ("sum", _SPLIT))
+        )
+    ]
     yield ""
     if not rows:
         yield f"λ = {lam} was not measured."
         return
-    yield f"λ = {lam} ({run.chosen_by}) was measured live in vLLM {run.record['versions'].get('vllm', '')}:"
+    yield f"λ = {lam} ({run.chosen_by}) was measured live in vLLM {run.record.versions.get('vllm', '')}:"
     yield ""
     yield "| task | metric | value | 95 % interval | documents |"
     yield "|---|---|---|---|---|"
     for row in rows:
-        name = _METRICS.get(row["metric"], row["metric"].removeprefix(_OF_LM_EVAL))
+        name = names.get(row["metric"], row["metric"].removeprefix(PREFIX))
         has_interval = row["ci_low"] is not None and row["ci_high"] is not None
         interval = f"{row['ci_low']:.4f} to {row['ci_high']:.4f}" if has_interval else "–"
         yield f"| {_cell(row['task'])} | {_cell(name)} | {row['value']:.4f} | {interval} | {row['n']} |"
-
-
-def _is_shown(row: dict[str, Any]) -> bool:
-    if row["metric"].startswith(_OF_LM_EVAL):
-        return True
-    return row["metric"] in _METRICS and (row["confidence"], row["split"]) == ("sum", _SPLIT)
 
 
 def _name(parent: "Checkpoint") -> str:

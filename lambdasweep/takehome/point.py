@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from contract.errors import InputError, RunMismatchError
-from contract.points import ONLY, names_of, parse_point, role
+from contract.points import ONLY, parse_point, role
+from contract.records import LineRecord, SweepRecord, read_sweep
 from contract.rundir import RunDir
 from contract.schemas import METRICS, point_of
 from lambdasweep.aligned_flags import parse_aligned, parse_revisions
@@ -34,7 +35,7 @@ class MeasuredPoint:
     """Holds what a run knows about a point."""
 
     root: str
-    record: dict[str, Any]  # the content of sweep.json
+    record: SweepRecord
     chosen_by: str  # a few words that say how λ was chosen
     metrics: tuple[dict[str, Any], ...]  # the rows of schemas.METRICS at this point, for all tasks
 
@@ -76,9 +77,10 @@ def from_flags(
 def _from_run(run: RunDir, lam: str | None) -> PointSource:
     from merge.line import Line
 
-    record = run.sweep()
-    line = Line(**{key: record["line"][key] for key in ("method", "lam_map", "vocab")})
-    base, aligned = record["pair"]["base"], {name: record["pair"][role(name)] for name in names_of(record["pair"])}
+    record = read_sweep(run)
+    recorded = record.line or LineRecord()
+    line = Line(recorded.method, recorded.lam_map, recorded.vocab)
+    base, aligned = record.pair["base"], {name: record.pair[role(name)] for name in record.names}
     if lam is None:
         from calibration.analyse import analyse
 
@@ -93,8 +95,9 @@ def _from_run(run: RunDir, lam: str | None) -> PointSource:
         chosen_by = "asked for"
     rows = [row for row in metrics.to_pylist() if point_of(row) == lam]
     measured = MeasuredPoint(str(run.root), record, chosen_by, tuple(rows))
-    sources, revisions = ({name: one[key] for name, one in aligned.items()} for key in ("source", "revision"))
-    return PointSource(base["source"], sources, base["revision"], revisions, line, lam, measured)
+    sources = {name: one.source for name, one in aligned.items()}
+    revisions = {name: one.revision for name, one in aligned.items()}
+    return PointSource(base.source, sources, base.revision, revisions, line, lam, measured)
 
 
 def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str]:
@@ -122,13 +125,13 @@ def fingerprints_of(pair: "Pair", run: MeasuredPoint | None) -> dict[str, str]:
 
     found = {name: remembered_fingerprint(parent, name) for name, parent in pair.parents.items()}
     if run is not None:
-        recorded = {name: run.record["pair"][name]["fingerprint"] for name in found}
+        recorded = {name: run.record.pair[name].fingerprint for name in found}
         changed = [name for name in found if found[name] != recorded[name]]
         if changed:
             raise RunMismatchError(
                 f"{run.root} was made with another pair; restore what it was made with, or sweep again",
                 [
-                    f"{name} {run.record['pair'][name]['source']} was {recorded[name][:12]}… and is {found[name][:12]}… now"
+                    f"{name} {run.record.pair[name].source} was {recorded[name][:12]}… and is {found[name][:12]}… now"
                     for name in changed
                 ],
             )

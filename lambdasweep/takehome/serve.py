@@ -37,6 +37,6 @@ def serve_point(source: PointSource, parents: str, flags: Sequence[str], say: Ca
         fingerprints_of(pair, source.run)
         say(f"λ = {source.lam}: {source.run.chosen_by}")
     name = f"{'-'.join(Path(one.source).name for one in pair.aligned_by_name.values()) or 'model'}-lambda"
-    defaults = server_defaults(pair, device, source.run.record["engine"] if source.run else {})
+    defaults = server_defaults(pair, device, source.run.record.engine if source.run else {})
     aligned = {one: checkpoint.path for one, checkpoint in pair.aligned_by_name.items()}
     serve(Serving(pair.base.path, aligned, pair.line, source.lam, parents, name, tuple(flags), defaults))

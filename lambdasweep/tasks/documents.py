@@ -76,6 +76,7 @@ class Document:
 class TaskFile:
     """The checked contents of a task file, in file order, and the hash of its bytes."""
 
+    spec: TaskSpec
     kind: Kind
     documents: tuple[Document, ...]
     sha256: str
@@ -121,7 +122,7 @@ def read_documents(spec: TaskSpec) -> TaskFile:
     if problems:
         raise task_error(spec.name, spec.file, problems)
     known, warnings = named(spec.name, documents, ids)
-    return TaskFile(next(iter(first)), known, hashlib.sha256(data).hexdigest(), warnings)
+    return TaskFile(spec, next(iter(first)), known, hashlib.sha256(data).hexdigest(), warnings)
 
 
 def read_bytes(name: str, file: Path, problems: list[str]) -> bytes:

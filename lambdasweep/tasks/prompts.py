@@ -66,6 +66,7 @@ class GenerateSpec:
 class Prompts:
     """The checked contents of a file, cut at the task's limit, and the hash of the file's bytes."""
 
+    spec: GenerateSpec
     documents: tuple[Document, ...]  # each document has its prompt as the query, and no choices
     sha256: str
     warnings: tuple[str, ...]
@@ -113,25 +114,32 @@ def read_prompts(spec: GenerateSpec) -> Prompts:
     if problems:
         raise task_error(spec.name, spec.file, problems)
     known, warnings = named(spec.name, documents, ids)
-    return Prompts(known[: spec.limit], hashlib.sha256(data).hexdigest(), warnings)
+    return Prompts(spec, known[: spec.limit], hashlib.sha256(data).hexdigest(), warnings)
 
 
 def build_prompts(
     spec: GenerateSpec, tokenizer: Tokenizer, stop_token_ids: tuple[int, ...], chat: ChatTemplate | None = None
 ) -> BuiltPrompts:
-    """Read a file of prompts and tokenise it. A prompt without tokens keeps its row; the sampler has to quarantine it.
+    """Read a file of prompts and tokenise it; raises as `read_prompts` and `tokenised`."""
+    return tokenised(read_prompts(spec), tokenizer, stop_token_ids, chat)
+
+
+def tokenised(
+    file: Prompts, tokenizer: Tokenizer, stop_token_ids: tuple[int, ...], chat: ChatTemplate | None = None
+) -> BuiltPrompts:
+    """Tokenise prompts that were read. A prompt without tokens keeps its row; the sampler has to quarantine it.
 
     Args:
-        spec: the task.
+        file: the prompts.
         tokenizer: the tokenizer, whose own default decides on special tokens.
         stop_token_ids: the ids at which a sample ends.
-        chat: the chat template, which is needed, and used, only if `spec.chat` is set.
+        chat: the chat template, which is needed, and used, only if `file.spec.chat` is set.
 
     Raises:
-        TaskError: the request or the file has problems, which the error lists, or the chat template does not render.
+        TaskError: the chat template does not render.
     """
+    spec = file.spec
     chat = chat if spec.chat else None
-    file = read_prompts(spec)
     texts = [document.query for document in file.documents]
     if chat is not None:
         try:

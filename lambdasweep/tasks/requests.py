@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from contract.errors import TaskError
 from contract.schemas import REQUESTS
 from lambdasweep.tasks.chat import ChatTemplate
-from lambdasweep.tasks.documents import TaskSpec, read_documents
+from lambdasweep.tasks.documents import TaskFile, TaskSpec, read_documents
 from lambdasweep.tasks.formats import TEMPLATES, Prompt, in_chat, render, select, shots_text
 from lambdasweep.tasks.tokens import Encoded, Ints, Tokenizer, encode_pairs, prefix_of
 
@@ -61,17 +61,22 @@ class BuiltTask:
 
 
 def build_requests(spec: TaskSpec, tokenizer: Tokenizer, chat: ChatTemplate | None = None) -> BuiltTask:
-    """Read a task file and turn it into requests.
+    """Read a task file and turn it into requests; raises as `read_documents` and `requests_of`."""
+    return requests_of(read_documents(spec), tokenizer, chat)
+
+
+def requests_of(file: TaskFile, tokenizer: Tokenizer, chat: ChatTemplate | None = None) -> BuiltTask:
+    """Turn a task file that was read into requests.
 
     A continuation of no tokens keeps its row; the scorer has to quarantine it. `chat` is needed, and used, only if
-    `spec.chat` is set.
+    `file.spec.chat` is set.
 
     Raises:
-        TaskError: the request or the file has problems, which the error lists; or a row has an empty context and the
-            tokenizer has neither BOS nor EOS to put in its place; or the chat template does not render.
+        TaskError: a row has an empty context and the tokenizer has neither BOS nor EOS to put in its place; or the chat
+            template does not render.
     """
+    spec = file.spec
     chat = chat if spec.chat else None
-    file = read_documents(spec)
     shots, documents = select(file.documents, spec.shots, spec.limit, spec.seed)
     front = shots_text(shots, file.kind, spec.format)
     prompts = [render(document, file.kind, spec.format) for document in documents]

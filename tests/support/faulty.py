@@ -4,8 +4,8 @@ import os
 import signal
 from pathlib import Path
 
+from contract.units import Unit
 from ray_jobs.replica import Replica
-from ray_jobs.units import Unit
 
 POISON = 3  # the request that ends every process that scores it
 

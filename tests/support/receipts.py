@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ray_jobs.units import Receipt, Unit
+from contract.units import Receipt, Unit
 
 
 def receipt(of: Unit, **values: Any) -> Receipt:

@@ -19,6 +19,7 @@ from contract import schemas
 from contract.errors import LambdasweepError
 from contract.location import read_table
 from contract.points import order
+from contract.records import Plan, read_plan
 from contract.rundir import RunDir, commit_table, read_identity
 from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, Asked, Harness, quiet
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltHarnessTask
@@ -39,7 +40,11 @@ class Answers:
 
 
 def write_outcomes(
-    run: RunDir, harness: Harness, built: Sequence[BuiltHarnessTask], identity: dict[str, Any]
+    run: RunDir,
+    harness: Harness,
+    built: Sequence[BuiltHarnessTask],
+    identity: dict[str, Any],
+    plan: Plan | None = None,
 ) -> pa.Table:
     """Commit RUN/lm_eval/task=<harness>.parquet and return it: `schemas.OUTCOMES`, sorted by task, λ and metric.
 
@@ -51,6 +56,7 @@ def write_outcomes(
         harness: the tasks and groups that were asked for.
         built: the harness's tasks, as they are recorded in the run's plan.
         identity: what every table of the run carries.
+        plan: of the run, where it was read already.
 
     Raises:
         LambdasweepError: one of lm-eval's functions failed, or a table is damaged.
@@ -69,14 +75,14 @@ def write_outcomes(
             for row in read_table(path).to_pylist()
         ]
     known = {row[1] for row in rows}
-    plan = run.plan()["tasks"]
-    for lam in sorted(set.intersection(*(set(plan[name]["lambdas"]) for name in parts)), key=order):
-        if lam not in known and all(len(run.committed(name, lam)) == len(plan[name]["shards"]) for name in parts):
+    plan = plan if plan is not None else read_plan(run)
+    for lam in sorted(set.intersection(*(set(plan[name].lambdas) for name in parts)), key=order):
+        if lam not in known and all(len(run.committed(name, lam)) == len(plan[name].shards) for name in parts):
             answers = {name: read_answers(part.table, run.tokens(name, lam)) for name, part in parts.items()}
             rows += _rows(harness, built, answers, lam)
     places = {name: place for place, name in enumerate([*(task.source.name for task in built), *harness.groups])}
     rows.sort(key=lambda row: (places[row[0]], order(row[1]), row[2]))
-    table = schemas.table_of(schemas.OUTCOMES, rows, [lam for name in parts for lam in plan[name]["lambdas"]])
+    table = schemas.table_of(schemas.OUTCOMES, rows, [lam for name in parts for lam in plan[name].lambdas])
     commit_table(path, table, identity)
     return table
 

@@ -17,11 +17,11 @@ from calibration.report.figures import page_figures, paper_figures
 from calibration.report.notices import notices
 from calibration.report.write import write_report
 from calibration.samples_at_lambda import by_lambda
-from calibration.task_at_lambda import parents_on_line
 from calibration.terminal.tables import render
 from contract import points, schemas
 from contract.errors import InputError
 from contract.points import parse_points
+from contract.records import read_sweep
 from contract.rundir import RunDir, commit_json
 from contract.schemas import point_of
 from lambdasweep import open_run
@@ -166,7 +166,7 @@ def test_the_terminal_has_a_table_of_points(analysis):
 
 def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
     found = frontiers(analysis.curves)
-    facts = gather(plane.plan(), analysis, found, "ece_width15", "sum")
+    facts = gather(analysis, found, "ece_width15", "sum")
     assert facts.grid == POINTS
     assert facts.start == facts.stop(found.macro.chosen.lam) == POINTS.index(found.macro.chosen.lam)
     charts = page_figures(facts)
@@ -242,7 +242,7 @@ def test_three_coordinates_have_tables_and_no_plane(tmp_path):
     pair = dict.fromkeys(("base", "aligned.dpo", "aligned.sft", "aligned.rl"), SWEEP["pair"]["aligned"])
     commit_json(run.sweep_json, {**SWEEP, "pair": pair})
     made = analyse(run, resamples=50)
-    facts = gather(run.plan(), made, frontiers(made.curves), "ece_width15", "sum")
+    facts = gather(made, frontiers(made.curves), "ece_width15", "sum")
     assert facts.grid == parse_points("dpo=0,0.5,1,sft=0,1,rl=0", ["dpo", "rl", "sft"])
     assert list(page_figures(facts)) == ["frontier", "reliability"]
     assert "A point has 3 coordinates (dpo, rl, sft)" in next(notices(facts))
@@ -273,12 +273,12 @@ def test_samples_at_points_are_those_of_the_same_samples_along_a_line(tmp_path):
     made = analyse(plane)
     write_metrics(plane, made)
     write_report(plane, made, frontiers(made.curves))
-    facts = gather(plane.plan(), made, frontiers(made.curves), "ece_width15", "sum")
+    facts = gather(made, frontiers(made.curves), "ece_width15", "sum")
     charts = page_figures(facts)["diversity"]
     assert "diversity" not in paper_figures(facts)
     assert list(charts) == ["sampled-plane-distinct_2", "sampled-plane-self_bleu"]
     assert json.loads(plane.frontier_json.read_text())["diversity"]["say"][1]["point"] == "dpo=0,sft=1"
     out = io.StringIO()
-    for one in render(made.metrics, intervals=True, parents=parents_on_line(plane.sweep())):
+    for one in render(made.metrics, intervals=True, parents=read_sweep(plane).parents):
         Console(file=out, width=100).print(one)
     assert "dpo=0.5,sft=1" in out.getvalue()

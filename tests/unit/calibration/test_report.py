@@ -27,6 +27,7 @@ from calibration.report.write import write_report
 from calibration.terminal.tables import render
 from calibration.uncertainty.resample import draw
 from contract import schemas
+from contract.records import read_plan, read_sweep
 from contract.rundir import RunDir, commit_json, commit_table, read_identity
 from tests.support.reports import GRID, add_quiz, add_words, analysed, written
 from tests.support.tables import SWEEP, add_quarantine, add_scores, add_task
@@ -36,13 +37,13 @@ VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 def facts_of(run):
     analysis = analysed(run)
-    return gather(run.plan(), analysis, frontiers(analysis.curves), "ece_width15", "sum")
+    return gather(analysis, frontiers(analysis.curves), "ece_width15", "sum")
 
 
 def shown(run):
     """Return the page alone."""
-    plan = run.plan()
-    return page_of(page(facts_of(run), run.sweep(), plan, quarantine(run, plan), []))
+    plan = read_plan(run)
+    return page_of(page(facts_of(run), read_sweep(run), plan, quarantine(run, plan), []))
 
 
 @pytest.fixture
@@ -375,7 +376,7 @@ def test_quarantine_is_counted_by_reason_and_its_ids_are_capped(run):
     add_quiz(run, documents=40)
     add_quarantine(run, "quiz", "0.5", list(range(0, 60, 2)), shard=1)
     add_quarantine(run, "quiz", "1", [2, 3], shard=1)
-    (found,) = quarantine(run, run.plan())
+    (found,) = quarantine(run, read_plan(run))
     assert (found.reason, found.count, found.lambdas, found.requests) == ("too long", 32, ("0.5", "1"), 31)
     assert found.request_ids == (0, 2, 3, *range(4, 38, 2))
     text = shown(run).text

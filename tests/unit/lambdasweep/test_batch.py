@@ -17,6 +17,7 @@ import pytest
 from contract import schemas
 from contract.errors import InputError
 from contract.rundir import commit_table
+from contract.units import Unit
 from lambdasweep.batch.files import Columns, open_inputs
 from lambdasweep.batch.reader import Reader
 from lambdasweep.batch.repeats import repeated_rows
@@ -30,7 +31,6 @@ from lambdasweep.tasks.tokens import load_tokenizer
 from merge.checkpoint import open_checkpoint
 from merge.fingerprints import fingerprint
 from merge.remote_parent import describe_parent
-from ray_jobs.units import Unit
 from tests.support.checkpoints import write_checkpoint
 from tests.support.command_line import Result, contents
 

@@ -193,7 +193,7 @@ def test_seeds_are_of_the_prompt_and_the_sample() -> None:
 
 
 def test_texts_are_without_special_tokens(pair: tuple[Path, Path], prompts: Path) -> None:
-    from ray_jobs.units import Unit
+    from contract.units import Unit
 
     tokenizer = load_tokenizer(pair[0])
     table = build_prompts(GenerateSpec("stories", prompts), tokenizer, (1,)).table

@@ -12,13 +12,13 @@ import pytest
 from rich.console import Console
 
 from contract.rundir import RunDir, commit_json
+from contract.units import Unit
 from lambdasweep.monitor import watch
 from lambdasweep.monitor.heartbeat import SECONDS, DriverState, Heartbeat
 from lambdasweep.monitor.progress import Tally
 from lambdasweep.monitor.status import describe
 from lambdasweep.monitor.survey import Survey
 from lambdasweep.monitor.wording import quantity
-from ray_jobs.units import Unit
 from tests.support.receipts import receipt
 
 LAMBDAS = ["0", "0.5", "1"]

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from contract.errors import InputError, PairError
-from merge import arc
-from merge.arc import angle_between, coefficients
 from merge.interpolate import PLAIN, Rule, interpolate
 from merge.lam_map import parse_map, resolve_map, scaled
 from merge.line import Line
+from merge.methods import slerp
+from merge.methods.slerp import angle_between, coefficients, path
 from merge.pair import Pair, open_pair
 from merge.vocabulary import has_vocabulary_rows, runs
 
@@ -221,7 +221,7 @@ def test_the_arc_is_its_formula(dtype: torch.dtype, lam: str) -> None:
     assert angle_between(one, two) == pytest.approx(angle, rel=1e-14)
     at = float(lam)
     terms = math.sin((1 - at) * angle) / math.sin(angle) * a, math.sin(at * angle) / math.sin(angle) * b
-    made = interpolate(one, two, lam, rule=Rule(angle=angle_between(one, two)))
+    made = interpolate(one, two, lam, rule=Rule(path=path(one, two)))
     exact = terms[0] + terms[1]
     assert made.dtype == dtype
     rounding = torch.finfo(dtype).eps / 2
@@ -231,8 +231,8 @@ def test_the_arc_is_its_formula(dtype: torch.dtype, lam: str) -> None:
 
 def test_the_ends_of_the_arc_are_the_parents() -> None:
     one, two = torch.tensor([-0.0, 1.0, 2.0]), torch.tensor([3.0, -0.0, 1.0])
-    rule = Rule(angle=angle_between(one, two))
-    assert rule.angle is not None
+    rule = Rule(path=path(one, two))
+    assert rule.path is not None
     assert interpolate(one, two, "0", rule=rule) is one
     assert interpolate(one, two, "1", rule=rule) is two
 
@@ -258,7 +258,7 @@ def test_an_angle_leaves_rows_out() -> None:
 
 
 def test_an_angle_does_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arc, "_CHUNK", 1 << 12)
+    monkeypatch.setattr(slerp, "_CHUNK", 1 << 12)
     one, two = (torch.randn(300, 301, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     threads, found = torch.get_num_threads(), set()
     try:

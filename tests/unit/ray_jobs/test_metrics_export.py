@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from ray.util.metrics import Counter, Gauge, Metric
 
+from contract.units import Unit
 from ray_jobs.prometheus import SERIES, PrometheusMetrics
-from ray_jobs.units import Unit
 from tests.support.receipts import receipt
 
 

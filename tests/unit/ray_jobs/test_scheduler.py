@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from benchmarks.simulate import Cluster, Outcome, coarse_frontier_at, lower_bound, simulate
+from contract.units import Receipt, Unit
 from ray_jobs.scheduler import Scheduler
-from ray_jobs.units import Receipt, TaskPlan, Unit, coarse_first, units_for
+from ray_jobs.units import TaskPlan, coarse_first, units_for
 from ray_jobs.weight_ledger import WeightLedger
 from tests.support.paths import ROOT
 

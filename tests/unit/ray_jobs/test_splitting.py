@@ -4,9 +4,9 @@ import random
 
 import pytest
 
+from contract.units import Unit
 from ray_jobs.health import Deadlines
 from ray_jobs.splitting import MAX_OFFENDERS, REASON, Splitter
-from ray_jobs.units import Unit
 
 
 def split(rows: int, starts: list[int], kills, charge=lambda: True) -> tuple[list[Unit], Unit | None]:

@@ -1,33 +1,39 @@
 """The driver tells its listeners what happens; this module says what it tells, and lets it have several listeners."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
-from ray_jobs.units import Receipt, Unit
+from contract.units import Receipt, Unit
 
 
-class Listener(Protocol):
-    """A listener: the driver calls these methods while it runs."""
+class Listener:
+    """Listens to the driver. Each method does nothing until a class overrides it."""
 
-    def message(self, text: str) -> None: ...
+    def message(self, text: str) -> None:
+        """There is a line of news."""
 
-    def tick(self) -> None: ...  # is called every half second or more often
+    def tick(self) -> None:
+        """Half a second has passed, or less."""
 
-    def grow(self, units: Sequence[Unit]) -> None: ...  # is called when there are further units to do
+    def grow(self, units: Sequence[Unit]) -> None:
+        """There are further units to do."""
 
-    def replica_starting(self, replica: str) -> None: ...
+    def replica_starting(self, replica: str) -> None:
+        """An engine is being started."""
 
-    def replica_ready(self, replica: str) -> None: ...
+    def replica_ready(self, replica: str) -> None:
+        """It can score."""
 
     def replica_lost(self, replica: str, failed: bool, given_up: Unit | None) -> None:
         """A replica ended by a failure or with its node. `given_up` is the unit it had in hand, if that is given up."""
 
-    def unit_started(self, replica: str, unit: Unit) -> None: ...
+    def unit_started(self, replica: str, unit: Unit) -> None:
+        """A replica begins a unit."""
 
-    def unit_done(self, receipt: Receipt) -> None: ...
+    def unit_done(self, receipt: Receipt) -> None:
+        """A unit is committed."""
 
 
-class Listeners:
+class Listeners(Listener):
     """Passes everything that the driver tells it on to several listeners, in their order."""
 
     def __init__(self, *listeners: Listener) -> None:

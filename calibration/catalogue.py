@@ -1,0 +1,308 @@
+"""Every metric, once: what it is called, what its numbers are, what computes it, and where it is shown.
+
+A new metric of choice tasks is one entry. Where it is the mean over documents of a number, `mean_of` returns that number.
+Else a function of `calibration/metrics/` returns it beside others of its kind, under the name `key`. The terminal, the
+report, the model card, the intervals, the answer and the table in docs/metrics.md follow.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from calibration.arrays import BINS, Floats
+from calibration.metrics.predictions import Predictions
+from calibration.scores.per_document import CONFIDENCES
+
+Task = Literal["choices", "continuation", "samples"]  # what a task is scored as
+Direction = Literal["up", "down", "zero", "none"]  # which numbers are better; zero: the nearest to it
+Interval = Literal["percentile", "basic", "signed", "none"]  # `intervals.interval` says what they are
+
+ACCURACY = {"sum": "acc", "tokens": "acc_tokens", "bytes": "acc_bytes"}  # the accuracy by confidence
+COUNTED: dict[Task, str] = {"choices": "nll", "continuation": "nll", "samples": "distinct_answers"}
+"""The metric that every document with a score has, so that its n is how many there are."""
+
+_ARROWS: dict[Direction, str] = {"up": " ↑", "down": " ↓", "zero": " → 0", "none": ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a terminal's table."""
+
+    place: int  # from the left
+    header: str
+    form: str = "z.4f"  # z: what rounds to zero has no minus
+    ends: str = ""  # form of the ends of its interval; none: it is not shown
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How the answer calls a calibration error that accuracy may be held against: in [0, 1], lower is better."""
+
+    word: str  # in the sentence
+    title: str  # on the axis of the frontier
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric of one kind of tasks."""
+
+    name: str  # in metrics.parquet
+    title: str
+    unit: str  # what its numbers are
+    direction: Direction
+    interval: Interval = "percentile"
+    source: str = ""  # author and year; docs/metrics.md and the docstring of what computes it have the formula
+    key: str = ""  # under which a function returns it, where that is not its name
+    mean_of: Callable[[Predictions], Floats] | None = None  # [D], one number a document; the mean with an ∞ in it is ∞
+    confidence: str = ""  # the only one under which it is called so
+    once: bool = False  # stored under confidence sum only, because it is the same for all
+    scaled: bool = False  # computed after temperature scaling, too, as <name>_scaled
+    compared: bool = True  # its difference to each parent is stored, too, as <name>_vs_<parent>
+    per_parent: bool = False  # there is one for each parent, <name>_<parent>
+    of_contexts: bool = True  # it exists where each choice of a document has a context of its own
+    answer: Answer | None = None
+    column: Column | None = None
+    drawn: bool = False  # in the report: a figure along λ, and a column of the numbers
+    form: str = ".4f"  # in the report
+    card: str = ""  # what a model card calls it; none: it is not there
+
+    @property
+    def computed_as(self) -> str:
+        """The name under which functions return it."""
+        return self.key or self.name
+
+    @property
+    def axis(self) -> str:
+        """What the numbers are, and which are better."""
+        return self.unit + _ARROWS[self.direction]
+
+    @property
+    def is_main(self) -> bool:
+        """Whether its interval is shown where there is room for few."""
+        return bool(self.column and self.column.ends)
+
+
+_SHARE, _IN_BINS, _NATS = "share of documents", f"0 to 1 ({BINS} bins)", "nats per document"
+
+_CHOICES = (
+    *(
+        Metric(
+            *(name, "Accuracy", _SHARE, "up"),
+            key="correct",
+            mean_of=lambda made: made.correct.astype(np.float64),
+            confidence=confidence,
+            column=Column(1, "accuracy", ends=".3f"),
+            drawn=True,
+            card="accuracy" if confidence == CONFIDENCES[0] else "",
+        )
+        for confidence, name in ACCURACY.items()
+    ),
+    Metric(
+        *(f"ece_width{BINS}", "ECE", _IN_BINS, "down", "basic", "Naeini 2015; Guo 2017"),
+        key="ece_width",
+        scaled=True,
+        answer=Answer("ECE", f"ECE ({BINS} bins of equal width)"),
+        column=Column(2, "ECE", ends=".3f"),
+        drawn=True,
+        card=f"ECE, {BINS} bins of equal width",
+    ),
+    Metric(
+        *(f"ece_mass{BINS}", "ECE in bins of equal mass", _IN_BINS, "down", "basic", "Nixon 2019"),
+        key="ece_mass",
+        answer=Answer("ECE", f"ECE ({BINS} bins of equal mass)"),
+    ),
+    Metric(
+        *(f"ece_classwise{BINS}", "Class-wise ECE", _IN_BINS, "down", "basic", "Nixon 2019; Kull 2019"),
+        key="ece_classwise",
+        answer=Answer("ECE", f"class-wise ECE ({BINS} bins)"),
+    ),
+    Metric(
+        *("smece", "Smooth ECE", "0 to 1", "down", "basic", "Błasiok 2024"),
+        answer=Answer("smooth ECE", "smooth ECE"),
+        drawn=True,
+    ),
+    Metric(
+        *(f"ece_debiased{BINS}", "ECE without its noise", _IN_BINS, "down", "signed", "Kumar 2019"),
+        key="ece_debiased",
+    ),
+    Metric(
+        *(f"ece_width{BINS}_matched", "ECE at aligned's accuracy", _IN_BINS, "down", "basic", "Yang 2026; Holt 1979"),
+        key="ece_width_matched",
+    ),
+    Metric(f"mce{BINS}", "Largest error of a bin", _IN_BINS, "down", "basic", "Naeini 2015; Guo 2017", key="mce"),
+    Metric("confidence", "Mean confidence", "0 to 1", "none", mean_of=lambda made: made.confidence, scaled=True),
+    Metric(
+        *("overconfidence", "Over-confidence", "confidence − accuracy", "zero"),
+        scaled=True,
+        column=Column(5, "conf−acc", form="+z.4f"),
+        drawn=True,
+    ),
+    Metric(
+        *("brier", "Brier score", "0 to 2", "down", "percentile", "Brier 1950"),
+        mean_of=lambda made: made.brier,
+        scaled=True,
+        column=Column(3, "Brier"),
+        drawn=True,
+        card="Brier score",
+    ),
+    Metric("brier_reliability", "Brier score: reliability", "0 to 2", "down", "basic", "Murphy 1973"),
+    Metric("brier_resolution", "Brier score: resolution", "0 to 2", "up", "basic", "Murphy 1973"),
+    Metric("brier_uncertainty", "Brier score: uncertainty", "0 to 2", "none", "percentile", "Murphy 1973"),
+    Metric("brier_within", "Brier score: within bins", "what is left", "none", "percentile", "Stephenson 2008"),
+    Metric(
+        *("nll", "NLL of the right choice", _NATS, "down"),
+        mean_of=lambda made: made.nll,
+        scaled=True,
+        column=Column(4, "NLL"),
+        drawn=True,
+        card="NLL (nats)",
+    ),
+    Metric("auroc", "AUROC of confidence", "0 to 1", "up", "percentile", "Mann 1947", drawn=True),
+    Metric("aurc", "Area under risk and coverage", "0 to 1", "down", "percentile", "Geifman 2019; Zhou 2024"),
+    Metric("acc_at_80", "Accuracy of the surest 80 %", _SHARE, "up", "percentile", "El-Yaniv 2010"),
+    Metric(
+        *(f"token_ece_width{BINS}", "ECE of tokens", _IN_BINS, "down", "basic", "Guo 2017"),
+        key="token_ece_width",
+        once=True,
+        drawn=True,
+    ),
+    Metric("option_mass", "Mass on the listed choices", "probability", "up", once=True, of_contexts=False, drawn=True),
+    Metric("temperature", "Temperature of the scaling", "above 0", "none", "none", "Guo 2017", compared=False),
+    Metric("agreement", "Same prediction as the parent", _SHARE, "none", per_parent=True, compared=False),
+)
+
+_CONTINUATION = (
+    Metric(
+        *("acc", "Greedy accuracy", _SHARE, "up"),
+        column=Column(1, "accuracy", ends=".3f"),
+        drawn=True,
+        card="accuracy",
+    ),
+    Metric(
+        *("nll", "NLL of the continuation", _NATS, "down"),
+        column=Column(2, "NLL", ends=".2f"),
+        drawn=True,
+        card="NLL (nats)",
+    ),
+    Metric(
+        *("perplexity", "Perplexity", "exp(NLL)", "down"),
+        column=Column(3, "perplexity", form="#.5g"),
+        drawn=True,
+        form=".5g",
+        card="perplexity",
+    ),
+    Metric(
+        *(f"token_ece_width{BINS}", "ECE of tokens", _IN_BINS, "down", "basic", "Guo 2017"),
+        key="token_ece_width",
+        drawn=True,
+    ),
+)
+
+_SAMPLES = (
+    Metric(
+        *("distinct_1", "Distinct-1", "share of different words", "none", "percentile", "Li 2016"),
+        column=Column(1, "dist-1", ".4f"),
+        drawn=True,
+    ),
+    Metric(
+        *("distinct_2", "Distinct-2", "share of different word pairs", "none", "percentile", "Li 2016"),
+        column=Column(2, "dist-2", ".4f", ".3f"),
+        drawn=True,
+        card="distinct-2 of samples",
+    ),
+    Metric(
+        *("distinct_3", "Distinct-3", "share of different word triples", "none", "percentile", "Li 2016"),
+        column=Column(3, "dist-3", ".4f"),
+        drawn=True,
+    ),
+    Metric(
+        *("self_bleu", "Self-BLEU", "0 to 1, of pairs of samples", "none", "percentile", "Zhu 2018; Post 2018"),
+        column=Column(4, "self-BLEU", ".4f", ".3f"),
+        drawn=True,
+        card="self-BLEU of samples, 0 to 1",
+    ),
+    Metric(
+        *("distinct_answers", "Distinct answers", "different samples of a prompt", "none"),
+        source="Rajpurkar 2016",
+        column=Column(5, "answers", ".2f"),
+        drawn=True,
+        form=".2f",
+    ),
+)
+
+METRICS: dict[Task, tuple[Metric, ...]] = {
+    "choices": _CHOICES,
+    "continuation": _CONTINUATION,
+    "samples": _SAMPLES,
+}
+
+
+def metrics_of(task: Task, confidence: str = CONFIDENCES[0]) -> tuple[Metric, ...]:
+    """Return the metrics of a kind of tasks that are called so under a confidence."""
+    return tuple(one for one in METRICS[task] if one.confidence in ("", confidence))
+
+
+def find(name: str) -> Metric | None:
+    """Return the metric of a name in metrics.parquet, that of a difference (`…_vs_…`) or a scaled one (`…_scaled`), too."""
+    plain = name.partition("_vs_")[0].removesuffix("_scaled")
+    for one in _every():
+        if plain == one.name or (one.per_parent and plain.startswith(f"{one.name}_")):
+            return one
+    return None
+
+
+def stored_names(confidence: str) -> dict[str, str]:
+    """Return under which names it is stored what the functions of choice tasks return, by their names for it."""
+    found = {}
+    for one in metrics_of("choices", confidence):
+        found[one.computed_as] = one.name
+        if one.scaled:
+            found[f"{one.computed_as}_scaled"] = f"{one.name}_scaled"
+    return found
+
+
+def columns(task: Task, confidence: str = CONFIDENCES[0]) -> list[tuple[Metric, Column]]:
+    """Return the columns of a terminal's table from the left."""
+    found = [(one, one.column) for one in metrics_of(task, confidence) if one.column]
+    return sorted(found, key=lambda pair: pair[1].place)
+
+
+def _every() -> Iterator[Metric]:
+    return itertools.chain.from_iterable(METRICS.values())
+
+
+def answers() -> dict[str, Answer]:
+    """Return the calibration errors that accuracy may be held against; the first is the default."""
+    return {one.name: one.answer for one in _every() if one.answer}
+
+
+ERROR = next(iter(answers()))  # what accuracy is held against unless something else is asked for
+
+
+def card_names() -> dict[str, str]:
+    """Return what a model card calls the metrics that it shows."""
+    return {one.name: one.card for one in _every() if one.card}
+
+
+def kind_of(names: Iterable[str]) -> Task:
+    """Return what a task is scored as whose metrics have these names."""
+    known = {task: {one.name for one in some} for task, some in METRICS.items()}
+    there = set(names)
+    if there & known["samples"]:
+        return "samples"
+    return "continuation" if there & (known["continuation"] - known["choices"]) else "choices"
+
+
+def table() -> Iterator[str]:
+    """Yield the lines of the table in docs/metrics.md."""
+    yield "| tasks | metric | what | numbers | better | 95 % interval | source |"
+    yield "|---|---|---|---|---|---|---|"
+    better = {"up": "higher", "down": "lower", "zero": "nearer to 0", "none": "–"}
+    for task, some in METRICS.items():
+        for one in some:
+            name = f"`{one.name}_<parent>`" if one.per_parent else f"`{one.name}`"
+            cells = (task, name, one.title, one.unit, better[one.direction], one.interval, one.source or "–")
+            yield f"| {' | '.join(cells)} |"

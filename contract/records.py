@@ -1,0 +1,202 @@
+"""sweep.json and plan.json as records: what a run directory is, and what it was asked for.
+
+They are read here, once a command; everything behind that is given the records.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from contract import points
+from contract.errors import InputError
+from contract.location import Location
+from contract.rundir import RunDir
+
+T = TypeVar("T")
+
+# Fields of a task that only one kind of tasks has in the file.
+_SCORED_ONLY = ("format", "shots", "seed", "template", "duplicates")
+_SAMPLED_ONLY = ("samples", "temperature", "max_tokens", "stop_token_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class ParentRecord:
+    """One parent of a run."""
+
+    source: str = ""  # absolute path, or a hub id
+    revision: str | None = None  # of a hub id
+    fingerprint: str = ""  # of the content
+    tokenizer_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LineRecord:
+    """The way between the parents."""
+
+    method: str = "linear"
+    lam_map: str = ""
+    vocab: str = "strict"
+    rows_from_aligned: Mapping[str, int] = field(default_factory=dict)
+    ends_at_aligned: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRecord:
+    """sweep.json: one pair, one engine and one set of versions for all tables of a run."""
+
+    pair: Mapping[str, ParentRecord]  # by role: base, aligned or aligned.NAME
+    engine: Mapping[str, Any]  # serve.settings.EngineSettings
+    versions: Mapping[str, str]
+    line: LineRecord | None = None  # null in runs that are older than lines
+    schema: int | None = None
+    tokenizer: str | None = None  # whose it is
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the aligned checkpoints, sorted; the only one's is ""."""
+        return points.names_of(self.pair)
+
+    @property
+    def parents(self) -> dict[str, str]:
+        """The points of the parents that the run can be at: `base`, and `aligned` or each of several by its name.
+
+        Where a map weighs λ, λ = 1 is not the aligned one.
+        """
+        found = points.parents(self.names)
+        return {
+            name: lam for name, lam in found.items() if name == "base" or not self.line or self.line.ends_at_aligned
+        }
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """The content hashes of the parents by role."""
+        return {role: parent.fingerprint for role, parent in self.pair.items()}
+
+    def table_identity(self) -> dict[str, Any]:
+        """Return what every table of the run carries about where it came from."""
+        return {
+            "schema": self.schema,
+            **self.fingerprints,
+            "line": _plain(self.line),
+            "engine": self.engine,
+            "versions": self.versions,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = _plain(self)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """A task of plan.json."""
+
+    lambdas: tuple[str, ...] = ()  # canonical points that were asked for so far, in order
+    shards: tuple[tuple[int, int], ...] = ()  # [first row, end row) of each
+    costs: tuple[int, ...] = ()  # tokens of each
+    scored_as: str = "choices"  # choices, contexts, continuation, other, or samples
+    file: str | None = None
+    sha256: str | None = None  # of the file
+    requests_sha256: str | None = None
+    chat_template_sha256: str | None = None
+    limit: int | None = None
+    documents: int | None = None
+    requests: int | None = None
+    # Of tasks that are scored
+    format: str | None = None
+    shots: int | None = None
+    seed: int | None = None
+    template: str | None = None
+    duplicates: int | None = None
+    # Of generate tasks
+    samples: int | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    stop_token_ids: tuple[int, ...] | None = None
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether it is a generate task."""
+        return self.scored_as == "samples"
+
+    @property
+    def completion(self) -> str:
+        """The kind of table that is the completion record of a unit."""
+        return "generations" if self.is_sampled else "tokens"
+
+    def to_json(self) -> dict[str, Any]:
+        left_out = _SCORED_ONLY if self.is_sampled else _SAMPLED_ONLY
+        return {name: value for name, value in _plain(self).items() if name not in left_out}
+
+
+Plan = Mapping[str, TaskRecord]  # by task
+
+
+def read_sweep(run: RunDir) -> SweepRecord:
+    """Read sweep.json.
+
+    Raises:
+        InputError: `run` holds no sweep, or the file is damaged.
+    """
+    value = run.sweep()
+
+    def make() -> SweepRecord:
+        line = value.get("line")
+        return SweepRecord(
+            pair={role: _known(ParentRecord, parent) for role, parent in value["pair"].items()},
+            engine=value["engine"],
+            versions=value["versions"],
+            line=_known(LineRecord, line) if line is not None else None,
+            schema=value.get("schema"),
+            tokenizer=value.get("tokenizer"),
+        )
+
+    return _whole(run.sweep_json, make)
+
+
+def read_plan(run: RunDir) -> dict[str, TaskRecord]:
+    """Read the tasks of plan.json.
+
+    Raises:
+        InputError: `run` holds no sweep, or the file is damaged.
+    """
+    return plan_of(run.plan_json, run.plan())
+
+
+def plan_of(path: Location, value: Mapping[str, Any]) -> dict[str, TaskRecord]:
+    """Return the tasks of what is in plan.json; raises as `read_plan`."""
+    return _whole(path, lambda: {name: _task(task) for name, task in value["tasks"].items()})
+
+
+def _task(value: Mapping[str, Any]) -> TaskRecord:
+    found = _known(TaskRecord, value)
+    return dataclasses.replace(
+        found,
+        lambdas=tuple(found.lambdas),
+        shards=tuple((first, end) for first, end in found.shards),
+        costs=tuple(found.costs),
+        stop_token_ids=None if found.stop_token_ids is None else tuple(found.stop_token_ids),
+    )
+
+
+def _known(kind: type[T], value: Mapping[str, Any]) -> T:
+    """Make a record of the keys that it knows: a file of another version may have others."""
+    names = {one.name for one in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: one for name, one in value.items() if name in names})
+
+
+def _whole(path: Location, make: Callable[[], T]) -> T:
+    try:
+        return make()
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise InputError(f"{path} is damaged ({error}): restore it, or start again in another directory") from None
+
+
+def _plain(value: Any) -> Any:
+    """Return a record as what JSON knows."""
+    if dataclasses.is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
