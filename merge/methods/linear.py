@@ -4,7 +4,7 @@ For tensors in half precision and a Python-float weight, lerp works in fp32 and 
 dtype. λ itself is rounded to a binary double, and inside lerp to fp32, which is a relative error of 6e-8; a λ rounded to
 bfloat16 would have one of 4e-3.
 
-With base a and aligned b, the result differs from θ(λ) = a + λ(b − a) in exact arithmetic by a bounded error. Let u = 2⁻²⁴ be
+With base a and aligned b, the result differs from the exact θ(λ) = a + λ(b − a) by a bounded error. Let u = 2⁻²⁴ be
 fp32's unit roundoff. `torch.lerp` computes a + λ·(b − a) where |λ| < ½ and b + (λ − 1)·(b − a) elsewhere. It works in fp32
 whatever the parents' dtype (half-precision parents are exact in fp32), does product and sum in one fused operation, and
 rounds once to the parents' dtype. Let d = b − a, M = max(|a|, |b|) and X = max(M, |λd|); so |d| ≤ 2M and |θ| ≤ 2X. To first
