@@ -1,4 +1,4 @@
-"""Every metric, once: what it is called, what its numbers are, what computes it, and where it is shown.
+"""Every metric is here once, with what it is called, what its numbers are, what computes it, and where it is shown.
 
 A new metric of choice tasks is one entry. Where it is the mean over documents of a number, `mean_of` returns that number.
 Else a function of `calibration/metrics/` returns it beside others of its kind, under the name `key`. The terminal, the
@@ -29,59 +29,59 @@ _ARROWS: dict[Direction, str] = {"up": " ↑", "down": " ↓", "zero": " → 0",
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a terminal's table."""
+    """Describes a column of a terminal's table."""
 
-    place: int  # from the left
+    place: int  # the place from the left
     header: str
-    form: str = "z.4f"  # z: what rounds to zero has no minus
-    ends: str = ""  # form of the ends of its interval; none: it is not shown
+    form: str = "z.4f"  # with z, what rounds to zero has no minus
+    ends: str = ""  # the form of the interval's ends; empty where the interval is not shown
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How the answer calls a calibration error that accuracy may be held against: in [0, 1], lower is better."""
+    """Says what the answer calls a calibration error that accuracy may be held against; it is in [0, 1], lower is better."""
 
-    word: str  # in the sentence
-    title: str  # on the axis of the frontier
+    word: str  # its word in the sentence
+    title: str  # its title on the axis of the frontier
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric of one kind of tasks."""
+    """Describes a metric of one kind of tasks."""
 
-    name: str  # in metrics.parquet
+    name: str  # its name in metrics.parquet
     title: str
     unit: str  # what its numbers are
     direction: Direction
     interval: Interval = "percentile"
     source: str = ""  # author and year; docs/metrics.md and the docstring of what computes it have the formula
-    key: str = ""  # under which a function returns it, where that is not its name
+    key: str = ""  # the name under which a function returns it, where that is another
     mean_of: Callable[[Predictions], Floats] | None = None  # [D], one number a document; the mean with an ∞ in it is ∞
-    confidence: str = ""  # the only one under which it is called so
+    confidence: str = ""  # the only confidence under which it is called so
     once: bool = False  # stored under confidence sum only, because it is the same for all
-    scaled: bool = False  # computed after temperature scaling, too, as <name>_scaled
-    compared: bool = True  # its difference to each parent is stored, too, as <name>_vs_<parent>
-    per_parent: bool = False  # there is one for each parent, <name>_<parent>
-    of_contexts: bool = True  # it exists where each choice of a document has a context of its own
+    scaled: bool = False  # whether it is also computed after temperature scaling, as <name>_scaled
+    compared: bool = True  # whether its difference to each parent is also stored, as <name>_vs_<parent>
+    per_parent: bool = False  # whether there is one for each parent, <name>_<parent>
+    of_contexts: bool = True  # whether it exists where each choice has a context of its own
     answer: Answer | None = None
     column: Column | None = None
-    drawn: bool = False  # in the report: a figure along λ, and a column of the numbers
-    form: str = ".4f"  # in the report
-    card: str = ""  # what a model card calls it; none: it is not there
+    drawn: bool = False  # whether the report has a figure of it along λ, and a column
+    form: str = ".4f"  # the form of its numbers in the report
+    card: str = ""  # what a model card calls it; empty where it is not there
 
     @property
     def computed_as(self) -> str:
-        """The name under which functions return it."""
+        """Return the name under which functions return it."""
         return self.key or self.name
 
     @property
     def axis(self) -> str:
-        """What the numbers are, and which are better."""
+        """Return what the numbers are, and which are better."""
         return self.unit + _ARROWS[self.direction]
 
     @property
     def is_main(self) -> bool:
-        """Whether its interval is shown where there is room for few."""
+        """Tell whether its interval is shown where there is room for few."""
         return bool(self.column and self.column.ends)
 
 

@@ -9,7 +9,7 @@ class Listener:
     """Listens to the driver. Each method does nothing until a class overrides it."""
 
     def message(self, text: str) -> None:
-        """There is a line of news."""
+        """There is one line of news."""
 
     def tick(self) -> None:
         """Half a second has passed, or less."""
@@ -21,7 +21,7 @@ class Listener:
         """An engine is being started."""
 
     def replica_ready(self, replica: str) -> None:
-        """It can score."""
+        """The replica can score."""
 
     def replica_lost(self, replica: str, failed: bool, given_up: Unit | None) -> None:
         """A replica ended by a failure or with its node. `given_up` is the unit it had in hand, if that is given up."""

@@ -1,4 +1,4 @@
-"""What θ is, as one line of text for a report or a model card."""
+"""This module writes θ as one line of text for a report or a model card."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ def formula(method: str, lams: Mapping[str, str], is_weighed: bool) -> str:
     """Write θ at a point, or in general: `base + 0.5 · (aligned − base)`, `slerp(base, aligned; λ · w)`.
 
     Args:
-        method: of the line.
+        method: the line's method.
         lams: what stands for λ, by the name of the aligned checkpoint; the only one's is "".
         is_weighed: the line has a map, whose weight of a tensor is w.
     """

@@ -1,6 +1,6 @@
-"""sweep.json and plan.json as records: what a run directory is, and what it was asked for.
+"""This module reads sweep.json and plan.json as records, which say what a run directory is and what it was asked for.
 
-They are read here, once a command; everything behind that is given the records.
+A command reads each of them once; everything behind that is given the records.
 """
 
 import dataclasses
@@ -15,24 +15,24 @@ from contract.rundir import RunDir
 
 T = TypeVar("T")
 
-# Fields of a task that only one kind of tasks has in the file.
+# Only one kind of tasks has these fields in the file.
 _SCORED_ONLY = ("format", "shots", "seed", "template", "duplicates")
 _SAMPLED_ONLY = ("samples", "temperature", "max_tokens", "stop_token_ids")
 
 
 @dataclass(frozen=True, slots=True)
 class ParentRecord:
-    """One parent of a run."""
+    """Describes one parent of a run."""
 
-    source: str = ""  # absolute path, or a hub id
-    revision: str | None = None  # of a hub id
-    fingerprint: str = ""  # of the content
+    source: str = ""  # an absolute path, or a hub id
+    revision: str | None = None  # the revision of a hub id; None for a path
+    fingerprint: str = ""  # the hash of the content
     tokenizer_sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LineRecord:
-    """The way between the parents."""
+    """Describes the line between the parents."""
 
     method: str = "linear"
     lam_map: str = ""
@@ -43,25 +43,25 @@ class LineRecord:
 
 @dataclass(frozen=True, slots=True)
 class SweepRecord:
-    """sweep.json: one pair, one engine and one set of versions for all tables of a run."""
+    """Holds what sweep.json says: one pair, one engine and one set of versions for all tables of a run."""
 
-    pair: Mapping[str, ParentRecord]  # by role: base, aligned or aligned.NAME
-    engine: Mapping[str, Any]  # serve.settings.EngineSettings
+    pair: Mapping[str, ParentRecord]  # the parents by role, which is base, aligned or aligned.NAME
+    engine: Mapping[str, Any]  # the engine's `serve.settings.EngineSettings`
     versions: Mapping[str, str]
-    line: LineRecord | None = None  # null in runs that are older than lines
+    line: LineRecord | None = None  # None in runs that are older than lines
     schema: int | None = None
-    tokenizer: str | None = None  # whose it is
+    tokenizer: str | None = None  # whose tokenizer is used
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the aligned checkpoints, sorted; the only one's is ""."""
+        """Return the names of the aligned checkpoints, sorted; the only one's is ""."""
         return points.names_of(self.pair)
 
     @property
     def parents(self) -> dict[str, str]:
-        """The points of the parents that the run can be at: `base`, and `aligned` or each of several by its name.
+        """Return the point of each parent that a run can be at: `base`, and `aligned` or each of several by its name.
 
-        Where a map weighs λ, λ = 1 is not the aligned one.
+        Aligned parents are missing where a map weighs λ so that λ = 1 is no parent.
         """
         found = points.parents(self.names)
         return {
@@ -70,7 +70,7 @@ class SweepRecord:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """The content hashes of the parents by role."""
+        """Return the content hashes of the parents by role."""
         return {role: parent.fingerprint for role, parent in self.pair.items()}
 
     def table_identity(self) -> dict[str, Any]:
@@ -90,26 +90,26 @@ class SweepRecord:
 
 @dataclass(frozen=True, slots=True)
 class TaskRecord:
-    """A task of plan.json."""
+    """Holds what plan.json says of a task."""
 
-    lambdas: tuple[str, ...] = ()  # canonical points that were asked for so far, in order
-    shards: tuple[tuple[int, int], ...] = ()  # [first row, end row) of each
-    costs: tuple[int, ...] = ()  # tokens of each
+    lambdas: tuple[str, ...] = ()  # the canonical points that were asked for so far, in order
+    shards: tuple[tuple[int, int], ...] = ()  # [first row, end row) of each shard
+    costs: tuple[int, ...] = ()  # the cost of each shard, in tokens
     scored_as: str = "choices"  # choices, contexts, continuation, other, or samples
     file: str | None = None
-    sha256: str | None = None  # of the file
+    sha256: str | None = None  # the hash of the file
     requests_sha256: str | None = None
     chat_template_sha256: str | None = None
     limit: int | None = None
     documents: int | None = None
     requests: int | None = None
-    # Of tasks that are scored
+    # These are None unless the task is scored.
     format: str | None = None
     shots: int | None = None
     seed: int | None = None
     template: str | None = None
     duplicates: int | None = None
-    # Of generate tasks
+    # These are None unless it is a generate task.
     samples: int | None = None
     temperature: float | None = None
     max_tokens: int | None = None
@@ -117,12 +117,12 @@ class TaskRecord:
 
     @property
     def is_sampled(self) -> bool:
-        """Whether it is a generate task."""
+        """Tell whether this is a generate task."""
         return self.scored_as == "samples"
 
     @property
     def completion(self) -> str:
-        """The kind of table that is the completion record of a unit."""
+        """Return the kind of table that is the completion record of a unit."""
         return "generations" if self.is_sampled else "tokens"
 
     def to_json(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class TaskRecord:
         return {name: value for name, value in _plain(self).items() if name not in left_out}
 
 
-Plan = Mapping[str, TaskRecord]  # by task
+Plan = Mapping[str, TaskRecord]  # the records by task
 
 
 def read_sweep(run: RunDir) -> SweepRecord:

@@ -1,4 +1,4 @@
-"""From what is left to do to engines that do it, for a sweep and for a batch alike."""
+"""This module starts the engines that do what is left, for a sweep and for a batch alike."""
 
 import errno
 import os
@@ -40,7 +40,7 @@ def fingerprint_pair(prepared: Prepared) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What engines are started for."""
+    """Holds what engines are started for."""
 
     out: RunDir
     prepared: Prepared
@@ -48,10 +48,10 @@ class Launch:
         "tuple[RemoteParent, dict[str, RemoteParent] | None]"  # base, and the aligned ones by name; None: base alone
     )
     identity: Mapping[str, Any]  # what every table carries about where it came from
-    sources: "Mapping[str, Source]"  # where the requests of each task come from
-    total: int  # units, with those that are committed already
-    called: Callable[[Unit], str]  # what a unit is called in messages
-    more: Callable[[], Sequence[Unit]] | None = None  # asked for further units when all are done
+    sources: "Mapping[str, Source]"  # the source of each task's requests
+    total: int  # the number of units, with those that are committed already
+    called: Callable[[Unit], str]  # returns what a unit is called in messages
+    more: Callable[[], Sequence[Unit]] | None = None  # is called for further units when all are done
 
     def units(
         self, left: Sequence[Unit], tally: Heartbeat, progress: SweepProgress, say: Callable[[str], None]
@@ -59,10 +59,10 @@ class Launch:
         """Do the units that are left; return whether that was interrupted.
 
         Args:
-            left: at least one.
-            tally: counts them, and writes how the driver does.
-            progress: shows it.
-            say: told one line of news at a time.
+            left: the units that are left, at least one.
+            tally: counts the units, and writes how the driver does.
+            progress: shows how far they are.
+            say: is called with one line of news at a time.
 
         Raises:
             InputError, SweepError: as `ray_jobs.driver.run_units`.
@@ -70,7 +70,7 @@ class Launch:
         """
         config, (base, aligned) = self.prepared.config, self.parents
         if config.address is None:
-            # Ray reads it when it is imported: a cluster of this machine alone listens on loopback only.
+            # Ray reads this when it is imported: a cluster of this machine alone listens on loopback only.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         from ray_jobs.driver import run_units
         from ray_jobs.replica import SweepSpec
@@ -103,7 +103,7 @@ def check_disk(out: Path, needed: int) -> None:
     """Refuse to start what the disk cannot hold.
 
     Raises:
-        InputError: too little space, or `out` cannot be written to.
+        InputError: there is too little space, or `out` cannot be written to.
     """
     there = out
     while not there.exists():

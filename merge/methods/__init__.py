@@ -1,7 +1,7 @@
-"""Methods: the ways from base to one aligned checkpoint, tensor by tensor. A new one is a module here, and a name below.
+"""A method is a way from base to one aligned checkpoint, tensor by tensor. A new one is a module here, and a name below.
 
 A module has the formula with its source and its error bound, what it is called, and its arithmetic. None of them imports
-torch while it is imported: what methods there are is asked where there is no torch, too. A report and a model card write a
+torch while it is imported, because the methods are listed where there is no torch, too. A report and a model card write a
 method as `name(base, aligned; λ)`; see `contract.formula`.
 """
 

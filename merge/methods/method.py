@@ -1,4 +1,4 @@
-"""What a method is."""
+"""This module says what a method is."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Path(Protocol):
-    """The way of one tensor, by the numbers that are the same for all of its elements; hashable, equal where these are."""
+    """The path of one tensor holds numbers that are the same for all of its elements. It is hashable, and equal by them."""
 
     def between(self, base: "torch.Tensor", aligned: "torch.Tensor", lam: float) -> "torch.Tensor":
         """Return the tensor at λ in fp32, element by element: the parents may be parts of the tensor, of any shape.
@@ -23,11 +23,11 @@ class Path(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way from base to an aligned checkpoint."""
+    """A method is a way from base to an aligned checkpoint."""
 
-    name: str  # of --method, and in sweep.json
+    name: str  # the name that --method and sweep.json have
     path: "Callable[[torch.Tensor, torch.Tensor, Spans], Path | None] | None" = None
-    """Base, aligned and the rows of aligned that do not count → the way of this tensor; None: it is straight. No function:
-    every tensor's is, and nothing is read to know that."""
+    """It takes base, aligned and the rows of aligned that do not count, and returns the tensor's path; None where the tensor
+    goes straight. Without a function every tensor goes straight, and nothing is read to know that."""
     one_only: str = ""
-    """Why it takes one aligned checkpoint; empty: it takes several."""
+    """The reason why it takes one aligned checkpoint; it is empty where the method takes several."""
