@@ -120,6 +120,8 @@ class Chaos:
         following = 1
         while plan:
             self.check()
+            if self.driver.poll() in EXIT_DONE:
+                raise SystemExit(f"the sweep was over before {len(plan)} of the kills: give it more units")
             if self.tables() >= following:
                 time.sleep(self.random.uniform(0, 0.5))
                 kind = plan[-1]

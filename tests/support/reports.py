@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 
 from calibration import analyse
 from calibration.report.write import write_report
@@ -44,7 +45,10 @@ def analysed(run):
     return analyse.analyse(run, resamples=60)
 
 
-def written(run):
-    """Write the report and return its page."""
-    write_report(run, analysed(run))
+def written(run, pngs=False):
+    """Write the report and return its page. PNGs are empty unless they are asked for: they show what the SVGs show."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not pngs:
+            patch.setattr("vl_convert.svg_to_png", lambda svg, ppi: b"")
+        write_report(run, analysed(run))
     return run.index_html.read_text(encoding="utf-8")

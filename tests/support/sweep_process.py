@@ -35,8 +35,15 @@ class Sweep:
         return finish(self.process, self.log, shows=self.tables)
 
     def until(self, condition: Callable[[], Any]) -> Any:
-        """Wait until a condition holds, for as long as it goes on."""
-        return until(condition, shows=lambda: (self.log.stat().st_size, self.tables()))
+        """Wait until a condition holds, for as long as it goes on; it may not end before."""
+
+        def holds() -> Any:
+            ended = self.process.poll() is not None
+            value = condition()
+            assert value or not ended, f"it ended with status {self.process.returncode}:\n{self.text()[-6000:]}"
+            return value
+
+        return until(holds, shows=lambda: (self.log.stat().st_size, self.tables()))
 
     def tables(self) -> int:
         """How many tables are committed; a batch has one folder of them."""
