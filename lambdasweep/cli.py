@@ -5,33 +5,19 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from contract.errors import EXIT_FAILED, EXIT_INTERRUPTED, LambdasweepError
 from lambdasweep.flags import (
-    AcceleratorType,
-    Address,
     Aligned,
-    AlignedRevision,
     Base,
-    BaseRevision,
-    Dtype,
-    EngineOptions,
     Lam,
-    LamMap,
-    MaxModelLen,
-    Method,
-    ParentsOption,
-    Pp,
-    Replicas,
     RunArgument,
     TakenRun,
     TakesFlags,
-    TokenizerOption,
-    Tp,
-    Vocab,
+    takes_settings,
     takes_sweep,
 )
 
@@ -48,6 +34,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+# The settings that say which pair it is, and which way between its parents.
+_OF_LINE = ("base_revision", "aligned_revision", "method", "lam_map", "vocab")
 
 
 @app.command()
@@ -68,6 +58,7 @@ def plan(config: "SweepConfig") -> None:
 
 
 @app.command()
+@takes_settings()
 def score(
     requests: Annotated[
         list[str] | None,
@@ -79,31 +70,19 @@ def score(
     lam: Annotated[str | None, typer.Option(help="The point of the pair to score with.")] = None,
     id: Annotated[str | None, typer.Option(help="The id column; id where not given.")] = None,
     out: Annotated[str | None, typer.Option(help="The output directory: path, s3:// or gs:// URL.")] = None,
-    replicas: Replicas = None,
-    tp: Tp = None,
-    pp: Pp = None,
-    dtype: Dtype = None,
-    max_model_len: MaxModelLen = None,
-    engine: EngineOptions = None,
-    base_revision: BaseRevision = None,
-    aligned_revision: AlignedRevision = None,
-    method: Method = None,
-    lam_map: LamMap = None,
-    vocab: Vocab = None,
-    tokenizer: TokenizerOption = None,
-    parents: ParentsOption = None,
-    accelerator_type: AcceleratorType = None,
-    address: Address = None,
+    **settings: Any,
 ) -> None:
     """Score Parquet files of prompts, of any size, with one model. The same command again goes on where it stopped."""
-    flags = locals()
+    flags = locals() | settings
     from lambdasweep.batch.config import load_score_config
     from lambdasweep.batch.score import run_score
     from lambdasweep.monitor.wording import duration
 
-    plain = {name: value for name, value in flags.items() if name not in ("requests", "engine")}
+    plain = {name: value for name, value in flags.items() if name not in ("requests", "engine", "settings")}
     began = time.monotonic()
-    result = run_score(load_score_config(plain, requests or [], engine or []), lambda line: typer.echo(line, err=True))
+    result = run_score(
+        load_score_config(plain, requests or [], settings["engine"] or []), lambda line: typer.echo(line, err=True)
+    )
     if result.exit_code == EXIT_INTERRUPTED:
         typer.echo("stopped; what is committed is kept, and the same command goes on from there", err=True)
         raise typer.Exit(EXIT_INTERRUPTED)
@@ -179,6 +158,7 @@ def demo(out: Annotated[str, typer.Option(help="The run directory.")] = "runs/de
 
 
 @app.command()
+@takes_settings(*_OF_LINE)
 def export(
     out: Annotated[Path, typer.Option(help="The directory to write; it must not exist.")],
     run_dir: TakenRun = None,
@@ -189,35 +169,27 @@ def export(
         str, typer.Option(help="Whose config, tokenizer and chat template to take: base, aligned, or a name.")
     ] = "aligned",
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
-    base_revision: BaseRevision = None,
-    aligned_revision: AlignedRevision = None,
-    method: Method = None,
-    lam_map: LamMap = None,
-    vocab: Vocab = None,
+    **settings: Any,
 ) -> None:
     """Write θ(λ) as a checkpoint that transformers and vLLM load: of RUN (λ* by default), or of a pair."""
     from lambdasweep.takehome.export import export_point
     from lambdasweep.takehome.point import from_flags
 
     began = time.monotonic()
-    source = from_flags(run_dir, base, aligned, base_revision, aligned_revision, lam, method, lam_map, vocab)
+    source = from_flags(run_dir, base, aligned, lam=lam, **settings)
     nbytes = export_point(source, out, like, max_shard_size, lambda line: typer.echo(line, err=True))
     typer.echo(f"θ({source.lam}): {nbytes / 1e9:.2f} GB in {time.monotonic() - began:.1f} s in {out}")
 
 
 @app.command(cls=TakesFlags)
+@takes_settings(*_OF_LINE, "parents")
 def serve(
     context: typer.Context,
     run_dir: TakenRun = None,
     base: Base = None,
     aligned: Aligned = None,
     lam: Lam = None,
-    base_revision: BaseRevision = None,
-    aligned_revision: AlignedRevision = None,
-    method: Method = None,
-    lam_map: LamMap = None,
-    vocab: Vocab = None,
-    parents: ParentsOption = None,
+    **settings: Any,
 ) -> None:
     """Serve θ(λ) live through vLLM's OpenAI-compatible server, on 127.0.0.1. Flags of `vllm serve` follow after --.
 
@@ -226,8 +198,9 @@ def serve(
     from lambdasweep.takehome.point import from_flags
     from lambdasweep.takehome.serve import serve_point
 
-    source = from_flags(run_dir, base, aligned, base_revision, aligned_revision, lam, method, lam_map, vocab)
-    serve_point(source, parents or "auto", context.args, lambda line: typer.echo(line, err=True))
+    parents = settings.pop("parents") or "auto"
+    source = from_flags(run_dir, base, aligned, lam=lam, **settings)
+    serve_point(source, parents, context.args, lambda line: typer.echo(line, err=True))
 
 
 def sweep(config: "SweepConfig") -> None:

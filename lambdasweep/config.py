@@ -2,25 +2,24 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from contract.errors import InputError
 from contract.location import Location, locate
-from contract.points import ONLY, by_name, parent_names, parse_points
+from contract.points import ONLY, by_name, parse_points
 from lambdasweep.aligned_flags import parse_aligned, parse_revisions
 from lambdasweep.config_file import GENERATE_SETTINGS, read_toml
+from lambdasweep.settings import PairSettings, names_of, problems_of
 from lambdasweep.tasks.chat import TEMPLATES
 from lambdasweep.tasks.documents import TaskSpec
 from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, HarnessSpec
 from lambdasweep.tasks.prompts import GenerateSpec
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
 
 @dataclass(frozen=True, slots=True)
-class SweepConfig:
+class SweepConfig(PairSettings):
     """One sweep as asked for. None means: lambdasweep chooses, and records what it chose."""
 
     base: str
@@ -36,54 +35,11 @@ class SweepConfig:
     """What is sampled at every λ."""
     refine: int = 0
     """How many λs may be added to these, where λ* may be."""
-    replicas: int | None = None
-    """Engines at the same time."""
-    tp: int = 1
-    """Tensor-parallel ranks of each engine."""
-    pp: int = 1
-    """Pipeline stages of each engine, of `tp` ranks each."""
-    dtype: str = "auto"
-    """What engines compute in; auto: float32 on a CPU, the checkpoint's on a GPU."""
-    max_model_len: int | None = None
-    """Longest request in tokens; None: what the model takes."""
-    engine: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of vLLM."""
-    base_revision: str | None = None
-    aligned_revision: str | Mapping[str, str | None] | None = None
-    method: str = "linear"
-    """How θ(λ) goes from base to aligned: linear or slerp."""
-    lam_map: str = ""
-    """Weights on λ by module, as in `merge.lam_map`; empty: 1 everywhere."""
-    vocab: str = "strict"
-    """What token ids that stand for different strings in the parents are: strict: refused; shared: aligned's at every λ."""
-    tokenizer: str = "base"
-    """Whose tokenizer makes the requests: base, aligned or one of several by name; aligned where vocab is shared."""
-    parents: str = "auto"
-    """Where each rank keeps both parents: auto, device, pinned, mmap, or reload (nowhere). Changes no number."""
-    accelerator_type: str | None = None
-    """Ray's name for the kind of GPU that replicas may use, such as H100; None: any."""
-    address: str | None = None
-    """A running Ray cluster; None starts one on this machine."""
 
 
 _ENGINE_NUMBERS = {"threads", "block_size", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
-# Fields of SweepConfig that are about its pair and its engines.
-ENGINE_FIELDS = (
-    "replicas",
-    "tp",
-    "pp",
-    "dtype",
-    "max_model_len",
-    "base_revision",
-    "aligned_revision",
-    "method",
-    "lam_map",
-    "vocab",
-    "tokenizer",
-    "parents",
-    "accelerator_type",
-    "address",
-)
+# What is asked of a pair and of its engines; further arguments of vLLM are read apart.
+ENGINE_FIELDS = (*names_of(str), *names_of(int))
 
 
 def load_config(
@@ -179,29 +135,14 @@ def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[st
     Writes a map as the record has it, and the tokenizer that goes with shared vocabularies, into `values`.
     """
     from merge.lam_map import parse_map
-    from merge.line import VOCABULARIES, Line
-    from merge.methods import METHODS
-    from serve.switch.tiers import CHOICES
+    from merge.line import Line
 
     problems = [
         f"--engine {name} is {settings[name]!r}: give a whole number above 0"
         for name in sorted(_ENGINE_NUMBERS & settings.keys())
         if not (type(settings[name]) is int and settings[name] > 0)
     ]
-    for name in ("replicas", "tp", "pp", "max_model_len"):
-        value = values.get(name)
-        if value is not None and value < 1:
-            problems.append(f"--{name.replace('_', '-')} is {value}: give 1 or more")
-    allowed = {
-        "dtype": DTYPES,
-        "method": tuple(METHODS),
-        "vocab": VOCABULARIES,
-        "tokenizer": parent_names(by_name(values.get("aligned", ""))),
-        "parents": CHOICES,
-    }
-    for name, choices in allowed.items():
-        if name in values and values[name] not in choices:
-            problems.append(f"--{name} is {values[name]!r}: use {', '.join(choices)}")
+    problems += problems_of(values)
     if values.get("lam_map"):
         try:
             values["lam_map"] = ",".join(sorted(rule.text for rule in parse_map(values["lam_map"])))

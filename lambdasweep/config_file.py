@@ -5,29 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from lambdasweep.aligned_flags import relative_to
+from lambdasweep.settings import names_of
 from lambdasweep.tasks.chat import TEMPLATES
 from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, HarnessSpec, resolved
 
 # Keys of sweep.toml, which are the flags' names; `[[task]]`, `[[generate]]` and `[engine]` are read apart.
-_TEXT = {
-    "base",
-    "aligned",
-    "lambdas",
-    "out",
-    "format",
-    "dtype",
-    "base_revision",
-    "aligned_revision",
-    "method",
-    "lam_map",
-    "vocab",
-    "tokenizer",
-    "parents",
-    "accelerator_type",
-    "address",
-    "template",
-}
-_NUMBERS = {"shots", "limit", "seed", "refine", "replicas", "tp", "pp", "max_model_len", "samples", "max_tokens"}
+_TEXT = {"base", "aligned", "lambdas", "out", "format", "template", *names_of(str)}
+_NUMBERS = {"shots", "limit", "seed", "refine", "samples", "max_tokens", *names_of(int)}
 # What is said of all generate tasks at once, or of one in its table; the flags' names.
 GENERATE_SETTINGS = ("samples", "temperature", "max_tokens")
 GENERATE_KEYS = frozenset({"name", "file", "limit", "template", *GENERATE_SETTINGS})

@@ -1,16 +1,22 @@
 """The flags of the command line, and the `SweepConfig` that those of `run` and `plan` make. Imports nothing heavy."""
 
 import functools
+import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand
+
+from lambdasweep.settings import settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lambdasweep.config import SweepConfig
+
+
+T = TypeVar("T")
 
 
 class TakesFlags(TyperCommand):
@@ -56,44 +62,50 @@ Template = Annotated[
 Shots = Annotated[int | None, typer.Option(help="Solved examples in front of every document.")]
 Limit = Annotated[int | None, typer.Option(help="Evaluate only the first so many documents.")]
 Out = Annotated[str | None, typer.Option(help="The run directory: path, s3:// or gs:// URL.")]
-Replicas = Annotated[
-    int | None, typer.Option(help="vLLM engines at the same time; without it, as many as there is room for.")
-]
-Tp = Annotated[int | None, typer.Option(help="Tensor-parallel ranks of each engine.")]
-Pp = Annotated[int | None, typer.Option(help="Pipeline stages of each engine, of --tp ranks each.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")]
-MaxModelLen = Annotated[int | None, typer.Option(help="Longest request in tokens.")]
-EngineOptions = Annotated[
-    list[str] | None, typer.Option("--engine", metavar="KEY=VALUE", help="Further vLLM arguments.")
-]
-BaseRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
-AlignedRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
-TokenizerOption = Annotated[str | None, typer.Option("--tokenizer", help="Whose tokenizer: base or aligned.")]
-Method = Annotated[
-    str | None, typer.Option(help="From base to aligned: linear, or slerp along the arc of each tensor.")
-]
-LamMap = Annotated[
-    str | None,
-    typer.Option(
-        "--lam-map", metavar="PATTERN=WEIGHT,…", help="Weights on λ by module: layers.0-9=0.3,layers.10-=0.8."
-    ),
-]
-Vocab = Annotated[
-    str | None,
-    typer.Option(help="Where vocabularies differ: strict (refuse) or shared (take aligned's rows of other tokens)."),
-]
-ParentsOption = Annotated[
-    str | None,
-    typer.Option("--parents", help="Where ranks keep both parents: auto, device, pinned, mmap or reload (nowhere)."),
-]
-AcceleratorType = Annotated[str | None, typer.Option(help="Use only GPUs of this kind, by Ray's name: H100, say.")]
-Address = Annotated[str | None, typer.Option(help="A running Ray cluster; without it one is started here.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file with these settings; flags win.")]
 Lam = Annotated[str | None, typer.Option(help="The point, such as 0.62 or dpo=0.5,sft=0.25; of a run, λ* by default.")]
 TakenRun = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run directory, in place of a pair.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run directory: path, s3:// or gs:// URL.")]
 
 
+def takes_settings(*names: str, after: str | None = None) -> "Callable[[Callable[..., T]], Callable[..., T]]":
+    """Give a function, in the place of its keyword arguments `**settings`, the flags of `settings.PairSettings`.
+
+    Args:
+        names: of the settings; none: all.
+        after: the parameter that they follow; the last one where it is not given.
+    """
+
+    def decorate(function: "Callable[..., T]") -> "Callable[..., T]":
+        own = [one for one in inspect.signature(function).parameters.values() if one.kind is not one.VAR_KEYWORD]
+        place = [one.name for one in own].index(after) + 1 if after else len(own)
+        made = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=None,
+                annotation=Annotated[
+                    (list[str] if kind is dict else kind) | None,
+                    typer.Option(f"--{name.replace('_', '-')}", help=said.help, metavar=said.metavar),
+                ],
+            )
+            for name, kind, said in settings()
+            if name in names or not names
+        ]
+
+        @functools.wraps(function)
+        def with_settings(*arguments: Any, **flags: Any) -> T:
+            return function(*arguments, **flags)
+
+        parameters = [*own[:place], *made, *own[place:]]
+        with_settings.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        with_settings.__annotations__ = {one.name: one.annotation for one in parameters}
+        return with_settings
+
+    return decorate
+
+
+@takes_settings(after="out")
 def asked(
     base: Base = None,
     aligned: Aligned = None,
@@ -109,29 +121,16 @@ def asked(
     shots: Shots = None,
     limit: Limit = None,
     out: Out = None,
-    replicas: Replicas = None,
-    tp: Tp = None,
-    pp: Pp = None,
-    dtype: Dtype = None,
-    max_model_len: MaxModelLen = None,
-    engine: EngineOptions = None,
-    base_revision: BaseRevision = None,
-    aligned_revision: AlignedRevision = None,
-    method: Method = None,
-    lam_map: LamMap = None,
-    vocab: Vocab = None,
-    tokenizer: TokenizerOption = None,
-    parents: ParentsOption = None,
-    accelerator_type: AcceleratorType = None,
-    address: Address = None,
     config: ConfigFile = None,
+    **settings: Any,
 ) -> Any:  # a SweepConfig; typer evaluates annotations, and its module is imported late
     """Make the `SweepConfig` of the flags that `run` and `plan` share."""
-    flags = locals()
+    flags = locals() | settings
     from lambdasweep.config import load_config
 
-    plain = {name: value for name, value in flags.items() if name not in ("task", "generate", "engine", "config")}
-    return load_config(plain, task or [], generate or [], engine or [], config)
+    apart = ("task", "generate", "engine", "config", "settings")
+    plain = {name: value for name, value in flags.items() if name not in apart}
+    return load_config(plain, task or [], generate or [], settings["engine"] or [], config)
 
 
 def takes_sweep(command: "Callable[[SweepConfig], None]") -> "Callable[..., None]":

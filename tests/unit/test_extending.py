@@ -1,6 +1,8 @@
 """The examples of docs/extending.md are short, and do what the page says."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,17 @@ from tests.support.tables import add_scores, add_task
 PAGE = ROOT / "docs" / "extending.md"
 
 
-def example(section: str) -> dict[str, Any]:
-    """Run the example of a section and return what it defines."""
+def code_of(section: str) -> str:
+    """Return the example of a section."""
     _, _, text = PAGE.read_text(encoding="utf-8").partition(f"\n## {section}\n")
     (code,) = re.findall(r"^```python\n(.*?)^```$", text.partition("\n## ")[0], re.DOTALL | re.MULTILINE)
     assert code.count("\n") < 40
+    return str(code)
+
+
+def example(section: str) -> dict[str, Any]:
+    """Run the example of a section and return what it defines."""
+    code = code_of(section)
     found: dict[str, Any] = {"__name__": "example"}
     exec(compile(code, section, "exec"), found)
     return found
@@ -46,6 +54,49 @@ def test_the_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [-sum(p * np.log(p) for p in row if p > 0) for row in probability]
     assert value == pytest.approx(np.mean(expected))
     assert "entropy_scaled" in {row["metric"] for row in rows}
+
+
+SETTING = """
+import tomllib
+from pathlib import Path
+from typer.testing import CliRunner
+from contract.errors import InputError
+from lambdasweep.cli import app
+from lambdasweep.config import load_config
+
+def problems(flags, text=""):
+    file = Path("sweep.toml")
+    file.write_text(text)
+    try:
+        return load_config(needed | flags, ["t=t.jsonl"], [], [], file)
+    except InputError as error:
+        return list(error.problems)
+
+needed = {"base": "a", "aligned": "b", "lambdas": "0,1", "out": "run"}
+for command in ("run", "plan", "score"):
+    said = CliRunner().invoke(app, [command, "--help"]).output
+    assert "--tries N" in said and "How often a unit" in said, said
+    assert "--order" in said and "Which λs come first." in said, said
+assert "--tries" not in CliRunner().invoke(app, ["export", "--help"]).output
+said = CliRunner().invoke(app, ["run", "--tries", "x"])
+assert said.exit_code == 2 and "--tries" in said.output, said.output
+
+config = problems({})
+assert (config.tries, config.order) == (3, "coarse")
+config = problems({"order": "ascending"}, "tries = 5\\norder = 'coarse'")
+assert (config.tries, config.order) == (5, "ascending")
+assert problems({"tries": 0, "order": "up"}) == ["--tries is 0: give 1 or more", "--order is 'up': use coarse, ascending"]
+assert problems({}, "tries = 'x'\\norder = 3") == [
+    "sweep.toml: tries is 'x': give a whole number", "sweep.toml: order is 3: give a string"
+]
+"""
+
+
+def test_the_setting(tmp_path: Path) -> None:
+    """In a process of its own, where the fields are there before anything reads them."""
+    code = code_of("A setting") + SETTING
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -165,7 +165,7 @@ LAMBDAS = st.one_of(
     ),
 )
 def test_the_error_bound_holds(lam: str, dtype: torch.dtype, pairs: list[tuple[float, float]]) -> None:
-    """The bounds that merge.export derives, in exact arithmetic."""
+    """The bounds that merge.methods.linear derives, in exact arithmetic."""
     base, aligned = (torch.tensor(column, dtype=torch.float64).to(dtype) for column in zip(*pairs, strict=True))
     made = interpolate(base, aligned, lam, out=torch.empty_like(base))
     exact_lam = Fraction(lam)
