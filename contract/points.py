@@ -63,11 +63,6 @@ def is_parent(point: str) -> bool:
     return point in parents(coordinates(point)).values()
 
 
-def middle(names: Iterable[str]) -> str:
-    """Return the point half-way to every aligned checkpoint."""
-    return named(dict.fromkeys(names, "0.5"))
-
-
 def in_path(point: str) -> str:
     """Return a point percent-encoded, so that it can be a part of a path."""
     return quote(point, safe="")

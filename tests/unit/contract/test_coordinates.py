@@ -59,7 +59,6 @@ def test_parents_and_the_middle() -> None:
         "dpo=0,sft=1",
         "dpo=1,sft=0",
     ]
-    assert (points.middle([""]), points.middle(NAMES)) == ("0.5", "dpo=0.5,sft=0.5")
 
 
 @pytest.mark.parametrize(
