@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +77,7 @@ def generate(run: RunDir, documents: int, lambdas: list[str]) -> None:
             table = pa.table(
                 {
                     "request_id": np.arange(first, end),
-                    "lam": pa.array([Decimal(lam)] * (end - first), schemas.LAM),
+                    **schemas.place_columns(lam, end - first),
                     "logprobs": column(logprobs),
                     "ranks": column(ranks),
                     "top1_ids": column(np.where(greedy, 7, 8).astype(np.int32)),

@@ -115,8 +115,8 @@ def analyse(
     for group in outcomes.values():
         for lam in sorted(group, key=order):
             rows += sorted(group[lam], key=_order)
-    metrics = schemas.table_of(schemas.METRICS, rows, list(parents.values()))
-    return Analysis(metrics, bin_table(binned, list(parents.values())), tuple(curves), sweep, plan)
+    metrics = schemas.table_of(schemas.METRICS, rows)
+    return Analysis(metrics, bin_table(binned), tuple(curves), sweep, plan)
 
 
 def write_metrics(run: RunDir, analysis: Analysis | None = None) -> pa.Table:

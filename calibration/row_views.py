@@ -14,7 +14,7 @@ from contract.errors import InputError
 EXPLODED = pa.schema(
     [
         pa.field("request_id", pa.int64(), nullable=False),
-        pa.field("lam", schemas.LAM, nullable=False),
+        *schemas.PLACE,
         pa.field("position", pa.int32(), nullable=False),  # the token's place in the continuation, from 0
         pa.field("token_id", pa.int32(), nullable=False),
         pa.field("logprob", pa.float32()),  # in nats
@@ -28,7 +28,7 @@ EXPLODED = pa.schema(
 EXAMPLES = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),
-        pa.field("lam", schemas.LAM, nullable=False),
+        *schemas.PLACE,
         pa.field("doc_id", pa.string(), nullable=False),
         pa.field("split", pa.string(), nullable=False),  # is select or report
         pa.field("gold", pa.int16()),  # the place of the right choice; null in a continuation task
@@ -54,7 +54,6 @@ def examples(loader: Loader, task: str, lam: str, confidence: str = CONFIDENCES[
     names = np.array(loader.doc_ids(), object)[at_lambda.scores.document]
     in_report = draw(task, len(loader.documents.sizes), resamples=0).in_report[at_lambda.scores.document]
     count = len(names)
-    schema = schemas.schema_at(EXAMPLES, [lam])
     columns = {
         "task": [task] * count,
         **schemas.place_columns(lam, count),
@@ -62,7 +61,7 @@ def examples(loader: Loader, task: str, lam: str, confidence: str = CONFIDENCES[
         "split": np.where(in_report, "report", "select").tolist(),
         **_of_choices(at_lambda, confidence),
     }
-    return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
+    return pa.table([pa.array(columns[field.name], field.type) for field in EXAMPLES], schema=EXAMPLES)
 
 
 def _of_choices(at_lambda: TaskScores, confidence: str) -> dict[str, object]:
@@ -98,9 +97,9 @@ def explode(tokens: pa.Table, requests: pa.Table) -> pa.Table:
     parent = pa.array(np.repeat(np.arange(len(request)), lengths))
     columns = [
         tokens["request_id"].take(parent),
-        *(tokens[name].take(parent) for name in ("lam", "point") if name in tokens.column_names),
+        *(tokens[field.name].take(parent) for field in schemas.PLACE),
         pa.array(position, pa.int32()),
         pa.array(continuations.token_ids[np.repeat(starts, lengths) + position], pa.int32()),
         *(pc.list_flatten(tokens[name]) for name in ("logprobs", "ranks", "top1_ids", "top1_logprobs")),
     ]
-    return pa.table(columns, schema=schemas.of_points(EXPLODED) if "point" in tokens.column_names else EXPLODED)
+    return pa.table(columns, schema=EXPLODED)

@@ -260,17 +260,14 @@ class RunDir:
     def _rows(self, kind: str, task: str, lam: str) -> pa.Table:
         from contract import schemas
 
-        schema = {
-            "tokens": schemas.schema_at(schemas.TOKENS, [lam]),
-            "generations": schemas.schema_at(schemas.GENERATIONS, [lam]),
-        }.get(kind, schemas.QUARANTINE)
+        schema = {"tokens": schemas.TOKENS, "generations": schemas.GENERATIONS}.get(kind, schemas.QUARANTINE)
         paths = [self.unit(kind, task, lam, shard) for shard in sorted(self.committed(task, lam, kind))]
         if isinstance(self.root, ObjectPath) and len(paths) > 1:
             with ThreadPoolExecutor(_READS) as pool:
                 read = list(pool.map(read_table, paths))
         else:
             read = [read_table(path) for path in paths]
-        tables = [table.replace_schema_metadata(None) for table in read]
+        tables = [schemas.with_point(table).replace_schema_metadata(None) for table in read]
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
     def sweep_temporaries(self) -> int:

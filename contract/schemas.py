@@ -9,57 +9,50 @@ import pyarrow as pa
 from contract.grid import canonical
 from contract.points import is_named
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no `point` where it is a λ
 
 LAM = pa.decimal128(12, 6)
 
-# Rows of a run over several aligned checkpoints have no single λ, so their tables have this column too: see `of_points`.
-POINT = pa.field("point", pa.string(), nullable=False)
-
-
-def of_points(schema: pa.Schema) -> pa.Schema:
-    """Return a schema as tables have it whose points have several coordinates: `lam` may be null, and `point` follows it."""
-    index = schema.get_field_index("lam")
-    return schema.set(index, schema.field(index).with_nullable(True)).insert(index + 1, POINT)
-
-
-def schema_at(schema: pa.Schema, points: Sequence[str]) -> pa.Schema:
-    """Return a schema as tables with these points have it; the points are all λs, or all have named coordinates."""
-    return of_points(schema) if any(map(is_named, points)) else schema
-
-
-def place_columns(point: str, rows: int) -> dict[str, pa.Array]:
-    """Return the columns that say that all rows of a table are at this point: `lam`, or `lam` and `point`."""
-    if is_named(point):
-        return {"lam": pa.nulls(rows, LAM), "point": pa.array([point] * rows, pa.string())}
-    return {"lam": pa.array([Decimal(point)] * rows, LAM)}
+# Where rows are: `point` is the canonical point, and `lam` is the same as a number where the point is one.
+PLACE = (pa.field("lam", LAM), pa.field("point", pa.string(), nullable=False))
 
 
 def place(point: str) -> dict[str, Any]:
-    """Return what one row at this point has in the columns that `place_columns` makes."""
-    return {"lam": None, "point": point} if is_named(point) else {"lam": Decimal(point)}
+    """Return what one row at this point has in the columns of `PLACE`."""
+    return {"lam": None if is_named(point) else Decimal(point), "point": point}
 
 
-def table_of(schema: pa.Schema, rows: Sequence[tuple[Any, ...]], points: Sequence[str]) -> pa.Table:
-    """Make a table of rows in the order of a schema, with a canonical point in the place of `lam`.
+def place_columns(point: str, rows: int) -> dict[str, pa.Array]:
+    """Return the columns of `PLACE` for a table whose rows are all at this point."""
+    values = place(point)
+    return {field.name: pa.repeat(pa.scalar(values[field.name], field.type), rows) for field in PLACE}
+
+
+def table_of(schema: pa.Schema, rows: Sequence[tuple[Any, ...]]) -> pa.Table:
+    """Make a table of rows that have a canonical point, their second entry, in the place of `lam` and `point`.
 
     Args:
-        schema: the schema that the table has over one aligned checkpoint; its second column is `lam`.
-        rows: rows of this schema.
-        points: all points of the run; they tell the kind of points even where there are no rows.
+        schema: the table's schema; its second and third columns are those of `PLACE`.
+        rows: rows of this schema but for the place.
     """
-    columns: list[Any] = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
-    if any(map(is_named, points)):
-        schema = of_points(schema)
-        columns.insert(1, (None,) * len(rows))
-    else:
-        columns[1] = tuple(map(Decimal, columns[1]))
+    columns: list[Any] = list(zip(*rows, strict=True)) if rows else [()] * (len(schema) - 1)
+    columns.insert(1, tuple(place(point)["lam"] for point in columns[1]))
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
+def with_point(table: pa.Table) -> pa.Table:
+    """Return a table with the columns of `PLACE`, as it is unless it was written before all tables had a point."""
+    if "lam" not in table.column_names or "point" in table.column_names:
+        return table
+    index = table.schema.get_field_index("lam")
+    lam, (number, point) = table.column(index), PLACE
+    points = pa.array([canonical(value) for value in lam.to_pylist()], point.type)
+    return table.set_column(index, number, lam).add_column(index + 1, point, points)
+
+
 def point_of(row: Mapping[str, Any]) -> str:
-    """Return the canonical point of a row of a table, or of frontier.json."""
+    """Return the canonical point of a row of a table, or of frontier.json, where `point` stands only if `lam` is null."""
     return canonical(row["lam"]) if row["lam"] is not None else str(row["point"])
 
 
@@ -78,7 +71,7 @@ REQUESTS = pa.schema(
 TOKENS = pa.schema(
     [
         pa.field("request_id", pa.int64(), nullable=False),
-        pa.field("lam", LAM, nullable=False),
+        *PLACE,
         pa.field("logprobs", pa.list_(pa.float32()), nullable=False),  # nats, one per continuation token
         pa.field("ranks", pa.list_(pa.int32()), nullable=False),  # 1 = most likely; null where the engine did not say
         pa.field("top1_ids", pa.list_(pa.int32()), nullable=False),
@@ -100,7 +93,7 @@ GENERATIONS = pa.schema(
     [
         pa.field("request_id", pa.int64(), nullable=False),
         pa.field("sample", pa.int16(), nullable=False),
-        pa.field("lam", LAM, nullable=False),
+        *PLACE,
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("token_ids", pa.list_(pa.int32()), nullable=False),  # includes the stop token
         pa.field("text", pa.string(), nullable=False),  # leaves out stop and special tokens
@@ -118,7 +111,7 @@ QUARANTINE = pa.schema(
 METRICS = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),
-        pa.field("lam", LAM, nullable=False),
+        *PLACE,
         pa.field("metric", pa.string(), nullable=False),
         pa.field("confidence", pa.string(), nullable=False),  # is sum, tokens or bytes
         pa.field("split", pa.string(), nullable=False),  # is all, select or report
@@ -133,7 +126,7 @@ METRICS = pa.schema(
 BINS = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),
-        pa.field("lam", LAM, nullable=False),
+        *PLACE,
         pa.field("events", pa.string(), nullable=False),  # documents (is the predicted choice right?) or tokens
         pa.field("confidence", pa.string(), nullable=False),  # is sum, tokens or bytes
         pa.field("split", pa.string(), nullable=False),  # is all, select or report
@@ -152,7 +145,7 @@ BINS = pa.schema(
 OUTCOMES = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),  # the task's or the group's name
-        pa.field("lam", LAM, nullable=False),
+        *PLACE,
         pa.field("metric", pa.string(), nullable=False),  # is written "metric,filter", or is docs_left_out
         pa.field("value", pa.float64()),
         pa.field("n", pa.int64(), nullable=False),  # documents that the value was computed from

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from contract import schemas
 from contract.errors import InputError
 from contract.location import read_table
-from contract.points import order, parents, parse_point
+from contract.points import order, parse_point
 from contract.records import read_plan, read_sweep
 from contract.rundir import RunDir
 
@@ -25,7 +25,7 @@ _TASK = pa.field("task", pa.string(), nullable=False)
 _FRONTIER = pa.schema(
     [
         _TASK,  # or `macro average`
-        pa.field("lam", schemas.LAM, nullable=False),
+        *schemas.PLACE,
         pa.field("documents", pa.int64(), nullable=False),
         *(
             pa.field(f"{name}{end}", pa.float64())
@@ -45,7 +45,8 @@ class Run:
     """A run directory. Everything but `plot_reliability` returns a `pyarrow.Table`.
 
     A `task` or `lam` that is not given means all of the plan; λ is a decimal like "0.35", 0.35 or 1. Over several aligned
-    checkpoints it is a point like "dpo=0.5,sft=0.25", and tables have it in a column `point`, where `lam` is null.
+    checkpoints it is a point like "dpo=0.5,sft=0.25". Every table has it as text in a column `point`, and as a number in
+    `lam`, which is null where a point has several coordinates.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -55,8 +56,7 @@ class Run:
             InputError: there is none.
         """
         self._run = RunDir(root)
-        names = read_sweep(self._run).names
-        self._names, self._kind = names, list(parents(names).values())  # what points there are
+        self._names = read_sweep(self._run).names
         self._plan = read_plan(self._run)
 
     def __repr__(self) -> str:
@@ -71,8 +71,8 @@ class Run:
         """
         if not self._run.metrics_parquet.is_file():
             raise InputError(f"{self._run.metrics_parquet} is not there: {self._remedy}")
-        table = read_table(self._run.metrics_parquet).replace_schema_metadata(None)
-        if not table.schema.equals(schemas.schema_at(schemas.METRICS, self._kind)):
+        table = schemas.with_point(read_table(self._run.metrics_parquet)).replace_schema_metadata(None)
+        if not table.schema.equals(schemas.METRICS):
             raise InputError(f"{self._run.metrics_parquet} was written by another version: {self._remedy}")
         return table
 
@@ -102,7 +102,7 @@ class Run:
                     "chosen": schemas.point_of(point) == schemas.point_of(one["chosen"]),
                 }
                 rows.append(own | kept | ends)
-        return pa.Table.from_pylist(rows, schema=schemas.schema_at(_FRONTIER, self._kind))
+        return pa.Table.from_pylist(rows, schema=_FRONTIER)
 
     def answers(self) -> dict[str, str]:
         """Return the answer in a sentence, by task and for `macro average`; raises as `frontier`."""
@@ -115,7 +115,7 @@ class Run:
             InputError: the plan has no such task, or the task no such λ.
         """
         tables = [_named(name, self._run.tokens(name, one)) for name, one in self._points(task, lam)]
-        return pa.concat_tables([_named("", schemas.schema_at(schemas.TOKENS, self._kind).empty_table()), *tables])
+        return pa.concat_tables([_named("", schemas.TOKENS.empty_table()), *tables])
 
     def generations(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
         """Return the committed rows of schemas.GENERATIONS, with the task in front.
@@ -125,17 +125,18 @@ class Run:
         """
         points = self._points(task, lam, "generations")
         tables = [_named(name, self._run.generations(name, one)) for name, one in points]
-        return pa.concat_tables([_named("", schemas.schema_at(schemas.GENERATIONS, self._kind).empty_table()), *tables])
+        return pa.concat_tables([_named("", schemas.GENERATIONS.empty_table()), *tables])
 
     def explode(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
         """Return one row for each scored token.
 
-        Columns: task, request_id, lam, position, token_id, logprob (nats), rank, top1_id, top1_logprob. Raises as `tokens`.
+        Columns: task, request_id, lam, point, position, token_id, logprob (nats), rank, top1_id, top1_logprob. Raises as
+        `tokens`.
         """
         from calibration.row_views import EXPLODED, explode
         from calibration.scores.per_document import CONTINUATION_COLUMNS
 
-        tables = [_named("", schemas.schema_at(EXPLODED, self._kind).empty_table())]
+        tables = [_named("", EXPLODED.empty_table())]
         requests: dict[str, pa.Table] = {}
         for name, one in self._points(task, lam):
             if name not in requests:
@@ -159,7 +160,7 @@ class Run:
         from calibration.row_views import EXAMPLES, examples
         from calibration.scores.loader import Loader
 
-        tables = [schemas.schema_at(EXAMPLES, self._kind).empty_table()]
+        tables = [EXAMPLES.empty_table()]
         loaders: dict[str, Loader] = {}
         for name, one in self._points(task, lam):
             if name not in loaders:
@@ -186,7 +187,7 @@ class Run:
         loader = Loader(self._run, task)
         documents = loader.documents
         in_report = draw(task, len(documents.sizes), resamples=0).in_report
-        bins = bin_table([(task, name, bin_rows(loader.load(name), in_report))], [name])
+        bins = bin_table([(task, name, bin_rows(loader.load(name), in_report))])
         of = "tokens" if documents.is_continuation else "documents"
         wanted = pc.and_(
             pc.equal(bins["split"], "all"), pc.equal(bins["confidence"], "sum" if of == "tokens" else confidence)

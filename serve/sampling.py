@@ -118,4 +118,4 @@ def _table(
         "text": texts,
         "finish_reason": [drawn.finish_reason for *_, drawn in rows],
     }
-    return pa.table(columns, schema=schemas.schema_at(schemas.GENERATIONS, [lam]))
+    return pa.table(columns, schema=schemas.GENERATIONS)

@@ -189,7 +189,6 @@ def _tables(request_ids: list[int], outcomes: dict[int, Score | str], lam: str) 
             bad.append((request_id, outcome))
         else:
             good.append((request_id, outcome))
-    schema = schemas.schema_at(schemas.TOKENS, [lam])
     tokens = pa.table(
         {
             "request_id": [request_id for request_id, _ in good],
@@ -199,7 +198,7 @@ def _tables(request_ids: list[int], outcomes: dict[int, Score | str], lam: str) 
             "top1_ids": [score.top1_ids for _, score in good],
             "top1_logprobs": [score.top1_logprobs for _, score in good],
         },
-        schema=schema,
+        schema=schemas.TOKENS,
     )
     quarantine = pa.table(
         {"request_id": [request_id for request_id, _ in bad], "reason": [reason for _, reason in bad]},

@@ -3,7 +3,7 @@
 One table serves all diagrams and histograms; it is made in the same pass over a λ as the metrics.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -46,10 +46,10 @@ def bin_rows(at_lambda: TaskScores, in_report: Bools) -> list[BinRow]:
     return rows
 
 
-def bin_table(rows: Iterable[tuple[str, str, list[BinRow]]], points: Sequence[str]) -> pa.Table:
-    """Return schemas.BINS of entries (task, λ, rows), in the order given; `points` are as `schemas.table_of` takes them."""
+def bin_table(rows: Iterable[tuple[str, str, list[BinRow]]]) -> pa.Table:
+    """Return schemas.BINS of entries (task, λ, rows), in the order given."""
     whole = [(task, lam, *row) for task, lam, bins in rows for row in bins]
-    return schemas.table_of(schemas.BINS, whole, points)
+    return schemas.table_of(schemas.BINS, whole)
 
 
 def _sides(in_report: Bools) -> dict[str, Bools]:

@@ -206,6 +206,6 @@ def _shown_bins(bins: pa.Table, tasks: tuple[TaskFacts, ...], confidence: str) -
     of = pc.or_(pc.equal(bins["confidence"], confidence), pc.equal(bins["events"], "tokens"))
     bins = bins.filter(pc.and_(of, pc.equal(bins["split"], "all")))
     finished = {(task.name, lam) for task in tasks for lam in task.lambdas}
-    places = bins.select([name for name in ("task", "lam", "point") if name in bins.column_names]).to_pylist()
+    places = bins.select(["task", "lam", "point"]).to_pylist()
     keys = [(row["task"], point_of(row)) for row in places]
     return bins.filter(pa.array([key in finished for key in keys], pa.bool_()))

@@ -237,8 +237,10 @@ def _rows(documents: Documents, tokens: pa.Table, lam: str, where: str) -> _Rows
     request = _request_ids(documents, tokens, where)
     if (np.bincount(request) > 1).any():
         raise _damaged(where, "a request is scored twice")
-    column, value = ("point", lam) if is_named(lam) else ("lam", Decimal(lam))
-    if not pc.all(pc.equal(tokens[column], pa.scalar(value, tokens[column].type)), min_count=0).as_py():
+    here = [pc.equal(tokens["point"], lam)]
+    if not is_named(lam):
+        here.append(pc.equal(tokens["lam"], pa.scalar(Decimal(lam), tokens["lam"].type)))
+    if not all(pc.all(same, min_count=0, skip_nulls=False).as_py() for same in here):
         raise _damaged(where, "a row belongs to another λ")
     lists = _one_chunk(tokens["logprobs"])
     lengths = _ints(pc.list_value_length(lists))

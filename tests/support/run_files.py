@@ -1,6 +1,5 @@
 """The files of a run directory, and a table to put there."""
 
-from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +12,7 @@ def tokens(rows: int, first: int = 0) -> pa.Table:
         [
             {
                 "request_id": first + row,
-                "lam": Decimal("0.35"),
+                **schemas.place("0.35"),
                 "logprobs": [-0.5, -float(first + row)],
                 "ranks": [1, None],
                 "top1_ids": [5, 6],

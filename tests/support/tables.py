@@ -61,8 +61,7 @@ def add_scores(run, task, lam, scores, shard=0, ranks=None, top1=None, inside=No
         "top1_ids": [(top1 or {}).get(request, [None] * len(row)) for request, row in scores.items()],
         "top1_logprobs": [[0.0] * len(row) for row in scores.values()],
     }
-    schema = schemas.schema_at(schemas.TOKENS, [lam])
-    commit_table(run.unit("tokens", task, lam, shard), pa.table(columns, schema=schema))
+    commit_table(run.unit("tokens", task, lam, shard), pa.table(columns, schema=schemas.TOKENS))
 
 
 def add_quarantine(run, task, lam, requests, shard=0):
@@ -101,5 +100,5 @@ def add_samples(run, task, lam, texts, shard=0):
     }
     commit_table(
         run.unit("generations", task, lam, shard),
-        pa.table(columns, schema=schemas.schema_at(schemas.GENERATIONS, [lam])),
+        pa.table(columns, schema=schemas.GENERATIONS),
     )

@@ -82,7 +82,7 @@ def write_outcomes(
             rows += _rows(harness, built, answers, lam)
     places = {name: place for place, name in enumerate([*(task.source.name for task in built), *harness.groups])}
     rows.sort(key=lambda row: (places[row[0]], order(row[1]), row[2]))
-    table = schemas.table_of(schemas.OUTCOMES, rows, [lam for name in parts for lam in plan[name].lambdas])
+    table = schemas.table_of(schemas.OUTCOMES, rows)
     commit_table(path, table, identity)
     return table
 

@@ -553,7 +553,7 @@ def test_metrics_are_committed_with_what_they_were_computed_from_and_the_same_by
     assert pq.read_table(run.metrics_parquet).equals(table)
     assert table.equals(summarise(run))
     assert read_identity(run.metrics_parquet) == {
-        "schema": 1,
+        "schema": schemas.SCHEMA_VERSION,
         "base": "b0",
         "aligned": "a1",
         "line": SWEEP["line"],
@@ -660,7 +660,7 @@ def metric_rows(task, lam, n=100, left_out=(0, 0, 0), confidence="sum", **metric
     return [
         {
             "task": task,
-            "lam": Decimal(lam),
+            **schemas.place(lam),
             "metric": metric,
             "confidence": name,
             "split": "all",

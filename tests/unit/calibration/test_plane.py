@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 
 import numpy as np
 import pyarrow.compute as pc
@@ -22,7 +23,7 @@ from contract import points, schemas
 from contract.errors import InputError
 from contract.points import parse_points
 from contract.records import read_sweep
-from contract.rundir import RunDir, commit_json
+from contract.rundir import RunDir, commit_json, commit_table
 from contract.schemas import point_of
 from lambdasweep import open_run
 from lambdasweep.monitor import status, watch
@@ -203,8 +204,22 @@ def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
     assert table["point"].to_pylist()[: len(POINTS)] == list(POINTS)
     assert pc.sum(table["chosen"]).as_py() == 3
     bins = pq.read_table(plane.bins_parquet)
-    assert bins.schema.remove_metadata().equals(schemas.of_points(schemas.BINS))
+    assert bins.schema.remove_metadata().equals(schemas.BINS)
     assert plane.metrics_csv.read_text().splitlines()[1].startswith('one,,"dpo=0,sft=0",acc,')
+
+
+def test_a_run_whose_tables_have_no_point_is_reported(line, tmp_path):
+    """Such tables were written before all tables had one."""
+    old = RunDir(tmp_path / "old")
+    shutil.copytree(line.root, old.root)
+    for path in old.root.rglob("tokens/**/*.parquet"):
+        commit_table(path, pq.read_table(path).drop_columns("point"))
+    assert "point" not in pq.read_schema(next(old.root.rglob("tokens/**/*.parquet"))).names
+    assert old.tokens("one", "0.5").equals(line.tokens("one", "0.5"))
+    before = write_metrics(old)
+    assert before.equals(analyse(line).metrics)
+    commit_table(old.metrics_parquet, before.drop_columns("point"))
+    assert open_run(old.root).metrics().equals(before)
 
 
 def test_status_shows_points(plane):
@@ -232,7 +247,7 @@ def test_an_empty_run_has_the_columns(tmp_path):
     add_task(run, "one", [2] * 4, POINTS)
     commit_json(run.sweep_json, {**SWEEP, "pair": {"base": {"fingerprint": "b"}, "aligned.a": {"fingerprint": "a"}}})
     for made, schema in ((analyse(run).metrics, schemas.METRICS), (run.tokens("one", POINTS[0]), schemas.TOKENS)):
-        assert made.schema.equals(schemas.of_points(schema))
+        assert made.schema.equals(schema)
         assert len(made) == 0
 
 

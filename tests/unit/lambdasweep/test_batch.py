@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -188,7 +187,7 @@ def test_scores_come_back_as_rows_and_a_row_with_a_quarantined_window_has_none(t
     tokens = pa.table(
         {
             "request_id": list(values),
-            "lam": pa.array([Decimal(0)] * 4, schemas.LAM),
+            **schemas.place_columns("0", 4),
             "logprobs": list(values.values()),
             "ranks": [[int(-x) + 1 for x in row] for row in values.values()],
             "top1_ids": [[7] * len(row) for row in values.values()],

@@ -990,15 +990,13 @@ def scoring(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[list[str]]]
                     logits = np.random.default_rng(unit.shard).normal(size=rows) * (1 + abs(float(unit.lam) - 0.62))
                     columns = {
                         "request_id": range(unit.first_row, unit.end_row),
-                        "lam": [Decimal(unit.lam)] * rows,
+                        **schemas.place_columns(unit.lam, rows),
                         "logprobs": [[value - 9] for value in logits],
                         "ranks": [[1]] * rows,
                         "top1_ids": [[1]] * rows,
                         "top1_logprobs": [[-1.0]] * rows,
                     }
-                    table = pa.table(
-                        [pa.array(columns[field.name], field.type) for field in schemas.TOKENS], schemas.TOKENS
-                    )
+                    table = pa.table(columns, schema=schemas.TOKENS)
                     commit_table(RunDir(spec.root).unit("tokens", unit.task, unit.lam, unit.shard), table)
                     done += 1
                 units = more()
@@ -1017,8 +1015,9 @@ def test_refining_goes_on_where_it_was_killed_and_stops_when_all_is_there(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Figures for papers take the longest, and the page holds all that they show.
+    # The figures take the longest, and what is refined does not depend on them.
     monkeypatch.setattr("calibration.report.write.paper_figures", lambda facts: {})
+    monkeypatch.setattr("calibration.report.page.page_figures", lambda facts: {})
     rows = [{"query": f"Number {n}?", "choices": ["a", "b", "c"], "gold": n % 3} for n in range(60)]
     task = f"numbers={write_task(tmp_path / 'numbers.jsonl', *rows)}"
 

@@ -267,7 +267,7 @@ def commit(
         for lam in lambdas:
             tokens = {
                 "request_id": [row["request_id"] for row in rows],
-                "lam": pa.array([Decimal(lam)] * len(rows), schemas.LAM),
+                **schemas.place_columns(lam, len(rows)),
                 "logprobs": [logprobs for logprobs, _ in answers],
                 "ranks": [[None] * len(top1) for _, top1 in answers],
                 "top1_ids": [top1 for _, top1 in answers],
@@ -278,6 +278,12 @@ def commit(
             if left_out:
                 commit_table(run.unit("quarantine", name, lam, 0), pa.table(bad, schema=schemas.QUARANTINE))
     commit_json(run.plan_json, {"tasks": plan})
+
+
+def replaced(table: pa.Table, column: str, rows: list[Any]) -> pa.Table:
+    """Return a table of schemas.TOKENS with other values in one column."""
+    field = schemas.TOKENS.field(column)
+    return table.set_column(schemas.TOKENS.get_field_index(column), field, pa.array(rows, field.type))
 
 
 def outcomes(run: RunDir, name: str, lam: str = "0") -> dict[str, dict[str, tuple[float, int]]]:
@@ -458,7 +464,7 @@ def test_unknown_greediness_is_no_guess(directory: Path, tmp_path: Path) -> None
         if ids == row["token_ids"][row["continuation_start"] :]
     ]
     top1[places[0]] = [None] * len(top1[places[0]])
-    commit_table(path, table.set_column(4, schemas.TOKENS.field("top1_ids"), pa.array(top1, pa.list_(pa.int32()))))
+    commit_table(path, replaced(table, "top1_ids", top1))
     write_outcomes(run, harness, built, IDENTITY)
     assert outcomes(run, "lambada")["lambada"][LEFT_OUT] == (1, 6)
 
@@ -470,7 +476,7 @@ def test_a_perplexity_beyond_float64_is_null(directory: Path, tmp_path: Path) ->
     path = run.unit("tokens", "lambada", "0", 0)
     table = pq.read_table(path)
     low = [[-5000.0] * len(one) for one in table["logprobs"].to_pylist()]
-    commit_table(path, table.set_column(2, schemas.TOKENS.field("logprobs"), pa.array(low, pa.list_(pa.float32()))))
+    commit_table(path, replaced(table, "logprobs", low))
     write_outcomes(run, harness, built, IDENTITY)
     found = outcomes(run, "lambada")["lambada"]
     assert found["perplexity,none"] == (None, 6)

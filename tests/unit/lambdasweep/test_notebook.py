@@ -107,7 +107,8 @@ def test_exploded_tokens_by_hand(run):
     table = open_run(run.root).explode("words")
     assert table.to_pylist() == [
         {
-            **{"task": "words", "request_id": request, "lam": Decimal(1), "position": position, "token_id": token},
+            **{"task": "words", "request_id": request, "lam": Decimal(1), "point": "1"},
+            **{"position": position, "token_id": token},
             **{"logprob": logprob, "rank": rank, "top1_id": top1, "top1_logprob": 0.0},
         }
         for request, position, token, logprob, rank, top1 in [
