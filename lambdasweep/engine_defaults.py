@@ -8,6 +8,7 @@ from contract.errors import InputError
 from lambdasweep.config import SweepConfig
 
 if TYPE_CHECKING:
+    from merge.model_sizes import ModelSizes
     from merge.pair import Pair
     from serve.settings import EngineSettings
 
@@ -17,24 +18,29 @@ _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 def settle(config: SweepConfig, pair: "Pair", device: str, recorded: Mapping[str, Any] | None) -> "EngineSettings":
-    """Choose what the user left open. Deterministic in (config, pair, machine), or taken from `recorded`."""
+    """Choose what the user left open. Deterministic in (config, pair, machine), or taken from `recorded`.
+
+    Raises:
+        InputError: a setting does not fit the model, or text cannot be scored with it.
+    """
+    from merge.model_sizes import sizes_of
+    from merge.text_part import only_text
     from serve.settings import EngineSettings, available_cores
 
-    recorded = recorded or {}
+    recorded, sizes = recorded or {}, sizes_of(pair)
     dtype = config.dtype
     if dtype == "auto":
-        kinds = {_DTYPES[info.dtype] for info in pair.base.tensors.values()}
+        kinds = {_DTYPES[info.dtype] for info in only_text(pair).base.tensors.values()}
         dtype = "float32" if device == "cpu" or len(kinds) > 1 else kinds.pop()
-    window = pair.max_position_embeddings or CPU_WINDOW
+    window = sizes.window or CPU_WINDOW
     max_model_len = config.max_model_len or (min(window, CPU_WINDOW) if device == "cpu" else window)
     if max_model_len > window:
         raise InputError(f"--max-model-len {max_model_len} is more than the {window} positions of the model")
     head_dtype = config.engine.get("head_dtype", "float32")
     if head_dtype not in ("float32", "auto"):
         raise InputError(f"--engine head_dtype={head_dtype}: it is float32, or auto for the engine's dtype")
-    layers = pair.shaped.config.get("num_hidden_layers")
-    if layers is not None and config.pp > layers:
-        raise InputError(f"--pp {config.pp} is more than the {layers} layers of the model: each stage needs one")
+    if sizes.layers is not None and config.pp > sizes.layers:
+        raise InputError(f"--pp {config.pp} is more than the {sizes.layers} layers of the model: each stage needs one")
     extra = {key: value for key, value in config.engine.items() if key != "head_dtype"}
     if device == "cuda":
         # Steps of thousands of tokens gain nothing from CUDA graphs, and an engine starts minutes sooner without.
@@ -45,7 +51,7 @@ def settle(config: SweepConfig, pair: "Pair", device: str, recorded: Mapping[str
         cores = len(available_cores())
         replicas = config.replicas or default_replicas(cores, ranks)
         threads = extra.pop("threads", None) or recorded.get("threads") or max(1, cores // (replicas * ranks))
-        kv_cache_bytes = kv_cache_bytes or max(GIB, 2 * max_model_len * kv_bytes_per_token(pair, dtype) // ranks)
+        kv_cache_bytes = kv_cache_bytes or max(GIB, 2 * max_model_len * kv_bytes_per_token(sizes, dtype) // ranks)
     return EngineSettings(
         device=device,
         dtype=dtype,
@@ -68,21 +74,17 @@ def default_replicas(cores: int, ranks: int) -> int:
     return 2 if cores >= 2 * ranks else 1
 
 
-def kv_bytes_per_token(pair: "Pair", dtype: str) -> int:
+def kv_bytes_per_token(sizes: "ModelSizes", dtype: str) -> int:
     """Bytes of keys and values per token over all layers; 0 where the config does not say."""
-    config = pair.shaped.config
-    try:
-        heads = int(config["num_attention_heads"])
-        head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
-        kv_heads = int(config.get("num_key_value_heads") or heads)
-        return 2 * int(config["num_hidden_layers"]) * kv_heads * head_dim * (4 if dtype == "float32" else 2)
-    except (KeyError, TypeError, ValueError):
-        return 0
+    return sizes.kv_values_per_token * (4 if dtype == "float32" else 2)
 
 
 def server_defaults(pair: "Pair", device: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Return the vLLM arguments that a server starts with where no flag says otherwise: a run's own, else a sweep's."""
-    window = pair.max_position_embeddings or CPU_WINDOW
+    from merge.model_sizes import sizes_of
+
+    sizes = sizes_of(pair)
+    window = sizes.window or CPU_WINDOW
     defaults: dict[str, Any] = {"max_model_len": window}
     if device == "cpu":
         defaults |= {
@@ -97,6 +99,6 @@ def server_defaults(pair: "Pair", device: str, recorded: Mapping[str, Any]) -> d
     if recorded.get("pipeline_parallel", 1) > 1 and device != "cpu":  # whose memory is one
         defaults["pipeline_parallel_size"] = recorded["pipeline_parallel"]
     if device == "cpu":
-        context = defaults["max_model_len"] * kv_bytes_per_token(pair, defaults["dtype"])
+        context = defaults["max_model_len"] * kv_bytes_per_token(sizes, defaults["dtype"])
         defaults["kv_cache_memory_bytes"] = max(GIB, 4 * context)
     return defaults

@@ -33,6 +33,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
     from lambdasweep import record
     from lambdasweep.prepare import prepare
     from lambdasweep.sweep import disk_bytes, units_left
+    from merge.text_part import only_text
 
     record.check_target(config.out)
     run = RunDir(config.out)
@@ -42,10 +43,10 @@ def describe(config: SweepConfig) -> Iterator[str]:
         weights = {role: recorded.pair.get(role, ParentRecord()).fingerprint for role in prepared.pair.parents}
         tasks = {name: record.task_record(task) for name, task in prepared.everything.items()}
         record.check(run, record.sweep_record(prepared, weights), tasks)
-    pair, settings = prepared.pair, prepared.settings
+    pair, settings = only_text(prepared.pair), prepared.settings
     left, total = units_left(run, prepared)
     tokens = sum(unit.cost for unit in left)
-    yield _describe_pair(pair, settings.ranks)
+    yield _describe_pair(prepared.pair, settings.ranks)
     yield f"line      {pair.line}"
     yield _describe_memory(prepared)
     yield (
@@ -89,12 +90,14 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
     from lambdasweep.tasks.prompts import read_prompts
     from merge.line import Line
     from merge.pair import open_pair
+    from merge.text_part import only_text
 
     failures: list[InputError] = []
     pair = None
     try:
         line = Line(config.method, config.lam_map, config.vocab)
         pair = open_pair(config.base, config.aligned, config.base_revision, config.aligned_revision, line)
+        only_text(pair)
     except InputError as error:
         failures.append(error)
     if pair is not None and any(spec.chat for spec in (*config.tasks, *config.generate)):
@@ -130,22 +133,27 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
 
 
 def _describe_pair(pair: "Pair", ranks: int) -> str:
-    nbytes, count = pair.shaped.nbytes, len(pair.parents)
+    from merge.text_part import only_text
+
+    held = only_text(pair).shaped
+    count, whole = len(pair.parents), len(pair.shaped.tensors)
     parents = "both parents" if count == 2 else f"all {count} parents"
+    others = f" of the language model, which is what is scored ({whole} in all)" if len(held.tensors) < whole else ""
     return (
-        f"pair      {len(pair.shaped.tensors)} tensors, {_size(nbytes)} each; {parents} per rank: "
-        f"{_size(count * nbytes // ranks)}"
+        f"pair      {len(held.tensors)} tensors{others}, {_size(held.nbytes)} each; {parents} per rank: "
+        f"{_size(count * held.nbytes // ranks)}"
     )
 
 
 def _describe_memory(prepared: "Prepared") -> str:
     """Say which tier the parents are expected in, and what all replicas of this machine take of its memory."""
     from lambdasweep.engine_defaults import default_replicas
+    from merge.text_part import only_text
     from serve.engine import free_memory
     from serve.settings import available_cores
     from serve.switch.tiers import RELOAD, choose
 
-    config, settings, pair = prepared.config, prepared.settings, prepared.pair
+    config, settings, pair = prepared.config, prepared.settings, only_text(prepared.pair)
     # Stages are not quite equal: the first has the embedding, the last the LM head.
     ranks, parents = settings.ranks, pair.nbytes // settings.ranks
     if config.parents == RELOAD:

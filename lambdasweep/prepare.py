@@ -106,6 +106,7 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
     """
     from merge.line import Line
     from merge.pair import open_pair
+    from merge.text_part import only_text
     from serve.settings import installed_device
 
     failures: list[InputError] = []
@@ -120,6 +121,8 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
     line = Line(config.method, config.lam_map, config.vocab)
     revisions = config.base_revision, config.aligned_revision
     pair = collect(lambda: open_pair(config.base, config.aligned, *revisions, line))
+    if pair is not None:
+        collect(lambda: only_text(pair))
     device = collect(installed_device)
     tokenizer = source = chat = stops = None
     if pair is not None:

@@ -34,7 +34,7 @@ _SHOWN = 8
 class Pair:
     """The parents, which passed every check made so far, and the line between them.
 
-    `warnings` names differences that do not stop a sweep. `max_position_embeddings` is the smallest of all windows.
+    `warnings` names differences that do not stop a sweep.
     """
 
     base: Checkpoint
@@ -73,11 +73,6 @@ class Pair:
     def nbytes(self) -> int:
         """Return the bytes of the tensors of all parents together."""
         return sum(parent.nbytes for parent in self.parents.values())
-
-    @property
-    def max_position_embeddings(self) -> int | None:
-        windows = [checkpoint.config.get("max_position_embeddings") for checkpoint in self.parents.values()]
-        return min((window for window in windows if isinstance(window, int)), default=None)
 
 
 def open_pair(

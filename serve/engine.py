@@ -298,6 +298,7 @@ def llm_arguments(
     from vllm.config.weight_transfer import WeightTransferConfig
 
     from serve.plugin import register
+    from serve.text_part import text_arguments
 
     register()  # also without the package's entry points, in this process
     paths = by_name(aligned) if aligned is not None else {}
@@ -306,11 +307,12 @@ def llm_arguments(
         extra["hf_overrides"] = {"head_dtype": settings.head_dtype} | dict(extra.get("hf_overrides", {}))
     if settings.device == "cuda" and not extra.get("enforce_eager"):
         extra["compilation_config"] = _same_kernels(extra.get("compilation_config"))
+    model = next(iter(paths.values())) if line.has_aligned_shapes else base
     arguments: dict[str, Any] = {
         "seed": 0,
         "enforce_eager": settings.device == "cpu",
         **extra,
-        "model": str(next(iter(paths.values())) if line.has_aligned_shapes else base),
+        "model": str(model),
         "skip_tokenizer_init": True,
         "load_format": "safetensors",
         "dtype": settings.dtype,
@@ -324,6 +326,7 @@ def llm_arguments(
         "max_num_seqs": settings.max_num_seqs,
         "enable_prefix_caching": True,
         "worker_extension_cls": WORKER_EXTENSION,
+        **text_arguments(model),
     }
     if span is not None:
         arguments |= span.arguments()

@@ -98,6 +98,8 @@ def _version(distribution: str) -> str | None:
 def _main(job: Path) -> None:
     from vllm import LLM, SamplingParams
 
+    import serve.text_part  # noqa: F401 it registers what the arguments may name
+
     register()
     llm = LLM(**json.loads(job.read_text()), worker_extension_cls=WORKER_EXTENSION)
     # It changes no weights, and makes the buffers between pipeline stages, which vLLM forgets on the CPU.

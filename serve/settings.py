@@ -26,6 +26,7 @@ _OWNED = {
     "additional_config": "nothing: it is how λ is switched",
     "worker_extension_cls": "nothing: it is how λ is switched",
     "load_format": "nothing: safetensors only",
+    "config_format": "nothing: it follows from the checkpoints",
     "enable_prefix_caching": "nothing: scoring relies on it",
     "quantization": "nothing: quantised parents cannot be interpolated",
     "trust_remote_code": "nothing: code from a checkpoint is never run",

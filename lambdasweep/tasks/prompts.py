@@ -191,7 +191,7 @@ def prompt_shards(costs: Sequence[int], target_tokens: int) -> list[tuple[int, i
 def stop_tokens(directory: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the ids at which a checkpoint's answers end, ascending; without any, samples end at their greatest length.
 
-    They are `eos_token_id` of generation_config.json, or else of config.json, or else the tokenizer's.
+    They are `eos_token_id` of generation_config.json, or else of config.json or its `text_config`, or else the tokenizer's.
 
     Raises:
         PairError: a file is not JSON, or `eos_token_id` is something else than ids.
@@ -201,7 +201,9 @@ def stop_tokens(directory: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
         path = directory / name
         if found is None and path.is_file():
             try:
-                found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+                values = json.loads(path.read_text(encoding="utf-8"))
+                nested = values.get("text_config") or {}
+                found = values.get("eos_token_id", nested.get("eos_token_id"))
             except (OSError, ValueError, AttributeError) as error:
                 raise PairError(f"{path} cannot be read: {error}") from None
     if found is None:

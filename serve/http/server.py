@@ -25,6 +25,7 @@ _REFUSED = {
     "worker_extension_cls": "it is how λ moves",
     "additional_config": "it is how λ moves",
     "load_format": "safetensors only",
+    "config_format": "it follows from the checkpoints",
     "quantization": "quantised parents cannot be interpolated",
     "trust_remote_code": "code from a checkpoint is never run",
     "enable_lora": "an adapter does not belong to any λ",
@@ -98,6 +99,8 @@ def arguments(serving: Serving) -> argparse.Namespace:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    from serve.text_part import text_arguments
+
     register()
     parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
     untouched = parser.parse_args([])
@@ -120,6 +123,8 @@ def arguments(serving: Serving) -> argparse.Namespace:
     paths = by_name(serving.aligned)
     args.model = args.model_tag = str(next(iter(paths.values())))
     args.load_format = "safetensors"
+    for name, value in text_arguments(Path(args.model)).items():
+        setattr(args, name, value)
     args.api_server_count = None  # this process is the only one
     args.weight_transfer_config = WeightTransferConfig(backend=BACKEND)
     args.worker_extension_cls = WORKER_EXTENSION

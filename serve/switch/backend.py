@@ -17,12 +17,14 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+import serve.text_part  # noqa: F401 a rank loads its weights through what it registers
 from contract.errors import InputError
 from contract.points import role
 from merge.checkpoint import open_checkpoint
 from merge.interpolate import tensor_rules
 from merge.line import Line
 from merge.pair import join
+from merge.text_part import only_text, text_part
 from serve.hooks.continuation_scores import ContinuationHead
 from serve.hooks.seeded_draws import SeededDraws
 from serve.machine import hardware, host_memory
@@ -65,11 +67,16 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
         base = open_checkpoint(parents["base"], "base")
         aligned = {name: open_checkpoint(path, role(name)) for name, path in parents["aligned"].items()}
         pair = join(base, aligned, Line.from_json(parents["line"]))
+        part = text_part(pair.shaped)
+        names = part.names if part else {}
+        pair = only_text(pair)
         rules = tensor_rules(pair)
         self.digest = ""
         self.tier = ""
         self.reason = ""  # why there is no resident route
-        self._routes: dict[str, Route] = {RELOAD: ReloadRoute(pair, rules, model, vllm_config.model_config, device)}
+        self._routes: dict[str, Route] = {
+            RELOAD: ReloadRoute(pair, rules, model, vllm_config.model_config, device, names)
+        }
         if parents["tier"] == RELOAD:
             self.reason = "--parents reload"
         else:
@@ -77,7 +84,7 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
             try:
                 dtype = vllm_config.model_config.dtype
                 resident = ResidentRoute(
-                    pair, rules, model, device, lambda size: choose(parents["tier"], size, room), dtype
+                    pair, rules, model, device, lambda size: choose(parents["tier"], size, room), dtype, names
                 )
             except InputError:
                 raise  # what was asked for does not fit

@@ -44,10 +44,12 @@ class ReloadRoute:
         model: torch.nn.Module,
         model_config: "ModelConfig",
         device: torch.device,
+        names: Mapping[str, str] | None = None,
     ) -> None:
+        """`names` says what the model calls the checkpoint's tensors, where it is not as the checkpoint does."""
         # Not on the CPU of a GPU's rank, which may have a single thread.
         self._device = device
-        self._pair, self._rules = pair, rules
+        self._pair, self._rules, self._names = pair, rules, names or {}
         self._model: Any = model  # vLLM's models have load_weights
         self._model_config = model_config
         made = {id(module._parameters[name]) for module, names in derived(model).items() for name in names}
@@ -62,7 +64,7 @@ class ReloadRoute:
         def digested() -> Iterator[tuple[str, torch.Tensor]]:
             for name, tensor in interpolated_tensors(self._pair, lam, self._rules, self._device):
                 digest.add_whole(name, tensor)
-                yield name, tensor
+                yield self._names.get(name, name), tensor
 
         initialize_layerwise_reload(self._model)
         loaded = self._model.load_weights(digested())

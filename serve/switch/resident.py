@@ -37,6 +37,7 @@ class ResidentRoute:
         device: the model's.
         choose_tier: given the bytes of this rank's share of all parents, returns device, pinned or mmap.
         dtype: what the engine computes in; needed where modules make parameters out of others.
+        names: what the model calls the checkpoint's tensors, where it is not as the checkpoint does.
 
     Raises:
         UntraceableError: vLLM loads or keeps some weights in a way that this route does not know.
@@ -50,9 +51,10 @@ class ResidentRoute:
         device: torch.device,
         choose_tier: Callable[[int], str],
         dtype: torch.dtype | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         parents = [dict(mapped_tensors(parent)) for parent in pair.parents.values()]
-        targets = trace(model, parents[-1], pair.aligned_rows)
+        targets = trace(model, parents[-1], pair.aligned_rows, names)
         self._derived = list(derived(model))
         self._dtype = dtype
         self._rules = rules

@@ -124,7 +124,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def trace(
-    model: torch.nn.Module, tensors: dict[str, torch.Tensor], aligned_rows: Mapping[str, Spans] = NO_ROWS
+    model: torch.nn.Module,
+    tensors: dict[str, torch.Tensor],
+    aligned_rows: Mapping[str, Spans] = NO_ROWS,
+    names: Mapping[str, str] | None = None,
 ) -> list[Target]:
     """Return the parameters that a checkpoint fills, in the model's order.
 
@@ -132,6 +135,7 @@ def trace(
         model: a loaded vLLM model of this rank; left as it is.
         tensors: the whole checkpoint, each tensor with a storage of its own; no element is read.
         aligned_rows: see `merge.pair.Pair`; pieces are cut where these begin and end.
+        names: what the model calls the checkpoint's tensors, where it is not as the checkpoint does.
 
     Raises:
         UntraceableError: the loader does something else than copying, or fills a parameter in part only.
@@ -154,7 +158,8 @@ def trace(
                     paths[_storage(tensor)] = f"{path}.{attribute}".lstrip(".")
         recorder = _Recorder(paths, sources)
         with torch.no_grad(), recorder:
-            model.load_weights(iter(tensors.items()))  # type: ignore[operator]
+            called = names or {}
+            model.load_weights((called.get(name, name), tensor) for name, tensor in tensors.items())  # type: ignore[operator]
     finally:
         for module, parameters, buffers in saved:
             module._parameters.clear()

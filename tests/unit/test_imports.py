@@ -30,7 +30,7 @@ MAY_KNOW = {
     "vllm": {"serve"},
     "ray": {"ray_jobs"},
     "safetensors": {"merge", "serve"},
-    "transformers": {"lambdasweep.tasks"},
+    "transformers": {"lambdasweep.tasks", "merge.model_sizes"},
     "lm_eval": {"lambdasweep.tasks"},
     "datasets": set(),  # lm-eval's business
     "altair": {"calibration.report"},
@@ -44,6 +44,7 @@ LIGHT = {
     "merge.line",
     "merge.pair",
     "merge.remote_parent",
+    "merge.text_part",
     "merge.fingerprints",
     "merge.vocabulary",
     "serve.settings",

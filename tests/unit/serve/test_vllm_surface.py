@@ -77,6 +77,21 @@ CALLED = [
         "serve/switch/experts.py",
     ),
     ("vllm.distributed.parallel_state", "get_pp_group", [], "serve/switch/backend.py"),
+    ("vllm.transformers_utils.config", "register_config_parser", ["config_format"], "serve/text_part.py"),
+    (
+        "vllm.transformers_utils.config",
+        "HFConfigParser.parse",
+        ["model", "trust_remote_code", "kwargs"],
+        "serve/text_part.py",
+    ),
+    ("vllm.model_executor.model_loader", "register_model_loader", ["load_format"], "serve/text_part.py"),
+    (
+        "vllm.model_executor.model_loader.default_loader",
+        "DefaultModelLoader.get_all_weights",
+        ["model_config", "model"],
+        "serve/text_part.py",
+    ),
+    ("vllm.config.utils", "replace", ["dataclass_instance"], "serve/text_part.py"),
     ("vllm.config.model", "ModelConfig.get_vocab_size", [], "serve/engine.py"),
 ]
 
@@ -101,7 +116,7 @@ READ = [
 
 # fmt: off
 ARGUMENTS = [
-    "additional_config", "block_size", "compilation_config", "distributed_executor_backend", "dtype",
+    "additional_config", "block_size", "compilation_config", "config_format", "distributed_executor_backend", "dtype",
     "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization", "hf_overrides", "kv_cache_memory_bytes",
     "load_format", "master_addr", "master_port", "max_model_len", "max_num_batched_tokens", "max_num_seqs", "model",
     "nnodes", "node_rank", "pipeline_parallel_size", "seed", "skip_tokenizer_init", "tensor_parallel_size",

@@ -1,0 +1,123 @@
+"""The sizes of a model that engines are started by, read where vLLM reads them: in the config class of transformers, which
+knows each architecture's names and defaults, and for a wrapper in its text config.
+
+A config that transformers does not know is read as it is written.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from merge.checkpoint import Checkpoint
+from merge.pair import Pair
+from merge.text_part import text_part
+
+# As vLLM 0.32 has them; the smallest counts.
+_WINDOWS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_target_positions",
+    "max_sequence_length", "max_seq_length", "seq_len",
+)  # fmt: skip
+_KV_HEADS = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups")
+_HEAD_DIMS = ("head_dim", "global_head_dim", "hidden_size_per_head")
+# Rotary embeddings whose window is written after scaling; that of the others is before, and is multiplied by `factor`.
+_SCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
+_LONG = ("su", "longrope")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """None stands for what the config does not say."""
+
+    window: int | None  # tokens
+    layers: int | None
+    kv_values_per_token: int  # numbers of keys and values over all layers, at most; 0 where the config does not say
+    short_window: int | None
+    """How long the prompts are, at most, for which the model's short rotary factors are meant; None: it has one kind only.
+    vLLM takes the long ones for every prompt as soon as an engine takes longer prompts; transformers goes by each prompt."""
+
+
+def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
+    """Read the sizes of a checkpoint's language model.
+
+    Raises:
+        PairError: the checkpoint wraps a language model that cannot be had.
+    """
+    part = text_part(checkpoint)
+    read = _reader(part.config if part else checkpoint.config)
+    ropes = list(_rope_tables(read))
+    layers, heads, hidden = (
+        _int(read("num_hidden_layers")),
+        _int(read("num_attention_heads")),
+        _int(read("hidden_size")),
+    )
+    dims = [dim for key in _HEAD_DIMS if (dim := _int(read(key)))]
+    if not dims and heads and hidden:
+        dims = [hidden // heads]
+    kv_heads = next((count for key in _KV_HEADS if (count := _int(read(key)))), heads)
+    values = 2 * layers * kv_heads * max(dims) if layers and kv_heads and dims else 0
+    return ModelSizes(_window(read, ropes), layers, values, _short_window(read, ropes))
+
+
+def sizes_of(pair: Pair) -> ModelSizes:
+    """Read the sizes of θ(λ), with the smallest window of all parents.
+
+    Raises:
+        PairError: as `model_sizes`.
+    """
+    windows = [model_sizes(parent).window for parent in pair.parents.values()]
+    return replace(model_sizes(pair.shaped), window=_smallest(windows))
+
+
+def _smallest(windows: Iterable[int | None]) -> int | None:
+    return min((window for window in windows if window is not None), default=None)
+
+
+def _window(read: Callable[[str], Any], ropes: list[Mapping[str, Any]]) -> int | None:
+    window = _smallest(_int(read(key)) for key in _WINDOWS)
+    if window is None or "gemma3" in str(read("model_type")):  # whose window is written after scaling
+        return window
+    factors = [rope.get("factor") for rope in ropes if _kind(rope) not in _SCALED]
+    return int(window * next((factor for factor in reversed(factors) if factor), 1))
+
+
+def _short_window(read: Callable[[str], Any], ropes: list[Mapping[str, Any]]) -> int | None:
+    for rope in ropes:
+        if _kind(rope) in _LONG:
+            own = rope.get("original_max_position_embeddings")
+            return _int(own if own is not None else read("original_max_position_embeddings"))
+    return None
+
+
+def _rope_tables(read: Callable[[str], Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the parameters of each kind of rotary embedding; layers of different types may have different ones."""
+    table = read("rope_parameters") or read("rope_scaling")
+    if isinstance(table, Mapping):
+        nested = [value for value in table.values() if isinstance(value, Mapping)]
+        yield from nested or [table]
+
+
+def _kind(rope: Mapping[str, Any]) -> str:
+    return str(rope.get("rope_type") or rope.get("type") or "default")
+
+
+def _reader(config: Mapping[str, Any]) -> Callable[[str], Any]:
+    """Return a function that looks a key up."""
+    try:
+        from transformers import CONFIG_MAPPING
+    except ImportError:
+        return config.get
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # what it thinks of token ids is no news of ours
+    try:
+        made = CONFIG_MAPPING[str(config.get("model_type"))].from_dict(dict(config)).get_text_config()
+    except Exception:  # a class that refuses its config may raise anything; vLLM then says what is wrong
+        return config.get
+    finally:
+        logger.setLevel(level)
+    return lambda key: getattr(made, key, None)
+
+
+def _int(value: Any) -> int | None:
+    return value if type(value) is int else None

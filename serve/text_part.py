@@ -1,0 +1,61 @@
+"""How vLLM comes to load the language model of a checkpoint that wraps one for several modalities.
+
+vLLM would load the wrapper, with everything that images need: their libraries, a tokenizer, memory. Here it is given
+another parser of configs and another loader of weights, which show it the language model that `merge.text_part` finds.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.config.utils import replace
+from vllm.model_executor.model_loader import register_model_loader
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.transformers_utils.config import HFConfigParser, register_config_parser
+
+from merge.checkpoint import open_checkpoint
+from merge.text_part import text_part
+
+TEXT_PART = "lambdasweep_text_part"  # the name of the parser and of the loader
+
+
+def text_arguments(model: Path) -> dict[str, Any]:
+    """Return the arguments of `vllm.LLM` with which it loads the language model that a checkpoint wraps; none elsewhere.
+
+    Raises:
+        PairError: the language model cannot be had.
+    """
+    is_wrapped = text_part(open_checkpoint(str(model), "model")) is not None
+    return {"config_format": TEXT_PART, "load_format": TEXT_PART} if is_wrapped else {}
+
+
+@register_config_parser(TEXT_PART)
+class TextPartParser(HFConfigParser):  # type: ignore[misc]
+    """Parses the config of the language model."""
+
+    def parse(self, model: str | Path, trust_remote_code: bool, **settings: Any) -> tuple[dict[str, Any], Any]:
+        part = text_part(open_checkpoint(str(model), "model"))
+        assert part is not None
+        with tempfile.TemporaryDirectory(prefix="lambdasweep-") as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(part.config))
+            values, config = super().parse(folder, trust_remote_code, **settings)
+        config.name_or_path = str(model)
+        return values, config
+
+
+@register_model_loader(TEXT_PART)
+class TextPartLoader(DefaultModelLoader):  # type: ignore[misc]
+    """Loads the tensors of the language model by the names that it has for them."""
+
+    def __init__(self, load_config: Any) -> None:
+        super().__init__(replace(load_config, load_format="safetensors"))
+
+    def get_all_weights(self, model_config: Any, model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+        part = text_part(open_checkpoint(model_config.model, "model"))
+        assert part is not None
+        for name, tensor in super().get_all_weights(model_config, model):
+            if name in part.names:
+                yield part.names[name], tensor

@@ -1,0 +1,153 @@
+"""Which part of a checkpoint is a language model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from contract.errors import PairError
+from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.line import Line
+from merge.pair import open_pair
+from merge.text_part import _WRAPPERS, only_text, text_part
+from tests.support.paths import ROOT
+
+TEXT = {"model_type": "gemma3_text", "hidden_size": 8, "num_hidden_layers": 1}
+OTHERS = ("vision_tower.layers.0.weight", "multi_modal_projector.weight")
+
+
+def write(directory: Path, config: dict[str, Any], names: tuple[str, ...]) -> Checkpoint:
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config))
+    tensors = {name: torch.full((2, 2), float(at)) for at, name in enumerate(names)}
+    save_file(tensors, directory / "model.safetensors")
+    return open_checkpoint(str(directory), "base")
+
+
+def wrapper(architecture: str = "Gemma3ForConditionalGeneration", **changes: Any) -> dict[str, Any]:
+    return {
+        "architectures": [architecture],
+        "model_type": "wrapper",
+        "text_config": TEXT,
+        "vision_config": {},
+    } | changes
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {
+            "language_model.model.layers.0.mlp.weight": "model.layers.0.mlp.weight",
+            "language_model.model.embed_tokens.weight": "model.embed_tokens.weight",
+            "language_model.lm_head.weight": "lm_head.weight",
+        },
+        {
+            "model.language_model.layers.0.mlp.weight": "model.layers.0.mlp.weight",
+            "model.language_model.embed_tokens.weight": "model.embed_tokens.weight",
+            "lm_head.weight": "lm_head.weight",
+        },
+    ],
+    ids=["transformers 4", "transformers 5"],
+)
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_names_are_those_of_the_language_model_in_every_spelling(
+    tmp_path: Path, spelling: dict[str, str], prefix: str
+) -> None:
+    others = tuple(prefix + name for name in OTHERS)
+    part = text_part(write(tmp_path / "a", wrapper(), (*spelling, *others)))
+    assert part is not None
+    assert part.names == spelling
+
+
+def test_names_of_a_wrapper_that_has_no_place_of_its_own_for_the_language_model(tmp_path: Path) -> None:
+    config = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "hidden_size": 8}
+    config |= {"vision_config": {"hidden_size": 4}, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
+    names = ("model.layers.0.mlp.weight", "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+    part = text_part(write(tmp_path / "a", config, (*names, "visual.blocks.0.weight")))
+    assert part is not None
+    assert part.names == {name: name for name in names}
+    assert part.config["architectures"] == ["Qwen2ForCausalLM"]
+    assert part.config["model_type"] == "qwen2"
+    assert part.config["hidden_size"] == 8
+    assert part.config["rope_scaling"] == {"type": "default"}
+    assert "vision_config" not in part.config
+
+
+def test_the_config_is_the_text_config_with_what_the_wrapper_says_of_the_whole(tmp_path: Path) -> None:
+    config = wrapper(torch_dtype="bfloat16", eos_token_id=[1, 106])
+    part = text_part(write(tmp_path / "a", config, ("language_model.model.norm.weight", *OTHERS)))
+    assert part is not None
+    assert part.config == TEXT | {
+        "architectures": ["Gemma3ForCausalLM"],
+        "torch_dtype": "bfloat16",
+        "eos_token_id": [1, 106],
+        "tie_word_embeddings": True,
+    }
+
+
+@pytest.mark.parametrize("said", [True, False, None])
+@pytest.mark.parametrize("heads", [(), ("language_model.lm_head.weight",), ("lm_head.weight",)])
+def test_embeddings_are_tied_where_there_is_no_head(tmp_path: Path, said: bool | None, heads: tuple[str, ...]) -> None:
+    told = {} if said is None else {"tie_word_embeddings": said}
+    config = wrapper(text_config=TEXT | told)
+    part = text_part(write(tmp_path / "a", config, ("language_model.model.norm.weight", *heads)))
+    assert part is not None
+    assert part.config["tie_word_embeddings"] is (not heads)
+
+
+def test_a_language_model_is_no_wrapper(tmp_path: Path) -> None:
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rope_scaling": {"type": "linear"}}
+    assert text_part(write(tmp_path / "a", config, ("model.norm.weight",))) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "names", "words"),
+    [
+        (
+            wrapper("NonesuchForConditionalGeneration"),
+            ("language_model.model.norm.weight",),
+            "cannot be scored: NonesuchForConditionalGeneration wraps a language model for several modalities",
+        ),
+        (wrapper("Nonesuch", text_config=None, audio_config={}), ("model.norm.weight",), "Nonesuch wraps a language"),
+        (
+            wrapper("Mistral3ForConditionalGeneration"),
+            ("language_model.model.norm.weight",),
+            "Mistral3ForConditionalGeneration with a language model of type gemma3_text, where lambdasweep knows mistral",
+        ),
+        (
+            wrapper(),
+            ("language_model.model.norm.weight", "model.norm.weight", "adapter.weight"),
+            "cannot be scored: adapter.weight, model.norm.weight may or may not belong to the language model of Gemma3",
+        ),
+    ],
+)
+def test_what_is_not_known_is_refused(
+    tmp_path: Path, config: dict[str, Any], names: tuple[str, ...], words: str
+) -> None:
+    checkpoint = write(tmp_path / "a", config, names)
+    with pytest.raises(PairError) as caught:
+        text_part(checkpoint)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_engines_hold_the_language_model_of_both_parents_with_its_weights_on_lambda(tmp_path: Path) -> None:
+    names = ("language_model.model.layers.0.mlp.weight", "language_model.model.norm.weight", *OTHERS)
+    for role in ("base", "aligned"):
+        write(tmp_path / role, wrapper(), names)
+    line = Line(lam_map="vision_tower=0.5,mlp=0.25")
+    pair = open_pair(str(tmp_path / "base"), str(tmp_path / "aligned"), line=line)
+    held = only_text(pair)
+    assert [list(parent.tensors) for parent in held.parents.values()] == [list(names[:2])] * 2
+    assert held.weights[names[0]] == "0.25"
+    assert set(pair.base.tensors) == set(names)
+
+
+def test_the_documents_name_every_wrapper_with_its_language_models() -> None:
+    told = (ROOT / "docs/architectures.md").read_text(encoding="utf-8")
+    for architecture, wrapper in _WRAPPERS.items():
+        classes = ", ".join(f"`{text_class}`" for _, text_class in wrapper.classes.values())
+        assert f"| `{architecture}` | {classes} |" in told
