@@ -1,5 +1,6 @@
 """What engines are started with where the user left it open."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,15 @@ if TYPE_CHECKING:
     from serve.settings import EngineSettings
 
 CPU_WINDOW = 8192
+_LEAST_LENGTH = 1024  # tokens: room for tasks that are added to a run later
 GIB = 1 << 30
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 def settle(config: SweepConfig, pair: "Pair", device: str, recorded: Mapping[str, Any] | None) -> "EngineSettings":
     """Choose what the user left open. Deterministic in (config, pair, machine), or taken from `recorded`.
+
+    The engines then take as long requests as the model does, on a CPU of `CPU_WINDOW` tokens at most: `fit` shortens that.
 
     Raises:
         InputError: a setting does not fit the model, or text cannot be scored with it.
@@ -51,7 +55,7 @@ def settle(config: SweepConfig, pair: "Pair", device: str, recorded: Mapping[str
         cores = len(available_cores())
         replicas = config.replicas or default_replicas(cores, ranks)
         threads = extra.pop("threads", None) or recorded.get("threads") or max(1, cores // (replicas * ranks))
-        kv_cache_bytes = kv_cache_bytes or max(GIB, 2 * max_model_len * kv_bytes_per_token(sizes, dtype) // ranks)
+        kv_cache_bytes = kv_cache_bytes or _kv_cache_bytes(max_model_len, sizes, dtype, ranks)
     return EngineSettings(
         device=device,
         dtype=dtype,
@@ -69,6 +73,58 @@ def settle(config: SweepConfig, pair: "Pair", device: str, recorded: Mapping[str
     )
 
 
+def fit(
+    settings: "EngineSettings", config: SweepConfig, pair: "Pair", recorded: Mapping[str, Any] | None, longest: int
+) -> "EngineSettings":
+    """Have engines take requests as long as the longest one, rounded up to a power of two; `--max-model-len` wins.
+
+    A window much larger than what it is used for would take memory of keys and values, and could change what the rotary
+    embedding does to short prompts (`ModelSizes.short_window`).
+
+    Args:
+        settings: as `settle` returned them.
+        config: what was asked for.
+        pair: the parents.
+        recorded: `engine` of the run's sweep.json. What a run began with is kept where it is long enough.
+        longest: tokens of the longest request.
+    """
+    from merge.model_sizes import sizes_of
+
+    if config.max_model_len is not None:
+        return settings
+    sizes = sizes_of(pair)
+    needed = min(longest, settings.max_model_len)  # longer requests are quarantined
+    length = max(_LEAST_LENGTH, 1 << (needed - 1).bit_length())
+    if sizes.short_window is not None and needed <= sizes.short_window:
+        length = min(length, sizes.short_window)
+    if recorded and needed <= recorded["max_model_len"]:
+        length = recorded["max_model_len"]
+    length = min(length, settings.max_model_len)
+    cache = settings.kv_cache_bytes
+    if settings.device == "cpu" and "kv_cache_memory_bytes" not in config.engine:
+        cache = _kv_cache_bytes(length, sizes, settings.dtype, settings.ranks)
+    return dataclasses.replace(settings, max_model_len=length, kv_cache_bytes=cache)
+
+
+def rope_warnings(settings: "EngineSettings", pair: "Pair") -> tuple[str, ...]:
+    """Return a warning where engines give short prompts other rotary factors than the model was trained with."""
+    from merge.model_sizes import sizes_of
+
+    short, longest = sizes_of(pair).short_window, settings.max_model_len
+    if short is None or longest <= short:
+        return ()
+    return (
+        f"engines take requests of up to {longest} tokens, and vLLM then gives every request the long rotary factors of "
+        f"this model; transformers gives those of up to {short} tokens the short ones, and scores them otherwise. "
+        f"--max-model-len {short} has the short factors, and quarantines longer requests",
+    )
+
+
+def _kv_cache_bytes(max_model_len: int, sizes: "ModelSizes", dtype: str, ranks: int) -> int:
+    """Return the KV cache of a rank on a CPU: two requests of the greatest length, or a GiB."""
+    return max(GIB, 2 * max_model_len * kv_bytes_per_token(sizes, dtype) // ranks)
+
+
 def default_replicas(cores: int, ranks: int) -> int:
     """Two replicas on a CPU that has cores for them: one scores while the other switches, and both share the parents."""
     return 2 if cores >= 2 * ranks else 1
@@ -80,11 +136,16 @@ def kv_bytes_per_token(sizes: "ModelSizes", dtype: str) -> int:
 
 
 def server_defaults(pair: "Pair", device: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the vLLM arguments that a server starts with where no flag says otherwise: a run's own, else a sweep's."""
+    """Return the vLLM arguments that a server starts with where no flag says otherwise: a run's own, else a sweep's.
+
+    A server takes as long contexts as the model does, whatever the requests of the run were; of a model with two kinds of
+    rotary factors, as long as the short ones are meant for, as vLLM's own server does.
+    """
     from merge.model_sizes import sizes_of
 
     sizes = sizes_of(pair)
     window = sizes.window or CPU_WINDOW
+    window = min(window, sizes.short_window or window)
     defaults: dict[str, Any] = {"max_model_len": window}
     if device == "cpu":
         defaults |= {
@@ -93,7 +154,7 @@ def server_defaults(pair: "Pair", device: str, recorded: Mapping[str, Any]) -> d
             "block_size": 32,
             "enforce_eager": True,
         }
-    defaults |= {key: recorded[key] for key in ("dtype", "max_model_len") if key in recorded}
+    defaults |= {key: recorded[key] for key in ("dtype",) if key in recorded}
     if recorded.get("tensor_parallel", 1) > 1:
         defaults["tensor_parallel_size"] = recorded["tensor_parallel"]
     if recorded.get("pipeline_parallel", 1) > 1 and device != "cpu":  # whose memory is one

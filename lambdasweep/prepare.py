@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from contract.errors import InputError, PairError, join
 from contract.points import order
 from lambdasweep.config import SweepConfig
-from lambdasweep.engine_defaults import settle
+from lambdasweep.engine_defaults import fit, rope_warnings, settle
 from lambdasweep.tasks import BuiltTask, ChatTemplate, HarnessSpec, Tokenizer, load_tokenizer, requests_of, shards
 from lambdasweep.tasks.chat import read_template
 from lambdasweep.tasks.documents import TaskFile, TaskSpec, read_documents
@@ -68,6 +68,7 @@ class Prepared:
     tasks: dict[str, PreparedTask]
     harnesses: tuple[tuple[Harness, tuple[BuiltHarnessTask, ...]], ...] = ()
     prompts: dict[str, PreparedPrompts] = field(default_factory=dict)
+    engine_warnings: tuple[str, ...] = ()
     refined: tuple[str, ...] = ()
     """Canonical λs that were added to those of the config; nothing is sampled there."""
 
@@ -89,7 +90,7 @@ class Prepared:
     def warnings(self) -> list[str]:
         told = [text for harness, _ in self.harnesses for text in harness.warnings]
         of_tasks = [text for task in self.everything.values() for text in task.built.warnings]
-        return [*self.pair.warnings, *told, *of_tasks]
+        return [*self.pair.warnings, *self.engine_warnings, *told, *of_tasks]
 
 
 def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> Prepared:
@@ -149,6 +150,7 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
     for one in loaded:
         found: list[tuple[str, TaskSpec | HarnessTask, BuiltTask]] = []
         if isinstance(one, Harness):
+            # Its windows over whole texts are those of the model, however long the other requests are.
             instances = tuple(build_instances(task, tokenizer, settings.max_model_len) for task in one.tasks)
             harnesses.append((one, instances))
             found = [(name, each.source, part) for each in instances for name, part in each.parts.items()]
@@ -170,7 +172,20 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
         runs = tuple(prompt_shards(costs, SHARD_TOKENS[device]))
         sums = tuple(sum(costs[first:end]) for first, end in runs)
         prompts[sampled.name] = PreparedPrompts(sampled, built_prompts, runs, sums)
-    return Prepared(config, pair, settings, tasks, tuple(harnesses), prompts)
+    if longest := _longest(tasks, prompts):
+        settings = fit(settings, config, pair, recorded, longest)
+    return Prepared(config, pair, settings, tasks, tuple(harnesses), prompts, rope_warnings(settings, pair))
+
+
+def _longest(tasks: Mapping[str, PreparedTask], prompts: Mapping[str, PreparedPrompts]) -> int:
+    """Return the tokens of the longest request, with what may be sampled after it; 0 where there is none."""
+    scored = [_most(task.built.table) for task in tasks.values()]
+    sampled = [_most(one.built.table) + one.spec.max_tokens for one in prompts.values()]
+    return max([*scored, *sampled], default=0)
+
+
+def _most(table: pa.Table) -> int:
+    return int(pc.max(pc.list_value_length(table.column("token_ids"))).as_py() or 0)
 
 
 def _load(spec: TaskSpec | HarnessSpec, chat: ChatTemplate | None) -> TaskFile | Harness:

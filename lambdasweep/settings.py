@@ -64,7 +64,7 @@ class PairSettings:
     dtype: Annotated[str, Setting("float32, bfloat16, float16 or auto.", choices=_dtypes)] = "auto"
     """What engines compute in; auto: float32 on a CPU, the checkpoint's on a GPU."""
     max_model_len: Annotated[int | None, Setting("Longest request in tokens.", least=1)] = None
-    """None: what the model takes."""
+    """None: the longest request of the tasks, rounded up; where requests are not known beforehand, what the model takes."""
     engine: Annotated[dict[str, Any], Setting("Further vLLM arguments.", metavar="KEY=VALUE")] = field(
         default_factory=dict
     )

@@ -6,6 +6,7 @@ it its way; our tables are filled with the same numbers. The tasks are YAML file
 
 import json
 import math
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -345,6 +346,31 @@ def test_a_text_longer_than_a_window_is_several_requests(directory: Path) -> Non
     assert max(map(len, table["token_ids"].to_pylist())) == WINDOW - 1
     assert [len(rows) for rows in built.rows] == [1, 1, 1]
     assert built.parts["pages"].scored_as == "other"
+
+
+def test_windows_over_texts_are_those_of_the_model_and_engines_are_as_long_as_the_longest(
+    directory: Path, tmp_path: Path
+) -> None:
+    from lambdasweep import demo
+    from lambdasweep.config import load_config
+    from lambdasweep.prepare import prepare
+
+    (directory / "long.json").write_text(json.dumps({"page": "Over and over. " * 150}) + "\n")
+    path = write_task(directory, "long_pages", TASKS["pages"], "long.json")
+    parents = {}
+    for role, parent in (("base", demo.BASE), ("aligned", demo.ALIGNED)):
+        copy = Path(shutil.copytree(parent, tmp_path / role))
+        config = json.loads((copy / "config.json").read_text()) | {"max_position_embeddings": 16384}
+        (copy / "config.json").write_text(json.dumps(config))
+        parents[role] = str(copy)
+    flags = {**parents, "lambdas": "0,1", "out": str(tmp_path / "run")}
+    prepared = prepare(load_config(flags, [f"lm-eval:{path}"], [], [], None))
+    (ids,) = prepared.tasks["long_pages"].built.table["token_ids"].to_pylist()
+    length = prepared.settings.max_model_len
+    assert 1024 < len(ids) <= length == 1 << (len(ids) - 1).bit_length() < 8192
+    short = prepare(load_config(flags | {"max_model_len": 1024}, [f"lm-eval:{path}"], [], [], None))
+    assert short.tasks["long_pages"].built.table.num_rows > 1
+    assert short.settings.max_model_len == 1024
 
 
 def test_filters_and_repeats(directory: Path, peer, sweep) -> None:
