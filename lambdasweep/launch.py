@@ -28,7 +28,7 @@ def fingerprint_pair(prepared: Prepared) -> dict[str, str]:
     from merge.fingerprints import remembered_fingerprint
 
     fingerprints, failures = {}, []
-    for role, parent in prepared.pair.parents.items():
+    for role, parent in prepared.pair.opened.items():
         try:
             fingerprints[role] = remembered_fingerprint(parent, role)
         except InputError as error:

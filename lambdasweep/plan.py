@@ -139,9 +139,12 @@ def _describe_pair(pair: "Pair", ranks: int) -> str:
     count, whole = len(pair.parents), len(pair.shaped.tensors)
     parents = "both parents" if count == 2 else f"all {count} parents"
     others = f" of the language model, which is what is scored ({whole} in all)" if len(held.tensors) < whole else ""
+    adapters = [one.nbytes for one in pair.opened.values() if one.is_adapter]
+    # With --parents mmap the adapted tensors are computed of these at each switch, and nothing else is kept.
+    adapted = f"; with --parents mmap base and {_size(sum(adapters))} of adapters" if adapters else ""
     return (
         f"pair      {len(held.tensors)} tensors{others}, {_size(held.nbytes)} each; {parents} per rank: "
-        f"{_size(count * held.nbytes // ranks)}"
+        f"{_size(count * held.nbytes // ranks)}{adapted}"
     )
 
 
@@ -178,7 +181,7 @@ def _describe_memory(prepared: "Prepared") -> str:
         )
         each = f"{_size(parents)} a rank"
         if tier == "mmap":
-            each = f"{_size(pair.nbytes)} in the page cache, shared by all ranks"
+            each = f"{_size(pair.stored_bytes)} in the page cache, shared by all ranks"
     return (
         f"memory    parents: {tier}, {each}; host memory {_size(host)} for {replicas} replicas, of "
         f"{_size(room.host_available)} available"

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import InputError, PairError
+from contract.points import role
 from contract.rundir import commit_bytes, commit_json
 from merge.checkpoint import INDEX, Checkpoint
 from merge.file_layout import OutputFile, index, lay_out
+from merge.heads import flags_of_tensors
 from merge.pair import Pair
 from merge.weight_writer import WeightWriter
 
@@ -28,7 +30,7 @@ _SPARE_BYTES = 64 << 20
 _SHOWN = 8
 # These files go with the weights: configs, tokenizer, chat templates, terms of use. Code and lists of weight files do not.
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*")
-_NOT_BESIDE = ("*.index.json", PROGRESS)
+_NOT_BESIDE = ("*.index.json", "adapter_*", PROGRESS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,13 @@ class ExportPlan:
     @property
     def parent(self) -> Checkpoint:
         return self.pair.parent(self.like)
+
+    @property
+    def beside(self) -> tuple[Path, ...]:
+        """The directories whose files go with the weights: of an adapter, base's and then its own."""
+        name = "base" if self.like == "base" else role("" if self.like == "aligned" else self.like)
+        opened = self.pair.opened.get(name) or next(iter(list(self.pair.opened.values())[1:]))
+        return (self.pair.opened["base"].path, opened.path) if opened.is_adapter else (opened.path,)
 
 
 def export(plan: ExportPlan, card: str, threads: int, say: Callable[[str], None]) -> int:
@@ -87,8 +96,9 @@ def export(plan: ExportPlan, card: str, threads: int, say: Callable[[str], None]
                 raise _overflow(plan, writer.not_finite)
         if len(files) > 1:
             commit_json(partial / INDEX, index(files, plan.pair.shaped.tensors))
-        for source in beside(plan.parent.path):
-            commit_bytes(partial / source.name, source.read_bytes())
+        for source in beside(*plan.beside):
+            content = _config(plan) if source.name == "config.json" else source.read_bytes()
+            commit_bytes(partial / source.name, content)
         commit_bytes(partial / "README.md", card.encode())
         (partial / PROGRESS).unlink()
         _flush(partial)
@@ -108,11 +118,30 @@ def check_target(out: Path) -> None:
         raise InputError(f"{out} exists: give another --out, or remove it")
 
 
-def beside(path: Path) -> list[Path]:
-    """Return the files of a checkpoint that an export copies beside the weights, sorted by name."""
-    found = {file for pattern in _BESIDE for file in path.glob(pattern)}
-    dropped = {file for pattern in _NOT_BESIDE for file in path.glob(pattern)}
-    return sorted(file for file in found - dropped if file.is_file())
+def beside(*paths: Path) -> list[Path]:
+    """Return the files that an export copies beside the weights, sorted by name; of equal names the last path's is taken."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        files = {file for pattern in _BESIDE for file in path.glob(pattern)}
+        dropped = {file for pattern in _NOT_BESIDE for file in path.glob(pattern)}
+        found |= {file.name: file for file in files - dropped if file.is_file()}
+    return [found[name] for name in sorted(found)]
+
+
+def _config(plan: ExportPlan) -> bytes:
+    """Return config.json of the parent that was asked for, changed only where it would not be true of the weights."""
+    tensors, parent = plan.pair.shaped.tensors, plan.parent
+    changes = flags_of_tensors(parent, tensors)
+    stored = {info.stored for info in parent.tensors.values()}
+    if any(info.dtype not in stored for info in tensors.values()):
+        changes |= {key: "float32" for key in ("dtype", "torch_dtype") if key in parent.config}
+    source = plan.beside[0] / "config.json"
+    if not changes:
+        return source.read_bytes()
+    config = json.loads(source.read_text(encoding="utf-8"))
+    for key, value in changes.items():
+        config[key] = config[key] | value if isinstance(value, dict) else value
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _identity(plan: ExportPlan) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import numpy as np
 from contract.errors import PairError
 from contract.rundir import commit_json
 from merge.checkpoint import Checkpoint, TensorInfo
-from merge.pair import meaning
+from merge.config_meaning import meaning
 
 _SHOWN = 8  # a message names no more tensors than this
 _THREADS = 16  # one core hashes about 1.8 GB/s, so 16 cores outrun most disks
@@ -134,7 +134,7 @@ def combine(checkpoint: Checkpoint, digests: dict[str, str]) -> str:
     """Make the fingerprint from the hashes of all tensors.
 
     It does not depend on how the tensors are split over files: it is the SHA-256 of the sorted list of (name, dtype, shape,
-    SHA-256 of the bytes) and of the part of the config that `merge.pair.meaning` returns.
+    SHA-256 of the bytes) and of the part of the config that `merge.config_meaning.meaning` returns.
     """
     rows: list[Any] = [[name, info.dtype, list(info.shape), digests[name]] for name, info in checkpoint.tensors.items()]
     return hashlib.sha256(json.dumps([sorted(rows), meaning(checkpoint.config)], sort_keys=True).encode()).hexdigest()

@@ -22,14 +22,13 @@ each tensor, its `Rule`.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from safetensors import safe_open
 
 from contract.points import coordinates
 from merge.checkpoint import Checkpoint
+from merge.computed import mapped, whole
 from merge.lam_map import scaled
 from merge.methods import METHODS, Path, linear
 from merge.pair import Pair
@@ -125,10 +124,12 @@ def tensor_rules(pair: Pair) -> dict[str, Rule]:
     """Return the rule of every tensor by its name; where tensors have paths of their own, this reads both parents once."""
     paths: dict[str, Path | None] = {}
     if path := METHODS[pair.line.method].path:
-        base, aligned = dict(mapped_tensors(pair.base)), dict(mapped_tensors(pair.aligned))
+        base, aligned = mapped(pair.base), mapped(pair.aligned)
         # One thread does a whole tensor, so that its sums have one order.
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            found = pool.map(lambda name: path(base[name], aligned[name], pair.aligned_rows.get(name, ())), aligned)
+            found = pool.map(
+                lambda name: path(whole(base[name]), whole(aligned[name]), pair.aligned_rows.get(name, ())), aligned
+            )
             paths = dict(zip(aligned, found, strict=True))
     return {name: Rule(pair.weights.get(name, "1"), paths.get(name)) for name in pair.base.tensors}
 
@@ -136,16 +137,11 @@ def tensor_rules(pair: Pair) -> dict[str, Rule]:
 def mapped_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, tensor) in natural order of the names.
 
-    Each tensor is a memory map of its part of the file: nothing is read before its elements are used, and the processes of
-    one node share through the page cache what was read. Each tensor stays usable after the iteration.
+    Each tensor is a memory map of its part of the file, see `merge.computed.mapped`, or is computed here and now. Each stays
+    usable after the iteration.
     """
-    with ExitStack() as stack:
-        files: dict[object, object] = {}
-        for name, info in checkpoint.tensors.items():
-            if info.file not in files:
-                files[info.file] = stack.enter_context(safe_open(info.file, framework="pt", device="cpu"))
-            tensor: torch.Tensor = files[info.file].get_tensor(name)  # type: ignore[attr-defined]
-            yield name, tensor
+    for name, tensor in mapped(checkpoint).items():
+        yield name, whole(tensor)
 
 
 def interpolated_tensors(

@@ -41,10 +41,10 @@ def travelling(pair: Pair, fingerprints: Mapping[str, str]) -> tuple[RemoteParen
         fingerprints: the content hash of each parent, by its role.
     """
     aligned = {
-        name: describe_parent(checkpoint, role(name), fingerprints[role(name)])
-        for name, checkpoint in pair.aligned_by_name.items()
+        name: describe_parent(pair.opened[role(name)], role(name), fingerprints[role(name)])
+        for name in pair.aligned_by_name
     }
-    return describe_parent(pair.base, "base", fingerprints["base"]), aligned
+    return describe_parent(pair.opened["base"], "base", fingerprints["base"]), aligned
 
 
 def open_here(parent: RemoteParent) -> Path:

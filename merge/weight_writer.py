@@ -18,6 +18,7 @@ import torch
 
 from contract.errors import PairError
 from merge.checkpoint import Checkpoint, TensorInfo
+from merge.computed import TORCH_DTYPES, Computed, mapped
 from merge.digest import WeightDigest, parameter_key, takes_words
 from merge.file_layout import OutputFile
 from merge.interpolate import PLAIN, chunks, needed, tensor_rules, theta
@@ -26,7 +27,6 @@ from merge.vocabulary import Spans, runs
 
 BLOCK = 1 << 20  # bytes of a block: one of each parent and one of the result stay in the second-level cache
 _SYNC = 64 << 20  # bytes that are written between two requests to flush: the disk works while blocks are still made
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CPU = torch.device("cpu")
 
 
@@ -71,6 +71,7 @@ class WeightWriter:
     def __init__(self, pair: Pair, point: str, threads: int) -> None:
         self._pair = pair
         self._parents = list(pair.parents.values())
+        self._mapped = [mapped(parent) if _is_computed(parent) else {} for parent in self._parents]
         self._tensors = pair.shaped.tensors
         self._rules = tensor_rules(pair)
         self._point = point
@@ -137,7 +138,7 @@ class WeightWriter:
             descriptor = _opened(stack, path, os.O_RDONLY)
 
             def take(block: Block) -> None:
-                dtype = _DTYPES[self._tensors[block.name].dtype]
+                dtype = TORCH_DTYPES[self._tensors[block.name].dtype]
                 made = self._buffer(0, block, dtype)
                 _read(descriptor, made, file.offsets[block.name] + block.start * dtype.itemsize, path)
                 self._add(digest, block, made)
@@ -149,15 +150,17 @@ class WeightWriter:
     def _blocks(self, file: OutputFile) -> Iterator[Block]:
         for name in file.offsets:
             info = self._tensors[name]
-            yield from blocks(name, info.shape, _DTYPES[info.dtype].itemsize, self._pair.aligned_rows.get(name, ()))
+            yield from blocks(
+                name, info.shape, TORCH_DTYPES[info.dtype].itemsize, self._pair.aligned_rows.get(name, ())
+            )
 
     def _make(self, block: Block, out: int, offset: int, digest: WeightDigest) -> int:
-        dtype = _DTYPES[self._tensors[block.name].dtype]
+        dtype = TORCH_DTYPES[self._tensors[block.name].dtype]
         point, rule = ("1", PLAIN) if block.is_aligned else (self._point, self._rules[block.name])
         made = self._buffer(0, block, dtype)
         parents = [made] * len(self._parents)
         for place in needed(point, rule):
-            parents[place] = self._load(self._parents[place], 1 + place, block, dtype)
+            parents[place] = self._load(place, block, dtype)
         theta(parents, point, made, rule)
         # Both NaN and infinity show in the extremes, which unlike isfinite() take no tensor of the block's size.
         if not all(math.isfinite(extreme.item()) for extreme in torch.aminmax(made)):
@@ -166,9 +169,12 @@ class WeightWriter:
         _write_all(out, _bytes(made), offset + block.start * dtype.itemsize)
         return made.numel() * dtype.itemsize
 
-    def _load(self, parent: Checkpoint, place: int, block: Block, dtype: torch.dtype) -> torch.Tensor:
-        info: TensorInfo = parent.tensors[block.name]
-        tensor = self._buffer(place, block, dtype)
+    def _load(self, place: int, block: Block, dtype: torch.dtype) -> torch.Tensor:
+        info: TensorInfo = self._parents[place].tensors[block.name]
+        computed = self._mapped[place].get(block.name)
+        if isinstance(computed, Computed):
+            return computed.window(block.shape, _strides(info.shape)[-len(block.shape) :], block.start)
+        tensor = self._buffer(1 + place, block, dtype)
         _read(self._descriptors[info.file], tensor, info.begin + block.start * dtype.itemsize, info.file)
         return tensor
 
@@ -190,6 +196,10 @@ class WeightWriter:
 
 def _strides(shape: tuple[int, ...]) -> list[int]:
     return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+
+
+def _is_computed(parent: Checkpoint) -> bool:
+    return any(info.is_computed for info in parent.tensors.values())
 
 
 def _one_thread() -> None:

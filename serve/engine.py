@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from contract.errors import EngineError
 from contract.points import by_name
+from merge.checkpoint import open_checkpoint
+from merge.heads import engine_parent
 from merge.line import STRAIGHT, Line
 from serve.hooks.continuation_scores import EXTRA, limit_prefix_reads
 from serve.hooks.seeded_draws import NUMBER, Draw, Drawn, Draws
@@ -307,7 +309,11 @@ def llm_arguments(
         extra["hf_overrides"] = {"head_dtype": settings.head_dtype} | dict(extra.get("hf_overrides", {}))
     if settings.device == "cuda" and not extra.get("enforce_eager"):
         extra["compilation_config"] = _same_kernels(extra.get("compilation_config"))
-    model = next(iter(paths.values())) if line.has_aligned_shapes else base
+    candidates = [*paths.values()] if line.has_aligned_shapes else [base, *paths.values()]
+    started, flags = engine_parent([open_checkpoint(str(path), "parent") for path in candidates])
+    if flags:
+        extra["hf_overrides"] = flags | dict(extra.get("hf_overrides", {}))
+    model = candidates[started]
     arguments: dict[str, Any] = {
         "seed": 0,
         "enforce_eager": settings.device == "cpu",

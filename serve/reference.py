@@ -21,8 +21,9 @@ from typing import Any
 
 from contract.errors import EngineError, PairError
 from contract.rundir import commit_json
-from merge.checkpoint import open_checkpoint
+from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.fingerprints import cache_folder, locked, remembered_fingerprint
+from merge.heads import loading_flags, without_flag
 from serve.machine import hardware
 from serve.plugin import WORKER_EXTENSION, register
 from serve.verify import Probe, Way, probe_request, read_probe
@@ -45,12 +46,24 @@ def reference_probes(arguments: Mapping[str, Any], on: Way, device: str) -> dict
         EngineError: such an engine did not start.
     """
     plain = {name: value for name, value in arguments.items() if name not in _SWITCHES}
-    return {point: _reference(plain, checkpoint, device) for point, checkpoint in on.others.items()}
+    found = {}
+    for point, path in on.others.items():
+        checkpoint = open_checkpoint(str(path), "parent")
+        if not checkpoint.is_adapter:  # vLLM loads no checkpoint of what an adapter makes of base
+            found[point] = _reference(_told(plain, checkpoint), checkpoint, path, device)
+    return found
 
 
-def _reference(arguments: dict[str, Any], checkpoint: Path, device: str) -> Probe:
+def _told(arguments: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the arguments of an engine that loads this checkpoint with the LM head that it has."""
+    overrides = without_flag(arguments.get("hf_overrides", {})) | loading_flags(checkpoint)
+    others = {name: value for name, value in arguments.items() if name != "hf_overrides"}
+    return others | ({"hf_overrides": overrides} if overrides else {})
+
+
+def _reference(arguments: dict[str, Any], opened: Checkpoint, checkpoint: Path, device: str) -> Probe:
     try:
-        weights = remembered_fingerprint(open_checkpoint(str(checkpoint), "parent"), "parent")
+        weights = remembered_fingerprint(opened, "parent")
     except PairError:  # weights that are no numbers: what comes of them is not worth remembering
         return _ask(arguments, checkpoint)
     parts = {

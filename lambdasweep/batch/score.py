@@ -117,7 +117,7 @@ def score_record(config: ScoreConfig, prepared: Prepared, inputs: Inputs) -> dic
     if config.is_model:
         from merge.fingerprints import remembered_fingerprint
 
-        digest = remembered_fingerprint(prepared.pair.base, "model")
+        digest = remembered_fingerprint(prepared.pair.opened["base"], "model")
         values = record.sweep_record(prepared, {"base": digest, "aligned": digest}).to_json()
         values["pair"] = {"model": values["pair"]["base"]}
         del values["tokenizer"], values["line"]
@@ -188,7 +188,7 @@ def _run_left(
 
         fingerprints = {role: parent["fingerprint"] for role, parent in identity["pair"].items()}
         if config.is_model:
-            base, aligned = describe_parent(prepared.pair.base, "model", fingerprints["model"]), None
+            base, aligned = describe_parent(prepared.pair.opened["base"], "model", fingerprints["model"]), None
         else:
             base, aligned = travelling(prepared.pair, fingerprints)
         tokenizer = base

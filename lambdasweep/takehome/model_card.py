@@ -27,7 +27,7 @@ def model_card(pair: "Pair", fingerprints: dict[str, str], lam: str, like: str, 
         like: the parent whose config, tokenizer and chat template the model has.
         run: what a run measured at this λ, if anything.
     """
-    parents, line = pair.parents, pair.line
+    parents, line = pair.opened, pair.line
     theta = formula(line.method, coordinates(lam), bool(line.lam_map))
     lines = [
         "---",

@@ -123,7 +123,7 @@ def fingerprints_of(pair: "Pair", run: MeasuredPoint | None) -> dict[str, str]:
     """
     from merge.fingerprints import remembered_fingerprint
 
-    found = {name: remembered_fingerprint(parent, name) for name, parent in pair.parents.items()}
+    found = {name: remembered_fingerprint(parent, name) for name, parent in pair.opened.items()}
     if run is not None:
         recorded = {name: run.record.pair[name].fingerprint for name in found}
         changed = [name for name in found if found[name] != recorded[name]]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from contract.errors import InputError
+from contract.points import role
 from lambdasweep.engine_defaults import server_defaults
 from lambdasweep.takehome.point import PointSource, fingerprints_of
 
@@ -38,5 +39,5 @@ def serve_point(source: PointSource, parents: str, flags: Sequence[str], say: Ca
         say(f"λ = {source.lam}: {source.run.chosen_by}")
     name = f"{'-'.join(Path(one.source).name for one in pair.aligned_by_name.values()) or 'model'}-lambda"
     defaults = server_defaults(pair, device, source.run.record.engine if source.run else {})
-    aligned = {one: checkpoint.path for one, checkpoint in pair.aligned_by_name.items()}
-    serve(Serving(pair.base.path, aligned, pair.line, source.lam, parents, name, tuple(flags), defaults))
+    aligned = {one: pair.opened[role(one)].path for one in pair.aligned_by_name}
+    serve(Serving(pair.opened["base"].path, aligned, pair.line, source.lam, parents, name, tuple(flags), defaults))

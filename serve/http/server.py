@@ -11,6 +11,8 @@ from typing import Any
 
 from contract.errors import InputError
 from contract.points import by_name
+from merge.checkpoint import open_checkpoint
+from merge.heads import engine_parent
 from merge.line import Line
 from serve.plugin import BACKEND, CONFIG_KEY, WORKER_EXTENSION, ParentsConfig, register
 from serve.reference import reference_probes
@@ -121,7 +123,14 @@ def arguments(serving: Serving) -> argparse.Namespace:
         args.host = "127.0.0.1"  # vLLM's own default is every address of the machine
     args.served_model_name = args.served_model_name or [serving.name]
     paths = by_name(serving.aligned)
-    args.model = args.model_tag = str(next(iter(paths.values())))
+    # The aligned model's tokenizer and chat template are served, unless vLLM cannot start with that checkpoint.
+    candidates = [*paths.values()] if serving.line.has_aligned_shapes else [*paths.values(), serving.base]
+    started, flags = engine_parent([open_checkpoint(str(path), "parent") for path in candidates])
+    args.model = args.model_tag = str(candidates[started])
+    if started and args.tokenizer is None and (Path(candidates[0]) / "tokenizer.json").is_file():
+        args.tokenizer = str(candidates[0])
+    if flags:
+        args.hf_overrides = flags | dict(args.hf_overrides or {})
     args.load_format = "safetensors"
     for name, value in text_arguments(Path(args.model)).items():
         setattr(args, name, value)

@@ -65,8 +65,8 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
         parents = vllm_config.additional_config[CONFIG_KEY]
         # The driver has checked the pair; a worker reads the headers again only to know where each tensor is.
         base = open_checkpoint(parents["base"], "base")
-        aligned = {name: open_checkpoint(path, role(name)) for name, path in parents["aligned"].items()}
-        pair = join(base, aligned, Line.from_json(parents["line"]))
+        aligned = {role(name): open_checkpoint(path, role(name)) for name, path in parents["aligned"].items()}
+        pair = join({"base": base} | aligned, Line.from_json(parents["line"]))
         part = text_part(pair.shaped)
         names = part.names if part else {}
         pair = only_text(pair)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 
+from merge.computed import Computed
 from merge.interpolate import chunks
 from serve.switch.trace import Piece, Target, View
 
@@ -23,7 +24,7 @@ from serve.switch.trace import Piece, Target, View
 CPU_BLOCK, CUDA_BLOCK, STAGED_BLOCK = 1 << 20, 256 << 20, 32 << 20
 
 Block = tuple[Piece, View, list[torch.Tensor]]  # what it is of, place in the parameter, base and each aligned one
-Tensors = Mapping[str, torch.Tensor]  # of a checkpoint
+Tensors = Mapping[str, torch.Tensor | Computed]  # of a checkpoint
 _ALIGN = 256  # bytes
 
 
@@ -50,7 +51,7 @@ class MappedParents:
             tensors = [parent[piece.name] for parent in _kept(self._parents, piece)]
             for index in chunks(piece.place.shape, target.dtype.itemsize, limit):
                 source = piece.source.block(index)
-                yield piece, piece.place.block(index), [source.on(tensor) for tensor in tensors]
+                yield piece, piece.place.block(index), [_part(tensor, source) for tensor in tensors]
 
 
 class HeldParents:
@@ -81,7 +82,9 @@ class HeldParents:
         for target in targets:
             for piece in target.pieces:
                 for held, tensors in zip(self._of(target), _kept(parents, piece), strict=True):
-                    piece.place.on(held).copy_(piece.source.on(tensors[piece.name]))
+                    for index in chunks(piece.place.shape, target.dtype.itemsize, CUDA_BLOCK):
+                        part = _part(tensors[piece.name], piece.source.block(index))
+                        piece.place.block(index).on(held).copy_(part)
 
     def blocks(self, target: Target, limit: int, whole: bool) -> Iterator[Block]:
         held = self._of(target)
@@ -111,6 +114,14 @@ def _page_lock(memory: torch.Tensor) -> None:
     address = memory.data_ptr()
     torch.cuda.check_error(cudart.cudaHostRegister(address, memory.numel(), 0))
     weakref.finalize(memory.untyped_storage(), cudart.cudaHostUnregister, address)
+
+
+def _part(tensor: torch.Tensor | Computed, window: View) -> torch.Tensor:
+    return (
+        window.on(tensor)
+        if isinstance(tensor, torch.Tensor)
+        else tensor.window(window.shape, window.stride, window.offset)
+    )
 
 
 def _kept(parents: Sequence[Tensors], piece: Piece) -> Sequence[Tensors]:

@@ -7,11 +7,13 @@ one after another.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 
 import torch
 
+from merge.computed import Computed, mapped
 from merge.digest import WeightDigest
-from merge.interpolate import PLAIN, Rule, along_one, mapped_tensors, needed, theta
+from merge.interpolate import PLAIN, Rule, along_one, needed, theta
 from merge.pair import Pair
 from serve.switch import fused
 from serve.switch.held_parents import (
@@ -53,8 +55,9 @@ class ResidentRoute:
         dtype: torch.dtype | None = None,
         names: Mapping[str, str] | None = None,
     ) -> None:
-        parents = [dict(mapped_tensors(parent)) for parent in pair.parents.values()]
-        targets = trace(model, parents[-1], pair.aligned_rows, names)
+        parents = [mapped(parent) for parent in pair.parents.values()]
+        outlines = {name: _outline(tensor) for name, tensor in parents[-1].items()}
+        targets = trace(model, outlines, pair.aligned_rows, names)
         self._derived = list(derived(model))
         self._dtype = dtype
         self._rules = rules
@@ -80,6 +83,11 @@ class ResidentRoute:
         self._fuses = device.type == "cuda" and fused.is_available()
         # What the blocks of a parameter are does not change. On a GPU, which is faster than Python, they are made once.
         self._blocks: dict[str, list[Block]] = {}
+        # A block that is computed of the files when it is read would be held for good.
+        is_read_anew = self.tier == "mmap" and any(
+            isinstance(one, Computed) for one in chain(*map(dict.values, parents))
+        )
+        self._keeps_blocks = device.type == "cuda" and not is_read_anew
         # Where the checkpoint's dtype is not the engine's, a block is rounded to the former before it is converted.
         converts = any(target.layout.dtype != target.dtype for target in targets)
         self._rounded = torch.empty(self._limit if converts else 0, dtype=torch.uint8, device=device)
@@ -131,7 +139,12 @@ class ResidentRoute:
         if found is not None:
             return found
         blocks = self._parents.blocks(target, self._limit, target.path in self._whole)
-        return self._blocks.setdefault(target.path, list(blocks)) if self._device.type == "cuda" else blocks
+        return self._blocks.setdefault(target.path, list(blocks)) if self._keeps_blocks else blocks
+
+
+def _outline(tensor: torch.Tensor | Computed) -> torch.Tensor:
+    """Return a tensor of the same shape and dtype in a storage of its own, of which no element is to be read."""
+    return tensor if isinstance(tensor, torch.Tensor) else torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
 class _Staging:

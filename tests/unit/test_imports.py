@@ -30,7 +30,7 @@ MAY_KNOW = {
     "vllm": {"serve"},
     "ray": {"ray_jobs"},
     "safetensors": {"merge", "serve"},
-    "transformers": {"lambdasweep.tasks", "merge.model_sizes"},
+    "transformers": {"lambdasweep.tasks", "merge.config_meaning", "merge.model_sizes"},
     "lm_eval": {"lambdasweep.tasks"},
     "datasets": set(),  # lm-eval's business
     "altair": {"calibration.report"},
@@ -39,10 +39,14 @@ MAY_KNOW = {
 }
 # These know neither torch nor vllm even so: a plan is made from headers and settings alone.
 LIGHT = {
+    "merge.adapter",
     "merge.checkpoint",
+    "merge.heads",
     "merge.lam_map",
     "merge.line",
     "merge.pair",
+    "merge.parents",
+    "merge.quantised",
     "merge.remote_parent",
     "merge.text_part",
     "merge.fingerprints",

@@ -445,7 +445,8 @@ def test_a_card_names_checkpoints_of_the_hub(mixed_pair: tuple[Path, Path]) -> N
     from lambdasweep.takehome.model_card import model_card
 
     pair = open_pair(*map(str, mixed_pair))
-    pair = replace(pair, base=replace(pair.base, source="org/base", revision="abc"))
+    base = replace(pair.base, source="org/base", revision="abc")
+    pair = replace(pair, opened={**pair.opened, "base": base})
     card = model_card(pair, {"base": "b", "aligned": "a"}, "0.5", "aligned", None)
     front = yaml.safe_load(card.split("---")[1])
     assert front["base_model"] == ["org/base"]

@@ -100,8 +100,9 @@ def test_a_hub_id_is_downloaded_and_known_by_its_commit(tmp_path: Path, monkeypa
     snapshot = write(tmp_path / "snapshots" / "0a1b2c", tensors())
     asked: list[tuple[str, str | None]] = []
 
-    def download(source: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(source: str, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         assert not {"*", "*.bin", "*.pt", "*.py"} & set(allow_patterns)
+        assert "consolidated*" in ignore_patterns
         asked.append((source, revision))
         return str(snapshot)
 
@@ -338,30 +339,18 @@ def test_names_in_one_parent_only(tmp_path: Path) -> None:
     ]
 
 
-def test_shapes_and_dtypes(tmp_path: Path) -> None:
+def test_shapes(tmp_path: Path) -> None:
     weights = tensors(1)
     weights["model.layers.10.w"] = torch.zeros(8, 3, dtype=torch.bfloat16)
-    weights["model.layers.2.w"] = torch.zeros(3, 8, dtype=torch.float16)
     assert mismatches(*write_pair(tmp_path, weights)) == [
-        "model.layers.2.w is [3, 8] BF16 in base and [3, 8] F16 in aligned",
         "model.layers.10.w is [3, 8] BF16 in base and [8, 3] BF16 in aligned",
     ]
 
 
-def test_a_pair_of_two_dtypes_is_not_listed_without_end(tmp_path: Path) -> None:
-    problems = mismatches(*write_pair(tmp_path, tensors(1, torch.float32)))
+def test_many_tensors_of_other_shapes_are_not_listed_without_end(tmp_path: Path) -> None:
+    problems = mismatches(*write_pair(tmp_path, {name: tensor.T.contiguous() for name, tensor in tensors(1).items()}))
     assert len(problems) == 9
     assert problems[-1] == "and 5 more tensors of different shape or dtype"
-
-
-def test_tied_and_untied(tmp_path: Path) -> None:
-    base = write_checkpoint(tmp_path / "base", seed=0, tie=True)
-    aligned = write_checkpoint(tmp_path / "aligned", seed=1, tie=False)
-    assert mismatches(base, aligned) == [
-        "config.json: tie_word_embeddings is true in base and false in aligned",
-        "tensors only in aligned: lm_head.weight",
-        "one checkpoint ties its input and output embeddings and the other does not: save both alike",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -469,16 +458,7 @@ def test_vocabularies_of_both_kinds_are_read(tmp_path: Path) -> None:
     assert vocabulary.token_strings(tmp_path) == {0: "<s>", 1: "a"}
 
 
-@pytest.mark.parametrize("role", ["base", "aligned"])
-def test_a_quantised_parent_is_refused(tmp_path: Path, role: str) -> None:
-    directories = {"base": CONFIG, "aligned": CONFIG} | {role: CONFIG | {"quantization_config": {"bits": 4}}}
-    base, aligned = (write(tmp_path / name, tensors(), config) for name, config in directories.items())
-    assert f"{role} is quantised: interpolation does not commute with quantisation; give the original" in mismatches(
-        base, aligned
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool, torch.float64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool, torch.float64])
 def test_what_cannot_be_interpolated_is_refused(tmp_path: Path, dtype: torch.dtype) -> None:
     weights = tensors() | {"model.odd": torch.zeros(4).to(dtype)}
     base, aligned = write(tmp_path / "base", weights), write(tmp_path / "aligned", weights)
@@ -487,13 +467,13 @@ def test_what_cannot_be_interpolated_is_refused(tmp_path: Path, dtype: torch.dty
 
 def test_every_mismatch_of_a_pair_is_named_at_once(tmp_path: Path) -> None:
     weights = tensors(1) | {"extra": torch.zeros(1)}
-    weights["model.norm.weight"] = torch.zeros(8)
+    weights["model.norm.weight"] = torch.zeros(8, dtype=torch.bfloat16)
     base, aligned = write_pair(tmp_path, weights, CONFIG | {"rope_theta": 1.0})
     write_vocabulary(aligned, ["<s>", "</s>", "a", "c"])
     config, only, shape, token = mismatches(base, aligned)
     assert config.startswith("config.json: rope_theta")
     assert only == "tensors only in aligned: extra"
-    assert shape == "model.norm.weight is [3, 8] BF16 in base and [8] F32 in aligned"
+    assert shape == "model.norm.weight is [3, 8] BF16 in base and [8] BF16 in aligned"
     assert token.startswith("1 token ids stand for different strings")
 
 

@@ -187,7 +187,7 @@ def test_a_hub_id_is_resolved_again_by_its_commit(
 ) -> None:
     asked = []
 
-    def download(source: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(source: str, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         asked.append((source, revision))
         return str(tmp_path / machine / "c0ffee")
 
