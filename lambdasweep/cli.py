@@ -16,10 +16,11 @@ from lambdasweep.flags import (
     Lam,
     RunArgument,
     TakenRun,
-    TakesFlags,
     takes_settings,
     takes_sweep,
 )
+from lambdasweep.help import Command, ForwardingCommand, Group, flag
+from lambdasweep.settings import PAIR
 
 if TYPE_CHECKING:
     from calibration.analyse import Analysis
@@ -28,48 +29,76 @@ if TYPE_CHECKING:
     from lambdasweep.config import SweepConfig
 
 app = typer.Typer(
-    help="Score every model on the line between a language model before and after alignment, live in vLLM.",
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
+# The groups that `--help` shows commands in.
+_SWEEP, _RESULTS, _TAKE_HOME, _BATCH = "Sweep a pair", "Look at results", "Take a point home", "Score with one model"
+_INPUT = "Input and output"
 
 # The settings that say which pair it is, and which way between its parents.
 _OF_LINE = ("base_revision", "aligned_revision", "method", "lam_map", "vocab")
 
 
-@app.command()
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"lambdasweep {version('lambdasweep')}")
+        raise typer.Exit
+
+
+@app.callback()
+def lambdasweep(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Score every model on the line between a language model before and after alignment, live in vLLM.
+
+    lambdasweep demo sweeps the pair that comes with it; lambdasweep COMMAND --help has an example of each command.
+    """
+
+
+@app.command(cls=Command, rich_help_panel=_SWEEP)
 @takes_sweep
 def run(config: "SweepConfig") -> None:
     """Score the pair at every λ. The same command again goes on where it stopped."""
     sweep(config)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=_SWEEP)
 @takes_sweep
 def plan(config: "SweepConfig") -> None:
-    """Check everything `run` would use and print what it would cost; start nothing."""
+    """Check everything that run would use and print what it would cost; start nothing."""
     from lambdasweep.plan import describe
 
     for line in describe(config):
         typer.echo(line)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=_BATCH)
 @takes_settings()
 def score(
     requests: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILES", help="Parquet files, as path, glob, directory or URL; repeatable."),
+        flag("Parquet files, as path, glob, directory or URL; repeatable.", _INPUT, "FILES", required=True),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="One checkpoint: directory or hub id.")] = None,
+    id: Annotated[str | None, flag("The id column.", _INPUT, "NAME", default="id")] = None,
+    out: Annotated[
+        str | None, flag("The output directory: path, s3:// or gs:// URL.", _INPUT, "DIRECTORY", required=True)
+    ] = None,
+    model: Annotated[
+        str | None, flag("One checkpoint: directory or hub id. This, or a pair and --lam.", "Model", "CHECKPOINT")
+    ] = None,
     base: Base = None,
     aligned: Aligned = None,
-    lam: Annotated[str | None, typer.Option(help="The point of the pair to score with.")] = None,
-    id: Annotated[str | None, typer.Option(help="The id column; id where not given.")] = None,
-    out: Annotated[str | None, typer.Option(help="The output directory: path, s3:// or gs:// URL.")] = None,
+    lam: Annotated[str | None, flag("The point of the pair to score with.", PAIR, "λ")] = None,
     **settings: Any,
 ) -> None:
     """Score Parquet files of prompts, of any size, with one model. The same command again goes on where it stopped."""
@@ -99,7 +128,7 @@ def score(
         raise typer.Exit(result.exit_code)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=_RESULTS)
 def status(
     run_dir: RunArgument,
     live: Annotated[bool, typer.Option("--watch", help="Show it live, until the run is done.")] = False,
@@ -126,7 +155,7 @@ def status(
         typer.echo(line)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=_RESULTS)
 def report(run_dir: RunArgument) -> None:
     """Recompute metrics.parquet from the tables, print it, and write RUN/report/index.html."""
     from calibration.report.write import write_report
@@ -137,8 +166,8 @@ def report(run_dir: RunArgument) -> None:
     typer.echo(f"report: {run.index_html}")
 
 
-@app.command()
-def demo(out: Annotated[str, typer.Option(help="The run directory.")] = "runs/demo") -> None:
+@app.command(cls=Command, rich_help_panel=_SWEEP)
+def demo(out: Annotated[str, typer.Option(help="The run directory.", metavar="DIRECTORY")] = "runs/demo") -> None:
     """Sweep the pair that comes with lambdasweep: two small models, two tasks, λ from 0 to 1.5."""
     from contract.grid import parse_grid
     from contract.location import locate
@@ -157,18 +186,22 @@ def demo(out: Annotated[str, typer.Option(help="The run directory.")] = "runs/de
     )
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=_TAKE_HOME)
 @takes_settings(*_OF_LINE)
 def export(
-    out: Annotated[Path, typer.Option(help="The directory to write; it must not exist.")],
+    out: Annotated[Path, typer.Option(help="The directory to write; it must not exist.", metavar="DIRECTORY")],
     run_dir: TakenRun = None,
     base: Base = None,
     aligned: Aligned = None,
     lam: Lam = None,
     like: Annotated[
-        str, typer.Option(help="Whose config, tokenizer and chat template to take: base, aligned, or a name.")
+        str,
+        typer.Option(
+            help="Whose config, tokenizer and chat template to take; one of several aligned ones by name.",
+            metavar="[base|aligned|NAME]",
+        ),
     ] = "aligned",
-    max_shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(help="Largest weight file.", metavar="SIZE")] = "5GB",
     **settings: Any,
 ) -> None:
     """Write θ(λ) as a checkpoint that transformers and vLLM load: of RUN (λ* by default), or of a pair."""
@@ -181,7 +214,7 @@ def export(
     typer.echo(f"θ({source.lam}): {nbytes / 1e9:.2f} GB in {time.monotonic() - began:.1f} s in {out}")
 
 
-@app.command(cls=TakesFlags)
+@app.command(cls=ForwardingCommand, rich_help_panel=_TAKE_HOME)
 @takes_settings(*_OF_LINE, "parents")
 def serve(
     context: typer.Context,

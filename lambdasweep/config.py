@@ -10,9 +10,8 @@ from contract.errors import InputError
 from contract.location import Location, locate
 from contract.points import ONLY, by_name, parse_points
 from lambdasweep.aligned_flags import parse_aligned, parse_revisions
-from lambdasweep.config_file import GENERATE_SETTINGS, read_toml
-from lambdasweep.settings import PairSettings, names_of, problems_of
-from lambdasweep.tasks.chat import TEMPLATES
+from lambdasweep.config_file import read_toml
+from lambdasweep.settings import PairSettings, SamplingSettings, TaskSettings, names_of, problems_of
 from lambdasweep.tasks.documents import TaskSpec
 from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, HarnessSpec
 from lambdasweep.tasks.prompts import GenerateSpec
@@ -39,7 +38,7 @@ class SweepConfig(PairSettings):
 
 _ENGINE_NUMBERS = {"threads", "block_size", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
 # What is asked of a pair and of its engines; further arguments of vLLM are read apart.
-ENGINE_FIELDS = (*names_of(str), *names_of(int))
+ENGINE_FIELDS = tuple(name for name in names_of(PairSettings) if name != "engine")
 
 
 def load_config(
@@ -52,9 +51,9 @@ def load_config(
         tasks: `NAME=FILE.jsonl`, `lm-eval:TASK` or `NAME=lm-eval:TASK` of each `--task`; any given replace the file's.
         generate: `NAME=PROMPTS.jsonl` of each `--generate`; any given replace the file's.
         engine: `KEY=VALUE` of each `--engine`; laid over the file's `[engine]`.
-        file: TOML with the flags' names as keys, `[[task]]` tables (name, file, format, shots, limit, seed, template),
-            `[[generate]]` tables (name, file, samples, temperature, max_tokens, limit, template) and `[engine]`; relative
-            paths in it start at its directory. `file = "lm-eval:TASK"` needs no name and takes no format.
+        file: TOML with the flags' names as keys, `[[task]]` tables (name, file and the fields of `TaskSettings`),
+            `[[generate]]` tables (likewise, with `SamplingSettings`) and `[engine]`; relative paths in it start at its
+            directory. `file = "lm-eval:TASK"` needs no name and takes no format.
 
     Raises:
         InputError: with every problem.
@@ -65,9 +64,9 @@ def load_config(
     values = read_toml(file, problems) if file else {}
     is_readable = not problems  # else what is missing may well be in the file
     given = {name: value for name, value in flags.items() if value is not None}
-    rows: list[dict[str, Any]] = [row | _common(given) for row in values.pop("task", [])]  # flags win
-    wins = {key: given[key] for key in (*GENERATE_SETTINGS, "limit", "template") if key in given}
-    prompts: list[dict[str, Any]] = [row | wins for row in values.pop("generate", [])]
+    # Flags win.
+    rows: list[dict[str, Any]] = [row | _of(TaskSettings, given) for row in values.pop("task", [])]
+    prompts: list[dict[str, Any]] = [row | _of(SamplingSettings, given) for row in values.pop("generate", [])]
     settings: dict[str, Any] = values.pop("engine", {})
     values |= given
 
@@ -98,8 +97,6 @@ def load_config(
     problems += _repeated([*(spec.name for spec in specs), *(spec.name for spec in sampled)])
     if values.get("refine", 0) < 0:
         problems.append(f"--refine is {values['refine']}: give 0 or more")
-    if values.get("template", "none") not in TEMPLATES:
-        problems.append(f"--template is {values['template']!r}: use {', '.join(TEMPLATES)}")
     problems += engine_problems(values, settings)
     if len(parents or ()) > 1 and values.get("refine"):
         problems.append("--refine goes along one λ: leave it out where there are several aligned checkpoints")
@@ -142,7 +139,7 @@ def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[st
         for name in sorted(_ENGINE_NUMBERS & settings.keys())
         if not (type(settings[name]) is int and settings[name] > 0)
     ]
-    problems += problems_of(values)
+    problems += problems_of(values, PairSettings)
     if values.get("lam_map"):
         try:
             values["lam_map"] = ",".join(sorted(rule.text for rule in parse_map(values["lam_map"])))
@@ -158,7 +155,7 @@ def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[st
 def _tasks(
     flags: list[str], rows: list[dict[str, Any]], values: dict[str, Any], problems: list[str]
 ) -> tuple[TaskSpec | HarnessSpec, ...]:
-    common = _common(values)
+    common = _of(TaskSettings, values)
     specs = []
     for flag in flags:
         name, _, path = flag.partition("=")
@@ -183,10 +180,10 @@ def generate_specs(
     Args:
         flags: of each `--generate`.
         rows: checked tables.
-        values: settings by name; those of GENERATE_SETTINGS, `limit` and `template` hold for every task.
+        values: settings by name; those of `SamplingSettings` hold for every task.
         problems: gets what is wrong with the flags.
     """
-    common = {key: values[key] for key in (*GENERATE_SETTINGS, "limit", "template") if key in values}
+    common = _of(SamplingSettings, values)
     if not flags:
         return tuple(_generate_spec(common | row) for row in rows)
     specs = []
@@ -200,8 +197,7 @@ def generate_specs(
 
 
 def _generate_spec(row: dict[str, Any]) -> GenerateSpec:
-    chat = row.pop("template", "none") == "chat"
-    return GenerateSpec(**(row | {"file": Path(row["file"])}), chat=chat)
+    return GenerateSpec(**(row | {"file": Path(row["file"])}))
 
 
 def _repeated(names: list[str | None]) -> list[str]:
@@ -211,13 +207,12 @@ def _repeated(names: list[str | None]) -> list[str]:
 
 def _spec(row: dict[str, Any]) -> TaskSpec | HarnessSpec:
     file = str(row["file"])
-    row["chat"] = row.pop("template", "none") == "chat"
     if not file.startswith(PREFIX):
         return TaskSpec(**(row | {"file": Path(file)}))
-    settings = {key: row[key] for key in ("shots", "limit", "seed", "chat") if key in row}
+    settings = {key: row[key] for key in ("shots", "limit", "seed", "template") if key in row}
     return HarnessSpec(file.removeprefix(PREFIX), name=row.get("name") or None, **settings)
 
 
-def _common(values: dict[str, Any]) -> dict[str, Any]:
-    """Return what is said of all tasks at once."""
-    return {key: values[key] for key in ("format", "shots", "limit", "seed", "template") if key in values}
+def _of(group: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Return what is said of all tasks at once: the settings of a group that are given."""
+    return {key: values[key] for key in names_of(group) if key in values}

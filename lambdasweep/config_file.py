@@ -1,21 +1,27 @@
 """`--config sweep.toml` → the values in it, each of the kind that its key wants."""
 
+import difflib
 import tomllib
+from collections.abc import Collection, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from lambdasweep.aligned_flags import relative_to
-from lambdasweep.settings import names_of
-from lambdasweep.tasks.chat import TEMPLATES
+from lambdasweep.settings import PairSettings, SamplingSettings, TaskSettings, names_of, settings
 from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, HarnessSpec, resolved
 
-# Keys of sweep.toml, which are the flags' names; `[[task]]`, `[[generate]]` and `[engine]` are read apart.
-_TEXT = {"base", "aligned", "lambdas", "out", "format", "template", *names_of(str)}
-_NUMBERS = {"shots", "limit", "seed", "refine", "samples", "max_tokens", *names_of(int)}
-# What is said of all generate tasks at once, or of one in its table; the flags' names.
-GENERATE_SETTINGS = ("samples", "temperature", "max_tokens")
-GENERATE_KEYS = frozenset({"name", "file", "limit", "template", *GENERATE_SETTINGS})
-_TABLE_KEYS = {"task": {"name", "file", "format", "shots", "limit", "seed", "template"}, "generate": GENERATE_KEYS}
+# The keys of the tables [[task]] and [[generate]].
+TABLES = {
+    "task": ("name", "file", *names_of(TaskSettings)),
+    "generate": ("name", "file", *names_of(SamplingSettings)),
+}
+# What each key takes: those of settings follow from their fields.
+_KINDS: dict[str, type] = {"base": str, "aligned": str, "lambdas": str, "out": str, "name": str, "file": str}
+_KINDS |= {"refine": int, "engine": dict, "task": list, "generate": list}
+_KINDS |= {name: kind for group in (PairSettings, TaskSettings, SamplingSettings) for name, kind, _ in settings(group)}
+_KEYS = sorted(_KINDS.keys() - {"name", "file"})
+_WANTED = {str: "a string", int: "a whole number", float: "a number"}
 
 
 def read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
@@ -26,7 +32,8 @@ def read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
         problems: gets what is wrong.
     """
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        # λs are exact decimals, and no binary floats.
+        values = tomllib.loads(file.read_text(encoding="utf-8"), parse_float=Decimal)
     except OSError as error:
         problems.append(f"--config {file} cannot be read: {error.strerror}")
         return {}
@@ -35,27 +42,17 @@ def read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
         return {}
     before = len(problems)
     here = file.parent
-    for key, value in list(values.items()):
-        key_problem = _check(key, value)
-        if key_problem:
-            problems.append(f"{file}: {key_problem}")
-    for table, keys in _TABLE_KEYS.items():
+    if "lambdas" in values:
+        values["lambdas"] = _grid(values["lambdas"])
+    values = {key: _with_floats(value) for key, value in values.items()}
+    problems += [f"{file}: {problem}" for problem in _problems(values, _KEYS)]
+    for table, keys in TABLES.items():
         rows = values.get(table)
-        for row in [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []:
-            for key, value in row.items():
-                if key not in keys:
-                    problems.append(f"{file}: [[{table}]] has the unknown key {key!r}: use {', '.join(sorted(keys))}")
-                elif key_problem := _check(key, value):
-                    problems.append(f"{file}: [[{table}]]: {key_problem}")
-            source = str(row.get("file", ""))
-            if table == "task" and source.startswith(PREFIX):
-                if "format" in row:
-                    problems.append(f"{file}: a [[task]] of lm-eval has its own format: remove format")
-                row["file"] = PREFIX + resolved(HarnessSpec(source.removeprefix(PREFIX)), here).source
-            elif not {"name", "file"} <= row.keys():
-                problems.append(f"{file}: a [[{table}]] needs name and file")
-            else:
-                row["file"] = here / source
+        for index, row in enumerate(rows if isinstance(rows, list) else []):
+            if isinstance(row, dict):
+                which = f"[[{table}]] {index + 1}" + (f" ({row['name']})" if row.get("name") else "")
+                problems += [f"{file}: {which}: {problem}" for problem in _row_problems(table, row, keys)]
+                _settle_file(row, here)
     if len(problems) > before:
         return {}
     values |= {key: relative_to(values[key], here) for key in ("base", "aligned") if key in values}
@@ -64,23 +61,66 @@ def read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
     return values
 
 
+def _problems(values: dict[str, Any], keys: Collection[str]) -> Iterator[str]:
+    for key, value in values.items():
+        if key not in keys:
+            close = difflib.get_close_matches(key, keys, n=1, cutoff=0.7)
+            yield f"unknown key {key!r}: " + (f"did you mean {close[0]}?" if close else f"use {', '.join(keys)}")
+        elif problem := _check(key, value):
+            yield problem
+
+
+def _row_problems(table: str, row: dict[str, Any], keys: Collection[str]) -> Iterator[str]:
+    yield from _problems(row, keys)
+    if table == "task" and _is_of_lm_eval(row):
+        if "format" in row:
+            yield "a task of lm-eval has its own format: remove format"
+    elif missing := [key for key in ("name", "file") if key not in row]:
+        yield f"it needs {' and '.join(missing)}"
+
+
+def _is_of_lm_eval(row: dict[str, Any]) -> bool:
+    return str(row.get("file", "")).startswith(PREFIX)
+
+
+def _settle_file(row: dict[str, Any], here: Path) -> None:
+    """Let the file of a table start at the directory of the settings file."""
+    if _is_of_lm_eval(row):
+        row["file"] = PREFIX + resolved(HarnessSpec(row["file"].removeprefix(PREFIX)), here).source
+    elif "file" in row:
+        row["file"] = here / str(row["file"])
+
+
 def _check(key: str, value: Any) -> str | None:
-    if key == "template" and value not in TEMPLATES:
-        return f"template is {value!r}: use {', '.join(TEMPLATES)}"
     if key in ("aligned", "aligned_revision") and isinstance(value, dict):
         is_text = all(isinstance(one, str) for one in value.values())
         return None if is_text else f"{key} is {value!r}: give a string for each name"
-    if key in _TEXT | {"name", "file"}:
-        return None if isinstance(value, str) else f"{key} is {value!r}: give a string"
-    if key in _NUMBERS:
-        is_number = isinstance(value, int) and not isinstance(value, bool)
-        return None if is_number else f"{key} is {value!r}: give a whole number"
-    if key == "temperature":
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return None if is_number else f"temperature is {value!r}: give a number"
-    if key == "engine":
-        return None if isinstance(value, dict) else "engine is not a table: write [engine]"
-    if key in _TABLE_KEYS:
+    kind = _KINDS[key]
+    if kind is dict:
+        return None if isinstance(value, dict) else f"{key} is not a table: write [{key}]"
+    if kind is list:
         is_rows = isinstance(value, list) and all(isinstance(row, dict) for row in value)
         return None if is_rows else f"{key} is not a list of tables: write [[{key}]]"
-    return f"unknown key {key!r}"
+    fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    wanted = 'a grid such as "0:1.5:0.1" or [0, 0.25, 1]' if key == "lambdas" else _WANTED[kind]
+    return None if fits else f"{key} is {value!r}: give {wanted}"
+
+
+def _grid(value: Any) -> Any:
+    """Return a grid as a flag would give it: of a number, of a list of numbers and ranges, or of a table of them by name."""
+    if isinstance(value, dict):
+        named = {name: _grid(one) for name, one in value.items()}
+        is_whole = all(isinstance(part, str) for part in named.values())
+        return ",".join(f"{name}={part}" for name, part in named.items()) if is_whole else value
+    parts = value if isinstance(value, list) else [value]
+    if not all(isinstance(part, (str, int, Decimal)) and not isinstance(part, bool) for part in parts):
+        return value
+    return ",".join(f"{part:f}" if isinstance(part, Decimal) else str(part) for part in parts)
+
+
+def _with_floats(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_floats(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_floats(one) for one in value]
+    return float(value) if isinstance(value, Decimal) else value

@@ -6,9 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperCommand
 
-from lambdasweep.settings import settings
+from lambdasweep.help import flag, flag_of
+from lambdasweep.settings import (
+    GRID,
+    PAIR,
+    RUN,
+    SAMPLING,
+    TASKS,
+    PairSettings,
+    SamplingSettings,
+    TaskSettings,
+    settings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,86 +28,81 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-
-class TakesFlags(TyperCommand):
-    """A command that leaves what follows after `--` as it is, in `context.args`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        end = args.index("--") if "--" in args else len(args)
-        super().parse_args(ctx, args[:end])
-        ctx.args = args[end + 1 :]
-        return args[end + 1 :]
-
-
-Base = Annotated[str | None, typer.Option(help="Checkpoint before alignment: directory or hub id.")]
-Aligned = Annotated[
-    str | None,
-    typer.Option(help="Checkpoint after alignment: directory or hub id; several as NAME=CHECKPOINT,NAME=CHECKPOINT."),
-]
+_BASE = "Checkpoint before alignment: directory or hub id."
+_ALIGNED = "Checkpoint after alignment: directory or hub id; several as NAME=CHECKPOINT,NAME=CHECKPOINT."
+Base = Annotated[str | None, flag(_BASE, PAIR, "CHECKPOINT")]
+Aligned = Annotated[str | None, flag(_ALIGNED, PAIR, "CHECKPOINT")]
 Lambdas = Annotated[
     str | None,
-    typer.Option(
-        help="The grid: 0:1.5:0.1, or 0,0.25,1, or both joined by commas; of several aligned ones NAME=GRID,NAME=GRID."
+    flag(
+        "λs such as 0:1.5:0.1, or 0,0.25,1, or both joined by commas; of several aligned ones NAME=GRID,NAME=GRID.",
+        GRID,
+        "GRID",
+        required=True,
     ),
 ]
 Refine = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Then score up to N λs more, between those of the grid, where λ* may be."),
+    flag("Then score up to N λs more, between those of the grid, where λ* may be.", GRID, "N", default="0"),
 ]
 Tasks = Annotated[
     list[str] | None,
-    typer.Option("--task", metavar="NAME=FILE.jsonl", help="A task, or lm-eval:TASK for one of lm-eval's; repeatable."),
+    flag(
+        "A task, or lm-eval:TASK for one of lm-eval's; repeatable. This or --generate is needed.",
+        TASKS,
+        "NAME=FILE.jsonl",
+        name="--task",
+    ),
 ]
 Generates = Annotated[
     list[str] | None,
-    typer.Option("--generate", metavar="NAME=PROMPTS.jsonl", help="Prompts to sample from at every λ; repeatable."),
+    flag("Prompts to sample from at every λ; repeatable.", SAMPLING, "NAME=PROMPTS.jsonl", name="--generate"),
 ]
-Samples = Annotated[int | None, typer.Option(help="Samples of each prompt; 16 where not given.")]
-Temperature = Annotated[float | None, typer.Option(help="To sample at; 1 where not given, 0 is greedy.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Tokens that a sample is cut at; 64 where not given.")]
-Format = Annotated[str | None, typer.Option(help="cloze (score each choice's text) or letters (score A, B, C…).")]
-Template = Annotated[
-    str | None, typer.Option(help="none, or chat: contexts go through the aligned model's chat template, at every λ.")
+Out = Annotated[str | None, flag("The run directory: path, s3:// or gs:// URL.", RUN, "DIRECTORY", required=True)]
+ConfigFile = Annotated[
+    Path | None,
+    flag(
+        "A TOML file with these settings, and with those too rare for a flag; flags win. examples/sweep.toml has every key.",
+        RUN,
+        "FILE",
+        name="--config",
+        default="none",
+    ),
 ]
-Shots = Annotated[int | None, typer.Option(help="Solved examples in front of every document.")]
-Limit = Annotated[int | None, typer.Option(help="Evaluate only the first so many documents.")]
-Out = Annotated[str | None, typer.Option(help="The run directory: path, s3:// or gs:// URL.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file with these settings; flags win.")]
-Lam = Annotated[str | None, typer.Option(help="The point, such as 0.62 or dpo=0.5,sft=0.25; of a run, λ* by default.")]
-TakenRun = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run directory, in place of a pair.")]
+Lam = Annotated[str | None, flag("The point, such as 0.62 or dpo=0.5,sft=0.25.", PAIR, "λ", default="λ* of RUN")]
+TakenRun = Annotated[str | None, typer.Argument(metavar="RUN", help="A run directory, in place of a pair.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run directory: path, s3:// or gs:// URL.")]
 
 
-def takes_settings(*names: str, after: str | None = None) -> "Callable[[Callable[..., T]], Callable[..., T]]":
-    """Give a function, in the place of its keyword arguments `**settings`, the flags of `settings.PairSettings`.
+def takes_settings(
+    *names: str, groups: tuple[type, ...] = (PairSettings,)
+) -> "Callable[[Callable[..., T]], Callable[..., T]]":
+    """Give a function, in the place of its keyword arguments `**settings`, the flags of settings.
 
     Args:
-        names: of the settings; none: all.
-        after: the parameter that they follow; the last one where it is not given.
+        names: of the settings; none: all of the groups.
+        groups: classes of `lambdasweep.settings`.
     """
 
     def decorate(function: "Callable[..., T]") -> "Callable[..., T]":
         own = [one for one in inspect.signature(function).parameters.values() if one.kind is not one.VAR_KEYWORD]
-        place = [one.name for one in own].index(after) + 1 if after else len(own)
-        made = [
-            inspect.Parameter(
+        made = {
+            name: inspect.Parameter(
                 name,
                 inspect.Parameter.POSITIONAL_OR_KEYWORD,
                 default=None,
-                annotation=Annotated[
-                    (list[str] if kind is dict else kind) | None,
-                    typer.Option(f"--{name.replace('_', '-')}", help=said.help, metavar=said.metavar),
-                ],
+                annotation=Annotated[(list[str] if kind is dict else kind) | None, flag_of(group, name, said)],
             )
-            for name, kind, said in settings()
-            if name in names or not names
-        ]
+            for group in groups
+            for name, kind, said in settings(group)
+            if said.flag and (name in names or not names)
+        }
 
         @functools.wraps(function)
         def with_settings(*arguments: Any, **flags: Any) -> T:
             return function(*arguments, **flags)
 
-        parameters = [*own[:place], *made, *own[place:]]
+        parameters = [*own, *made.values()]
         with_settings.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_settings.__annotations__ = {one.name: one.annotation for one in parameters}
         return with_settings
@@ -105,21 +110,14 @@ def takes_settings(*names: str, after: str | None = None) -> "Callable[[Callable
     return decorate
 
 
-@takes_settings(after="out")
+@takes_settings(groups=(TaskSettings, SamplingSettings, PairSettings))
 def asked(
-    base: Base = None,
-    aligned: Aligned = None,
+    base: Annotated[str | None, flag(_BASE, PAIR, "CHECKPOINT", required=True)] = None,
+    aligned: Annotated[str | None, flag(_ALIGNED, PAIR, "CHECKPOINT", required=True)] = None,
     lambdas: Lambdas = None,
     refine: Refine = None,
     task: Tasks = None,
     generate: Generates = None,
-    samples: Samples = None,
-    temperature: Temperature = None,
-    max_tokens: MaxTokens = None,
-    format: Format = None,
-    template: Template = None,
-    shots: Shots = None,
-    limit: Limit = None,
     out: Out = None,
     config: ConfigFile = None,
     **settings: Any,

@@ -1,7 +1,7 @@
-"""The settings of a pair and of its engines. Each is one field: its flag, its key in a settings file, its help and its check
-follow from the annotation. Imports nothing heavy.
+"""The settings of tasks, of samples, of a pair and of its engines. Each is one annotated field: its flag, its key in a
+settings file, its help and its check follow from the annotation. Imports nothing heavy.
 
-`run`, `plan` and `score` take all of them, `export` and `serve` those that say which pair it is.
+`run` and `plan` take all of them, `score` those of `PairSettings`, and `export` and `serve` those that say which pair it is.
 """
 
 import dataclasses
@@ -12,17 +12,35 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from contract.points import by_name, parent_names
 
+# The groups that `--help` shows flags in.
+PAIR, LINE, GRID, TASKS, SAMPLING = "Pair", "Line between the two", "Grid", "Tasks", "Sampling"
+RUN, ENGINE, CLUSTER = "Run", "Engine", "Cluster"
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
     """What is said of a field."""
 
     help: str
+    panel: str = ENGINE
     metavar: str | None = None
     least: int | None = None  # of a number
+    most: int | None = None  # of a number
     choices: Callable[[Mapping[str, Any]], Collection[str]] | None = (
         None  # all values that were given → what this may be
     )
+    default: str | None = None  # says in words what holds where the field is None
+    flag: bool = True  # else a settings file alone has it
+
+
+def _formats(_: Mapping[str, Any]) -> Collection[str]:
+    from lambdasweep.tasks.documents import MAX_CHOICES
+
+    return tuple(MAX_CHOICES)
+
+
+def _templates(_: Mapping[str, Any]) -> Collection[str]:
+    return "none", "chat"
 
 
 def _methods(_: Mapping[str, Any]) -> Collection[str]:
@@ -51,76 +69,172 @@ def _parents(given: Mapping[str, Any]) -> Collection[str]:
     return parent_names(by_name(given.get("aligned", "")))
 
 
+_LIMIT = Setting("Take only the first so many documents or prompts of each.", TASKS, "N", least=1, default="all")
+_TEMPLATE = Setting(
+    "chat: contexts go through the aligned model's chat template, at every λ.", TASKS, choices=_templates
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSettings:
+    """What is asked of a task that is scored."""
+
+    format: Annotated[
+        str, Setting("What of a choice is scored: its text (cloze), or A, B, C… (letters).", TASKS, choices=_formats)
+    ] = "cloze"
+    shots: Annotated[
+        int, Setting("Solved examples in front of every document; they are not evaluated.", TASKS, "N", least=0)
+    ] = 0
+    seed: Annotated[int, Setting("The seed that the examples are drawn with.", TASKS, flag=False)] = 0
+    limit: Annotated[int | None, _LIMIT] = None
+    """How many of the remaining rows are evaluated, from the first on; None: all of them."""
+    template: Annotated[str, _TEMPLATE] = "none"
+    """chat: everything up to the text that is scored goes into a user turn of the aligned model's chat template."""
+
+    @property
+    def chat(self) -> bool:
+        return self.template == "chat"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingSettings:
+    """What is asked of a task that is sampled."""
+
+    samples: Annotated[
+        int, Setting("Samples of each prompt.", SAMPLING, "N", least=1, most=2**15 - 1)  # int16 in the tables
+    ] = 16
+    temperature: Annotated[float, Setting("What logits are divided by; 0 is greedy.", SAMPLING)] = 1.0
+    max_tokens: Annotated[int, Setting("Tokens that a sample is cut at.", SAMPLING, "N", least=1)] = 64
+    limit: Annotated[int | None, _LIMIT] = None
+    """How many prompts are taken, from the first on; None: all of them."""
+    template: Annotated[str, _TEMPLATE] = "none"
+    """chat: each prompt becomes a user turn of the aligned model's chat template."""
+
+    @property
+    def chat(self) -> bool:
+        return self.template == "chat"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairSettings:
     """What is asked of a pair and its engines. None means: lambdasweep chooses, and records what it chose."""
 
-    replicas: Annotated[
-        int | None,
-        Setting("vLLM engines at the same time; without it, as many as there is room for.", least=1),
+    base_revision: Annotated[
+        str | None, Setting("Branch, tag or commit of base, where it is a hub id.", PAIR, "REVISION", default="main")
     ] = None
-    tp: Annotated[int, Setting("Tensor-parallel ranks of each engine.", least=1)] = 1
-    pp: Annotated[int, Setting("Pipeline stages of each engine, of --tp ranks each.", least=1)] = 1
-    dtype: Annotated[str, Setting("float32, bfloat16, float16 or auto.", choices=_dtypes)] = "auto"
-    """What engines compute in; auto: float32 on a CPU, the checkpoint's on a GPU."""
-    max_model_len: Annotated[int | None, Setting("Longest request in tokens.", least=1)] = None
-    """None: the longest request of the tasks, rounded up; where requests are not known beforehand, what the model takes."""
-    engine: Annotated[dict[str, Any], Setting("Further vLLM arguments.", metavar="KEY=VALUE")] = field(
-        default_factory=dict
-    )
-    base_revision: Annotated[str | None, Setting("Branch, tag or commit of a hub id.")] = None
     aligned_revision: Annotated[
-        str | Mapping[str, str | None] | None, Setting("Branch, tag or commit of a hub id.")
+        str | Mapping[str, str | None] | None,
+        Setting("The same of aligned; of several NAME=REVISION,NAME=REVISION.", PAIR, "REVISION", default="main"),
     ] = None
+    tokenizer: Annotated[
+        str, Setting("Whose tokenizer makes the requests; one of several aligned ones by name.", PAIR, choices=_parents)
+    ] = "base"
+    """base, aligned or one of several by name; aligned where vocab is shared."""
     method: Annotated[
-        str, Setting("From base to aligned: linear, or slerp along the arc of each tensor.", choices=_methods)
+        str, Setting("A straight line, or slerp along the arc of each tensor.", LINE, choices=_methods)
     ] = "linear"
     lam_map: Annotated[
         str,
-        Setting("Weights on λ by module: layers.0-9=0.3,layers.10-=0.8.", metavar="PATTERN=WEIGHT,…"),
+        Setting(
+            "Weights on λ by module: layers.0-9=0.3,layers.10-=0.8.", LINE, "PATTERN=WEIGHT,…", default="1 everywhere"
+        ),
     ] = ""
     """As in `merge.lam_map`; empty: 1 everywhere."""
     vocab: Annotated[
         str,
         Setting(
-            "Where vocabularies differ: strict (refuse) or shared (take aligned's rows of other tokens).",
-            choices=_vocabularies,
+            "Where vocabularies differ: refuse, or take aligned's rows of other tokens.", LINE, choices=_vocabularies
         ),
     ] = "strict"
-    tokenizer: Annotated[str, Setting("Whose tokenizer: base or aligned.", choices=_parents)] = "base"
-    """Whose tokenizer makes the requests: base, aligned or one of several by name; aligned where vocab is shared."""
+    tp: Annotated[int, Setting("Tensor-parallel ranks of each engine.", metavar="N", least=1)] = 1
+    pp: Annotated[int, Setting("Pipeline stages of each engine, of --tp ranks each.", metavar="N", least=1)] = 1
+    dtype: Annotated[
+        str, Setting("What engines compute in; auto: float32 on a CPU, the checkpoint's on a GPU.", choices=_dtypes)
+    ] = "auto"
+    max_model_len: Annotated[
+        int | None,
+        Setting(
+            "Longest request in tokens; longer ones are quarantined.",
+            metavar="TOKENS",
+            least=1,
+            default="the longest request of the tasks, rounded up",
+        ),
+    ] = None
+    """None: the longest request of the tasks, rounded up; where requests are not known beforehand, what the model takes."""
     parents: Annotated[
         str,
-        Setting("Where ranks keep both parents: auto, device, pinned, mmap or reload (nowhere).", choices=_tiers),
+        Setting("Where each rank keeps both parents (reload: nowhere); it changes no number.", choices=_tiers),
     ] = "auto"
-    """Changes no number."""
-    accelerator_type: Annotated[str | None, Setting("Use only GPUs of this kind, by Ray's name: H100, say.")] = None
-    address: Annotated[str | None, Setting("A running Ray cluster; without it one is started here.")] = None
+    engine: Annotated[
+        dict[str, Any], Setting("A further argument of vLLM; repeatable.", metavar="KEY=VALUE", default="none")
+    ] = field(default_factory=dict)
+    replicas: Annotated[
+        int | None,
+        Setting("vLLM engines at the same time.", CLUSTER, "N", least=1, default="as many as there is room for"),
+    ] = None
+    accelerator_type: Annotated[
+        str | None,
+        Setting("Use only GPUs of this kind, by Ray's name: H100, say.", CLUSTER, "KIND", default="any"),
+    ] = None
+    address: Annotated[
+        str | None, Setting("A running Ray cluster.", CLUSTER, "ADDRESS", default="one is started on this machine")
+    ] = None
 
 
-def settings() -> Iterator[tuple[str, type, Setting]]:
-    """Yield the name of each setting, what its flag takes (`int`, `str`, or `dict` of repeated KEY=VALUE), and the rest."""
-    hints = get_type_hints(PairSettings, include_extras=True)
-    for one in dataclasses.fields(PairSettings):
+def settings(group: type) -> Iterator[tuple[str, type, Setting]]:
+    """Yield the name of each setting, what its flag takes, and what is said of it.
+
+    A flag takes `int`, `float`, `str`, or `dict`, which is repeated KEY=VALUE.
+    """
+    hints = get_type_hints(group, include_extras=True)
+    for one in dataclasses.fields(group):
+        if get_origin(hints[one.name]) is not Annotated:
+            continue  # a subclass has fields that are no settings
         hint, said = get_args(hints[one.name])
         kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         found = {get_origin(kind) or kind for kind in kinds}
-        yield one.name, next(kind for kind in (int, dict, str) if kind in found), said
+        yield one.name, next(kind for kind in (int, float, dict, str) if kind in found), said
 
 
-def names_of(kind: type) -> tuple[str, ...]:
-    """Return the names of the settings whose flags take an `int`, a `str` or a `dict`."""
-    return tuple(name for name, one, _ in settings() if one is kind)
+def names_of(group: type) -> tuple[str, ...]:
+    """Return the names of the settings of a group."""
+    return tuple(name for name, _, _ in settings(group))
 
 
-def problems_of(values: Mapping[str, Any]) -> list[str]:
-    """Return which values are too small, or none of those that there are."""
+def default_of(group: type, name: str) -> str | None:
+    """Return in words what holds where a setting is not given; None where nothing is to be said."""
+    said = next(said for one, _, said in settings(group) if one == name)
+    value = next(one.default for one in dataclasses.fields(group) if one.name == name)
+    return (
+        said.default
+        if said.default is not None or value is None
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def as_flag(name: str) -> str:
+    """Return what a setting is called on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def problems_of(values: Mapping[str, Any], group: type, called: Callable[[str], str] = as_flag) -> list[str]:
+    """Return which values are too small or too large, or none of those that there are.
+
+    Args:
+        values: by name; what is None or absent was not given.
+        group: whose settings they are.
+        called: what a setting is called in messages.
+    """
     found = []
-    for name, _, said in settings():
+    for name, _, said in settings(group):
         value = values.get(name)
-        if said.least is not None and value is not None and value < said.least:
-            found.append(f"--{name.replace('_', '-')} is {value}: give {said.least} or more")
-    for name, _, said in settings():
-        if said.choices and name in values and values[name] not in (known := said.choices(values)):
-            found.append(f"--{name.replace('_', '-')} is {values[name]!r}: use {', '.join(known)}")
+        if value is None:
+            continue
+        if said.least is not None and not said.least <= value <= (said.most or value):
+            wanted = f"{said.least} or more" if said.most is None else f"{said.least} to {said.most}"
+            found.append(f"{called(name)} is {value}: give {wanted}")
+        if said.choices and value not in (known := said.choices(values)):
+            found.append(f"{called(name)} is {value!r}: use {', '.join(known)}")
     return found

@@ -13,8 +13,6 @@ from typing import Any
 
 from contract.errors import PairError
 
-TEMPLATES = ("none", "chat")  # the values that a user can ask for
-
 _FILE = "chat_template.jinja"
 _CONFIG = "tokenizer_config.json"
 

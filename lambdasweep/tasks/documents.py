@@ -11,11 +11,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from contract.errors import TaskError
+from lambdasweep.settings import TaskSettings, problems_of
 
 Kind = Literal["choices", "continuation"]
 
@@ -29,26 +30,16 @@ _MAX_NAME = 128  # file systems take names of 255 bytes, and our prefixes and su
 
 
 @dataclass(frozen=True, slots=True)
-class TaskSpec:
+class TaskSpec(TaskSettings):
     """The task that a user asks for; nothing is checked until `read_documents`.
 
     Args:
         name: the name of the task, which must be safe in file names.
         file: the JSONL file.
-        format: `cloze` scores the text of each choice, `letters` lists the choices and scores A, B, C…
-        shots: how many rows are shown as solved examples in front of every document; they are not evaluated.
-        limit: how many of the remaining rows are evaluated, from the first on; None evaluates all of them.
-        seed: the seed that the shots are drawn with.
-        chat: whether everything up to the text that is scored goes into a user turn of the aligned model's chat template.
     """
 
     name: str
     file: Path
-    format: str = "cloze"
-    shots: int = 0
-    limit: int | None = None
-    seed: int = 0
-    chat: bool = False
 
     @property
     def source(self) -> str:
@@ -92,7 +83,7 @@ def read_documents(spec: TaskSpec) -> TaskFile:
     Raises:
         TaskError: the request or the file has problems; the error lists the first 20 of them, each with its line.
     """
-    problems = _check_spec(spec)
+    problems = check_name(spec.name) + problems_of(asdict(spec), TaskSettings, str)
     data = read_bytes(spec.name, spec.file, problems)
     documents: list[Document] = []
     ids: list[Any] = []
@@ -162,20 +153,6 @@ def check_name(name: str) -> list[str]:
         f"the task name {name!r} cannot be a file name: use at most {_MAX_NAME} letters, digits, '.', '_' "
         "and '-', and start with a letter or digit"
     ]
-
-
-def check_limit(limit: int | None) -> list[str]:
-    """Return what is wrong with a limit on the number of documents, if anything."""
-    return [] if limit is None or limit >= 1 else [f"limit is {limit}: give 1 or more, or leave it out"]
-
-
-def _check_spec(spec: TaskSpec) -> list[str]:
-    problems = check_name(spec.name)
-    if spec.format not in MAX_CHOICES:
-        problems.append(f"the format {spec.format!r} is not known: use {' or '.join(MAX_CHOICES)}")
-    if spec.shots < 0:
-        problems.append(f"shots is {spec.shots}: give 0 or more")
-    return problems + check_limit(spec.limit)
 
 
 def read_object(line: int, raw: bytes, problems: list[str]) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ Each line of the file is an object `{"prompt": "Once upon a time", "id": "a name
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from contract.errors import PairError
 from contract.schemas import PROMPTS
+from lambdasweep.settings import SamplingSettings, problems_of
 from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import (
     Document,
-    check_limit,
     check_name,
     check_text,
     json_lines,
@@ -29,32 +29,20 @@ from lambdasweep.tasks.documents import (
 from lambdasweep.tasks.requests import batches, content_sha256
 from lambdasweep.tasks.tokens import Tokenizer, encode_prompts
 
-SAMPLES, TEMPERATURE, MAX_TOKENS = 16, 1.0, 64
-MAX_SAMPLES = 2**15 - 1  # `sample` is an int16 in the generations table
 _LEAST_TEMPERATURE = 0.01  # vLLM raises temperatures between 0 and 0.01 to 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class GenerateSpec:
+class GenerateSpec(SamplingSettings):
     """The generate task that a user asks for; nothing is checked until `read_prompts`.
 
     Args:
         name: the name of the task, which must be safe in file names.
         file: the JSONL file.
-        samples: how many samples are drawn for each prompt.
-        temperature: the number that logits are divided by; 0 takes the likeliest token each time.
-        max_tokens: the length in tokens at which a sample is cut.
-        limit: how many prompts are taken, from the first on; None takes all of them.
-        chat: whether each prompt becomes a user turn of the aligned model's chat template.
     """
 
     name: str
     file: Path
-    samples: int = SAMPLES
-    temperature: float = TEMPERATURE
-    max_tokens: int = MAX_TOKENS
-    limit: int | None = None
-    chat: bool = False
 
     @property
     def source(self) -> str:
@@ -91,13 +79,9 @@ def read_prompts(spec: GenerateSpec) -> Prompts:
     Raises:
         TaskError: the request or the file has problems; the error lists the first 20 of them, each with its line.
     """
-    problems = check_name(spec.name) + check_limit(spec.limit)
-    if not 1 <= spec.samples <= MAX_SAMPLES:
-        problems.append(f"samples is {spec.samples}: give 1 to {MAX_SAMPLES}")
+    problems = check_name(spec.name) + problems_of(asdict(spec), SamplingSettings, str)
     if not (spec.temperature == 0 or _LEAST_TEMPERATURE <= spec.temperature < float("inf")):
         problems.append(f"temperature is {spec.temperature:g}: give 0, or {_LEAST_TEMPERATURE} or more")
-    if spec.max_tokens < 1:
-        problems.append(f"max_tokens is {spec.max_tokens}: give 1 or more")
     data = read_bytes(spec.name, spec.file, problems)
     documents: list[Document] = []
     ids: list[Any] = []

@@ -13,7 +13,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from contract.errors import InputError, TaskError
+from lambdasweep.settings import TaskSettings, problems_of
 from lambdasweep.tasks.chat import ChatTemplate
-from lambdasweep.tasks.documents import check_limit, check_name
+from lambdasweep.tasks.documents import check_name
 
 PREFIX = "lm-eval:"
 VERSION = "0.4.13"  # this package was compared with the tokens and the evaluator of this version
@@ -45,7 +46,7 @@ class HarnessSpec:
         shots: how many solved examples stand in front of every document; None takes as many as the task says.
         limit: how many documents of each task are evaluated, from the first on; None evaluates all of them.
         seed: the seed that the examples are drawn with.
-        chat: whether documents and examples go into a user turn of the aligned model's chat template.
+        template: chat puts documents and examples into a user turn of the aligned model's chat template.
     """
 
     source: str
@@ -53,7 +54,11 @@ class HarnessSpec:
     shots: int | None = None
     limit: int | None = None
     seed: int = SEED
-    chat: bool = False
+    template: str = "none"
+
+    @property
+    def chat(self) -> bool:
+        return self.template == "chat"
 
     @property
     def is_file(self) -> bool:
@@ -115,9 +120,7 @@ def load_harness(spec: HarnessSpec, chat: ChatTemplate | None = None) -> Harness
     """
     _check_installed()
     chat = chat if spec.chat else None
-    problems = check_limit(spec.limit)
-    if spec.shots is not None and spec.shots < 0:
-        problems.append(f"shots is {spec.shots}: give 0 or more")
+    problems = problems_of(asdict(spec), TaskSettings, str)
     if spec.name is not None:
         problems += check_name(spec.name)
     if problems:

@@ -179,7 +179,7 @@ def asked_here(parts: Any) -> list[tuple[list[int], int]]:
 @pytest.mark.parametrize("name", YAML)
 def test_tokens_of_a_task_of_lm_eval(name: str, shots: int, chat: ChatTemplate, tmp_path: Path) -> None:
     path = write_task(tmp_path, YAML[name], CHOICES[2:], CHOICES[:2])
-    harness = load_harness(HarnessSpec(str(path), shots=shots, chat=True), chat)
+    harness = load_harness(HarnessSpec(str(path), shots=shots, template="chat"), chat)
     built = build_instances(harness.tasks[0], chat.tokenizer, WINDOW)
     assert asked_here(built.parts.values()) == asked_by_lm_eval(path, shots, chat)
     sha256 = None if name == "rolling" else chat.sha256
@@ -194,7 +194,7 @@ def test_tokens_of_a_task_file(name: str, shots: int, chat: ChatTemplate, tmp_pa
     rows, format, settings = FORMATS[name]
     file = tmp_path / "mine.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    spec = TaskSpec("mine", file, format=format, shots=shots, chat=True)
+    spec = TaskSpec("mine", file, format=format, shots=shots, template="chat")
     chosen, rest = (
         [rows[one.line - 1] for one in some] for some in select(read_documents(spec).documents, shots, None, 0)
     )
@@ -202,7 +202,7 @@ def test_tokens_of_a_task_file(name: str, shots: int, chat: ChatTemplate, tmp_pa
     built = build_requests(spec, chat.tokenizer, chat)
     assert asked_here([built]) == asked_by_lm_eval(path, shots, chat)
     assert built.chat_template_sha256 == chat.sha256
-    plain = build_requests(replace(spec, chat=False), chat.tokenizer, chat)
+    plain = build_requests(replace(spec, template="none"), chat.tokenizer, chat)
     assert plain.chat_template_sha256 is None
     assert plain.requests_sha256 != built.requests_sha256
     assert plain.table["continuation_bytes"] == built.table["continuation_bytes"]
@@ -215,7 +215,9 @@ def test_a_template_that_does_not_render(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tmp_path)
     with pytest.raises(TaskError, match="does not render") as refused:
         build_requests(
-            TaskSpec("mine", file, chat=True), tokenizer, ChatTemplate("{{ raise_exception('odd turns') }}", tokenizer)
+            TaskSpec("mine", file, template="chat"),
+            tokenizer,
+            ChatTemplate("{{ raise_exception('odd turns') }}", tokenizer),
         )
     assert list(refused.value.problems) == ["the chat template does not render it (TemplateError: odd turns)"]
 

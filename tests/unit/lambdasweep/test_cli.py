@@ -25,8 +25,11 @@ from safetensors.torch import load_file, save_file
 
 import ray_jobs.driver
 from contract import schemas
+from contract.errors import InputError
+from contract.points import parse_points
 from contract.rundir import RunDir, commit_table
 from lambdasweep import record
+from lambdasweep.config import load_config
 from lambdasweep.tasks import load_tokenizer
 from merge.line import Line
 from ray_jobs.driver import SweepResult
@@ -122,10 +125,10 @@ def test_a_bad_grid(refused: Callable[..., Result], lambdas: str, says: str) -> 
         ({"engine": "threads=0"}, "--engine threads is 0: give a whole number above 0"),
         ({"task": "metals.jsonl"}, "--task 'metals.jsonl' is not NAME=FILE.jsonl"),
         ({"task": ["a=x.jsonl", "a=y.jsonl"]}, "task 'a' is named twice: give each its own name"),
-        ({"format": "essay"}, "the format 'essay' is not known: use cloze or letters"),
+        ({"format": "essay"}, "format is 'essay': use cloze, letters"),
         ({"shots": -1}, "shots is -1: give 0 or more"),
         ({"shots": 2}, "2 shots from 2 rows leave none to evaluate: ask for fewer shots"),
-        ({"limit": 0}, "limit is 0: give 1 or more, or leave it out"),
+        ({"limit": 0}, "limit is 0: give 1 or more"),
         ({"base_revision": "main"}, "--base-revision main was given, but"),
     ],
 )
@@ -744,12 +747,16 @@ def test_flags_win_over_a_config(
         (None, ["--config {file} cannot be read: No such file or directory"]),
         ("base = ", ["--config {file} is not TOML: Invalid value (at end of document)"]),
         (
-            'bass = "x"\ntp = "two"\nshots = true\nlambdas = 0.5\n',
+            'bass = "x"\nlambda = "0,1"\ntp = "two"\nshots = true\nlambdas = [0, true]\nname = "x"\n',
             [
-                "{file}: unknown key 'bass'",
+                "{file}: unknown key 'bass': did you mean base?",
+                "{file}: unknown key 'lambda': did you mean lambdas?",
                 "{file}: tp is 'two': give a whole number",
                 "{file}: shots is True: give a whole number",
-                "{file}: lambdas is 0.5: give a string",
+                '{file}: lambdas is [0, True]: give a grid such as "0:1.5:0.1" or [0, 0.25, 1]',
+                "{file}: unknown key 'name': use accelerator_type, address, aligned, aligned_revision, base, base_revision, "
+                "dtype, engine, format, generate, lam_map, lambdas, limit, max_model_len, max_tokens, method, out, parents, "
+                "pp, refine, replicas, samples, seed, shots, task, temperature, template, tokenizer, tp, vocab",
             ],
         ),
         (
@@ -757,11 +764,14 @@ def test_flags_win_over_a_config(
             ["{file}: engine is not a table: write [engine]", "{file}: task is not a list of tables: write [[task]]"],
         ),
         (
-            '[[task]]\nname = "a"\n[[task]]\nname = "b"\nfile = "b.jsonl"\nsplit = "test"\nlimit = "all"\n',
+            '[[task]]\nname = "a"\n[[task]]\n'
+            '[[task]]\nname = "b"\nfile = "b.jsonl"\nsplit = "test"\nlimit = "all"\nshot = 5\n',
             [
-                "{file}: a [[task]] needs name and file",
-                "{file}: [[task]] has the unknown key 'split': use file, format, limit, name, seed, shots, template",
-                "{file}: [[task]]: limit is 'all': give a whole number",
+                "{file}: [[task]] 1 (a): it needs file",
+                "{file}: [[task]] 2: it needs name and file",
+                "{file}: [[task]] 3 (b): unknown key 'split': use name, file, format, shots, seed, limit, template",
+                "{file}: [[task]] 3 (b): limit is 'all': give a whole number",
+                "{file}: [[task]] 3 (b): unknown key 'shot': did you mean shots?",
             ],
         ),
     ],
@@ -776,6 +786,37 @@ def test_a_bad_config(
     assert result.code == 2
     assert result.err.startswith("lambdasweep: the sweep cannot be set up\n")
     assert result.problems == [problem.format(file=file) for problem in problems]
+
+
+@pytest.mark.parametrize(
+    ("given", "lambdas"),
+    [
+        ("0.1", ("0.1",)),
+        ("[0, 0.1, 1.25]", ("0", "0.1", "1.25")),
+        ('["0:0.3:0.1", 1, "-0.5"]', ("-0.5", "0", "0.1", "0.2", "0.3", "1")),
+        ("[0.1234567]", None),
+    ],
+)
+def test_a_grid_in_a_file_is_exact(tmp_path: Path, given: str, lambdas: tuple[str, ...] | None) -> None:
+    file = tmp_path / "sweep.toml"
+    file.write_text(f"lambdas = {given}\nbase = 'a'\naligned = 'b'\nout = 'o'\ntemperature = 0.5\n")
+    if lambdas is None:
+        with pytest.raises(InputError, match=r"λ 0.1234567 has more than 6 decimals"):
+            load_config({}, ["t=t.jsonl"], [], [], file)
+        return
+    config = load_config({}, ["t=t.jsonl"], ["g=g.jsonl"], [], file)
+    assert config.lambdas == lambdas
+    assert type(config.generate[0].temperature) is float
+    assert config.generate[0].temperature == 0.5
+
+
+def test_a_grid_of_several_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.toml"
+    file.write_text(
+        'base = "a"\nout = "o"\n[aligned]\nsft = "s"\ndpo = "d"\n[lambdas]\nsft = [0, 0.5]\ndpo = "0:1:1"\n'
+    )
+    points = load_config({}, ["t=t.jsonl"], [], [], file).lambdas
+    assert points == parse_points("dpo=0,1,sft=0,0.5", ("dpo", "sft"))
 
 
 def test_a_config_cannot_set_what_flags_cannot(lambdasweep: Callable[..., Result], project: Path) -> None:
@@ -862,7 +903,7 @@ def test_a_task_of_lm_eval_in_a_file(
     assert "task      metals: 2 documents" in planned.out
     config.write_text('[[task]]\nfile = "lm-eval:wet.yaml"\nformat = "cloze"\n')
     (problem,) = lambdasweep("plan", *flags(task=None, config=config)).problems
-    assert problem.endswith("a [[task]] of lm-eval has its own format: remove format")
+    assert problem.endswith("[[task]] 1: a task of lm-eval has its own format: remove format")
 
 
 def test_names_of_lm_eval_that_are_taken(refused: Callable[..., Result], yaml_task: Path, tmp_path: Path) -> None:
@@ -891,7 +932,7 @@ def test_a_pair_without_a_chat_template(refused: Callable[..., Result], pair: tu
     )
     assert refused(template="chat", base=chatty, aligned=pair[0]).problems == [problem.replace("aligned", "base", 1)]
     (problem,) = refused(template="yes").problems
-    assert problem == "--template is 'yes': use none, chat"
+    assert problem == "template is 'yes': use none, chat"
 
 
 def test_a_chat_template_is_part_of_the_task(
@@ -933,7 +974,7 @@ def test_a_chat_template_for_one_task_of_a_file(
     assert [tasks[name]["chat_template_sha256"] is None for name in ("none", "chat")] == [True, False]
     config.write_text(rows.format("some"))
     (problem,) = lambdasweep("plan", *flags(task=None, config=config)).problems
-    assert problem.endswith("[[task]]: template is 'some': use none, chat")
+    assert problem == "template is 'some': use none, chat"
 
 
 # The report at the end of a run

@@ -150,10 +150,10 @@ def test_tables_of_a_config(
     assert [plan["b"][key] for key in keys] == [5, 1.0, 9, None, 3]
     config.write_text(text + table.format("a", "shots = 1\ntemperature = 'hot'") + "[[generate]]\nname = 'b'\n")
     assert lambdasweep("plan", "--config", config).problems == [
-        f"{config}: [[generate]] has the unknown key 'shots': use "
-        "file, limit, max_tokens, name, samples, temperature, template",
-        f"{config}: [[generate]]: temperature is 'hot': give a number",
-        f"{config}: a [[generate]] needs name and file",
+        f"{config}: [[generate]] 1 (a): unknown key 'shots': use "
+        "name, file, samples, temperature, max_tokens, limit, template",
+        f"{config}: [[generate]] 1 (a): temperature is 'hot': give a number",
+        f"{config}: [[generate]] 2 (b): it needs file",
     ]
 
 

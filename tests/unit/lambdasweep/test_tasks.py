@@ -166,7 +166,7 @@ def test_settings_are_checked(spec) -> None:
         read_documents(spec(IRON, shots=-1))
     with pytest.raises(TaskError, match="limit is 0: give 1 or more"):
         read_documents(spec(IRON, limit=0))
-    with pytest.raises(TaskError, match="the format 'essay' is not known: use cloze or letters"):
+    with pytest.raises(TaskError, match="format is 'essay': use cloze, letters"):
         read_documents(spec(IRON, format="essay"))
 
 

@@ -1,0 +1,98 @@
+"""The help of the command line: flags in groups, with what holds where they are left out, and an example of each command.
+
+Help is drawn by rich, and an error in a command line stays one plain line.
+"""
+
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from lambdasweep.settings import Setting, as_flag, default_of
+
+# What each command's help ends with; tests hold that each of them is taken.
+EXAMPLES = {
+    "run": """lambdasweep run --base org/model --aligned org/model-Instruct \\
+    --lambdas 0:1.5:0.05 --task arc=arc.jsonl --format letters --shots 5 \\
+    --out runs/model""",
+    "plan": """lambdasweep plan --base org/model --aligned org/model-Instruct \\
+    --lambdas 0:1.5:0.05 --task arc=arc.jsonl --format letters --shots 5 \\
+    --out runs/model""",
+    "score": """lambdasweep score --model org/model --requests 'prompts/*.parquet' \\
+    --out scores""",
+    "status": "lambdasweep status runs/model --watch",
+    "report": "lambdasweep report runs/model",
+    "demo": "lambdasweep demo --out runs/demo",
+    "export": "lambdasweep export runs/model --out checkpoints/best",
+    "serve": "lambdasweep serve runs/model --parents auto -- --port 8123",
+}
+
+
+class Command(TyperCommand):
+    """A command whose help is in panels and ends with its example."""
+
+    def __init__(self, name: str | None, **given: Any) -> None:
+        if example := EXAMPLES.get(name or ""):
+            given["epilog"] = f"Example:\n\n  {_plain(example)}"
+        super().__init__(name, **given | {"rich_markup_mode": "rich"})
+
+
+class ForwardingCommand(Command):
+    """A command that leaves what follows after `--` as it is, in `context.args`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        try:
+            super().parse_args(ctx, args[:end])
+        except Exception as error:
+            if hasattr(error, "option_name"):  # an unknown option, which may be one of vLLM's
+                error.message += ". Flags of `vllm serve` follow after --, as in: serve RUN -- --port 8123"  # type: ignore[attr-defined]
+            raise
+        ctx.args = args[end + 1 :]
+        return args[end + 1 :]
+
+
+class Group(TyperGroup):
+    """All commands; its help is in panels, too."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.rich_markup_mode = "rich"
+        super().format_help(ctx, formatter)
+
+
+def flag(
+    help: str,
+    panel: str,
+    metavar: str | None = None,
+    *,
+    name: str | None = None,
+    required: bool = False,
+    default: str | None = None,
+) -> Any:
+    """Return what typer is told of a flag. None is its value where it is not given, so that a settings file can say it.
+
+    Args:
+        help: what it does.
+        panel: the group that it is shown in.
+        metavar: what stands for its value.
+        name: with its dashes; None: the parameter's own.
+        required: whether its help says that it is needed; a file may give it instead, so the parser does not insist.
+        default: what holds where it is not given, in words.
+    """
+    mark = "[required]" if required else f"[default: {default}]" if default is not None else ""
+    style = "red" if required else "dim"
+    text = _plain(help) + (f" [{style}]{_plain(mark)}[/]" if mark else "")
+    return typer.Option(
+        *([name] if name else []), help=text, metavar=metavar, rich_help_panel=panel, show_default=False
+    )
+
+
+def flag_of(group: type, name: str, said: Setting) -> Any:
+    """Return what typer is told of the flag of a setting."""
+    metavar = f"[{'|'.join(said.choices({}))}]" if said.choices else said.metavar
+    return flag(said.help, said.panel, metavar, name=as_flag(name), default=default_of(group, name))
+
+
+def _plain(text: str) -> str:
+    """Return text that rich shows as it is."""
+    return text.replace("[", "\\[")
