@@ -4,13 +4,10 @@ A file is known by its size and the SHA-256 of its Parquet footer, which holds t
 chunk. What a footer cannot show, a value changed in place, shows in the content hash that each table of scores carries.
 """
 
-import glob
 import hashlib
-import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -18,11 +15,19 @@ import pyarrow.parquet as pq
 
 from contract import schemas
 from contract.errors import InputError
-from contract.location import Location, ObjectPath, locate
+from contract.location import ObjectPath, locate
+from lambdasweep.batch.find import find
 
 _MAGIC = b"PAR1"
 _BYTES_PER_TOKEN = 4  # of English text; an estimate for planning only
 _SHOWN = 20
+_LISTS = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
 _TEXT, _IDS = ("prompt", "continuation"), ("prompt_token_ids", "continuation_token_ids")
 
 
@@ -62,6 +67,7 @@ class InputFile:
     rows: int
     footer_sha256: str
     first_row: int = 0  # of all files' rows, one after the other
+    partition: tuple[tuple[str, str], ...] = ()  # columns that its folders name=value stand for, the same in each row
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +89,9 @@ def open_inputs(requests: Sequence[str], id_name: str, shard_tokens: int) -> Inp
     """Find the files, check each, and cut their rows into units.
 
     Args:
-        requests: Parquet files, globs, or directories (all `*.parquet` below them), local ones or URLs of an object store;
-            files of each in order of their names.
+        requests: Parquet files, globs, or directories, local ones or URLs of an object store; files of each in order of
+            their names. Of a directory it is all `*.parquet` below it, except what begins with `.` or `_`, or lies in such a
+            folder: other writers leave unfinished files there. Folders `name=value` are columns of texts.
         id_name: the id column.
         shard_tokens: about how many tokens a unit has.
 
@@ -92,13 +99,13 @@ def open_inputs(requests: Sequence[str], id_name: str, shard_tokens: int) -> Inp
         InputError: with every problem of every file.
     """
     problems: list[str] = []
-    paths = _find(requests, problems)
+    paths = find(requests, problems)
     files: list[InputFile] = []
     shards: list[tuple[int, int]] = []
     costs: list[int] = []
     scored = 0
     seen: dict[Columns, str] = {}
-    for path in paths:
+    for path, partition in paths:
         try:
             size, digest, metadata, schema = read_footer(path)
         except InputError as error:
@@ -108,7 +115,14 @@ def open_inputs(requests: Sequence[str], id_name: str, shard_tokens: int) -> Inp
             problems.append(f"{path} cannot be read: {error.strerror or error}")
             continue
         before = len(problems)
+        partition = tuple((name, value) for name, value in partition if name not in schema.names)
+        for name, _ in partition:
+            schema = schema.append(pa.field(name, pa.string()))
         columns = _columns(path, schema, id_name, problems)
+        if any(name == id_name for name, _ in partition):
+            problems.append(
+                f"{path}: {id_name} is the name of a folder, so all of its rows have one id: give another --id"
+            )
         if columns is None or len(problems) > before:
             continue
         if seen and columns not in seen:
@@ -116,7 +130,8 @@ def open_inputs(requests: Sequence[str], id_name: str, shard_tokens: int) -> Inp
             problems.append(f"{path} has {_describe(columns)}, and {where} has {_describe(other)}: score them apart")
         seen.setdefault(columns, path)
         first_row = files[-1].first_row + files[-1].rows if files else 0
-        files.append(InputFile(path, size, metadata.num_rows, digest, first_row))
+        used = () if columns is None else tuple(one for one in partition if one[0] in columns.texts)
+        files.append(InputFile(path, size, metadata.num_rows, digest, first_row, used))
         for first, end, cost in _cut(metadata, columns, shard_tokens):
             shards.append((first_row + first, first_row + end))
             costs.append(cost)
@@ -155,60 +170,6 @@ def read_footer(path: str) -> tuple[int, str, pq.FileMetaData, pa.Schema]:
         return size, digest, parquet.metadata, parquet.schema_arrow
 
 
-def lies_in(out: Location, request: str) -> bool:
-    """Whether `out` lies in a folder of requests."""
-    if "://" not in request:
-        return (
-            isinstance(out, Path) and Path(request).is_dir() and out.resolve().is_relative_to(Path(request).resolve())
-        )
-    return isinstance(out, ObjectPath) and f"{out}/".startswith(request.rstrip("/") + "/")
-
-
-def _find(requests: Sequence[str], problems: list[str]) -> list[str]:
-    found: list[str] = []
-    for request in requests:
-        try:
-            location = locate(request)
-            paths = _objects(location) if isinstance(location, ObjectPath) else _local_files(location)
-        except InputError as error:
-            problems.append(error.title)
-            continue
-        except OSError as error:
-            problems.append(error.strerror or str(error))
-            continue
-        if not paths:
-            problems.append(f"{request}: no such Parquet file")
-        found += sorted(paths)
-    seen: set[str] = set()
-    for path in found:
-        if (resolved := os.path.realpath(path)) in seen:
-            problems.append(f"{path} is given twice")
-        seen.add(resolved)
-    return found
-
-
-def _local_files(path: Path) -> list[str]:
-    if path.is_dir():
-        return [str(file) for file in path.rglob("*.parquet")]
-    return [str(path)] if path.exists() else glob.glob(str(path), recursive=True)
-
-
-def _objects(path: ObjectPath) -> list[str]:
-    path.check()
-    parts = path.key.split("/")
-    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
-    if len(fixed) == len(parts):
-        pattern = "*.parquet"  # matched from the right
-        if path.is_file():
-            return [str(path)]
-    elif "**" in parts:
-        raise InputError(f"{path}: ** is not supported in a URL: give the folder, for all *.parquet below it")
-    else:
-        pattern = "/" + path.key
-    below = ObjectPath(path.scheme, "/".join(fixed)).walk()
-    return [str(file) for file in below if PurePosixPath("/" + file.key).match(pattern)]
-
-
 def _columns(path: str, schema: pa.Schema, id_name: str, problems: list[str]) -> Columns | None:
     """Return what a file's columns are; whatever does not fit is told in `problems`."""
 
@@ -217,15 +178,15 @@ def _columns(path: str, schema: pa.Schema, id_name: str, problems: list[str]) ->
         return kind.value_type if pa.types.is_dictionary(kind) else kind
 
     def is_text(kind: pa.DataType) -> bool:
-        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+        return any(is_one(kind) for is_one in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
     def check(name: str, id_type: pa.DataType | None = None) -> None:
         found = schema.field(name).type
         if name in _TEXT:
             good, wanted = is_text(kind(name)), "text"
         else:
-            good = pa.types.is_list(found) or pa.types.is_large_list(found)
-            good, wanted = good and pa.types.is_integer(found.value_type), "lists of integers"
+            good = any(is_one(found) for is_one in _LISTS) and pa.types.is_integer(found.value_type)
+            wanted = "lists of integers"
         if not good:
             problems.append(f"{path}: {name} is {found}: give {wanted}")
 

@@ -57,6 +57,7 @@ class Reader:
             self._parquet = open_parquet(file)
         metadata = self._parquet.metadata
         self._columns = columns
+        self._read = [name for name in columns if name not in dict(file.partition)]
         self._starts = [0]  # first row of each row group
         nbytes = 0
         for index in range(metadata.num_row_groups):
@@ -80,7 +81,7 @@ class Reader:
             if groups != self._groups or first < self._position:
                 self._groups, self._rest, self._position = groups, None, self._starts[groups[0]]
                 self._batches = self._parquet.iter_batches(
-                    self._batch_rows, row_groups=list(groups), columns=self._columns, use_threads=False
+                    self._batch_rows, row_groups=list(groups), columns=self._read, use_threads=False
                 )
             parts = []
             while self._position < end:
@@ -90,4 +91,7 @@ class Reader:
                 if stop > first:
                     parts.append(batch.slice(max(first - begin, 0), stop - max(first, begin)))
                 self._position = stop
-        return pa.Table.from_batches(parts).select(self._columns)
+        table = pa.Table.from_batches(parts)
+        for name, value in self.file.partition:
+            table = table.append_column(name, pa.repeat(pa.scalar(value), len(table)))
+        return table.select(self._columns)

@@ -12,7 +12,8 @@ from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, PairE
 from contract.rundir import commit_json, commit_table
 from lambdasweep import record
 from lambdasweep.batch.config import ScoreConfig
-from lambdasweep.batch.files import Inputs, lies_in, open_inputs
+from lambdasweep.batch.files import Inputs, open_inputs
+from lambdasweep.batch.find import lies_in
 from lambdasweep.batch.repeats import repeated_rows
 from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.batch.source import ParquetSource
@@ -131,6 +132,7 @@ def score_record(config: ScoreConfig, prepared: Prepared, inputs: Inputs) -> dic
         "units": len(inputs.shards),
         "files": [
             {"path": file.path, "size": file.size, "rows": file.rows, "footer_sha256": file.footer_sha256}
+            | ({"partition": dict(file.partition)} if file.partition else {})
             for file in inputs.files
         ],
     }
@@ -147,7 +149,7 @@ def check(out: ScoreDir, identity: dict[str, Any]) -> None:
     before = out.score()
     problems = record.differences("", {**before, "files": None}, {**identity, "files": None})
     old, new = (
-        {file["path"]: (file["size"], file["footer_sha256"]) for file in files}
+        {file["path"]: (file["size"], file["footer_sha256"], file.get("partition")) for file in files}
         for files in (before["files"], identity["files"])
     )
     if list(old.values()) != list(new.values()):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from contract.errors import TaskError
+from lambdasweep.input_files import local_files
 from lambdasweep.settings import TaskSettings, problems_of
 
 Kind = Literal["choices", "continuation"]
@@ -117,13 +118,13 @@ def read_documents(spec: TaskSpec) -> TaskFile:
 
 
 def read_bytes(name: str, file: Path, problems: list[str]) -> bytes:
-    """Return the bytes of a task's file.
+    """Return the bytes of a task's file; of a directory or a glob those of all its `*.jsonl`, one after the other.
 
     Raises:
         TaskError: the file cannot be read; the error also lists the problems found so far.
     """
     try:
-        return file.read_bytes()
+        return b"\n".join(Path(one).read_bytes() for one in local_files(file, ".jsonl") or [file])
     except OSError as error:
         problems.append(f"the file cannot be read ({error.strerror}): check the path and its permissions")
         raise task_error(name, file, problems) from None
@@ -132,9 +133,10 @@ def read_bytes(name: str, file: Path, problems: list[str]) -> bytes:
 def json_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield the number, counted from 1, and the bytes of each line that is not blank."""
     # The bytes are split at "\n" alone: JSON strings may hold other characters that str.splitlines would break at.
-    for line, raw in enumerate(data.removeprefix(_BYTE_ORDER_MARK).split(b"\n"), start=1):
-        if raw.strip():
-            yield line, raw
+    for line, raw in enumerate(data.split(b"\n"), start=1):
+        text = raw.removeprefix(_BYTE_ORDER_MARK)  # each of several files may begin with it
+        if text.strip():
+            yield line, text
 
 
 def task_error(name: str, file: Path, problems: Sequence[str]) -> TaskError:

@@ -279,6 +279,79 @@ def test_rows_are_read_in_any_order_and_on_from_the_last_ones(tmp_path: Path, mo
     assert len(opened) == 5  # the first three runs are one pass
 
 
+LISTS = [pa.list_, pa.large_list, pa.list_view, pa.large_list_view, lambda kind: pa.list_(kind, 2)]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_text_of_every_layout_is_the_same_text(tokenizer: Any, tmp_path: Path, kind: pa.DataType) -> None:
+    texts = pa.array(["the cat", "ünï", "the cat"])
+    path = write(tmp_path / "a.parquet", id=texts.cast(kind), prompt=texts.cast(kind), continuation=texts.cast(kind))
+    (file,) = (inputs := open_inputs([str(path)], "id", 1000)).files
+    assert inputs.columns == Columns("id", pa.string(), "prompt", "continuation")
+    rows = Reader(file, ["id", "prompt", "continuation"]).rows(0, 3)
+    plain = pa.table({"id": texts, "prompt": texts, "continuation": texts})
+    ours, theirs = (build(table, inputs.columns, {}, tokenizer, 256) for table in (rows, plain))
+    assert requests_of(ours) == requests_of(theirs)
+    assert repeated_rows(inputs.files, inputs.columns).tolist() == [0, 2]
+    scores = schemas.TOKENS.empty_table()
+    _, refused = score_table(
+        rows, inputs.columns, replace(ours, refused={1: "x"}), scores, schemas.QUARANTINE.empty_table(), "", 0
+    )
+    assert refused["id"].to_pylist() == ["ünï"]
+
+
+def test_a_text_view_that_is_not_utf8_is_refused_alone(tokenizer: Any) -> None:
+    broken = pa.array([b"fine", b"\xff"], pa.binary()).cast(pa.binary_view())
+    rows = pa.table({"id": [1, 2], "prompt": broken.view(pa.string_view())})
+    built = build(rows, Columns("id", pa.int64(), "prompt", None), {}, tokenizer, 256)
+    assert built.refused == {1: "prompt is not UTF-8"}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_of_every_layout_are_the_same_ids(
+    tokenizer: Any, tmp_path: Path, kind: Callable[..., pa.DataType]
+) -> None:
+    ids = pa.array([[5, 6], [7, 8]], kind(pa.int64()))
+    path = write(tmp_path / "a.parquet", id=[1, 2], prompt_token_ids=ids, continuation_token_ids=ids)
+    (file,) = (inputs := open_inputs([str(path)], "id", 1000)).files
+    rows = Reader(file, ["id", "prompt_token_ids", "continuation_token_ids"]).rows(0, 2)
+    built = build(rows, inputs.columns, {}, tokenizer, 256)
+    assert requests_of(built) == [(0, [5, 6, 5, 6], 2), (1, [7, 8, 7, 8], 2)]
+
+
+def test_what_others_keep_in_a_directory_is_left_out(tmp_path: Path) -> None:
+    import pyarrow.dataset
+
+    for name in ("part-0", ".part-1", "_metadata", "_temporary/0/part-2", ".hidden/part-3", "more/part-4"):
+        write(tmp_path / "data" / f"{name}.parquet", id=[len(name)], prompt=["x"])
+    theirs = sorted(pyarrow.dataset.dataset(tmp_path / "data").files)
+    for request in ("data", "data/**/*.parquet"):
+        ours = open_inputs([str(tmp_path / request)], "id", 1000).files
+        assert [file.path for file in ours] == sorted(theirs)
+    (asked,) = open_inputs([str(tmp_path / "data" / "_meta*.parquet")], "id", 1000).files  # by name
+    assert asked.path.endswith("_metadata.parquet")
+
+
+def test_folders_of_a_partition_are_columns(tokenizer: Any, tmp_path: Path) -> None:
+    import pyarrow.dataset
+
+    for prompt, first in (("the%20cat", 1), ("a dog", 3)):
+        folder = tmp_path / "data" / "split=x" / f"prompt={prompt}"
+        write(folder / "a.parquet", id=[first, first + 1], continuation=[" sat", " ran"])
+    inputs = open_inputs([str(tmp_path / "data")], "id", 1000)
+    ours = [Reader(file, ["id", "prompt", "continuation"]).rows(0, 2) for file in inputs.files]
+    theirs = pyarrow.dataset.dataset(tmp_path / "data", partitioning="hive").to_table()
+    assert pa.concat_tables(ours).sort_by("id") == theirs.select(["id", "prompt", "continuation"]).cast(
+        ours[0].schema
+    ).sort_by("id")
+    assert inputs.columns.texts == ["prompt", "continuation"]
+    with pytest.raises(InputError) as refused:
+        open_inputs([str(tmp_path / "data")], "split", 1000)
+    assert "split is the name of a folder, so all of its rows have one id" in refused.value.problems[0]
+
+
 # Repeated ids
 
 

@@ -653,3 +653,16 @@ def test_tasks_import_no_heavy_library() -> None:
     code = f"import sys, lambdasweep.tasks; print(sorted({heavy!r} & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "[]"
+
+
+def test_a_directory_or_a_glob_is_its_files_one_after_the_other(tmp_path: Path) -> None:
+    rows = [{"query": f"Q{n}", "choices": ["a", "b"], "gold": 0} for n in range(4)]
+    for name, row in zip(("b/two", "a/one", "_tmp/three", ".four"), rows, strict=True):
+        path = tmp_path / "rows" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row).encode())  # without a line's end, and with a mark
+    for asked in ("rows", "rows/*/*.jsonl"):
+        read = read_documents(TaskSpec("t", tmp_path / asked))
+        assert [(one.query, one.doc_id) for one in read.documents] == [("Q1", "1"), ("Q0", "2")]
+    with pytest.raises(TaskError, match="the file cannot be read"):
+        read_documents(TaskSpec("t", tmp_path / "none-*.jsonl"))
