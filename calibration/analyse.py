@@ -17,6 +17,7 @@ from calibration.task_at_lambda import TaskMetrics, task_metrics
 from calibration.uncertainty.intervals import interval
 from calibration.uncertainty.resample import RESAMPLES, SEED, SPLITS
 from contract import schemas
+from contract.damage import describe
 from contract.errors import InputError
 from contract.points import order
 from contract.records import Plan, SweepRecord, read_plan, read_sweep
@@ -34,6 +35,7 @@ class Analysis:
     curves: tuple[Curve, ...]  # the curves of the choice tasks, which `frontier.frontiers` takes
     sweep: SweepRecord
     plan: Plan
+    damaged: tuple[str, ...] = ()  # a line for each damaged table, whose documents count as unfinished
 
     @property
     def parents(self) -> Mapping[str, str]:
@@ -116,7 +118,7 @@ def analyse(
         for lam in sorted(group, key=order):
             rows += sorted(group[lam], key=_order)
     metrics = schemas.table_of(schemas.METRICS, rows)
-    return Analysis(metrics, bin_table(binned), tuple(curves), sweep, plan)
+    return Analysis(metrics, bin_table(binned), tuple(curves), sweep, plan, tuple(describe(run)))
 
 
 def write_metrics(run: RunDir, analysis: Analysis | None = None) -> pa.Table:

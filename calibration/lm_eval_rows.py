@@ -5,7 +5,7 @@ lm-eval computed the metrics at the end of the run. They are only read here, so 
 
 from typing import Any
 
-from contract.location import read_table
+from contract.damage import read_or_problem
 from contract.rundir import RunDir
 from contract.schemas import point_of
 
@@ -21,7 +21,11 @@ def outcome_rows(run: RunDir) -> dict[str, dict[str, list[tuple[Any, ...]]]]:
     """
     found: dict[str, dict[str, list[tuple[Any, ...]]]] = {}
     for path in run.all_outcomes():
-        for row in read_table(path).to_pylist():
+        table, problem = read_or_problem(path)
+        if table is None:
+            run.damaged[path] = problem
+            continue
+        for row in table.to_pylist():
             task, lam = row["task"], point_of(row)
             values = (f"{PREFIX}{row['metric']}", "sum", "all", row["value"], None, None, row["n"], None)
             found.setdefault(task, {}).setdefault(lam, []).append((task, lam, *values))

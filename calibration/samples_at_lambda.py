@@ -16,8 +16,8 @@ from calibration.task_at_lambda import TaskMetrics
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.resample import SPLITS, Resamples, draw
 from contract import points, schemas
+from contract.damage import read_or_problem
 from contract.errors import LambdasweepError
-from contract.location import read_table
 from contract.records import TaskRecord
 from contract.rundir import RunDir
 
@@ -53,7 +53,10 @@ def diversity_metrics(
         raise LambdasweepError(
             f"{run.root}: task {task!r}: {path} is missing: restore it, or run the same sweep again to write it"
         )
-    count = len(read_table(path, columns=["request_id"]))
+    requests, problem = read_or_problem(path)
+    if requests is None:
+        raise LambdasweepError(f"{path} {problem}: run the same sweep again, which writes it anew")
+    count = len(requests)
     drawn = draw(task, count, resamples, seed)
     found: dict[str, tuple[Floats, LeftOut]] = {}
     for lam in there:

@@ -12,6 +12,7 @@
     RUN/lm_eval/task=<task>.parquet                   lm-eval's own metrics of its tasks, computed from the tables
     RUN/metrics.parquet                               our metrics, computed from the tables, replaced as a whole
     RUN/report/…                                      index.html, figures, frontier.json, bins.parquet, all replaced too
+    RUN/damaged/…                                     tables that were found damaged, in the same layout; nobody reads them
 
 A committed file is the completion record. On a disk a file under its final name is complete because it is written under a
 temporary name, flushed, and renamed; on an object store (`contract.location`) because an upload shows under its name only
@@ -32,9 +33,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from contract.damage import problem_of, read_or_problem
 from contract.errors import InputError, RunMismatchError
 from contract.lease import hold
-from contract.location import Location, ObjectPath, locate, read_schema, read_table
+from contract.location import Location, ObjectPath, locate, read_schema
 from contract.points import from_path, in_path
 
 _TEMPORARY = ".tmp"
@@ -94,8 +96,12 @@ def commit_table(path: Location, table: pa.Table, identity: dict[str, Any] | Non
 
 def read_identity(path: Location) -> dict[str, Any]:
     """Return the identity that `commit_table` stored with a table."""
-    metadata = read_schema(path).metadata or {}
-    identity: dict[str, Any] = json.loads(metadata.get(METADATA_KEY, b"{}"))
+    return identity_of(read_schema(path))
+
+
+def identity_of(schema: pa.Schema) -> dict[str, Any]:
+    """Return the identity in a schema that was read from a committed table."""
+    identity: dict[str, Any] = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
     return identity
 
 
@@ -105,6 +111,8 @@ class RunDir:
     def __init__(self, root: str | os.PathLike[str] | ObjectPath) -> None:
         """`root` is a path, or the URL of an object store (`contract.location.locate`)."""
         self.root: Location = locate(root)
+        self.damaged: dict[Location, str] = {}  # tables that were found damaged so far, and how; they count as absent
+        self._whole: set[Location] = set()  # tables that were looked at and are whole: a committed file never changes
 
     # These methods name files.
 
@@ -208,10 +216,27 @@ class RunDir:
         return value
 
     def committed(self, task: str, lam: str, kind: str = "tokens") -> set[int]:
-        """Return the numbers of the shards whose `kind` file is committed."""
+        """Return the numbers of the shards whose `kind` file is committed, and not damaged as far as its ends tell."""
+        folder = self.unit(kind, task, lam, 0).parent
         return {
-            int(match[1]) for name in names(self.unit(kind, task, lam, 0).parent) if (match := _SHARD.fullmatch(name))
+            int(match[1])
+            for name in names(folder)
+            if (match := _SHARD.fullmatch(name)) and self.is_whole(folder / name)
         }
+
+    def is_whole(self, path: Location) -> bool:
+        """Tell whether a table is whole as far as its ends, and what was read so far, tell; notes those that are not.
+
+        In an object store, where that would be a request each, a table counts as whole until it is read.
+        """
+        if path in self.damaged:
+            return False
+        if isinstance(path, Path) and path.suffix == ".parquet" and path not in self._whole:
+            if problem := problem_of(path):
+                self.damaged[path] = problem
+                return False
+            self._whole.add(path)
+        return True
 
     def all_committed(self, kind: str = "tokens") -> dict[tuple[str, str], set[int]]:
         """Return the committed shard numbers of every task and λ that has any, by (task, canonical point).
@@ -227,7 +252,7 @@ class RunDir:
             folders = [f"{path.parent.name}/{path.name}" for path in root.glob("task=*/lambda=*")]
             files = ((folder, name) for folder in folders for name in names(root / folder))
         for folder, name in files:
-            if match := _SHARD.fullmatch(name):
+            if (match := _SHARD.fullmatch(name)) and self.is_whole(root / folder / name):
                 task, _, lam = folder.removeprefix("task=").partition("/lambda=")
                 found.setdefault((task, from_path(lam)), set()).add(int(match[1]))
         return found
@@ -246,7 +271,10 @@ class RunDir:
         return _read_json(self.driver_json)
 
     def tokens(self, task: str, lam: str) -> pa.Table:
-        """Return the committed rows of one task at one λ, in request order; no rows where nothing is committed."""
+        """Return the committed rows of one task at one λ, in request order; no rows where nothing is committed.
+
+        Rows of a table that turns out to be damaged are absent, and `damaged` then holds it.
+        """
         return self._rows("tokens", task, lam)
 
     def generations(self, task: str, lam: str) -> pa.Table:
@@ -264,10 +292,11 @@ class RunDir:
         paths = [self.unit(kind, task, lam, shard) for shard in sorted(self.committed(task, lam, kind))]
         if isinstance(self.root, ObjectPath) and len(paths) > 1:
             with ThreadPoolExecutor(_READS) as pool:
-                read = list(pool.map(read_table, paths))
+                read = list(pool.map(read_or_problem, paths))
         else:
-            read = [read_table(path) for path in paths]
-        tables = [schemas.with_point(table).replace_schema_metadata(None) for table in read]
+            read = [read_or_problem(path) for path in paths]
+        self.damaged |= {path: problem for path, (table, problem) in zip(paths, read, strict=True) if table is None}
+        tables = [schemas.with_point(table).replace_schema_metadata(None) for table, _ in read if table is not None]
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
     def sweep_temporaries(self) -> int:

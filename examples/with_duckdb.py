@@ -9,6 +9,8 @@ import duckdb
 
 from lambdasweep import open_run
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 examples = open_run(sys.argv[1]).examples()  # a pyarrow.Table, which DuckDB finds by the name of the variable
 print(
     duckdb.sql("""

@@ -7,6 +7,8 @@ import sys
 
 from lambdasweep import open_run
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 metrics = open_run(sys.argv[1]).metrics().to_pandas()
 shown = metrics[
     metrics["metric"].isin(["acc", "ece_width15"]) & (metrics["split"] == "all") & (metrics["confidence"] == "sum")

@@ -9,6 +9,8 @@ import polars as pl
 
 from lambdasweep import open_run
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 tokens = pl.from_arrow(open_run(sys.argv[1]).explode())
 assert isinstance(tokens, pl.DataFrame)
 print(

@@ -1,5 +1,6 @@
 """The command line. Imports nothing heavy: `lambdasweep --help` answers at once, without torch, vllm or ray."""
 
+import io
 import os
 import signal
 import sys
@@ -254,6 +255,13 @@ def sweep(config: "SweepConfig") -> None:
             f"{seconds['score']:.1f} s scoring, {seconds['switch']:.1f} s switching λ, {seconds['commit']:.1f} s committing"
         )
     typer.echo(f"run directory: {result.run.root}")
+    if result.run.damaged:
+        from contract.damage import put_aside
+
+        with result.run.lock():
+            put_aside(result.run)
+        typer.echo("damaged tables were found at the end: run the same command again, which scores them anew", err=True)
+        raise typer.Exit(EXIT_FAILED)
     if result.exit_code:
         typer.echo(f"some requests are quarantined: lambdasweep status {result.run.root} counts them", err=True)
         raise typer.Exit(result.exit_code)
@@ -286,6 +294,10 @@ def show_metrics(run_dir: "RunDir") -> "tuple[Analysis, Frontiers]":
         console.print(table)
     if not tables:
         typer.echo("no unit is committed yet, so there is nothing to report", err=True)
+    if analysis.damaged:
+        typer.echo("warning: damaged tables count as absent; the same sweep scores them again:", err=True)
+        for line in analysis.damaged:
+            typer.echo(f"  - {line}", err=True)
     found = frontiers(analysis.curves)
     for one in (*found.tasks, *filter(None, [found.macro])):
         typer.echo(f"{one.task}: {one.answer}")
@@ -295,6 +307,9 @@ def show_metrics(run_dir: "RunDir") -> "tuple[Analysis, Frontiers]":
 def main() -> NoReturn:
     """Run the command line: one clear message on standard error and a meaningful exit status, never a traceback."""
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no λ gets a ? instead
     try:
         _run()
     finally:  # whoever calls this from Python has handlers of its own
@@ -314,7 +329,27 @@ def _run() -> NoReturn:
     except OSError as error:  # the disk, the permissions: nothing that a traceback would help with
         typer.echo(f"lambdasweep: {error}", err=True)
         sys.exit(EXIT_FAILED)
+    except Exception as error:  # of some library: nobody is shown a traceback, and nobody loses it
+        typer.echo(f"lambdasweep: {_logged(error)}", err=True)
+        sys.exit(EXIT_FAILED)
     sys.exit(0)
+
+
+def _logged(error: Exception) -> str:
+    """Write the traceback to a file, and return one line that says what happened and where that file is."""
+    import tempfile
+    import traceback
+
+    words = (str(error).strip().splitlines() or ["no message"])[0]
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", errors="replace", prefix="lambdasweep-", suffix=".log", delete=False
+    ) as file:
+        file.write(f"{' '.join(map(repr, sys.argv))}\n\n")
+        traceback.print_exception(error, file=file)
+    return (
+        f"{type(error).__name__}: {words}. This was not foreseen; what is committed is kept. The full log is {file.name}: "
+        "please report it to the project as an issue, with that file"
+    )
 
 
 def _interrupt(*_: object) -> NoReturn:

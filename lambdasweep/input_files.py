@@ -19,10 +19,10 @@ def local_files(path: Path, suffix: str) -> list[str]:
     if path.exists() and not path.is_dir():
         return [str(path)]
     if path.is_dir():
-        root, found = path, path.rglob(f"*{suffix}")
+        root, found = path, list(path.rglob(f"*{suffix}"))
     else:
         fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
-        root, found = Path(*fixed), map(Path, glob.iglob(str(path), recursive=True))
+        root, found = Path(*fixed), [Path(one) for one in glob.glob(str(path), recursive=True)]
         if is_hidden(path.relative_to(root).parts):  # it is asked for by name
             return sorted(map(str, found))
     return sorted(str(file) for file in found if not is_hidden(file.relative_to(root).parts))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from contract.damage import put_aside
 from contract.errors import InputError, SweepError, join
 from contract.events import Listeners
 from contract.rundir import RunDir
@@ -97,6 +98,14 @@ class Launch:
                 + "\n".join(f"  - {self.called(unit)}: {why}" for unit, why in outcome.given_up)
             )
         return outcome.interrupted
+
+
+def say_put_aside(run: RunDir, say: Callable[[str], None]) -> None:
+    """Put the damaged tables of a run aside, so that their units are done again, and say which they are."""
+    if lines := put_aside(run):
+        say(f"warning: damaged tables are moved to {run.root / 'damaged'}, and their units are scored again:")
+        for line in lines:
+            say(f"  - {line}")
 
 
 def check_disk(out: Path, needed: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contract import schemas
+from contract.damage import describe
 from contract.errors import InputError
 from contract.location import read_table
 from contract.points import order, parse_point
@@ -115,6 +117,7 @@ class Run:
             InputError: the plan has no such task, or the task no such λ.
         """
         tables = [_named(name, self._run.tokens(name, one)) for name, one in self._points(task, lam)]
+        _tell(self._run)
         return pa.concat_tables([_named("", schemas.TOKENS.empty_table()), *tables])
 
     def generations(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
@@ -125,6 +128,7 @@ class Run:
         """
         points = self._points(task, lam, "generations")
         tables = [_named(name, self._run.generations(name, one)) for name, one in points]
+        _tell(self._run)
         return pa.concat_tables([_named("", schemas.GENERATIONS.empty_table()), *tables])
 
     def explode(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
@@ -142,6 +146,7 @@ class Run:
             if name not in requests:
                 requests = {name: read_table(self._run.requests(name), columns=list(CONTINUATION_COLUMNS))}
             tables.append(_named(name, explode(self._run.tokens(name, one), requests[name])))
+        _tell(self._run)
         return pa.concat_tables(tables)
 
     def examples(self, task: str | None = None, lam: Lam | None = None, confidence: str = "sum") -> pa.Table:
@@ -166,6 +171,7 @@ class Run:
             if name not in loaders:
                 loaders = {name: Loader(self._run, name)}
             tables.append(examples(loaders[name], name, one, confidence))
+        _tell(self._run)
         return pa.concat_tables(tables)
 
     def plot_reliability(self, task: str, lam: Lam, confidence: str = "sum") -> "alt.LayerChart":
@@ -227,6 +233,11 @@ class Run:
             between = "; " if len(self._names) > 1 else ", "
             raise InputError(f"{self._run.root} has no λ = {wanted}: give one of {between.join(known)}")
         return iter(found)
+
+
+def _tell(run: RunDir) -> None:
+    if run.damaged:
+        warnings.warn(f"{run.root}: rows of damaged tables are absent: {'; '.join(describe(run))}", stacklevel=3)
 
 
 def _named(task: str, table: pa.Table) -> pa.Table:

@@ -12,7 +12,7 @@ from contract.rundir import RunDir
 from contract.units import Unit
 from lambdasweep import record
 from lambdasweep.config import SweepConfig
-from lambdasweep.launch import Launch, check_disk, fingerprint_pair
+from lambdasweep.launch import Launch, check_disk, fingerprint_pair, say_put_aside
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.progress import SweepProgress
 from lambdasweep.prepare import Prepared, prepare
@@ -60,6 +60,7 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
         say(f"warning: {warning}")
     with run.lock():
         run.sweep_temporaries()
+        say_put_aside(run, say)
         return _run_left(run, _Refinement(run, prepared, sweep, record.write(run, sweep, prepared), say), sweep, say)
 
 

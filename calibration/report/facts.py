@@ -84,6 +84,7 @@ class Facts:
     judged_elsewhere: tuple[str, ...]
     """The tasks that have only lm-eval's metrics: their documents are neither choices nor one continuation each."""
     outcomes: tuple[Outcomes, ...]
+    damaged: tuple[str, ...] = ()  # a line for each damaged table
 
     @property
     def accuracy(self) -> str:
@@ -182,7 +183,19 @@ def gather(analysis: Analysis, found: Frontiers, error: str, confidence: str) ->
     stars = {one.chosen.lam for one in (*found.tasks, *filter(None, [found.macro]))}
     stops = _thinned(grid, len(bins), {*analysis.parents.values(), *stars})
     judged = tuple(Outcomes(name, by_metric) for name, by_metric in outcomes.items())
-    return Facts(tasks, found.macro, tuple(grid), confidence, error, bins, stops, analysis.parents, elsewhere, judged)
+    return Facts(
+        tasks,
+        found.macro,
+        tuple(grid),
+        confidence,
+        error,
+        bins,
+        stops,
+        analysis.parents,
+        elsewhere,
+        judged,
+        analysis.damaged,
+    )
 
 
 def _thinned(grid: Sequence[str], rows: int, kept: set[str]) -> tuple[str, ...]:

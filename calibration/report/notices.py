@@ -16,6 +16,11 @@ _REASONS = {
 
 def notices(facts: Facts) -> Iterator[str]:
     """Yield one sentence for each thing that a reader could miss."""
+    if facts.damaged:
+        yield (
+            f"Damaged tables count as absent, and their λs as partly scored: {'; '.join(facts.damaged)}. The command that "
+            "made them scores them again."
+        )
     if facts.judged_elsewhere:
         yield (
             f"Only lm-eval's own metrics can judge {', '.join(facts.judged_elsewhere)}; they are drawn under \"By "

@@ -13,8 +13,8 @@ from calibration.scores.per_document import (
     documents_of,
 )
 from calibration.scores.per_token import TokenScores, token_scores
+from contract.damage import read_or_problem
 from contract.errors import LambdasweepError
-from contract.location import read_table
 from contract.rundir import RunDir
 
 
@@ -43,8 +43,12 @@ class Loader:
             raise LambdasweepError(
                 f"{self._where}: {self._path} is missing: restore it, or run the same sweep again to write it"
             )
-        self.documents = documents_of(read_table(self._path, columns=list(REQUEST_COLUMNS)), self._where)
-        self._continuations = continuations_of(read_table(self._path, columns=list(CONTINUATION_COLUMNS)))
+        table, problem = read_or_problem(self._path)
+        if table is None:
+            raise LambdasweepError(f"{self._path} {problem}: run the same sweep again, which writes it anew")
+        self.documents = documents_of(table.select(list(REQUEST_COLUMNS)), self._where)
+        self._continuations = continuations_of(table.select(list(CONTINUATION_COLUMNS)))
+        self._doc_ids = table["doc_id"]
 
     def load(self, lam: str) -> TaskScores:
         """Read what is committed at a λ.
@@ -63,5 +67,5 @@ class Loader:
 
     def doc_ids(self) -> list[str]:
         """Return the names of the D documents."""
-        names = read_table(self._path, columns=["doc_id"])["doc_id"].to_pylist()
+        names = self._doc_ids.to_pylist()
         return [name for name, place in zip(names, self.documents.position.tolist(), strict=True) if place == 0]

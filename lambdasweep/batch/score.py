@@ -17,7 +17,7 @@ from lambdasweep.batch.find import lies_in
 from lambdasweep.batch.repeats import repeated_rows
 from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.batch.source import ParquetSource
-from lambdasweep.launch import Launch, check_disk, fingerprint_pair
+from lambdasweep.launch import Launch, check_disk, fingerprint_pair, say_put_aside
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.progress import ScoreProgress
 from lambdasweep.prepare import SHARD_TOKENS, Prepared, prepare
@@ -65,6 +65,7 @@ def run_score(config: ScoreConfig, say: Callable[[str], None]) -> ScoreResult:
         say(f"warning: {warning}")
     with out.lock():
         out.sweep_temporaries()
+        say_put_aside(out, say)
         check(out, identity)  # another driver may have been here since
         if not out.exists():
             commit_json(out.score_json, identity)

@@ -45,4 +45,13 @@ class ScoreDir(RunDir):
 
     def parts(self, kind: str) -> set[int]:
         """Return the numbers of the units whose `kind` file is committed."""
-        return {int(match[1]) for name in names(self.root / kind) if (match := _SHARD.fullmatch(name))}
+        folder = self.root / kind
+        return {
+            int(match[1])
+            for name in names(folder)
+            if (match := _SHARD.fullmatch(name)) and self.is_whole(folder / name)
+        }
+
+    def all_committed(self, kind: str = "scores") -> dict[tuple[str, str], set[int]]:
+        """Return the same as `parts`, in the form that a run directory has it."""
+        return {("scores", ""): self.parts(kind)}

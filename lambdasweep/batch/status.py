@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contract.location import read_metadata, read_table
 from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.monitor.heartbeat import DriverView
-from lambdasweep.monitor.status import driver_lines
+from lambdasweep.monitor.status import damaged, driver_lines
 
 _SHOWN = 5
 
@@ -37,6 +37,7 @@ def describe(out: ScoreDir) -> Iterator[str]:
     yield f"{rows} rows scored, {reasons.total()} quarantined"
     for reason, count in reasons.most_common(_SHOWN):
         yield f"  quarantined: {count} × {reason}"
+    yield from damaged(out)
     yield f"{len(done)} units done, {score['units'] - len(done)} left"
     view = DriverView(out)
     view.look_at_driver()

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from contract.damage import describe as describe_damage
 from contract.points import is_named
 from contract.rundir import RunDir
 from lambdasweep.monitor.heartbeat import DriverState, DriverView, ReplicaReport
@@ -50,9 +51,18 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
                 reasons.update(run.quarantine(name, lam).column("reason").to_pylist())
         for reason, number in reasons.most_common(_SHOWN):
             yield f"  quarantined: {number} × {reason}"
+    run.damaged |= survey.run.damaged
+    yield from damaged(run)
     yield f"{survey.done} units done, {survey.total - survey.done} left"
     yield from filter(None, [spent(survey)])
     yield from driver_lines(survey)
+
+
+def damaged(run: RunDir) -> Iterator[str]:
+    """Name the damaged tables, which count as absent."""
+    if lines := describe_damage(run):
+        yield "damaged tables, not counted as done; the command that made them scores them again:"
+        yield from (f"  {line}" for line in lines)
 
 
 def driver_lines(view: DriverView) -> Iterator[str]:

@@ -104,6 +104,11 @@ def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str]:
     """Return λ* and the words that say of which task or average it is."""
     from calibration.frontier.frontier import frontiers
 
+    if analysis.damaged:  # λ* of what is left might be another one
+        raise InputError(
+            f"{run.root} has damaged tables, so there is no λ* now: run the same sweep again, or give --lam",
+            analysis.damaged,
+        )
     found = frontiers(analysis.curves)
     if len(found.tasks) > 1 and found.macro is None:
         raise InputError(f"{run.root}: no λ has results of all tasks, so there is no λ* of their average: give --lam")

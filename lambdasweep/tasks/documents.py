@@ -124,7 +124,7 @@ def read_bytes(name: str, file: Path, problems: list[str]) -> bytes:
         TaskError: the file cannot be read; the error also lists the problems found so far.
     """
     try:
-        return b"\n".join(Path(one).read_bytes() for one in local_files(file, ".jsonl") or [file])
+        return b"\n".join(Path(one).read_bytes() for one in local_files(file, ".jsonl") or [str(file)])
     except OSError as error:
         problems.append(f"the file cannot be read ({error.strerror}): check the path and its permissions")
         raise task_error(name, file, problems) from None

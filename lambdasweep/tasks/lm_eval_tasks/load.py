@@ -266,6 +266,13 @@ def _ask(name: str, task: Any, spec: HarnessSpec, chat: ChatTemplate | None) -> 
         raise _error(
             spec, [f"{name} asks for {' and '.join(sorted(kinds))}: only one kind of log-likelihood is scored"]
         )
+    for instance in task.instances:
+        for part in instance.args:
+            if not isinstance(part, str):
+                problem = (
+                    f"{name}: doc_to_text or doc_to_target of document {instance.doc_id} is a {type(part).__name__}"
+                )
+                raise _error(spec, [f"{problem}, where a text is scored: let it give one text"])
     found = defaultdict(list)
     for instance in task.instances:
         found[instance.doc_id].append(instance)

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contract import schemas
+from contract.damage import read_or_problem
 from contract.errors import LambdasweepError
-from contract.location import read_table
 from contract.points import order
 from contract.records import Plan, read_plan
-from contract.rundir import RunDir, commit_table, read_identity
+from contract.rundir import RunDir, commit_table, identity_of
 from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, Asked, Harness, quiet
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltHarnessTask
 from lambdasweep.tasks.tokens import Ints
@@ -69,16 +69,20 @@ def write_outcomes(
         "tasks": {name: [part.sha256, part.requests_sha256] for name, part in parts.items()},
     }
     rows: list[_Row] = []
-    if path.is_file() and read_identity(path) == identity:
+    before = read_or_problem(path)[0] if path.is_file() else None
+    if before is not None and identity_of(before.schema) == identity:
         rows = [
-            (row["task"], schemas.point_of(row), row["metric"], row["value"], row["n"])
-            for row in read_table(path).to_pylist()
+            (row["task"], schemas.point_of(row), row["metric"], row["value"], row["n"]) for row in before.to_pylist()
         ]
     known = {row[1] for row in rows}
     plan = plan if plan is not None else read_plan(run)
     for lam in sorted(set.intersection(*(set(plan[name].lambdas) for name in parts)), key=order):
         if lam not in known and all(len(run.committed(name, lam)) == len(plan[name].shards) for name in parts):
-            answers = {name: read_answers(part.table, run.tokens(name, lam)) for name, part in parts.items()}
+            damaged = len(run.damaged)
+            tables = {name: run.tokens(name, lam) for name in parts}
+            if len(run.damaged) > damaged:
+                continue  # its units are scored again, and then it has metrics
+            answers = {name: read_answers(part.table, tables[name]) for name, part in parts.items()}
             rows += _rows(harness, built, answers, lam)
     places = {name: place for place, name in enumerate([*(task.source.name for task in built), *harness.groups])}
     rows.sort(key=lambda row: (places[row[0]], order(row[1]), row[2]))

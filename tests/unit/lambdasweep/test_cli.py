@@ -10,6 +10,9 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
@@ -42,6 +45,7 @@ from tests.support.command_line import (
     contents,
     write_task,
 )
+from tests.support.tables import add_scores
 
 
 def test_signals_are_its_callers_again_when_a_command_ends(lambdasweep: Callable[..., Result], tmp_path: Path) -> None:
@@ -672,6 +676,110 @@ def test_quarantined_requests_show_in_the_exit_status(
     assert result.code == 3
     assert f"some requests are quarantined: lambdasweep status {begun.root} counts them\n" in result.err
     assert lambdasweep("run", *flags(lambdas="0")).code == 0
+
+
+# Damage
+
+
+def test_damaged_tables_are_named_and_scored_again(
+    begun: RunDir, lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], handed: list[dict[str, Any]]
+) -> None:
+    """Every command meets a table that is cut short, and one of 0 bytes; none of them ends in a traceback."""
+    for lam in ("0", "0.5", "1"):
+        add_scores(begun, "metals", lam, {request: [-0.1 - request] for request in range(5)})
+    assert lambdasweep("report", begun.root).err == ""
+    paths = [begun.unit("tokens", "metals", lam, 0) for lam in ("0", "1")]
+    os.truncate(paths[0], paths[0].stat().st_size - 20)
+    os.truncate(paths[1], 0)
+    names = [str(path.relative_to(begun.root)) for path in paths]
+    status = lambdasweep("status", begun.root)
+    assert (status.code, status.err) == (0, "")
+    assert "damaged tables, not counted as done; the command that made them scores them again:" in status.out
+    assert "metals: 1/3 units" in status.out
+    report = lambdasweep("report", begun.root)
+    assert report.code == 0
+    assert "warning: damaged tables count as absent; the same sweep scores them again:" in report.err
+    export = lambdasweep("export", begun.root, "--out", begun.root.parent / "best")
+    assert (export.code, export.err.count("damaged tables, so there is no λ*")) == (2, 1)
+    for said in (status.out, report.err, export.err, begun.index_html.read_text(encoding="utf-8")):
+        assert all(name in said for name in names), said
+    assert lambdasweep("plan", *flags()).out.count("units     2 to do of 3 (3 λ)") == 1
+    run = lambdasweep("run", *flags())
+    assert f"warning: damaged tables are moved to {begun.root / 'damaged'}" in run.err
+    assert all(name in run.err for name in names)
+    assert [unit.key for unit in handed[-1]["units"]] == [("metals", lam, 0) for lam in ("0", "1")]
+    assert all((begun.root / "damaged" / name).is_file() for name in names)
+    assert "damaged" not in lambdasweep("status", begun.root).out
+
+
+def test_a_damaged_requests_table_is_written_anew(
+    begun: RunDir, lambdasweep: Callable[..., Result], flags: Callable[..., list[object]]
+) -> None:
+    add_scores(begun, "metals", "0", {request: [-0.1 - request] for request in range(5)})
+    path = begun.requests("metals")
+    before = path.read_bytes()
+    os.truncate(path, 100)
+    report = lambdasweep("report", begun.root)
+    assert report.code == 1
+    assert f"{path} cannot be read (" in report.err
+    assert report.err.endswith("): run the same sweep again, which writes it anew\n")
+    lambdasweep("run", *flags())
+    assert path.read_bytes() == before
+
+
+def test_a_table_whose_rows_are_spoiled_is_found_when_it_is_read(
+    begun: RunDir, lambdasweep: Callable[..., Result], flags: Callable[..., list[object]]
+) -> None:
+    for lam in ("0", "0.5", "1"):
+        add_scores(begun, "metals", lam, {request: [-0.1 - request] for request in range(5)})
+    path = begun.unit("tokens", "metals", "1", 0)
+    data = bytearray(path.read_bytes())
+    data[4:60] = bytes(56)
+    path.write_bytes(data)
+    run = lambdasweep("run", *flags())
+    assert run.code == 1
+    assert "damaged tables were found at the end: run the same command again, which scores them anew" in run.err
+    assert not path.exists()
+    assert "metals: 2/3 units" in lambdasweep("status", begun.root).out
+
+
+# Exceptions of libraries
+
+
+def test_no_exception_is_a_traceback(
+    lambdasweep: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise pa.ArrowInvalid("no such thing\nat all")
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr("calibration.analyse.analyse", fail)
+    result = lambdasweep("report", tmp_path)
+    assert result.code == 1
+    (log,) = tmp_path.glob("lambdasweep-*.log")
+    assert result.err == (
+        "lambdasweep: ArrowInvalid: no such thing. This was not foreseen; what is committed is kept. "
+        f"The full log is {log}: please report it to the project as an issue, with that file\n"
+    )
+    text = log.read_text(encoding="utf-8")
+    assert text.startswith(f"'lambdasweep' 'report' '{tmp_path}'\n")
+    assert "in fail\n" in text
+    assert text.endswith("pyarrow.lib.ArrowInvalid: no such thing\nat all\n")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii"])
+def test_a_terminal_that_has_no_lambda(begun: RunDir, encoding: str) -> None:
+    """Of a process of its own: what Python makes of the terminal is settled before the command begins."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lambdasweep", "status", str(begun.root)],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"metals: 0/3 units, 2 documents \xd7 3 ?" in done.stdout or encoding == "ascii"
+    assert b"left at ? 0, 0.5, 1" in done.stdout
 
 
 # sweep.toml

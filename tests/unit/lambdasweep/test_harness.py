@@ -670,6 +670,13 @@ def test_members_that_generate_are_named(directory: Path) -> None:
     assert [problem.split()[0] for problem in caught.value.problems] == ["writes", "speaks"]
 
 
+def test_a_target_that_is_a_list_is_refused(directory: Path) -> None:
+    """What lm-eval makes of it is no text, and its own model would end in an AttributeError."""
+    write_task(directory, "two", {**TASKS["lambada"], "doc_to_target": "a"})
+    with pytest.raises(TaskError, match=r"two: doc_to_text or doc_to_target of document 0 is a list, where"):
+        load_harness(HarnessSpec(str(directory / "two.yaml")))
+
+
 @pytest.mark.usefixtures("_quick_index")
 def test_a_name_that_lm_eval_does_not_know() -> None:
     with pytest.raises(TaskError, match=r"lm-eval 0\.4\.13 has no task of that name: give a name that"):
@@ -680,8 +687,8 @@ def test_bad_settings_come_at_once(directory: Path) -> None:
     with pytest.raises(TaskError) as caught:
         load_harness(HarnessSpec(str(directory / "plain.yaml"), name="a/b", shots=-1, limit=0))
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
-        "limit is 0",
         "shots is -1",
+        "limit is 0",
         "the task name 'a/b' cannot be a file name",
     ]
     with pytest.raises(TaskError, match="the file cannot be read"):

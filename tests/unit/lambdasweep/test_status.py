@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from contract import schemas
 from contract.rundir import RunDir, commit_json
 from contract.units import Unit
 from lambdasweep.monitor import watch
@@ -22,6 +25,15 @@ from lambdasweep.monitor.wording import quantity
 from tests.support.receipts import receipt
 
 LAMBDAS = ["0", "0.5", "1"]
+
+
+def whole() -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(schemas.TOKENS.empty_table(), sink)
+    return sink.getvalue().to_pybytes()
+
+
+WHOLE = whole()
 
 
 def unit(task: str = "arc", lam: str = "0", shard: int = 0, cost: int = 10) -> Unit:
@@ -48,7 +60,10 @@ def commit(run: RunDir, one: Unit, with_receipt: bool = True, **values: Any) -> 
     for kind in ("tokens", "receipts")[: 1 + with_receipt]:
         path = run.unit(kind, *one.key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(receipt(one, **values).to_json()))
+        if kind == "tokens":
+            path.write_bytes(WHOLE)
+        else:
+            path.write_text(json.dumps(receipt(one, **values).to_json()))
 
 
 @pytest.fixture

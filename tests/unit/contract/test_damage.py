@@ -1,0 +1,108 @@
+"""A damaged table counts as absent, is named with all others, and is put aside so that its unit is done again."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from contract import schemas
+from contract.damage import describe, problem_of, put_aside
+from contract.location import read_table
+from contract.rundir import RunDir, commit_table
+from tests.support.run_files import tokens
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 9)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def overwrite_pages(path: Path) -> None:
+    """Spoil rows and leave the ends as they are: only reading shows it."""
+    data = bytearray(path.read_bytes())
+    data[4:60] = bytes(56)
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run = RunDir(tmp_path)
+    for lam in ("0", "0.5"):
+        for shard in range(3):
+            commit_table(run.unit("tokens", "arc", lam, shard), tokens(2, first=2 * shard))
+    commit_table(run.unit("quarantine", "arc", "0.5", 2), schemas.QUARANTINE.empty_table())
+    return run
+
+
+@pytest.mark.parametrize("damage", [cut, empty, overwrite_pages])
+def test_whatever_arrow_cannot_read_is_absent_and_named(run: RunDir, damage: Callable[[Path], None]) -> None:
+    for lam, shard in (("0", 1), ("0.5", 0)):
+        damage(run.unit("tokens", "arc", lam, shard))
+    assert [run.tokens("arc", lam)["request_id"].to_pylist() for lam in ("0", "0.5")] == [[0, 1, 4, 5], [2, 3, 4, 5]]
+    lines = describe(run)
+    assert [line.partition(" ")[0] for line in lines] == [
+        "tokens/task=arc/lambda=0.5/shard-00000.parquet",
+        "tokens/task=arc/lambda=0/shard-00001.parquet",
+    ]
+    assert run.committed("arc", "0") == {0, 2}
+    assert run.all_committed() == {("arc", "0"): {0, 2}, ("arc", "0.5"): {1, 2}}
+
+
+@pytest.mark.parametrize(("damage", "says"), [(cut, "is cut short or overwritten ("), (empty, "is empty")])
+def test_its_ends_tell_a_damaged_table_before_it_is_read(
+    run: RunDir, damage: Callable[[Path], None], says: str
+) -> None:
+    path = run.unit("tokens", "arc", "0", 1)
+    assert isinstance(path, Path)
+    assert problem_of(path) is None
+    damage(path)
+    found = problem_of(path)
+    assert found is not None
+    assert found.startswith(says)
+    assert run.committed("arc", "0") == {0, 2}
+    assert RunDir(run.root).all_committed()["arc", "0"] == {0, 2}
+
+
+def test_a_table_of_every_length_but_its_own_is_damaged(run: RunDir) -> None:
+    """However much of a copy arrived."""
+    path = run.unit("tokens", "arc", "0", 1)
+    assert isinstance(path, Path)
+    data = path.read_bytes()
+    for size in range(len(data)):
+        path.write_bytes(data[:size])
+        assert problem_of(path) is not None, size
+
+
+def test_damaged_tables_are_put_aside_with_what_belongs_to_their_units(run: RunDir) -> None:
+    first, of_quarantine = run.unit("tokens", "arc", "0", 1), run.unit("quarantine", "arc", "0.5", 2)
+    for path in (first, of_quarantine):
+        assert isinstance(path, Path)
+        cut(path)
+    assert len(put_aside(run)) == 2
+    assert run.all_committed() == {("arc", "0"): {0, 2}, ("arc", "0.5"): {0, 1}}  # the unit's scores went, too
+    assert run.all_committed("quarantine") == {}
+    assert sorted(
+        path.relative_to(run.root / "damaged").as_posix() for path in (run.root / "damaged").rglob("*.parquet")
+    ) == [
+        "quarantine/task=arc/lambda=0.5/shard-00002.parquet",
+        "tokens/task=arc/lambda=0.5/shard-00002.parquet",
+        "tokens/task=arc/lambda=0/shard-00001.parquet",
+    ]
+    assert put_aside(run) == []
+    commit_table(first, tokens(2, first=2))
+    assert run.committed("arc", "0") == {0, 1, 2}
+    assert len(read_table(first)) == 2
+
+
+def test_a_disk_that_fails_is_no_damaged_table(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("contract.damage.read_table", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        run.tokens("arc", "0")
+    assert run.damaged == {}
