@@ -70,6 +70,14 @@ def parse_grid(text: str) -> tuple[str, ...]:
     return tuple(sorted(seen, key=Decimal))
 
 
+def stops_short(part: str) -> str | None:
+    """Return the last λ of a range that ends before its stop, because no step lands there; None of anything else."""
+    if part.count(":") != 2:
+        return None
+    last, stop = _expand(part.strip())[-1], canonical(part.split(":")[1])
+    return None if last == stop else last
+
+
 def _expand(part: str) -> list[str]:
     if not part:
         raise GridError("an empty part between two commas: remove it")

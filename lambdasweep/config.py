@@ -1,17 +1,18 @@
 """What the user asks for: flags and `--config sweep.toml` → one checked `SweepConfig`. Flags win over the file."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from contract.errors import InputError
+from contract.grid import stops_short
 from contract.location import Location, locate
 from contract.points import ONLY, by_name, parse_points
 from lambdasweep.aligned_flags import parse_aligned, parse_revisions
 from lambdasweep.config_file import read_toml
-from lambdasweep.settings import PairSettings, SamplingSettings, TaskSettings, names_of, problems_of
+from lambdasweep.settings import PairSettings, SamplingSettings, TaskSettings, as_flag, names_of, problems_of
 from lambdasweep.tasks.documents import TaskSpec
 from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, HarnessSpec
 from lambdasweep.tasks.prompts import GenerateSpec
@@ -34,6 +35,8 @@ class SweepConfig(PairSettings):
     """What is sampled at every λ."""
     refine: int = 0
     """How many λs may be added to these, where λ* may be."""
+    warnings: tuple[str, ...] = ()
+    """What was asked for and is taken, and probably means something else."""
 
 
 _ENGINE_NUMBERS = {"threads", "block_size", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
@@ -98,6 +101,9 @@ def load_config(
     if values.get("refine", 0) < 0:
         problems.append(f"--refine is {values['refine']}: give 0 or more")
     problems += engine_problems(values, settings)
+    if len(lambdas) == 1 and values.get("refine"):
+        problems.append("--refine adds λs between others: give --lambdas two or more")
+    problems += _about_nothing(given, bool(tasks or rows), bool(generate or prompts))
     if len(parents or ()) > 1 and values.get("refine"):
         problems.append("--refine goes along one λ: leave it out where there are several aligned checkpoints")
     if problems:
@@ -110,8 +116,37 @@ def load_config(
         out=out,
         generate=sampled,
         engine=settings,
+        warnings=tuple(_warnings(values)),
         **{name: values[name] for name in ("refine", *ENGINE_FIELDS) if name in values},
     )
+
+
+def _about_nothing(given: dict[str, Any], has_tasks: bool, has_prompts: bool) -> list[str]:
+    """Return a line for each flag that is about tasks or samples which nobody asked for."""
+    if has_tasks is has_prompts:
+        return []
+    of_others = set(names_of(SamplingSettings if has_tasks else TaskSettings))
+    of_others -= set(names_of(TaskSettings if has_tasks else SamplingSettings))
+    missing, what = ("--generate", "samples") if has_tasks else ("--task", "tasks that are scored")
+    return [
+        f"{as_flag(name)} is about {what}: give a {missing}, or leave it out"
+        for name in sorted(of_others & given.keys())
+    ]
+
+
+def _warnings(values: dict[str, Any]) -> Iterator[str]:
+    for part in str(values["lambdas"]).split(","):
+        if (last := stops_short(part.rpartition("=")[2])) is not None:
+            yield f"--lambdas {part} stops at {last}: no step lands on its end"
+    aligned = values["aligned"]
+    sources = [aligned] if isinstance(aligned, str) else list(aligned.values())
+    same = [source for source in sources if _place(source) == _place(str(values["base"]))]
+    if same and not (values.get("base_revision") or values.get("aligned_revision")):
+        yield f"base and aligned are the same checkpoint ({same[0]}): every λ is the same model"
+
+
+def _place(source: str) -> str:
+    return str(Path(source).resolve()) if Path(source).exists() else source
 
 
 def read_parents(values: dict[str, Any]) -> dict[str, str]:

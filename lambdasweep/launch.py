@@ -1,6 +1,5 @@
 """This module starts the engines that do what is left, for a sweep and for a batch alike."""
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from contract.damage import put_aside
 from contract.errors import InputError, SweepError, join
 from contract.events import Listeners
+from contract.location import Location
 from contract.rundir import RunDir
 from contract.units import Unit
+from lambdasweep.memory import size
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.progress import SweepProgress
 from lambdasweep.prepare import Prepared
@@ -108,23 +109,20 @@ def say_put_aside(run: RunDir, say: Callable[[str], None]) -> None:
             say(f"  - {line}")
 
 
-def check_disk(out: Path, needed: int) -> None:
-    """Refuse to start what the disk cannot hold.
+def check_disk(out: Location, needed: int) -> None:
+    """Refuse to start what the disk cannot hold; an object store has room.
 
     Raises:
-        InputError: there is too little space, or `out` cannot be written to.
+        InputError: there is too little space.
     """
-    there = out
+    if not isinstance(out, Path):
+        return
+    there = out.absolute()
     while not there.exists():
         there = there.parent
-    free = shutil.disk_usage(there).free
-    if free < needed + _SPARE_BYTES:
+    free, whole = shutil.disk_usage(there).free, needed + _SPARE_BYTES
+    if free < whole:
         raise InputError(
-            f"no disk space: the tables take about {needed / 1e6:.0f} MB and {out} has {free / 1e6:.0f} MB free; "
-            "make room or give another --out"
+            f"no disk space: {size(whole)} are needed ({size(needed)} for the tables, {size(_SPARE_BYTES)} for the report "
+            f"and in reserve), and {there} has {size(free)} free; make room or give another --out"
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = errno.errorcode.get(error.errno or 0, "")
-        raise InputError(f"{out} cannot be made ({error.strerror} {reason}): give another --out") from None

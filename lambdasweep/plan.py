@@ -1,17 +1,17 @@
 """`lambdasweep plan`: what a sweep would cost, and whether its inputs fit, without starting anything."""
 
-import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from contract.errors import InputError, join
+from contract.points import is_named
 from lambdasweep.config import SweepConfig
+from lambdasweep.memory import describe_memory, elements, size
 from lambdasweep.monitor.wording import duration, how
 
 if TYPE_CHECKING:
-    from lambdasweep.prepare import Prepared
     from merge.pair import Pair
 
 # What a replica is assumed to reach of its peak. CPU: float32 GEMMs of a small model in vLLM. GPU: bf16 on an H100.
@@ -31,24 +31,30 @@ def describe(config: SweepConfig) -> Iterator[str]:
     from contract.records import ParentRecord, read_sweep
     from contract.rundir import RunDir
     from lambdasweep import record
+    from lambdasweep.launch import check_disk
+    from lambdasweep.preflight import preflight
     from lambdasweep.prepare import prepare
-    from lambdasweep.sweep import disk_bytes, units_left
+    from lambdasweep.sweep import disk_bytes, replicas_idle, units_left
     from merge.text_part import only_text
 
     record.check_target(config.out)
     run = RunDir(config.out)
     recorded = read_sweep(run) if run.exists() else None
     prepared = prepare(config, recorded.engine if recorded else None)
+    warnings = [*preflight(prepared), *prepared.warnings]
     if recorded:
         weights = {role: recorded.pair.get(role, ParentRecord()).fingerprint for role in prepared.pair.parents}
         tasks = {name: record.task_record(task) for name, task in prepared.everything.items()}
         record.check(run, record.sweep_record(prepared, weights), tasks)
     pair, settings = only_text(prepared.pair), prepared.settings
     left, total = units_left(run, prepared)
+    needed = disk_bytes(prepared, len(config.lambdas) + config.refine)
+    check_disk(config.out, needed)
     tokens = sum(unit.cost for unit in left)
     yield _describe_pair(prepared.pair, settings.ranks)
     yield f"line      {pair.line}"
-    yield _describe_memory(prepared)
+    yield f"lambdas   {shortened(config.lambdas)}"
+    yield describe_memory(prepared)
     yield (
         f"engine    {settings.device}, {settings.dtype}, TP {settings.tensor_parallel}, PP {settings.pipeline_parallel}, "
         f"requests up to {settings.max_model_len} tokens"
@@ -67,8 +73,8 @@ def describe(config: SweepConfig) -> Iterator[str]:
     further = f", then those of up to {config.refine} λ more" if config.refine else ""
     yield f"units     {len(left)} to do of {total} ({len(config.lambdas)} λ){further}"
     yield f"tokens    {tokens} at most (contexts shared by a document's choices are computed once)"
-    yield f"disk      {disk_bytes(prepared, len(config.lambdas) + config.refine) / 1e6:.1f} MB of tables"
-    parameters = sum(_elements(info.shape) for info in pair.shaped.tensors.values())
+    yield f"disk      {size(needed)} of tables"
+    parameters = sum(elements(info.shape) for info in pair.shaped.tensors.values())
     if settings.device == "cpu":
         cores = len(os.sched_getaffinity(0))
         rate, what = FLOPS_PER_CORE * cores, f"{cores} cores at {FLOPS_PER_CORE / 1e9:.0f} GFLOP/s"
@@ -77,10 +83,18 @@ def describe(config: SweepConfig) -> Iterator[str]:
         rate, what = FLOPS_PER_GPU * gpus, f"{gpus} GPUs at {FLOPS_PER_GPU / 1e12:.0f} TFLOP/s"
     seconds = duration(2 * parameters * tokens / rate)
     yield f"time      about {seconds}, engine start apart (2 FLOP × parameters × tokens, {what})"
-    for warning in prepared.warnings:
+    for warning in [*warnings, *replicas_idle(config, len(left))]:
         yield f"warning: {warning}"
     same = f", and whether they are those of {config.out}" if recorded else ""
     yield f"not checked: NaN and infinity in the weights{same} (`run` reads them)"
+
+
+def shortened(lambdas: Sequence[str], shown: int = 24) -> str:
+    """Return λs in one line: the first ones and the last where there are many."""
+    between = "; " if is_named(lambdas[0]) else ", "
+    if len(lambdas) <= shown:
+        return between.join(lambdas)
+    return f"{between.join(lambdas[: shown - 1])}{between}…{between}{lambdas[-1]}"
 
 
 def _describe_headers(config: SweepConfig) -> Iterator[str]:
@@ -122,12 +136,13 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
         raise join(failures)
     yield _describe_pair(pair, config.tp * config.pp)
     yield f"line      {pair.line}"
+    yield f"lambdas   {shortened(config.lambdas)}"
     for name, count in counts.items():
         yield f"task      {name}: {count} rows"
     for spec in config.tasks:
         if isinstance(spec, HarnessSpec):
             yield f"task      {PREFIX}{spec.source}: not checked"
-    for warning in pair.warnings:
+    for warning in [*config.warnings, *pair.warnings]:
         yield f"warning: {warning}"
     yield "not checked: NaN and infinity in the weights, tokens, units, time (install lambdasweep[cpu] or [gpu] for those)"
 
@@ -141,59 +156,8 @@ def _describe_pair(pair: "Pair", ranks: int) -> str:
     others = f" of the language model, which is what is scored ({whole} in all)" if len(held.tensors) < whole else ""
     adapters = [one.nbytes for one in pair.opened.values() if one.is_adapter]
     # With --parents mmap the adapted tensors are computed of these at each switch, and nothing else is kept.
-    adapted = f"; with --parents mmap base and {_size(sum(adapters))} of adapters" if adapters else ""
+    adapted = f"; with --parents mmap base and {size(sum(adapters))} of adapters" if adapters else ""
     return (
-        f"pair      {len(held.tensors)} tensors{others}, {_size(held.nbytes)} each; {parents} per rank: "
-        f"{_size(count * held.nbytes // ranks)}{adapted}"
+        f"pair      {len(held.tensors)} tensors{others}, {size(held.nbytes)} each; {parents} per rank: "
+        f"{size(count * held.nbytes // ranks)}{adapted}"
     )
-
-
-def _describe_memory(prepared: "Prepared") -> str:
-    """Say which tier the parents are expected in, and what all replicas of this machine take of its memory."""
-    from lambdasweep.engine_defaults import default_replicas
-    from merge.text_part import only_text
-    from serve.engine import free_memory
-    from serve.settings import available_cores
-    from serve.switch.tiers import RELOAD, choose
-
-    config, settings, pair = prepared.config, prepared.settings, only_text(prepared.pair)
-    # Stages are not quite equal: the first has the embedding, the last the LM head.
-    ranks, parents = settings.ranks, pair.nbytes // settings.ranks
-    if config.parents == RELOAD:
-        return "memory    parents in the page cache; every switch goes through vLLM's own loader (--parents reload)"
-    replicas = config.replicas or (default_replicas(len(available_cores()), ranks) if settings.device == "cpu" else 1)
-    room = free_memory(settings, replicas * ranks)
-    if settings.device == "cuda" and not room.device_total:
-        return (
-            f"memory    parents: {_size(parents)} a rank, in GPU memory, else pinned ({_size(parents * ranks)} a replica), "
-            "else in the page cache; decided on the GPU's own machine, by what is free there"
-        )
-    live = sum(_elements(info.shape) for info in pair.shaped.tensors.values()) * {"float32": 4}.get(settings.dtype, 2)
-    if settings.device == "cuda":
-        room = dataclasses.replace(room, device_free=room.device_free - live // ranks)
-    tier = choose(config.parents, parents, room)
-    if settings.device == "cuda":
-        host = parents * room.ranks if tier == "pinned" else 0
-        each = f"{_size(parents)} a rank beside {_size(live // ranks)} live, of {_size(room.device_free)} free"
-    else:
-        host = replicas * (live + ranks * (settings.kv_cache_bytes or 0)) + (
-            0 if tier == "mmap" else replicas * ranks * parents
-        )
-        each = f"{_size(parents)} a rank"
-        if tier == "mmap":
-            each = f"{_size(pair.stored_bytes)} in the page cache, shared by all ranks"
-    return (
-        f"memory    parents: {tier}, {each}; host memory {_size(host)} for {replicas} replicas, of "
-        f"{_size(room.host_available)} available"
-    )
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.2f} MB"
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count

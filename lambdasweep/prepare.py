@@ -90,7 +90,7 @@ class Prepared:
     def warnings(self) -> list[str]:
         told = [text for harness, _ in self.harnesses for text in harness.warnings]
         of_tasks = [text for task in self.everything.values() for text in task.built.warnings]
-        return [*self.pair.warnings, *self.engine_warnings, *told, *of_tasks]
+        return [*self.config.warnings, *self.pair.warnings, *self.engine_warnings, *told, *of_tasks]
 
 
 def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> Prepared:

@@ -5,13 +5,14 @@ the λs asked for of each: it grows, but a task that is in it stays as it is.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contract import schemas
-from contract.errors import RunMismatchError
+from contract.errors import InputError, RunMismatchError
 from contract.location import Location, ObjectPath
 from contract.points import order
 from contract.records import LineRecord, ParentRecord, Plan, SweepRecord, TaskRecord, plan_of
@@ -32,7 +33,7 @@ def check_target(out: Location, record: str = "sweep.json", early: str = "reques
 
     Raises:
         RunMismatchError: `out` is a file, or a directory with other contents.
-        InputError: the object store cannot be used.
+        InputError: the object store cannot be used, or the directory cannot be made or written.
     """
     if isinstance(out, ObjectPath):
         out.check()
@@ -44,6 +45,18 @@ def check_target(out: Location, record: str = "sweep.json", early: str = "reques
             )
     elif out.exists():
         raise RunMismatchError(f"{out} is a file: give a directory as --out")
+    if isinstance(out, Path):
+        _check_permissions(out)
+
+
+def _check_permissions(out: Path) -> None:
+    there = out.absolute()
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise InputError(f"{out} cannot be made: {there} is a file; give another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{out} cannot be written: the permissions of {there} forbid it; give another --out")
 
 
 def sweep_record(prepared: Prepared, fingerprints: Mapping[str, str]) -> SweepRecord:

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE
@@ -15,6 +14,7 @@ from lambdasweep.config import SweepConfig
 from lambdasweep.launch import Launch, check_disk, fingerprint_pair, say_put_aside
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.progress import SweepProgress
+from lambdasweep.preflight import preflight
 from lambdasweep.prepare import Prepared, prepare
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import write_outcomes
 
@@ -51,12 +51,12 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
     record.check_target(config.out)
     run = RunDir(config.out)
     prepared = prepare(config, read_sweep(run).engine if run.exists() else None)
+    warnings = [*preflight(prepared), *prepared.warnings]
+    check_disk(config.out, disk_bytes(prepared, len(config.lambdas) + config.refine))
     fingerprints = fingerprint_pair(prepared)
     sweep = record.sweep_record(prepared, fingerprints)
     record.check(run, sweep, {name: record.task_record(task) for name, task in prepared.everything.items()})
-    if isinstance(config.out, Path):  # an object store has room
-        check_disk(config.out, disk_bytes(prepared, len(config.lambdas) + config.refine))
-    for warning in prepared.warnings:
+    for warning in [*warnings, *replicas_idle(config, len(units_left(run, prepared)[0]))]:
         say(f"warning: {warning}")
     with run.lock():
         run.sweep_temporaries()
@@ -73,6 +73,13 @@ def units_left(run: RunDir, prepared: Prepared) -> tuple[list[Unit], int]:
     there = run.all_committed() | (run.all_committed("generations") if prepared.prompts else {})
     left = units_for(plan, lambda task, lam: there.get((task, lam), ()))
     return left, sum(len(task.shards) * len(task.lambdas) for task in plan.values())
+
+
+def replicas_idle(config: SweepConfig, units: int) -> list[str]:
+    """Say that more replicas are asked for than there is work for."""
+    if config.replicas is None or not 0 < units < config.replicas:
+        return []
+    return [f"--replicas {config.replicas}, and {units} units are left: no more than {units} replicas are started"]
 
 
 class _Refinement:

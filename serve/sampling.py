@@ -15,6 +15,7 @@ import pyarrow as pa
 from contract import schemas
 from serve.engine import Engine
 from serve.hooks.seeded_draws import Draw, Drawn
+from serve.refusals import refuse_prompt
 from serve.settings import Sampling
 
 _NO_NUMBERS = "the engine's logits were NaN or infinity"
@@ -54,7 +55,7 @@ def sample_unit(
     draws: list[Draw] = []
     drawn_of: list[tuple[int, int]] = []  # request_id, sample
     for request_id, token_ids in zip(ids, tokens, strict=True):
-        reason = _refuse(token_ids, sampling.max_tokens, engine.settings.max_model_len, engine.vocab_size)
+        reason = refuse_prompt(token_ids, sampling.max_tokens, engine.settings.max_model_len, engine.vocab_size)
         if reason is not None:
             reasons[request_id] = reason
             continue
@@ -88,18 +89,6 @@ def seed_of(request_id: int, token_ids: Sequence[int], sample: int) -> int:
     """
     digest = hashlib.sha256(np.array([request_id, sample, *token_ids], "<i8").tobytes()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
-
-
-def _refuse(token_ids: Sequence[int], max_tokens: int, max_model_len: int, vocab_size: int) -> str | None:
-    """Return why a prompt cannot be sampled, or None."""
-    length = len(token_ids)
-    if not length:
-        return "empty prompt: the first token has nothing to be predicted from"
-    if length + max_tokens > max_model_len:
-        return f"{length} tokens and {max_tokens} to be sampled are more than the {max_model_len} the engine takes"
-    if not all(0 <= token < vocab_size for token in token_ids):
-        return f"a token id outside the vocabulary of {vocab_size}"
-    return None
 
 
 def _table(

@@ -20,6 +20,7 @@ import pyarrow as pa
 from contract import schemas
 from contract.errors import EngineError
 from serve.engine import Engine, Prompt
+from serve.refusals import refuse_request
 
 Source = tuple[int, int, int]  # prompt, row, token
 
@@ -69,7 +70,7 @@ def score_unit(engine: Engine, requests: pa.Table, lam: str) -> UnitScores:
     outcomes: dict[int, Score | str] = {}
     fit: list[Request] = []
     for request in _read(requests):
-        reason = _refuse(request, engine.settings.max_model_len, engine.vocab_size)
+        reason = refuse_request(request.token_ids, request.start, engine.settings.max_model_len, engine.vocab_size)
         if reason is None:
             fit.append(request)
         else:
@@ -156,20 +157,6 @@ def _read(requests: pa.Table) -> Iterator[Request]:
     )
     for row in zip(*columns, strict=True):
         yield Request(*row)
-
-
-def _refuse(request: Request, max_model_len: int, vocab_size: int) -> str | None:
-    """Return why a request cannot be scored, or None."""
-    length = len(request.token_ids)
-    if request.start >= length:
-        return "empty continuation"
-    if request.start < 1:
-        return "empty context: the first token has nothing to be predicted from"
-    if length > max_model_len:
-        return f"{length} tokens are more than the {max_model_len} the engine takes"
-    if not all(0 <= token < vocab_size for token in request.token_ids):
-        return f"a token id outside the vocabulary of {vocab_size}"
-    return None
 
 
 def _finite(score: Score) -> Score | str:

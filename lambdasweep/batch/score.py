@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +19,7 @@ from lambdasweep.batch.source import ParquetSource
 from lambdasweep.launch import Launch, check_disk, fingerprint_pair, say_put_aside
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.progress import ScoreProgress
+from lambdasweep.preflight import preflight
 from lambdasweep.prepare import SHARD_TOKENS, Prepared, prepare
 
 TASK = "scores"  # what a unit's task is called
@@ -56,11 +56,12 @@ def run_score(config: ScoreConfig, say: Callable[[str], None]) -> ScoreResult:
     record.check_target(sweep.out, "score.json", "")
     out = ScoreDir(sweep.out)
     prepared, inputs = _prepare(config, out)
+    for warning in preflight(prepared):
+        say(f"warning: {warning}")
     identity = score_record(config, prepared, inputs)
     check(out, identity)
     rows, units = inputs.rows, len(inputs.shards)
-    if isinstance(sweep.out, Path):  # an object store has room
-        check_disk(sweep.out, inputs.scored * _BYTES_PER_TOKEN + rows * _BYTES_PER_ROW + units * _BYTES_PER_UNIT)
+    check_disk(sweep.out, inputs.scored * _BYTES_PER_TOKEN + rows * _BYTES_PER_ROW + units * _BYTES_PER_UNIT)
     for warning in prepared.warnings:
         say(f"warning: {warning}")
     with out.lock():

@@ -8,6 +8,8 @@ from contract.points import parent_names
 from lambdasweep.takehome.model_card import model_card
 from lambdasweep.takehome.point import PointSource, fingerprints_of
 
+_LEAST = 10_000  # bytes of a weight file: whoever gives less forgot the unit
+
 
 def export_point(source: PointSource, out: Path, like: str, max_shard_size: str, say: Callable[[str], None]) -> int:
     """Write θ(λ) to `out` and return the number of bytes of its weights.
@@ -34,6 +36,8 @@ def export_point(source: PointSource, out: Path, like: str, max_shard_size: str,
     if like not in (known := parent_names(source.aligned)):
         raise InputError(f"--like {like} is no parent: give {', '.join(known[:-1])} or {known[-1]}")
     max_shard_bytes = parse_size(max_shard_size)
+    if max_shard_bytes < _LEAST:
+        raise InputError(f"--max-shard-size {max_shard_size} is {max_shard_bytes} bytes: write the unit, as in 5GB")
     check_target(out)
     pair = open_pair(source.base, source.aligned, source.base_revision, source.aligned_revision, source.line)
     if like == "base" and pair.line.has_aligned_shapes:

@@ -247,8 +247,8 @@ def test_a_file_as_the_run_directory(refused: Callable[..., Result], tmp_path: P
     file = tmp_path / "out"
     file.write_text("mine")
     assert refused(out=file).problems == [f"{file} is a file: give a directory as --out"]
-    below = refused(plan=False, out=file / "run").problems
-    assert below == [f"{file / 'run'} cannot be made (Not a directory ENOTDIR): give another --out"]
+    below = refused(out=file / "run" / "deep").problems
+    assert below == [f"{file / 'run' / 'deep'} cannot be made: {file} is a file; give another --out"]
 
 
 def test_a_directory_of_something_else(refused: Callable[..., Result], tmp_path: Path) -> None:
@@ -261,9 +261,17 @@ def test_a_directory_of_something_else(refused: Callable[..., Result], tmp_path:
 def test_no_disk_space(refused: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     full = SimpleNamespace(total=10**12, used=10**12 - 10**6, free=10**6)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    (problem,) = refused(plan=False).problems
-    assert problem.startswith("no disk space: the tables take about ")
-    assert problem.endswith(f"MB and {tmp_path / 'run'} has 1 MB free; make room or give another --out")
+    (problem,) = refused().problems
+    numbers = re.fullmatch(
+        r"no disk space: ([\d.]+) MB are needed \(([\d.]+) MB for the tables, ([\d.]+) MB for the report and in reserve\), "
+        rf"and {tmp_path} has ([\d.]+) MB free; make room or give another --out",
+        problem,
+    )
+    assert numbers is not None, problem
+    whole, tables, reserve, free = map(float, numbers.groups())
+    assert whole == pytest.approx(tables + reserve, abs=0.02)
+    assert tables > 0
+    assert free == 1.0
 
 
 def test_a_disk_that_cannot_be_written_to_is_no_traceback(
@@ -501,7 +509,8 @@ def test_a_plan_tells_the_cost_and_writes_nothing(
     assert lines["units"] == "3 to do of 3 (3 λ)"
     tokens = int(lines["task"].split(" requests, ")[1].split()[0])
     assert lines["tokens"].startswith(f"{3 * tokens} at most")
-    assert lines["disk"].startswith("0.1 MB")
+    assert re.fullmatch(r"0\.\d\d MB of tables", lines["disk"])
+    assert lines["lambdas"] == "0, 0.5, 1"
     halves = lambdasweep("plan", *flags(pp=2)).out
     assert "both parents per rank: 0.26 MB" in halves
     assert "TP 1, PP 2" in halves
@@ -527,12 +536,12 @@ GIB = 1 << 30
         (
             "auto",
             {"device_total": 80 * GIB, "device_free": 79 * GIB},
-            "parents: device, 0.53 MB a rank beside 0.26 MB live, of 84.83 GB free; host memory 0.00 MB for 1 replicas",
+            "parents: device, 0.53 MB a rank beside 0.26 MB live, of 84.83 GB free; host memory 0.00 MB for 1 replica,",
         ),
         (
             "auto",
             {"device_total": 8 * GIB, "device_free": 1 * GIB},
-            "parents: pinned, 0.53 MB a rank beside 0.26 MB live, of 1.07 GB free; host memory 0.53 MB for 1 replicas",
+            "parents: pinned, 0.53 MB a rank beside 0.26 MB live, of 1.07 GB free; host memory 0.53 MB for 1 replica,",
         ),
     ],
 )

@@ -1,0 +1,85 @@
+"""What vLLM says of further arguments before an engine starts: asked in a process of its own, because vLLM is heavy."""
+
+import dataclasses
+import difflib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from contract.points import by_name
+from merge.line import Line
+from serve.settings import EngineSettings
+
+_LINES = 6  # of what vLLM says
+
+
+def argument_problems(
+    base: Path, aligned: Path | Mapping[str, Path], settings: EngineSettings, parents: str, line: Line
+) -> list[str]:
+    """Return what is wrong with `settings.extra`, by vLLM's own configuration; nothing is asked where there is none.
+
+    Args:
+        base, aligned, settings, parents, line: as those of `serve.engine.Engine`.
+    """
+    if not settings.extra:
+        return []
+    asked = {
+        "base": str(base),
+        "aligned": {name: str(path) for name, path in by_name(aligned).items()},
+        "settings": settings.to_json(),
+        "parents": parents,
+        "line": line.to_json(),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "serve.vllm_arguments"],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    try:
+        found: list[str] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        found = ["vLLM cannot be asked: " + (done.stderr.strip().splitlines() or ["it said nothing"])[-1]]
+    return found
+
+
+def _unknown(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    found = []
+    for name in names:
+        close = difflib.get_close_matches(name, list(known), n=1)
+        hint = f": did you mean {close[0]}?" if close else ""
+        found.append(f"--engine {name}: vLLM has no such argument{hint}")
+    return found
+
+
+def _ask(asked: dict[str, Any]) -> list[str]:
+    from serve.engine import llm_arguments, process_environment
+    from serve.settings import available_cores
+
+    settings = EngineSettings.from_json(asked["settings"])
+    os.environ.update(process_environment(settings, available_cores()))
+    from vllm import LLM
+    from vllm.engine.arg_utils import EngineArgs
+
+    known = {field.name for field in dataclasses.fields(EngineArgs)} | set(inspect.signature(LLM.__init__).parameters)
+    if unknown := _unknown(sorted(settings.extra.keys() - known), known):
+        return unknown
+    aligned = {name: Path(path) for name, path in asked["aligned"].items()}
+    arguments = llm_arguments(Path(asked["base"]), aligned, settings, asked["parents"], None, Line(**asked["line"]))
+    fields = {field.name for field in dataclasses.fields(EngineArgs)}
+    try:
+        EngineArgs(**{name: value for name, value in arguments.items() if name in fields}).create_engine_config()
+    except Exception as error:  # pydantic's, vLLM's, Python's
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return [f"--engine cannot be used; vLLM says: {' '.join(lines[:_LINES])}"]
+    return []
+
+
+if __name__ == "__main__":
+    print(json.dumps(_ask(json.load(sys.stdin))))
