@@ -157,13 +157,21 @@ def status(
 
 
 @app.command(cls=Command, rich_help_panel=_RESULTS)
-def report(run_dir: RunArgument) -> None:
+def report(
+    run_dir: RunArgument,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Write the figures for a paper, too: RUN/report/figures, SVG and PNG.")
+    ] = False,
+) -> None:
     """Recompute metrics.parquet from the tables, print it, and write RUN/report/index.html."""
     from calibration.report.write import write_report
     from contract.rundir import RunDir
+    from lambdasweep.monitor.phase import phase
 
     run = RunDir(run_dir)
-    write_report(run, *show_metrics(run))
+    found = show_metrics(run)
+    with phase("writing report"):
+        write_report(run, *found, figures=figures)
     typer.echo(f"report: {run.index_html}")
 
 
@@ -271,8 +279,10 @@ def _write_report(run_dir: "RunDir", analysis: "Analysis", found: "Frontiers") -
     """Write the page at the end of a sweep; the scores are safe, so whatever is wrong with it changes no exit status."""
     try:
         from calibration.report.write import write_report
+        from lambdasweep.monitor.phase import phase
 
-        write_report(run_dir, analysis, found)
+        with phase("writing report"):
+            write_report(run_dir, analysis, found, figures=False)
         typer.echo(f"report: {run_dir.index_html}")
     except Exception as error:  # the plotting library's included
         typer.echo(f"no report ({error}): lambdasweep report {run_dir.root} tries again", err=True)
@@ -285,8 +295,10 @@ def show_metrics(run_dir: "RunDir") -> "tuple[Analysis, Frontiers]":
     from calibration.analyse import analyse, write_metrics
     from calibration.frontier.frontier import frontiers
     from calibration.terminal.tables import render
+    from lambdasweep.monitor.phase import phase
 
-    analysis = analyse(run_dir)
+    with phase("computing metrics"):
+        analysis = analyse(run_dir)
     wide = 100 + max(0, max(map(len, analysis.parents.values())) - 4)  # columns that intervals take
     console = Console(width=None if sys.stdout.isatty() else wide, highlight=False)
     tables = render(write_metrics(run_dir, analysis), intervals=console.width >= wide, parents=analysis.parents)

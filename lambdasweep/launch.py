@@ -13,8 +13,10 @@ from contract.events import Listeners
 from contract.location import Location
 from contract.rundir import RunDir
 from contract.units import Unit
+from lambdasweep.held_signals import held_signals
 from lambdasweep.memory import size
 from lambdasweep.monitor.heartbeat import Heartbeat
+from lambdasweep.monitor.phase import phase
 from lambdasweep.monitor.progress import SweepProgress
 from lambdasweep.prepare import Prepared
 
@@ -30,11 +32,12 @@ def fingerprint_pair(prepared: Prepared) -> dict[str, str]:
     from merge.fingerprints import remembered_fingerprint
 
     fingerprints, failures = {}, []
-    for role, parent in prepared.pair.opened.items():
-        try:
-            fingerprints[role] = remembered_fingerprint(parent, role)
-        except InputError as error:
-            failures.append(error)
+    with phase("checking weights"):
+        for role, parent in prepared.pair.opened.items():
+            try:
+                fingerprints[role] = remembered_fingerprint(parent, role)
+            except InputError as error:
+                failures.append(error)
     if failures:
         raise join(failures)
     return fingerprints
@@ -74,8 +77,9 @@ class Launch:
         if config.address is None:
             # Ray reads this when it is imported: a cluster of this machine alone listens on loopback only.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        from ray_jobs.driver import run_units
-        from ray_jobs.replica import SweepSpec
+        with held_signals():
+            from ray_jobs.driver import run_units
+            from ray_jobs.replica import SweepSpec
 
         if len(left) < self.total:
             say(f"{self.total - len(left)} of {self.total} units are committed already; {len(left)} are left")

@@ -13,6 +13,7 @@ from lambdasweep import record
 from lambdasweep.config import SweepConfig
 from lambdasweep.launch import Launch, check_disk, fingerprint_pair, say_put_aside
 from lambdasweep.monitor.heartbeat import Heartbeat
+from lambdasweep.monitor.phase import phase
 from lambdasweep.monitor.progress import SweepProgress
 from lambdasweep.preflight import preflight
 from lambdasweep.prepare import Prepared, prepare
@@ -50,7 +51,8 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
     """
     record.check_target(config.out)
     run = RunDir(config.out)
-    prepared = prepare(config, read_sweep(run).engine if run.exists() else None)
+    with phase("reading the pair and its tasks"):
+        prepared = prepare(config, read_sweep(run).engine if run.exists() else None)
     warnings = [*preflight(prepared), *prepared.warnings]
     check_disk(config.out, disk_bytes(prepared, len(config.lambdas) + config.refine))
     fingerprints = fingerprint_pair(prepared)

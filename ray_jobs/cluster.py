@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,10 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from contract.errors import InputError, SweepError
+from ray_jobs.reach import check_address
 from serve.settings import EngineSettings, available_cores
+
+_WAITS = (5.0, 20.0, 60.0)  # seconds between tries to start Ray
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +78,23 @@ def _kill(pid: int) -> None:
 
 
 @contextmanager
-def cluster(address: str | None, settings: EngineSettings, replicas: int | None) -> Iterator[None]:
+def cluster(
+    address: str | None,
+    settings: EngineSettings,
+    replicas: int | None,
+    say: Callable[[str], None] = lambda _: None,
+    stop: threading.Event | None = None,
+) -> Iterator[None]:
     """Connect to a Ray cluster, or start one on this machine and stop it at the end.
+
+    Ray gives its own processes 30 s to start, which a loaded machine may not do: then it is tried again, after longer and
+    longer waits.
+
+    Args:
+        address: of a running cluster; None starts one.
+        settings, replicas: of the engines that it is to hold.
+        say: is told of each try that failed.
+        stop: ends the waits when it is set.
 
     Raises:
         InputError: the cluster cannot be reached.
@@ -84,25 +102,47 @@ def cluster(address: str | None, settings: EngineSettings, replicas: int | None)
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    before = signal.getsignal(signal.SIGTERM)
+    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "address": address or "local"}
+    if address is None:
+        arguments["include_dashboard"] = False
+        if settings.device == "cpu":
+            # If the user asks for more replicas than there are cores for, they share the cores.
+            wanted = (replicas or 0) * settings.threads * settings.ranks
+            arguments["num_cpus"] = max(len(available_cores()), wanted)
+    else:
+        check_address(address)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if address is None:
-            resources: dict[str, Any] = {}
-            if settings.device == "cpu":
-                # If the user asks for more replicas than there are cores for, they share the cores.
-                wanted = (replicas or 0) * settings.threads * settings.ranks
-                resources["num_cpus"] = max(len(available_cores()), wanted)
-            ray.init(address="local", include_dashboard=False, **resources, **quiet)
-        else:
-            ray.init(address=address, **quiet)
-    except Exception as error:  # Ray raises bare Exceptions, for example when a busy machine starts it too slowly
-        if address is not None:
-            raise InputError(f"no Ray cluster can be reached at {address}: check --address ({error})") from None
-        raise SweepError(f"Ray did not start on this machine: try again when it is less busy ({error})") from None
-    try:
+        _init(arguments, () if address else _WAITS, say, stop or threading.Event())
+        _restore(before)
         yield
     finally:
         ray.shutdown()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray leaves one of its own behind
+        _restore(before)
+
+
+def _init(arguments: dict[str, Any], waits: Sequence[float], say: Callable[[str], None], stop: threading.Event) -> None:
+    for wait in (*waits, None):
+        try:
+            ray.init(**arguments)
+            return
+        except Exception as error:  # Ray raises bare Exceptions, for example when a busy machine starts it too slowly
+            words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if arguments["address"] != "local":
+                where = arguments["address"]
+                raise InputError(f"no Ray cluster can be reached at {where}: check --address ({words})") from None
+            if wait is None:
+                raise SweepError(
+                    f"Ray did not start on this machine in {len(waits) + 1} tries: try again when it is less busy ({words})"
+                ) from None
+            ray.shutdown()
+            say(f"Ray did not start, perhaps because this machine is busy ({words}); it is tried again in {wait:.0f} s")
+            if stop.wait(wait):
+                return
+
+
+def _restore(handlers: dict[signal.Signals, Any]) -> None:
+    """Put back what signals do: Ray leaves a handler of its own behind."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

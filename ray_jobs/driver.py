@@ -74,8 +74,13 @@ def run_units(
         InputError: the cluster cannot be reached or has no room for the replicas, or a unit's requests cannot be read.
         SweepError: Ray or the replicas do not start, or the tables cannot be written.
     """
-    with cluster(address, spec.settings, replicas), _stop_signals() as stop:
+    listener.message("starting Ray" if address is None else f"connecting to the Ray cluster at {address}")
+    # A signal while Ray starts waits until Ray can be ended in order: its processes, and then this one.
+    with _stop_signals() as stop, cluster(address, spec.settings, replicas, listener.message, stop):
+        if stop.is_set():
+            return SweepResult(0, (), interrupted=True, hardware=())
         check_room(living_nodes(spec.settings, spec.accelerator_type), spec.settings, replicas, spec.accelerator_type)
+        listener.message("starting engines")
         driver = _Driver(spec, units, sources, replicas, Listeners(listener, PrometheusMetrics(units)))
         try:
             driver.loop(stop, more or tuple)
@@ -345,7 +350,7 @@ def _reason(error: RayError) -> str:
 
 @contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event that ends the loop; Ray installs handlers of its own before this."""
+    """Turn SIGINT and SIGTERM into an event that ends the loop."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -20,7 +20,7 @@ from calibration.report.style import theme
 from calibration.samples_at_lambda import by_lambda
 from calibration.scores.per_document import CONFIDENCES
 from contract.grid import canonical
-from contract.rundir import RunDir, commit_bytes
+from contract.rundir import RunDir, commit_bytes, names
 
 # The first font comes with the converter, so that figures look the same on every machine.
 _FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
@@ -33,8 +33,9 @@ def write_report(
     found: Frontiers | None = None,
     error: str = ERROR,
     confidence: str = CONFIDENCES[0],
+    figures: bool = True,
 ) -> None:
-    """Commit report/index.html, figures/*.svg and *.png, frontier.json, bins.parquet and metrics.csv.
+    """Commit report/index.html, frontier.json, bins.parquet and metrics.csv, and figures/*.svg and *.png.
 
     Equal tables of equal sweeps give equal bytes: the files hold no time, no host, and no path but those that were recorded.
 
@@ -44,6 +45,8 @@ def write_report(
         found: the frontiers of the analysis's curves, if they are there already.
         error: the calibration error that accuracy is held against.
         confidence: the confidence of that error and accuracy.
+        figures: whether to write the figures for a paper, which takes most of the time; else those of an earlier report are
+            removed, because they would show other numbers than the page.
 
     Raises:
         OSError: the disk is full or not writable; what was there before is left as it was.
@@ -53,12 +56,15 @@ def write_report(
     write_frontiers(run, found, by_lambda(analysis.metrics))
     write_bins(run, analysis)
     commit_bytes(run.metrics_csv, _csv(analysis.metrics))
-    figures = paper_figures(facts)
-    for name, chart in figures.items():
+    charts = paper_figures(facts) if figures else {}
+    for name, chart in charts.items():
         svg = _svg(chart)
         commit_bytes(run.figure(f"{name}.svg"), svg.encode())
         commit_bytes(run.figure(f"{name}.png"), vl_convert.svg_to_png(svg, ppi=_PPI))
-    html = page(facts, analysis.sweep, analysis.plan, quarantine(run, analysis.plan), list(figures))
+    kept = {f"{name}.{ending}" for name in charts for ending in ("svg", "png")}
+    for name in set(names(run.figure("").parent)) - kept:
+        run.figure(name).unlink(missing_ok=True)
+    html = page(facts, analysis.sweep, analysis.plan, quarantine(run, analysis.plan), list(charts))
     commit_bytes(run.index_html, html.encode())
 
 

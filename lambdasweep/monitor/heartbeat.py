@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict
 
@@ -65,6 +66,8 @@ class DriverState:
     """What each living replica does, by its name."""
     news: list[str]
     """The last lines that the driver said."""
+    began_as: str = ""
+    """Which process of which machine it is (`process_identity`), where that can be told."""
 
     @staticmethod
     def read(run: RunDir) -> "DriverState | None":
@@ -92,7 +95,18 @@ class DriverView:
     @property
     def driver_runs(self) -> bool:
         driver = self.driver
-        return driver is not None and driver.state == "running" and self.driver_age < 10 * driver.every
+        is_fresh = driver is not None and driver.state == "running" and self.driver_age < 10 * driver.every
+        return is_fresh and not self.driver_is_gone
+
+    @property
+    def driver_is_gone(self) -> bool:
+        """Tell whether the driver ran on this machine, and its process has ended without a word, as by SIGKILL."""
+        driver = self.driver
+        if driver is None or driver.state != "running" or not driver.began_as:
+            return False
+        machine = driver.began_as.rpartition(" ")[0]
+        mine = process_identity(os.getpid())
+        return mine.rpartition(" ")[0] == machine and process_identity(driver.pid) != driver.began_as
 
     def look_at_driver(self) -> None:
         before, self.driver = self.driver, DriverState.read(self.run)
@@ -162,4 +176,22 @@ class Heartbeat(Tally):
                 for name, replica in self.replicas.items()
             },
             news=list(self._news),
+            began_as=process_identity(os.getpid()),
         )
+
+
+def process_identity(pid: int) -> str:
+    """Return the machine's start, the space of process numbers, and the process's own start; empty where Linux tells none.
+
+    Two processes with one number, of two containers or before and after a restart, differ in it.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        space = os.readlink("/proc/self/ns/pid")
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            return f"{boot} {space} ended"
+        return f"{boot} {space} {'ended' if fields[0] in 'ZX' else fields[19]}"
+    except OSError:
+        return ""

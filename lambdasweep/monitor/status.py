@@ -55,6 +55,8 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
     yield from damaged(run)
     yield f"{survey.done} units done, {survey.total - survey.done} left"
     yield from filter(None, [spent(survey)])
+    if survey.total and survey.done >= survey.total and not survey.driver_runs and not run.index_html.is_file():
+        yield f"there is no report yet: the same command, or `lambdasweep report {run.root}`, writes it"
     yield from driver_lines(survey)
 
 
@@ -102,6 +104,11 @@ def driver(view: DriverView) -> str:
     lost += f", {state.given_up} units given up" if state.given_up else ""
     if view.driver_runs:
         return f"driver runs on {state.host} (process {state.pid}), seen {ago} ago{lost}"
+    if view.driver_is_gone:
+        return (
+            f"driver ended without a word, seen {ago} ago (process {state.pid} on this machine is gone); the same command "
+            f"goes on{lost}"
+        )
     if state.state == "running":
         return f"driver not seen for {ago}: it ran on {state.host} (process {state.pid}){lost}"
     if state.state == "failed":

@@ -50,6 +50,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return SweepResult(done=0, given_up=(), interrupted=False, hardware=())
 
     monkeypatch.setattr(ray_jobs.driver, "run_units", run_units)
+    monkeypatch.setattr("lambdasweep.monitor.phase.PATIENCE", 1e9)  # what is said does not depend on the machine's load
     # It starts a process that loads vLLM; tests/real has it.
     monkeypatch.setattr("serve.vllm_arguments.argument_problems", lambda *_: [])
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # `run` sets it, and other tests must not see it

@@ -3,7 +3,9 @@
 import io
 import itertools
 import json
+import os
 import re
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from contract import schemas
 from contract.rundir import RunDir, commit_json
 from contract.units import Unit
 from lambdasweep.monitor import watch
-from lambdasweep.monitor.heartbeat import SECONDS, DriverState, Heartbeat
+from lambdasweep.monitor.heartbeat import SECONDS, DriverState, Heartbeat, process_identity
 from lambdasweep.monitor.progress import Tally
 from lambdasweep.monitor.status import describe
 from lambdasweep.monitor.survey import Survey
@@ -274,6 +276,39 @@ def test_status_of_a_driver_that_is_gone(run: RunDir, values: dict[str, Any], sa
 def test_a_strange_driver_json_is_as_good_as_none(run: RunDir, text: str) -> None:
     run.driver_json.write_text(text)
     assert list(describe(run.root))[-1] == "0 units done, 12 left"
+
+
+def test_a_driver_that_was_killed_on_this_machine_is_gone(run: RunDir) -> None:
+    """SIGKILL leaves a driver.json that says it runs, with minutes left; its process says otherwise."""
+    process = subprocess.Popen(["sleep", "600"])
+    state(run, pid=process.pid, host="here", began_as=process_identity(process.pid))
+    assert "driver runs on here" in "\n".join(describe(run.root))
+    process.kill()
+    process.wait()
+    *_, last = describe(run.root)
+    assert last.startswith("driver ended without a word, seen 0 s ago (process ")
+    assert "on this machine is gone); the same command goes on" in last
+    assert not Survey(run).driver_runs
+    # Another process with its number, and a process of another machine or container, are told apart.
+    state(run, pid=os.getpid(), began_as=process_identity(process.pid))
+    assert Survey(run).driver_is_gone
+    elsewhere = "another-boot pid:[1] " + process_identity(os.getpid()).rpartition(" ")[2]
+    state(run, pid=process.pid, began_as=elsewhere)
+    assert Survey(run).driver_runs
+
+
+def test_a_run_without_its_report_says_so(run: RunDir) -> None:
+    says = f"there is no report yet: the same command, or `lambdasweep report {run.root}`, writes it"
+    assert says not in list(describe(run.root))
+    for task, lam, shard in itertools.product(("arc", "mmlu"), LAMBDAS, (0, 1)):
+        commit(run, unit(task, lam, shard))
+    assert says in list(describe(run.root))
+    state(run)
+    assert says not in list(describe(run.root))  # it may be at it
+    run.driver_json.unlink()
+    run.index_html.parent.mkdir()
+    run.index_html.write_text("here")
+    assert says not in list(describe(run.root))
 
 
 def test_a_driver_with_a_wrong_clock_is_alive_once_it_is_seen_to_write(run: RunDir) -> None:
