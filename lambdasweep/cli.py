@@ -214,13 +214,14 @@ def export(
     **settings: Any,
 ) -> None:
     """Write θ(λ) as a checkpoint that transformers and vLLM load: of RUN (λ* by default), or of a pair."""
+    from lambdasweep.monitor.wording import size
     from lambdasweep.takehome.export import export_point
     from lambdasweep.takehome.point import from_flags
 
     began = time.monotonic()
     source = from_flags(run_dir, base, aligned, lam=lam, **settings)
     nbytes = export_point(source, out, like, max_shard_size, lambda line: typer.echo(line, err=True))
-    typer.echo(f"θ({source.lam}): {nbytes / 1e9:.2f} GB in {time.monotonic() - began:.1f} s in {out}")
+    typer.echo(f"θ({source.lam}): {size(nbytes)} in {time.monotonic() - began:.1f} s in {out}")
 
 
 @app.command(cls=ForwardingCommand, rich_help_panel=_TAKE_HOME)
@@ -243,6 +244,31 @@ def serve(
     parents = settings.pop("parents") or "auto"
     source = from_flags(run_dir, base, aligned, lam=lam, **settings)
     serve_point(source, parents, context.args, lambda line: typer.echo(line, err=True))
+
+
+tasks = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode=None, help="Make task files.")
+app.add_typer(tasks, name="tasks", rich_help_panel=_SWEEP)
+
+
+@tasks.command(name="convert", cls=Command)
+def convert_task(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="A JSONL or Parquet file, or hf:ORG/DATASET[:CONFIG][:SPLIT]."),
+    ],
+    out: Annotated[Path, typer.Option(help="The task file to write; it must not exist.", metavar="FILE.jsonl")],
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Which column holds what, where it is not known; choices=A+B+C+D are columns of one choice each.",
+            metavar="query=…,choices=…,gold=…",
+        ),
+    ] = None,
+) -> None:
+    """Write the task file of a data set with rows like those of ARC, MMLU or PIQA."""
+    from lambdasweep.tasks.make_file import make_file
+
+    typer.echo(f"{make_file(source, out, columns)} rows in {out}")
 
 
 def sweep(config: "SweepConfig") -> None:

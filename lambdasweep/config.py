@@ -13,7 +13,7 @@ from contract.points import ONLY, by_name, parse_points
 from lambdasweep.aligned_flags import parse_aligned, parse_revisions
 from lambdasweep.config_file import read_toml
 from lambdasweep.settings import PairSettings, SamplingSettings, TaskSettings, as_flag, names_of, problems_of
-from lambdasweep.tasks.documents import TaskSpec
+from lambdasweep.tasks.documents import MAX_CHOICES, TaskSpec
 from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, HarnessSpec
 from lambdasweep.tasks.prompts import GenerateSpec
 
@@ -201,10 +201,18 @@ def _tasks(
         if not path.removeprefix(PREFIX):
             problems.append(f"--task {flag!r} is not NAME=FILE.jsonl, lm-eval:TASK or NAME=lm-eval:TASK")
             continue
-        specs.append(_spec({"name": name, "file": path, **common}))
+        path, form = _with_format(path)
+        specs.append(_spec({"name": name, "file": path, **common, **form}))
     if not flags:
         specs = [_spec(common | row) for row in rows]
     return tuple(specs)
+
+
+def _with_format(path: str) -> tuple[str, dict[str, str]]:
+    """Take the format off FILE:letters; a data set's own parts and a file of that very name stay as they are."""
+    file, _, form = path.rpartition(":")
+    is_format = form in MAX_CHOICES and file and not path.startswith(PREFIX) and not Path(path).exists()
+    return (file, {"format": form}) if is_format else (path, {})
 
 
 def generate_specs(

@@ -48,9 +48,10 @@ Refine = Annotated[
 Tasks = Annotated[
     list[str] | None,
     flag(
-        "A task, or lm-eval:TASK for one of lm-eval's; repeatable. This or --generate is needed.",
+        "A task; FILE:letters has a format of its own; hf:ORG/DATASET[:CONFIG][:SPLIT] is a data set, lm-eval:TASK one of "
+        "lm-eval's. Repeatable. This or --generate is needed.",
         TASKS,
-        "NAME=FILE.jsonl",
+        "NAME=FILE",
         name="--task",
     ),
 ]

@@ -24,6 +24,7 @@ EXAMPLES = {
     "report": "lambdasweep report runs/model",
     "demo": "lambdasweep demo --out runs/demo",
     "export": "lambdasweep export runs/model --out checkpoints/best",
+    "convert": "lambdasweep tasks convert hf:cais/mmlu:all:test --out mmlu.jsonl",
     "serve": "lambdasweep serve runs/model --parents auto -- --port 8123",
 }
 

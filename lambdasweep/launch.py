@@ -14,10 +14,10 @@ from contract.location import Location
 from contract.rundir import RunDir
 from contract.units import Unit
 from lambdasweep.held_signals import held_signals
-from lambdasweep.memory import size
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.phase import phase
 from lambdasweep.monitor.progress import SweepProgress
+from lambdasweep.monitor.wording import size
 from lambdasweep.prepare import Prepared
 
 if TYPE_CHECKING:

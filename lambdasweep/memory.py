@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lambdasweep.engine_defaults import default_replicas
+from lambdasweep.monitor.wording import counted, size
 
 if TYPE_CHECKING:
     from lambdasweep.prepare import Prepared
@@ -74,16 +75,6 @@ def describe_memory(prepared: "Prepared") -> str:
         f"memory    parents: {found.tier}, {found.each}; host memory {size(found.host)} for "
         f"{counted(found.replicas, 'replica')}, of {size(found.available)} available"
     )
-
-
-def size(nbytes: int) -> str:
-    """Write a number of bytes as a person would."""
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.2f} MB"
-
-
-def counted(number: int, what: str) -> str:
-    """Write a number of things: 1 replica, 2 replicas."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def elements(shape: tuple[int, ...]) -> int:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from contract.errors import InputError, join
 from contract.points import is_named
 from lambdasweep.config import SweepConfig
-from lambdasweep.memory import describe_memory, elements, size
-from lambdasweep.monitor.wording import duration, how
+from lambdasweep.memory import describe_memory, elements
+from lambdasweep.monitor.wording import as_scored, counted, duration, how, size
 
 if TYPE_CHECKING:
     from merge.pair import Pair
@@ -58,17 +58,18 @@ def describe(config: SweepConfig) -> Iterator[str]:
     yield (
         f"engine    {settings.device}, {settings.dtype}, TP {settings.tensor_parallel}, PP {settings.pipeline_parallel}, "
         f"requests up to {settings.max_model_len} tokens"
-        + (f", {settings.threads} threads a rank" if settings.threads else "")
+        + (f", {counted(settings.threads, 'thread')} a rank" if settings.threads else "")
     )
     for name, task in prepared.tasks.items():
         yield (
-            f"task      {name}: {task.built.documents} documents, {task.built.table.num_rows} requests, "
-            f"{sum(task.costs)} tokens in {len(task.shards)} shards ({task.spec.format}, {task.spec.shots} shots)"
+            f"task      {name}: {counted(task.built.documents, 'document')}, "
+            f"{counted(task.built.table.num_rows, 'request')}, {sum(task.costs)} tokens in "
+            f"{counted(len(task.shards), 'shard')} ({as_scored(task.spec.format, task.built.scored_as, task.spec.shots)})"
         )
     for name, prompts in prepared.prompts.items():
         yield (
-            f"generate  {name}: {prompts.built.table.num_rows} prompts, {sum(prompts.costs)} tokens at most in "
-            f"{len(prompts.shards)} shards ({how(record.task_record(prompts))})"
+            f"generate  {name}: {counted(prompts.built.table.num_rows, 'prompt')}, {sum(prompts.costs)} tokens at most in "
+            f"{counted(len(prompts.shards), 'shard')} ({how(record.task_record(prompts))})"
         )
     further = f", then those of up to {config.refine} λ more" if config.refine else ""
     yield f"units     {len(left)} to do of {total} ({len(config.lambdas)} λ){further}"
@@ -77,10 +78,10 @@ def describe(config: SweepConfig) -> Iterator[str]:
     parameters = sum(elements(info.shape) for info in pair.shaped.tensors.values())
     if settings.device == "cpu":
         cores = len(os.sched_getaffinity(0))
-        rate, what = FLOPS_PER_CORE * cores, f"{cores} cores at {FLOPS_PER_CORE / 1e9:.0f} GFLOP/s"
+        rate, what = FLOPS_PER_CORE * cores, f"{counted(cores, 'core')} at {FLOPS_PER_CORE / 1e9:.0f} GFLOP/s"
     else:
         gpus = (config.replicas or 1) * settings.ranks
-        rate, what = FLOPS_PER_GPU * gpus, f"{gpus} GPUs at {FLOPS_PER_GPU / 1e12:.0f} TFLOP/s"
+        rate, what = FLOPS_PER_GPU * gpus, f"{counted(gpus, 'GPU')} at {FLOPS_PER_GPU / 1e12:.0f} TFLOP/s"
     seconds = duration(2 * parameters * tokens / rate)
     yield f"time      about {seconds}, engine start apart (2 FLOP × parameters × tokens, {what})"
     for warning in [*warnings, *replicas_idle(config, len(left))]:

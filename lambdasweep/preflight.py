@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contract.errors import InputError
-from lambdasweep.memory import expected_memory, size
+from lambdasweep.memory import expected_memory
+from lambdasweep.monitor.wording import counted, size
 
 if TYPE_CHECKING:
     from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask
@@ -141,7 +142,8 @@ def _device_problems(prepared: "Prepared") -> Iterator[str]:
         cores, each = len(available_cores()), settings.ranks * settings.threads
         if config.replicas is None and each > cores:
             yield (
-                f"a replica takes {each} cores ({settings.ranks} ranks of {settings.threads} threads), and this machine has "
+                f"a replica takes {each} cores ({counted(settings.ranks, 'rank')} of "
+                f"{counted(settings.threads, 'thread')}), and this machine has "
                 f"{cores}: give fewer ranks, or --replicas 1, whose ranks then share the cores"
             )
     elif _GPUS.is_dir() and settings.ranks > (gpus := len(list(_GPUS.iterdir()))):

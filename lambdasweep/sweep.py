@@ -15,6 +15,7 @@ from lambdasweep.launch import Launch, check_disk, fingerprint_pair, say_put_asi
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.phase import phase
 from lambdasweep.monitor.progress import SweepProgress
+from lambdasweep.monitor.wording import counted
 from lambdasweep.preflight import preflight
 from lambdasweep.prepare import Prepared, prepare
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import write_outcomes
@@ -81,7 +82,8 @@ def replicas_idle(config: SweepConfig, units: int) -> list[str]:
     """Say that more replicas are asked for than there is work for."""
     if config.replicas is None or not 0 < units < config.replicas:
         return []
-    return [f"--replicas {config.replicas}, and {units} units are left: no more than {units} replicas are started"]
+    left = f"{counted(units, 'unit')} {'is' if units == 1 else 'are'} left"
+    return [f"--replicas {config.replicas}, and {left}: no more than {counted(units, 'replica')} at a time"]
 
 
 class _Refinement:

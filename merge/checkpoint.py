@@ -180,8 +180,11 @@ def _locate(source: str, role: str, revision: str | None) -> tuple[Path, str | N
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        hint = ""
+        if any(mark in str(error) for mark in ("401", "403", "gated", "Gated")):
+            hint = "; it may be gated: accept its terms on its page, and set HF_TOKEN to a token of your account"
         raise PairError(
-            f"the {role} checkpoint {source} is no local directory and could not be had from the hub: {reason}"
+            f"the {role} checkpoint {source} is no local directory and could not be had from the hub: {reason}{hint}"
         ) from None
     return Path(local), Path(local).name  # a snapshot's folder is named by its commit
 

@@ -96,7 +96,8 @@ def check_room(
         if counts := _node_counts(settings)[1:]:
             numbers = " or ".join(map(str, counts))
             others = f", or its equal part of each of {numbers} nodes that have less"
+        nodes_have = f"{len(nodes)} node{' has' if len(nodes) == 1 else 's have'}"
         raise InputError(
-            f"a replica takes {each} {name} of one node{others}, and the {len(nodes)} nodes of the Ray cluster have room "
-            f"for {room} replicas{kind}: ask for fewer replicas or ranks, or give it more"
+            f"a replica takes {each} {name} of one node{others}, and the Ray cluster's {nodes_have} room for {room or 'no'} "
+            f"replica{'' if room == 1 else 's'}{kind}: ask for fewer replicas or ranks, or give it more"
         )

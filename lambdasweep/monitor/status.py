@@ -10,7 +10,7 @@ from contract.points import is_named
 from contract.rundir import RunDir
 from lambdasweep.monitor.heartbeat import DriverState, DriverView, ReplicaReport
 from lambdasweep.monitor.survey import Survey
-from lambdasweep.monitor.wording import duration, how, quantity
+from lambdasweep.monitor.wording import cost, counted, duration, how, quantity
 
 _SHOWN = 5
 _REPLICAS_SHOWN = 16
@@ -84,7 +84,7 @@ def spent(survey: Survey) -> str:
     if not sums.receipts:
         return ""
     tokens = sums.tokens_scheduled + sums.tokens_cached
-    text = f"{survey.cost:.4g} {survey.unit_of_cost}, {quantity(tokens)} tokens"
+    text = f"{cost(survey.cost, survey.unit_of_cost)}, {quantity(tokens)} tokens"
     if sums.tokens_cached:
         text += f", {sums.tokens_cached / tokens:.0%} of them cached"
     if sums.tokens_generated:
@@ -100,8 +100,8 @@ def driver(view: DriverView) -> str:
     if state is None:
         return ""
     ago = duration(view.driver_age)
-    lost = f"; {state.failures} replicas failed" if state.failures else ""
-    lost += f", {state.given_up} units given up" if state.given_up else ""
+    lost = f"; {counted(state.failures, 'replica')} failed" if state.failures else ""
+    lost += f", {counted(state.given_up, 'unit')} given up" if state.given_up else ""
     if view.driver_runs:
         return f"driver runs on {state.host} (process {state.pid}), seen {ago} ago{lost}"
     if view.driver_is_gone:

@@ -70,7 +70,7 @@ class Survey(DriverView):
 
     @property
     def unit_of_cost(self) -> str:
-        return "core-hours" if self.sweep.engine["device"] == "cpu" else "GPU-hours"
+        return "core" if self.sweep.engine["device"] == "cpu" else "GPU"
 
     @property
     def cost(self) -> float:

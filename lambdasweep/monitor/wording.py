@@ -17,8 +17,33 @@ def duration(seconds: float) -> str:
 def how(task: TaskRecord) -> str:
     """Say in a few words how a task of the plan is scored or sampled."""
     if not task.is_sampled:
-        return f"{task.format}, {task.shots} shots"
+        return as_scored(task.format, task.scored_as, task.shots)
     return f"{task.samples} samples of at most {task.max_tokens} tokens, temperature {task.temperature:g}"
+
+
+def as_scored(form: str | None, scored_as: str | None, shots: int | None) -> str:
+    """Say how the texts of a task are scored: rows with a continuation have no format of choices."""
+    return (
+        f"{'continuations' if scored_as == 'continuation' and form == 'cloze' else form}, {counted(shots or 0, 'shot')}"
+    )
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things, like 1 unit or 2 units."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def size(nbytes: float) -> str:
+    """Write bytes as a person would, like 720 kB, 1.23 MB or 16.20 GB."""
+    for scale, name in ((1e9, "GB"), (1e6, "MB")):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.2f} {name}"
+    return f"{nbytes / 1e3:.0f} kB"
+
+
+def cost(hours: float, of: str) -> str:
+    """Write core-hours or GPU-hours; a few of them in seconds."""
+    return f"{hours:.3g} {of}-hours" if hours >= 0.01 else f"{hours * 3600:.3g} {of}-seconds"
 
 
 def quantity(number: float) -> str:

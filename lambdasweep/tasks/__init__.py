@@ -2,6 +2,9 @@
 
 It knows tokenizers, but neither engines nor models.
 
+convert.py      turns rows of data sets into rows of a task file
+datasets.py     loads data sets of a model hub
+make_file.py    writes a task file of a data set
 documents.py    reads a JSONL file as checked documents, or reports every problem it has
 formats.py      renders a document as the text that is conditioned on and the texts that are scored
 chat.py         reads a checkpoint's chat template, and renders messages with it

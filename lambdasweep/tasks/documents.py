@@ -15,15 +15,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from contract.errors import TaskError
+from contract.errors import InputError, TaskError
 from lambdasweep.input_files import local_files
 from lambdasweep.settings import TaskSettings, problems_of
+from lambdasweep.tasks.convert import index_of
+from lambdasweep.tasks.datasets import PREFIX as DATASET
+from lambdasweep.tasks.datasets import read_dataset
 
 Kind = Literal["choices", "continuation"]
 
 # The cloze format is limited by `choice`, an int16 in the requests table; the letters format has only A to Z.
 MAX_CHOICES = {"cloze": 2**15 - 1, "letters": 26}
 MAX_SHOWN = 20
+_ROWS_SHOWN = 5
+_ROW = re.compile(r"line (\d+): ")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -45,7 +50,7 @@ class TaskSpec(TaskSettings):
     @property
     def source(self) -> str:
         """Return the path that is recorded as the place that the task comes from."""
-        return str(self.file.resolve())
+        return str(self.file) if str(self.file).startswith(DATASET) else str(self.file.resolve())
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +125,20 @@ def read_documents(spec: TaskSpec) -> TaskFile:
 def read_bytes(name: str, file: Path, problems: list[str]) -> bytes:
     """Return the bytes of a task's file; of a directory or a glob those of all its `*.jsonl`, one after the other.
 
+    A data set of a hub is converted.
+
     Raises:
         TaskError: the file cannot be read; the error also lists the problems found so far.
     """
     try:
+        if str(file).startswith(DATASET):
+            return read_dataset(str(file))
         return b"\n".join(Path(one).read_bytes() for one in local_files(file, ".jsonl") or [str(file)])
     except OSError as error:
         problems.append(f"the file cannot be read ({error.strerror}): check the path and its permissions")
+        raise task_error(name, file, problems) from None
+    except InputError as error:
+        problems += [f"{error.title}: {problem}" for problem in error.problems] or [error.title]
         raise task_error(name, file, problems) from None
 
 
@@ -140,10 +152,20 @@ def json_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def task_error(name: str, file: Path, problems: Sequence[str]) -> TaskError:
-    """Make one error of the problems of a task; the first 20 are shown."""
-    shown = list(problems[:MAX_SHOWN])
-    if len(problems) > MAX_SHOWN:
-        shown.append(f"and {len(problems) - MAX_SHOWN} more")
+    """Make one error of the problems of a task; what is wrong with many rows is said once, and the first 20 are shown."""
+    lines: dict[str, list[str]] = {}
+    for problem in problems:
+        match = _ROW.match(problem)
+        lines.setdefault(problem[match.end() :] if match else problem, []).extend([match[1]] if match else [])
+    said = []
+    for problem, rows in lines.items():
+        where = ", ".join(rows[:_ROWS_SHOWN]) + (
+            f" and {len(rows) - _ROWS_SHOWN} more" if len(rows) > _ROWS_SHOWN else ""
+        )
+        said.append(f"line{'s' * (len(rows) > 1)} {where}: {problem}" if rows else problem)
+    shown = said[:MAX_SHOWN]
+    if len(said) > MAX_SHOWN:
+        shown.append(f"and {len(said) - MAX_SHOWN} more")
     return TaskError(f"task {name!r} cannot be built from {file}", shown)
 
 
@@ -228,9 +250,11 @@ def _choices(line: int, row: dict[str, Any], format: str, problems: list[str]) -
         problems.append(f"line {line}: has {len(choices)} choices: the {format} format takes at most {limit}")
     if len(choices) < 2:
         problems.append(f"line {line}: has {len(choices)} choices: give at least 2")
+    if not isinstance(gold, int) and all(isinstance(choice, str) for choice in choices):
+        gold = index_of(gold, choices)  # a letter, 1.0, or the text of the choice, where it means one choice only
     if isinstance(gold, bool) or not isinstance(gold, int):
-        what = "is missing" if gold is None else f"is {gold!r}"
-        problems.append(f"line {line}: gold {what}: give the index of the right choice, counted from 0")
+        what = "is missing" if row.get("gold") is None else f"is {row['gold']!r}"
+        problems.append(f"line {line}: gold {what}: give the index of the right choice, counted from 0, or its letter")
     elif choices and not 0 <= gold < len(choices):
         problems.append(f"line {line}: gold is {gold}: it counts from 0, so give 0 to {len(choices) - 1}")
     if len(problems) > before:

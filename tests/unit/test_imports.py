@@ -32,7 +32,7 @@ MAY_KNOW = {
     "safetensors": {"merge", "serve"},
     "transformers": {"lambdasweep.tasks", "merge.config_meaning", "merge.model_sizes"},
     "lm_eval": {"lambdasweep.tasks"},
-    "datasets": set(),  # lm-eval's business
+    "datasets": {"lambdasweep.tasks"},
     "altair": {"calibration.report"},
     "vl_convert": {"calibration.report"},
     "jinja2": {"calibration.report", "lambdasweep.tasks"},

@@ -80,7 +80,7 @@ def test_samples_alone_are_a_sweep(
     (line,) = [line for line in planned.out.splitlines() if line.startswith("generate")]
     tokens = 3 * 4 * 8 + sum(len(load_tokenizer(pair[0])(row["prompt"])["input_ids"]) for row in PROMPTS)
     how = "4 samples of at most 8 tokens, temperature 1"
-    assert line == f"generate  stories: 3 prompts, {tokens} tokens at most in 1 shards ({how})"
+    assert line == f"generate  stories: 3 prompts, {tokens} tokens at most in 1 shard ({how})"
     assert "units     3 to do of 3 (3 λ)" in planned.out
     result = lambdasweep("run", *asked)
     assert result.code == 0, result.err
@@ -109,7 +109,7 @@ def test_samples_alone_are_a_sweep(
         ({"temperature": 0.5}, "task stories: temperature was 1.0 and is 0.5 now"),
         ({"max_tokens": 9}, "task stories: max_tokens was 8 and is 9 now"),
         ({"limit": 2}, "task stories: limit was null and is 2 now"),
-        ({"row": {"prompt": "another"}}, "task stories: requests_sha256 was "),
+        ({"row": {"prompt": "another"}}, "task stories: sha256 was "),
         ({"eos": [1, 7]}, "task stories: stop_token_ids was [1] and is [1, 7] now"),
     ],
 )

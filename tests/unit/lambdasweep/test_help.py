@@ -13,7 +13,10 @@ from lambdasweep.help import EXAMPLES
 from lambdasweep.settings import PairSettings, SamplingSettings, TaskSettings, settings
 from tests.support.command_line import Result
 
-COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+TOP: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+# Every command by the words that call it.
+COMMANDS: dict[tuple[str, ...], Any] = {(name,): one for name, one in TOP.items() if not hasattr(one, "commands")}
+COMMANDS |= {(top, name): one for top, group in TOP.items() for name, one in getattr(group, "commands", {}).items()}
 
 
 @pytest.fixture
@@ -63,14 +66,15 @@ def test_every_setting_with_a_flag_says_its_default(group: type, said: Callable[
         assert ("[default: " in line) is setting.flag, name
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_an_example_that_it_takes(name: str, said: Callable[..., str]) -> None:
-    text = said(name, "--help")
-    program, command, *arguments = shlex.split(EXAMPLES[name].replace("\\\n", " "))
-    assert (program, command) == ("lambdasweep", name)
-    assert " ".join(EXAMPLES[name].replace("\\\n", "\\ ").split()) in text
-    COMMANDS[name].make_context(name, arguments)  # it raises where a flag is unknown or a value has another type
-    assert all(len(line) < 79 for line in EXAMPLES[name].splitlines())  # or a terminal would break it
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_has_an_example_that_it_takes(words: tuple[str, ...], said: Callable[..., str]) -> None:
+    text, example = said(*words, "--help"), EXAMPLES[words[-1]]
+    given = shlex.split(example.replace("\\\n", " "))
+    assert given[: len(words) + 1] == ["lambdasweep", *words]
+    assert " ".join(example.replace("\\\n", "\\ ").split()) in text
+    # It raises where a flag is unknown or a value has another type.
+    COMMANDS[words].make_context(words[-1], given[len(words) + 1 :])
+    assert all(len(line) < 79 for line in example.splitlines())  # or a terminal would break it
 
 
 def test_the_version(lambdasweep: Callable[..., Result]) -> None:

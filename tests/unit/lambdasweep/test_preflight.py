@@ -50,7 +50,7 @@ def test_too_few_cores(refused: Callable[..., Result], monkeypatch: pytest.Monke
     monkeypatch.setattr("serve.settings.available_cores", lambda: [0, 1, 2])
     (problem,) = refused(tp=4).problems
     assert problem == (
-        "a replica takes 4 cores (4 ranks of 1 threads), and this machine has 3: give fewer ranks, or --replicas 1, whose "
+        "a replica takes 4 cores (4 ranks of 1 thread), and this machine has 3: give fewer ranks, or --replicas 1, whose "
         "ranks then share the cores"
     )
 
@@ -98,7 +98,7 @@ def test_what_is_taken_and_probably_means_something_else(
     assert "warning: --lambdas 0:1:0.3 stops at 0.9: no step lands on its end\n" in plan.out
     assert f"warning: base and aligned are the same checkpoint ({pair[0]}): every λ is the same model\n" in plan.out
     plan = lambdasweep("plan", *flags(replicas=2, lambdas="0"))
-    assert "warning: --replicas 2, and 1 units are left: no more than 1 replicas are started\n" in plan.out
+    assert "warning: --replicas 2, and 1 unit is left: no more than 1 replica at a time\n" in plan.out
     assert "warning" not in lambdasweep("plan", *flags()).out
 
 

@@ -248,7 +248,7 @@ def test_status_of_a_running_driver(run: RunDir) -> None:
     state(run, failures=2, given_up=1)
     lines = list(describe(run.root))
     start = lines.index("1 units done, 11 left")
-    assert lines[start + 2] == "driver runs on node-7 (process 42), seen 0 s ago; 2 replicas failed, 1 units given up"
+    assert lines[start + 2] == "driver runs on node-7 (process 42), seen 0 s ago; 2 replicas failed, 1 unit given up"
     assert lines[start + 3 :] == [
         "1 h 02 min left, 25 k requests/s, 2.5 M tokens/s",
         "  replica-0: arc λ 0.5 shard 1 for 12 s",

@@ -141,13 +141,22 @@ def test_all_problems_come_at_once_in_file_order(spec) -> None:
     assert heads[1] == "limit is 0"
 
 
+def test_what_is_wrong_with_many_rows_is_said_once(spec) -> None:
+    with pytest.raises(TaskError) as caught:
+        read_documents(spec(*[{"query": "?"}, {**IRON, "gold": 9}] * 4, {"query": "?"}, {"query": "?"}))
+    assert caught.value.problems == (
+        "lines 1, 3, 5, 7, 9 and 1 more: has neither choices (with query and gold) nor a continuation (with context)",
+        "lines 2, 4, 6, 8: gold is 9: it counts from 0, so give 0 to 1",
+    )
+
+
 def test_twenty_problems_are_shown(spec) -> None:
     with pytest.raises(TaskError) as caught:
-        read_documents(spec(*["{"] * 23))
+        read_documents(spec(*[{**IRON, "gold": 100 + row} for row in range(23)]))
     assert len(caught.value.problems) == 21
     assert caught.value.problems[-1] == "and 3 more"
     with pytest.raises(TaskError) as caught:
-        read_documents(spec(*["{"] * 20))
+        read_documents(spec(*[{**IRON, "gold": 100 + row} for row in range(20)]))
     assert len(caught.value.problems) == 20
     assert "more" not in caught.value.problems[-1]
 

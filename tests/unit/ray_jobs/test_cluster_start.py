@@ -1,4 +1,4 @@
-"""A start of Ray that fails is tried again, and said; a signal ends the waits. Ray, which would have to fail, is replaced."""
+"""A start of Ray that fails is tried again, and said; a signal ends the waits. Ray is replaced, or it would have to fail."""
 
 import signal
 import threading

@@ -16,7 +16,7 @@ def test_room() -> None:
     check_room(nodes, SETTINGS, None, None)
     with pytest.raises(InputError, match="room for 3 replicas of the kind H100"):
         check_room(nodes, SETTINGS, 4, "H100")
-    with pytest.raises(InputError, match="room for 0"):
+    with pytest.raises(InputError, match="room for no replicas"):
         check_room({}, SETTINGS, None, None)
 
 
