@@ -42,6 +42,7 @@ from contract.points import from_path, in_path
 _TEMPORARY = ".tmp"
 _SHARD = re.compile(r"shard-(\d{5,})\.parquet")
 METADATA_KEY = b"lambdasweep"
+_LOOKS = 50_000  # tables whose ends are looked at when they are listed
 _READS = 16  # reads from an object store that run at a time: each mostly waits for its answer
 
 
@@ -112,7 +113,10 @@ class RunDir:
         """`root` is a path, or the URL of an object store (`contract.location.locate`)."""
         self.root: Location = locate(root)
         self.damaged: dict[Location, str] = {}  # tables that were found damaged so far, and how; they count as absent
-        self._whole: set[Location] = set()  # tables that were looked at and are whole: a committed file never changes
+        self._whole: dict[
+            Location, set[str]
+        ] = {}  # names of tables that are whole, by folder: none changes once committed
+        self._looks = _LOOKS
 
     # These methods name files.
 
@@ -227,15 +231,19 @@ class RunDir:
     def is_whole(self, path: Location) -> bool:
         """Tell whether a table is whole as far as its ends, and what was read so far, tell; notes those that are not.
 
-        In an object store, where that would be a request each, a table counts as whole until it is read.
+        In an object store, where that would be a request each, a table counts as whole until it is read. So does one beyond
+        the first `_LOOKS`: to look at all of a very large run would take minutes.
         """
         if path in self.damaged:
             return False
-        if isinstance(path, Path) and path.suffix == ".parquet" and path not in self._whole:
-            if problem := problem_of(path):
-                self.damaged[path] = problem
-                return False
-            self._whole.add(path)
+        if isinstance(path, Path) and path.suffix == ".parquet" and self._looks:
+            whole = self._whole.setdefault(path.parent, set())
+            if path.name not in whole:
+                self._looks -= 1
+                if problem := problem_of(path):
+                    self.damaged[path] = problem
+                    return False
+                whole.add(path.name)
         return True
 
     def all_committed(self, kind: str = "tokens") -> dict[tuple[str, str], set[int]]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _GPUS = Path("/proc/driver/nvidia/gpus")
 _TOO_LONG = "too long"
+# Further arguments that are no more than checked numbers, or lambdasweep's own.
+_OURS = {"head_dtype", "threads", "block_size", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
 
 
 def preflight(prepared: "Prepared") -> list[str]:
@@ -50,7 +52,7 @@ def preflight(prepared: "Prepared") -> list[str]:
             problems.append(f"{text}: {_remedy(prepared, task)}")
         else:
             warnings.append(f"{text}; they will be quarantined")
-    if not problems:  # vLLM is heavy, and says less clearly what is said above
+    if not problems and config.engine.keys() - _OURS:  # vLLM is heavy, and says less clearly what is said above
         aligned = {one: checkpoint.path for one, checkpoint in pair.aligned_by_name.items()}
         problems += argument_problems(pair.base.path, aligned, settings, config.parents, pair.line)
     if problems:

@@ -46,10 +46,15 @@ def check_target(out: Location, record: str = "sweep.json", early: str = "reques
     elif out.exists():
         raise RunMismatchError(f"{out} is a file: give a directory as --out")
     if isinstance(out, Path):
-        _check_permissions(out)
+        check_place(out)
 
 
-def _check_permissions(out: Path) -> None:
+def check_place(out: Path) -> None:
+    """Refuse a directory that cannot be made or written; make nothing.
+
+    Raises:
+        InputError: a file is in the way, or the permissions forbid it.
+    """
     there = out.absolute()
     while not there.exists():
         there = there.parent

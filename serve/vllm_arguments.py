@@ -21,13 +21,13 @@ _LINES = 6  # of what vLLM says
 def argument_problems(
     base: Path, aligned: Path | Mapping[str, Path], settings: EngineSettings, parents: str, line: Line
 ) -> list[str]:
-    """Return what is wrong with `settings.extra`, by vLLM's own configuration; nothing is asked where there is none.
+    """Return what is wrong with `settings.extra`, by vLLM's own configuration.
+
+    On a machine without a GPU, vLLM for GPUs is only asked whether it knows the names.
 
     Args:
         base, aligned, settings, parents, line: as those of `serve.engine.Engine`.
     """
-    if not settings.extra:
-        return []
     asked = {
         "base": str(base),
         "aligned": {name: str(path) for name, path in by_name(aligned).items()},
@@ -70,6 +70,8 @@ def _ask(asked: dict[str, Any]) -> list[str]:
     known = {field.name for field in dataclasses.fields(EngineArgs)} | set(inspect.signature(LLM.__init__).parameters)
     if unknown := _unknown(sorted(settings.extra.keys() - known), known):
         return unknown
+    if settings.device == "cuda" and not Path("/proc/driver/nvidia/gpus").is_dir():
+        return []
     aligned = {name: Path(path) for name, path in asked["aligned"].items()}
     arguments = llm_arguments(Path(asked["base"]), aligned, settings, asked["parents"], None, Line(**asked["line"]))
     fields = {field.name for field in dataclasses.fields(EngineArgs)}

@@ -8,6 +8,7 @@ from typing import Any
 import altair as alt
 import pyarrow as pa
 import vl_convert
+from altair.utils.schemapi import debug_mode
 
 from calibration.analyse import Analysis, write_bins
 from calibration.catalogue import ERROR
@@ -52,6 +53,11 @@ def write_report(
         OSError: the disk is full or not writable; what was there before is left as it was.
     """
     found = found or frontiers(analysis.curves)
+    with debug_mode(False):  # tests hold the charts against their schema, which takes most of the time that they take
+        _write(run, analysis, found, error, confidence, figures)
+
+
+def _write(run: RunDir, analysis: Analysis, found: Frontiers, error: str, confidence: str, figures: bool) -> None:
     facts = gather(analysis, found, error, confidence)
     write_frontiers(run, found, by_lambda(analysis.metrics))
     write_bins(run, analysis)

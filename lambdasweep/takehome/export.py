@@ -5,6 +5,7 @@ from pathlib import Path
 
 from contract.errors import InputError
 from contract.points import parent_names
+from lambdasweep.record import check_place
 from lambdasweep.takehome.model_card import model_card
 from lambdasweep.takehome.point import PointSource, fingerprints_of
 
@@ -39,6 +40,7 @@ def export_point(source: PointSource, out: Path, like: str, max_shard_size: str,
     if max_shard_bytes < _LEAST:
         raise InputError(f"--max-shard-size {max_shard_size} is {max_shard_bytes} bytes: write the unit, as in 5GB")
     check_target(out)
+    check_place(out)
     pair = open_pair(source.base, source.aligned, source.base_revision, source.aligned_revision, source.line)
     if like == "base" and pair.line.has_aligned_shapes:
         raise InputError("--like base does not go with --vocab shared: the model has aligned's vocabulary and shapes")

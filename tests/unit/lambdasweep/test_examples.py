@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -93,7 +95,7 @@ def test_the_reader_takes_the_example_with_every_line(tmp_path: Path) -> None:
     changed = {
         field.name
         for field in dataclasses.fields(SweepConfig)
-        if getattr(sweep, field.name) in (None, (), "", {}) and field.name != "lam_map"
+        if getattr(sweep, field.name) in (None, (), "", {}) and field.name not in ("lam_map", "warnings")
     }
     assert changed == set()
     assert [type(spec) for spec in sweep.tasks] == [TaskSpec, TaskSpec, HarnessSpec]
@@ -127,3 +129,14 @@ def test_every_setting_has_a_comment() -> None:
         lines = block.splitlines()
         if any(re.match(r"#?[a-z_]+ = ", line) for line in lines):
             assert lines[0].startswith("# "), block
+
+
+@pytest.mark.parametrize("name", ["with_duckdb", "with_pandas", "with_polars"])
+def test_an_example_without_a_run_says_how_it_is_called(name: str) -> None:
+    pytest.importorskip(name.removeprefix("with_"))
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"python examples/{name}.py runs/demo" in done.stderr
+    assert "Traceback" not in done.stderr
