@@ -139,7 +139,11 @@ def read_sweep(run: RunDir) -> SweepRecord:
     Raises:
         InputError: `run` holds no sweep, or the file is damaged.
     """
-    value = run.sweep()
+    return sweep_of(run.sweep_json, run.sweep())
+
+
+def sweep_of(path: Location, value: Mapping[str, Any]) -> SweepRecord:
+    """Return the record of what is in sweep.json, or in score.json, which has the same entries; raises as `read_sweep`."""
 
     def make() -> SweepRecord:
         line = value.get("line")
@@ -152,7 +156,7 @@ def read_sweep(run: RunDir) -> SweepRecord:
             tokenizer=value.get("tokenizer"),
         )
 
-    return _whole(run.sweep_json, make)
+    return whole(path, make)
 
 
 def read_plan(run: RunDir) -> dict[str, TaskRecord]:
@@ -166,7 +170,7 @@ def read_plan(run: RunDir) -> dict[str, TaskRecord]:
 
 def plan_of(path: Location, value: Mapping[str, Any]) -> dict[str, TaskRecord]:
     """Return the tasks of what is in plan.json; raises as `read_plan`."""
-    return _whole(path, lambda: {name: _task(task) for name, task in value["tasks"].items()})
+    return whole(path, lambda: {name: _task(task) for name, task in value["tasks"].items()})
 
 
 def _task(value: Mapping[str, Any]) -> TaskRecord:
@@ -186,7 +190,12 @@ def _known(kind: type[T], value: Mapping[str, Any]) -> T:
     return kind(**{name: one for name, one in value.items() if name in names})
 
 
-def _whole(path: Location, make: Callable[[], T]) -> T:
+def whole(path: Location, make: Callable[[], T]) -> T:
+    """Return what is made of a file.
+
+    Raises:
+        InputError: it cannot be made, because the file is damaged.
+    """
     try:
         return make()
     except (TypeError, ValueError, AttributeError, KeyError) as error:

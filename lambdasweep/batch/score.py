@@ -2,17 +2,18 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, PairError, RunMismatchError, join
+from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, PairError, join
+from contract.records import SweepRecord
 from contract.rundir import commit_json, commit_table
 from lambdasweep import record
 from lambdasweep.batch.config import ScoreConfig
 from lambdasweep.batch.files import Inputs, open_inputs
 from lambdasweep.batch.find import lies_in
+from lambdasweep.batch.identity import ScoreRecord, check, file_record, read_score
 from lambdasweep.batch.repeats import repeated_rows
 from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.batch.source import ParquetSource
@@ -58,8 +59,9 @@ def run_score(config: ScoreConfig, say: Callable[[str], None]) -> ScoreResult:
     prepared, inputs = _prepare(config, out)
     for warning in preflight(prepared):
         say(f"warning: {warning}")
-    identity = score_record(config, prepared, inputs)
-    check(out, identity)
+    asked = score_record(config, prepared, inputs)
+    if out.exists():
+        check(out, read_score(out), asked)
     rows, units = inputs.rows, len(inputs.shards)
     check_disk(sweep.out, inputs.scored * _BYTES_PER_TOKEN + rows * _BYTES_PER_ROW + units * _BYTES_PER_UNIT)
     for warning in prepared.warnings:
@@ -67,14 +69,15 @@ def run_score(config: ScoreConfig, say: Callable[[str], None]) -> ScoreResult:
     with out.lock():
         out.sweep_temporaries()
         say_put_aside(out, say)
-        check(out, identity)  # another driver may have been here since
-        if not out.exists():
-            commit_json(out.score_json, identity)
+        if out.exists():  # another driver may have been here since
+            check(out, read_score(out), asked)
+        else:
+            commit_json(out.score_json, asked.to_json())
         if not out.repeated_ids.is_file():
             say(f"reading the ids of {inputs.rows} rows")
             found = repeated_rows(inputs.files, inputs.columns)
             commit_table(out.repeated_ids, pa.table({"row": pa.array(found)}))
-        return _run_left(config, out, prepared, inputs, identity, say)
+        return _run_left(config, out, prepared, inputs, asked.made, say)
 
 
 def _prepare(config: ScoreConfig, out: ScoreDir) -> tuple[Prepared, Inputs]:
@@ -94,7 +97,7 @@ def _prepare(config: ScoreConfig, out: ScoreDir) -> tuple[Prepared, Inputs]:
             path = open_checkpoint(config.sweep.base, "model").path
             if not (path / "tokenizer.json").exists():
                 raise PairError(f"{path} has no tokenizer.json: put it there")
-        prepared = prepare(config.sweep, out.score()["engine"] if out.exists() else None)
+        prepared = prepare(config.sweep, read_score(out).made.engine if out.exists() else None)
     except InputError as error:
         failures.append(error)
     try:
@@ -115,59 +118,24 @@ def _prepare(config: ScoreConfig, out: ScoreDir) -> tuple[Prepared, Inputs]:
     return prepared, inputs
 
 
-def score_record(config: ScoreConfig, prepared: Prepared, inputs: Inputs) -> dict[str, Any]:
+def score_record(config: ScoreConfig, prepared: Prepared, inputs: Inputs) -> ScoreRecord:
     """Return what score.json holds."""
     if config.is_model:
         from merge.fingerprints import remembered_fingerprint
 
         digest = remembered_fingerprint(prepared.pair.opened["base"], "model")
-        values = record.sweep_record(prepared, {"base": digest, "aligned": digest}).to_json()
-        values["pair"] = {"model": values["pair"]["base"]}
-        del values["tokenizer"], values["line"]
+        made = record.sweep_record(prepared, {"base": digest, "aligned": digest})
+        made = replace(made, pair={"model": made.pair["base"]}, line=None, tokenizer=None)
     else:
-        values = record.sweep_record(prepared, fingerprint_pair(prepared)).to_json()
-    return {
-        **values,
-        "lam": None if config.is_model else config.sweep.lambdas[0],
-        "columns": inputs.columns.to_json(),
-        "rows": inputs.rows,
-        "units": len(inputs.shards),
-        "files": [
-            {"path": file.path, "size": file.size, "rows": file.rows, "footer_sha256": file.footer_sha256}
-            | ({"partition": dict(file.partition)} if file.partition else {})
-            for file in inputs.files
-        ],
-    }
-
-
-def check(out: ScoreDir, identity: dict[str, Any]) -> None:
-    """Hold what is asked for now against what the directory was started with; files may have moved, all together.
-
-    Raises:
-        RunMismatchError: naming every difference.
-    """
-    if not out.exists():
-        return
-    before = out.score()
-    problems = record.differences("", {**before, "files": None}, {**identity, "files": None})
-    old, new = (
-        {file["path"]: (file["size"], file["footer_sha256"], file.get("partition")) for file in files}
-        for files in (before["files"], identity["files"])
+        made = record.sweep_record(prepared, fingerprint_pair(prepared))
+    return ScoreRecord(
+        made,
+        None if config.is_model else config.sweep.lambdas[0],
+        inputs.columns.to_json(),
+        inputs.rows,
+        len(inputs.shards),
+        tuple(map(file_record, inputs.files)),
     )
-    if list(old.values()) != list(new.values()):
-        problems += [f"{path} is not among the files now" for path in old if path not in new]
-        problems += [f"{path} is new among the files" for path in new if path not in old]
-        problems += [
-            f"{path} was {old[path][0]} bytes and is {new[path][0]} now, or has another footer"
-            for path in old
-            if path in new and old[path] != new[path]
-        ]
-        if old == new:
-            problems.append("the files come in another order")
-    if problems:
-        raise RunMismatchError(
-            f"{out.root} holds scores of something else; give another --out, or what it was started with", problems
-        )
 
 
 def _run_left(
@@ -175,7 +143,7 @@ def _run_left(
     out: ScoreDir,
     prepared: Prepared,
     inputs: Inputs,
-    identity: dict[str, Any],
+    made: SweepRecord,
     say: Callable[[str], None],
 ) -> ScoreResult:
     from ray_jobs.units import TaskPlan, units_for
@@ -190,11 +158,10 @@ def _run_left(
     if left:
         from merge.remote_parent import describe_parent, travelling
 
-        fingerprints = {role: parent["fingerprint"] for role, parent in identity["pair"].items()}
         if config.is_model:
-            base, aligned = describe_parent(prepared.pair.opened["base"], "model", fingerprints["model"]), None
+            base, aligned = describe_parent(prepared.pair.opened["base"], "model", made.fingerprints["model"]), None
         else:
-            base, aligned = travelling(prepared.pair, fingerprints)
+            base, aligned = travelling(prepared.pair, made.fingerprints)
         tokenizer = base
         if aligned and config.sweep.tokenizer != "base":
             tokenizer = aligned.get(config.sweep.tokenizer) or next(iter(aligned.values()))
@@ -203,7 +170,7 @@ def _run_left(
             out=out,
             prepared=prepared,
             parents=(base, aligned),
-            identity=table_identity(identity),
+            identity=made.table_identity(),
             sources={TASK: ParquetSource(root, os.getcwd(), inputs.files, inputs.columns, tokenizer, max_model_len)},
             total=total,
             called=lambda unit: f"rows {unit.first_row}–{unit.end_row - 1}",
@@ -211,15 +178,3 @@ def _run_left(
         interrupted = launch.units(left, tally, progress, say)
     code = EXIT_INTERRUPTED if interrupted else EXIT_QUARANTINE if out.parts("quarantine") else 0
     return ScoreResult(out, code, tally.done, tally.requests, tally.tokens, progress.seconds)
-
-
-def table_identity(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return what every table of scores carries about where it came from."""
-    fingerprints = {role: parent["fingerprint"] for role, parent in identity["pair"].items()}
-    return {
-        "schema": identity["schema"],
-        **fingerprints,
-        **({"line": identity["line"]} if "line" in identity else {}),
-        "engine": identity["engine"],
-        "versions": identity["versions"],
-    }

@@ -32,7 +32,7 @@ class ScoreDir(RunDir):
         return self.score_json.is_file()
 
     def score(self) -> dict[str, Any]:
-        """Return score.json.
+        """Return score.json as it is; `lambdasweep.batch.identity.read_score` makes a record of it.
 
         Raises:
             InputError: `root` holds no scores, or the file is damaged.

@@ -548,6 +548,25 @@ def test_another_input_model_or_setting_is_refused_with_what_changed(
     assert contents(tmp_path / "out") == before
 
 
+@pytest.mark.parametrize("missing", ["lam", "rows", "files", "pair"])
+def test_a_damaged_record_is_named(
+    score: Callable[..., Result],
+    lambdasweep: Callable[..., Result],
+    handed: list[dict[str, Any]],
+    tmp_path: Path,
+    missing: str,
+) -> None:
+    file = write(tmp_path / "a.parquet", id=[1], prompt=["x"])
+    assert score(file).code == 0
+    path = tmp_path / "out" / "score.json"
+    record = json.loads(path.read_text())
+    del record[missing]
+    path.write_text(json.dumps(record))
+    for result in (score(file), lambdasweep("status", tmp_path / "out")):
+        assert result.code == 2
+        assert f"{path} is damaged" in result.err
+
+
 def test_a_run_directory_and_an_output_directory_are_not_taken_for_each_other(
     score: Callable[..., Result],
     lambdasweep: Callable[..., Result],
