@@ -201,26 +201,37 @@ def _read(config: Mapping[str, Any]) -> _Reading | None:
 
 @lru_cache(maxsize=16)
 def _read_text(text: str) -> _Reading | None:
+    config = json.loads(text)
+    made = made_by_class({key: value for key, value in config.items() if key not in _ELSEWHERE})
+    if made is None:
+        return None
+    values = _filled(meaning(made.to_dict()))
+    # A class may go on with a nested config of another kind, and pass over what that says of itself.
+    values |= {path: kind for path, kind in meaning(config).items() if path.endswith("model_type")}
+    return _Reading(values, frozenset(_unknown(made, config) & values.keys()))
+
+
+def made_by_class(config: Mapping[str, Any]) -> Any:
+    """Return the object that transformers' config class makes of a config.json.
+
+    It is None where transformers is not installed, has no such class, or its class does not take the config.
+    """
+    kind = config.get("model_type")
+    if find_spec("transformers") is None or not isinstance(kind, str):
+        return None
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.utils import logging
 
-    config = json.loads(text)
-    kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+    if kind not in CONFIG_MAPPING:
         return None
-    plain = {key: value for key, value in copy.deepcopy(config).items() if key not in _ELSEWHERE}
     loudness = logging.get_verbosity()
     logging.set_verbosity_error()  # what it has to say of a config is not about the pair
     try:
-        made = CONFIG_MAPPING[kind].from_dict(plain)
-        values = _filled(meaning(made.to_dict()))
+        return CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(config)))
     except Exception:  # a config class may raise anything over a value that it does not expect
         return None
     finally:
         logging.set_verbosity(loudness)
-    # A class may go on with a nested config of another kind, and pass over what that says of itself.
-    values |= {path: kind for path, kind in meaning(config).items() if path.endswith("model_type")}
-    return _Reading(values, frozenset(_unknown(made, config) & values.keys()))
 
 
 def _filled(values: dict[str, Any]) -> dict[str, Any]:

@@ -4,12 +4,12 @@ knows each architecture's names and defaults, and for a wrapper in its text conf
 A config that transformers does not know is read as it is written.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from merge.checkpoint import Checkpoint
+from merge.config_meaning import made_by_class
 from merge.pair import Pair
 from merge.text_part import text_part
 
@@ -103,19 +103,10 @@ def _kind(rope: Mapping[str, Any]) -> str:
 
 def _reader(config: Mapping[str, Any]) -> Callable[[str], Any]:
     """Return a function that looks a key up."""
-    try:
-        from transformers import CONFIG_MAPPING
-    except ImportError:
+    made = made_by_class(config)
+    if made is None:
         return config.get
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # what it thinks of token ids is no news of ours
-    try:
-        made = CONFIG_MAPPING[str(config.get("model_type"))].from_dict(dict(config)).get_text_config()
-    except Exception:  # a class that refuses its config may raise anything; vLLM then says what is wrong
-        return config.get
-    finally:
-        logger.setLevel(level)
+    made = made.get_text_config()
     return lambda key: getattr(made, key, None)
 
 

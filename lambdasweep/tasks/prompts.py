@@ -186,8 +186,9 @@ def stop_tokens(directory: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
         if found is None and path.is_file():
             try:
                 values = json.loads(path.read_text(encoding="utf-8"))
-                nested = values.get("text_config") or {}
-                found = values.get("eos_token_id", nested.get("eos_token_id"))
+                found = values.get("eos_token_id")
+                if found is None:
+                    found = (values.get("text_config") or {}).get("eos_token_id")
             except (OSError, ValueError, AttributeError) as error:
                 raise PairError(f"{path} cannot be read: {error}") from None
     if found is None:

@@ -16,8 +16,6 @@ from lambdasweep.prepare import prepare
 from tests.support import engine_process
 from tests.support.checkpoints import VOCAB, write_tokenizer
 
-pytestmark = pytest.mark.real
-
 LAM = "0.35"
 PATH = ("0", LAM)
 SHORT, WINDOW = 96, 2048  # tokens that the short factors are meant for, and that the model takes

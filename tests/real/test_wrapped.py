@@ -18,8 +18,6 @@ from tests.support import engine_process
 from tests.support.checkpoints import VOCAB
 from tests.support.wrapped import KINDS, WINDOW, write_wrapped
 
-pytestmark = pytest.mark.real
-
 LAM = "0.35"
 PATH = ("0", LAM, "1", "0")
 LENGTHS = (9, WINDOW + 1, 33, 70)

@@ -30,7 +30,7 @@ MAY_KNOW = {
     "vllm": {"serve"},
     "ray": {"ray_jobs"},
     "safetensors": {"merge", "serve"},
-    "transformers": {"lambdasweep.tasks", "merge.config_meaning", "merge.model_sizes"},
+    "transformers": {"lambdasweep.tasks", "merge.config_meaning"},
     "lm_eval": {"lambdasweep.tasks"},
     "datasets": {"lambdasweep.tasks"},
     "altair": {"calibration.report"},

@@ -179,6 +179,9 @@ def test_where_answers_end(tmp_path: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"eos_token_id": 5}))
     assert stop_tokens(model, tokenizer) == (5,)
+    nested = {"eos_token_id": None, "text_config": {"eos_token_id": [7, 3]}}
+    (model / "config.json").write_text(json.dumps(config | nested))
+    assert stop_tokens(model, tokenizer) == (3, 7)
     (model / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
     assert stop_tokens(model, tokenizer) == (tokenizer.eos_token_id,)
 
