@@ -50,19 +50,11 @@ _WRAPPERS = {
         _same("gemma3_text", "Gemma3ForCausalLM"), ("vision_tower.", "multi_modal_projector.")
     ),
     "Mistral3ForConditionalGeneration": _Wrapper(
-        _same("mistral", "MistralForCausalLM") | _same("ministral3", "Ministral3ForCausalLM"),
-        ("vision_tower.", "multi_modal_projector."),
+        _same("mistral", "MistralForCausalLM"), ("vision_tower.", "multi_modal_projector.")
     ),
     # Text has the same position in all sections of the multimodal rotary embedding, which makes it the plain one.
     "Qwen2_5_VLForConditionalGeneration": _Wrapper(
         {"qwen2_5_vl_text": ("qwen2", "Qwen2ForCausalLM")}, ("visual.",), _FLAT
-    ),
-    "Qwen2VLForConditionalGeneration": _Wrapper({"qwen2_vl_text": ("qwen2", "Qwen2ForCausalLM")}, ("visual.",), _FLAT),
-    "Llama4ForConditionalGeneration": _Wrapper(
-        _same("llama4_text", "Llama4ForCausalLM"), ("vision_model.", "multi_modal_projector.")
-    ),
-    "Gemma4ForConditionalGeneration": _Wrapper(
-        _same("gemma4_text", "Gemma4ForCausalLM"), ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
     ),
 }
 
