@@ -182,9 +182,11 @@ def write(run: RunDir, sweep: SweepRecord, prepared: Prepared) -> dict[str, Task
     plan = check(run, sweep, tasks)
     for name, task in prepared.everything.items():
         # A table that no plan names may be of another file, and one that is there may be damaged.
-        if name not in plan["tasks"] or not run.requests(name).is_file() or not run.is_whole(run.requests(name)):
-            commit_table(run.requests(name), task.built.table, _identity(tasks[name].to_json()))
-            run.damaged.pop(run.requests(name), None)
+        path = run.requests(name)
+        is_there = isinstance(path, ObjectPath) or (path.is_file() and run.is_whole(path))
+        if name not in plan["tasks"] or not is_there:
+            commit_table(path, task.built.table, _identity(tasks[name].to_json()))
+            run.damaged.pop(path, None)
     if not run.exists():
         commit_json(run.sweep_json, sweep.to_json())
     for name, asked in tasks.items():

@@ -68,7 +68,7 @@ def _write(run: RunDir, analysis: Analysis, found: Frontiers, error: str, confid
         commit_bytes(run.figure(f"{name}.svg"), svg.encode())
         commit_bytes(run.figure(f"{name}.png"), vl_convert.svg_to_png(svg, ppi=_PPI))
     kept = {f"{name}.{ending}" for name in charts for ending in ("svg", "png")}
-    for name in set(names(run.figure("").parent)) - kept:
+    for name in set(names(run.figure("any").parent)) - kept:
         run.figure(name).unlink(missing_ok=True)
     html = page(facts, analysis.sweep, analysis.plan, quarantine(run, analysis.plan), list(charts))
     commit_bytes(run.index_html, html.encode())
