@@ -1,19 +1,23 @@
 """This module computes the metrics table of a run directory from whatever is committed so far."""
 
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from calibration.catalogue import ERROR, answers, find
-from calibration.frontier.curve import Curve, collect_curve, thinned
+from calibration.frontier.curve import collect_curve, thinned
+from calibration.frontier.frontier import Frontier, Frontiers, frontier, run_margin
 from calibration.lm_eval_rows import outcome_rows
-from calibration.metrics.reliability_bins import bin_table
+from calibration.macro import Means, macro_along, means_of, with_means
+from calibration.metrics.reliability_bins import BinRow, bin_table
 from calibration.samples_at_lambda import diversity_metrics
 from calibration.scores.per_document import CONFIDENCES
-from calibration.task_at_lambda import TaskMetrics, task_metrics
+from calibration.scores.pool import pools_of
+from calibration.task_at_lambda import TaskMetrics, pooled_metrics, task_metrics
 from calibration.uncertainty.intervals import interval
 from calibration.uncertainty.resample import RESAMPLES, SEED, SPLITS
 from contract import schemas
@@ -32,7 +36,8 @@ class Analysis:
 
     metrics: pa.Table  # its schema is schemas.METRICS
     bins: pa.Table  # its schema is schemas.BINS
-    curves: tuple[Curve, ...]  # the curves of the choice tasks, which `frontier.frontiers` takes
+    found: Frontiers  # the frontiers of the choice tasks and of pooled tasks
+    pools: Mapping[str, tuple[str, ...]]  # the choice tasks that are pooled, by the name of the pool
     sweep: SweepRecord
     plan: Plan
     damaged: tuple[str, ...] = ()  # a line for each damaged table, whose documents count as unfinished
@@ -44,7 +49,12 @@ class Analysis:
 
 
 def analyse(
-    run: RunDir, resamples: int = RESAMPLES, seed: int = SEED, error: str = ERROR, confidence: str = CONFIDENCES[0]
+    run: RunDir,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+    error: str = ERROR,
+    confidence: str = CONFIDENCES[0],
+    margin: float | None = None,
 ) -> Analysis:
     """Compute every metric of every task at every λ of the plan that has anything committed.
 
@@ -58,6 +68,9 @@ def analyse(
     λ = 1 is not the aligned parent [records.SweepRecord.parents], nothing is compared with it. Over several aligned
     checkpoints their names stand in the place of `aligned`, and nothing is matched.
 
+    All choice tasks together, and those of a group of lm-eval, are pooled [calibration.scores.pool]: a pool has a name as a
+    task has, and the metrics of catalogue.METRICS for pools, under `confidence` only.
+
     Every task has `docs_quarantined`, `docs_unfinished` and `docs_undefined` for every λ, under confidence sum and split
     all, with n = all documents of the task: they count the documents that are in none of the metrics above, by the reason
     (`LeftOut` of `calibration.scores.per_document`).
@@ -68,16 +81,17 @@ def analyse(
     Args:
         run: the run.
         resamples: the number of resamples that the 95 % intervals are made of [calibration.uncertainty.intervals]; smooth
-            ECE takes at most 200 of them.
+            ECE takes at most 500 of them.
         seed: the seed of the splits and of the resamples [calibration.uncertainty.resample.draw]. The table depends on the
             run's tables and on these arguments alone.
-        error: the calibration error that the curves hold accuracy against, one of catalogue.answers().
+        error: the calibration error that the frontiers hold accuracy against, one of catalogue.answers().
         confidence: the confidence of that error and accuracy, one of CONFIDENCES.
+        margin: the accuracy that λ* may give up, as a share of documents [lambda_star.choose]; without it, the run's.
 
     Returns:
         The metrics, ordered by task as in the plan, λ ascending, metric, confidence as in CONFIDENCES, and split (all,
-        select, report); the bins of reliability diagrams [reliability_bins], ordered by task and λ in the same way; and the
-        curves from which `frontier.frontiers` makes its answer. A value is null where n is 0 or the metric does not exist
+        select, report), pools last; the bins of reliability diagrams [reliability_bins], ordered by task and λ likewise; and
+        the frontiers with λ*. A value is null where n is 0 or the metric does not exist
         (AUROC where all are right, a perplexity beyond float64); `nll` and `perplexity` are infinite where something right
         has probability 0. A λ with nothing committed has no rows.
 
@@ -89,36 +103,51 @@ def analyse(
         known = f"an error of {', '.join(answers())} and a confidence of {', '.join(CONFIDENCES)}"
         raise InputError(f"accuracy cannot be held against {error!r} of confidence {confidence!r}: give {known}")
     rows: list[_Row] = []
-    binned = []
-    curves = []
+    binned: list[tuple[str, str, list[BinRow]]] = []
+    frontiers: list[Frontier] = []
+    means: dict[str, Means] = {}  # by choice task
     plan = read_plan(run)  # the plan is read first, because this tells a place that holds no run
     outcomes = outcome_rows(run)
     sweep = read_sweep(run)
     parents = sweep.parents
-    for task, entry in plan.items():
-        found: dict[str, list[_Row]] = outcomes.pop(task, {})
+    margin = run_margin(run) if margin is None else margin
+
+    def add(name: str, measured_lambdas: Iterable[TaskMetrics], scored_as: str) -> None:
+        found: dict[str, list[_Row]] = outcomes.pop(name, {})
         kept: list[TaskMetrics] = []
-        # A task whose documents are neither choices nor one continuation has lm-eval's metrics only.
-        scored_as = entry.scored_as
-        measured_lambdas: Iterator[TaskMetrics] = iter(())
-        if entry.is_sampled:
-            measured_lambdas = diversity_metrics(run, task, entry, parents, resamples, seed)
-        elif scored_as != "other":
-            measured_lambdas = task_metrics(run, task, entry.lambdas, parents, resamples, seed)
         for measured in measured_lambdas:
-            found.setdefault(measured.lam, []).extend(_rows(task, measured, scored_as))
+            found.setdefault(measured.lam, []).extend(_rows(name, measured, scored_as))
             kept.append(thinned(measured, error, confidence))
         for lam in sorted(found, key=order):
-            rows += sorted(found[lam], key=_order)
+            rows.extend(sorted(found[lam], key=_order))
         kept.sort(key=lambda measured: order(measured.lam))
-        binned += [(task, measured.lam, measured.bins) for measured in kept]
-        if along := collect_curve(task, kept, error, confidence, parents):
-            curves.append(along)
+        binned.extend((name, measured.lam, measured.bins) for measured in kept)
+        if along := collect_curve(name, kept, error, confidence, parents):
+            several = [means[task] for task in pools.get(name, ())]
+            frontiers.append(frontier(dataclasses.replace(along, macro=macro_along(along.lambdas, several)), margin))
+            means.setdefault(name, means_of(kept, confidence))
+
+    pools: dict[str, tuple[str, ...]] = {}
+    for task, entry in plan.items():
+        # A task whose documents are neither choices nor one continuation has lm-eval's metrics only.
+        if entry.is_sampled:
+            add(task, diversity_metrics(run, task, entry, parents, resamples, seed), entry.scored_as)
+        elif entry.scored_as == "other":
+            add(task, (), entry.scored_as)
+        else:
+            add(task, task_metrics(run, task, entry.lambdas, parents, resamples, seed), entry.scored_as)
+    with_choices = [one.task for one in frontiers]
+    pools |= pools_of(plan, with_choices)
+    for name, members in pools.items():
+        along = pooled_metrics(run, members, plan, parents, resamples, seed, confidence)
+        add(name, with_means(along, [means[task] for task in members], confidence, parents), "pool")
     for group in outcomes.values():
         for lam in sorted(group, key=order):
             rows += sorted(group[lam], key=_order)
     metrics = schemas.table_of(schemas.METRICS, rows)
-    return Analysis(metrics, bin_table(binned), tuple(curves), sweep, plan, tuple(describe(run)))
+    of_tasks, of_pools = frontiers[: len(with_choices)], frontiers[len(with_choices) :]
+    found = Frontiers(tuple(of_tasks), margin, tuple(of_pools))
+    return Analysis(metrics, bin_table(binned), found, pools, sweep, plan, tuple(describe(run)))
 
 
 def write_metrics(run: RunDir, analysis: Analysis | None = None) -> pa.Table:
@@ -171,7 +200,7 @@ def _rows(task: str, measured: TaskMetrics, scored_as: str) -> Iterator[_Row]:
         value = None if math.isnan(estimate.value) else estimate.value
         found = interval(estimate, key[0])
         ends = (found.low, found.high) if found else (None, None)
-        yield (task, lam, *key, value, *ends, estimate.n, found.resamples if found else None)
+        yield (task, lam, *key, value, *ends, estimate.n, (found.resamples or None) if found else None)
 
 
 def _order(row: _Row) -> tuple[str, int, int]:

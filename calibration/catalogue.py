@@ -5,7 +5,9 @@ Else a function of `calibration/metrics/` returns it beside others of its kind, 
 report, the model card, the intervals, the answer and the table in docs/metrics.md follow.
 """
 
+import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -16,12 +18,12 @@ from calibration.arrays import BINS, Floats
 from calibration.metrics.predictions import Predictions
 from calibration.scores.per_document import CONFIDENCES
 
-Task = Literal["choices", "continuation", "samples"]  # what a task is scored as
+Task = Literal["choices", "continuation", "samples", "pool"]  # what a task is scored as, or pooled choice tasks
 Direction = Literal["up", "down", "zero", "none"]  # which numbers are better; zero: the nearest to it
-Interval = Literal["percentile", "basic", "signed", "none"]  # `intervals.interval` says what they are
+Interval = Literal["percentile", "honest", "normal", "none"]  # `intervals.interval` says what they are
 
 ACCURACY = {"sum": "acc", "tokens": "acc_tokens", "bytes": "acc_bytes"}  # the accuracy by confidence
-COUNTED: dict[Task, str] = {"choices": "nll", "continuation": "nll", "samples": "distinct_answers"}
+COUNTED: dict[Task, str] = {"choices": "nll", "continuation": "nll", "samples": "distinct_answers", "pool": "nll"}
 """The metric that every document with a score has, so that its n is how many there are."""
 
 _ARROWS: dict[Direction, str] = {"up": " ↑", "down": " ↓", "zero": " → 0", "none": ""}
@@ -61,8 +63,13 @@ class Metric:
     once: bool = False  # stored under confidence sum only, because it is the same for all
     scaled: bool = False  # whether it is also computed after temperature scaling, as <name>_scaled
     compared: bool = True  # whether its difference to each parent is also stored, as <name>_vs_<parent>
+    pooled: bool = False  # whether pooled tasks have it, too; means have it always
     per_parent: bool = False  # whether there is one for each parent, <name>_<parent>
     of_contexts: bool = True  # whether it exists where each choice has a context of its own
+    arbitrary: bool = (
+        False  # whether an arbitrary temperature decides it and none is fitted: not shown per token and byte
+    )
+    floor: str = ""  # the metric that says what noise alone gives of it; the report draws it beside it
     answer: Answer | None = None
     column: Column | None = None
     drawn: bool = False  # whether the report has a figure of it along λ, and a column
@@ -86,6 +93,9 @@ class Metric:
 
 
 _SHARE, _IN_BINS, _NATS = "share of documents", f"0 to 1 ({BINS} bins)", "nats per document"
+_SQUARED = f"squared gap ({BINS} bins)"
+
+FLOOR = 1e-9  # the least probability of the right choice that `nll_floored` takes
 
 _CHOICES = (
     *(
@@ -101,42 +111,65 @@ _CHOICES = (
         for confidence, name in ACCURACY.items()
     ),
     Metric(
-        *(f"ece_width{BINS}", "ECE", _IN_BINS, "down", "basic", "Naeini 2015; Guo 2017"),
+        *(f"ece_width{BINS}", "ECE", _IN_BINS, "down", "honest", "Naeini 2015; Guo 2017"),
         key="ece_width",
+        pooled=True,
         scaled=True,
+        floor=f"ece_floor{BINS}",
         answer=Answer("ECE", f"ECE ({BINS} bins of equal width)"),
         column=Column(2, "ECE", ends=".3f"),
         drawn=True,
         card=f"ECE, {BINS} bins of equal width",
     ),
     Metric(
-        *(f"ece_mass{BINS}", "ECE in bins of equal mass", _IN_BINS, "down", "basic", "Nixon 2019"),
+        *(f"ece_mass{BINS}", "ECE in bins of equal mass", _IN_BINS, "down", "honest", "Nixon 2019"),
         key="ece_mass",
         answer=Answer("ECE", f"ECE ({BINS} bins of equal mass)"),
     ),
     Metric(
-        *(f"ece_classwise{BINS}", "Class-wise ECE", _IN_BINS, "down", "basic", "Nixon 2019; Kull 2019"),
+        *(f"ece_classwise{BINS}", "Class-wise ECE", _IN_BINS, "down", "honest", "Nixon 2019; Kull 2019"),
         key="ece_classwise",
         answer=Answer("ECE", f"class-wise ECE ({BINS} bins)"),
     ),
     Metric(
-        *("smece", "Smooth ECE", "0 to 1", "down", "basic", "Błasiok 2024"),
+        *("smece", "Smooth ECE", "0 to 1", "down", "honest", "Błasiok 2024"),
+        arbitrary=True,
         answer=Answer("smooth ECE", "smooth ECE"),
         drawn=True,
     ),
     Metric(
-        *(f"ece_debiased{BINS}", "ECE without its noise", _IN_BINS, "down", "signed", "Kumar 2019"),
-        key="ece_debiased",
+        *(f"ece_squared{BINS}", "Squared ECE without its noise", _SQUARED, "down", "normal"),
+        source="Kumar 2019; Ferro 2012",
+        key="ece_squared",
+        pooled=True,
     ),
     Metric(
-        *(f"ece_width{BINS}_matched", "ECE at aligned's accuracy", _IN_BINS, "down", "basic", "Yang 2026; Holt 1979"),
-        key="ece_width_matched",
+        *(f"ece_floor{BINS}", "ECE of noise alone", _IN_BINS, "none", "none", "Bröcker 2007"),
+        key="ece_floor",
+        pooled=True,
+        compared=False,
     ),
-    Metric(f"mce{BINS}", "Largest error of a bin", _IN_BINS, "down", "basic", "Naeini 2015; Guo 2017", key="mce"),
+    Metric(
+        *(f"ece_width{BINS}_matched", "ECE at aligned's accuracy", _IN_BINS, "down", "honest", "Yang 2026; Holt 1979"),
+        key="ece_width_matched",
+        pooled=True,
+    ),
+    Metric(
+        f"mce{BINS}",
+        "Largest error of a bin",
+        _IN_BINS,
+        "down",
+        "honest",
+        "Naeini 2015; Clopper 1934",
+        key="mce",
+        pooled=True,
+        compared=False,
+    ),
     Metric("confidence", "Mean confidence", "0 to 1", "none", mean_of=lambda made: made.confidence, scaled=True),
     Metric(
         *("overconfidence", "Over-confidence", "confidence − accuracy", "zero"),
         scaled=True,
+        pooled=True,
         column=Column(5, "conf−acc", form="+z.4f"),
         drawn=True,
     ),
@@ -148,8 +181,8 @@ _CHOICES = (
         drawn=True,
         card="Brier score",
     ),
-    Metric("brier_reliability", "Brier score: reliability", "0 to 2", "down", "basic", "Murphy 1973"),
-    Metric("brier_resolution", "Brier score: resolution", "0 to 2", "up", "basic", "Murphy 1973"),
+    Metric("brier_reliability", "Brier score: reliability", "0 to 2", "down", "honest", "Murphy 1973"),
+    Metric("brier_resolution", "Brier score: resolution", "0 to 2", "up", "honest", "Murphy 1973"),
     Metric("brier_uncertainty", "Brier score: uncertainty", "0 to 2", "none", "percentile", "Murphy 1973"),
     Metric("brier_within", "Brier score: within bins", "what is left", "none", "percentile", "Stephenson 2008"),
     Metric(
@@ -160,17 +193,28 @@ _CHOICES = (
         drawn=True,
         card="NLL (nats)",
     ),
+    Metric(
+        *("nll_floored", f"NLL with probabilities of at least {FLOOR:g}", _NATS, "down"),
+        mean_of=lambda made: np.minimum(made.nll, -math.log(FLOOR)),
+        scaled=True,
+    ),
+    Metric(
+        *("gold_impossible", "Right choices of probability 0", _SHARE, "down"),
+        mean_of=lambda made: np.isinf(made.nll).astype(np.float64),
+    ),
     Metric("auroc", "AUROC of confidence", "0 to 1", "up", "percentile", "Mann 1947", drawn=True),
     Metric("aurc", "Area under risk and coverage", "0 to 1", "down", "percentile", "Geifman 2019; Zhou 2024"),
     Metric("acc_at_80", "Accuracy of the surest 80 %", _SHARE, "up", "percentile", "El-Yaniv 2010"),
     Metric(
-        *(f"token_ece_width{BINS}", "ECE of tokens", _IN_BINS, "down", "basic", "Guo 2017"),
+        *(f"token_ece_width{BINS}", "ECE of tokens", _IN_BINS, "down", "honest", "Guo 2017"),
         key="token_ece_width",
         once=True,
         drawn=True,
     ),
     Metric("option_mass", "Mass on the listed choices", "probability", "up", once=True, of_contexts=False, drawn=True),
-    Metric("temperature", "Temperature of the scaling", "above 0", "none", "none", "Guo 2017", compared=False),
+    Metric(
+        "temperature", "Temperature of the scaling", "above 0", "none", "none", "Guo 2017", pooled=True, compared=False
+    ),
     Metric("agreement", "Same prediction as the parent", _SHARE, "none", per_parent=True, compared=False),
 )
 
@@ -195,7 +239,7 @@ _CONTINUATION = (
         card="perplexity",
     ),
     Metric(
-        *(f"token_ece_width{BINS}", "ECE of tokens", _IN_BINS, "down", "basic", "Guo 2017"),
+        *(f"token_ece_width{BINS}", "ECE of tokens", _IN_BINS, "down", "honest", "Guo 2017"),
         key="token_ece_width",
         drawn=True,
     ),
@@ -233,16 +277,51 @@ _SAMPLES = (
     ),
 )
 
+# The means over tasks that stand beside pooled numbers, and what they are means of.
+MACRO = {"nll_macro": "nll_floored", "brier_macro": "brier"}
+
+_POOL = (
+    *(
+        # The table of pooled tasks has the means over tasks in the place of over-confidence.
+        dataclasses.replace(one, column=None) if one.name == "overconfidence" else one
+        for one in _CHOICES
+        if one.pooled or one.mean_of
+    ),
+    Metric("nll_macro", "NLL, mean over tasks", _NATS, "down", column=Column(6, "macro NLL"), drawn=True),
+    Metric(
+        "brier_macro", "Brier score, mean over tasks", "0 to 2", "down", column=Column(7, "macro Brier"), drawn=True
+    ),
+)
+
 METRICS: dict[Task, tuple[Metric, ...]] = {
     "choices": _CHOICES,
     "continuation": _CONTINUATION,
     "samples": _SAMPLES,
+    "pool": _POOL,
 }
 
 
 def metrics_of(task: Task, confidence: str = CONFIDENCES[0]) -> tuple[Metric, ...]:
     """Return the metrics of a kind of tasks that are called so under a confidence."""
     return tuple(one for one in METRICS[task] if one.confidence in ("", confidence))
+
+
+def shown(task: Task, confidence: str = CONFIDENCES[0]) -> tuple[Metric, ...]:
+    """Return the metrics of a kind of tasks as tables and reports show them.
+
+    Confidences per token and per byte have an arbitrary temperature, which can turn a conclusion round. So what depends on
+    it is shown after temperature scaling there, and not at all where it is not scaled.
+    """
+    found = metrics_of(task, confidence)
+    if confidence == CONFIDENCES[0] or task not in ("choices", "pool"):
+        return found
+    return tuple(_after_scaling(one) if one.scaled else one for one in found if not one.arbitrary)
+
+
+def _after_scaling(one: Metric) -> Metric:
+    column = dataclasses.replace(one.column, header=f"{one.column.header} T") if one.column else None
+    title = f"{one.title}, temperature-scaled"
+    return dataclasses.replace(one, name=f"{one.name}_scaled", title=title, scaled=False, floor="", column=column)
 
 
 def find(name: str) -> Metric | None:
@@ -266,7 +345,7 @@ def stored_names(confidence: str) -> dict[str, str]:
 
 def columns(task: Task, confidence: str = CONFIDENCES[0]) -> list[tuple[Metric, Column]]:
     """Return the columns of a terminal's table from the left."""
-    found = [(one, one.column) for one in metrics_of(task, confidence) if one.column]
+    found = [(one, one.column) for one in shown(task, confidence) if one.column]
     return sorted(found, key=lambda pair: pair[1].place)
 
 
@@ -293,6 +372,8 @@ def kind_of(names: Iterable[str]) -> Task:
     there = set(names)
     if there & known["samples"]:
         return "samples"
+    if there & MACRO.keys():
+        return "pool"
     return "continuation" if there & (known["continuation"] - known["choices"]) else "choices"
 
 

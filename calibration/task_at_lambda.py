@@ -1,4 +1,4 @@
-"""This module computes the metrics of a task at each λ.
+"""This module computes the metrics of a task, or of pooled tasks, at each λ.
 
 Each core works on one λ at a time, and memory holds the tokens of only those λs.
 """
@@ -17,9 +17,11 @@ from calibration.metrics.choice_tasks import Estimates, choice_estimates, matche
 from calibration.metrics.continuation_tasks import continuation_estimates
 from calibration.metrics.reliability_bins import BinRow, bin_rows
 from calibration.scores.loader import Loader, TaskScores
-from calibration.scores.per_document import ChoiceScores, ContinuationScores, LeftOut
+from calibration.scores.per_document import CONFIDENCES, ChoiceScores, ContinuationScores, LeftOut
+from calibration.scores.pool import PooledLoader, pooled_resamples
 from calibration.uncertainty.resample import Resamples, draw
 from contract import points
+from contract.records import Plan
 from contract.rundir import RunDir
 
 # The parents of a run whose line ends at its one aligned checkpoint; `records.SweepRecord.parents` has those of any run.
@@ -54,17 +56,55 @@ def task_metrics(
     Raises:
         LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
     """
-    there = [lam for lam in lambdas if run.committed(task, lam) or run.committed(task, lam, "quarantine")]
-    if not there:
-        return
-    parents = {name: lam for name, lam in parents.items() if lam in there}
-    along_lambda = _TaskAlongLambda(run, task, parents, resamples, seed)
-    yield from map(along_lambda.parent, parents)
+    there = begun(run, task, lambdas)
+    if there:
+        loader = Loader(run, task)
+        drawn = draw(task, len(loader.documents.sizes), resamples, seed)
+        yield from _along(_AlongLambda(loader, drawn, there, parents), there)
+
+
+def pooled_metrics(
+    run: RunDir,
+    tasks: Sequence[str],
+    plan: Plan,
+    parents: Mapping[str, str],
+    resamples: int,
+    seed: int,
+    confidence: str = CONFIDENCES[0],
+) -> Iterator[TaskMetrics]:
+    """Yield the metrics of pooled tasks at every λ at which all of them have anything committed, as `task_metrics` does.
+
+    Each task keeps its own splits and resamples, so a resample has as many documents of each task as the sample.
+
+    Args:
+        run: the run.
+        tasks: the choice tasks that are pooled.
+        plan: the tasks of the run's plan.
+        parents, resamples, seed: as in `task_metrics`.
+        confidence: the only confidence under which they are computed.
+    """
+    everywhere = set.intersection(*(set(begun(run, task, plan[task].lambdas)) for task in tasks))
+    there = sorted(everywhere, key=points.order)
+    if there:
+        loaders = {task: Loader(run, task) for task in tasks}
+        drawn = [draw(task, len(loader.documents.sizes), resamples, seed) for task, loader in loaders.items()]
+        along = _AlongLambda(PooledLoader(loaders), pooled_resamples(drawn), there, parents, (confidence,))
+        yield from _along(along, there)
+
+
+def begun(run: RunDir, task: str, lambdas: Sequence[str]) -> list[str]:
+    """Return those of these λs at which anything of a task is committed."""
+    return [lam for lam in lambdas if run.committed(task, lam) or run.committed(task, lam, "quarantine")]
+
+
+def _along(along_lambda: "_AlongLambda", there: Sequence[str]) -> Iterator[TaskMetrics]:
+    yield from map(along_lambda.parent, along_lambda.parents)
     # Threads are enough, because nearly all of the work is sums in compiled code. Each λ is computed by itself, so their
     # number changes no result.
     pool = ThreadPoolExecutor(cores())
     try:
-        yield from pool.map(along_lambda.at, sorted(set(there) - set(parents.values()), key=points.order))
+        others = set(there) - set(along_lambda.parents.values())
+        yield from pool.map(along_lambda.at, sorted(others, key=points.order))
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -75,12 +115,19 @@ def cores() -> int:
     return min(count, 8)  # a λ of 14,000 documents takes 300 MB of memory while it is worked on
 
 
-class _TaskAlongLambda:
-    def __init__(self, run: RunDir, task: str, parents: dict[str, str], resamples: int, seed: int) -> None:
-        self._loader = Loader(run, task)
-        self._documents = len(self._loader.documents.sizes)
-        self._resamples: Resamples = draw(task, self._documents, resamples, seed)
-        self._parents = {name: self._loader.load(lam) for name, lam in parents.items()}
+class _AlongLambda:
+    def __init__(
+        self,
+        loader: Loader | PooledLoader,
+        resamples: Resamples,
+        there: Sequence[str],
+        parents: Mapping[str, str],
+        confidences: Sequence[str] = CONFIDENCES,
+    ) -> None:
+        self._loader, self._resamples, self._confidences = loader, resamples, confidences
+        self._documents = len(loader.documents.sizes)
+        self.parents = {name: lam for name, lam in parents.items() if lam in there}
+        self._parents = {name: loader.load(lam) for name, lam in self.parents.items()}
         self._parent_predictions = {
             name: parent_predictions(one.scores)
             for name, one in self._parents.items()
@@ -88,7 +135,7 @@ class _TaskAlongLambda:
         }
         self._parent_estimates: dict[str, Estimates] = {}
         # The aligned parent comes first, if there is only one: the accuracy of all other λs is matched to its accuracy.
-        for name in sorted(parents, key=lambda name: name != "aligned"):
+        for name in sorted(self.parents, key=lambda name: name != "aligned"):
             self._parent_estimates[name] = self._estimates(self._parents[name])
 
     def parent(self, name: str) -> TaskMetrics:
@@ -102,10 +149,16 @@ class _TaskAlongLambda:
 
     def _estimates(self, at_lambda: TaskScores) -> Estimates:
         if isinstance(at_lambda.scores, ContinuationScores):
+            assert at_lambda.token_scores is not None
             return continuation_estimates(at_lambda.scores, at_lambda.token_scores, self._resamples)
         aligned = self._parent_estimates.get("aligned")
         found = choice_estimates(
-            at_lambda.scores, at_lambda.token_scores, self._resamples, self._parent_predictions, aligned
+            at_lambda.scores,
+            at_lambda.token_scores,
+            self._resamples,
+            self._parent_predictions,
+            aligned,
+            self._confidences,
         )
         is_aligned = "aligned" in self._parents and at_lambda.lam == self._parents["aligned"].lam
         return matched_to_itself(found) if is_aligned else found

@@ -16,7 +16,7 @@ from contract.rundir import RunDir
 T = TypeVar("T")
 
 # Only one kind of tasks has these fields in the file.
-_SCORED_ONLY = ("format", "shots", "seed", "template", "duplicates")
+_SCORED_ONLY = ("format", "shots", "seed", "template", "duplicates", "groups")
 _SAMPLED_ONLY = ("samples", "temperature", "max_tokens", "stop_token_ids")
 
 
@@ -100,6 +100,7 @@ class TaskRecord:
     sha256: str | None = None  # the hash of the file
     requests_sha256: str | None = None
     chat_template_sha256: str | None = None
+    groups: tuple[str, ...] = ()  # the groups of lm-eval that it belongs to
     limit: int | None = None
     documents: int | None = None
     requests: int | None = None
@@ -180,6 +181,7 @@ def _task(value: Mapping[str, Any]) -> TaskRecord:
         lambdas=tuple(found.lambdas),
         shards=tuple((first, end) for first, end in found.shards),
         costs=tuple(found.costs),
+        groups=tuple(found.groups),
         stop_token_ids=None if found.stop_token_ids is None else tuple(found.stop_token_ids),
     )
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from contract.errors import EXIT_FAILED, EXIT_INTERRUPTED, LambdasweepError
+from contract.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError, LambdasweepError
 from lambdasweep.flags import (
     Aligned,
     Base,
     Lam,
+    Margin,
     RunArgument,
     TakenRun,
     takes_settings,
@@ -25,7 +26,6 @@ from lambdasweep.settings import PAIR
 
 if TYPE_CHECKING:
     from calibration.analyse import Analysis
-    from calibration.frontier.frontier import Frontiers
     from contract.rundir import RunDir
     from lambdasweep.config import SweepConfig
 
@@ -159,6 +159,7 @@ def status(
 @app.command(cls=Command, rich_help_panel=_RESULTS)
 def report(
     run_dir: RunArgument,
+    margin: Margin = None,
     figures: Annotated[
         bool, typer.Option("--figures", help="Write the figures for a paper, too: RUN/report/figures, SVG and PNG.")
     ] = False,
@@ -166,12 +167,15 @@ def report(
     """Recompute metrics.parquet from the tables, print it, and write RUN/report/index.html."""
     from calibration.report.write import write_report
     from contract.rundir import RunDir
+    from lambdasweep.config import margin_problems
     from lambdasweep.monitor.phase import phase
 
+    if problems := margin_problems(margin):
+        raise InputError(*problems)
     run = RunDir(run_dir)
-    found = show_metrics(run)
+    analysis = show_metrics(run, None if margin is None else margin / 100)
     with phase("writing report"):
-        write_report(run, *found, figures=figures)
+        write_report(run, analysis, figures=figures)
     typer.echo(f"report: {run.index_html}")
 
 
@@ -281,7 +285,7 @@ def sweep(config: "SweepConfig") -> None:
     if result.exit_code == EXIT_INTERRUPTED:
         typer.echo("stopped; what is committed is kept, and the same command goes on from there", err=True)
         raise typer.Exit(EXIT_INTERRUPTED)
-    _write_report(result.run, *show_metrics(result.run))
+    _write_report(result.run, show_metrics(result.run))
     if result.units:
         seconds = result.seconds
         typer.echo(
@@ -301,30 +305,34 @@ def sweep(config: "SweepConfig") -> None:
         raise typer.Exit(result.exit_code)
 
 
-def _write_report(run_dir: "RunDir", analysis: "Analysis", found: "Frontiers") -> None:
+def _write_report(run_dir: "RunDir", analysis: "Analysis") -> None:
     """Write the page at the end of a sweep; the scores are safe, so whatever is wrong with it changes no exit status."""
     try:
         from calibration.report.write import write_report
         from lambdasweep.monitor.phase import phase
 
         with phase("writing report"):
-            write_report(run_dir, analysis, found, figures=False)
+            write_report(run_dir, analysis, figures=False)
         typer.echo(f"report: {run_dir.index_html}")
     except Exception as error:  # the plotting library's included
         typer.echo(f"no report ({error}): lambdasweep report {run_dir.root} tries again", err=True)
 
 
-def show_metrics(run_dir: "RunDir") -> "tuple[Analysis, Frontiers]":
-    """Compute and commit the metrics of a run, print its tables and its answers; return what they were made of."""
+def show_metrics(run_dir: "RunDir", margin: float | None = None) -> "Analysis":
+    """Compute and commit the metrics of a run, print its tables and its answers; return what they were made of.
+
+    Args:
+        run_dir: the run.
+        margin: the accuracy that λ* may give up, as a share of documents; without it, the run's.
+    """
     from rich.console import Console
 
     from calibration.analyse import analyse, write_metrics
-    from calibration.frontier.frontier import frontiers
     from calibration.terminal.tables import render
     from lambdasweep.monitor.phase import phase
 
     with phase("computing metrics"):
-        analysis = analyse(run_dir)
+        analysis = analyse(run_dir, margin=margin)
     wide = 100 + max(0, max(map(len, analysis.parents.values())) - 4)  # columns that intervals take
     console = Console(width=None if sys.stdout.isatty() else wide, highlight=False)
     tables = render(write_metrics(run_dir, analysis), intervals=console.width >= wide, parents=analysis.parents)
@@ -336,10 +344,11 @@ def show_metrics(run_dir: "RunDir") -> "tuple[Analysis, Frontiers]":
         typer.echo("warning: damaged tables count as absent; the same sweep scores them again:", err=True)
         for line in analysis.damaged:
             typer.echo(f"  - {line}", err=True)
-    found = frontiers(analysis.curves)
-    for one in (*found.tasks, *filter(None, [found.macro])):
+    for one in (*analysis.found.tasks, *analysis.found.pools):
         typer.echo(f"{one.task}: {one.answer}")
-    return analysis, found
+        if one.claim:
+            typer.echo(f"  {one.claim.text}")
+    return analysis
 
 
 def main() -> NoReturn:

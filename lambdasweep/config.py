@@ -35,6 +35,8 @@ class SweepConfig(PairSettings):
     """What is sampled at every λ."""
     refine: int = 0
     """How many λs may be added to these, where λ* may be."""
+    margin: float = 1.0
+    """The accuracy that λ* may give up for a lower NLL, in points."""
     warnings: tuple[str, ...] = ()
     """What was asked for and is taken, and probably means something else."""
 
@@ -100,6 +102,7 @@ def load_config(
     problems += _repeated([*(spec.name for spec in specs), *(spec.name for spec in sampled)])
     if values.get("refine", 0) < 0:
         problems.append(f"--refine is {values['refine']}: give 0 or more")
+    problems += margin_problems(values.get("margin"))
     problems += engine_problems(values, settings)
     if len(lambdas) == 1 and values.get("refine"):
         problems.append("--refine adds λs between others: give --lambdas two or more")
@@ -117,7 +120,7 @@ def load_config(
         generate=sampled,
         engine=settings,
         warnings=tuple(_warnings(values)),
-        **{name: values[name] for name in ("refine", *ENGINE_FIELDS) if name in values},
+        **{name: values[name] for name in ("refine", "margin", *ENGINE_FIELDS) if name in values},
     )
 
 
@@ -147,6 +150,13 @@ def _warnings(values: dict[str, Any]) -> Iterator[str]:
 
 def _place(source: str) -> str:
     return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def margin_problems(margin: float | None) -> list[str]:
+    """Return what is wrong with a margin in points, if anything."""
+    if margin is None or 0 <= margin <= 100:  # NaN is not
+        return []
+    return [f"--margin is {margin:g}: give points of accuracy between 0 and 100"]
 
 
 def read_parents(values: dict[str, Any]) -> dict[str, str]:

@@ -19,7 +19,7 @@ TABLES = {
 }
 # What each key takes: those of settings follow from their fields.
 _KINDS: dict[str, type] = {"base": str, "aligned": str, "lambdas": str, "out": str, "name": str, "file": str}
-_KINDS |= {"refine": int, "engine": dict, "task": list, "generate": list}
+_KINDS |= {"refine": int, "margin": float, "engine": dict, "task": list, "generate": list}
 _KINDS |= {name: kind for group in (PairSettings, TaskSettings, SamplingSettings) for name, kind, _ in settings(group)}
 _KEYS = sorted(_KINDS.keys() - {"name", "file"})
 _WANTED = {str: "a string", int: "a whole number", float: "a number"}

@@ -45,6 +45,10 @@ Refine = Annotated[
     int | None,
     flag("Then score up to N λs more, between those of the grid, where λ* may be.", GRID, "N", default="0"),
 ]
+Margin = Annotated[
+    float | None,
+    flag("The accuracy that λ* may give up for a lower NLL, in points.", GRID, "POINTS", default="1"),
+]
 Tasks = Annotated[
     list[str] | None,
     flag(
@@ -117,6 +121,7 @@ def asked(
     aligned: Annotated[str | None, flag(_ALIGNED, PAIR, "CHECKPOINT", required=True)] = None,
     lambdas: Lambdas = None,
     refine: Refine = None,
+    margin: Margin = None,
     task: Tasks = None,
     generate: Generates = None,
     out: Out = None,

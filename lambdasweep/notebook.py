@@ -26,12 +26,12 @@ Lam = str | int | float | Decimal
 _TASK = pa.field("task", pa.string(), nullable=False)
 _FRONTIER = pa.schema(
     [
-        _TASK,  # or `macro average`
+        _TASK,  # or what is pooled: `all tasks`, or a group of lm-eval
         *schemas.PLACE,
         pa.field("documents", pa.int64(), nullable=False),
         *(
             pa.field(f"{name}{end}", pa.float64())
-            for name in ("accuracy", "error")
+            for name in ("accuracy", "nll", "error")
             for end in ("", "_ci_low", "_ci_high")
         ),
         pa.field("on_frontier", pa.bool_(), nullable=False),
@@ -79,9 +79,9 @@ class Run:
         return table
 
     def frontier(self) -> pa.Table:
-        """Return accuracy and calibration error of every λ on `report`, as `lambdasweep report` last computed it.
+        """Return accuracy, NLL and calibration error of every λ, as `lambdasweep report` last computed it.
 
-        One row per task (and `macro average`) and λ: documents, accuracy and error with 95 % intervals, on_frontier,
+        One row per task (and pool of tasks) and λ: documents, accuracy, nll and error with 95 % intervals, on_frontier,
         membership, chosen, p_accuracy, p_error; what they are is said in `calibration.frontier.frontier`.
 
         Raises:
@@ -92,7 +92,7 @@ class Run:
             for point in one["points"]:
                 ends = {
                     f"{name}{suffix}": point[name][key]
-                    for name in ("accuracy", "error")
+                    for name in ("accuracy", "nll", "error")
                     for suffix, key in (("", "value"), ("_ci_low", "low"), ("_ci_high", "high"))
                 }
                 kept = {
@@ -107,8 +107,15 @@ class Run:
         return pa.Table.from_pylist(rows, schema=_FRONTIER)
 
     def answers(self) -> dict[str, str]:
-        """Return the answer in a sentence, by task and for `macro average`; raises as `frontier`."""
+        """Return the answer in a few sentences, by task and by pool of tasks; raises as `frontier`."""
         return {one["task"]: one["answer"] for one in self._frontiers()}
+
+    def claims(self) -> dict[str, str]:
+        """Return whether a λ between the parents is better than both, with the evidence, by task and by pool of tasks.
+
+        It is said where both parents and a λ between them are finished; raises as `frontier`.
+        """
+        return {one["task"]: one["claim"]["text"] for one in self._frontiers() if one["claim"]}
 
     def tokens(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
         """Return the committed rows of schemas.TOKENS, with the task in front.
@@ -215,7 +222,9 @@ class Run:
             found = json.loads(self._run.frontier_json.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"{self._run.frontier_json} is not there: {self._remedy}") from None
-        return [*found["tasks"], *filter(None, [found["macro"]])]
+        if "pools" not in found:
+            raise InputError(f"{self._run.frontier_json} was written by another version: {self._remedy}")
+        return [*found["tasks"], *found["pools"]]
 
     def _points(self, task: str | None, lam: Lam | None, kind: str = "tokens") -> Iterator[tuple[str, str]]:
         of_kind = [name for name, record in self._plan.items() if record.completion == kind]

@@ -18,6 +18,7 @@ from contract.points import order
 from contract.records import LineRecord, ParentRecord, Plan, SweepRecord, TaskRecord, plan_of
 from contract.rundir import RunDir, commit_json, commit_table
 from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask
+from lambdasweep.tasks.lm_eval_tasks.load import HarnessTask
 
 if TYPE_CHECKING:
     from merge.pair import Pair
@@ -134,6 +135,7 @@ def _scored(task: PreparedTask) -> TaskRecord:
         duplicates=built.duplicates,
         requests_sha256=built.requests_sha256,
         scored_as=built.scored_as,
+        groups=spec.groups if isinstance(spec, HarnessTask) else (),
         shards=task.shards,
         costs=task.costs,
     )
@@ -192,6 +194,7 @@ def write(run: RunDir, sweep: SweepRecord, prepared: Prepared) -> dict[str, Task
     for name, asked in tasks.items():
         entry = plan["tasks"].setdefault(name, asked.to_json())
         entry["lambdas"] = sorted({*entry["lambdas"], *prepared.lambdas(name)}, key=order)
+    plan["margin"] = prepared.config.margin / 100  # a share of documents; the last command's holds
     commit_json(run.plan_json, plan)
     return plan_of(run.plan_json, plan)
 

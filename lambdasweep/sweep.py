@@ -114,7 +114,7 @@ class _Refinement:
         if curve is None:
             self._say("nothing to refine: no λ of a task with choices is finished")
             return []
-        found = suggest(curve, count, lambdas)
+        found = suggest(curve, count, lambdas, self.prepared.config.margin / 100)
         if not found.lambdas:
             self._say(f"λ* is as well known as these documents allow: no gap wider than {found.resolution:.2g} is left")
             return []

@@ -1,4 +1,4 @@
-"""A curve is accuracy and calibration error along λ, with their resamples; the frontier is made of it."""
+"""A curve is accuracy, NLL and a calibration error along λ, with their resamples; λ* and the frontier are made of it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -6,38 +6,70 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from calibration.arrays import Floats
-from calibration.catalogue import ACCURACY
+from calibration.arrays import Floats, Ints
+from calibration.catalogue import ACCURACY, find
+from calibration.scores.per_document import CONFIDENCES
 from calibration.task_at_lambda import PARENTS, TaskMetrics
+from calibration.uncertainty.intervals import Estimate
+from calibration.uncertainty.resample import SPLITS
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """Two metrics at L λs on one split, and in R resamples that all λs share."""
+    """Three metrics at L λs on one split; all λs share their resamples."""
 
-    accuracy: Floats  # shape [L]
-    error: Floats  # shape [L]
-    resampled_accuracy: Floats  # shape [L, R]
-    resampled_error: Floats  # shape [L, R]
+    accuracy: tuple[Estimate, ...]  # [L]
+    nll: tuple[Estimate, ...]  # [L] `nll_floored`, so that every one is finite
+    error: tuple[Estimate, ...]  # [L] the calibration error, which lies in [0, 1]; lower is better
+
+    def at(self, places: Ints) -> "Track":
+        """Return the track of some of its λs."""
+        return Track(*(tuple(of[i] for i in places) for of in (self.accuracy, self.nll, self.error)))
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """The curve of a task at its L finished λs, ascending."""
+    """The curve of a task, or of pooled tasks, at its L finished λs, ascending."""
 
     task: str
-    metric: str  # the name of the calibration error, which lies in [0, 1]; lower is better
+    metric: str  # the name of the calibration error
     confidence: str
     lambdas: tuple[str, ...]  # the canonical λs
-    documents: tuple[int, ...]  # the number of documents in `report` at each of the L λs
-    select: Track
-    report: Track
+    tracks: Mapping[str, Track]  # by split: all, select and report
     parents: Mapping[str, str] = field(default_factory=PARENTS.copy)  # the point of each parent that is on the line
+    scaled: Mapping[str, Estimate] = field(default_factory=dict)
+    """`nll` and `error` of aligned after temperature scaling, on all documents, where it has them."""
+    macro: Mapping[str, tuple[Estimate, ...]] = field(default_factory=dict)
+    """`nll` and `brier` [L] as means over the tasks, each with the same weight, of pooled tasks."""
+
+    @property
+    def places(self) -> dict[str, int]:
+        """Return the place among the λs of each parent that the curve has."""
+        return {name: self.lambdas.index(lam) for name, lam in self.parents.items() if lam in self.lambdas}
+
+
+def stacked(*several: Sequence[Estimate]) -> list[tuple[Floats, Floats]]:
+    """Return the values [L] and the resamples [L, R] of each of several metrics at the same L λs.
+
+    The metrics share the R resamples: as many as all of them have, without those in which any has no value.
+    """
+    count = min(len(one.resampled) for estimates in several for one in estimates)
+    drawn = [np.stack([one.resampled[:count] for one in estimates]) for estimates in several]
+    whole = ~np.isnan(np.stack(drawn)).any(axis=(0, 1))  # a resample may hold no document of a λ that has few
+    values = [np.array([one.value for one in estimates]) for estimates in several]
+    return [(value, array[:, whole]) for value, array in zip(values, drawn, strict=True)]
+
+
+def shown_as(metric: str, confidence: str) -> str:
+    """Return the name of what a metric is judged by: after temperature scaling where the temperature is arbitrary."""
+    known = find(metric)
+    return f"{metric}_scaled" if confidence != CONFIDENCES[0] and known and known.scaled else metric
 
 
 def thinned(measured: TaskMetrics, metric: str, confidence: str) -> TaskMetrics:
-    """Return a λ's metrics with only the estimates that `collect_curve` needs; all estimates would take gigabytes."""
-    wanted = {ACCURACY[confidence], metric}
+    """Return a λ's metrics with only the estimates that a curve needs; all estimates would take gigabytes."""
+    plain = {ACCURACY[confidence], "nll_floored", "brier", metric}
+    wanted = plain | {f"{name}_scaled" for name in plain}
     kept = {key: one for key, one in measured.estimates.items() if key[0] in wanted and key[1] == confidence}
     return dataclasses.replace(measured, estimates=kept)
 
@@ -45,66 +77,41 @@ def thinned(measured: TaskMetrics, metric: str, confidence: str) -> TaskMetrics:
 def collect_curve(
     task: str, measured_lambdas: Sequence[TaskMetrics], metric: str, confidence: str, parents: Mapping[str, str]
 ) -> Curve | None:
-    """Collect two metrics of a choice task along λ.
+    """Collect the metrics of a choice task along λ.
 
     A λ with documents still to be scored is left out: fewer documents are no fair comparison.
 
     Args:
         task: the task's name.
-        measured_lambdas: the task's metrics at each λ, ascending; of their estimates only those of `metric` and of the
-            accuracy are needed.
+        measured_lambdas: the task's metrics at each λ, ascending; those that `thinned` keeps are enough.
         metric: the calibration error, one of catalogue.answers().
-        confidence: the confidence of both metrics: sum, tokens or bytes.
+        confidence: the confidence of all metrics: sum, tokens or bytes. Per token and per byte the temperature is arbitrary,
+            so NLL and error are those after temperature scaling.
         parents: the point of each parent that is on the line.
 
     Returns:
         The curve; None where no λ is finished, for a continuation task, and where a half holds fewer than two documents.
     """
-    names = ACCURACY[confidence], metric
-    keys = {half: [(name, confidence, half) for name in names] for half in ("select", "report")}
-    wanted = [key for half in keys.values() for key in half]
+    names = ACCURACY[confidence], shown_as("nll_floored", confidence), shown_as(metric, confidence)
+    wanted = [(name, confidence, split) for name in names for split in SPLITS]
     finished = [
         measured
         for measured in measured_lambdas
         if not measured.left_out.unfinished
         and all(key in measured.estimates and measured.estimates[key].n > 1 for key in wanted)
+        and not any(np.isnan(measured.estimates[key].value) for key in wanted)
     ]
     if not finished:
         return None
-    tracks = {}
-    for half, pair in keys.items():
-        values = [np.array([measured.estimates[key].value for measured in finished]) for key in pair]
-        # Smooth ECE has fewer resamples than the other metrics.
-        count = min(len(measured.estimates[key].resampled) for measured in finished for key in pair)
-        resampled = [np.stack([measured.estimates[key].resampled[:count] for measured in finished]) for key in pair]
-        whole = ~np.isnan(resampled).any(axis=(0, 1))  # a resample may hold no document of a λ that has few
-        tracks[half] = Track(*values, *(array[:, whole] for array in resampled))
-    documents = tuple(measured.estimates[keys["report"][0]].n for measured in finished)
+    tracks = {
+        split: Track(*(tuple(one.estimates[name, confidence, split] for one in finished) for name in names))
+        for split in SPLITS
+    }
     lambdas = tuple(measured.lam for measured in finished)
-    return Curve(task, metric, confidence, lambdas, documents, tracks["select"], tracks["report"], parents)
-
-
-def macro_average(curves: Sequence[Curve]) -> Curve | None:
-    """Average tasks with equal weights at the λs that all of them have; return None where they share none.
-
-    The tasks' resamples are drawn independently, so the r-th resample of the average is the average of the r-th ones.
-    """
-    shared = set.intersection(*(set(one.lambdas) for one in curves)) if curves else set()
-    if not shared:
-        return None
-    first = curves[0]
-    lambdas = tuple(lam for lam in first.lambdas if lam in shared)
-    rows = [np.array([one.lambdas.index(lam) for lam in lambdas]) for one in curves]
-    documents = [sum(one.documents[row[i]] for one, row in zip(curves, rows, strict=True)) for i in range(len(lambdas))]
-    tracks = {}
-    for half in ("select", "report"):
-        parts = [getattr(one, half) for one in curves]
-        count = min(part.resampled_accuracy.shape[1] for part in parts)
-        tracks[half] = Track(
-            np.mean([part.accuracy[row] for part, row in zip(parts, rows, strict=True)], axis=0),
-            np.mean([part.error[row] for part, row in zip(parts, rows, strict=True)], axis=0),
-            np.mean([part.resampled_accuracy[row, :count] for part, row in zip(parts, rows, strict=True)], axis=0),
-            np.mean([part.resampled_error[row, :count] for part, row in zip(parts, rows, strict=True)], axis=0),
-        )
-    tracks_of = tracks["select"], tracks["report"]
-    return Curve("macro average", first.metric, first.confidence, lambdas, tuple(documents), *tracks_of, first.parents)
+    scaled = {}
+    for one in finished:
+        if one.lam == parents.get("aligned"):
+            for name, of in (("nll", "nll_floored_scaled"), ("error", f"{metric}_scaled")):
+                if (estimate := one.estimates.get((of, confidence, "all"))) and not np.isnan(estimate.value):
+                    scaled[name] = estimate
+    return Curve(task, metric, confidence, lambdas, tracks, parents, scaled)

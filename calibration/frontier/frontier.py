@@ -1,23 +1,26 @@
 """This module finds the frontier of accuracy against calibration error along λ, and where on it λ* is.
 
-λ* is chosen on the documents of `select`; everything else is measured on the documents of `report`, which had no say in it.
+λ* is chosen and measured on all documents. It is chosen by NLL and accuracy, whose values at λ* are hardly flattered by that
+[docs/metrics.md has the simulations]. What is said to be better than the parents is tested on documents that had no say in
+the choice [held_out].
 """
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from calibration.arrays import Bools, Floats
-from calibration.frontier.curve import Curve, Track, macro_average
-from calibration.frontier.lambda_star import choose, choose_in_resamples
+from calibration.frontier.curve import Curve, Track, stacked
+from calibration.frontier.held_out import claim_of, held_out, measured
+from calibration.frontier.lambda_star import MARGIN, choose, choose_in_resamples
 from calibration.frontier.sentence import sentence
-from calibration.frontier.types import Chosen, FrontierPoint, Gain, Value
+from calibration.frontier.types import Chosen, Claim, FrontierPoint, Gain, HeldOut, Value
 from calibration.task_at_lambda import PARENTS
-from calibration.uncertainty.intervals import Estimate, Interval, interval
 from calibration.uncertainty.multiple_tests import indistinguishable, step_down
 from contract.points import is_named
 from contract.rundir import RunDir, commit_json
@@ -27,16 +30,25 @@ REFERENCE = (0.0, 1.0)  # the accuracy and the error that nothing is worse than
 
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """The frontier of a task, or of the macro average of all tasks."""
+    """The frontier of a task, or of pooled tasks."""
 
     task: str
     metric: str
     confidence: str
     resamples: int
     points: tuple[FrontierPoint, ...]  # the points at all λs, ascending
-    hypervolume: Value  # the share of possible results that the frontier dominates: its area to REFERENCE, in [0, 1]
+    hypervolume: float  # the share of possible results that the frontier dominates: its area to REFERENCE, in [0, 1]
     chosen: Chosen
+    scaled: dict[str, Value]  # `nll` and `error` of aligned after temperature scaling, where it has them
+    macro: dict[str, Value]  # `nll` and `brier` at λ* as means over the tasks, for pooled tasks
+    held_out: HeldOut
+    claim: Claim | None  # None where a parent is missing, or no λ lies between them
     answer: str
+
+    @property
+    def is_pooled(self) -> bool:
+        """Tell whether this is of pooled tasks."""
+        return bool(self.macro)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +56,37 @@ class Frontiers:
     """The frontiers of all choice tasks of a run."""
 
     tasks: tuple[Frontier, ...]
-    macro: Frontier | None  # None where there are fewer than two tasks, or no λ that all of them have
+    margin: float  # the accuracy that λ* may give up, as a share of documents
+    pools: tuple[Frontier, ...] = ()  # those of pooled tasks; the first is of all tasks
+
+    @property
+    def first(self) -> Frontier | None:
+        """Return the frontier whose λ* is the run's: that of all tasks pooled, or of the only task."""
+        return next(iter((*self.pools, *self.tasks)), None)
 
     def to_json(self) -> dict[str, Any]:
         """Return a dict that `json.dumps` takes; a number that does not exist is None."""
         reference = {"accuracy": REFERENCE[0], "error": REFERENCE[1]}
         plain: dict[str, Any] = _plain({**dataclasses.asdict(self), "reference": reference})
-        for one in (*plain["tasks"], *filter(None, [plain["macro"]])):
+        for one in (*plain["tasks"], *plain["pools"]):
             for place in (*one["points"], one["chosen"]):
                 _name(place)
         return plain
+
+
+def run_margin(run: RunDir) -> float:
+    """Return the margin that λ* of a run is chosen with: that of its plan, which `run --margin` sets, or MARGIN."""
+    margin = run.plan().get("margin")
+    return MARGIN if margin is None else float(margin)
+
+
+def reported_margin(run: RunDir) -> float:
+    """Return the margin of the run's report, so that what follows it has the same λ*; without a report, the run's."""
+    try:
+        margin = json.loads(run.frontier_json.read_text(encoding="utf-8")).get("margin")
+    except FileNotFoundError:
+        margin = None
+    return run_margin(run) if margin is None else float(margin)
 
 
 def _name(place: dict[str, Any]) -> None:
@@ -67,12 +100,6 @@ def _name(place: dict[str, Any]) -> None:
                 del place[key]
 
 
-def frontiers(curves: Sequence[Curve]) -> Frontiers:
-    """Return the frontier of each task, and of the average of all tasks where there are several."""
-    average = macro_average(curves) if len(curves) > 1 else None
-    return Frontiers(tuple(frontier(one) for one in curves), frontier(average) if average else None)
-
-
 def write_frontiers(run: RunDir, found: Frontiers, diversity: Mapping[str, Any] | None = None) -> None:
     """Commit RUN/report/frontier.json.
 
@@ -84,24 +111,29 @@ def write_frontiers(run: RunDir, found: Frontiers, diversity: Mapping[str, Any] 
     commit_json(run.frontier_json, found.to_json() | ({"diversity": diversity} if diversity else {}))
 
 
-def frontier(curve: Curve) -> Frontier:
+def frontier(curve: Curve, margin: float = MARGIN) -> Frontier:
     """Return the frontier of a curve, with λ* and with intervals and tests of both.
 
     The hypervolume is that of E. Zitzler, L. Thiele, "Multiobjective evolutionary algorithms: a comparative case study and
     the strength Pareto approach", IEEE Trans. Evol. Comput. 3 (1999).
+
+    Args:
+        curve: the curve of a task, or of pooled tasks.
+        margin: the accuracy that λ* may give up, as a share of documents [lambda_star.choose].
     """
-    track = curve.report
-    place = choose(curve.select)
-    parents = {name: curve.lambdas.index(lam) for name, lam in curve.parents.items() if lam in curve.lambdas}
-    on_frontier = ~_dominated(track.accuracy[:, None], track.error[:, None])[:, 0]
-    membership = 1 - _dominated(track.resampled_accuracy, track.resampled_error).mean(axis=1)
+    track, parents = curve.tracks["all"], curve.places
+    place = choose(track, margin)
+    (accuracy, drawn_accuracy), (error, drawn_error) = stacked(track.accuracy, track.error)
+    on_frontier = ~_dominated(accuracy[:, None], error[:, None])[:, 0]
+    membership = 1 - _dominated(drawn_accuracy, drawn_error).mean(axis=1)
     p_accuracy, p_error = _better_than_all(track, parents, max(len(PARENTS), len(curve.parents)))
     points = tuple(
         FrontierPoint(
             lam=lam,
-            documents=curve.documents[i],
-            accuracy=_value(track.accuracy[i], track.resampled_accuracy[i], "acc"),
-            error=_value(track.error[i], track.resampled_error[i], curve.metric),
+            documents=track.accuracy[i].n,
+            accuracy=measured(track.accuracy[i], "acc"),
+            nll=measured(track.nll[i], "nll"),
+            error=measured(track.error[i], curve.metric),
             on_frontier=bool(on_frontier[i]),
             membership=float(membership[i]),
             gains={name: _gain(track, i, parent, curve.metric) for name, parent in parents.items() if parent != i},
@@ -110,26 +142,31 @@ def frontier(curve: Curve) -> Frontier:
         )
         for i, lam in enumerate(curve.lambdas)
     )
-    volume = _hypervolume(track.accuracy[:, None], track.error[:, None])[0]
-    volumes = _hypervolume(track.resampled_accuracy, track.resampled_error)
-    chosen = _chosen_point(curve, place) if is_named(curve.lambdas[place]) else _chosen(curve, place)
+    chosen = _chosen_point(curve, place) if is_named(curve.lambdas[place]) else _chosen(curve, place, margin)
     compared = {name: points[parent] for name, parent in parents.items()}
+    names = {"nll": "nll", "error": curve.metric, "brier": "brier"}
+    scaled = {name: measured(estimate, names[name]) for name, estimate in curve.scaled.items()}
+    macro = {name: measured(estimates[place], names[name]) for name, estimates in curve.macro.items()}
     return Frontier(
         task=curve.task,
         metric=curve.metric,
         confidence=curve.confidence,
-        resamples=track.resampled_accuracy.shape[1],
+        resamples=drawn_accuracy.shape[1],
         points=points,
-        hypervolume=_value(volume, volumes, "hypervolume"),
+        hypervolume=float(_hypervolume(accuracy[:, None], error[:, None])[0]),
         chosen=chosen,
-        answer=sentence(points[place], chosen, compared, len(points) - 1, curve.metric),
+        scaled=scaled,
+        macro=macro,
+        held_out=held_out(curve, margin),
+        claim=claim_of(curve, margin),
+        answer=sentence(points[place], chosen, compared, len(points) - 1, curve.metric, scaled, macro),
     )
 
 
-def _chosen(curve: Curve, place: int) -> Chosen:
-    drawn = np.sort(choose_in_resamples(curve.select))
+def _chosen(curve: Curve, place: int, margin: float) -> Chosen:
+    drawn = np.sort(choose_in_resamples(curve.tracks["all"], margin))
     tail = int(0.025 * (len(drawn) + 1))
-    like = _like(curve.report, place)
+    like = _like(curve.tracks["all"], place)
     low = high = place
     while low > 0 and like[low - 1]:
         low -= 1
@@ -141,7 +178,7 @@ def _chosen(curve: Curve, place: int) -> Chosen:
 
 
 def _chosen_point(curve: Curve, place: int) -> Chosen:
-    like = _like(curve.report, place)
+    like = _like(curve.tracks["all"], place)
     like[place] = False
     lam = curve.lambdas[place]
     return Chosen(
@@ -150,10 +187,10 @@ def _chosen_point(curve: Curve, place: int) -> Chosen:
 
 
 def _like(track: Track, place: int) -> Bools:
-    """Return [L] which λs `report` cannot tell from the one at `place`."""
+    """Return [L] which λs show no difference to the one at `place`, in NLL and accuracy."""
+    pairs = stacked(track.accuracy, track.nll)
     like = np.ones(len(track.accuracy), np.bool_)
     others = np.delete(np.arange(len(like)), place)
-    pairs = [(track.accuracy, track.resampled_accuracy), (track.error, track.resampled_error)]
     difference = np.concatenate([value[others] - value[place] for value, _ in pairs])
     resampled = np.concatenate([drawn[others] - drawn[place] for _, drawn in pairs])
     within = indistinguishable(difference, resampled).reshape(2, len(others))
@@ -170,10 +207,8 @@ def _better_than_all(track: Track, parents: Mapping[str, int], count: int) -> tu
         return {}, {}
     others = np.array([i for i in range(len(track.accuracy)) if i not in parents.values()], np.intp)
     found = []
-    for value, drawn, sign in (
-        (track.accuracy, track.resampled_accuracy, 1),
-        (track.error, track.resampled_error, -1),
-    ):
+    for of, sign in ((track.accuracy, 1), (track.error, -1)):
+        ((value, drawn),) = stacked(of)
         gain = np.concatenate([sign * (value[others] - value[parent]) for parent in parents.values()])
         resampled = np.concatenate([sign * (drawn[others] - drawn[parent]) for parent in parents.values()])
         p = step_down(gain, resampled).reshape(len(parents), len(others)).max(axis=0, initial=0.0)
@@ -182,17 +217,14 @@ def _better_than_all(track: Track, parents: Mapping[str, int], count: int) -> tu
 
 
 def _gain(track: Track, i: int, parent: int, metric: str) -> Gain:
-    accuracy, error = track.accuracy[i] - track.accuracy[parent], track.error[i] - track.error[parent]
-    drawn_accuracy = track.resampled_accuracy[i] - track.resampled_accuracy[parent]
-    drawn_error = track.resampled_error[i] - track.resampled_error[parent]
-    share = (drawn_accuracy >= 0) & (drawn_error <= 0) & ((drawn_accuracy > 0) | (drawn_error < 0))
-    differs = accuracy != 0 or error != 0
+    accuracy, nll, error = (of[i].minus(of[parent]) for of in (track.accuracy, track.nll, track.error))
+    differs = accuracy.value != 0 or error.value != 0
     return Gain(
-        accuracy=_value(accuracy, drawn_accuracy, "acc_vs_parent"),
-        error=_value(error, drawn_error, f"{metric}_vs_parent"),
-        dominates=bool(accuracy >= 0 and error <= 0 and differs),
-        dominated=bool(accuracy <= 0 and error >= 0 and differs),
-        dominates_share=float(share.mean()) if len(share) else math.nan,
+        accuracy=measured(accuracy, "acc_vs_parent"),
+        nll=measured(nll, "nll_vs_parent"),
+        error=measured(error, f"{metric}_vs_parent"),
+        dominates=bool(accuracy.value >= 0 and error.value <= 0 and differs),
+        dominated=bool(accuracy.value <= 0 and error.value >= 0 and differs),
     )
 
 
@@ -211,11 +243,6 @@ def _hypervolume(accuracy: Floats, error: Floats) -> Floats:
     lowest = np.minimum.accumulate(np.take_along_axis(error, order, 0), axis=0)
     area: Floats = (steps * (REFERENCE[1] - lowest)).sum(axis=0)
     return area
-
-
-def _value(value: float, resampled: Floats, metric: str) -> Value:
-    found: Interval | None = interval(Estimate(float(value), resampled, 2), metric)  # a curve has at least 2 documents
-    return Value(float(value), found.low if found else None, found.high if found else None)
 
 
 def _plain(value: Any) -> Any:

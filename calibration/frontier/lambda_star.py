@@ -1,43 +1,53 @@
-"""λ* is the best-calibrated of the λs whose accuracy cannot be told from the highest."""
+"""λ* has the lowest NLL of the λs whose accuracy is not worth telling from the highest.
+
+NLL is a proper score: it is a mean over documents, so it has little noise and no bias, and it judges the whole distribution.
+A calibration error has neither virtue. Its lowest value along λ is often a lucky one [docs/metrics.md has the simulations].
+"""
 
 import numpy as np
 
 from calibration.arrays import Floats, Ints
-from calibration.frontier.curve import Track
+from calibration.frontier.curve import Track, stacked
+
+MARGIN = 0.01  # the accuracy that one gives up for better calibration, as a share of documents
 
 
-def choose(track: Track) -> int:
+def choose(track: Track, margin: float = MARGIN) -> int:
     """Return the place of λ* among the λs of a track.
 
-    Among the λs whose accuracy is at most one standard error (of the paired difference) below the highest, λ* has the lowest
-    calibration error; among equals it is the most accurate one, then the lowest λ. Callers choose λ* on the `select` track
-    and measure it on `report`.
+    Among the λs whose accuracy is at most max(margin, 2 standard errors of the paired difference) below the highest, λ* has
+    the lowest NLL; among equals it is the most accurate one, then the lowest λ. The parents are candidates like all others.
 
-    This is the one-standard-error rule of L. Breiman et al., "Classification and Regression Trees" (1984), section 3.4.3,
-    with calibration in the place of simplicity.
+    Args:
+        track: accuracy and NLL along λ.
+        margin: a share of documents, at least 0.
     """
-    return int(_choose(track.accuracy[:, None], track.error[:, None], _spread(track))[0])
+    (accuracy, drawn), (nll, _) = stacked(track.accuracy, track.nll)
+    return int(_choose(accuracy[:, None], nll[:, None], _spread(drawn), margin)[0])
 
 
-def choose_in_resamples(track: Track) -> Ints:
+def choose_in_resamples(track: Track, margin: float = MARGIN) -> Ints:
     """Return the place [R] that `choose` gives in every resample, which shows how well the data pin λ* down."""
-    return _choose(track.resampled_accuracy, track.resampled_error, _spread(track))
+    (_, accuracy), (_, nll) = stacked(track.accuracy, track.nll)
+    return _choose(accuracy, nll, _spread(accuracy), margin)
 
 
-def _spread(track: Track) -> Floats:
-    """Return the standard error [L, L] of the difference in accuracy between every two λs."""
-    covariance = np.atleast_2d(np.cov(track.resampled_accuracy))
+def _spread(accuracy: Floats) -> Floats:
+    """Return the standard error [L, L] of the difference in accuracy between every two λs, from resamples [L, R]."""
+    if accuracy.shape[1] < 2:
+        return np.zeros((len(accuracy), len(accuracy)))
+    covariance = np.atleast_2d(np.cov(accuracy))
     variance = np.diag(covariance)
     spread: Floats = np.sqrt(np.maximum(variance[:, None] + variance - 2 * covariance, 0.0))
     return spread
 
 
-def _choose(accuracy: Floats, error: Floats, spread: Floats) -> Ints:
-    """Return the place [R] of λ* for accuracies [L, R], errors [L, R] and standard errors [L, L] of differences."""
+def _choose(accuracy: Floats, nll: Floats, spread: Floats, margin: float) -> Ints:
+    """Return the place [R] of λ* for accuracies [L, R], NLLs [L, R] and standard errors [L, L] of differences."""
     top = accuracy == accuracy.max(axis=0)
-    best = np.argmin(np.where(top, error, np.inf), axis=0)
-    close = accuracy.max(axis=0) - accuracy <= spread[:, best] + 1e-12
-    lowest = np.where(close, error, np.inf)
+    best = np.argmin(np.where(top, nll, np.inf), axis=0)
+    close = accuracy.max(axis=0) - accuracy <= np.maximum(2 * spread[:, best], margin) + 1e-12
+    lowest = np.where(close, nll, np.inf)
     tied = lowest == lowest.min(axis=0)
     place: Ints = np.argmax(np.where(tied, accuracy, -np.inf), axis=0)
     return place

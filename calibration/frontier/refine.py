@@ -11,8 +11,8 @@ from decimal import Decimal
 import numpy as np
 
 from calibration.arrays import Floats, Ints
-from calibration.frontier.curve import Curve, Track
-from calibration.frontier.lambda_star import choose, choose_in_resamples
+from calibration.frontier.curve import Curve, Track, stacked
+from calibration.frontier.lambda_star import MARGIN, choose, choose_in_resamples
 from contract.grid import MAX_DECIMALS, canonical
 
 # So many λs are scored between two looks at the tables: engines have work meanwhile, and few λs are chosen blindly.
@@ -31,12 +31,12 @@ class Suggestion:
     resolution: float  # the width of the narrowest gap that is still split
 
 
-def suggest(curve: Curve, count: int, taken: Collection[str] = ()) -> Suggestion:
+def suggest(curve: Curve, count: int, taken: Collection[str] = (), margin: float = MARGIN) -> Suggestion:
     """Return up to `count` λs between those of a curve, where λ* can still move.
 
     In every resample λ* lies at a λ of the grid, and the λ* of a denser grid lies beside it, on the side where the
-    calibration error falls, by the slope of the parabola through λ* and its neighbours. (If only accuracy kept a neighbour
-    of lower error from being chosen, this is the side of that neighbour.) The gap on that side gets the resample's vote, and
+    NLL falls, by the slope of the parabola through λ* and its neighbours. (If only accuracy kept a neighbour of lower NLL
+    from being chosen, this is the side of that neighbour.) The gap on that side gets the resample's vote, and
     the sample itself has as many votes as all resamples. The gap with the most votes times its width is split first, at the
     roundest number of its middle half; each of the parts has half of the votes. A gap narrower than a quarter of λ*'s
     standard error is not split: the documents cannot tell the λs in it apart.
@@ -44,17 +44,19 @@ def suggest(curve: Curve, count: int, taken: Collection[str] = ()) -> Suggestion
     The result depends on the arguments alone: the same tables give the same λs.
 
     Args:
-        curve: the curve of a task, or of the average of several.
+        curve: the curve of a task, or of pooled tasks.
         count: the most λs to return.
         taken: λs that must not be suggested, whether the curve has them or not.
+        margin: as `lambda_star.choose` takes it.
     """
     grid = [Decimal(lam) for lam in curve.lambdas]
-    places = choose_in_resamples(curve.select)
+    track = curve.tracks["all"]
+    places = choose_in_resamples(track, margin)
     values = np.array([float(lam) for lam in grid])
     resolution = max(_FRACTION * float(values[places].std()) if len(places) else 0.0, 10.0**-MAX_DECIMALS)
     gaps = [
         (float(votes) * float(high - low), low, high)
-        for votes, low, high in zip(_votes(curve.select, values), grid[:-1], grid[1:], strict=True)
+        for votes, low, high in zip(_votes(track, values, margin), grid[:-1], grid[1:], strict=True)
     ]
     found: list[Decimal] = []
     while gaps and len(found) < count:
@@ -69,24 +71,25 @@ def suggest(curve: Curve, count: int, taken: Collection[str] = ()) -> Suggestion
     return Suggestion(tuple(canonical(lam) for lam in sorted(found)), resolution)
 
 
-def _votes(track: Track, values: Floats) -> Floats:
+def _votes(track: Track, values: Floats, margin: float) -> Floats:
     """Return [L − 1] how likely it is that each gap holds the λ* of a denser grid."""
     votes = np.zeros(max(len(values) - 1, 0))
     if len(values) < 2:
         return votes
-    place = choose(track)
-    drawn = choose_in_resamples(track)
-    np.add.at(votes, _side(track.error[:, None], values, np.array([place])), 1.0)
+    place = choose(track, margin)
+    drawn = choose_in_resamples(track, margin)
+    _, (nll, resampled) = stacked(track.accuracy, track.nll)
+    np.add.at(votes, _side(nll[:, None], values, np.array([place])), 1.0)
     if len(drawn):
-        np.add.at(votes, _side(track.resampled_error, values, drawn), 1.0 / len(drawn))
+        np.add.at(votes, _side(resampled, values, drawn), 1.0 / len(drawn))
     share: Floats = votes / votes.sum()
     return share
 
 
-def _side(error: Floats, values: Floats, place: Ints) -> Ints:
-    """Return the gap [R] beside λ* into which the error falls, from errors [L, R] and places [R] of λ*."""
-    column = np.arange(error.shape[1])
-    width, slope = np.diff(values), np.diff(error, axis=0) / np.diff(values)[:, None]
+def _side(nll: Floats, values: Floats, place: Ints) -> Ints:
+    """Return the gap [R] beside λ* into which the NLL falls, from NLLs [L, R] and places [R] of λ*."""
+    column = np.arange(nll.shape[1])
+    width, slope = np.diff(values), np.diff(nll, axis=0) / np.diff(values)[:, None]
     left, right = np.maximum(place - 1, 0), np.minimum(place, len(width) - 1)  # both are the same gap at an end
     rise = slope[left, column] * width[right] + slope[right, column] * width[left]
     gap: Ints = np.where(rise > 0, left, right)

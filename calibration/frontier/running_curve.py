@@ -1,27 +1,17 @@
-"""This module computes only the two metrics that λ* is chosen by, for a sweep that asks again and again while it runs."""
+"""This module computes only the curve that λ* is chosen on, for a sweep that asks again and again while it runs."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
-from calibration.arrays import Floats
-from calibration.catalogue import ACCURACY, ERROR
-from calibration.frontier.curve import Curve, collect_curve, macro_average
-from calibration.metrics.binned import Layout, add_reliability, means, reliability_metrics
-from calibration.metrics.choice_tasks import restricted
-from calibration.metrics.predictions import predictions
+from calibration.catalogue import ERROR
+from calibration.frontier.curve import Curve, collect_curve, thinned
 from calibration.scores.loader import Loader
-from calibration.scores.per_document import CONFIDENCES, ChoiceScores
-from calibration.task_at_lambda import TaskMetrics, cores
-from calibration.uncertainty.intervals import Estimate
-from calibration.uncertainty.resample import RESAMPLES, SEED, Resamples, Weights, draw, ones
+from calibration.scores.per_document import CONFIDENCES
+from calibration.scores.pool import pools_of
+from calibration.task_at_lambda import begun, pooled_metrics
+from calibration.uncertainty.resample import RESAMPLES, SEED
 from contract.points import order
 from contract.records import Plan, SweepRecord, read_plan, read_sweep
 from contract.rundir import RunDir
-
-_CONFIDENCE = CONFIDENCES[0]
-_HALVES = ("select", "report")
 
 
 def answer_curve(
@@ -32,10 +22,10 @@ def answer_curve(
     sweep: SweepRecord | None = None,
     plan: Plan | None = None,
 ) -> Curve | None:
-    """Return the curve that the first answer of a report is made of, from a pass over the tables for two metrics only.
+    """Return the curve that the first answer of a report is made of, from a pass over the tables for a few metrics only.
 
-    Over several choice tasks it is their average, because a model is put to use at one λ. The numbers are the same as those
-    of `analyse.analyse`.
+    Over several choice tasks it is that of all of them pooled, because a model is put to use at one λ. The numbers are the
+    same as those of `analyse.analyse`.
 
     Args:
         run: the run.
@@ -52,48 +42,19 @@ def answer_curve(
         LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
     """
     plan = plan if plan is not None else read_plan(run)
-    parents, curves = (sweep or read_sweep(run)).parents, []
-    for task in tasks:
-        if plan[task].scored_as != "other":
-            found = _measured_lambdas(run, task, plan[task].lambdas, resamples, seed)
-            if along := collect_curve(task, found, ERROR, _CONFIDENCE, parents):
-                curves.append(along)
-    return macro_average(curves) if len(curves) > 1 else curves[0] if curves else None
+    parents = (sweep or read_sweep(run)).parents
+    with_choices = [task for task in tasks if has_choices(run, task, plan)]
+    if not with_choices:
+        return None
+    name, members = next(iter(pools_of(plan, with_choices).items()), (with_choices[0], tuple(with_choices)))
+    found = pooled_metrics(run, members, plan, parents, resamples, seed)
+    kept = sorted((thinned(one, ERROR, CONFIDENCES[0]) for one in found), key=lambda one: order(one.lam))
+    return collect_curve(name, kept, ERROR, CONFIDENCES[0], parents)
 
 
-def _measured_lambdas(run: RunDir, task: str, lambdas: Sequence[str], resamples: int, seed: int) -> list[TaskMetrics]:
-    there = [lam for lam in lambdas if run.committed(task, lam) or run.committed(task, lam, "quarantine")]
-    loader = Loader(run, task)
-    if loader.documents.is_continuation:
-        return []
-    drawn = draw(task, len(loader.documents.sizes), resamples, seed)
-    with ThreadPoolExecutor(cores()) as pool:
-        return list(pool.map(lambda lam: _measured_at(loader, drawn, lam), sorted(there, key=order)))
-
-
-def _measured_at(loader: Loader, resamples: Resamples, lam: str) -> TaskMetrics:
-    scores = loader.load(lam).scores
-    assert isinstance(scores, ChoiceScores)
-    places, halves = resamples.halves_first(scores.document)
-    scores = restricted(scores, places)
-    layout = Layout(len(places))
-    made = predictions(scores.logits[_CONFIDENCE], scores.gold)
-    add_reliability(layout, made)
-    layout.add("correct", made.correct.astype(np.float64))
-    itself = _measure(layout, ones(len(places)), halves)
-    drawn = [_measure(layout, weights, halves) for weights in resamples.chunks(scores.document)]
-    estimates = {}
-    for key, value in itself.items():
-        resampled = np.concatenate([chunk[key] for chunk in drawn])
-        estimates[key] = Estimate(float(value[0]), resampled, len(places[halves[key[2]]]))
-    return TaskMetrics(lam, estimates, scores.left_out, len(loader.documents.sizes), [])
-
-
-def _measure(layout: Layout, weights: Weights, halves: dict[str, slice]) -> dict[tuple[str, str, str], Floats]:
-    found = {}
-    for half in _HALVES:
-        sums = layout.matrix.sums(weights[halves[half]], halves[half])
-        n = layout.of(sums, "bin_count").sum(axis=0)
-        found[ACCURACY[_CONFIDENCE], _CONFIDENCE, half] = means(layout, sums, ["correct"], n)["correct"]
-        found[ERROR, _CONFIDENCE, half] = reliability_metrics(layout, sums)["ece_width"]
-    return found
+def has_choices(run: RunDir, task: str, plan: Plan) -> bool:
+    """Tell whether anything of a task is committed, and its documents are choices."""
+    record = plan[task]
+    if record.is_sampled or record.scored_as == "other" or not begun(run, task, record.lambdas):
+        return False
+    return not Loader(run, task).documents.is_continuation

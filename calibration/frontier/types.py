@@ -1,6 +1,9 @@
-"""These types say what is known of one λ of a frontier: its values, its gains on the parents, and which λs are like λ*."""
+"""These types say what is known of the λs of a frontier: values, gains on the parents, tests, and which λs are like λ*."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["yes", "not shown", "no"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,24 +17,25 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """The gain of a λ on a parent."""
+    """The gain of a λ on a parent, on the same documents."""
 
     accuracy: Value  # the difference in accuracy; above 0 is better
-    error: Value  # the difference in error; below 0 is better
-    dominates: bool  # whether λ is worse than the parent in neither metric and better in one
-    dominated: bool  # whether λ is better than the parent in neither metric and worse in one
-    dominates_share: float  # the share of the resamples in which λ dominates the parent
+    nll: Value  # the difference in NLL, in nats; below 0 is better
+    error: Value  # the difference in the calibration error; below 0 is better
+    dominates: bool  # whether λ is worse than the parent in neither accuracy nor error, and better in one
+    dominated: bool  # whether λ is better than the parent in neither accuracy nor error, and worse in one
 
 
 @dataclass(frozen=True, slots=True)
 class FrontierPoint:
-    """Holds what is measured on `report` at a λ, or at a point of several coordinates."""
+    """Holds what is measured on all documents at a λ, or at a point of several coordinates."""
 
     lam: str
     documents: int
     accuracy: Value
+    nll: Value  # with probabilities of at least catalogue.FLOOR
     error: Value
-    on_frontier: bool  # whether no other λ is at least as good in both metrics and better in one
+    on_frontier: bool  # whether no other λ is at least as good in accuracy and error and better in one
     membership: float  # the share of the resamples in which this λ is on the frontier
     gains: dict[str, Gain]  # the gain on each other parent that there is, by the parent's name
     p_accuracy: float | None
@@ -42,7 +46,7 @@ class FrontierPoint:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Holds λ*, which `lambda_star.choose` chooses on `select`, and the λs that are like it."""
+    """Holds λ*, which `lambda_star.choose` chooses on all documents, and the λs that are like it."""
 
     lam: str
     low: str
@@ -50,6 +54,36 @@ class Chosen:
     """In the middle 95 % of the resamples λ* lies between `low` and `high`."""
     like_low: str
     like_high: str
-    """`report` cannot tell λ* from the λs between `like_low` and `like_high` (`multiple_tests.indistinguishable`)."""
+    """The λs between these two show no difference to λ* in NLL and accuracy (`multiple_tests.indistinguishable`)."""
     like: tuple[str, ...] = ()
-    """All points that `report` cannot tell from λ*, over several aligned checkpoints, where points have no neighbours."""
+    """All points that show no difference to λ*, over several aligned checkpoints, where points have no neighbours."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParentTest:
+    """A one-sided test of a λ against one parent, on documents that had no say in choosing the λ."""
+
+    parent: str
+    metric: Literal["accuracy", "nll", "error"]
+    difference: Value
+    p: float  # the p-value of "the λ is better"
+    p_worse: float  # the p-value of "the λ is worse"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """The tests of what the rule of λ* chooses on one half of the documents, made on the other half."""
+
+    lam: str
+    documents: int  # of the half that the tests are made on
+    tests: tuple[ParentTest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Says whether a λ that is no parent is more accurate than all parents and far better calibrated than aligned."""
+
+    verdict: Verdict
+    text: str  # the verdict with its evidence
+    evidence: HeldOut
+    p_half: dict[str, float]  # the p-value of an error below half of that of each aligned parent, by its name

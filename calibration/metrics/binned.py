@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from scipy.special import erf
 
 from calibration.arrays import BINS, Floats, Ints
 from calibration.metrics.predictions import Predictions
@@ -80,26 +79,29 @@ class SumMatrix:
 
 def add_reliability(layout: Layout, made: Predictions, bins: int = BINS) -> None:
     """Add the sums over predicted choices that `reliability_metrics` needs."""
-    bin_ = bin_of(made.confidence, bins)
+    bin_, gap = bin_of(made.confidence, bins), made.confidence - made.correct
     side = np.where(made.correct, 0, bins) + bin_
     layout.add("bin_count", np.ones(len(bin_)), side, 2 * bins)
-    layout.add("bin_gap", made.confidence - made.correct, side, 2 * bins)
+    layout.add("bin_gap", gap, side, 2 * bins)
+    layout.add("bin_square", gap * gap, bin_, bins)
 
 
 def reliability_metrics(
     layout: Layout, sums: Floats, bins: int = BINS, target: Floats | None = None
 ) -> dict[str, Floats]:
-    """Return the calibration errors [R] of the predicted choice in bins of equal width, NaN where there is none.
+    """Return the calibration errors of the predicted choice in bins of equal width, NaN where there is none.
 
-    Let n_b of n documents be in bin b, a_b be their accuracy, and g_b = mean confidence − accuracy.
+    Let n_b of n documents be in bin b, a_b be their accuracy, and g_b = mean confidence − accuracy. An error that is a sum
+    of absolute values is returned as what is summed, (n_b / n) g_b with its sign, in an array [B, R]; others are arrays [R].
 
     ece_width: Σ_b (n_b / n) |g_b|, in [0, 1]. The source is M. P. Naeini, G. F. Cooper, M. Hauskrecht, AAAI 2015; the edges
         and 15 bins are those of C. Guo et al., "On calibration of modern neural networks", ICML 2017, section 2.
     mce: max_b |g_b| over the bins that are not empty, from the same sources.
-    ece_debiased: 2 ece_width − Σ_b (n_b / n) E|N(g_b, a_b (1 − a_b) / n_b)|, because a bin's gap is noisy, which the
-        absolute value counts as miscalibration; it is below 0 where the error is smaller than its noise. The source is
-        A. Kumar, P. Liang, T. Ma, "Verified uncertainty calibration", NeurIPS 2019, whose library draws the normal
-        variables; here the expectation is that of a folded normal distribution in closed form.
+    ece_squared: Σ_b (n_b / n) (g_b² − s_b² / n_b), with s_b² the variance of confidence − correctness in the bin. This is
+        what is left of the squared error without the noise of the gaps; its expectation is the true one, and it is below
+        0 where noise is larger than error. A bin of one document tells nothing of its noise and counts as 0. The sources
+        are A. Kumar, P. Liang, T. Ma, "Verified uncertainty calibration", NeurIPS 2019, section 4, and C. A. T. Ferro,
+        T. E. Fricker, "A bias-corrected decomposition of the Brier score", Q. J. R. Meteorol. Soc. 138 (2012).
     ece_width_matched: ece_width after right documents are weighted by target / accuracy and wrong ones by
         (1 − target) / (1 − accuracy), so that the accuracy is `target` [R]; it is there only with a `target`. It shows the
         part of a difference in ECE to a model of that accuracy which is not due to the difference in accuracy (the
@@ -111,28 +113,26 @@ def reliability_metrics(
     count, gap = right + counts[bins:], gaps[:bins] + gaps[bins:]
     n = count.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        plain = np.abs(gap).sum(axis=0) / n
-        accuracy = right / count
-        noise = np.sqrt(accuracy * (1 - accuracy) / count)
-        expected = np.where(count > 0, count * _folded_normal_mean(gap / count, noise), 0.0).sum(axis=0) / n
         worst = np.where(count > 0, np.abs(gap) / count, -1.0).max(axis=0)
+        variance = (layout.of(sums, "bin_square") - gap * gap / count) / (count - 1)
         found = {
-            "ece_width": plain,
+            "ece_width": gap / n,
             "mce": np.where(n > 0, worst, np.nan),
-            "ece_debiased": 2 * plain - expected,
+            "ece_squared": np.where(count > 1, gap * gap / count - variance, 0.0).sum(axis=0) / n,
         }
         if target is not None:
             share = right.sum(axis=0) / n
             up, down = _ratio(target, share), _ratio(1 - target, 1 - share)
-            found["ece_width_matched"] = np.abs(up * gaps[:bins] + down * gaps[bins:]).sum(axis=0) / n
+            found["ece_width_matched"] = (up * gaps[:bins] + down * gaps[bins:]) / n
     return found
 
 
-def _folded_normal_mean(mean: Floats, deviation: Floats) -> Floats:
-    """Return E|X| for X ~ N(mean, deviation²), by F. C. Leone, L. S. Nelson, R. B. Nottingham, Technometrics 3 (1961)."""
-    z = np.where(deviation > 0, mean / deviation, np.inf)
-    spread = deviation * np.sqrt(2 / np.pi) * np.exp(-0.5 * z * z) + mean * erf(z / np.sqrt(2))
-    return np.where(deviation > 0, spread, np.abs(mean))
+def bins_of(layout: Layout, sums: Floats, bins: int = BINS) -> tuple[Floats, Floats, Floats]:
+    """Return right documents, documents and mean confidence of the bins that are not empty, from sums [K, 1]."""
+    counts, gaps = layout.of(sums, "bin_count")[:, 0], layout.of(sums, "bin_gap")[:, 0]
+    right, count, gap = counts[:bins], counts[:bins] + counts[bins:], gaps[:bins] + gaps[bins:]
+    filled = count > 0
+    return right[filled], count[filled], ((gap + right)[filled] / count[filled])
 
 
 def _ratio(target: Floats, share: Floats) -> Floats:
@@ -151,15 +151,17 @@ def add_classes(layout: Layout, made: Predictions, sizes: Ints, gold: Ints, bins
     layout.add("class_gold", np.ones(int(is_gold.sum())), row[is_gold], rows, document[is_gold])
 
 
-def class_metrics(layout: Layout, sums: Floats, n: Floats, brier: Floats, bins: int = BINS) -> dict[str, Floats]:
+def class_metrics(
+    layout: Layout, sums: Floats, n: Floats, brier: Floats, sample: Floats | None = None, bins: int = BINS
+) -> dict[str, Floats]:
     """Return the metrics [R] that take each of the C choices as a binary event; class c is the choice at place c.
 
     A document with fewer choices belongs to the classes it has. Let n_cb documents be in bin b of class c, p_cb be their
     mean probability, y_cb the share of them whose gold choice is c, and y_c that share over all n_c documents of the class.
 
-    ece_classwise: the mean over c of Σ_b (n_cb / n_c) |p_cb − y_cb|, in [0, 1]. The source is J. Nixon et al., "Measuring
-        calibration in deep learning", CVPR workshops 2019 (static calibration error); the name is that of M. Kull et al.,
-        NeurIPS 2019.
+    ece_classwise: the mean over c of Σ_b (n_cb / n_c) |p_cb − y_cb|, in [0, 1], returned as what is summed, with its sign,
+        in an array [C · B, R]. The source is J. Nixon et al., "Measuring calibration in deep learning", CVPR workshops 2019
+        (static calibration error); the name is that of M. Kull et al., NeurIPS 2019.
     brier_reliability: Σ_c Σ_b (n_cb / n) (p_cb − y_cb)²;
     brier_resolution: Σ_c Σ_b (n_cb / n) (y_cb − y_c)²;
     brier_uncertainty: Σ_c (n_c / n) y_c (1 − y_c). The source of all three is A. H. Murphy, "A new vector partition of the
@@ -168,25 +170,51 @@ def class_metrics(layout: Layout, sums: Floats, n: Floats, brier: Floats, bins: 
         probabilities of a bin are equal; in bins of some width, this remainder makes it exact. It is the within-bin
         variance of p less twice the within-bin covariance of p and y (D. B. Stephenson, C. A. S. Coelho, I. T. Jolliffe,
         "Two extra components in the Brier score decomposition", Weather Forecast. 23 (2008)).
+    brier_reliability_tangent, brier_resolution_tangent: their tangents at the sample (`gaps.of_squares`).
+
+    Args:
+        layout: the names of the sums.
+        sums: the sums [K, R].
+        n: the number of documents [R].
+        brier: the Brier score [R].
+        sample: the sums [K, 1] of the sample, at which the tangents are taken; without them there are none.
     """
-    count, gap, gold = (layout.of(sums, name) for name in ("class_count", "class_gap", "class_gold"))
-    shape = (-1, bins, sums.shape[1])
-    count, gap, gold = count.reshape(shape), gap.reshape(shape), gold.reshape(shape)
+    count, gap, gold = _by_class(layout, sums, bins)
     size, positive = count.sum(axis=1), gold.sum(axis=1)  # both have shape [C, R]
     with np.errstate(divide="ignore", invalid="ignore"):
         reliability = np.where(count > 0, gap * gap / count, 0.0).sum(axis=(0, 1)) / n
         base = np.where(size > 0, positive * positive / size, 0.0).sum(axis=0)
         resolution = (np.where(count > 0, gold * gold / count, 0.0).sum(axis=(0, 1)) - base) / n
         uncertainty = (positive.sum(axis=0) - base) / n
-        per_class = np.where(size > 0, np.abs(gap).sum(axis=1) / size, 0.0)
-        classwise = per_class.sum(axis=0) / (size > 0).sum(axis=0)
-    return {
-        "ece_classwise": classwise,
-        "brier_reliability": reliability,
-        "brier_resolution": resolution,
-        "brier_uncertainty": uncertainty,
-        "brier_within": brier - (reliability - resolution + uncertainty),
-    }
+        classes = (size > 0).sum(axis=0)
+        share = np.where(size > 0, size * classes, np.nan)[:, None]
+        classwise = np.where(n > 0, np.nan_to_num(gap / share), np.nan)
+        found = {
+            "ece_classwise": classwise.reshape(-1, sums.shape[1]),
+            "brier_reliability": reliability,
+            "brier_resolution": resolution,
+            "brier_uncertainty": uncertainty,
+            "brier_within": brier - (reliability - resolution + uncertainty),
+        }
+        if sample is None:
+            return found
+        own_count, own_gap, own_gold = _by_class(layout, sample, bins)
+        off = np.where(own_count > 0, own_gap / own_count, 0.0)
+        apart = own_gold / own_count - (own_gold.sum(axis=1) / own_count.sum(axis=1))[:, None]
+        apart = np.where(own_count > 0, apart, 0.0)
+        mean = np.where(size > 0, positive / size, 0.0)[:, None]
+        beyond = 2 * apart * (gold - mean * count) - apart * apart * count
+        return found | {
+            "brier_reliability_tangent": (2 * off * gap - off * off * count).sum(axis=(0, 1)) / n,
+            "brier_resolution_tangent": beyond.sum(axis=(0, 1)) / n,
+        }
+
+
+def _by_class(layout: Layout, sums: Floats, bins: int) -> tuple[Floats, Floats, Floats]:
+    """Return the documents, the gaps and the gold choices of every class and bin, each [C, B, R]."""
+    shape = (-1, bins, sums.shape[1])
+    count, gap, gold = (layout.of(sums, name).reshape(shape) for name in ("class_count", "class_gap", "class_gold"))
+    return count, gap, gold
 
 
 def means(layout: Layout, sums: Floats, names: Sequence[str], n: Floats) -> dict[str, Floats]:

@@ -10,6 +10,7 @@ from calibration.metrics.predictions import perplexity
 from calibration.metrics.token_ece import add_tokens, token_metrics
 from calibration.scores.per_document import ContinuationScores
 from calibration.scores.per_token import TokenScores
+from calibration.uncertainty.gaps import of_gaps
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.resample import SPLITS, Resamples, ones
 
@@ -50,7 +51,11 @@ def continuation_estimates(scores: ContinuationScores, token_scores: TokenScores
         for metric in metrics_of("continuation"):
             key = metric.computed_as
             n = int(layout.of(sums, sizes.get(key, "documents"))[0, 0])
-            found[metric.name, "sum", split] = Estimate(float(itself[key][0]), resampled[key], n)
+            value = itself[key]
+            if value.ndim == 2:
+                found[metric.name, "sum", split] = of_gaps(value[:, 0], resampled[key], n)
+            else:
+                found[metric.name, "sum", split] = Estimate(float(value[0]), resampled[key], n)
     return found
 
 

@@ -30,7 +30,8 @@ class Ranking:
     def metrics(self, weights: Weights) -> dict[str, Floats]:
         """Return the metrics [R] by name for weights [D, R], NaN where a metric does not exist.
 
-        ece_mass: Σ_b |sum of (confidence − correct) in bin b| / n over bins of equal mass, in [0, 1]. The n copies are
+        ece_mass: Σ_b |sum of (confidence − correct) in bin b| / n over bins of equal mass, in [0, 1], returned as what is
+            summed, with its sign, in an array [B, R]. The n copies are
             cut as np.array_split does: the sizes of bins differ by at most 1 and the larger ones come first; if there are
             fewer copies than bins, each copy is a bin of its own. Tied copies all count with their common accuracy, so
             that it does not matter which of them fall on which side of a cut. The source is J. Nixon et al., "Measuring
@@ -110,7 +111,7 @@ class Ranking:
         right = (sure_before[-1] - sure_at[-1]) - (gap_before[-1] - gap_at[-1])  # correct = confidence − gap
         with np.errstate(divide="ignore", invalid="ignore"):
             return {
-                "ece_mass": np.abs(np.diff(bounds, axis=0)).sum(axis=0) / n,
+                "ece_mass": np.diff(bounds, axis=0) / n,
                 f"acc_at_{COVERAGE}": right / (n - positions[-1]),
             }
 

@@ -39,6 +39,8 @@ def bin_rows(at_lambda: TaskScores, in_report: Bools) -> list[BinRow]:
             made = predictions(scores.logits[confidence], scores.gold)
             for split, of in sides.items():
                 rows += _binned("documents", confidence, split, made.confidence[of], made.correct[of])
+    if tokens is None:
+        return rows
     scored = np.isin(tokens.document, scores.document)
     for split, of in _sides(in_report[tokens.document]).items():
         kept = scored & of

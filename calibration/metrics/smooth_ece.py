@@ -31,8 +31,17 @@ def add_residuals(layout: Layout, confidence: Floats, correct: Bools) -> None:
     layout.add("residual", value, np.r_[low, low + 1], _GRID + 1, np.r_[document, document])
 
 
-def smooth_ece_at(sums: Floats, n: Floats, sigma: Floats) -> Floats:
-    """Return smECE_σ [R], in [0, 1], for sums [513, R], total weights n [R] and widths [R]; it is NaN where n is 0."""
+def smooth_residual(sums: Floats, n: Floats, sigma: Floats) -> Floats:
+    """Return the smoothed residual [513, R], whose absolute values add up to smECE_σ [R]; it is NaN where n is 0.
+
+    At the σ of the sample it gives the interval of smECE: smECE_σ falls with σ, so where the true smECE_σ at this σ lies in
+    an interval that holds σ, the true smECE, which is the σ that equals its own smECE_σ, lies in it, too.
+
+    Args:
+        sums: the sums of residuals [513, R].
+        n: the total weights [R].
+        sigma: the widths [R] or [1].
+    """
     return _smoothed(_series(sums, n), sigma)
 
 
@@ -41,10 +50,10 @@ def smooth_ece(sums: Floats, n: Floats) -> Floats:
     series = _series(sums, n)
     low, high = np.zeros(len(n)), np.ones(len(n))
     # `above` is how far the error at `low` is above that width, `below` how far it is below the width at `high`.
-    above, below = _smoothed(series, low), 1 - _smoothed(series, high)
+    above, below = _area(series, low), 1 - _area(series, high)
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        excess = _smoothed(series, middle) - middle
+        excess = _area(series, middle) - middle
         rises = excess > 0
         low, above = np.where(rises, middle, low), np.where(rises, excess, above)
         high, below = np.where(rises, high, middle), np.where(rises, below, -excess)
@@ -65,8 +74,12 @@ def _series(sums: Floats, n: Floats) -> Floats:
 def _smoothed(series: Floats, sigma: Floats) -> Floats:
     order = np.arange(_GRID + 1)[:, None]
     damping = np.exp(-0.5 * (np.pi * order * sigma) ** 2)
-    smooth = np.abs(scipy.fft.idct(series * damping, type=1, axis=0))
+    smooth: Floats = scipy.fft.idct(series * damping, type=1, axis=0)
     # This is the trapezoid rule over [0, 1]; the density on the grid is a mass times _GRID, which the step cancels.
     smooth[[0, -1]] /= 2
-    total: Floats = smooth.sum(axis=0)
+    return smooth
+
+
+def _area(series: Floats, sigma: Floats) -> Floats:
+    total: Floats = np.abs(_smoothed(series, sigma)).sum(axis=0)
     return total

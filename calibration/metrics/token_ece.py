@@ -17,7 +17,6 @@ def add_tokens(layout: Layout, scores: TokenScores) -> None:
 
 
 def token_metrics(layout: Layout, sums: Floats) -> dict[str, Floats]:
-    """Return token_ece_width [R], which is the ece_width of `binned.reliability_metrics` for tokens instead of documents."""
+    """Return token_ece_width [B, R], the ece_width of `binned.reliability_metrics` for tokens instead of documents."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        ece = np.abs(layout.of(sums, "token_gap")).sum(axis=0) / layout.of(sums, "token_count").sum(axis=0)
-    return {"token_ece_width": ece}
+        return {"token_ece_width": layout.of(sums, "token_gap") / layout.of(sums, "token_count").sum(axis=0)}

@@ -11,7 +11,7 @@ from calibration.report.facts import Cell, Facts, Outcomes, TaskFacts
 from calibration.report.measures import Measure
 from calibration.report.style import NEUTRAL, OTHER_COLOUR, lam_axis, lam_colour, number, role_shape
 
-_COLUMNS = ("task", "lambda", "lam", "point", "role", "value", "low", "high", "scaled", "documents")
+_COLUMNS = ("task", "lambda", "lam", "point", "role", "value", "low", "high", "scaled", "floor", "documents")
 
 
 def curve_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict[str, Any]]:
@@ -21,7 +21,8 @@ def curve_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict
     for lam in task.lambdas:
         cell = task.cell(lam, measure.metric)
         if cell.plottable is not None:
-            yield _row(facts, task.name, lam, cell) | {"scaled": scaled}
+            floor = task.cell(lam, measure.floor).plottable if measure.floor else None
+            yield _row(facts, task.name, lam, cell) | {"scaled": scaled, "floor": floor}
 
 
 def outcome_curve_rows(facts: Facts, outcomes: Outcomes, metric: str) -> Iterator[dict[str, Any]]:
@@ -73,6 +74,16 @@ def curve_chart(
         level = alt.Y("mean(scaled):Q", title=measure.axis, scale=scale)
         label = alt.Chart().mark_text(align="right", dy=-6, fontSize=10, color=OTHER_COLOUR, text="aligned, T-scaled")
         layers += [rule.encode(y=level), label.encode(x=alt.X("max(lam):Q"), y=level)]
+    if any(row.get("floor") is not None for row in rows):
+        noise = alt.Y("floor:Q", title=measure.axis, scale=scale)
+        dotted = base.mark_line(color=NEUTRAL, strokeWidth=1.4, strokeDash=[1, 3]).encode(y=noise)
+        last = alt.Chart().transform_filter("datum.lam === datum.most")
+        label = (
+            last.mark_text(align="right", dy=9, fontSize=10, color=NEUTRAL, text="noise alone")
+            .encode(x=alt.X("lam:Q"), y=noise)
+            .transform_joinaggregate(most="max(lam)", groupby=["task"])
+        )
+        layers += [dotted, label]
     dots = base.mark_point(filled=True, opacity=1, size=42).encode(
         y=value, color=lam_colour(facts.every_lam), shape=role_shape(), tooltip=tooltip
     )

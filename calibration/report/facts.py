@@ -8,15 +8,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calibration.analyse import Analysis
-from calibration.catalogue import ACCURACY, kind_of
-from calibration.frontier.frontier import Frontier, Frontiers
+from calibration.catalogue import ACCURACY, Task, kind_of
+from calibration.frontier.frontier import Frontier
 from calibration.lm_eval_rows import LEFT_OUT, PREFIX
 from contract.points import coordinates, order
-from contract.records import TaskRecord
+from contract.records import Plan, TaskRecord
 from contract.schemas import point_of
 
 MAX_BIN_ROWS = 12_000  # so many bins take half a megabyte of a page
-MACRO = "average of all tasks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class TaskFacts:
 
     name: str
     record: TaskRecord
-    is_continuation: bool  # whether there is nothing to choose from; False also where nothing is scored yet
+    kind: Task  # what it is scored as, or a pool of choice tasks; choices where nothing is scored yet
     lambdas: tuple[str, ...]  # the finished λs, ascending: every document is scored, or known not to be
     partial: tuple[str, ...]  # the λs that are begun and not finished, ascending
     cells: Mapping[tuple[str, str, str], Cell]  # the numbers by λ, metric and split
@@ -50,6 +49,16 @@ class TaskFacts:
     def is_sampled(self) -> bool:
         """Tell whether this is a generate task, which has neither choices nor a continuation."""
         return self.record.is_sampled
+
+    @property
+    def is_continuation(self) -> bool:
+        """Tell whether there is nothing to choose from."""
+        return self.kind == "continuation"
+
+    @property
+    def is_pool(self) -> bool:
+        """Tell whether this is not a task, but several that are pooled."""
+        return self.kind == "pool"
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -73,8 +82,7 @@ class Outcomes:
 class Facts:
     """The facts of a run."""
 
-    tasks: tuple[TaskFacts, ...]  # the tasks in the order of the plan
-    macro: Frontier | None
+    tasks: tuple[TaskFacts, ...]  # the tasks in the order of the plan, then the pools
     grid: tuple[str, ...]  # the λs that any task has finished, ascending
     confidence: str
     error: str  # the calibration error of the frontier
@@ -93,7 +101,7 @@ class Facts:
 
     @property
     def choice_tasks(self) -> tuple[TaskFacts, ...]:
-        """Return the choice tasks that have a finished λ."""
+        """Return the choice tasks that have a finished λ, and the pools of them."""
         return tuple(task for task in self.tasks if task.lambdas and not (task.is_continuation or task.is_sampled))
 
     @property
@@ -114,9 +122,9 @@ class Facts:
 
     @property
     def frontiers(self) -> tuple[tuple[str, Frontier], ...]:
-        """Return every frontier with its title; the average comes first, where there is one."""
-        average = ((MACRO, self.macro),) if self.macro else ()
-        return (*average, *((task.name, task.frontier) for task in self.tasks if task.frontier))
+        """Return every frontier with its title; those of pools come first."""
+        found = sorted(self.tasks, key=lambda task: not task.is_pool)
+        return tuple((task.name, task.frontier) for task in found if task.frontier)
 
     @property
     def coordinates(self) -> tuple[str, ...]:
@@ -143,17 +151,16 @@ class Facts:
 
     @property
     def chosen(self) -> str | None:
-        """Return λ* of the average, or of the only task that has one."""
+        """Return λ* of all tasks pooled, or of the only task that has one."""
         return self.frontiers[0][1].chosen.lam if self.frontiers else None
 
 
-def gather(analysis: Analysis, found: Frontiers, error: str, confidence: str) -> Facts:
+def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
     """Put together what a report shows.
 
     Args:
         analysis: the run's analysis.
-        found: the frontiers of the analysis's curves.
-        error: the calibration error that these frontiers hold accuracy against.
+        error: the calibration error that its frontiers hold accuracy against.
         confidence: the confidence of that error and accuracy.
     """
     cells: dict[str, dict[tuple[str, str, str], Cell]] = {}
@@ -171,21 +178,19 @@ def gather(analysis: Analysis, found: Frontiers, error: str, confidence: str) ->
         # Metrics that are the same for all confidences are stored under sum only.
         if row["confidence"] == confidence or key not in of_task:
             of_task[key] = cell
-    frontiers = {one.task: one for one in found.tasks}
+    found = analysis.found
+    frontiers = {one.task: one for one in (*found.tasks, *found.pools)}
     elsewhere = tuple(name for name, record in analysis.plan.items() if record.scored_as == "other")
-    tasks = tuple(
-        _task(name, record, cells.get(name, {}), frontiers.get(name))
-        for name, record in analysis.plan.items()
-        if name not in elsewhere
-    )
+    records = {name: record for name, record in analysis.plan.items() if name not in elsewhere}
+    records |= {name: _pool_record(analysis.plan, members) for name, members in analysis.pools.items()}
+    tasks = tuple(_task(name, record, cells.get(name, {}), frontiers.get(name)) for name, record in records.items())
     grid = sorted({lam for task in tasks for lam in task.lambdas}, key=order)
     bins = _shown_bins(analysis.bins, tasks, confidence)
-    stars = {one.chosen.lam for one in (*found.tasks, *filter(None, [found.macro]))}
+    stars = {one.chosen.lam for one in frontiers.values()}
     stops = _thinned(grid, len(bins), {*analysis.parents.values(), *stars})
     judged = tuple(Outcomes(name, by_metric) for name, by_metric in outcomes.items())
     return Facts(
         tasks,
-        found.macro,
         tuple(grid),
         confidence,
         error,
@@ -203,16 +208,19 @@ def _thinned(grid: Sequence[str], rows: int, kept: set[str]) -> tuple[str, ...]:
     return tuple(lam for place, lam in enumerate(grid) if place % step == 0 or lam in kept)
 
 
+def _pool_record(plan: Plan, members: Sequence[str]) -> TaskRecord:
+    shared = set.intersection(*(set(plan[name].lambdas) for name in members))
+    return TaskRecord(tuple(sorted(shared, key=order)), documents=sum(plan[name].documents or 0 for name in members))
+
+
 def _task(
     name: str, record: TaskRecord, cells: Mapping[tuple[str, str, str], Cell], found: Frontier | None
 ) -> TaskFacts:
     lambdas = sorted({lam for lam, _, _ in cells}, key=order)
     partial = {lam for lam in lambdas if cells[lam, "docs_unfinished", "all"].value}
-    is_continuation = kind_of(metric for _, metric, _ in cells) == "continuation"
+    kind = kind_of(metric for _, metric, _ in cells)
     finished = tuple(lam for lam in lambdas if lam not in partial)
-    return TaskFacts(
-        name, record, is_continuation, finished, tuple(lam for lam in lambdas if lam in partial), cells, found
-    )
+    return TaskFacts(name, record, kind, finished, tuple(lam for lam in lambdas if lam in partial), cells, found)
 
 
 def _shown_bins(bins: pa.Table, tasks: tuple[TaskFacts, ...], confidence: str) -> pa.Table:

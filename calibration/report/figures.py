@@ -7,7 +7,7 @@ import altair as alt
 
 from calibration.report.controls import OF_STOP, OF_TASK, TASK, stop_param, task_param
 from calibration.report.curve_figure import curve_chart, curve_rows, outcome_curve_rows
-from calibration.report.facts import MACRO, Facts, TaskFacts
+from calibration.report.facts import Facts, TaskFacts
 from calibration.report.frontier_figure import frontier_chart, frontier_rows
 from calibration.report.measures import Measure, drawn_measures
 from calibration.report.plane_figure import plane_chart, plane_measures, plane_rows
@@ -25,11 +25,11 @@ def page_figures(facts: Facts) -> dict[str, dict[str, alt.LayerChart]]:
     found: dict[str, dict[str, alt.LayerChart]] = {}
     stop = facts.start
     frontiers = {}
-    if facts.macro:
+    if facts.frontiers and facts.frontiers[0][1].is_pooled:
         rows = list(frontier_rows(facts, *facts.frontiers[0]))
-        average = frontier_chart(facts, rows, follows=True).properties(title=_title(MACRO), height=300)
-        frontiers["frontier-average"] = average.add_params(stop_param(stop))
-    if per_task := [(name, one) for name, one in facts.frontiers if one is not facts.macro]:
+        pooled = frontier_chart(facts, rows, follows=True).properties(title=_title(facts.frontiers[0][0]), height=300)
+        frontiers["frontier-pooled"] = pooled.add_params(stop_param(stop))
+    if per_task := facts.frontiers:
         rows = [row for name, found_one in per_task for row in frontier_rows(facts, name, found_one)]
         one = frontier_chart(facts, rows, follows=True).properties(title=_title(alt.ExprRef(TASK)), height=300)
         frontiers["frontier-task"] = _following(one, _TASK, facts.choice_tasks, stop)
@@ -187,7 +187,8 @@ def _grid(facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure])
         for measure in measures:
             title = f"{task.name}: {measure.title}" if len(tasks) > 1 else measure.title
             rows = list(curve_rows(facts, task, measure))
-            row.append(curve_chart(facts, rows, measure).properties(title=_title(title), width=230, height=160))
+            if rows or not task.is_pool:  # pooled tasks do not have every metric
+                row.append(curve_chart(facts, rows, measure).properties(title=_title(title), width=230, height=160))
         charts.append(alt.concat(*row, columns=3))
     return alt.vconcat(*charts)
 

@@ -148,11 +148,10 @@ def _row(title: str, point: FrontierPoint) -> dict[str, Any]:
 
 
 def _scaled(facts: Facts, title: str, frontier: Frontier) -> tuple[Cell, Cell] | None:
-    """Return a task's accuracy and error on `report` for aligned after temperature scaling, or None if there are none."""
+    """Return a task's accuracy and error for aligned after temperature scaling, or None if there are none."""
     task = next((task for task in facts.tasks if task.name == title and task.frontier is frontier), None)
     aligned = facts.parents.get("aligned")
     if task is None or aligned is None:
         return None
-    accuracy = task.cell(aligned, facts.accuracy, "report")
-    error = task.cell(aligned, f"{facts.error}_scaled", "report")
+    accuracy, error = task.cell(aligned, facts.accuracy), task.cell(aligned, f"{facts.error}_scaled")
     return None if accuracy.plottable is None or error.plottable is None else (accuracy, error)

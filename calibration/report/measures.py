@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from calibration.catalogue import Task, metrics_of
+from calibration.catalogue import Task, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +13,7 @@ class Measure:
     title: str
     axis: str  # what the numbers are, with their unit and which are better
     scaled: str | None = None  # the same of aligned after temperature scaling
+    floor: str = ""  # the metric that says what noise alone gives; empty where there is none
     form: str = ".4f"
     is_main: bool = False
 
@@ -20,7 +21,15 @@ class Measure:
 def drawn_measures(task: Task, confidence: str = "sum") -> tuple[Measure, ...]:
     """Return the metrics of a kind of tasks."""
     return tuple(
-        Measure(one.name, one.title, one.axis, f"{one.name}_scaled" if one.scaled else None, one.form, one.is_main)
-        for one in metrics_of(task, confidence)
+        Measure(
+            one.name,
+            one.title,
+            one.axis,
+            f"{one.name}_scaled" if one.scaled else None,
+            one.floor,
+            one.form,
+            one.is_main,
+        )
+        for one in shown(task, confidence)
         if one.drawn
     )

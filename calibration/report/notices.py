@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
+from calibration.catalogue import FLOOR
 from calibration.report.facts import Facts, TaskFacts
 from calibration.report.figures import OUTCOME_FIGURES, PAPER_TASKS, outcome_metrics
+from calibration.scores.per_document import CONFIDENCES
 from contract.points import is_named
 
 _SHOWN = 8
@@ -41,7 +43,13 @@ def notices(facts: Facts) -> Iterator[str]:
             "λ is weighed by module (line lam_map, below): λ = 1 is the whole map and not the aligned parent, with which "
             "nothing is compared here."
         )
-    for task in facts.tasks:
+    if facts.confidence != CONFIDENCES[0] and facts.choice_tasks:
+        yield (
+            f"The temperature of confidences per {facts.confidence.removesuffix('s')} is arbitrary, so ECE, Brier score, "
+            "NLL and over-confidence are shown after temperature scaling; the reliability diagrams show the confidences as "
+            "they are."
+        )
+    for task in (one for one in facts.tasks if not one.is_pool):
         yield from (f"{task.name}: {text}" for text in _of_task(facts, task))
     if facts.grid and not facts.choice_tasks:
         yield (
@@ -110,11 +118,28 @@ def _of_values(facts: Facts, task: TaskFacts) -> Iterator[str]:
         if same:
             so = "" if task.is_continuation else ", so confidence cannot rank them (no AUROC)"
             yield f"every answer is {words} at {_span(same)}{so}."
-    if any(task.cell(lam, "nll").value == float("inf") for lam in task.lambdas):
-        where = [lam for lam in task.lambdas if task.cell(lam, "nll").value == float("inf")]
-        yield f"something right has probability 0 at {_span(where)}: NLL is infinite there and not drawn."
+    if where := [lam for lam in task.lambdas if task.cell(lam, "nll").value == float("inf")]:
+        counts = [_impossible(task, lam) for lam in where]
+        if any(counts):
+            floored = [task.cell(lam, "nll_floored").value or 0.0 for lam in where]
+            yield (
+                f"{_range(counts, 'd')} right choices have probability 0 at {_span(where)}: NLL is infinite there and not "
+                f"drawn. With probabilities of at least {FLOOR:g} it is {_range(floored, '.4f')}."
+            )
+        else:
+            yield f"something right has probability 0 at {_span(where)}: NLL is infinite there and not drawn."
     if not task.is_continuation and task.frontier is None and not empty:
         yield "no frontier: it wants at least two documents in each half (select, report)."
+
+
+def _impossible(task: TaskFacts, lam: str) -> int:
+    cell = task.cell(lam, "gold_impossible")
+    return round((cell.value or 0.0) * cell.n)
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low}–{high}"
 
 
 def _lams(lams: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from calibration.catalogue import COUNTED, Task
+from calibration.catalogue import COUNTED
 from calibration.report.facts import Cell, Facts, TaskFacts
 from calibration.report.measures import Measure, drawn_measures
 
@@ -22,13 +22,13 @@ class Numbers:
 
 def numbers(facts: Facts) -> list[Numbers]:
     """Return the table of every task that has anything scored; λs that are partly scored are marked."""
-    tasks = [task for task in facts.tasks if task.lambdas or task.partial]
+    tasks = sorted((task for task in facts.tasks if task.lambdas or task.partial), key=lambda task: not task.is_pool)
     few = sum(len(task.lambdas) + len(task.partial) for task in tasks) <= ROWS
     return [_of_task(facts, task, few) for task in tasks]
 
 
 def _of_task(facts: Facts, task: TaskFacts, every: bool) -> Numbers:
-    kind: Task = "samples" if task.is_sampled else "continuation" if task.is_continuation else "choices"
+    kind = task.kind
     measures = drawn_measures(kind, facts.confidence)
     every_lam = [lam for lam in task.record.lambdas if lam in {*task.lambdas, *task.partial}]
     notable = {point.lam for point in task.frontier.points if point.on_frontier} if task.frontier else set()

@@ -16,6 +16,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from calibration.catalogue import answers
+from calibration.frontier.lambda_star import MARGIN
 from calibration.report.facts import Facts
 from calibration.report.figures import page_figures
 from calibration.report.identity import Quarantined, identity, task_records
@@ -43,6 +44,7 @@ def page(
     plan: Plan,
     quarantined: list[Quarantined],
     figures: list[str],
+    margin: float = MARGIN,
 ) -> str:
     """Return the page as HTML. Equal arguments give equal text.
 
@@ -52,6 +54,7 @@ def page(
         plan: the tasks of plan.json.
         quarantined: the run's requests that could not be scored, by task and reason.
         figures: the names of the files in figures/, without their endings.
+        margin: the accuracy that λ* may give up, as a share of documents.
     """
     charts = page_figures(facts)
     specs = {name: _spec(chart) for section in charts.values() for name, chart in section.items()}
@@ -65,6 +68,7 @@ def page(
         parents=_parents(sweep.pair),
         formula=_formula(sweep.line or LineRecord(), facts.coordinates),
         facts=facts,
+        margin=f"{100 * margin:g}",
         error_title=answers()[facts.error].title,
         notices=list(notices(facts)),
         charts=charts,

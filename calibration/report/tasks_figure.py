@@ -5,6 +5,7 @@ from typing import Any
 
 import altair as alt
 
+from calibration.frontier.curve import shown_as
 from calibration.report.data import chart_data
 from calibration.report.facts import Facts, TaskFacts
 from calibration.report.style import ACCURACY_COLOUR, OTHER_COLOUR, lam_axis, number
@@ -16,7 +17,7 @@ _SERIES = ("accuracy", "mean confidence")
 def task_rows(facts: Facts, task: TaskFacts) -> Iterator[dict[str, Any]]:
     """Yield accuracy and mean confidence at every finished λ."""
     for lam in task.lambdas:
-        for series, metric in zip(_SERIES, (facts.accuracy, "confidence"), strict=True):
+        for series, metric in zip(_SERIES, (facts.accuracy, shown_as("confidence", facts.confidence)), strict=True):
             cell = task.cell(lam, metric)
             if cell.plottable is not None:
                 yield {

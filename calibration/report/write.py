@@ -12,7 +12,7 @@ from altair.utils.schemapi import debug_mode
 
 from calibration.analyse import Analysis, write_bins
 from calibration.catalogue import ERROR
-from calibration.frontier.frontier import Frontiers, frontiers, write_frontiers
+from calibration.frontier.frontier import write_frontiers
 from calibration.report.facts import gather
 from calibration.report.figures import paper_figures
 from calibration.report.identity import quarantine
@@ -31,7 +31,6 @@ _PPI = 200.0
 def write_report(
     run: RunDir,
     analysis: Analysis,
-    found: Frontiers | None = None,
     error: str = ERROR,
     confidence: str = CONFIDENCES[0],
     figures: bool = True,
@@ -43,7 +42,6 @@ def write_report(
     Args:
         run: the run.
         analysis: the run's analysis, made with `error` and `confidence`.
-        found: the frontiers of the analysis's curves, if they are there already.
         error: the calibration error that accuracy is held against.
         confidence: the confidence of that error and accuracy.
         figures: whether to write the figures for a paper, which takes most of the time; else those of an earlier report are
@@ -52,14 +50,13 @@ def write_report(
     Raises:
         OSError: the disk is full or not writable; what was there before is left as it was.
     """
-    found = found or frontiers(analysis.curves)
     with debug_mode(False):  # tests hold the charts against their schema, which takes most of the time that they take
-        _write(run, analysis, found, error, confidence, figures)
+        _write(run, analysis, error, confidence, figures)
 
 
-def _write(run: RunDir, analysis: Analysis, found: Frontiers, error: str, confidence: str, figures: bool) -> None:
-    facts = gather(analysis, found, error, confidence)
-    write_frontiers(run, found, by_lambda(analysis.metrics))
+def _write(run: RunDir, analysis: Analysis, error: str, confidence: str, figures: bool) -> None:
+    facts = gather(analysis, error, confidence)
+    write_frontiers(run, analysis.found, by_lambda(analysis.metrics))
     write_bins(run, analysis)
     commit_bytes(run.metrics_csv, _csv(analysis.metrics))
     charts = paper_figures(facts) if figures else {}
@@ -70,7 +67,9 @@ def _write(run: RunDir, analysis: Analysis, found: Frontiers, error: str, confid
     kept = {f"{name}.{ending}" for name in charts for ending in ("svg", "png")}
     for name in set(names(run.figure("any").parent)) - kept:
         run.figure(name).unlink(missing_ok=True)
-    html = page(facts, analysis.sweep, analysis.plan, quarantine(run, analysis.plan), list(charts))
+    html = page(
+        facts, analysis.sweep, analysis.plan, quarantine(run, analysis.plan), list(charts), analysis.found.margin
+    )
     commit_bytes(run.index_html, html.encode())
 
 

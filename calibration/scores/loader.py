@@ -24,7 +24,7 @@ class TaskScores:
 
     lam: str  # the canonical point
     scores: ChoiceScores | ContinuationScores
-    token_scores: TokenScores
+    token_scores: TokenScores | None  # None where they were not asked for
 
 
 class Loader:
@@ -50,8 +50,8 @@ class Loader:
         self._continuations = continuations_of(table.select(list(CONTINUATION_COLUMNS)))
         self._doc_ids = table["doc_id"]
 
-    def load(self, lam: str) -> TaskScores:
-        """Read what is committed at a λ.
+    def load(self, lam: str, tokens: bool = True) -> TaskScores:
+        """Read what is committed at a λ, with the scores of its tokens if they are asked for.
 
         Raises:
             LambdasweepError: a table is damaged; the message names the run, the task and λ.
@@ -63,7 +63,8 @@ class Loader:
             scores = continuation_scores(self.documents, self._continuations, *tables, lam, where)
         else:
             scores = choice_scores(self.documents, *tables, lam, where)
-        return TaskScores(lam, scores, token_scores(self.documents, self._continuations, tables[0], where))
+        of_tokens = token_scores(self.documents, self._continuations, tables[0], where) if tokens else None
+        return TaskScores(lam, scores, of_tokens)
 
     def doc_ids(self) -> list[str]:
         """Return the names of the D documents."""

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from calibration import catalogue
 from calibration.arrays import BINS
-from calibration.catalogue import COUNTED, Column, Direction, Metric, Task
+from calibration.catalogue import COUNTED, FLOOR, Column, Direction, Metric, Task
 from calibration.lm_eval_rows import PREFIX
 from calibration.scores.per_document import CONFIDENCES
 from calibration.task_at_lambda import PARENTS
@@ -108,7 +108,7 @@ def _task_table(
     # The title is Text instead of str, because rich would read the brackets of a name as markup.
     table = Table(title=Text(task, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.pad_edge = False
-    table.caption = Text("\n".join(_notes(lines, confidence, is_continuation, intervals)))
+    table.caption = Text("\n".join(_notes(lines, kind, confidence, intervals)))
     table.caption_justify = "left"
     table.add_column("λ", justify="right", no_wrap=True)
     table.add_column("", min_width=len("aligned,"))  # marks: the one column that may wrap, where λ has many digits
@@ -174,7 +174,8 @@ def _interval(metric: Metric, column: Column, line: _Line) -> Text:
     return Text("–".join(ends), style="dim")
 
 
-def _notes(lines: Sequence[_Line], confidence: str, is_continuation: bool, intervals: bool) -> list[str]:
+def _notes(lines: Sequence[_Line], kind: Task, confidence: str, intervals: bool) -> list[str]:
+    is_continuation = kind == "continuation"
     notes = ["* best of its column; best: highest accuracy, of equals the lowest NLL"]
     if is_continuation:
         notes.append("accuracy: the continuation is the greedy one; NLL: nats per continuation; perplexity: exp(NLL)")
@@ -185,9 +186,18 @@ def _notes(lines: Sequence[_Line], confidence: str, is_continuation: bool, inter
     else:
         notes.append(f"confidence: softmax over the choices of {_SOFTMAX_OF[confidence]} ({confidence})")
         notes.append(f"ECE: {BINS} bins of equal width; Brier: in [0, 2]; NLL: nats")
+        if confidence != CONFIDENCES[0]:
+            notes.append("T: after temperature scaling, because the temperature of this confidence is arbitrary")
+        floors = [value for line in lines if (value := line.values.get(f"ece_floor{BINS}")) is not None]
+        if floors and confidence == CONFIDENCES[0]:
+            notes.append(f"noise alone gives an ECE of {_range(floors, '.3f')} with so many documents")
+        notes += _impossible(lines)
+    if kind == "pool":
+        notes.append(
+            "documents of all tasks pooled: opposite errors of tasks cancel in the ECE; macro: mean over tasks"
+        )
     if intervals and any(line.intervals for line in lines):
-        below = "" if is_continuation else "; of ECE without the upward push of noise, so maybe below the value"
-        notes.append(f"95 %: bootstrap over documents{below}")
+        notes.append("95 %: bootstrap over documents")
     for reason, words in _REASONS.items():
         touched = [line for line in lines if line.values.get(reason)]
         if touched:
@@ -198,6 +208,23 @@ def _notes(lines: Sequence[_Line], confidence: str, is_continuation: bool, inter
     if any(line.is_partial for line in lines):
         notes.append("partial: documents are still to be scored, so this λ is not compared with the others")
     return notes
+
+
+def _impossible(lines: Sequence[_Line]) -> list[str]:
+    touched = [line for line in lines if line.values.get("gold_impossible")]
+    if not touched:
+        return []
+    counts = [round((line.values["gold_impossible"] or 0) * line.counts["gold_impossible"]) for line in touched]
+    floored = [line.values["nll_floored"] or 0.0 for line in touched]
+    return [
+        f"NLL is infinite at {_span(touched, lines)}: {_range(counts, 'd')} right choices have probability 0; "
+        f"with probabilities of at least {FLOOR:g} it is {_range(floored, '.4f')}"
+    ]
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low}–{high}"
 
 
 def _span(touched: Sequence[_Line], lines: Sequence[_Line]) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtri
 
 from calibration import catalogue
 from calibration.arrays import Floats
@@ -17,54 +18,82 @@ class Estimate:
     value: float  # NaN: there is none
     resampled: Floats  # [R] in the resamples, NaN where there is none in one; none at all where no interval is wanted
     n: int
+    # Noise pushes some errors upwards, so that resamples do not vary around them as they vary around the truth. These two
+    # say, draw by draw, between which bounds the distance of the value from the truth varies [calibration.uncertainty.gaps].
+    over: Floats | None = None  # [R] the value lies above the truth by no more than this
+    under: Floats | None = None  # [R] the value lies above the truth by no less than this
 
     def minus(self, other: "Estimate") -> "Estimate":
         """Return the difference on the same documents and in the same resamples."""
         size = min(len(self.resampled), len(other.resampled))
         with np.errstate(invalid="ignore"):  # ∞ − ∞ is no difference
             value = float(np.subtract(self.value, other.value))
-            return Estimate(value, self.resampled[:size] - other.resampled[:size], self.n)
+            drawn = self.resampled[:size] - other.resampled[:size]
+        if self.over is None or self.under is None or other.over is None or other.under is None:
+            return Estimate(value, drawn, self.n)
+        size = min(len(self.over), len(other.over))
+        over, under = self.over[:size] - other.under[:size], self.under[:size] - other.over[:size]
+        return Estimate(value, drawn, self.n, over, under)
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The middle 95 % of a number's resamples."""
+    """The 95 % interval of a number."""
 
     low: float
     high: float
-    resamples: int  # the number of resamples that the interval was made of
+    resamples: int  # the number of resamples that the interval was made of; 0 where it needs none
 
 
 def interval(estimate: Estimate, metric: str) -> Interval | None:
-    """Return the 95 % bootstrap interval of a metric, or of a difference of it to a parent (`…_vs_…`).
+    """Return the 95 % interval of a metric, or of a difference of it to a parent (`…_vs_…`).
 
-    It is the percentile interval, from order statistics without interpolation. Errors that are sums of absolute or squared
-    deviations (`basic` and `signed` in the catalogue) have the basic interval, 2 · value − percentiles, instead: noise
-    biases such a sum upwards, each resample adds that bias once more, and percentiles would be off by twice the bias. The
-    basic interval takes the bias away, so it may lie below the value itself; it is cut at 0 unless the metric is a
-    difference or `signed`. (In simulations with 300 documents and a true ECE of 0.04 the basic interval held the true value
-    93 times of 100, the percentile interval never. For a perfectly calibrated model, whose ECE of 0 is the end of the
-    range, the basic interval held it half of the time.)
+    The catalogue says which of these a metric has:
+
+    percentile: the middle 95 % of the resamples, by order statistics without interpolation. The source is A. C. Davison,
+        D. V. Hinkley, "Bootstrap Methods and their Application" (1997), section 5.3.
+    honest: from value − q.975(`over`) to value − q.025(`under`). Errors that are sums of absolute or squared deviations have
+        it: at 0 such a sum is not differentiable, and no ordinary bootstrap of it is consistent there [Z. Fang, A. Santos,
+        "Inference on directionally differentiable functions", Rev. Econ. Stud. 86 (2019)]. It holds the value, and it is cut
+        at 0 unless the metric is a difference.
+    normal: value ± 1.96 standard deviations of the resamples.
 
     Returns:
         The interval; None where there is no value, fewer than two documents, or no value in more than half of the resamples.
         Resamples without a value, as AUROC has none where all drawn documents are right, are left out.
-
-    Source: A. C. Davison, D. V. Hinkley, "Bootstrap Methods and their Application" (1997), sections 5.2 and 5.3.
     """
-    drawn = np.sort(estimate.resampled)  # NaN last
-    count = int(np.count_nonzero(~np.isnan(drawn)))
-    if np.isnan(estimate.value) or estimate.n < 2 or count == 0 or 2 * count < len(drawn):
+    if np.isnan(estimate.value) or estimate.n < 2:
         return None
-    tail = (1 - LEVEL) / 2
-    first = max(int(tail * (count + 1)) - 1, 0)
-    low, high = float(drawn[first]), float(drawn[count - 1 - first])
     known = catalogue.find(metric)
-    kind = known.interval if known else "percentile"
-    if kind in ("basic", "signed"):
-        low, high = 2 * estimate.value - high, 2 * estimate.value - low
-        if kind == "basic" and "_vs_" not in metric:
-            low, high = max(low, 0.0), max(high, 0.0)
-    if np.isnan(low) or np.isnan(high):
+    if estimate.over is not None and estimate.under is not None:
+        return _honest(estimate, is_difference="_vs_" in metric)
+    found = _middle(estimate.resampled, estimate.resampled)
+    if found is None or not known or known.interval != "normal":
+        return found
+    half = float(ndtri((1 + LEVEL) / 2)) * float(np.nanstd(estimate.resampled))
+    return Interval(estimate.value - half, estimate.value + half, found.resamples)
+
+
+def _honest(estimate: Estimate, is_difference: bool) -> Interval | None:
+    assert estimate.over is not None
+    assert estimate.under is not None
+    found = _middle(estimate.under, estimate.over)
+    if found is None:
         return None
-    return Interval(low, high, count)
+    # Both ends are on their sides of the value, up to what a finite number of resamples leaves open.
+    low = min(estimate.value - found.high, estimate.value)
+    high = max(estimate.value - found.low, estimate.value)
+    resamples = found.resamples if len(estimate.over) > 1 else 0
+    return Interval(low if is_difference else max(low, 0.0), high, resamples)
+
+
+def _middle(low: Floats, high: Floats) -> Interval | None:
+    """Return the 2.5 % quantile of one set of draws and the 97.5 % quantile of another, which may be the same."""
+    ends = []
+    for drawn, upper in ((np.sort(low), False), (np.sort(high), True)):  # NaN last
+        count = int(np.count_nonzero(~np.isnan(drawn)))
+        if count == 0 or 2 * count < len(drawn):
+            return None
+        first = max(int((1 - LEVEL) / 2 * (count + 1)) - 1, 0)
+        ends.append(float(drawn[count - 1 - first if upper else first]))
+    return Interval(ends[0], ends[1], count)

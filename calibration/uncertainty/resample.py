@@ -17,7 +17,7 @@ from calibration.arrays import Bools, Floats, Ints
 
 SEED = 0
 RESAMPLES = 2000
-SMOOTH_RESAMPLES = 200  # smooth ECE takes the first 200 of the same resamples, because each costs a search
+SMOOTH_RESAMPLES = 500  # smooth ECE takes the first 500 of the same resamples, because each costs two transforms
 SPLITS = ("all", "select", "report")
 
 # So many weights at a time are 16 MB of float32; with 14,000 documents the rows are still long enough for vector

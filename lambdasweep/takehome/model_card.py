@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from merge.checkpoint import Checkpoint
     from merge.pair import Pair
 
-# Our metrics are those on the split that had no say in which λ is λ*; lm-eval computes its own on all documents.
-_SPLIT = "report"
+_SPLIT = "all"
 
 
 def model_card(pair: "Pair", fingerprints: dict[str, str], lam: str, like: str, run: "MeasuredPoint | None") -> str:
@@ -92,7 +91,10 @@ def _measured(lam: str, run: "MeasuredPoint | None") -> Iterator[str]:
     if not rows:
         yield f"λ = {lam} was not measured."
         return
-    yield f"λ = {lam} ({run.chosen_by}) was measured live in vLLM {run.record.versions.get('vllm', '')}:"
+    if run.answer:
+        yield run.answer
+        yield ""
+    yield f"λ = {lam} ({run.chosen_by}) was measured live in vLLM {run.record.versions.get('vllm', '')}, on all documents:"
     yield ""
     yield "| task | metric | value | 95 % interval | documents |"
     yield "|---|---|---|---|---|"

@@ -38,6 +38,7 @@ class MeasuredPoint:
     record: SweepRecord
     chosen_by: str  # a few words that say how λ was chosen
     metrics: tuple[dict[str, Any], ...]  # the rows of schemas.METRICS at this point, for all tasks
+    answer: str = ""  # what the run's answer says of it, where it is λ*
 
 
 def from_flags(
@@ -80,13 +81,16 @@ def _from_run(run: RunDir, lam: str | None) -> PointSource:
     record = read_sweep(run)
     recorded = record.line or LineRecord()
     line = Line(recorded.method, recorded.lam_map, recorded.vocab)
+    answer = ""
     base, aligned = record.pair["base"], {name: record.pair[role(name)] for name in record.names}
     if lam is None:
         from calibration.analyse import analyse
+        from calibration.frontier.frontier import reported_margin
 
-        analysis = analyse(run)  # the tables are read anew, because what `report` wrote may be older
+        # The tables are read anew, because what `report` wrote may be older; its margin holds.
+        analysis = analyse(run, margin=reported_margin(run))
         metrics = analysis.metrics
-        lam, chosen_by = _best(run, analysis)
+        lam, chosen_by, answer = _best(run, analysis)
     else:
         from lambdasweep.notebook import Run
 
@@ -94,29 +98,28 @@ def _from_run(run: RunDir, lam: str | None) -> PointSource:
         metrics = Run(str(run.root)).metrics() if run.metrics_parquet.is_file() else METRICS.empty_table()
         chosen_by = "asked for"
     rows = [row for row in metrics.to_pylist() if point_of(row) == lam]
-    measured = MeasuredPoint(str(run.root), record, chosen_by, tuple(rows))
+    measured = MeasuredPoint(str(run.root), record, chosen_by, tuple(rows), answer)
     sources = {name: one.source for name, one in aligned.items()}
     revisions = {name: one.revision for name, one in aligned.items()}
     return PointSource(base.source, sources, base.revision, revisions, line, lam, measured)
 
 
-def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str]:
-    """Return λ* and the words that say of which task or average it is."""
-    from calibration.frontier.frontier import frontiers
-
+def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str, str]:
+    """Return λ*, the words that say of which tasks it is, and the answer."""
     if analysis.damaged:  # λ* of what is left might be another one
         raise InputError(
             f"{run.root} has damaged tables, so there is no λ* now: run the same sweep again, or give --lam",
             analysis.damaged,
         )
-    found = frontiers(analysis.curves)
-    if len(found.tasks) > 1 and found.macro is None:
-        raise InputError(f"{run.root}: no λ has results of all tasks, so there is no λ* of their average: give --lam")
-    best = found.macro or next(iter(found.tasks), None)
+    found = analysis.found
+    best = found.first
+    if len(found.tasks) > 1 and best is not None and len(analysis.pools.get(best.task, ())) < len(found.tasks):
+        raise InputError(f"{run.root}: no λ has results of all tasks, so there is no λ* of all of them: give --lam")
     if best is None:
         raise InputError(f"{run.root} has no results of a task with choices, so there is no λ*: give --lam")
-    whose = f"the macro average of {len(found.tasks)} tasks" if found.macro else f"task {best.task}"
-    return best.chosen.lam, f"λ* of {whose}"
+    whose = f"{len(found.tasks)} tasks pooled" if best.is_pooled else f"task {best.task}"
+    answer = f"{best.answer} {best.claim.text}" if best.claim else best.answer
+    return best.chosen.lam, f"λ* of {whose}", answer
 
 
 def fingerprints_of(pair: "Pair", run: MeasuredPoint | None) -> dict[str, str]:

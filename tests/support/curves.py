@@ -1,20 +1,29 @@
-"""Curves with chosen errors."""
+"""Curves with chosen values."""
 
 import numpy as np
 
 from calibration.frontier.curve import Curve, Track
+from calibration.uncertainty.intervals import Estimate
 
 R = 400
 
 
-def track(accuracy, error, noise=0.0, seed=0, shared=0.0):
-    """Values, and resamples that scatter around them by `noise`, and all together by `shared`."""
+def estimates(values, resampled, documents=50):
+    return tuple(Estimate(float(one), drawn, documents) for one, drawn in zip(values, resampled, strict=True))
+
+
+def track(accuracy, error, nll=None, noise=0.0, seed=0, shared=0.0):
+    """Values, and resamples that scatter around them by `noise`, and all together by `shared`; the NLL is the error if it is
+    not given."""
     rng = np.random.default_rng(seed)
-    accuracy, error = np.array(accuracy, np.float64), np.array(error, np.float64)
-    scatter = [noise * rng.normal(size=(len(accuracy), R)) + shared * rng.normal(size=R) for _ in range(2)]
-    return Track(accuracy, error, accuracy[:, None] + scatter[0], error[:, None] + scatter[1])
+    made = []
+    for values in (accuracy, error if nll is None else nll, error):
+        values = np.array(values, np.float64)
+        scatter = noise * rng.normal(size=(len(values), R)) + shared * rng.normal(size=R)
+        made.append(estimates(values, values[:, None] + scatter))
+    return Track(*made)
 
 
-def curve(lambdas, accuracy, error, task="quiz", **options):
-    made = track(accuracy, error, **options)
-    return Curve(task, "ece_width15", "sum", tuple(lambdas), (50,) * len(lambdas), made, made)
+def curve(lambdas, accuracy, error, nll=None, task="quiz", **options):
+    made = track(accuracy, error, nll, **options)
+    return Curve(task, "ece_width15", "sum", tuple(lambdas), dict.fromkeys(("all", "select", "report"), made))

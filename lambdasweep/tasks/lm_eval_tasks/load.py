@@ -88,6 +88,7 @@ class HarnessTask:
     seed: int
     format: str = "lm-eval"
     chat: ChatTemplate | None = None
+    groups: tuple[str, ...] = ()  # the names here of the groups that it belongs to, directly or through another group
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,7 @@ def load_harness(spec: HarnessSpec, chat: ChatTemplate | None = None) -> Harness
             limit=spec.limit,
             seed=spec.seed,
             chat=None if task.OUTPUT_TYPE == ROLLING else chat,
+            groups=tuple(names[group] for group, one in groups.items() if task in one.get_all_tasks()),
         )
         for name, task in tasks.items()
     )

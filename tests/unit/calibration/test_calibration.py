@@ -14,7 +14,6 @@ from sklearn.metrics import roc_auc_score
 
 from calibration import analyse
 from calibration.analyse import write_metrics
-from calibration.frontier.frontier import frontiers
 from calibration.metrics.predictions import predictions
 from calibration.scores.per_document import choice_scores, continuation_scores, continuations_of, documents_of
 from calibration.terminal.tables import render
@@ -78,7 +77,7 @@ def test_the_three_confidences_by_hand(run):
         assert found["ece_mass15", confidence] == (pytest.approx(abs(max(p) - right)), 1)
         assert found["brier", confidence] == (pytest.approx(p[0] ** 2 + p[1] ** 2 + (p[2] - 1) ** 2), 1)
         assert found["nll", confidence] == (pytest.approx(-math.log(p[2])), 1)
-    expected = {"sum": 24 + 2 + 3, "tokens": 24, "bytes": 24}  # λ = 0 has no parent to differ from
+    expected = {"sum": 28 + 2 + 3, "tokens": 28, "bytes": 28}  # λ = 0 has no parent to differ from
     assert {name: sum(key[1] == name for key in found) for name in expected} == expected
 
 
@@ -323,12 +322,19 @@ def test_every_value_has_an_interval_and_the_number_of_its_resamples(run):
     add_quiz(run, ["0", "0.5", "1"])
     table = analyse.analyse(run, resamples=300).metrics
     for row in rows_of(table, lam=Decimal("0.5")):
-        unvarying = row["metric"] in ("temperature", "docs_quarantined", "docs_unfinished", "docs_undefined")
+        unvarying = row["metric"] in (
+            "temperature",
+            "ece_floor15",
+            "docs_quarantined",
+            "docs_unfinished",
+            "docs_undefined",
+        )
         assert row["value"] is not None, row
-        assert (row["ci_low"] is None) == (row["ci_high"] is None) == (row["resamples"] is None) == unvarying, row
+        assert (row["ci_low"] is None) == (row["ci_high"] is None) == unvarying, row
+        assert (row["resamples"] is None) == (unvarying or row["metric"] == "mce15"), row  # whose interval is exact
         if not unvarying:
             assert row["ci_low"] <= row["ci_high"]
-            assert row["resamples"] == (200 if row["metric"].startswith("smece") else 300)
+            assert row["resamples"] in (300, None)
             assert row["n"] == {"all": 60, "select": 30, "report": 30}[row["split"]]
     acc = one_row(table, lam=Decimal("0.5"), metric="acc", split="all")
     error = 1.96 * math.sqrt(acc["value"] * (1 - acc["value"]) / 60)
@@ -462,7 +468,7 @@ def test_degenerate_tasks_have_numbers_or_nulls(run, documents, right):
         assert row["ci_low"] is None or row["n"] > 1
         if row["n"] == 0 and "docs" not in row["metric"]:
             assert row["value"] is None
-    json.dumps(frontiers(analysis.curves).to_json(), allow_nan=False)
+    json.dumps(analysis.found.to_json(), allow_nan=False)
 
 
 def test_the_number_of_cores_changes_nothing(run, monkeypatch):
@@ -472,34 +478,46 @@ def test_the_number_of_cores_changes_nothing(run, monkeypatch):
     monkeypatch.setattr("calibration.task_at_lambda.cores", lambda: 4)
     together = analyse.analyse(run, resamples=50)
     assert alone.metrics.equals(together.metrics)
-    assert frontiers(alone.curves) == frontiers(together.curves)
+    assert alone.found == together.found
     assert not analyse.analyse(run, resamples=50, seed=1).metrics.equals(alone.metrics)
 
 
-def test_a_curve_is_of_the_finished_points_of_the_choice_tasks(run):
+def test_a_frontier_is_of_the_finished_points_of_the_choice_tasks(run):
     add_quiz(run, ["0", "0.5", "1"])
     add_task(run, "words", [1] * 5, ["0"])
     add_scores(run, "words", "0", {r: [-1.0] for r in range(5)})
     path = run.unit("tokens", "quiz", "0.5", 0)
     commit_table(path, pq.read_table(path).slice(0, 160))  # the others are still to be scored
     analysis = analyse.analyse(run, resamples=50)
-    (curve,) = analysis.curves
-    assert (curve.task, curve.lambdas, curve.documents) == ("quiz", ("0", "1"), (30, 30))
-    for half, part in (("select", curve.select), ("report", curve.report)):
-        for place, lam in enumerate((0, 1)):
-            row = one_row(analysis.metrics, lam=lam, metric="ece_width15", confidence="sum", split=half)
-            assert part.error[place] == row["value"]
-    assert frontiers(analysis.curves).tasks[0].answer.startswith("λ = ")
+    (found,) = analysis.found.tasks
+    assert (found.task, [point.lam for point in found.points]) == ("quiz", ["0", "1"])
+    assert {point.documents for point in found.points} == {60}
+    for point in found.points:
+        for metric, value in (("ece_width15", point.error), ("acc", point.accuracy), ("nll", point.nll)):
+            row = one_row(
+                analysis.metrics, task="quiz", lam=int(point.lam), metric=metric, confidence="sum", split="all"
+            )
+            assert (value.value, value.low, value.high) == (row["value"], row["ci_low"], row["ci_high"])
+    gain = found.points[0].gains["aligned"]
+    for metric, value in (("ece_width15", gain.error), ("acc", gain.accuracy), ("nll", gain.nll)):
+        row = one_row(analysis.metrics, lam=0, metric=f"{metric}_vs_aligned", confidence="sum", split="all")
+        assert (value.value, value.low, value.high) == (row["value"], row["ci_low"], row["ci_high"])
+    scaled = one_row(analysis.metrics, lam=1, metric="nll_scaled", confidence="sum", split="all")
+    assert found.scaled["nll"].value == pytest.approx(scaled["value"])
+    assert found.held_out.documents == 30
+    assert found.answer.startswith("λ = ")
 
 
 def test_accuracy_can_be_held_against_another_error(run):
     add_quiz(run, ["0", "1"])
     analysis = analyse.analyse(run, resamples=300, error="smece", confidence="bytes")
-    (curve,) = analysis.curves
-    row = one_row(analysis.metrics, lam=1, metric="acc_bytes", confidence="bytes", split="select")
-    assert curve.select.accuracy[1] == row["value"]
-    assert curve.report.resampled_error.shape == (2, 200)
-    assert "smooth ECE" in frontiers([curve]).tasks[0].answer
+    (found,) = analysis.found.tasks
+    point = found.points[1]
+    # The temperature of this confidence is arbitrary, so its NLL is that after temperature scaling.
+    for metric, value in (("acc_bytes", point.accuracy), ("nll_floored_scaled", point.nll), ("smece", point.error)):
+        row = one_row(analysis.metrics, lam=1, metric=metric, confidence="bytes", split="all")
+        assert (value.value, value.low) == (row["value"], row["ci_low"])
+    assert "smooth ECE" in found.answer
     with pytest.raises(InputError, match="ece_width15"):
         analyse.analyse(run, error="nll")
 
@@ -783,13 +801,19 @@ def test_left_out_documents_are_counted_by_reason():
 
 def test_another_confidence_can_be_shown():
     metrics = as_table(
-        choice_rows("quiz", "0", 0.5), choice_rows("quiz", "0", 0.75, nll=2, accuracy="acc_bytes", confidence="bytes")
+        choice_rows("quiz", "0", 0.5),
+        choice_rows("quiz", "0", 0.75, nll=2, accuracy="acc_bytes", confidence="bytes"),
+        metric_rows(
+            *("quiz", "0"),
+            **{"ece_width15_scaled": 0.2, "brier_scaled": 0.6, "nll_scaled": 3, "overconfidence_scaled": 0.05},
+            confidence="bytes",
+        ),
     )
     assert line_of(text(metrics), "0")[3] == "0.5000*"
     assert "summed log-probabilities (sum)" in " ".join(text(metrics).split())
     printed = text(metrics, confidence="bytes")
     assert line_of(printed, "0")[3] == "0.7500*"
-    assert line_of(printed, "0")[6] == "2.0000*"
+    assert line_of(printed, "0")[4:8] == ["0.2000*", "0.6000*", "3.0000*", "+0.0500*"]  # after temperature scaling
     assert "log-probabilities per byte (bytes)" in " ".join(printed.split())
     with pytest.raises(InputError, match="sum, tokens, bytes"):
         render(metrics, confidence="letters")

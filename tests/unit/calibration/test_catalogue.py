@@ -1,5 +1,6 @@
 """The catalogue of metrics: it knows what a run's table has, and one new entry is seen in everything that shows metrics."""
 
+import dataclasses
 import io
 import math
 from pathlib import Path
@@ -12,7 +13,6 @@ from rich.console import Console
 from calibration import catalogue
 from calibration.analyse import analyse
 from calibration.catalogue import Answer, Column, Metric
-from calibration.frontier.frontier import frontiers
 from calibration.report.facts import gather
 from calibration.report.figures import page_figures, paper_figures
 from calibration.report.numbers import numbers
@@ -23,13 +23,14 @@ from contract.rundir import RunDir
 from lambdasweep.takehome.model_card import model_card
 from lambdasweep.takehome.point import MeasuredPoint
 from tests.support.paths import ROOT
+from tests.support.reports import add_quiz
 from tests.support.tables import add_prompts, add_samples, add_scores, add_task
 
 GRID = ("0", "0.5", "1")
 DOCUMENTS = 24
 
 DOUBT = Metric(
-    *("doubt", "Doubt", "share of the other choices", "down", "basic", "ourselves"),
+    *("doubt", "Doubt", "share of the other choices", "down", "percentile", "ourselves"),
     mean_of=lambda made: 1 - made.confidence,
     scaled=True,
     answer=Answer("doubt", "doubt of the answer"),
@@ -59,6 +60,7 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def test_the_catalogue_is_what_a_table_has(run: RunDir) -> None:
+    add_quiz(run, "other", grid=GRID)  # with the other one it makes a pool
     table = analyse(run, resamples=20).metrics
     names = {name for name in table["metric"].to_pylist() if not name.startswith("docs_")}
     assert [name for name in names if catalogue.find(name) is None] == []
@@ -96,17 +98,17 @@ def test_a_metric_is_one_entry(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> 
 
     # The interval is of the kind that the entry says.
     drawn = Estimate(0.3, np.linspace(0.2, 0.9, 101), 10)
-    basic, percentile = interval(drawn, "doubt"), interval(drawn, "aurc")
-    assert basic
+    monkeypatch.setitem(catalogue.METRICS, "samples", (dataclasses.replace(DOUBT, name="other", interval="normal"),))
+    percentile, normal = interval(drawn, "doubt"), interval(drawn, "other")
     assert percentile
-    assert (basic.low, basic.high) == (
-        pytest.approx(max(0.6 - percentile.high, 0.0)),
-        pytest.approx(0.6 - percentile.low),
-    )
+    assert normal
+    assert percentile.low + percentile.high == pytest.approx(1.1)
+    assert normal.high - 0.3 == pytest.approx(1.96 * np.std(drawn.resampled), rel=1e-3)
+    monkeypatch.undo()
+    monkeypatch.setitem(catalogue.METRICS, "choices", (*catalogue.METRICS["choices"], DOUBT))
 
     # The answer holds accuracy against it.
-    found = frontiers(analysis.curves)
-    (one,) = found.tasks
+    (one,) = analysis.found.tasks
     assert one.metric == "doubt"
     assert ", doubt 0." in one.answer
 
@@ -116,7 +118,7 @@ def test_a_metric_is_one_entry(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> 
         console.print(table)
     printed = console.file.getvalue()
     assert "doubt" in next(line for line in printed.splitlines() if "accuracy" in line)
-    facts = gather(analysis, found, "doubt", "sum")
+    facts = gather(analysis, "doubt", "sum")
     assert "task-doubt" in page_figures(facts)["curves"]
     assert "Doubt" in numbers(facts)[0].header
     html = page(facts, analysis.sweep, analysis.plan, [], [])

@@ -1,14 +1,18 @@
-"""The frontier, λ* and the answer, worked out by hand."""
+"""The frontier, λ*, the tests against the parents and the answer, worked out by hand."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from calibration.frontier.curve import Curve, macro_average
-from calibration.frontier.frontier import frontier, frontiers, write_frontiers
-from calibration.frontier.lambda_star import choose, choose_in_resamples
-from contract.rundir import RunDir
+from calibration.frontier.curve import Curve, stacked
+from calibration.frontier.frontier import Frontiers, frontier, reported_margin, run_margin, write_frontiers
+from calibration.frontier.held_out import claim_of, held_out
+from calibration.frontier.lambda_star import MARGIN, choose, choose_in_resamples
+from calibration.uncertainty.intervals import Estimate
+from calibration.uncertainty.multiple_tests import step_down
+from contract.rundir import RunDir, commit_json
 from tests.support.curves import R, curve, track
 
 
@@ -20,11 +24,11 @@ def test_the_frontier_by_hand():
     assert (half.gains["aligned"].dominates, half.gains["aligned"].dominated) == (True, False)
     assert (half.gains["base"].dominates, half.gains["base"].dominated) == (False, False)
     assert all(gain.dominated and not gain.dominates for gain in beyond.gains.values())
-    assert half.gains["aligned"].dominates_share == 1
     assert half.gains["aligned"].accuracy.value == pytest.approx(0.02)
     assert half.gains["aligned"].error.value == pytest.approx(-0.1)
+    assert half.gains["aligned"].nll.value == pytest.approx(-0.1)
     # Up to accuracy 0.6 the error 0.05 is to be had, up to 0.65 the error 0.1.
-    assert found.hypervolume.value == pytest.approx(0.6 * 0.95 + 0.05 * 0.9)
+    assert found.hypervolume == pytest.approx(0.6 * 0.95 + 0.05 * 0.9)
     assert set(found.points[0].gains) == {"aligned"}  # no parent is compared with itself
     assert found.points[0].p_accuracy is None
 
@@ -39,86 +43,236 @@ def test_membership_is_how_often_a_point_is_on_the_frontier():
     assert frontier(near).points[1].on_frontier  # equal points do not dominate each other
 
 
-def test_of_the_accurate_ones_the_best_calibrated_is_chosen():
-    made = track([0.60, 0.64, 0.65, 0.62], [0.01, 0.05, 0.10, 0.02], noise=0.01)
-    # The standard error of a difference is about 0.014: 0.64 is within, 0.62 is not.
-    assert choose(made) == 1
-    assert choose(track([0.60, 0.64, 0.65, 0.62], [0.01, 0.05, 0.10, 0.02])) == 2  # nothing varies: the most accurate
-    assert choose(track([0.6, 0.6, 0.6], [0.2, 0.1, 0.1])) == 1  # of equals the lowest
+# λ*
+
+
+def test_of_the_accurate_ones_the_one_of_lowest_nll_is_chosen():
+    accuracy, nll = [0.60, 0.645, 0.65, 0.62], [0.90, 0.95, 1.00, 0.92]
+    error = [0.5, 0.4, 0.1, 0.0]  # has no say
+    assert choose(track(accuracy, error, nll)) == 1  # the margin of a point: 0.645 is within, 0.62 is not
+    assert choose(track(accuracy, error, nll), margin=0.004) == 2
+    assert choose(track(accuracy, error, nll), margin=0.03) == 3
+    assert choose(track(accuracy, error, nll), margin=0.05) == 0
+    assert choose(track([0.6, 0.6, 0.6], error[:3], [1.0, 0.9, 0.9])) == 1  # of equals the lowest
+    assert choose(track([0.6, 0.59, 0.6], error[:3], [1.0, 0.9, 0.9])) == 2  # of equals the most accurate
+
+
+def test_two_standard_errors_of_the_difference_count_where_they_are_more_than_the_margin():
+    accuracy, nll = [0.60, 0.64, 0.65, 0.62], [0.95, 0.90, 1.00, 0.80]
+    # The standard error of a difference is about 0.014, so two are 0.028: only 0.62 is beyond, as it is 0.03 below.
+    assert choose(track(accuracy, nll, nll, noise=0.01)) == 1
+    assert choose(track(accuracy, nll, nll, noise=0.012)) == 3  # two standard errors are 0.034
+    assert choose(track(accuracy, nll, nll, noise=0.012), margin=0.06) == 3
     # What varies together is not told apart the less for it.
-    assert choose(track([0.60, 0.64, 0.65, 0.62], [0.01, 0.05, 0.10, 0.02], noise=0.001, shared=0.05)) == 2
+    assert choose(track(accuracy, nll, nll, noise=0.001, shared=0.05)) == 1
+
+
+def test_a_parent_is_a_candidate_like_all_others():
+    base_is_best = curve(["0", "0.5", "1"], [0.6, 0.6, 0.6], [0.05, 0.1, 0.2], [0.9, 1.0, 1.2], noise=0.001)
+    found = frontier(base_is_best)
+    assert found.chosen.lam == "0"
+    assert found.answer.startswith(
+        "λ = 0, which is base (unlike its neighbours; 50 documents). Against aligned: NLL −0.30 ("
+    )
+    assert "Against base" not in found.answer
 
 
 def test_the_choice_is_repeated_in_every_resample():
-    made = track([0.60, 0.64, 0.65, 0.40], [0.10, 0.05, 0.06, 0.0], noise=0.01)
+    made = track([0.60, 0.64, 0.65, 0.40], [0.3] * 4, [0.10, 0.05, 0.06, 0.0], noise=0.01)
     places = choose_in_resamples(made)
     assert len(places) == R
-    spread = np.std(made.resampled_accuracy[:, None] - made.resampled_accuracy[None], axis=2, ddof=1)
+    (_, accuracy), (_, nll) = stacked(made.accuracy, made.nll)
+    spread = np.std(accuracy[:, None] - accuracy[None], axis=2, ddof=1)
     for r in range(0, R, 37):
-        accuracy, error = made.resampled_accuracy[:, r], made.resampled_error[:, r]
-        best = int(np.argmax(accuracy))
-        close = [i for i in range(4) if accuracy[best] - accuracy[i] <= spread[i, best]]
-        assert places[r] == min(close, key=lambda i: error[i])
+        best = int(np.argmax(accuracy[:, r]))
+        close = [i for i in range(4) if accuracy[best, r] - accuracy[i, r] <= max(MARGIN, 2 * spread[i, best])]
+        assert places[r] == min(close, key=lambda i: nll[i, r])
     assert 3 not in places
 
 
-def test_it_is_chosen_on_one_half_and_measured_on_the_other():
-    select, report = track([0.5, 0.7, 0.5], [0.3, 0.1, 0.3]), track([0.5, 0.55, 0.6], [0.2, 0.15, 0.25])
-    found = frontier(Curve("quiz", "ece_width15", "sum", ("0", "0.5", "1"), (50,) * 3, select, report))
-    assert found.chosen.lam == "0.5"
-    assert found.answer.startswith("λ = 0.5: accuracy −5.0 points over aligned, ECE 0.25 → 0.15")
+def test_resamples_without_a_value_are_left_out_everywhere():
+    drawn = np.array([0.5, np.nan, 0.7])
+    one, other = Estimate(0.6, drawn, 9), Estimate(0.8, np.array([0.8, 0.9, 1.0, 1.1]), 9)
+    (_, first), (_, second) = stacked([one], [other])
+    assert first.tolist() == [[0.5, 0.7]]
+    assert second.tolist() == [[0.8, 1.0]]
+
+
+def test_the_margin_is_the_one_that_was_last_reported(tmp_path):
+    run = RunDir(tmp_path)
+    commit_json(run.plan_json, {"tasks": {}})
+    assert (run_margin(run), reported_margin(run)) == (MARGIN, MARGIN)
+    commit_json(run.plan_json, {"tasks": {}, "margin": 0.03})
+    assert (run_margin(run), reported_margin(run)) == (0.03, 0.03)
+    write_frontiers(run, Frontiers((), 0.02))
+    assert (run_margin(run), reported_margin(run)) == (0.03, 0.02)
+
+
+# Tests against the parents
+
+
+def halves(lambdas, select, report, **others):
+    return Curve(
+        "quiz", "ece_width15", "sum", tuple(lambdas), {"all": report, "select": select, "report": report}, **others
+    )
+
+
+def test_what_is_tested_is_chosen_on_one_half_and_measured_on_the_other():
+    # `select` prefers 0.5, `report` would prefer 0.25.
+    select = track([0.6] * 4, [0.2] * 4, [1.0, 0.9, 0.8, 1.1], noise=0.001)
+    report = track([0.60, 0.66, 0.63, 0.61], [0.10, 0.02, 0.08, 0.30], [1.0, 0.7, 0.9, 1.1], noise=0.005)
+    made = halves(["0", "0.25", "0.5", "1"], select, report)
+    found = held_out(made, MARGIN)
+    assert (found.lam, found.documents) == ("0.5", 50)
+    assert [(one.parent, one.metric) for one in found.tests] == [
+        (parent, metric) for parent in ("base", "aligned") for metric in ("accuracy", "nll", "error")
+    ]
+    for one in found.tests:
+        of = getattr(report, one.metric)
+        there, parent = of[2], of[0 if one.parent == "base" else 3]
+        assert one.difference.value == pytest.approx(there.value - parent.value)
+        sign = 1 if one.metric == "accuracy" else -1
+        drawn = sign * (there.resampled - parent.resampled)
+        gain = sign * (there.value - parent.value)
+        # One claim alone: how often the resamples move by as much as the gain, each in its own standard error.
+        assert one.p == pytest.approx((1 + np.sum(drawn - gain >= gain)) / (1 + R))
+        assert one.p_worse == pytest.approx((1 + np.sum(gain - drawn >= -gain)) / (1 + R))
+    assert claim_of(made, MARGIN).evidence.lam == "0.5"
+
+
+def claim_curve(accuracy, error, noise=0.002, parents=None):
+    made = track(accuracy, error, noise=noise)
+    others = {} if parents is None else {"parents": parents}
+    return halves(["0", "0.5", "1"], made, made, **others)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "error", "noise", "verdict"),
+    [
+        ([0.60, 0.64, 0.62], [0.05, 0.04, 0.20], 0.002, "yes"),
+        ([0.60, 0.64, 0.62], [0.05, 0.12, 0.20], 0.002, "not shown"),  # better than aligned, not by half
+        ([0.60, 0.64, 0.64], [0.05, 0.04, 0.20], 0.002, "not shown"),  # as accurate as aligned
+        ([0.60, 0.64, 0.62], [0.05, 0.04, 0.20], 0.050, "not shown"),  # too few documents
+        ([0.65, 0.64, 0.62], [0.05, 0.04, 0.20], 0.002, "no"),  # less accurate than base
+        ([0.60, 0.64, 0.62], [0.05, 0.25, 0.20], 0.002, "no"),  # worse calibrated than aligned
+    ],
+)
+def test_the_claim_of_a_point_better_than_both_parents(accuracy, error, noise, verdict):
+    found = claim_of(claim_curve(accuracy, error, noise), MARGIN)
+    assert found.verdict == verdict
+    assert f"both parents and far better calibrated than aligned: {verdict}. λ = 0.5, chosen" in found.text
+    assert "against base (p = " in found.text
+    assert "(below half: p = " in found.text
+
+
+def test_there_is_no_claim_without_both_parents_or_anything_between():
+    assert claim_of(claim_curve([0.6] * 3, [0.1] * 3, parents={"base": "0"}), MARGIN) is None
+    assert claim_of(claim_curve([0.6] * 3, [0.1] * 3, parents={"base": "0", "aligned": "2"}), MARGIN) is None
+    outside = curve(["0", "1", "1.5"], [0.6] * 3, [0.1] * 3)
+    assert claim_of(outside, MARGIN) is None
+    assert frontier(outside).claim is None
+
+
+def test_a_claim_is_about_a_point_between_even_where_lambda_star_is_a_parent():
+    base_is_best = curve(["0", "0.5", "1"], [0.6, 0.6, 0.6], [0.05, 0.1, 0.2], [0.9, 1.0, 1.2], noise=0.001)
+    found = frontier(base_is_best)
+    assert (found.chosen.lam, found.claim.evidence.lam) == ("0", "0.5")
+
+
+def test_the_table_is_adjusted_for_all_points_and_all_parents():
+    lambdas = ["0", "0.25", "0.5", "0.75", "1"]
+    made = curve(lambdas, [0.60, 0.62, 0.635, 0.63, 0.615], [0.10, 0.09, 0.06, 0.07, 0.12], noise=0.02)
+    points = {point.lam: point for point in frontier(made).points}
+    (accuracy, drawn), (error, drawn_error) = stacked(made.tracks["all"].accuracy, made.tracks["all"].error)
+    inner, parents = [1, 2, 3], [0, 4]
+    for value, resampled, sign, name in ((accuracy, drawn, 1, "p_accuracy"), (error, drawn_error, -1, "p_error")):
+        # Every pair of a point and a parent is one claim among six; a point has the worse of its two.
+        pairs = [(i, parent) for parent in parents for i in inner]
+        gains = np.array([sign * (value[i] - value[parent]) for i, parent in pairs])
+        moved = np.array([sign * (resampled[i] - resampled[parent]) for i, parent in pairs])
+        adjusted = dict(zip(pairs, step_down(gains, moved), strict=True))
+        harder = 0
+        for i in inner:
+            worst = max(adjusted[i, parent] for parent in parents)
+            assert getattr(points[lambdas[i]], name) == worst
+            alone = max(step_down(gains[k : k + 1], moved[k : k + 1])[0] for k, (j, _) in enumerate(pairs) if j == i)
+            assert worst >= alone
+            harder += worst > alone
+        assert harder  # there are more chances for luck
+    without = dataclasses.replace(made, parents={"base": "0", "aligned": "2"})
+    assert {point.p_accuracy for point in frontier(without).points} == {None}
+
+
+# The answer
 
 
 def test_the_answer_of_a_clear_case():
     lambdas = ["0", "0.25", "0.5", "0.75", "1"]
     # 0.25 and 0.5 are alike, and better than both parents by many standard errors (0.0014).
-    clear = curve(lambdas, [0.60, 0.659, 0.66, 0.63, 0.64], [0.10, 0.0505, 0.05, 0.12, 0.18], noise=0.001)
-    found = frontier(clear)
+    made = curve(
+        lambdas,
+        [0.60, 0.659, 0.66, 0.63, 0.64],
+        [0.10, 0.0505, 0.05, 0.12, 0.18],
+        [1.0, 0.8005, 0.8, 0.9, 1.1],
+        noise=0.001,
+    )
+    scaled = {"nll": Estimate(0.92, np.full(R, 0.92), 50), "error": Estimate(0.04, np.full(R, 0.04), 50)}
+    found = frontier(dataclasses.replace(made, scaled=scaled))
     assert found.chosen.lam == "0.5"
     assert found.answer == (
-        "λ = 0.5 (0.25–0.5): accuracy +2.0 points over aligned, ECE 0.18 → 0.05; "
-        "better than both parents in accuracy and ECE; not distinguishable from 0.25–0.5"
+        "λ = 0.5 (no difference shown between 0.25 and 0.5; 50 documents). "
+        "Against aligned: NLL −0.30 (−0.30 to −0.30), ECE 0.18 → 0.05 (−0.13 to −0.13), accuracy +2.0 points (1.7 to 2.3). "
+        "Against base: NLL −0.20 (−0.20 to −0.20), ECE 0.10 → 0.05 (−0.05 to −0.05), accuracy +6.0 points (5.7 to 6.3). "
+        "The cheap alternative, aligned with a temperature: NLL 0.92, ECE 0.04; λ* has NLL 0.80, ECE 0.05."
     )
-    points = {point.lam: point for point in found.points}
-    assert points["0.5"].p_accuracy == pytest.approx(1 / (R + 1))
-    assert points["0.75"].p_accuracy > 0.9
-    assert points["0.5"].gains["base"].accuracy.low == pytest.approx(0.06 - 0.0028, abs=5e-4)
-    assert points["0.5"].gains["base"].accuracy.high == pytest.approx(0.06 + 0.0028, abs=5e-4)
+    assert found.claim.verdict == "yes"
+    gain = found.points[2].gains["base"].accuracy
+    assert (gain.low, gain.high) == (pytest.approx(0.06 - 0.0028, abs=5e-4), pytest.approx(0.06 + 0.0028, abs=5e-4))
 
 
-def test_the_answer_without_parents_or_at_one():
+def test_the_answer_says_where_no_difference_is_shown():
+    made = curve(["0", "0.5", "1"], [0.60, 0.61, 0.60], [0.1, 0.1, 0.5], [0.9, 0.89, 2.0], noise=0.03)
+    found = frontier(made)
+    assert found.answer.startswith(
+        "λ = 0.5 (no difference shown between 0 and 0.5; 50 documents). Against aligned: NLL −1.11 ("
+    )
+    assert found.answer.endswith("Against base: no difference shown.")
+
+
+def test_pooled_tasks_have_means_over_tasks_beside():
+    made = curve(["0", "0.5"], [0.60, 0.61], [0.1, 0.1], [0.9, 0.8])
+    nothing = np.empty(0)
+    macro = {"nll": (Estimate(1, nothing, 9), Estimate(0.85, nothing, 9)), "brier": (Estimate(1, nothing, 9),) * 2}
+    found = frontier(dataclasses.replace(made, macro=macro))
+    assert found.is_pooled
+    assert found.macro["nll"].value == 0.85  # of λ*
+    assert found.answer.endswith(
+        "ECE is of all documents pooled, where opposite errors of tasks cancel; as means over tasks, NLL 0.85, Brier 1.00."
+    )
+    assert not frontier(made).is_pooled
+
+
+def test_the_answer_without_parents():
     alone = frontier(curve(["0.2", "0.4"], [0.6, 0.5], [0.1, 0.2], noise=1e-4))
-    assert alone.answer == "λ = 0.2: accuracy 60.0 %, ECE 0.10; distinguishable from its neighbours"
+    assert alone.answer == "λ = 0.2 (unlike its neighbours; 50 documents). Accuracy 60.0 %, NLL 0.10, ECE 0.10."
     assert alone.points[0].p_accuracy is None
-    at_base = frontier(curve(["0", "0.4"], [0.6, 0.5], [0.1, 0.2], noise=1e-4))
-    assert at_base.answer.startswith("λ = 0, which is base: accuracy 60.0 %, ECE 0.10")
     single = frontier(curve(["0"], [0.6], [0.1], noise=0.01))
     assert single.points[0].membership == 1
-    assert single.answer == "λ = 0, which is base: accuracy 60.0 %, ECE 0.10"
-
-
-def test_tasks_are_averaged_with_equal_weight_where_all_have_a_point():
-    first = curve(["0", "0.5", "1"], [0.5, 0.6, 0.7], [0.1, 0.2, 0.3], task="a", noise=0.01)
-    second = curve(["0", "1", "2"], [0.9, 0.7, 0.5], [0.3, 0.1, 0.1], task="b", noise=0.01, seed=1)
-    average = macro_average([first, second])
-    assert average.lambdas == ("0", "1")
-    assert average.report.accuracy.tolist() == pytest.approx([0.7, 0.7])
-    assert average.select.error.tolist() == pytest.approx([0.2, 0.2])
-    expected = (first.report.resampled_accuracy[2] + second.report.resampled_accuracy[1]) / 2
-    assert np.allclose(average.report.resampled_accuracy[1], expected)
-    assert average.documents == (100, 100)
-    assert macro_average([first, curve(["3"], [0.5], [0.5])]) is None
-    assert macro_average([]) is None
+    assert single.answer == "λ = 0, which is base (50 documents). Accuracy 60.0 %, NLL 0.10, ECE 0.10."
 
 
 def test_it_is_written_as_json(tmp_path):
     run = RunDir(tmp_path)
-    found = frontiers([curve(["0", "0.5", "1"], [0.5, 0.6, 0.7], [0.1, 0.2, 0.3], task=t, noise=0.01) for t in "ab"])
+    made = [curve(["0", "0.5", "1"], [0.5, 0.6, 0.7], [0.1, 0.2, 0.3], task=t, noise=0.01) for t in "ab"]
+    found = Frontiers(tuple(map(frontier, made)), 0.01, (frontier(dataclasses.replace(made[0], task="all tasks")),))
     write_frontiers(run, found)
     written = json.loads((tmp_path / "report" / "frontier.json").read_text())
-    assert written == found.to_json()
+    assert written == json.loads(json.dumps(found.to_json()))
     assert [task["task"] for task in written["tasks"]] == ["a", "b"]
-    assert written["macro"]["task"] == "macro average"
+    assert [task["task"] for task in written["pools"]] == ["all tasks"]
+    assert written["margin"] == 0.01
     assert written["reference"] == {"accuracy": 0.0, "error": 1.0}
     assert written["tasks"][0]["points"][1]["gains"]["aligned"]["accuracy"]["value"] == pytest.approx(-0.1)
-    assert frontiers([]).to_json()["macro"] is None
+    assert written["tasks"][0]["claim"]["verdict"] == found.tasks[0].claim.verdict
+    assert found.first is found.pools[0]
+    assert Frontiers((), 0.01).first is None

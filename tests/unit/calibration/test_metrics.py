@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -13,6 +14,7 @@ from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_
 
 from calibration.arrays import BINS
 from calibration.metrics.binned import Layout, add_classes, add_reliability, bin_of, class_metrics, reliability_metrics
+from calibration.metrics.noise_floor import drawn_gaps, luck, noise_floor
 from calibration.metrics.predictions import Predictions, perplexity, predictions
 from calibration.metrics.ranked import Ranking
 from calibration.uncertainty.resample import ones
@@ -25,19 +27,25 @@ def made_of(confidence, correct):
     return Predictions(unknown.astype(int), unknown[:, None], confidence, correct, unknown, unknown)
 
 
+def errors(found, weights):
+    """Metrics by name; those that come as the summands of an error are summed up."""
+    summed = {name: np.abs(value).sum(axis=0) if value.ndim == 2 else value for name, value in found.items()}
+    return {name: value[0] if weights.shape[1] == 1 else value for name, value in summed.items()}
+
+
 def reliability(confidence, correct, bins=BINS, weights=None, target=None):
     layout = Layout(len(confidence))
     add_reliability(layout, made_of(confidence, correct), bins)
     weights = ones(len(confidence)) if weights is None else weights
     target = None if target is None else np.array([target])
     found = reliability_metrics(layout, layout.matrix.sums(weights), bins, target)
-    return {name: value[0] if weights.shape[1] == 1 else value for name, value in found.items()}
+    return errors(found, weights)
 
 
 def ranked(confidence, correct, bins=BINS, weights=None):
     weights = ones(len(confidence)) if weights is None else weights
     found = Ranking(confidence, correct, bins).metrics(weights)
-    return {name: value[0] if weights.shape[1] == 1 else value for name, value in found.items()}
+    return errors(found, weights)
 
 
 def classes(made, sizes, gold, weights=None):
@@ -47,7 +55,7 @@ def classes(made, sizes, gold, weights=None):
     weights = ones(len(gold)) if weights is None else weights
     sums, n = layout.matrix.sums(weights), weights.sum(axis=0, dtype=np.float64)
     found = class_metrics(layout, sums, n, layout.of(sums, "brier")[0] / n)
-    return {name: value[0] if weights.shape[1] == 1 else value for name, value in found.items()}
+    return errors(found, weights)
 
 
 def ece_width(confidence, correct, bins=BINS):
@@ -243,7 +251,7 @@ def test_all_right_and_all_wrong():
     certain = np.ones(20)
     for ece in (ece_width, ece_mass):
         assert ece(certain, np.ones(20, np.bool_)) == 0
-        assert ece(certain, np.zeros(20, np.bool_)) == 1
+        assert ece(certain, np.zeros(20, np.bool_)) == pytest.approx(1, abs=1e-15)  # the summands are rounded shares
 
 
 def test_one_document():
@@ -353,24 +361,41 @@ def test_confidence_1_is_in_the_last_bin():
     assert found["mce"] == pytest.approx(0.475)
 
 
-def test_debiased_ece_takes_the_noise_of_the_bins_away():
+def test_squared_ece_is_right_on_average_whatever_the_noise():
     rng = np.random.default_rng(4)
-    confidence = rng.uniform(0.3, 1, 400)
-    correct = rng.uniform(size=400) < confidence
-    found = reliability(confidence, correct)
-    bins = bin_of(confidence)
-    draws = np.zeros(20_000)
-    for b in np.unique(bins):
-        inside = bins == b
-        accuracy = correct[inside].mean()
-        noise = rng.normal(accuracy, np.sqrt(accuracy * (1 - accuracy) / inside.sum()), len(draws))
-        draws += inside.mean() * np.abs(confidence[inside].mean() - noise)
-    assert found["ece_debiased"] == pytest.approx(2 * found["ece_width"] - draws.mean(), abs=1e-3)
-    many = [rng.uniform(size=400) < confidence for _ in range(200)]
-    plain, debiased = (
-        np.mean([reliability(confidence, one)[name] for one in many]) for name in ("ece_width", "ece_debiased")
+    confidence = rng.uniform(0.3, 1, 200)
+    for off in (0.0, 0.1):
+        chance = np.maximum(confidence - off, 0)
+        bins = bin_of(confidence)
+        # Given which documents there are, a bin's gap is that of its confidences to their true chances.
+        truth = sum((confidence - chance)[bins == b].mean() ** 2 * np.mean(bins == b) for b in np.unique(bins))
+        found = [reliability(confidence, rng.uniform(size=200) < chance) for _ in range(300)]
+        debiased = np.array([one["ece_squared"] for one in found])
+        assert debiased.mean() == pytest.approx(truth, abs=4 * debiased.std() / 300**0.5)
+        plain = np.mean([one["ece_width"] for one in found]) ** 2
+        assert plain > truth + 0.002  # what it is for
+
+
+def test_a_bin_of_one_document_does_not_count_in_squared_ece():
+    assert reliability([0.9], [False])["ece_squared"] == 0
+    # Two documents of gaps −0.1 and 0.9: the squared mean 0.16 less half of the variance 0.5.
+    assert reliability([0.9, 0.9, 0.5], [True, False, True])["ece_squared"] == pytest.approx((0.16 - 0.25) * 2 / 3)
+
+
+def test_the_noise_floor_is_the_mean_ece_of_a_model_that_is_right_as_often_as_it_says():
+    confidence = np.r_[np.full(150, 0.7), np.full(50, 0.95)]
+    drawn = luck(300, np.arange(100, 300))
+    found = noise_floor(drawn_gaps(confidence, drawn), 200)
+    # The mean absolute deviation of a binomial distribution, bin by bin.
+    expected = sum(
+        np.abs(np.arange(n + 1) - n * p) @ scipy.stats.binom.pmf(np.arange(n + 1), n, p)
+        for n, p in ((150, 0.7), (50, 0.95))
     )
-    assert 0 <= debiased < 0.6 * plain  # the truth is 0
+    assert found == pytest.approx(expected / 200, rel=0.1)
+    every = luck(10_000, np.arange(10_000))
+    many = np.mean([noise_floor(drawn_gaps(confidence, part), 200) for part in np.split(every, 50)])
+    assert many == pytest.approx(expected / 200, rel=0.02)
+    assert np.isnan(noise_floor(drawn_gaps(np.empty(0), luck(3, np.empty(0, np.int64))), 0))
 
 
 def test_matched_ece_has_the_accuracy_it_is_asked_for():

@@ -12,7 +12,6 @@ import pytest
 from rich.console import Console
 
 from calibration.analyse import analyse, write_metrics
-from calibration.frontier.frontier import frontiers
 from calibration.report.facts import gather
 from calibration.report.figures import page_figures, paper_figures
 from calibration.report.notices import notices
@@ -130,27 +129,29 @@ def test_metrics_are_those_of_the_same_scores_along_a_line(plane, line, analysis
 
 
 def test_the_best_point_is_that_of_the_same_scores(plane, line, analysis):
-    found, straight = frontiers(analysis.curves), frontiers(analyse(line, resamples=200).curves)
-    for one, two in zip((*found.tasks, found.macro), (*straight.tasks, straight.macro), strict=True):
+    found, straight = analysis.found, analyse(line, resamples=200).found
+    for one, two in zip((*found.tasks, *found.pools), (*straight.tasks, *straight.pools), strict=True):
         assert LINE[one.chosen.lam] == two.chosen.lam
         theirs = {point.lam: point for point in two.points}
         for point in one.points:
             same = theirs[LINE[point.lam]]
-            assert (point.accuracy, point.error, point.membership) == (same.accuracy, same.error, same.membership)
+            assert (point.accuracy, point.nll, point.error) == (same.accuracy, same.nll, same.error)
+            assert point.membership == same.membership
             others = {name for name, parent in analysis.parents.items() if parent != point.lam}
             assert point.gains.keys() == others
     written = found.to_json()
-    star = written["macro"]["chosen"]
+    star = written["pools"][0]["chosen"]
     assert star["lam"] is None
-    assert star["point"] == found.macro.chosen.lam
+    assert star["point"] == found.pools[0].chosen.lam
     assert star.keys() == {"lam", "point", "like"}
     assert set(star["like"]) < set(POINTS) - {star["point"]}
     assert [point["point"] for point in written["tasks"][0]["points"]] == list(POINTS)
-    answer = found.macro.answer
-    assert answer.startswith(f"{star['point']}: accuracy +")
-    assert "points over base, ECE" in answer
+    answer = found.pools[0].answer
+    assert answer.startswith(f"{star['point']} (no difference shown to ")
+    assert "Against sft: NLL " in answer
+    assert "Against base: " in answer
     assert "other points" in answer
-    assert straight.to_json()["macro"]["chosen"].keys() == {"lam", "low", "high", "like_low", "like_high"}
+    assert straight.to_json()["pools"][0]["chosen"].keys() == {"lam", "low", "high", "like_low", "like_high"}
 
 
 def test_the_terminal_has_a_table_of_points(analysis):
@@ -159,22 +160,22 @@ def test_the_terminal_has_a_table_of_points(analysis):
         console.print(table)
     text = console.export_text()
     rows = [line.split() for line in text.splitlines() if line.strip().startswith("dpo=")]
-    assert [row[0] for row in rows] == list(POINTS) * 2
+    assert [row[0] for row in rows] == list(POINTS) * 3
     assert [row[1] for row in rows[:6]][:2] == ["base", "sft"]
     assert rows[4][1] == "dpo"
-    assert sum("best" in row for row in rows) == 2
+    assert sum("best" in row for row in rows) == 3
 
 
 def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
-    found = frontiers(analysis.curves)
-    facts = gather(analysis, found, "ece_width15", "sum")
+    found = analysis.found
+    facts = gather(analysis, "ece_width15", "sum")
     assert facts.grid == POINTS
-    assert facts.start == facts.stop(found.macro.chosen.lam) == POINTS.index(found.macro.chosen.lam)
+    assert facts.start == facts.stop(found.pools[0].chosen.lam) == POINTS.index(found.pools[0].chosen.lam)
     charts = page_figures(facts)
     assert list(charts) == ["frontier", "plane", "reliability"]
     assert list(charts["plane"]) == ["task-plane-acc", "task-plane-ece_width15"]
     rows = charts["plane"]["task-plane-acc"].data.values.splitlines()
-    assert len(rows) == 1 + 2 * len(POINTS)
+    assert len(rows) == 1 + 3 * len(POINTS)
     assert rows[1].startswith('one,"dpo=0,sft=0",0,0,0.666667,')
     assert rows[1].endswith(",60,base")
     assert list(paper_figures(facts)) == [
@@ -188,7 +189,7 @@ def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
     told = list(notices(facts))
     assert any("no curves, no interval of λ*" in text for text in told)
     assert not any("weighed by module" in text for text in told)
-    write_report(plane, analysis, found)
+    write_report(plane, analysis)
     svg = plane.figure("plane.svg").read_text()
     assert all(f">{name}<" in svg for name in ("base", "dpo", "sft", "λ*", "0.667"))
     assert ">null<" not in svg
@@ -196,10 +197,9 @@ def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
     assert "θ = base + λ_dpo · (dpo − base) + λ_sft · (sft − base)" in page
     assert "<h2>dpo against sft</h2>" in page
     assert "<h2>Along λ</h2>" not in page
-    assert "In brackets" not in page
     assert "aligned.sft source" in page
     saved = json.loads(plane.frontier_json.read_text())
-    assert saved["macro"]["chosen"]["point"] == found.macro.chosen.lam
+    assert saved["pools"][0]["chosen"]["point"] == found.pools[0].chosen.lam
     table = open_run(plane.root).frontier()
     assert table["point"].to_pylist()[: len(POINTS)] == list(POINTS)
     assert pc.sum(table["chosen"]).as_py() == 3
@@ -257,7 +257,7 @@ def test_three_coordinates_have_tables_and_no_plane(tmp_path):
     pair = dict.fromkeys(("base", "aligned.dpo", "aligned.sft", "aligned.rl"), SWEEP["pair"]["aligned"])
     commit_json(run.sweep_json, {**SWEEP, "pair": pair})
     made = analyse(run, resamples=50)
-    facts = gather(made, frontiers(made.curves), "ece_width15", "sum")
+    facts = gather(made, "ece_width15", "sum")
     assert facts.grid == parse_points("dpo=0,0.5,1,sft=0,1,rl=0", ["dpo", "rl", "sft"])
     assert list(page_figures(facts)) == ["frontier", "reliability"]
     assert "A point has 3 coordinates (dpo, rl, sft)" in next(notices(facts))
@@ -287,8 +287,8 @@ def test_samples_at_points_are_those_of_the_same_samples_along_a_line(tmp_path):
     assert set(zip(table["lam"].to_pylist(), table["point"].to_pylist(), strict=True)) == {(None, "dpo=0.5,sft=1")}
     made = analyse(plane)
     write_metrics(plane, made)
-    write_report(plane, made, frontiers(made.curves))
-    facts = gather(made, frontiers(made.curves), "ece_width15", "sum")
+    write_report(plane, made)
+    facts = gather(made, "ece_width15", "sum")
     charts = page_figures(facts)["diversity"]
     assert "diversity" not in paper_figures(facts)
     assert list(charts) == ["sampled-plane-distinct_2", "sampled-plane-self_bleu"]

@@ -1,31 +1,37 @@
 """Which λs are added to a coarse grid: that they find what a dense one finds, and are a function of the tables alone."""
 
+import dataclasses
 from decimal import Decimal
 
 import numpy as np
 import pytest
 
 from calibration import analyse
-from calibration.frontier.curve import Curve, Track, macro_average
+from calibration.frontier.curve import Curve, Track
+from calibration.frontier.frontier import frontier
 from calibration.frontier.lambda_star import choose
 from calibration.frontier.refine import ROUND, suggest
 from calibration.frontier.running_curve import answer_curve
-from calibration.metrics.binned import Layout, add_reliability, means, reliability_metrics
+from calibration.metrics.binned import Layout, means
 from calibration.metrics.predictions import predictions
 from contract.grid import canonical, parse_grid
 from contract.rundir import RunDir
-from tests.support.curves import curve
+from tests.support.curves import curve, estimates
 from tests.support.tables import add_quarantine, add_scores, add_task
 
 GRID = ("0", "0.25", "0.5", "0.75", "1")
 V = [0.30, 0.20, 0.10, 0.15, 0.25]  # lowest between 0.5 and 0.75
 
 
-def test_the_gap_into_which_the_error_falls_is_split_first():
+def test_the_gap_into_which_the_nll_falls_is_split_first():
     assert suggest(curve(GRID, [0.6] * 5, V), 1).lambdas == ("0.6",)
     assert suggest(curve(GRID, [0.6] * 5, V[::-1]), 1).lambdas == ("0.4",)
-    # 0.75 is better calibrated and not accurate enough: where that is lost, λ* of a denser grid is.
+    # 0.75 has a lower NLL and is not accurate enough: where that is lost, λ* of a denser grid is.
     assert suggest(curve(GRID, [0.6, 0.6, 0.6, 0.2, 0.2], [0.3, 0.2, 0.1, 0.05, 0.01]), 1).lambdas == ("0.6",)
+    # With a margin that wide it is accurate enough, and the best λ lies beyond it.
+    assert suggest(curve(GRID, [0.6, 0.6, 0.6, 0.2, 0.2], [0.3, 0.2, 0.1, 0.05, 0.01]), 1, margin=0.4).lambdas == (
+        "0.9",
+    )
     # At an end there is one gap only.
     assert suggest(curve(GRID, [0.6] * 5, [0.1, 0.2, 0.3, 0.4, 0.5]), 1).lambdas == ("0.1",)
     assert suggest(curve(GRID, [0.6] * 5, [0.5, 0.4, 0.3, 0.2, 0.1]), 1).lambdas == ("0.9",)
@@ -87,20 +93,16 @@ class World:
             logits[np.arange(len(logits)), self._gold] += skill * self._skill
             made = predictions(sharpness * logits, self._gold)
             layout = Layout(len(logits))
-            add_reliability(layout, made)
             layout.add("correct", made.correct.astype(np.float64))
-            sums = layout.matrix.sums(self._weights)
-            n = layout.of(sums, "bin_count").sum(axis=0)
-            self._known[lam] = (
-                means(layout, sums, ["correct"], n)["correct"],
-                reliability_metrics(layout, sums)["ece_width"],
-            )
+            layout.add("nll", made.nll)
+            found = means(layout, layout.matrix.sums(self._weights), ["correct", "nll"], self._weights.sum(axis=0))
+            self._known[lam] = found["correct"], found["nll"]
         return self._known[lam]
 
     def curve(self, lambdas):
-        accuracy, error = (np.array(part) for part in zip(*map(self._at, lambdas), strict=True))
-        made = Track(accuracy[:, 0], error[:, 0], accuracy[:, 1:], error[:, 1:])
-        return Curve("quiz", "ece_width15", "sum", tuple(lambdas), (len(self._gold),) * len(lambdas), made, made)
+        both = (np.array(part) for part in zip(*map(self._at, lambdas), strict=True))
+        accuracy, nll = (estimates(of[:, 0], of[:, 1:], len(self._gold)) for of in both)
+        return Curve("quiz", "ece_width15", "sum", tuple(lambdas), {"all": Track(accuracy, nll, nll)})
 
 
 def refined(world, coarse, most):
@@ -111,7 +113,7 @@ def refined(world, coarse, most):
         if not found:
             break
         lambdas = tuple(sorted({*lambdas, *found}, key=Decimal))
-    return lambdas[choose(world.curve(lambdas).select)], lambdas
+    return lambdas[choose(world.curve(lambdas).tracks["all"])], lambdas
 
 
 OTHERS = 1000  # seeds of other documents
@@ -120,8 +122,8 @@ GRIDS = [("0:1.5:0.05", "0:1.5:0.25", 3), ("0:1.5:0.02", "0:1.5:0.1", 9)]
 
 def simulate(seeds):
     """Return of every shape, grid, number of documents and seed: how far λ* is from the dense grid's, in dense steps; how
-    far that is from the dense grid's on as many other documents; the share of the units; and what the calibration error of
-    λ* is above that of the dense λ*."""
+    far that is from the dense grid's on as many other documents; the share of the units; and what the NLL of λ* is above
+    that of the dense λ*."""
     rows = []
     for shape in SHAPES:
         for dense, coarse, most in GRIDS:
@@ -129,13 +131,15 @@ def simulate(seeds):
                 for seed in range(seeds):
                     world, grid = World(shape, documents, seed), parse_grid(dense)
                     whole = world.curve(grid)
-                    star = grid[choose(whole.select)]
+                    star = grid[choose(whole.tracks["all"])]
                     lam, used = refined(world, parse_grid(coarse), most)
-                    other = grid[choose(World(shape, documents, seed + OTHERS).curve(grid).select)]
+                    other = grid[choose(World(shape, documents, seed + OTHERS).curve(grid).tracks["all"])]
                     off, noise = (
                         abs(Decimal(one) - Decimal(star)) / Decimal(dense.split(":")[2]) for one in (lam, other)
                     )
-                    excess = world.curve([lam]).select.error[0] - whole.select.error[grid.index(star)]
+                    excess = (
+                        world.curve([lam]).tracks["all"].nll[0].value - whole.tracks["all"].nll[grid.index(star)].value
+                    )
                     rows.append((shape, documents, dense, float(off), float(noise), len(used) / len(grid), excess))
     return rows
 
@@ -172,14 +176,17 @@ def test_it_is_the_curve_of_the_report(quiz):
     analysis = analyse.analyse(quiz, resamples=60)
     for tasks in (["quiz"], ["other"], ["quiz", "other"]):
         found = answer_curve(quiz, tasks, resamples=60)
-        whole = [one for one in analysis.curves if one.task in tasks]
-        expected = macro_average(whole) if len(whole) > 1 else whole[0]
-        assert found.lambdas == expected.lambdas
-        for half in ("select", "report"):
-            for name in ("accuracy", "error", "resampled_accuracy", "resampled_error"):
-                np.testing.assert_array_equal(
-                    getattr(getattr(found, half), name), getattr(getattr(expected, half), name)
-                )
+        every = (*analysis.found.tasks, *analysis.found.pools)
+        expected = next(one for one in every if one.task == (tasks[0] if len(tasks) == 1 else "all tasks"))
+        again = frontier(dataclasses.replace(found, macro={}))
+        assert again.chosen == expected.chosen
+        assert again.held_out.lam == expected.held_out.lam
+        for one, other in zip(again.points, expected.points, strict=True):
+            for name in ("accuracy", "nll", "error"):
+                same = [
+                    getattr(getattr(point, name), end) for point in (one, other) for end in ("value", "low", "high")
+                ]
+                assert same[:3] == pytest.approx(same[3:], abs=1e-12)
 
 
 def test_without_choices_there_is_nothing_to_refine(tmp_path):

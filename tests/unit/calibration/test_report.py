@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from calibration import analyse
-from calibration.frontier.frontier import frontiers
 from calibration.report.curve_figure import outcome_curve_rows
 from calibration.report.data import chart_data
 from calibration.report.facts import gather
@@ -37,7 +36,7 @@ VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 def facts_of(run):
     analysis = analysed(run)
-    return gather(analysis, frontiers(analysis.curves), "ece_width15", "sum")
+    return gather(analysis, "ece_width15", "sum")
 
 
 def shown(run):
@@ -241,9 +240,9 @@ def test_the_policy_allows_the_pages_scripts_only(run):
 def test_the_answers_come_first(run):
     add_quiz(run)
     add_quiz(run, "other", seed=1)
-    found = frontiers(analysed(run).curves)
+    found = analysed(run).found
     text = shown(run).text
-    places = [text.index(one.answer) for one in (found.macro, *found.tasks)]
+    places = [text.index(one.answer) for one in (*found.pools, *found.tasks)]
     assert places == sorted(places)
     assert places[-1] < text.index("Accuracy against calibration")
 
@@ -260,7 +259,7 @@ def test_the_frontier_shows_every_point_the_parents_and_scaled_aligned(run):
         assert float(row["y"]) == pytest.approx(point.accuracy.value, abs=1e-6)
         assert row["member"] == str(int(point.on_frontier))
         assert row["chosen"] == str(int(point.lam == found[1].chosen.lam))
-    scaled = facts.tasks[0].cell("1", "ece_width15_scaled", "report")
+    scaled = facts.tasks[0].cell("1", "ece_width15_scaled")
     assert float(rows[-1]["x"]) == pytest.approx(scaled.value, abs=1e-6)
     assert {row["label"] for row in rows} >= {"0 base", "1 aligned"} or "λ*" in "".join(row["label"] for row in rows)
 
@@ -461,7 +460,7 @@ CASES = {
     no_parents: ["λ = 0 (base) is not in the grid, so nothing is compared with base"],
     all_right: ["every answer is right at λ = 0, 1, so confidence cannot rank them (no AUROC)"],
     all_wrong: ["every answer is wrong at λ = 0, 1, so confidence cannot rank them (no AUROC)"],
-    impossible: ["something right has probability 0 at λ = 0, 1: NLL is infinite there"],
+    impossible: ["right choices have probability 0 at λ = 0, 1: NLL is infinite there", "of at least 1e-09 it is "],
     half_finished: [
         "quiz: λ = 1.5 is partly scored",
         "quiz: λ = 1 is not scored yet",
@@ -604,7 +603,7 @@ def test_where_the_line_does_not_end_at_aligned_nothing_is_called_that(run):
     metrics = set(analysis.metrics["metric"].to_pylist())
     assert "acc_vs_base" in metrics
     assert not [name for name in metrics if "aligned" in name or "matched" in name]
-    (found,) = frontiers(analysis.curves).tasks
+    (found,) = analysis.found.tasks
     assert [set(point.gains) for point in found.points] == [set(), {"base"}, {"base"}, {"base"}]
     assert "aligned" not in found.answer
     # In figures too: the role of λ = 1 and its label.

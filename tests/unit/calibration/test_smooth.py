@@ -5,7 +5,7 @@ import pytest
 from relplot import smECE, smECE_sigma
 
 from calibration.metrics.binned import Layout
-from calibration.metrics.smooth_ece import add_residuals, smooth_ece, smooth_ece_at
+from calibration.metrics.smooth_ece import add_residuals, smooth_ece, smooth_residual
 from calibration.uncertainty.resample import ones
 
 
@@ -14,6 +14,10 @@ def sums(confidence, correct, weights=None):
     add_residuals(layout, np.asarray(confidence, np.float64), np.asarray(correct, np.bool_))
     weights = ones(len(confidence)) if weights is None else weights
     return layout.matrix.sums(weights), weights.sum(axis=0, dtype=np.float64)
+
+
+def smooth_ece_at(total, n, sigma):
+    return np.abs(smooth_residual(total, n, sigma)).sum(axis=0)
 
 
 def world(seed, power, documents=3000):

@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
+from scipy.stats import binomtest
 
-from calibration.metrics.binned import Layout, add_reliability, bin_of, reliability_metrics
+from calibration.metrics.binned import Layout, add_reliability, reliability_metrics
 from calibration.metrics.predictions import Predictions, predictions
 from calibration.metrics.temperature import RANGE, cross_fitted, fit_temperature
+from calibration.uncertainty.gaps import of_gaps, of_largest, of_squares
 from calibration.uncertainty.intervals import Estimate, interval
 from calibration.uncertainty.multiple_tests import indistinguishable, step_down
 from calibration.uncertainty.resample import draw, ones
@@ -68,43 +70,98 @@ def test_the_percentile_interval_is_of_order_statistics():
     assert (found.low, found.high, found.resamples) == (50, 1950, 1999)
 
 
-def test_what_noise_inflates_gets_the_basic_interval():
-    drawn = np.linspace(0.1, 0.2, 1999)
-    low, high = drawn[49], drawn[1949]
-    for metric in ("ece_width15", "ece_mass15", "mce15", "smece", "brier_reliability", "ece_width15_scaled"):
-        found = interval(estimate(0.12, drawn), metric)
-        assert (found.low, found.high) == (pytest.approx(0.24 - high), pytest.approx(0.24 - low))
-        assert interval(estimate(0.01, drawn), metric).low == 0  # it cannot be below
-    assert interval(estimate(0.01, drawn), "ece_width15_vs_base").low == pytest.approx(0.02 - high)
-    assert interval(estimate(0.01, drawn), "ece_debiased15").low < 0
-    assert interval(estimate(0.12, drawn), "brier").low == low
+def test_an_honest_interval_is_made_of_how_far_the_value_can_be_off():
+    over, under = np.linspace(-0.01, 0.2, 1999), np.linspace(-0.1, 0.01, 1999)
+    known = Estimate(0.12, np.linspace(0.1, 0.2, 1999), 10, over, under)
+    found = interval(known, "ece_width15")
+    assert (found.low, found.high) == (0, pytest.approx(0.12 - under[49]))  # it cannot be below 0
+    assert interval(known, "ece_width15_vs_base").low == pytest.approx(0.12 - over[1949])
+    # The value is always in it.
+    above = Estimate(0.12, known.resampled, 10, -over - 0.02, -over - 0.03)
+    assert interval(above, "ece_width15").low <= 0.12
+    below = Estimate(0.12, known.resampled, 10, over + 0.03, over + 0.02)
+    assert interval(below, "ece_width15").high == 0.12
+    # Of a difference, one may be as far above as the other is below.
+    other = Estimate(0.02, known.resampled, 10, over / 2, under / 2)
+    difference = known.minus(other)
+    assert difference.over.tolist() == (over - under / 2).tolist()
+    assert difference.under.tolist() == (under - over / 2).tolist()
 
 
-def test_the_interval_of_a_small_ece_holds_the_truth():
-    def accuracy(confidence):
-        return confidence**1.2
+def test_squared_ece_has_a_normal_interval():
+    drawn = np.random.default_rng(0).normal(0.3, 0.02, 1999)  # their mean is not the value
+    found = interval(estimate(0.01, drawn), "ece_squared15")
+    assert (found.low, found.high) == (
+        pytest.approx(0.01 - 1.96 * drawn.std(), abs=1e-4),
+        pytest.approx(0.01 + 1.96 * drawn.std(), abs=1e-4),
+    )
 
-    def ece(confidence, correct, weights):
-        layout = Layout(len(confidence))
-        unknown = np.zeros(len(confidence))
+
+def test_gaps_are_bounded_by_hand():
+    # Resamples of three gaps: 0.2 is far from 0, −0.01 is not, and an empty bin is 0.
+    gaps = np.array([0.2, -0.01, 0.0])
+    drawn = np.array([[0.21, 0.19, 0.22, 0.18], [0.01, -0.03, -0.02, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    found = of_gaps(gaps, drawn, 100)
+    assert found.value == pytest.approx(0.21)
+    assert found.resampled == pytest.approx(np.abs(drawn).sum(axis=0))
+    assert found.under == pytest.approx([0.01 - 0.02, -0.01 + 0.02, 0.02 + 0.01, -0.02 - 0.01])
+    assert found.over == pytest.approx([0.01 + 0.02, -0.01 + 0.02, 0.02 + 0.01, -0.02 + 0.01])
+    # √(ln n) standard errors tell: of a billion documents even 0.2 would have to be larger, had it varied as much.
+    vague = of_gaps(gaps, np.array([[0.3, 0.1, 0.3, 0.1], *drawn[1:]]), 100)
+    assert vague.over == pytest.approx([0.1 + 0.02, 0.1 + 0.02, 0.1 + 0.01, 0.1 + 0.01])
+    assert of_gaps(np.array([1 / 3 + 1e-16] * 3), np.ones((3, 2)), 9).value == 1.0
+
+
+def test_squares_are_bounded_by_their_tangent():
+    found = of_squares(0.04, np.array([0.05, 0.09]), np.array([0.02, 0.06]), 10)
+    assert found.over == pytest.approx([0.01, 0.05])
+    assert found.under == pytest.approx([-0.02, 0.02])
+
+
+def test_the_largest_gap_has_exact_bounds_for_all_bins_at_once():
+    right, count, confidence = np.array([0.0, 30.0, 1.0]), np.array([1.0, 40.0, 1.0]), np.array([0.3, 0.9, 0.95])
+    found = interval(of_largest(0.3, np.empty(0), right, count, confidence, 42), "mce15")
+    ends = [tested.proportion_ci(1 - 0.05 / 3) for tested in map(binomtest, (0, 30, 1), (1, 40, 1))]
+    least = max(max(low - sure, sure - high, 0) for (low, high), sure in zip(ends, confidence, strict=True))
+    most = max(max(high - sure, sure - low) for (low, high), sure in zip(ends, confidence, strict=True))
+    assert (found.low, found.high) == (pytest.approx(least), pytest.approx(most))
+    assert 0 < found.low < 0.3 < found.high
+    assert interval(of_largest(math.nan, np.empty(0), right[:0], count[:0], confidence[:0], 0), "mce15") is None
+
+
+def shares_held(calibrated, documents, trials=60):
+    """How often the honest interval of ECE and the one before, 2 · value − percentiles, hold the truth and the value."""
+    rng = np.random.default_rng(documents)
+    held = before = 0
+    for trial in range(trials):
+        confidence = rng.uniform(0.3, 1, documents)
+        correct = rng.uniform(size=documents) < (confidence if calibrated else confidence - 0.2)
+        unknown = np.zeros(documents)
+        layout = Layout(documents)
         add_reliability(layout, Predictions(unknown.astype(int), unknown, confidence, correct, unknown, unknown))
-        return reliability_metrics(layout, layout.matrix.sums(weights))["ece_width"]
-
-    rng = np.random.default_rng(6)
-    population = rng.beta(3, 1.2, 400_000)
-    gaps = np.bincount(bin_of(population), weights=population - accuracy(population))
-    truth = np.abs(gaps).sum() / len(population)
-    held = percentile_held = 0
-    for trial in range(60):
-        confidence = rng.beta(3, 1.2, 300)
-        correct = rng.uniform(size=300) < accuracy(confidence)
-        (weights,) = draw(str(trial), 300, 300).chunks(np.arange(300))
-        drawn = ece(confidence, correct, weights)
-        found = interval(estimate(ece(confidence, correct, ones(300))[0], drawn), "ece_width15")
+        (weights,) = draw(str(trial), documents, 300).chunks(np.arange(documents))
+        gaps, drawn = (
+            reliability_metrics(layout, layout.matrix.sums(some))["ece_width"] for some in (ones(documents), weights)
+        )
+        made = of_gaps(gaps[:, 0], drawn, documents)
+        found = interval(made, "ece_width15")
+        truth = 0.0 if calibrated else 0.2
+        assert found.low <= made.value <= found.high
         held += found.low <= truth <= found.high
-        percentile_held += np.quantile(drawn, 0.025) <= truth <= np.quantile(drawn, 0.975)
-    assert held >= 50
-    assert percentile_held <= 10  # why it is not the percentile interval
+        before += (
+            2 * made.value - np.quantile(made.resampled, 0.975)
+            <= truth
+            <= 2 * made.value - np.quantile(made.resampled, 0.025)
+        )
+    return held / trials, before / trials
+
+
+@pytest.mark.parametrize("documents", [100, 400])
+def test_the_interval_of_ece_holds_the_truth_where_it_is_0_and_where_it_is_not(documents):
+    held, before = shares_held(True, documents)
+    assert held >= 0.93
+    assert before < 0.8  # why it is not the basic interval
+    assert shares_held(False, documents)[0] >= 0.9
 
 
 def test_no_interval_without_evidence():

@@ -28,6 +28,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import ray_jobs.driver
+from calibration.frontier.frontier import reported_margin, run_margin
 from contract import schemas
 from contract.errors import InputError
 from contract.location import read_table
@@ -1251,6 +1252,44 @@ def test_refining_without_choices_says_so(
     (call,) = handed
     assert call["more"]() == []
     assert "up to 2 λ more" in lambdasweep("plan", *flags(refine=2)).out
+
+
+def test_the_margin_of_lambda_star_is_recorded_and_holds_until_another_is_given(
+    lambdasweep: Callable[..., Result],
+    flags: Callable[..., list[object]],
+    scoring: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("calibration.report.write.paper_figures", lambda facts: {})
+    scoring()
+    rows = [{"query": f"Number {n}?", "choices": ["a", "b"], "gold": n % 2} for n in range(12)]
+    task = f"numbers={write_task(tmp_path / 'numbers.jsonl', *rows)}"
+    arguments = flags(task=task, lambdas="0,0.5,1", out=tmp_path / "run")
+    run = RunDir(tmp_path / "run")
+
+    def margins() -> list[float]:
+        return [json.loads(run.frontier_json.read_text())["margin"], reported_margin(run), run_margin(run)]
+
+    assert lambdasweep("run", *arguments).code == 0
+    assert margins() == [0.01] * 3
+    assert (
+        lambdasweep("run", *arguments, "--margin", 2.5).code == 0
+    )  # everything is scored: this makes the report again
+    assert margins() == [0.025] * 3
+    assert "at most 2.5 points, or two standard errors, below the best" in run.index_html.read_text()
+    assert lambdasweep("report", run.root, "--margin", 0).code == 0
+    assert margins() == [0, 0, 0.025]  # what `export` takes home follows the report
+    assert lambdasweep("report", run.root).code == 0
+    assert margins() == [0.025] * 3
+    for command in (["report", run.root], ["run", *arguments]):
+        for value in (-1, 101, "nan"):
+            result = lambdasweep(*command, "--margin", value)
+            assert result.code == 2
+            assert f"--margin is {value}: give points of accuracy between 0 and 100" in result.err
+    config = tmp_path / "sweep.toml"
+    config.write_text("margin = 'wide'\n")
+    assert "margin is 'wide': give a number" in lambdasweep("plan", *arguments, "--config", config).err
 
 
 # Taking a point home

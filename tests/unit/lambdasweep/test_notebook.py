@@ -12,10 +12,10 @@ import pytest
 
 from calibration import analyse
 from calibration.analyse import write_metrics
-from calibration.frontier.frontier import frontiers, write_frontiers
+from calibration.frontier.frontier import write_frontiers
 from contract import schemas
 from contract.errors import InputError
-from contract.rundir import RunDir, commit_table
+from contract.rundir import RunDir, commit_json, commit_table
 from lambdasweep import open_run
 from tests.support.paths import ROOT
 from tests.support.reports import add_quiz
@@ -30,7 +30,7 @@ def run(tmp_path):
 def computed(run):
     analysis = analyse.analyse(run, resamples=40)
     write_metrics(run, analysis)
-    write_frontiers(run, frontiers(analysis.curves))
+    write_frontiers(run, analysis.found)
     return analysis
 
 
@@ -63,17 +63,24 @@ def test_the_frontier_as_a_table(run):
     opened = open_run(run.root)
     with pytest.raises(InputError, match=r"frontier\.json is not there"):
         opened.frontier()
-    found = frontiers(computed(run).curves)
+    found = computed(run).found
     rows = opened.frontier().to_pylist()
-    expected = [(one, point) for one in (*found.tasks, found.macro) for point in one.points]
+    expected = [(one, point) for one in (*found.tasks, *found.pools) for point in one.points]
     assert len(rows) == len(expected) == 12
     for row, (one, point) in zip(rows, expected, strict=True):
         assert (row["task"], row["lam"], row["documents"]) == (one.task, Decimal(point.lam), point.documents)
         assert (row["accuracy"], row["accuracy_ci_low"]) == (point.accuracy.value, point.accuracy.low)
+        assert (row["nll"], row["nll_ci_low"]) == (point.nll.value, point.nll.low)
         assert (row["error"], row["error_ci_high"]) == (point.error.value, point.error.high)
         assert (row["on_frontier"], row["chosen"]) == (point.on_frontier, point.lam == one.chosen.lam)
         assert (row["p_error"], row["membership"]) == (point.p_error, point.membership)
-    assert opened.answers() == {one.task: one.answer for one in (*found.tasks, found.macro)}
+    every = (*found.tasks, *found.pools)
+    assert [one.task for one in every] == ["other", "quiz", "all tasks"]
+    assert opened.answers() == {one.task: one.answer for one in every}
+    assert opened.claims() == {one.task: one.claim.text for one in every}
+    commit_json(run.frontier_json, {"tasks": [], "macro": None})
+    with pytest.raises(InputError, match="another version"):
+        opened.answers()
 
 
 @pytest.mark.parametrize("lam", ["0.50", 0.5, Decimal("0.5")])

@@ -405,12 +405,13 @@ def test_a_run_gives_its_best_lambda_and_what_it_measured(
 ) -> None:
     said: list[str] = []
     export_point(from_flags(run.root, None, None, None, None, None), tmp_path / "out", "aligned", "5GB", said.append)
-    assert "λ = 0.5: λ* of the macro average of 2 tasks" in said
+    assert "λ = 0.5: λ* of 2 tasks pooled" in said
     reference = make(*mixed_pair, "0.5", tmp_path / "reference")
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
-    assert "λ = 0.5 (λ* of the macro average of 2 tasks) was measured live in vLLM 0.32.0:" in card
+    assert "λ = 0.5 (λ* of 2 tasks pooled) was measured live in vLLM 0.32.0, on all documents:" in card
+    assert "λ = 0.5 (no difference shown" in card
     assert "| one | accuracy | 1.0000 | 1.0000 to 1.0000 | 10 |" in card
     for role in ("base", "aligned"):
         assert run.sweep()["pair"][role]["fingerprint"] in card
