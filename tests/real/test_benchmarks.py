@@ -11,6 +11,7 @@ from tests.support.waiting import run
 SMALLEST = {
     "switch.py --tiny": lambda found: found["our_logprob_diff"] == 0 and found["switch_s"] > 0 and not found["cold_s"],
     "diversity.py --quick": bool,
+    "coverage.py --tiny": lambda found: found["contains_value"] == 1 and 0 < found["nll_regret_ratio"] < 1,
 }
 
 
