@@ -20,7 +20,7 @@ each tensor, its `Rule`.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -134,18 +134,23 @@ def tensor_rules(pair: Pair) -> dict[str, Rule]:
     return {name: Rule(pair.weights.get(name, "1"), paths.get(name)) for name in pair.base.tensors}
 
 
-def mapped_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield (name, tensor) in natural order of the names.
+def mapped_tensors(checkpoint: Checkpoint, only: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield (name, tensor) in natural order of the names; of those in `only`, where it is given.
 
     Each tensor is a memory map of its part of the file, see `merge.computed.mapped`, or is computed here and now. Each stays
     usable after the iteration.
     """
     for name, tensor in mapped(checkpoint).items():
-        yield name, whole(tensor)
+        if only is None or name in only:
+            yield name, whole(tensor)
 
 
 def interpolated_tensors(
-    pair: Pair, point: str, rules: Mapping[str, Rule] | None = None, device: torch.device = _CPU
+    pair: Pair,
+    point: str,
+    rules: Mapping[str, Rule] | None = None,
+    device: torch.device = _CPU,
+    only: Container[str] | None = None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, tensor) of θ in natural order of the names, one tensor in memory at a time.
 
@@ -154,9 +159,10 @@ def interpolated_tensors(
         point: the canonical point.
         rules: the pair's `tensor_rules`, for a caller that has them already.
         device: the device that computes and holds the result. Beside one tensor it holds a part of each parent.
+        only: names of those tensors that are wanted; None: all.
     """
     rules = tensor_rules(pair) if rules is None else rules
-    for together in zip(*map(mapped_tensors, pair.parents.values()), strict=True):
+    for together in zip(*(mapped_tensors(parent, only) for parent in pair.parents.values()), strict=True):
         name, parents = together[0][0], [tensor for _, tensor in together]
         spans = pair.aligned_rows.get(name)
         if spans is None:

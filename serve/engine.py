@@ -20,6 +20,7 @@ from serve.hooks.seeded_draws import NUMBER, Draw, Drawn, Draws
 from serve.machine import host_memory
 from serve.multinode import Span, network_environment
 from serve.plugin import BACKEND, RESIDENT, WORKER_EXTENSION, ParentsConfig
+from serve.prefixes import shares_prefixes
 from serve.reference import reference_probes
 from serve.settings import EngineSettings, cores_by_rank
 from serve.switch.tiers import RELOAD, Room
@@ -330,10 +331,10 @@ def llm_arguments(
         "kv_cache_memory_bytes": settings.kv_cache_bytes,
         "max_num_batched_tokens": settings.max_num_batched_tokens,
         "max_num_seqs": settings.max_num_seqs,
-        "enable_prefix_caching": True,
         "worker_extension_cls": WORKER_EXTENSION,
         **text_arguments(model),
     }
+    arguments["enable_prefix_caching"] = shares_prefixes(arguments)
     if span is not None:
         arguments |= span.arguments()
     if paths:

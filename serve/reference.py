@@ -108,20 +108,26 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _main(job: Path) -> None:
+def probe(arguments: Mapping[str, Any]) -> Probe:
+    """Start an engine in this process, and return what it says of the probe prompt."""
     from vllm import LLM, SamplingParams
 
     import serve.text_part  # noqa: F401 it registers what the arguments may name
 
     register()
-    llm = LLM(**json.loads(job.read_text()), worker_extension_cls=WORKER_EXTENSION)
+    llm = LLM(**arguments, worker_extension_cls=WORKER_EXTENSION)
     # It changes no weights, and makes the buffers between pipeline stages, which vLLM forgets on the CPU.
     llm.collective_rpc("interpolation_score_rows")
     config = llm.llm_engine.model_config
     ids, parameters = probe_request(config.get_vocab_size(), config.max_model_len)
     (output,) = llm.generate([{"prompt_token_ids": ids}], SamplingParams(**parameters), use_tqdm=False)
+    return read_probe(output)
+
+
+def _main(job: Path) -> None:
+    said = probe(json.loads(job.read_text()))
     half = job.with_suffix(".half")
-    half.write_text(json.dumps(read_probe(output)))
+    half.write_text(json.dumps(said))
     half.rename(job.with_suffix(".out"))
 
 

@@ -114,13 +114,15 @@ def journey(routes: Mapping[str, str], on: Way, references: Mapping[str, Probe])
 
     fast, *slower = routes
     yield from cross(fast)
+    for route in slower:
+        yield from cross(route)
+    # Only now, so that what another route leaves behind in the engine shows, too.
     yield from travel(fast)
     if not slower:
         if wrong[fast]:
             raise WrongWeightsError(_message(wrong))
         return Verdict(fast, routes[fast])
     (slow,) = slower
-    yield from cross(slow)
     if crossed[fast] == crossed[slow] and not wrong[fast]:
         return Verdict(fast, routes[fast])
     yield from travel(slow)

@@ -15,6 +15,7 @@ from merge.checkpoint import open_checkpoint
 from merge.heads import engine_parent
 from merge.line import Line
 from serve.plugin import BACKEND, CONFIG_KEY, WORKER_EXTENSION, ParentsConfig, register
+from serve.prefixes import shares_prefixes
 from serve.reference import reference_probes
 from serve.settings import available_cores, cores_by_rank, installed_device
 from serve.verify import way
@@ -79,6 +80,8 @@ def serve(serving: Serving) -> None:
     from vllm.entrypoints.launchers.api_server.entry import run_server
 
     args = arguments(serving)
+    if installed_device() == "cpu" and not shares_prefixes(vars(args)):
+        args.enable_prefix_caching = False
     ranks = args.tensor_parallel_size * args.pipeline_parallel_size
     if ranks > 1 and installed_device() == "cpu":  # left to itself vLLM wants a NUMA node for each rank
         cores = available_cores()

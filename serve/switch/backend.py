@@ -29,10 +29,10 @@ from serve.hooks.continuation_scores import ContinuationHead
 from serve.hooks.seeded_draws import SeededDraws
 from serve.machine import hardware, host_memory
 from serve.plugin import CONFIG_KEY, RESIDENT
+from serve.switch.recorder import UntraceableError
 from serve.switch.reload import ReloadRoute, Route
 from serve.switch.resident import ResidentRoute
 from serve.switch.tiers import RELOAD, Room, choose
-from serve.switch.trace import UntraceableError
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -16,7 +16,8 @@ import torch
 
 from merge.computed import Computed
 from merge.interpolate import chunks
-from serve.switch.trace import Piece, Target, View
+from serve.switch.trace import Piece, Target
+from serve.switch.views import View
 
 # Bytes of a block of each parent, and of the block of θ(λ) they make. On the CPU it stays in the second-level cache from the
 # lerp to the digest to the conversion. On a GPU that holds the parents it is a whole parameter, mostly, so that starting a

@@ -8,8 +8,9 @@ import torch
 
 from contract.errors import EngineError
 from serve.switch.experts import kernel_of
+from serve.switch.recorder import UntraceableError
 from serve.switch.reload import tied_modules
-from serve.switch.trace import Target, UntraceableError
+from serve.switch.trace import Target
 
 
 class Packer:

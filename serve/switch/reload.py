@@ -14,6 +14,7 @@ from merge.digest import WeightDigest
 from merge.interpolate import Rule, interpolated_tensors
 from merge.pair import Pair
 from serve.switch.experts import kernel_of, lay_out_again
+from serve.switch.recorder import Written, storage_of
 from serve.switch.trace import derived
 
 if TYPE_CHECKING:
@@ -35,7 +36,12 @@ class Route(Protocol):
 
 
 class ReloadRoute:
-    """Feeds interpolated checkpoint tensors to vLLM's layer-by-layer reload."""
+    """Feeds interpolated checkpoint tensors to vLLM's layer-by-layer reload.
+
+    vLLM reloads into parameters without memory, and writes down what their weight loaders are given. What a model copies
+    into a parameter by itself, as GPT-OSS does with its experts, is lost there without a word. Modules that have such
+    parameters are found at the first switch, and get memory before the load from then on.
+    """
 
     def __init__(
         self,
@@ -55,9 +61,22 @@ class ReloadRoute:
         made = {id(module._parameters[name]) for module, names in derived(model).items() for name in names}
         self._expected = {name for name, parameter in model.named_parameters() if id(parameter) not in made}
         self._tied = tied_modules(model)
+        self._with_memory: set[torch.nn.Module] = set()
 
     def switch(self, lam: str) -> str:
+        unfilled, digest = self._load(lam)
+        if unfilled:
+            self._with_memory |= {self._model.get_submodule(path.rpartition(".")[0]) for path in unfilled}
+            unfilled, digest = self._load(lam)
+        if unfilled:  # a parameter that keeps its old value would be a silent mixture of two λs
+            raise EngineError(f"vLLM's reload writes nothing into {', '.join(unfilled[:5])} at λ = {lam}")
+        return digest.hex()
+
+    def _load(self, lam: str) -> tuple[list[str], WeightDigest]:
+        """Return the parameters that nothing was written into, and the digest of what was loaded."""
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+        from vllm.model_executor.model_loader.reload.layerwise import _layerwise_process, get_layerwise_info
+        from vllm.model_executor.model_loader.reload.meta import materialize_layer
 
         digest = WeightDigest(self._device)
 
@@ -67,7 +86,22 @@ class ReloadRoute:
                 yield self._names.get(name, name), tensor
 
         initialize_layerwise_reload(self._model)
-        loaded = self._model.load_weights(digested())
+        for module in self._with_memory:
+            materialize_layer(module, get_layerwise_info(module))
+        with Written() as written:
+            loaded = self._model.load_weights(digested())
+        unfilled = []
+        for path, module in self._model.named_modules():
+            info = get_layerwise_info(module)
+            given = {name for name, _ in info.loaded_weights}
+            for name, parameter in module._parameters.items():
+                full = f"{path}.{name}".lstrip(".")
+                if full not in self._expected or name in given or not info.can_load():
+                    continue
+                if parameter.is_meta or (module in self._with_memory and storage_of(parameter) not in written.storages):
+                    unfilled.append(full)
+        for module in self._with_memory:
+            _layerwise_process(module, get_layerwise_info(module))
         finalize_layerwise_reload(self._model, self._model_config)
         # vLLM reloads a tied weight through one of its owners and takes the others for done. What those made of the weight
         # when the engine started, such as the CPU's packed copy for the LM head, would stay that of the first λ.
@@ -76,18 +110,21 @@ class ReloadRoute:
         for module in self._model.modules():
             if kernel_of(module) is not None:
                 lay_out_again(module)
-        # A parameter that keeps its old value would be a silent mixture of two λs.
-        if loaded is not None and (missing := self._expected - loaded):
+        if loaded is not None and (missing := self._expected - loaded - set(unfilled)):
             raise EngineError(f"vLLM loaded no weights into {', '.join(sorted(missing)[:5])} at λ = {lam}")
-        return digest.hex()
+        return unfilled, digest
 
 
 def tied_modules(model: torch.nn.Module) -> list[Any]:
-    """Return the modules whose weight belongs to a module before them, and that make something of it at load."""
+    """Return the modules whose weight belongs to a module before them, and that make something of it at load.
+
+    Experts share their router's bias, which is no weight: what they make is of weights of their own.
+    """
     owners: dict[int, torch.nn.Module] = {}
     tied: list[Any] = []
     for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if owners.setdefault(id(parameter), module) is not module and hasattr(module, "quant_method"):
+        for name, parameter in module.named_parameters(recurse=False):
+            owner = owners.setdefault(id(parameter), module)
+            if name == "weight" and owner is not module and hasattr(module, "quant_method"):
                 tied.append(module)
     return tied

@@ -25,8 +25,10 @@ from serve.switch.held_parents import (
     MappedParents,
     Parents,
 )
+from serve.switch.loader_made import LoaderMade
 from serve.switch.packing import Packer, is_as_loaded
-from serve.switch.trace import Target, UntraceableError, derived, trace
+from serve.switch.recorder import UntraceableError
+from serve.switch.trace import Target, derived, trace
 
 
 class ResidentRoute:
@@ -58,10 +60,12 @@ class ResidentRoute:
         parents = [mapped(parent) for parent in pair.parents.values()]
         outlines = {name: _outline(tensor) for name, tensor in parents[-1].items()}
         targets = trace(model, outlines, pair.aligned_rows, names)
+        copied = [target for target in targets if not target.computed_from]
+        self._by_loader = LoaderMade(pair, rules, model, device, targets, names)
         self._derived = list(derived(model))
         self._dtype = dtype
         self._rules = rules
-        self._whole = {t.path for t in targets if len({(rules[p.name], p.is_kept) for p in t.pieces}) == 1}
+        self._whole = {t.path for t in copied if len({(rules[p.name], p.is_kept) for p in t.pieces}) == 1}
         self._device = device
         self._layers: dict[torch.nn.Module, list[Target]] = {}
         for target in targets:
@@ -69,14 +73,14 @@ class ResidentRoute:
         self._packer = Packer(model, self._layers) if device.type == "cpu" else None
         if self._packer is None and (packed := [target.path for target in targets if not is_as_loaded(target)]):
             raise UntraceableError(f"vLLM keeps {', '.join(packed[:5])} in a layout of its own")
-        self.tier = choose_tier(len(parents) * sum(target.layout.numel() * target.dtype.itemsize for target in targets))
+        self.tier = choose_tier(len(parents) * sum(target.layout.numel() * target.dtype.itemsize for target in copied))
         self._parents: Parents
         if self.tier == "mmap":
             self._parents = MappedParents(parents)
         else:
             where = device if self.tier == "device" else torch.device("cpu")
             pin = self.tier == "pinned" and device.type == "cuda"
-            self._parents = HeldParents(targets, parents, where, pin)
+            self._parents = HeldParents(copied, parents, where, pin)
         stages = device.type == "cuda" and self.tier != "device"
         self._limit = CPU_BLOCK if device.type == "cpu" else STAGED_BLOCK if stages else CUDA_BLOCK
         self._staging = _Staging(device, self._limit, len(parents)) if stages else None
@@ -94,13 +98,21 @@ class ResidentRoute:
 
     def switch(self, lam: str) -> str:
         digest = WeightDigest(self._device)
+        made = self._by_loader.make(lam, digest)
+
+        def fill(target: Target, live: torch.Tensor) -> None:
+            if target.computed_from:
+                live.copy_(made[target.path])
+            else:
+                self._fill(target, live, lam, digest)
+
         for module, targets in self._layers.items():
             if self._packer is None:
                 for target in targets:
-                    self._fill(target, target.live.data, lam, digest)
+                    fill(target, target.live.data)
             else:
                 for target, tensor in self._packer.unpacked(module, targets):
-                    self._fill(target, tensor, lam, digest)
+                    fill(target, tensor)
                 self._packer.pack(module, targets)
         if self._packer is not None:
             self._packer.finish()

@@ -1,52 +1,25 @@
 """Where each checkpoint tensor goes in a rank's parameters, learnt by watching vLLM's own loader.
 
 Every architecture in vLLM loads itself: it renames tensors, fuses projections, takes its tensor-parallel slice, and in the
-end copies a view of a checkpoint tensor into a view of a parameter. `trace` lets it do so once with parameters that have no
-memory, writes the copies down and executes none. What cannot be expressed as such copies is refused, not guessed.
+end mostly copies a view of a checkpoint tensor into a view of a parameter. `trace` lets it do so once with tensors and
+parameters that have no memory, and writes the copies down (`serve.switch.recorder`). Of a parameter that the loader computes
+it writes down what of: the loader makes it again (`serve.switch.loader_made`). What is neither is refused, not guessed.
 """
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from contract.errors import LambdasweepError
 from merge.digest import parameter_key, takes_words
 from merge.vocabulary import Spans, runs
+from serve.switch.recorder import Recorder, UntraceableError, Writes, storage_of
+from serve.switch.views import View
 
 NO_ROWS: Mapping[str, Spans] = {}
-
-
-class UntraceableError(LambdasweepError):
-    """The loader does more than copy views of checkpoint tensors, or leaves a parameter unfilled."""
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A strided window on a tensor, in elements, at least one-dimensional."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
-
-    @staticmethod
-    def of(tensor: torch.Tensor, start: int = 0) -> "View":
-        """The window that `tensor` is on the tensor whose first element is element `start` of the storage."""
-        if tensor.dim() == 0:
-            tensor = tensor.expand(1)
-        return View(tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset()) - start)
-
-    def on(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The same window on `tensor`."""
-        return tensor.as_strided(self.shape, self.stride, tensor.storage_offset() + self.offset)
-
-    def block(self, index: tuple[slice, ...]) -> "View":
-        """The part of the window that `index`, from `merge.interpolate.chunks`, cuts out."""
-        offset = self.offset + sum(part.start * step for part, step in zip(index, self.stride, strict=True))
-        return View(tuple(part.stop - part.start for part in index), self.stride, offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +44,8 @@ class Target:
     path: str  # as in named_parameters()
     layout: torch.Tensor
     pieces: tuple[Piece, ...]
-    dtype: torch.dtype  # of the checkpoint's tensors
+    computed_from: tuple[str, ...]  # the checkpoint tensors of what the loader computes; there are no pieces then
+    dtype: torch.dtype  # of the checkpoint's tensors; where it is computed, of the layout
     key: int  # for the digest
     words: bool  # for the digest
 
@@ -93,36 +67,6 @@ class Target:
         return View.of(self.layout).shape[-1]
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down what is copied from checkpoint tensors into parameters, and keeps every such write from happening."""
-
-    def __init__(self, paths: dict[int, str], sources: dict[int, tuple[str, torch.Tensor]]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._paths = paths
-        self._sources = sources
-        self.pieces: dict[int, list[Piece]] = {}  # by the parameter's storage
-        self.zeroed: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        target = next((key for value in _written(func, args) if (key := _storage(value)) in self._paths), None)
-        if target is None:
-            return func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.copy_.default:
-            name, tensor = self._sources.get(_storage(args[1]), ("", None))
-            if tensor is None:
-                raise UntraceableError(
-                    f"{self._paths[target]} is loaded from something computed, not from the checkpoint"
-                )
-            # A copy may broadcast: the source is then seen with strides of 0.
-            source = View.of(args[1].expand(args[0].shape), int(tensor.storage_offset()))
-            self.pieces.setdefault(target, []).append(Piece(name, source, View.of(args[0])))
-        elif func in (torch.ops.aten.zero_.default, torch.ops.aten.fill_.Scalar) and args[1:] in ((), (0,)):
-            self.zeroed.add(target)
-        else:
-            raise UntraceableError(f"{self._paths[target]} is loaded with {func}, not by copying")
-        return args[0]
-
-
 def trace(
     model: torch.nn.Module,
     tensors: dict[str, torch.Tensor],
@@ -141,37 +85,23 @@ def trace(
         UntraceableError: the loader does something else than copying, or fills a parameter in part only.
         Exception: whatever vLLM's loader raises.
     """
-    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
-    from vllm.model_executor.model_loader.reload.meta import restore_layer_on_meta
-
     named = {id(parameter): name for name, parameter in model.named_parameters()}
-    saved = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
     owners: dict[int, tuple[torch.nn.Module, str, torch.Tensor]] = {}
     paths: dict[int, str] = {}
-    sources = {_storage(tensor): (name, tensor) for name, tensor in tensors.items()}
-    try:
+    without_memory = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    with on_meta(model), torch.no_grad():
         for path, module in model.named_modules():
-            restore_layer_on_meta(module, get_layerwise_info(module))
             for attribute, tensor in [*module._parameters.items(), *module._buffers.items()]:
-                if tensor is not None and _storage(tensor) not in owners:
-                    owners[_storage(tensor)] = module, attribute, tensor
-                    paths[_storage(tensor)] = f"{path}.{attribute}".lstrip(".")
-        recorder = _Recorder(paths, sources)
-        with torch.no_grad(), recorder:
-            called = names or {}
-            model.load_weights((called.get(name, name), tensor) for name, tensor in tensors.items())  # type: ignore[operator]
-    finally:
-        for module, parameters, buffers in saved:
-            module._parameters.clear()
-            module._parameters.update(parameters)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+                if tensor is not None and storage_of(tensor) not in owners:
+                    owners[storage_of(tensor)] = module, attribute, tensor
+                    paths[storage_of(tensor)] = f"{path}.{attribute}".lstrip(".")
+        called = names or {}
+        with Recorder(paths, without_memory) as recorder:
+            model.load_weights((called.get(name, name), tensor) for name, tensor in without_memory.items())  # type: ignore[operator]
     targets = [
-        _target(
-            *owners[key], paths[key], _cut(recorder.pieces[key], tensors, aligned_rows), key in recorder.zeroed, tensors
-        )
+        _target(*owners[key], paths[key], recorder.writes[key], tensors, aligned_rows)
         for key in owners
-        if key in recorder.pieces
+        if key in recorder.writes and recorder.writes[key].names
     ]
     live = [id(target.live) for target in targets]
     if len(set(live)) < len(live):
@@ -180,6 +110,25 @@ def trace(
     if missing := [name for key, name in named.items() if key not in live and key not in made]:
         raise UntraceableError(f"the checkpoint fills nothing of {', '.join(missing[:5])}")
     return targets
+
+
+@contextlib.contextmanager
+def on_meta(model: torch.nn.Module) -> Iterator[None]:
+    """Give a loaded model the parameters that its loader expects, without memory; in the end it has its own again."""
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+    from vllm.model_executor.model_loader.reload.meta import restore_layer_on_meta
+
+    saved = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+    try:
+        for module, _, _ in saved:
+            restore_layer_on_meta(module, get_layerwise_info(module))
+        yield
+    finally:
+        for module, parameters, buffers in saved:
+            module._parameters.clear()
+            module._parameters.update(parameters)
+            module._buffers.clear()
+            module._buffers.update(buffers)
 
 
 def derived(model: torch.nn.Module) -> dict[Any, list[str]]:
@@ -223,29 +172,22 @@ def _target(
     attribute: str,
     layout: torch.Tensor,
     path: str,
-    pieces: list[Piece],
-    is_zeroed: bool,
+    writes: Writes,
     tensors: dict[str, torch.Tensor],
+    aligned_rows: Mapping[str, Spans],
 ) -> Target:
-    dtypes = {tensors[piece.name].dtype for piece in pieces}
-    if len(dtypes) > 1 or not layout.is_contiguous():
-        raise UntraceableError(f"{path} is put together from several dtypes, or is not contiguous")
-    # An element that no piece fills would keep what an earlier λ left there, unless it is padding.
-    want, have = layout.numel(), sum(math.prod(piece.place.shape) for piece in pieces)
-    if have > want or (have < want and not is_zeroed):
+    # An element that nothing fills would keep what an earlier λ left there, unless it is padding.
+    want, have = layout.numel(), sum(math.prod(copy.place.shape) for copy in writes.copies) + writes.computed
+    dtypes = {tensors[name].dtype for name in writes.names}
+    is_computed = bool(writes.computed_from) or len(dtypes) > 1 or not layout.is_contiguous()
+    if (have > want and not is_computed) or (have < want and not writes.is_zeroed):
         raise UntraceableError(f"{path} has {want} elements, of which the checkpoint fills {have}")
+    key = parameter_key(path)
+    if is_computed:
+        return Target(module, attribute, path, layout, (), tuple(sorted(writes.names)), layout.dtype, key, False)
     (dtype,) = dtypes
+    pieces = _cut([Piece(copy.name, copy.source, copy.place) for copy in writes.copies], tensors, aligned_rows)
     columns = View.of(layout).shape[-1]
     windows = [(piece.place.offset % columns, piece.place.shape[-1]) for piece in pieces]
     words = takes_words(dtype.itemsize, columns, windows)
-    return Target(module, attribute, path, layout, tuple(pieces), dtype, parameter_key(path), words)
-
-
-def _written(func: Any, args: Any) -> Iterable[torch.Tensor]:
-    for value, argument in zip(args, func._schema.arguments, strict=False):
-        if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, torch.Tensor):
-            yield value
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # type: ignore[no-any-return]
+    return Target(module, attribute, path, layout, tuple(pieces), (), dtype, key, words)

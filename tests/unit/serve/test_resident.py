@@ -16,16 +16,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from contract.errors import InputError
+from contract.errors import EngineError, InputError
 from merge.checkpoint import open_checkpoint
 from merge.digest import WeightDigest, parameter_key, takes_words
 from merge.interpolate import chunks, interpolated_tensors, mapped_tensors, tensor_rules
 from merge.line import Line
 from merge.pair import Pair
 from serve.switch.held_parents import HeldParents, MappedParents
+from serve.switch.recorder import UntraceableError
+from serve.switch.reload import ReloadRoute
 from serve.switch.resident import ResidentRoute, _Staging
 from serve.switch.tiers import Room, choose
-from serve.switch.trace import UntraceableError, View, trace
+from serve.switch.trace import trace
+from serve.switch.views import View
 
 CPU = torch.device("cpu")
 GIB = 1 << 30
@@ -336,11 +339,6 @@ class Transposing(Model):
         super().load_weights((name, tensor.t() if name == "experts.0.w1" else tensor) for name, tensor in tensors)
 
 
-class Scaling(Model):
-    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        super().load_weights((name, 2 * tensor if name == "norm.weight" else tensor) for name, tensor in tensors)
-
-
 class Adding(Model):
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         for name, tensor in tensors:
@@ -366,17 +364,24 @@ class Filling(Model):
         self.norm.weight.data.fill_(1)
 
 
+class Inventing(Model):
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        super().load_weights(
+            (name, torch.ones(self.width) if name == "norm.weight" else tensor) for name, tensor in tensors
+        )
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (Scaling, "norm.weight is loaded from something computed"),
         (Adding, "norm.weight is loaded with aten.add_"),
         (Forgetting, "qkv.weight has 128 elements, of which the checkpoint fills 96"),
         (Leaving, "the checkpoint fills nothing of norm.weight"),
         (Filling, "norm.weight is loaded with aten.fill_"),
+        (Inventing, "norm.weight is loaded from something that is not in the checkpoint"),
     ],
 )
-def test_what_is_no_copy_of_the_checkpoint_is_refused(root: Path, kind: type[Model], message: str) -> None:
+def test_what_does_not_come_from_the_checkpoint_alone_is_refused(root: Path, kind: type[Model], message: str) -> None:
     pair = write_pair(root / "refused", 8, torch.bfloat16)
     model = loaded(kind(0, 1, 8, torch.float32))
     before = {name: id(parameter) for name, parameter in model.named_parameters()}
@@ -385,11 +390,144 @@ def test_what_is_no_copy_of_the_checkpoint_is_refused(root: Path, kind: type[Mod
     assert {name: id(parameter) for name, parameter in model.named_parameters()} == before
 
 
-def test_pieces_of_several_dtypes_are_refused(root: Path) -> None:
+class Computing(Model):
+    """A norm as a state space's decay is loaded, a row-parallel layer that is turned, and q, k, v in another order."""
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        waiting: dict[str, torch.Tensor] = {}
+        for name, tensor in tensors:
+            if name == "norm.weight":
+                super().load_weights([(name, tensor)])
+                self.norm.weight.data.copy_(-torch.exp(self.norm.weight.data.float()))
+            elif name in ("attn.q.weight", "attn.k.weight"):
+                waiting[name] = tensor
+                if len(waiting) == 2:
+                    q, k = waiting["attn.k.weight"].flip(0), waiting["attn.q.weight"]
+                    both = torch.cat([k[:4], q, k[4:]])
+                    super().load_weights([("attn.q.weight", both[:8]), ("attn.k.weight", both[8:])])
+            else:
+                super().load_weights([(name, tensor)])
+
+
+@pytest.mark.parametrize("place", [(0, 1), (1, 2)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_the_loader_computes_it_makes_again(root: Path, place: tuple[int, int], packed: bool) -> None:
+    pair = write_pair(root / f"computed-{packed}", 8, torch.bfloat16)
+    model = loaded(Computing(*place, 8, torch.float32))
+    if packed:
+        model.qkv.quant_method = Packing(keep=False)  # type: ignore[assignment]
+        model.qkv.quant_method.process_weights_after_loading(model.qkv)
+    computed = {target.path: target.computed_from for target in trace(model, whole(pair)) if target.computed_from}
+    assert computed == {
+        "qkv.weight": ("attn.k.weight", "attn.q.weight", "attn.v.weight"),
+        "norm.weight": ("norm.weight",),
+    }
+    asked: list[int] = []
+
+    def choose_tier(nbytes: int) -> str:
+        asked.append(nbytes)
+        return "device"
+
+    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, choose_tier)
+    digests = [resident.switch(lam) for lam in ("0", "1.3", "0.35", "0")]
+    assert digests[0] == digests[3]
+    assert len(set(digests)) == 3
+    held = (parameter for name, parameter in model.named_parameters() if name not in computed)
+    assert asked == [2 * 2 * sum(parameter.numel() for parameter in held)]
+    for lam in ("0", "0.35", "1"):
+        resident.switch(lam)
+        fresh = Computing(*place, 8, torch.float32)
+        fresh.load_weights(interpolated_tensors(pair, lam))
+        for name, want in fresh.named_parameters():
+            have = model.qkv.packed.t() if packed and name == "qkv.weight" else model.get_parameter(name)
+            assert torch.equal(bits(have), bits(want)), (lam, name)
+
+
+class Turning(Model):
+    """Moves elements before it copies them, as GPT-OSS does with its experts; and changes its input where it may."""
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, tensor in tensors:
+            if name == "attn.k.weight":
+                tensor = tensor.t().contiguous().to("cpu")
+            if name == "norm.weight":
+                tensor.mul_(2)
+            super().load_weights([(name, tensor)])
+
+
+def test_a_copy_that_only_moves_elements_is_none_that_computes(root: Path) -> None:
+    pair = write_pair(root / "moved", 4, torch.bfloat16)  # k is as wide as it is high
+    targets = {target.path: target for target in trace(loaded(Turning(0, 1, 4, torch.float32)), whole(pair))}
+    assert {path for path, target in targets.items() if target.computed_from} == {"norm.weight"}
+    model = Turning(0, 1, 4, torch.float32)
+    resident = route(pair, model, "mmap")
+    for lam in ("0", "0.35", "0"):
+        resident.switch(lam)
+        fresh = Turning(0, 1, 4, torch.float32)
+        fresh.load_weights((name, tensor.clone()) for name, tensor in interpolated_tensors(pair, lam))
+        for name, want in fresh.named_parameters():
+            assert torch.equal(model.get_parameter(name), want), (lam, name)
+
+
+def test_a_parameter_of_several_dtypes_is_made_by_the_loader(root: Path) -> None:
     tensors = whole(write_pair(root / "mixed", 8, torch.bfloat16))
     tensors["attn.k.weight"] = tensors["attn.k.weight"].float()
-    with pytest.raises(UntraceableError, match=r"qkv\.weight is put together from several dtypes"):
-        trace(loaded(Model(0, 1, 8, torch.float32)), tensors)
+    targets = {target.path: target for target in trace(loaded(Model(0, 1, 8, torch.float32)), tensors)}
+    assert targets["qkv.weight"].computed_from == ("attn.k.weight", "attn.q.weight", "attn.v.weight")
+    assert targets["qkv.bias"].computed_from == ()
+
+
+@pytest.mark.parametrize("kind", [Model, Computing])
+def test_a_reload_fills_what_a_model_copies_by_itself(root: Path, kind: type[Model]) -> None:
+    """vLLM reloads into parameters without memory; only what goes through their weight loaders gets anywhere else."""
+    pair = write_pair(root / "reload", 8, torch.bfloat16)
+    model = loaded(kind(0, 1, 8, torch.float32))
+    reload = ReloadRoute(pair, tensor_rules(pair), model, Any, CPU)
+    for lam in ("1.3", "0.35"):
+        reload.switch(lam)
+        fresh = kind(0, 1, 8, torch.float32)
+        fresh.load_weights(interpolated_tensors(pair, lam))
+        for name, want in fresh.named_parameters():
+            assert torch.equal(model.get_parameter(name), want), (lam, name)
+
+
+class Decaying(Model):
+    """A norm that is loaded as a state space's decay is: by a weight loader of vLLM's."""
+
+    def __init__(self, rank: int, ranks: int, width: int, dtype: torch.dtype) -> None:
+        from vllm.model_executor.model_loader.weight_utils import composed_weight_loader, default_weight_loader
+
+        super().__init__(rank, ranks, width, dtype)
+        loader = composed_weight_loader(default_weight_loader, lambda tensor: -torch.exp(tensor.float()))
+        self.norm.weight.weight_loader = loader  # type: ignore[union-attr]
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, tensor in tensors:
+            if name == "norm.weight":
+                self.norm.weight.weight_loader(self.norm.weight, tensor)  # type: ignore[union-attr, operator]
+            else:
+                super().load_weights([(name, tensor)])
+
+
+def test_a_reload_leaves_the_resident_route_what_it_needs(root: Path) -> None:
+    """vLLM puts loaders of its own into the places of a model's, and they write nowhere when the reload is over."""
+    pair = write_pair(root / "after", 8, torch.bfloat16)
+    model = loaded(Decaying(0, 1, 8, torch.float32))
+    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda nbytes: "mmap")
+    reload = ReloadRoute(pair, tensor_rules(pair), model, Any, CPU)
+    for way, lam in ((reload, "1"), (resident, "0.35"), (reload, "0.7"), (resident, "0")):
+        way.switch(lam)
+        fresh = Decaying(0, 1, 8, torch.float32)
+        fresh.load_weights(interpolated_tensors(pair, lam))
+        for name, want in fresh.named_parameters():
+            assert torch.equal(model.get_parameter(name), want), (lam, name)
+
+
+def test_a_reload_that_leaves_a_parameter_as_it_was_says_which(root: Path) -> None:
+    pair = write_pair(root / "left", 8, torch.bfloat16)
+    reload = ReloadRoute(pair, tensor_rules(pair), loaded(Leaving(0, 1, 8, torch.float32)), Any, CPU)
+    with pytest.raises(EngineError, match=r"writes nothing into norm\.weight at λ = 0\.35"):
+        reload.switch("0.35")
 
 
 class Packing:

@@ -91,7 +91,13 @@ WRONG = [packed_twice, writes_nothing, derived_stays]
 def test_the_fast_route_is_used_where_it_is_right() -> None:
     engine = Engine("0", resident=right, reload=right)
     assert engine.travel(BOTH) == Verdict("resident", "")
-    assert engine.visited == [("resident", "0.35"), ("resident", "1"), ("resident", "0"), ("reload", "0.35")]
+    assert engine.visited == [("resident", "0.35"), ("reload", "0.35"), ("resident", "1"), ("resident", "0")]
+
+
+def test_what_one_route_leaves_behind_for_the_other_shows() -> None:
+    engine = Engine("0", reload=right)
+    engine.routes["resident"] = lambda point, before: TRUE[point] + (("reload", "0.35") in engine.visited)
+    assert engine.travel(BOTH).route == "reload"
 
 
 @pytest.mark.parametrize("wrong", WRONG)

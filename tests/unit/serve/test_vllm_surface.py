@@ -71,6 +71,19 @@ CALLED = [
         "serve/switch/trace.py",
     ),
     (
+        "vllm.model_executor.model_loader.reload.layerwise",
+        "_layerwise_process",
+        ["layer", "info"],
+        "serve/switch/reload.py",
+    ),
+    (
+        "vllm.model_executor.model_loader.reload.meta",
+        "materialize_layer",
+        ["layer", "info"],
+        "serve/switch/reload.py",
+    ),
+    ("vllm.engine.arg_utils", "EngineArgs.create_model_config", [], "serve/prefixes.py"),
+    (
         "vllm.model_executor.layers.fused_moe.modular_kernel",
         "FusedMoEExperts.process_weights_after_loading",
         ["layer"],

@@ -1,0 +1,67 @@
+"""Work in forks of a process that has imported vLLM once: importing it takes longer than a tiny engine takes to start."""
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# What a small engine imports while it starts.
+_LATE = (
+    "transformers",
+    "serve.switch.backend",
+    "vllm.compilation.decorators",
+    "vllm.v1.core.sched.scheduler",
+    "vllm.v1.engine.llm_engine",
+    "vllm.v1.executor.uniproc_executor",
+    "vllm.v1.worker.cpu_worker",
+)
+
+
+def import_vllm() -> None:
+    """Import what engines need. The environment of an engine must be set before."""
+    for module in _LATE:
+        importlib.import_module(module)
+    from vllm.model_executor.models import registry
+
+    # What vLLM asks of an architecture's class it asks in a process of its own, which imports vLLM anew. A fork is one.
+    registry._run_in_subprocess = lambda ask: ask()
+
+
+def forked(log: Path, work: Callable[[], Any]) -> Any:
+    """Return what `work` returns in a fork of this process, through JSON; what it prints goes to `log`.
+
+    Raises:
+        RuntimeError: with the message of the exception that it raised, or how the process ended.
+    """
+    said = log.with_suffix(".json")
+    said.unlink(missing_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            os.setsid()
+            stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            for place in (1, 2):
+                os.dup2(stream, place)
+            try:
+                found = {"found": work()}
+            except Exception as error:
+                traceback.print_exc()
+                found = {"error": f"{type(error).__name__}: {error}"}
+            said.write_text(json.dumps(found))
+            status = 0
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(pid, 0)
+    if not said.exists():
+        raise RuntimeError(f"the process ended with status {os.waitstatus_to_exitcode(status)}: see {log}")
+    answer = json.loads(said.read_text())
+    if "error" in answer:
+        raise RuntimeError(answer["error"])
+    return answer["found"]

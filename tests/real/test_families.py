@@ -1,0 +1,42 @@
+"""A small random model of each kind of architecture, on real vLLM, held against a fresh engine and against transformers."""
+
+import json
+import sys
+from typing import Any
+
+import pytest
+
+from tests.support.waiting import run
+
+# What each kind needs beyond plain copies, and the route it must take.
+KINDS = {
+    "Qwen3Moe": "experts that a kernel keeps in a layout of its own",
+    "GptOss": "what the model copies by itself: experts with biases, and sinks",
+    "DeepseekV3": "what attention absorbs of a projection, and a bias that router and experts share",
+    "Falcon": "projections that the loader puts in another order",
+    "FalconH1": "a state space's decay, which the loader computes, and no prefix cache",
+}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The row of each family."""
+    root = tmp_path_factory.mktemp("families")
+    results = root / "results.json"
+    flags = ["--tiny", "--results", str(results), "--work", str(root / "work")]
+    done = run([sys.executable, "benchmarks/families.py", *flags])
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert (summary["families"], summary["refused"], summary["wrong"]) == (len(KINDS), 0, 0), done.stdout
+    return {row["family"]: row for row in json.loads(results.read_text())}
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_live_is_a_fresh_engine_on_the_export_and_what_transformers_says(
+    rows: dict[str, dict[str, Any]], family: str
+) -> None:
+    row = rows[family]
+    assert row["to_fresh"] == 0
+    assert 0 < row["to_transformers"] <= 1e-4
+    assert row["tells_apart"] > 1e-2  # else it would be right of anything
+    assert (row["route"], row["why"]) == ("resident mmap", "")
