@@ -65,7 +65,7 @@ class LoaderMade:
                 tensor = torch.zeros_like(target.layout, device=self._device)
                 tensor.__class__ = target.layout.__class__
                 tensor.__dict__ = attributes.copy()
-                target.module._parameters[target.attribute] = tensor
+                target.module._parameters[target.attribute] = tensor  # type: ignore[assignment]
                 made[target.path] = tensor.detach()
             with Written() as written:
                 self._model.load_weights(iter(tensors.items()))
