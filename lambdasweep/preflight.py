@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contract.errors import InputError
+from contract.points import role
 from lambdasweep.memory import expected_memory
 from lambdasweep.monitor.wording import counted, size
 
@@ -53,7 +54,7 @@ def preflight(prepared: "Prepared") -> list[str]:
         else:
             warnings.append(f"{text}; they will be quarantined")
     if not problems and config.engine.keys() - _OURS:  # vLLM is heavy, and says less clearly what is said above
-        aligned = {one: checkpoint.path for one, checkpoint in pair.aligned_by_name.items()}
+        aligned = {name: pair.opened[role(name)].path for name in pair.aligned_by_name}
         problems += argument_problems(pair.base.path, aligned, settings, config.parents, pair.line)
     if problems:
         raise InputError("this cannot run", problems)
