@@ -163,20 +163,46 @@ def report(
     figures: Annotated[
         bool, typer.Option("--figures", help="Write the figures for a paper, too: RUN/report/figures, SVG and PNG.")
     ] = False,
+    lm_eval: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder for the results and samples of each λ, as lm-eval writes them.", metavar="DIRECTORY"
+        ),
+    ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A tracker to log the report and its figures to; repeatable.", metavar="[wandb|mlflow|trackio]"
+        ),
+    ] = None,
 ) -> None:
     """Recompute metrics.parquet from the tables, print it, and write RUN/report/index.html."""
     from calibration.report.write import write_report
     from contract.rundir import RunDir
     from lambdasweep.config import margin_problems
+    from lambdasweep.exchange.trackers import check_tracker, log_to
     from lambdasweep.monitor.phase import phase
 
     if problems := margin_problems(margin):
         raise InputError(*problems)
     run = RunDir(run_dir)
+    for name in log or ():
+        check_tracker(name)
     analysis = show_metrics(run, None if margin is None else margin / 100)
     with phase("writing report"):
-        write_report(run, analysis, figures=figures)
+        write_report(run, analysis, figures=figures or bool(log))
     typer.echo(f"report: {run.index_html}")
+    if lm_eval is not None:
+        from datetime import datetime
+
+        from lambdasweep.exchange.lm_eval_files import write_lm_eval
+
+        written = write_lm_eval(run, analysis, lm_eval, datetime.now(), lambda line: typer.echo(line, err=True))
+        typer.echo(f"lm-eval's files of {len(written)} λs: {lm_eval}")
+    for name in log or ():
+        from lambdasweep.exchange.logged import gather_logged
+
+        typer.echo(f"{name}: {log_to(name, gather_logged(run, analysis))}")
 
 
 @app.command(cls=Command, rich_help_panel=_SWEEP)
@@ -215,17 +241,28 @@ def export(
         ),
     ] = "aligned",
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file.", metavar="SIZE")] = "5GB",
+    push_to: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME", help="A repository of the model hub to push the checkpoint to.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see that repository.")] = False,
     **settings: Any,
 ) -> None:
     """Write θ(λ) as a checkpoint that transformers and vLLM load: of RUN (λ* by default), or of a pair."""
+    from lambdasweep.exchange.hub import check_hub, push
     from lambdasweep.monitor.wording import size
     from lambdasweep.takehome.export import export_point
     from lambdasweep.takehome.point import from_flags
 
     began = time.monotonic()
+    if public and push_to is None:
+        raise InputError("--public says who may see the repository of --push-to: give --push-to ORG/NAME, too")
     source = from_flags(run_dir, base, aligned, lam=lam, **settings)
+    if push_to is not None:
+        check_hub(push_to, public)
     nbytes = export_point(source, out, like, max_shard_size, lambda line: typer.echo(line, err=True))
     typer.echo(f"θ({source.lam}): {size(nbytes)} in {time.monotonic() - began:.1f} s in {out}")
+    if push_to is not None:
+        typer.echo(f"pushed: {push(out, push_to, public, lambda line: typer.echo(line, err=True))}")
 
 
 @app.command(cls=ForwardingCommand, rich_help_panel=_TAKE_HOME)
