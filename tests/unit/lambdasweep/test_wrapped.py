@@ -55,7 +55,7 @@ def test_a_plan_counts_the_language_model_alone(
 ) -> None:
     whole = load_file(wrappers[0] / "model.safetensors")
     text = [tensor for name, tensor in whole.items() if name.startswith("language_model.")]
-    size = f"{sum(tensor.nbytes for tensor in text) / 1e6:.2f} MB each"
+    size = f"{sum(tensor.nbytes for tensor in text) / 1e3:.0f} kB each"
     said = f"{len(text)} tensors of the language model, which is what is scored ({len(whole)} in all), {size}"
     wanted = flags(base=wrappers[0], aligned=wrappers[1])
     result = lambdasweep("plan", *wanted)
