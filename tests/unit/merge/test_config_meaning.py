@@ -247,3 +247,21 @@ def test_old_and_new_spellings_of_a_scaled_embedding_agree() -> None:
         assert meaning(new) == meaning(bare | {"rope_scaling": {name: "llama3", **scaled}})
     (problem,), _ = compared(new, bare | {"rope_scaling": {"rope_type": "llama3", **scaled, "factor": 4.0}})
     assert problem == "config.json: rope_factor is 8.0 in base and 4.0 in aligned"
+
+
+@pytest.mark.usefixtures("without_transformers")
+def test_one_embedding_is_as_good_as_the_same_for_each_kind_of_layer() -> None:
+    plain = {"model_type": "gemma3_text", "hidden_size": 8}
+    table = {"rope_type": "default", "rope_theta": 1e6}
+    by_kind = {"full_attention": table, "sliding_attention": table}
+    one, each = plain | {"rope_theta": 1e6}, plain | {"rope_parameters": by_kind}
+    assert compared(one, each) == compared(each, one) == ([], [])
+    local = plain | {"rope_parameters": by_kind | {"sliding_attention": table | {"rope_theta": 1e4}}}
+    assert (
+        compared(one, local)
+        == compared(each, local)
+        == (
+            ["config.json: rope_parameters.sliding_attention.rope_theta is 1000000.0 in base and 10000.0 in aligned"],
+            [],
+        )
+    )
