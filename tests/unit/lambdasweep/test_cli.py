@@ -268,13 +268,13 @@ def test_no_disk_space(refused: Callable[..., Result], monkeypatch: pytest.Monke
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     (problem,) = refused().problems
     numbers = re.fullmatch(
-        r"no disk space: ([\d.]+) MB are needed \(([\d.]+) MB for the tables, ([\d.]+) MB for the report and in reserve\), "
+        r"no disk space: ([\d.]+) MB are needed \(([\d.]+) kB for the tables, ([\d.]+) MB for the report and in reserve\), "
         rf"and {tmp_path} has ([\d.]+) MB free; make room or give another --out",
         problem,
     )
     assert numbers is not None, problem
     whole, tables, reserve, free = map(float, numbers.groups())
-    assert whole == pytest.approx(tables + reserve, abs=0.02)
+    assert whole == pytest.approx(tables / 1e3 + reserve, abs=0.02)
     assert tables > 0
     assert free == 1.0
 
@@ -506,17 +506,17 @@ def test_a_plan_tells_the_cost_and_writes_nothing(
     result = lambdasweep("plan", *flags())
     assert (result.code, result.err) == (0, "")
     lines = {line.split()[0].rstrip(":"): line.split(maxsplit=1)[1] for line in result.out.splitlines()}
-    assert lines["pair"].startswith("20 tensors, 0.26 MB each; both parents per rank: 0.53 MB")
-    assert lines["memory"].startswith("parents: mmap, 0.53 MB in the page cache, shared by all ranks; host memory ")
+    assert lines["pair"].startswith("20 tensors, 263 kB each; both parents per rank: 526 kB")
+    assert lines["memory"].startswith("parents: mmap, 526 kB in the page cache, shared by all ranks; host memory ")
     assert lines["engine"].startswith("cpu, float32, TP 1, PP 1, requests up to 512 tokens")
     assert lines["task"].startswith("metals: 2 documents, 5 requests, ")
     assert lines["units"] == "3 to do of 3 (3 λ)"
     tokens = int(lines["task"].split(" requests, ")[1].split()[0])
     assert lines["tokens"].startswith(f"{3 * tokens} at most")
-    assert re.fullmatch(r"0\.\d\d MB of tables", lines["disk"])
+    assert re.fullmatch(r"\d\d kB of tables", lines["disk"])
     assert lines["lambdas"] == "0, 0.5, 1"
     halves = lambdasweep("plan", *flags(pp=2)).out
-    assert "both parents per rank: 0.26 MB" in halves
+    assert "both parents per rank: 263 kB" in halves
     assert "TP 1, PP 2" in halves
     assert lines["time"].startswith("about ")
     assert lines["not"].startswith("checked: NaN and infinity in the weights (")
@@ -531,21 +531,21 @@ GIB = 1 << 30
     ("parents", "device", "says"),
     [
         ("reload", {}, "every switch goes through vLLM's own loader (--parents reload)"),
-        ("device", {}, "parents: device, 0.53 MB a rank; host memory "),
+        ("device", {}, "parents: device, 526 kB a rank; host memory "),
         (
             "auto",
             {"device_total": 0},
-            "parents: 0.53 MB a rank, in GPU memory, else pinned (0.53 MB a replica), else in ",
+            "parents: 526 kB a rank, in GPU memory, else pinned (526 kB a replica), else in ",
         ),
         (
             "auto",
             {"device_total": 80 * GIB, "device_free": 79 * GIB},
-            "parents: device, 0.53 MB a rank beside 0.26 MB live, of 84.83 GB free; host memory 0.00 MB for 1 replica,",
+            "parents: device, 526 kB a rank beside 263 kB live, of 84.83 GB free; host memory 0 kB for 1 replica,",
         ),
         (
             "auto",
             {"device_total": 8 * GIB, "device_free": 1 * GIB},
-            "parents: pinned, 0.53 MB a rank beside 0.26 MB live, of 1.07 GB free; host memory 0.53 MB for 1 replica,",
+            "parents: pinned, 526 kB a rank beside 263 kB live, of 1.07 GB free; host memory 526 kB for 1 replica,",
         ),
     ],
 )
@@ -637,7 +637,7 @@ def test_a_plan_without_vllm_checks_the_headers_and_says_what_it_left(
     monkeypatch.setattr("lambdasweep.plan.find_spec", lambda name: None)
     result = lambdasweep("plan", *flags())
     assert result.code == 0
-    assert "20 tensors, 0.26 MB each" in result.out
+    assert "20 tensors, 263 kB each" in result.out
     assert "metals: 2 rows" in result.out
     assert result.out.splitlines()[-1].startswith(
         "not checked: NaN and infinity in the weights, tokens, units, time (install"
@@ -1299,7 +1299,7 @@ def test_export_writes_a_point(lambdasweep: Callable[..., Result], pair: tuple[P
     parents = ["--base", pair[0], "--aligned", pair[1]]
     result = lambdasweep("export", *parents, "--lam", "-0.50", "--out", tmp_path / "out", "--max-shard-size", "100KB")
     assert (result.code, result.err) == (0, "")
-    assert re.fullmatch(rf"θ\(-0\.5\): 0\.00 GB in \d+\.\d s in {tmp_path / 'out'}\n", result.out)
+    assert re.fullmatch(rf"θ\(-0\.5\): 263 kB in \d+\.\d s in {tmp_path / 'out'}\n", result.out)
     assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
     again = lambdasweep("export", *parents, "--lam", "0", "--out", tmp_path / "out")
     assert (again.code, again.problems) == (2, [f"{tmp_path / 'out'} exists: give another --out, or remove it"])
