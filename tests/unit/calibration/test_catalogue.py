@@ -131,7 +131,7 @@ def test_a_metric_is_one_entry(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> 
     measured = MeasuredPoint("run", analysis.sweep, "asked for", at_half)
     parent = SimpleNamespace(source="org/model", revision="abc", path=Path("model"))
     pair = SimpleNamespace(
-        parents={"base": parent, "aligned": parent},
+        opened={"base": parent, "aligned": parent},
         line=SimpleNamespace(lam_map="", method="linear"),
         aligned_rows={},
     )
