@@ -287,9 +287,9 @@ _POOL = (
         for one in _CHOICES
         if one.pooled or one.mean_of
     ),
-    Metric("nll_macro", "NLL, mean over tasks", _NATS, "down", column=Column(6, "macro NLL"), drawn=True),
+    Metric("nll_macro", "NLL, mean over tasks", _NATS, "down", column=Column(6, "macro\nNLL"), drawn=True),
     Metric(
-        "brier_macro", "Brier score, mean over tasks", "0 to 2", "down", column=Column(7, "macro Brier"), drawn=True
+        "brier_macro", "Brier score, mean over tasks", "0 to 2", "down", column=Column(7, "macro\nBrier"), drawn=True
     ),
 )
 

@@ -105,10 +105,10 @@ def _text(curve: Curve, found: HeldOut, verdict: Verdict, halves: Mapping[str, f
     parts = []
     for one in found.tests:
         if one.metric == "accuracy":
-            parts.append(f"accuracy {points(one.difference.value)} points against {one.parent} (p = {p_text(one.p)})")
+            parts.append(f"accuracy {points(one.difference.value)} points against {one.parent} ({p_text(one.p)})")
     for name, p in halves.items():
         own, theirs = error[place].value, error[curve.places[name]].value
-        parts.append(f"{word} {theirs:.2f} → {own:.2f} against {name} (below half: p = {p_text(p)})")
+        parts.append(f"{word} {theirs:.2f} → {own:.2f} against {name} (below half: {p_text(p)})")
     return (
         f"Between the parents, more accurate than {both} and far better calibrated than {aligned}: {verdict}. {where}, "
         f"chosen on the other half of the documents, has on {found.documents} documents {', '.join(parts)}."
@@ -117,7 +117,7 @@ def _text(curve: Curve, found: HeldOut, verdict: Verdict, halves: Mapping[str, f
 
 def p_text(p: float) -> str:
     """Return a p-value as text."""
-    return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def points(share: float) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from calibration.frontier.curve import Curve, stacked
 from calibration.frontier.frontier import Frontiers, frontier, reported_margin, run_margin, write_frontiers
-from calibration.frontier.held_out import claim_of, held_out
+from calibration.frontier.held_out import claim_of, held_out, p_text
 from calibration.frontier.lambda_star import MARGIN, choose, choose_in_resamples
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.multiple_tests import step_down
@@ -161,8 +161,12 @@ def test_the_claim_of_a_point_better_than_both_parents(accuracy, error, noise, v
     found = claim_of(claim_curve(accuracy, error, noise), MARGIN)
     assert found.verdict == verdict
     assert f"both parents and far better calibrated than aligned: {verdict}. λ = 0.5, chosen" in found.text
-    assert "against base (p = " in found.text
-    assert "(below half: p = " in found.text
+    assert "against base (p" in found.text
+    assert "(below half: p" in found.text
+
+
+def test_a_p_value_is_never_written_as_0():
+    assert [p_text(p) for p in (0.0001, 0.0011, 0.0499, 0.5)] == ["p < 0.001", "p = 0.001", "p = 0.050", "p = 0.50"]
 
 
 def test_there_is_no_claim_without_both_parents_or_anything_between():
