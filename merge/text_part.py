@@ -56,6 +56,9 @@ _WRAPPERS = {
     "Qwen2_5_VLForConditionalGeneration": _Wrapper(
         {"qwen2_5_vl_text": ("qwen2", "Qwen2ForCausalLM")}, ("visual.",), _FLAT
     ),
+    "Gemma4ForConditionalGeneration": _Wrapper(
+        _same("gemma4_text", "Gemma4ForCausalLM"), ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
+    ),
 }
 
 
