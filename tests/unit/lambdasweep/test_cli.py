@@ -187,11 +187,15 @@ def test_a_truncated_checkpoint(refused: Callable[..., Result], pair: tuple[Path
     assert problem.endswith("the file has 200000")
 
 
-def test_a_pair_that_does_not_fit(refused: Callable[..., Result], tmp_path: Path) -> None:
-    untied = write_checkpoint(tmp_path / "untied", seed=1, tie=False)
-    result = refused(aligned=untied)
+def test_a_pair_that_does_not_fit(refused: Callable[..., Result], pair: tuple[Path, Path], tmp_path: Path) -> None:
+    def shorten(copy: Path) -> None:
+        weights = load_file(copy / "model.safetensors")
+        del weights["model.norm.weight"]
+        save_file(weights, copy / "model.safetensors")
+
+    result = refused(aligned=changed_copy(pair[1], tmp_path / "shortened", shorten))
     assert result.err.startswith("lambdasweep: base and aligned do not fit together\n")
-    assert "tensors only in aligned: lm_head.weight" in result.problems
+    assert "tensors only in base: model.norm.weight" in result.problems
 
 
 def test_a_parent_that_holds_nan(refused: Callable[..., Result], pair: tuple[Path, Path], tmp_path: Path) -> None:
