@@ -24,7 +24,7 @@ from merge.line import Line
 from merge.pair import Pair
 from serve.switch.held_parents import HeldParents, MappedParents
 from serve.switch.recorder import UntraceableError
-from serve.switch.reload import ReloadRoute
+from serve.switch.reload import ReloadRoute, tied_modules
 from serve.switch.resident import ResidentRoute, _Staging
 from serve.switch.tiers import Room, choose
 from serve.switch.trace import trace
@@ -559,6 +559,18 @@ def test_packed_layers_are_packed_anew(root: Path, keep: bool, tier: str) -> Non
         assert model.qkv.weight is kept
         if keep:
             assert torch.equal(kept, want["qkv.weight"].flip(0))
+
+
+def test_a_shared_weight_ties_modules_and_a_shared_bias_does_not() -> None:
+    """Experts read their router's bias, and are packed for weights of their own: once, when those are filled."""
+    model = Model(0, 1, 8, torch.float32)
+    router: Any = torch.nn.Module()
+    router.e_score_correction_bias = torch.nn.Parameter(torch.zeros(3), requires_grad=False)
+    model.experts.e_score_correction_bias = router.e_score_correction_bias
+    for module in (model.head, model.experts):
+        module.quant_method = Packing(keep=False)  # type: ignore[assignment]
+    reordered = torch.nn.ModuleList([router, model.embed, model.head, model.experts])
+    assert tied_modules(reordered) == [model.head]
 
 
 def test_a_layout_nobody_makes_is_refused(root: Path) -> None:
