@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from calibration.catalogue import ERROR, answers, find
 from calibration.frontier.curve import collect_curve, thinned
-from calibration.frontier.frontier import Frontier, Frontiers, frontier, run_margin
+from calibration.frontier.frontier import Frontier, Frontiers, frontier
+from calibration.frontier.lambda_star import MARGIN
 from calibration.lm_eval_rows import outcome_rows
 from calibration.macro import Means, macro_along, means_of, with_means
 from calibration.metrics.reliability_bins import BinRow, bin_table
@@ -24,7 +25,7 @@ from contract import schemas
 from contract.damage import describe
 from contract.errors import InputError
 from contract.points import order
-from contract.records import Plan, SweepRecord, read_plan, read_sweep
+from contract.records import Plan, SweepRecord, read_asked, read_sweep
 from contract.rundir import RunDir, commit_table
 
 _Row = tuple[Any, ...]  # a row in the order of schemas.METRICS, with a canonical point in the place of λ
@@ -106,11 +107,12 @@ def analyse(
     binned: list[tuple[str, str, list[BinRow]]] = []
     frontiers: list[Frontier] = []
     means: dict[str, Means] = {}  # by choice task
-    plan = read_plan(run)  # the plan is read first, because this tells a place that holds no run
+    plan, asked = read_asked(run)  # the plan is read first, because this tells a place that holds no run
     outcomes = outcome_rows(run)
     sweep = read_sweep(run)
     parents = sweep.parents
-    margin = run_margin(run) if margin is None else margin
+    if margin is None:
+        margin = MARGIN if asked is None else asked
 
     def add(name: str, measured_lambdas: Iterable[TaskMetrics], scored_as: str) -> None:
         found: dict[str, list[_Row]] = outcomes.pop(name, {})

@@ -169,6 +169,17 @@ def read_plan(run: RunDir) -> dict[str, TaskRecord]:
     return plan_of(run.plan_json, run.plan())
 
 
+def read_asked(run: RunDir) -> tuple[dict[str, TaskRecord], float | None]:
+    """Read plan.json: its tasks, and the accuracy that λ* may give up, as a share of documents, where it was asked for.
+
+    Raises:
+        InputError: as `read_plan`.
+    """
+    value = run.plan()
+    margin = value.get("margin")
+    return plan_of(run.plan_json, value), whole(run.plan_json, lambda: None if margin is None else float(margin))
+
+
 def plan_of(path: Location, value: Mapping[str, Any]) -> dict[str, TaskRecord]:
     """Return the tasks of what is in plan.json; raises as `read_plan`."""
     return whole(path, lambda: {name: _task(task) for name, task in value["tasks"].items()})

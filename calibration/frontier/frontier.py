@@ -74,19 +74,13 @@ class Frontiers:
         return plain
 
 
-def run_margin(run: RunDir) -> float:
-    """Return the margin that λ* of a run is chosen with: that of its plan, which `run --margin` sets, or MARGIN."""
-    margin = run.plan().get("margin")
-    return MARGIN if margin is None else float(margin)
-
-
-def reported_margin(run: RunDir) -> float:
-    """Return the margin of the run's report, so that what follows it has the same λ*; without a report, the run's."""
+def reported_margin(run: RunDir) -> float | None:
+    """Return the margin of the run's report, so that what follows it has the same λ*; None without a report."""
     try:
         margin = json.loads(run.frontier_json.read_text(encoding="utf-8")).get("margin")
     except FileNotFoundError:
         margin = None
-    return run_margin(run) if margin is None else float(margin)
+    return None if margin is None else float(margin)
 
 
 def _name(place: dict[str, Any]) -> None:

@@ -43,7 +43,8 @@ def answer_curve(
     """
     plan = plan if plan is not None else read_plan(run)
     parents = (sweep or read_sweep(run)).parents
-    with_choices = [task for task in tasks if has_choices(run, task, plan)]
+    # The plan's order is that of `analyse`: sums of the same numbers in another order differ in the last bits.
+    with_choices = [task for task in plan if task in tasks and has_choices(run, task, plan)]
     if not with_choices:
         return None
     name, members = next(iter(pools_of(plan, with_choices).items()), (with_choices[0], tuple(with_choices)))

@@ -9,7 +9,6 @@ from decimal import Decimal
 from html.parser import HTMLParser
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -177,10 +176,10 @@ def test_the_csv_is_the_metrics_table(run):
     header, *lines = run.metrics_csv.read_text().splitlines()
     assert header == ",".join(schemas.METRICS.names)
     assert len(lines) == analysis.metrics.num_rows
-    rows = dict(zip((tuple(line.split(",")[:5]) for line in lines), (line.split(",") for line in lines), strict=True))
+    rows = dict(zip((tuple(line.split(",")[:6]) for line in lines), (line.split(",") for line in lines), strict=True))
     row = next(r for r in analysis.metrics.to_pylist() if r["metric"] == "nll" and r["lam"] == Decimal("0.5"))
-    found = rows["quiz", "0.5", "nll", row["confidence"], row["split"]]
-    assert float(found[5]) == pytest.approx(row["value"], rel=1e-6)
+    found = rows["quiz", "0.5", "0.5", "nll", row["confidence"], row["split"]]
+    assert float(found[6]) == pytest.approx(row["value"], rel=1e-6)
     assert not re.search(r"\b(nan|None|inf)\b", "\n".join(lines))
 
 
@@ -517,9 +516,7 @@ def test_partly_scored_points_are_in_the_table_but_in_no_figure(run):
 
 def add_outcomes(run, harness, rows):
     """Commit what lm-eval said: rows of (task or group, λ, metric, value, n)."""
-    columns = zip(*[(task, Decimal(lam), metric, value, n) for task, lam, metric, value, n in rows], strict=True)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schemas.OUTCOMES, strict=True)]
-    commit_table(run.outcomes(harness), pa.Table.from_arrays(arrays, schema=schemas.OUTCOMES))
+    commit_table(run.outcomes(harness), schemas.table_of(schemas.OUTCOMES, rows))
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["beside choices", "alone"])

@@ -25,7 +25,8 @@ from contract.errors import InputError, LambdasweepError, RunMismatchError
 from contract.location import ObjectPath, locate, read_table
 from contract.rundir import RunDir, commit_bytes, commit_json, commit_table, read_identity
 from lambdasweep import open_run
-from lambdasweep.batch.files import lies_in, open_inputs
+from lambdasweep.batch.files import open_inputs
+from lambdasweep.batch.find import lies_in
 from lambdasweep.batch.reader import Reader
 from lambdasweep.batch.repeats import repeated_rows
 from lambdasweep.cli import app

@@ -28,11 +28,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import ray_jobs.driver
-from calibration.frontier.frontier import reported_margin, run_margin
+from calibration.frontier.frontier import reported_margin
 from contract import schemas
 from contract.errors import InputError
 from contract.location import read_table
 from contract.points import parse_points
+from contract.records import read_asked
 from contract.rundir import RunDir, commit_table
 from lambdasweep import record
 from lambdasweep.config import load_config
@@ -797,7 +798,7 @@ def test_a_table_whose_rows_are_spoiled_is_found_when_it_is_read(
 def test_no_exception_is_a_traceback(
     lambdasweep: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise pa.ArrowInvalid("no such thing\nat all")
 
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -911,8 +912,8 @@ def test_flags_win_over_a_config(
                 "{file}: shots is True: give a whole number",
                 '{file}: lambdas is [0, True]: give a grid such as "0:1.5:0.1" or [0, 0.25, 1]',
                 "{file}: unknown key 'name': use accelerator_type, address, aligned, aligned_revision, base, base_revision, "
-                "dtype, engine, format, generate, lam_map, lambdas, limit, max_model_len, max_tokens, method, out, parents, "
-                "pp, refine, replicas, samples, seed, shots, task, temperature, template, tokenizer, tp, vocab",
+                "dtype, engine, format, generate, lam_map, lambdas, limit, margin, max_model_len, max_tokens, method, out, "
+                "parents, pp, refine, replicas, samples, seed, shots, task, temperature, template, tokenizer, tp, vocab",
             ],
         ),
         (
@@ -1272,8 +1273,8 @@ def test_the_margin_of_lambda_star_is_recorded_and_holds_until_another_is_given(
     arguments = flags(task=task, lambdas="0,0.5,1", out=tmp_path / "run")
     run = RunDir(tmp_path / "run")
 
-    def margins() -> list[float]:
-        return [json.loads(run.frontier_json.read_text())["margin"], reported_margin(run), run_margin(run)]
+    def margins() -> list[float | None]:
+        return [json.loads(run.frontier_json.read_text())["margin"], reported_margin(run), read_asked(run)[1]]
 
     assert lambdasweep("run", *arguments).code == 0
     assert margins() == [0.01] * 3
@@ -1303,7 +1304,8 @@ def test_export_writes_a_point(lambdasweep: Callable[..., Result], pair: tuple[P
     parents = ["--base", pair[0], "--aligned", pair[1]]
     result = lambdasweep("export", *parents, "--lam", "-0.50", "--out", tmp_path / "out", "--max-shard-size", "100KB")
     assert (result.code, result.err) == (0, "")
-    assert re.fullmatch(rf"θ\(-0\.5\): 263 kB in \d+\.\d s in {tmp_path / 'out'}\n", result.out)
+    written = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
+    assert re.fullmatch(rf"θ\(-0\.5\): {written / 1e3:.0f} kB in \d+\.\d s in {tmp_path / 'out'}\n", result.out)
     assert (tmp_path / "out" / "model.safetensors.index.json").is_file()
     again = lambdasweep("export", *parents, "--lam", "0", "--out", tmp_path / "out")
     assert (again.code, again.problems) == (2, [f"{tmp_path / 'out'} exists: give another --out, or remove it"])

@@ -134,7 +134,7 @@ def test_a_file_is_converted(lambdasweep: Callable[..., Result], tmp_path: Path,
     result = lambdasweep("tasks", "convert", source, "--out", out)
     assert (result.code, result.out, result.err) == (0, f"2 rows in {out}\n", "")
     assert [one.gold for one in read_documents(TaskSpec("arc", out)).documents] == [2, 0]
-    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["M_1", "N_2"]
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["Mercury_1", "NYS_2"]
     again = lambdasweep("tasks", "convert", source, "--out", out)
     assert (again.code, again.err) == (2, f"lambdasweep: {out} exists: give another --out, or remove it\n")
 

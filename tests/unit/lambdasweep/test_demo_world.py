@@ -73,7 +73,7 @@ def test_renderings_are_those_of_the_formats() -> None:
     from lambdasweep.tasks.formats import render
 
     for task, file in FILES.items():
-        documents = read_documents(TaskSpec(task, file, task)).documents
+        documents = read_documents(TaskSpec(task, file, format=task)).documents
         for document, question in zip(documents, world.evaluation()[task], strict=True):
             prompt = render(document, "choices", task)
             assert (prompt.context, list(prompt.continuations)) == world.render(task, question)
