@@ -77,11 +77,10 @@ def curve_chart(
     if any(row.get("floor") is not None for row in rows):
         noise = alt.Y("floor:Q", title=measure.axis, scale=scale)
         dotted = base.mark_line(color=NEUTRAL, strokeWidth=1.4, strokeDash=[1, 3]).encode(y=noise)
-        last = alt.Chart().transform_filter("datum.lam === datum.most")
-        label = (
-            last.mark_text(align="right", dy=9, fontSize=10, color=NEUTRAL, text="noise alone")
-            .encode(x=alt.X("lam:Q"), y=noise)
-            .transform_joinaggregate(most="max(lam)", groupby=["task"])
+        last = alt.Chart().transform_joinaggregate(most="max(lam)", groupby=["task"])
+        last = last.transform_filter("datum.lam === datum.most")
+        label = last.mark_text(align="right", dy=9, fontSize=10, color=NEUTRAL, text="noise alone").encode(
+            x=alt.X("lam:Q"), y=noise
         )
         layers += [dotted, label]
     dots = base.mark_point(filled=True, opacity=1, size=42).encode(

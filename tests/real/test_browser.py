@@ -96,7 +96,7 @@ def test_every_figure_is_drawn_and_fits(opened, size, scheme):
     figures = page.eval_on_selector_all(
         ".figure", "all => all.map(one => [one.id, one.querySelectorAll('svg path').length])"
     )
-    assert len(figures) == 2 + 9 + 4 + 2 + 4 + 2
+    assert len(figures) == 2 + 9 + 4 + 3 + 4 + 2
     assert [name for name, marks in figures if marks < 5] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
     cut = page.eval_on_selector_all(

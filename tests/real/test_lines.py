@@ -121,7 +121,7 @@ def test_live_is_bit_equal_to_a_fresh_engine(results: dict[str, Any], case: Case
     assert fresh.num_rows == requests().num_rows
     live, _ = results[case.name]
     for step in [step for step, stop in enumerate(PATH) if stop == lam]:
-        assert live[step].drop_columns("lam").equals(fresh.drop_columns("lam"))
+        assert live[step].drop_columns(["lam", "point"]).equals(fresh.drop_columns(["lam", "point"]))
 
 
 def test_both_routes_give_the_same_tables(results: dict[str, Any]) -> None:
