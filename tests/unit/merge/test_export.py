@@ -412,7 +412,7 @@ def test_a_run_gives_its_best_lambda_and_what_it_measured(
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert "λ = 0.5 (λ* of 2 tasks pooled) was measured live in vLLM 0.32.0, on all documents:" in card
     assert "λ = 0.5 (unlike its neighbours; 40 documents)." in card
-    assert "| one | accuracy | 1.0000 | 1.0000 to 1.0000 | 10 |" in card
+    assert "| one | accuracy | 1.0000 | 1.0000 to 1.0000 | 20 |" in card
     for role in ("base", "aligned"):
         assert run.sweep()["pair"][role]["fingerprint"] in card
     elsewhere = from_flags(run.root, None, None, None, None, "0.7")
