@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy
+from worlds import Truth, World, demo, surer, synthetic
 
-from benchmarks.worlds import Truth, World, demo, surer, synthetic
 from calibration.frontier.curve import Curve, Track, stacked
 from calibration.frontier.frontier import frontier
 from calibration.frontier.lambda_star import choose

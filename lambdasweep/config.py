@@ -14,7 +14,7 @@ from lambdasweep.aligned_flags import parse_aligned, parse_revisions
 from lambdasweep.config_file import read_toml
 from lambdasweep.settings import PairSettings, SamplingSettings, TaskSettings, as_flag, names_of, problems_of
 from lambdasweep.tasks.documents import MAX_CHOICES, TaskSpec
-from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, HarnessSpec
+from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, LmEvalSpec
 from lambdasweep.tasks.prompts import GenerateSpec
 
 
@@ -28,7 +28,7 @@ class SweepConfig(PairSettings):
     """Directory or hub id of the checkpoint after alignment; several by name."""
     lambdas: tuple[str, ...]
     """Canonical λs, ascending; over several aligned checkpoints points, in order."""
-    tasks: tuple[TaskSpec | HarnessSpec, ...]
+    tasks: tuple[TaskSpec | LmEvalSpec, ...]
     out: Location
     """The run directory: a local path, or a prefix of an object store."""
     generate: tuple[GenerateSpec, ...] = ()
@@ -199,7 +199,7 @@ def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[st
 
 def _tasks(
     flags: list[str], rows: list[dict[str, Any]], values: dict[str, Any], problems: list[str]
-) -> tuple[TaskSpec | HarnessSpec, ...]:
+) -> tuple[TaskSpec | LmEvalSpec, ...]:
     common = _of(TaskSettings, values)
     specs = []
     for flag in flags:
@@ -258,12 +258,12 @@ def _repeated(names: list[str | None]) -> list[str]:
     return [f"task {name!r} is named twice: give each its own name" for name in twice]
 
 
-def _spec(row: dict[str, Any]) -> TaskSpec | HarnessSpec:
+def _spec(row: dict[str, Any]) -> TaskSpec | LmEvalSpec:
     file = str(row["file"])
     if not file.startswith(PREFIX):
         return TaskSpec(**(row | {"file": Path(file)}))
     settings = {key: row[key] for key in ("shots", "limit", "seed", "template") if key in row}
-    return HarnessSpec(file.removeprefix(PREFIX), name=row.get("name") or None, **settings)
+    return LmEvalSpec(file.removeprefix(PREFIX), name=row.get("name") or None, **settings)
 
 
 def _of(group: type, values: dict[str, Any]) -> dict[str, Any]:

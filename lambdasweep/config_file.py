@@ -10,7 +10,7 @@ from typing import Any
 from lambdasweep.aligned_flags import relative_to
 from lambdasweep.settings import PairSettings, SamplingSettings, TaskSettings, names_of, settings
 from lambdasweep.tasks.datasets import PREFIX as DATASET
-from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, HarnessSpec, resolved
+from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, LmEvalSpec, resolved
 
 # The keys of the tables [[task]] and [[generate]].
 TABLES = {
@@ -87,7 +87,7 @@ def _is_of_lm_eval(row: dict[str, Any]) -> bool:
 def _settle_file(row: dict[str, Any], here: Path) -> None:
     """Let the file of a table start at the directory of the settings file."""
     if _is_of_lm_eval(row):
-        row["file"] = PREFIX + resolved(HarnessSpec(row["file"].removeprefix(PREFIX)), here).source
+        row["file"] = PREFIX + resolved(LmEvalSpec(row["file"].removeprefix(PREFIX)), here).source
     elif "file" in row and not str(row["file"]).startswith(DATASET):
         row["file"] = here / str(row["file"])
 

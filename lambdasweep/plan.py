@@ -101,7 +101,7 @@ def shortened(lambdas: Sequence[str], shown: int = 24) -> str:
 def _describe_headers(config: SweepConfig) -> Iterator[str]:
     from lambdasweep.tasks.chat import read_template
     from lambdasweep.tasks.documents import read_documents
-    from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, HarnessSpec
+    from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, LmEvalSpec
     from lambdasweep.tasks.prompts import read_prompts
     from merge.line import Line
     from merge.pair import open_pair
@@ -122,7 +122,7 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
             failures.append(error)
     counts = {}
     for spec in config.tasks:
-        if isinstance(spec, HarnessSpec):
+        if isinstance(spec, LmEvalSpec):
             continue
         try:
             counts[spec.name] = len(read_documents(spec).documents)
@@ -141,7 +141,7 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
     for name, count in counts.items():
         yield f"task      {name}: {count} rows"
     for spec in config.tasks:
-        if isinstance(spec, HarnessSpec):
+        if isinstance(spec, LmEvalSpec):
             yield f"task      {PREFIX}{spec.source}: not checked"
     for warning in [*config.warnings, *pair.warnings]:
         yield f"warning: {warning}"

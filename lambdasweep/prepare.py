@@ -12,11 +12,11 @@ from contract.errors import InputError, PairError, join
 from contract.points import order
 from lambdasweep.config import SweepConfig
 from lambdasweep.engine_defaults import difference_warnings, fit, rope_warnings, settle
-from lambdasweep.tasks import BuiltTask, ChatTemplate, HarnessSpec, Tokenizer, load_tokenizer, requests_of, shards
+from lambdasweep.tasks import BuiltTask, ChatTemplate, LmEvalSpec, Tokenizer, load_tokenizer, requests_of, shards
 from lambdasweep.tasks.chat import read_template
 from lambdasweep.tasks.documents import TaskFile, TaskSpec, read_documents
-from lambdasweep.tasks.lm_eval_tasks.load import Harness, HarnessTask, load_harness
-from lambdasweep.tasks.lm_eval_tasks.requests import BuiltHarnessTask, build_instances
+from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTask, LmEvalTasks, load_lm_eval
+from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask, build_instances
 from lambdasweep.tasks.prompts import (
     BuiltPrompts,
     GenerateSpec,
@@ -42,7 +42,7 @@ SHARD_TOKENS = {"cpu": 16_384, "cuda": 262_144}
 class PreparedTask:
     """A task's requests, cut into shards; `costs` are tokens per shard."""
 
-    spec: TaskSpec | HarnessTask
+    spec: TaskSpec | LmEvalTask
     built: BuiltTask
     shards: tuple[tuple[int, int], ...]
     costs: tuple[int, ...]
@@ -66,7 +66,7 @@ class Prepared:
     pair: "Pair"
     settings: "EngineSettings"
     tasks: dict[str, PreparedTask]
-    harnesses: tuple[tuple[Harness, tuple[BuiltHarnessTask, ...]], ...] = ()
+    harnesses: tuple[tuple[LmEvalTasks, tuple[BuiltLmEvalTask, ...]], ...] = ()
     prompts: dict[str, PreparedPrompts] = field(default_factory=dict)
     engine_warnings: tuple[str, ...] = ()
     refined: tuple[str, ...] = ()
@@ -136,7 +136,7 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
             source = collect(lambda: read_template((pair.aligned if is_base else parent).path))
     if tokenizer is not None and source is not None:
         chat = ChatTemplate(source, tokenizer)
-    loaded: list[TaskFile | Harness | None] = [
+    loaded: list[TaskFile | LmEvalTasks | None] = [
         collect(lambda spec=spec: _load(spec, chat))  # type: ignore[misc]
         for spec in config.tasks
     ]
@@ -148,8 +148,8 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
     tasks: dict[str, PreparedTask] = {}
     harnesses = []
     for one in loaded:
-        found: list[tuple[str, TaskSpec | HarnessTask, BuiltTask]] = []
-        if isinstance(one, Harness):
+        found: list[tuple[str, TaskSpec | LmEvalTask, BuiltTask]] = []
+        if isinstance(one, LmEvalTasks):
             # Its windows over whole texts are those of the model, however long the other requests are.
             instances = tuple(build_instances(task, tokenizer, settings.max_model_len) for task in one.tasks)
             harnesses.append((one, instances))
@@ -190,13 +190,13 @@ def _most(table: pa.Table) -> int:
     return int(pc.max(pc.list_value_length(table.column("token_ids"))).as_py() or 0)
 
 
-def _load(spec: TaskSpec | HarnessSpec, chat: ChatTemplate | None) -> TaskFile | Harness:
+def _load(spec: TaskSpec | LmEvalSpec, chat: ChatTemplate | None) -> TaskFile | LmEvalTasks:
     """Read a task, and check it as far as that goes without a tokenizer."""
-    return load_harness(spec, chat) if isinstance(spec, HarnessSpec) else read_documents(spec)
+    return load_lm_eval(spec, chat) if isinstance(spec, LmEvalSpec) else read_documents(spec)
 
 
-def _check_names(loaded: list[TaskFile | Harness], generate: tuple[GenerateSpec, ...]) -> None:
-    names = [name for one in loaded for name in (one.names if isinstance(one, Harness) else [one.spec.name])]
+def _check_names(loaded: list[TaskFile | LmEvalTasks], generate: tuple[GenerateSpec, ...]) -> None:
+    names = [name for one in loaded for name in (one.names if isinstance(one, LmEvalTasks) else [one.spec.name])]
     names += [spec.name for spec in generate]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

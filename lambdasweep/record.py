@@ -18,7 +18,7 @@ from contract.points import order
 from contract.records import LineRecord, ParentRecord, Plan, SweepRecord, TaskRecord, plan_of
 from contract.rundir import RunDir, commit_json, commit_table
 from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask
-from lambdasweep.tasks.lm_eval_tasks.load import HarnessTask
+from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTask
 
 if TYPE_CHECKING:
     from merge.pair import Pair
@@ -135,7 +135,7 @@ def _scored(task: PreparedTask) -> TaskRecord:
         duplicates=built.duplicates,
         requests_sha256=built.requests_sha256,
         scored_as=built.scored_as,
-        groups=spec.groups if isinstance(spec, HarnessTask) else (),
+        groups=spec.groups if isinstance(spec, LmEvalTask) else (),
         shards=task.shards,
         costs=task.costs,
     )

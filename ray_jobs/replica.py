@@ -15,7 +15,7 @@ from merge.line import STRAIGHT, Line
 from merge.remote_parent import RemoteParent, open_here
 from ray_jobs.placement import Placement
 from ray_jobs.work import Source, UnitResult, Work
-from serve.multinode import Span, free_port
+from serve.multinode import NodePlace, free_port
 from serve.settings import EngineSettings, available_cores
 
 _LAST_LINES = 20  # lines of standard error that an error message repeats
@@ -101,7 +101,7 @@ class Replica:
         if spec.settings.device == "cpu":
             os.sched_setaffinity(0, self._cores)  # this binds this thread, and the engine's threads inherit it
         base, aligned = spec.open_parents()
-        nodes = Span(len(self._placement), 0, self._placement[0].node.address, port) if port is not None else None
+        nodes = NodePlace(len(self._placement), 0, self._placement[0].node.address, port) if port is not None else None
         try:
             self._engine = Engine(base, aligned, spec.settings, spec.parents, ranks_on_node, spec.line, nodes)
         except WrongWeightsError:
@@ -209,7 +209,7 @@ class Follower:
         if spec.settings.device == "cpu":
             os.sched_setaffinity(0, self._cores)
         base, aligned = spec.open_parents()
-        nodes = Span(len(self._placement), self._number, self._placement[0].node.address, port)
+        nodes = NodePlace(len(self._placement), self._number, self._placement[0].node.address, port)
         try:
             follow(llm_arguments(base, aligned, spec.settings, spec.parents, ranks_on_node, spec.line, nodes))
         except EngineError as error:

@@ -18,7 +18,7 @@ from merge.line import STRAIGHT, Line
 from serve.hooks.continuation_scores import EXTRA, limit_prefix_reads
 from serve.hooks.seeded_draws import NUMBER, Draw, Drawn, Draws
 from serve.machine import host_memory
-from serve.multinode import Span, network_environment
+from serve.multinode import NodePlace, network_environment
 from serve.plugin import BACKEND, RESIDENT, WORKER_EXTENSION, ParentsConfig
 from serve.prefixes import shares_prefixes
 from serve.reference import reference_probes
@@ -40,7 +40,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class EngineScores:
     """What the engine says of several prompts, one entry for each token that was asked about, in no order."""
 
     prompt: npt.NDArray[np.int64]  # [T] index into the prompts
@@ -98,7 +98,7 @@ class Engine:
         parents: where ranks keep the parents, one of `serve.switch.tiers.CHOICES`; changes no number.
         ranks_on_node: of all engines that share this machine's memory; None: of this one.
         line: between the parents, which were checked to fit it.
-        span: of an engine over several nodes, this one being the first.
+        node_place: of an engine over several nodes, this one being the first.
     """
 
     def __init__(
@@ -109,20 +109,20 @@ class Engine:
         parents: str = "auto",
         ranks_on_node: int | None = None,
         line: Line = STRAIGHT,
-        span: Span | None = None,
+        node_place: NodePlace | None = None,
     ) -> None:
         from vllm import LLM
 
         self.settings = settings
         self.lam: str | None = None
         self.digests: tuple[str, ...] = ()  # of each rank's live weights
-        arguments = llm_arguments(base, aligned, settings, parents, ranks_on_node, line, span)
+        arguments = llm_arguments(base, aligned, settings, parents, ranks_on_node, line, node_place)
         tiers: list[tuple[str, str]] = []
         if aligned is not None:
             on = way(base, by_name(aligned), line, Path(arguments["model"]))
             # An engine over several nodes is held against what its own routes agree on there: another one like it, to load
             # the other parents, would need the same machines.
-            references = {} if span is not None else reference_probes(arguments, on, settings.device)
+            references = {} if node_place is not None else reference_probes(arguments, on, settings.device)
         try:
             self._llm = LLM(**arguments)
             if aligned is not None:
@@ -200,7 +200,7 @@ class Engine:
         if not self._llm.reset_prefix_cache():
             raise EngineError("vLLM did not reset its prefix cache: requests are still running")
 
-    def score(self, prompts: Sequence[Prompt]) -> Answers:
+    def score(self, prompts: Sequence[Prompt]) -> EngineScores:
         """Add all prompts in order, run them, and return what was asked about them.
 
         Raises:
@@ -231,7 +231,7 @@ class Engine:
         except Exception as error:
             raise EngineError(f"the vLLM engine failed: {error}") from error
         where, scores = found
-        return Answers(
+        return EngineScores(
             prompt=where[:, 0],
             row=where[:, 1],
             token=where[:, 2],
@@ -295,7 +295,7 @@ def llm_arguments(
     parents: str,
     ranks_on_node: int | None,
     line: Line,
-    span: Span | None = None,
+    node_place: NodePlace | None = None,
 ) -> dict[str, Any]:
     """Return the arguments of `vllm.LLM` for an `Engine`, of which these are the arguments."""
     from vllm.config.weight_transfer import WeightTransferConfig
@@ -335,8 +335,8 @@ def llm_arguments(
         **text_arguments(model),
     }
     arguments["enable_prefix_caching"] = shares_prefixes(arguments)
-    if span is not None:
-        arguments |= span.arguments()
+    if node_place is not None:
+        arguments |= node_place.arguments()
     if paths:
         config = {
             "base": str(base),

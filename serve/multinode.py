@@ -17,7 +17,7 @@ _SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class NodePlace:
     """One node's place among those of an engine."""
 
     nodes: int

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from contract.rundir import RunDir
 from lambdasweep.exchange.texts import Pair
-from lambdasweep.tasks.lm_eval_tasks.own_metrics import Answers, read_answers
+from lambdasweep.tasks.lm_eval_tasks.own_metrics import RequestScores, read_scores
 
 FILTER = "none"
 
@@ -44,7 +44,7 @@ def samples_at(run: RunDir, task: TaskTexts, lam: str) -> list[dict[str, Any]]:
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(task.requests["doc_id"].to_pylist()):
         rows_of[name].append(row)
-    answers = read_answers(task.requests, run.tokens(task.name, lam))
+    answers = read_scores(task.requests, run.tokens(task.name, lam))
     choice, gold = task.requests["choice"].to_pylist(), task.requests["is_gold"].to_pylist()
     number = {name: place for place, name in enumerate(rows_of)}
     found = []
@@ -93,7 +93,7 @@ def _sample(
     name: str,
     rows: Sequence[int],
     gold: int,
-    answers: Answers,
+    answers: RequestScores,
     texts: Sequence[Pair],
     metrics: Mapping[str, float | None],
 ) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from contract.damage import describe as describe_damage
 from contract.points import is_named
 from contract.rundir import RunDir
 from lambdasweep.monitor.heartbeat import DriverState, DriverView, ReplicaReport
-from lambdasweep.monitor.survey import Survey
+from lambdasweep.monitor.run_counts import RunCounts
 from lambdasweep.monitor.wording import cost, counted, duration, how, quantity
 
 _SHOWN = 5
@@ -24,9 +24,9 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
         InputError: `root` holds no sweep.
     """
     run = RunDir(root)
-    survey = Survey(run)
-    survey.refresh(_RECEIPT_SECONDS)
-    sweep, engine = survey.sweep, survey.sweep.engine
+    counts = RunCounts(run)
+    counts.refresh(_RECEIPT_SECONDS)
+    sweep, engine = counts.sweep, counts.sweep.engine
     for role, parent in sorted(sweep.pair.items(), key=lambda item: (item[0] != "base", item[0])):
         yield f"{role:<8} {parent.source}"
     yield (
@@ -34,8 +34,8 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
         f"TP {engine['tensor_parallel']}, PP {engine.get('pipeline_parallel', 1)}"
     )
     quarantined = run.all_committed("quarantine")
-    for name, task in survey.plan.items():
-        count = survey.tasks[name]
+    for name, task in counts.plan.items():
+        count = counts.tasks[name]
         yield (
             f"{name}: {count.done.total()}/{count.total} units, {task.documents} documents × {len(task.lambdas)} λ "
             f"({how(task)})"
@@ -51,13 +51,13 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
                 reasons.update(run.quarantine(name, lam).column("reason").to_pylist())
         for reason, number in reasons.most_common(_SHOWN):
             yield f"  quarantined: {number} × {reason}"
-    run.damaged |= survey.run.damaged
+    run.damaged |= counts.run.damaged
     yield from damaged(run)
-    yield f"{survey.done} units done, {survey.total - survey.done} left"
-    yield from filter(None, [spent(survey)])
-    if survey.total and survey.done >= survey.total and not survey.driver_runs and not run.index_html.is_file():
+    yield f"{counts.done} units done, {counts.total - counts.done} left"
+    yield from filter(None, [spent(counts)])
+    if counts.total and counts.done >= counts.total and not counts.driver_runs and not run.index_html.is_file():
         yield f"there is no report yet: the same command, or `lambdasweep report {run.root}`, writes it"
-    yield from driver_lines(survey)
+    yield from driver_lines(counts)
 
 
 def damaged(run: RunDir) -> Iterator[str]:
@@ -78,19 +78,19 @@ def driver_lines(view: DriverView) -> Iterator[str]:
             yield f"  and {len(living) - _REPLICAS_SHOWN} more replicas"
 
 
-def spent(survey: Survey) -> str:
+def spent(counts: RunCounts) -> str:
     """Say what the committed units took, by their receipts; without a receipt the text is empty."""
-    sums = survey.spent
+    sums = counts.spent
     if not sums.receipts:
         return ""
     tokens = sums.tokens_scheduled + sums.tokens_cached
-    text = f"{cost(survey.cost, survey.unit_of_cost)}, {quantity(tokens)} tokens"
+    text = f"{cost(counts.cost, counts.unit_of_cost)}, {quantity(tokens)} tokens"
     if sums.tokens_cached:
         text += f", {sums.tokens_cached / tokens:.0%} of them cached"
     if sums.tokens_generated:
         text += f", {quantity(sums.tokens_generated)} sampled"
-    if sums.receipts < survey.done:
-        text += f" (by {sums.receipts} receipts of {survey.done} units)"
+    if sums.receipts < counts.done:
+        text += f" (by {sums.receipts} receipts of {counts.done} units)"
     return text
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from contract.points import is_parent, order
 from contract.rundir import RunDir
 from lambdasweep.monitor import status
-from lambdasweep.monitor.survey import Survey, TaskCount
+from lambdasweep.monitor.run_counts import RunCounts, TaskCount
 from lambdasweep.monitor.wording import quantity
 
 _SECONDS = 1.0  # the time between two looks on a terminal
@@ -25,103 +25,103 @@ def watch(run: RunDir, console: Console) -> None:
     Raises:
         InputError: `run` is no run directory.
     """
-    survey = Survey(run)
+    counts = RunCounts(run)
     if not console.is_terminal:
-        _print_lines(survey, console)
+        _print_lines(counts, console)
         return
     with Live(console=console, screen=True, auto_refresh=False) as live:
-        while not _ended(survey):
-            live.update(Group(*render(survey, console.width, console.height)), refresh=True)
+        while not _ended(counts):
+            live.update(Group(*render(counts, console.width, console.height)), refresh=True)
             time.sleep(_SECONDS)
-            survey.refresh(_READ_SECONDS)
+            counts.refresh(_READ_SECONDS)
 
 
-def _print_lines(survey: Survey, console: Console) -> None:
+def _print_lines(counts: RunCounts, console: Console) -> None:
     """Print a line whenever something has changed."""
     before: tuple[int, int, bool] | None = None
     while True:
-        survey.refresh(_READ_SECONDS)
-        now = survey.done, survey.spent.receipts, survey.driver_runs
+        counts.refresh(_READ_SECONDS)
+        now = counts.done, counts.spent.receipts, counts.driver_runs
         if now != before:
             before = now
-            how = status.pace(survey) if survey.driver_runs else status.driver(survey)
-            line = ", ".join(filter(None, [_units(survey), how, status.spent(survey)]))
+            how = status.pace(counts) if counts.driver_runs else status.driver(counts)
+            line = ", ".join(filter(None, [_units(counts), how, status.spent(counts)]))
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-        if _ended(survey):
+        if _ended(counts):
             return
         time.sleep(_LINE_SECONDS)
 
 
-def _ended(survey: Survey) -> bool:
-    return survey.done >= survey.total and not survey.driver_runs
+def _ended(counts: RunCounts) -> bool:
+    return counts.done >= counts.total and not counts.driver_runs
 
 
-def _units(survey: Survey) -> str:
-    return f"{survey.done}/{survey.total} units"
+def _units(counts: RunCounts) -> str:
+    return f"{counts.done}/{counts.total} units"
 
 
-def render(survey: Survey, width: int, height: int) -> list[Text]:
+def render(counts: RunCounts, width: int, height: int) -> list[Text]:
     """Return the lines of the view; there are at most `height` lines, and none is wider than `width`."""
-    head = [Text(str(survey.run.root), "bold"), _bar(survey, min(20, width // 4))]
-    head += [Text(line) for line in (status.pace(survey), status.spent(survey)) if line]
-    if quarantined := survey.spent.quarantined.total():
+    head = [Text(str(counts.run.root), "bold"), _bar(counts, min(20, width // 4))]
+    head += [Text(line) for line in (status.pace(counts), status.spent(counts)) if line]
+    if quarantined := counts.spent.quarantined.total():
         head.append(Text(f"{quantity(quarantined)} requests quarantined", "red"))
-    head.append(Text(status.driver(survey) or "no driver was seen here", "green" if survey.driver_runs else "yellow"))
-    replicas = _replicas(survey, width, max(2, height // 6))
+    head.append(Text(status.driver(counts) or "no driver was seen here", "green" if counts.driver_runs else "yellow"))
+    replicas = _replicas(counts, width, max(2, height // 6))
     news, space = [], []
     if height >= 20:
-        news = [Text(line, "dim") for line in survey.driver.news[-2:]] if survey.driver else []
+        news = [Text(line, "dim") for line in counts.driver.news[-2:]] if counts.driver else []
         space = [Text()]
     room = height - len(head) - len(replicas) - len(news) - 2 * len(space)
-    lines = [*head, *space, *_heat_map(survey, width, max(4, room)), *space, *replicas, *news]
+    lines = [*head, *space, *_heat_map(counts, width, max(4, room)), *space, *replicas, *news]
     for line in lines:
         line.no_wrap = True
         line.truncate(width, overflow="ellipsis")
     return lines[:height]
 
 
-def _bar(survey: Survey, width: int) -> Text:
-    share = survey.done / survey.total if survey.total else 1.0
+def _bar(counts: RunCounts, width: int) -> Text:
+    share = counts.done / counts.total if counts.total else 1.0
     filled = int(share * width)
     text = Text("█" * filled, "green").append("░" * (width - filled), "dim")
-    return text.append(f"  {_units(survey)}  {_percent(share)}")
+    return text.append(f"  {_units(counts)}  {_percent(share)}")
 
 
 def _percent(share: float) -> str:
     return f"{int(share * 100)} %"  # rounding down shows 100 only at the end
 
 
-def _heat_map(survey: Survey, width: int, height: int) -> list[Text]:
+def _heat_map(counts: RunCounts, width: int, height: int) -> list[Text]:
     """Return a table with a row for each task and columns of λs; a column holds several λs where there are too many."""
-    lambdas = sorted({lam for task in survey.tasks.values() for lam in task.lambdas}, key=order)
-    label = min(_LABEL, max(len(name) for name in survey.tasks), width // 3)
+    lambdas = sorted({lam for task in counts.tasks.values() for lam in task.lambdas}, key=order)
+    label = min(_LABEL, max(len(name) for name in counts.tasks), width // 3)
     room = max(1, width - label - 7)
     per_column = -(-len(lambdas) // room)
     columns = [lambdas[start : start + per_column] for start in range(0, len(lambdas), per_column)]
     cell = min(_CELL, room // len(columns))
-    at = {lam for _, lam, _ in survey.in_work}
+    at = {lam for _, lam, _ in counts.in_work}
     here = "".join(("▼" if at & set(column) else " ").ljust(cell) for column in columns)
     lines = [
         Text(" " * (label + 1)).append(_axis(columns, cell), "dim"),
         Text("▼ now".ljust(label)[:label] + " ", "dim").append(here, "cyan"),
     ]
-    shown, folded = _rows(survey, height - len(lines))
+    shown, folded = _rows(counts, height - len(lines))
     for name in shown:
-        lines.append(_row(name, [survey.tasks[name]], columns, cell, label))
+        lines.append(_row(name, [counts.tasks[name]], columns, cell, label))
     if folded:
-        lines.append(_row(f"{len(folded)} more", [survey.tasks[name] for name in folded], columns, cell, label))
+        lines.append(_row(f"{len(folded)} more", [counts.tasks[name] for name in folded], columns, cell, label))
     return lines
 
 
-def _rows(survey: Survey, room: int) -> tuple[list[str], list[str]]:
+def _rows(counts: RunCounts, room: int) -> tuple[list[str], list[str]]:
     """Return the tasks with a row of their own, and those that share one; tasks in work, then unfinished ones, get a row."""
-    names = list(survey.tasks)
+    names = list(counts.tasks)
     if len(names) <= room:
         return names, []
-    at = {task for task, _, _ in survey.in_work}
+    at = {task for task, _, _ in counts.in_work}
 
     def rank(name: str) -> tuple[bool, bool]:
-        task = survey.tasks[name]
+        task = counts.tasks[name]
         return name not in at, not 0 < task.done.total() < task.total
 
     chosen = set(sorted(names, key=rank)[: max(0, room - 1)])
@@ -163,11 +163,11 @@ def _axis(columns: list[list[str]], cell: int) -> str:
     return "".join(line).rstrip()
 
 
-def _replicas(survey: Survey, width: int, height: int) -> list[Text]:
+def _replicas(counts: RunCounts, width: int, height: int) -> list[Text]:
     """Return what each replica does, in columns, and the number of the others where not all have room."""
-    if not survey.driver_runs or survey.driver is None:
+    if not counts.driver_runs or counts.driver is None:
         return []
-    texts = [f"{name}  {status.doing(one)}" for name, one in status.replicas(survey.driver)]
+    texts = [f"{name}  {status.doing(one)}" for name, one in status.replicas(counts.driver)]
     if not texts:
         return []
     column = max(map(len, texts)) + 3

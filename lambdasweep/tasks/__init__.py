@@ -16,14 +16,14 @@ lm_eval_tasks/  does the same for lm-eval's tasks, and computes lm-eval's own me
 
 from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import TaskSpec
-from lambdasweep.tasks.lm_eval_tasks.load import HarnessSpec
+from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec
 from lambdasweep.tasks.requests import BuiltTask, build_requests, content_sha256, requests_of, shards
 from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
 
 __all__ = [
     "BuiltTask",
     "ChatTemplate",
-    "HarnessSpec",
+    "LmEvalSpec",
     "TaskSpec",
     "Tokenizer",
     "build_requests",

@@ -23,7 +23,7 @@ TEMPLATES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class RenderedDocument:
     """The texts of one document.
 
     `answers` and `sizes` are parallel, and indexed by `Document.gold`; `delimiter` stands between context and answer. A size
@@ -42,23 +42,23 @@ class Prompt:
         return tuple(self.delimiter + answer for answer in self.answers)
 
 
-def render(document: Document, kind: Kind, format: str) -> Prompt:
+def render(document: Document, kind: Kind, format: str) -> RenderedDocument:
     """Render one document without its shots; `format` is `cloze` or `letters`."""
     if kind == "continuation":
         (continuation,) = document.choices
         joined = not document.query or document.query[-1].isspace() or continuation[0].isspace()
         size = len(continuation.lstrip().encode())
-        return Prompt(document.query, (continuation,), (size,), "" if joined else " ")
+        return RenderedDocument(document.query, (continuation,), (size,), "" if joined else " ")
     context = document.query.rstrip()
     answers: Sequence[str] = document.choices
     if format == "letters":
         answers = string.ascii_uppercase[: len(document.choices)]
         context += "".join(f"\n{letter}. {choice}" for letter, choice in zip(answers, document.choices, strict=True))
     context += "\nAnswer:"
-    return Prompt(context, tuple(answers), tuple(len(answer.encode()) for answer in answers))
+    return RenderedDocument(context, tuple(answers), tuple(len(answer.encode()) for answer in answers))
 
 
-def in_chat(prompt: Prompt, chat: ChatTemplate) -> Prompt:
+def in_chat(prompt: RenderedDocument, chat: ChatTemplate) -> RenderedDocument:
     """Return the prompt with its context as the only user turn, and its answers at the beginning of the assistant's turn.
 
     Only the template's own text stands between the two turns: as in lm-evaluation-harness, the delimiter is dropped.
@@ -66,7 +66,7 @@ def in_chat(prompt: Prompt, chat: ChatTemplate) -> Prompt:
     return replace(prompt, context=chat([{"role": "user", "content": prompt.context}]), delimiter="")
 
 
-def select(
+def draw_shots(
     documents: Sequence[Document], shots: int, limit: int | None, seed: int
 ) -> tuple[list[Document], list[Document]]:
     """Return the shots, in the order in which they are shown, and the documents to evaluate, in file order."""

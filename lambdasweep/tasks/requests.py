@@ -15,7 +15,7 @@ from contract.errors import TaskError
 from contract.schemas import REQUESTS
 from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import TaskFile, TaskSpec, read_documents
-from lambdasweep.tasks.formats import TEMPLATES, Prompt, in_chat, render, select, shots_text
+from lambdasweep.tasks.formats import TEMPLATES, RenderedDocument, draw_shots, in_chat, render, shots_text
 from lambdasweep.tasks.tokens import Encoded, Ints, Tokenizer, encode_pairs, prefix_of
 
 # The prefix that all documents share is computed once per shard. A shard has so many times its tokens, so it is 2 % of them.
@@ -77,7 +77,7 @@ def requests_of(file: TaskFile, tokenizer: Tokenizer, chat: ChatTemplate | None 
     """
     spec = file.spec
     chat = chat if spec.chat else None
-    shots, documents = select(file.documents, spec.shots, spec.limit, spec.seed)
+    shots, documents = draw_shots(file.documents, spec.shots, spec.limit, spec.seed)
     front = shots_text(shots, file.kind, spec.format)
     prompts = [render(document, file.kind, spec.format) for document in documents]
     prompts = [replace(prompt, context=front + prompt.context) for prompt in prompts]
@@ -122,7 +122,7 @@ def requests_of(file: TaskFile, tokenizer: Tokenizer, chat: ChatTemplate | None 
     )
 
 
-def _in_chat(spec: TaskSpec, prompts: Sequence[Prompt], chat: ChatTemplate) -> list[Prompt]:
+def _in_chat(spec: TaskSpec, prompts: Sequence[RenderedDocument], chat: ChatTemplate) -> list[RenderedDocument]:
     try:
         return [in_chat(prompt, chat) for prompt in prompts]
     except Exception as error:  # a template is a program, which may raise anything

@@ -37,8 +37,8 @@ _SCORED = {"loglikelihood", "loglikelihood_rolling", "multiple_choice"}
 
 
 @dataclass(frozen=True, slots=True)
-class HarnessSpec:
-    """The lm-eval task that a user asks for; nothing is checked until `load_harness`.
+class LmEvalSpec:
+    """The lm-eval task that a user asks for; nothing is checked until `load_lm_eval`.
 
     Args:
         source: the name of a task, group or tag of lm-eval, or the path of a YAML file.
@@ -76,7 +76,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class HarnessTask:
+class LmEvalTask:
     """One task of lm-eval; `task` is lm-eval's object, and `name` is the task's name here."""
 
     name: str
@@ -92,14 +92,14 @@ class HarnessTask:
 
 
 @dataclass(frozen=True, slots=True)
-class Harness:
-    """Everything that one `HarnessSpec` stands for: a task, or several with the groups that put their metrics together.
+class LmEvalTasks:
+    """Everything that one `LmEvalSpec` stands for: a task, or several with the groups that put their metrics together.
 
     `groups` holds lm-eval's group objects by the names that they have here.
     """
 
     name: str
-    tasks: tuple[HarnessTask, ...]
+    tasks: tuple[LmEvalTask, ...]
     groups: dict[str, Any]
     warnings: tuple[str, ...] = ()
 
@@ -109,7 +109,7 @@ class Harness:
         return {self.name, *self.groups, *(task.name for task in self.tasks)}
 
 
-def load_harness(spec: HarnessSpec, chat: ChatTemplate | None = None) -> Harness:
+def load_lm_eval(spec: LmEvalSpec, chat: ChatTemplate | None = None) -> LmEvalTasks:
     """Load lm-eval's tasks and their data sets, which may download the data sets, and let lm-eval build its instances.
 
     `chat` is needed, and used, only if `spec.chat` is set.
@@ -144,7 +144,7 @@ def load_harness(spec: HarnessSpec, chat: ChatTemplate | None = None) -> Harness
     top = next(iter(groups), None)  # the group that was asked for comes first
     names = _names(spec, [*tasks, *groups], next(iter(tasks)) if len(tasks) == 1 and not groups else top)
     members = tuple(
-        HarnessTask(
+        LmEvalTask(
             name=names[name],
             task=task,
             asked=asked[name],
@@ -158,7 +158,7 @@ def load_harness(spec: HarnessSpec, chat: ChatTemplate | None = None) -> Harness
         for name, task in tasks.items()
     )
     name = spec.name or (names[top] if top else members[0].name if len(members) == 1 else _safe(spec.source))
-    return Harness(name, members, {names[group]: groups[group] for group in groups}, tuple(warnings))
+    return LmEvalTasks(name, members, {names[group]: groups[group] for group in groups}, tuple(warnings))
 
 
 @contextlib.contextmanager
@@ -197,7 +197,7 @@ def _check_installed() -> None:
         )
 
 
-def _load(spec: HarnessSpec) -> Any:
+def _load(spec: LmEvalSpec) -> Any:
     from lm_eval.tasks import TaskManager
 
     if not spec.is_file:
@@ -233,7 +233,7 @@ def _unfit(name: str, task: Any) -> Iterator[str]:
         yield f"{name} runs code that a model wrote, which is not done here"
 
 
-def _set_up(name: str, task: Any, spec: HarnessSpec, chat: ChatTemplate | None) -> Iterator[str]:
+def _set_up(name: str, task: Any, spec: LmEvalSpec, chat: ChatTemplate | None) -> Iterator[str]:
     """Settle the number of examples and their seed as lm-eval's evaluator does; yield what the user should know."""
     default = task.get_config("num_fewshot")
     if spec.shots is not None and default == 0 and spec.shots != 0:
@@ -249,7 +249,7 @@ def _set_up(name: str, task: Any, spec: HarnessSpec, chat: ChatTemplate | None) 
         yield f"task {name}: the chat template takes no system message, so lm-eval leaves its description out"
 
 
-def _ask(name: str, task: Any, spec: HarnessSpec, chat: ChatTemplate | None) -> tuple[Asked, ...]:
+def _ask(name: str, task: Any, spec: LmEvalSpec, chat: ChatTemplate | None) -> tuple[Asked, ...]:
     try:
         # lm-eval draws a progress bar while it builds requests.
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
@@ -283,7 +283,7 @@ def _ask(name: str, task: Any, spec: HarnessSpec, chat: ChatTemplate | None) -> 
     )
 
 
-def _names(spec: HarnessSpec, names: Sequence[str], top: str | None) -> dict[str, str]:
+def _names(spec: LmEvalSpec, names: Sequence[str], top: str | None) -> dict[str, str]:
     """Return the name here of each of lm-eval's names: `top` has the user's name, others have that name in front."""
     found = {name: _safe(name) for name in names}
     if spec.name is not None:
@@ -300,7 +300,7 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
 
 
-def _known_as(spec: HarnessSpec) -> str:
+def _known_as(spec: LmEvalSpec) -> str:
     return str(Path(spec.source).resolve()) if spec.is_file else spec.source
 
 
@@ -308,10 +308,10 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0]
 
 
-def _error(spec: HarnessSpec, problems: Sequence[str]) -> TaskError:
+def _error(spec: LmEvalSpec, problems: Sequence[str]) -> TaskError:
     return TaskError(f"task {PREFIX}{spec.source} cannot be built", list(problems))
 
 
-def resolved(spec: HarnessSpec, folder: Path) -> HarnessSpec:
+def resolved(spec: LmEvalSpec, folder: Path) -> LmEvalSpec:
     """Return the spec with a relative path of a YAML file taken as relative to `folder`."""
     return replace(spec, source=str(folder / spec.source)) if spec.is_file else spec

@@ -21,8 +21,8 @@ from contract.errors import LambdasweepError
 from contract.points import order
 from contract.records import Plan, read_plan
 from contract.rundir import RunDir, commit_table, identity_of
-from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, Asked, Harness, quiet
-from lambdasweep.tasks.lm_eval_tasks.requests import BuiltHarnessTask
+from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, Asked, LmEvalTasks, quiet
+from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask
 from lambdasweep.tasks.tokens import Ints
 
 LEFT_OUT = "docs_left_out"
@@ -32,7 +32,7 @@ _Row = tuple[str, str, str, float | None, int]  # a row in the order of schemas.
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class RequestScores:
     """The engine's answers to the R requests of a table at one λ."""
 
     logprob: list[float]  # [R] the log-probability in nats, summed over the continuation; NaN where there is no score
@@ -41,8 +41,8 @@ class Answers:
 
 def write_outcomes(
     run: RunDir,
-    harness: Harness,
-    built: Sequence[BuiltHarnessTask],
+    harness: LmEvalTasks,
+    built: Sequence[BuiltLmEvalTask],
     identity: dict[str, Any],
     plan: Plan | None = None,
 ) -> pa.Table:
@@ -82,7 +82,7 @@ def write_outcomes(
             tables = {name: run.tokens(name, lam) for name in parts}
             if len(run.damaged) > damaged:
                 continue  # its units are scored again, and then it has metrics
-            answers = {name: read_answers(part.table, tables[name]) for name, part in parts.items()}
+            answers = {name: read_scores(part.table, tables[name]) for name, part in parts.items()}
             rows += _rows(harness, built, answers, lam)
     places = {name: place for place, name in enumerate([*(task.source.name for task in built), *harness.groups])}
     rows.sort(key=lambda row: (places[row[0]], order(row[1]), row[2]))
@@ -91,7 +91,7 @@ def write_outcomes(
     return table
 
 
-def read_answers(requests: pa.Table, tokens: pa.Table) -> Answers:
+def read_scores(requests: pa.Table, tokens: pa.Table) -> RequestScores:
     """Sum up the scores of each request of a table.
 
     A token is the most likely one if it is the engine's top-1 token, which is what lm-eval goes by; where the engine named
@@ -126,7 +126,7 @@ def read_answers(requests: pa.Table, tokens: pa.Table) -> Answers:
     greedy: list[bool | None] = [None] * count
     for index, is_missed, is_unknown in zip(request.tolist(), any_missed.tolist(), any_unknown.tolist(), strict=True):
         greedy[index] = False if is_missed else None if is_unknown else True
-    return Answers(logprob.tolist(), greedy)
+    return RequestScores(logprob.tolist(), greedy)
 
 
 def _flat(column: pa.ChunkedArray) -> Ints:
@@ -146,7 +146,9 @@ def _scored_tokens(requests: pa.Table, rows: Ints) -> Ints:
     return found
 
 
-def _rows(harness: Harness, built: Sequence[BuiltHarnessTask], answers: dict[str, Answers], lam: str) -> list[_Row]:
+def _rows(
+    harness: LmEvalTasks, built: Sequence[BuiltLmEvalTask], answers: dict[str, RequestScores], lam: str
+) -> list[_Row]:
     found: dict[str, dict[str, _Value]] = {}
     left_out: dict[str, int] = {}
     totals: dict[str, int] = {}
@@ -181,12 +183,14 @@ def _rows(harness: Harness, built: Sequence[BuiltHarnessTask], answers: dict[str
     return made
 
 
-def responses(asked: Asked, rows: Sequence[tuple[str, int, int]], answers: dict[str, Answers]) -> list[Any] | None:
+def responses(
+    asked: Asked, rows: Sequence[tuple[str, int, int]], answers: dict[str, RequestScores]
+) -> list[Any] | None:
     """Return what a model of lm-eval's would have answered to each instance of a document, or None if a score is missing.
 
     Args:
         asked: the document with its instances.
-        rows: the document's entry in `BuiltHarnessTask.rows`.
+        rows: the document's entry in `BuiltLmEvalTask.rows`.
         answers: the engine's answers to each part, by the part's name.
     """
     found: list[Any] = []

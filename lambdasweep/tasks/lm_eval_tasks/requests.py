@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from contract.errors import TaskError
 from lambdasweep.tasks.lm_eval_tasks.answers import read
-from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, HarnessTask
+from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, LmEvalTask
 from lambdasweep.tasks.requests import BuiltTask, ScoredAs, batches, content_sha256, joined, requests_table
 from lambdasweep.tasks.tokens import Encoded, Tokenizer, encode_pairs, encode_windows, prefix_of
 
@@ -27,14 +27,14 @@ _MIN_WINDOW = 3  # a window holds a token before, a token that is scored, and th
 
 
 @dataclass(frozen=True, slots=True)
-class BuiltHarnessTask:
+class BuiltLmEvalTask:
     """A task of lm-eval that is ready to be scored.
 
     `parts` holds tasks of ours by name. `rows` is parallel to `source.asked`: for each instance of a document it has the
     part that its requests are in, and their rows [first, end) there; a text without tokens has no rows.
     """
 
-    source: HarnessTask
+    source: LmEvalTask
     parts: dict[str, BuiltTask]
     rows: tuple[tuple[tuple[str, int, int], ...], ...]
 
@@ -50,7 +50,7 @@ class _Part:
     golds: list[bool] = field(default_factory=list)
 
 
-def build_instances(source: HarnessTask, tokenizer: Tokenizer, max_model_len: int) -> BuiltHarnessTask:
+def build_instances(source: LmEvalTask, tokenizer: Tokenizer, max_model_len: int) -> BuiltLmEvalTask:
     """Turn lm-eval's instances into requests.
 
     A document is known as `<lm-eval's task>/<its number there, from 0>`. Some metrics also need the choices' log-likelihoods
@@ -92,11 +92,11 @@ def build_instances(source: HarnessTask, tokenizer: Tokenizer, max_model_len: in
         told = f"task {source.name}: {reasons[0]}, so it has lm-eval's metrics and none of ours"
         built[source.name] = replace(built[source.name], warnings=(told, *built[source.name].warnings))
     rows = [tuple((name, ends[name][at], ends[name][at + 1]) for name, at in each) for each in places]
-    return BuiltHarnessTask(source, built, tuple(rows))
+    return BuiltLmEvalTask(source, built, tuple(rows))
 
 
 def _build(
-    source: HarnessTask, part: _Part, tokenizer: Tokenizer, window: int | None, scored_as: ScoredAs, identity: str
+    source: LmEvalTask, part: _Part, tokenizer: Tokenizer, window: int | None, scored_as: ScoredAs, identity: str
 ) -> tuple[BuiltTask, list[int]]:
     """Return a part as a task of ours, and the number of requests that each of its instances became."""
     if window and window < _MIN_WINDOW:
@@ -147,7 +147,7 @@ def _build(
     )
 
 
-def _identity(source: HarnessTask) -> str:
+def _identity(source: LmEvalTask) -> str:
     """Hash the task's configuration, with functions by their source, and the documents, which its metrics may read."""
     config = {key: value for key, value in source.task.dump_config().items() if key not in _PLACES}
     if isinstance(config.get("metadata"), dict):
@@ -165,5 +165,5 @@ def _text(value: Any) -> str:
         return type(value).__qualname__ if callable(value) or " at 0x" in text else text
 
 
-def _error(source: HarnessTask, problem: str) -> TaskError:
+def _error(source: LmEvalTask, problem: str) -> TaskError:
     return TaskError(f"task {source.name!r} cannot be built from {source.source}", [problem])

@@ -26,7 +26,7 @@ from contract.rundir import RunDir, commit_json, commit_table
 from contract.schemas import point_of
 from lambdasweep import open_run
 from lambdasweep.monitor import status, watch
-from lambdasweep.monitor.survey import Survey
+from lambdasweep.monitor.run_counts import RunCounts
 from tests.support.tables import SWEEP, add_prompts, add_samples, add_scores, add_task
 
 POINTS = parse_points("dpo=0,0.5,1,sft=0,1", ["dpo", "sft"])
@@ -233,7 +233,7 @@ def test_status_shows_points(plane):
         assert "aligned.dpo aligned.dpo" in text
         assert "left at λ dpo=2,sft=0; dpo=2,sft=1" in text
         for width in (40, 100, 200):
-            lines = [line.plain for line in watch.render(Survey(run), width, 24)]
+            lines = [line.plain for line in watch.render(RunCounts(run), width, 24)]
             assert all(len(line) <= width for line in lines)
             assert sum("█" in line for line in lines) >= 2
     finally:

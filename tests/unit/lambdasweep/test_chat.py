@@ -11,11 +11,11 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from contract.errors import PairError, TaskError
-from lambdasweep.tasks import ChatTemplate, HarnessSpec, TaskSpec, build_requests, load_tokenizer
+from lambdasweep.tasks import ChatTemplate, LmEvalSpec, TaskSpec, build_requests, load_tokenizer
 from lambdasweep.tasks.chat import read_template
 from lambdasweep.tasks.documents import read_documents
-from lambdasweep.tasks.formats import select
-from lambdasweep.tasks.lm_eval_tasks.load import load_harness
+from lambdasweep.tasks.formats import draw_shots
+from lambdasweep.tasks.lm_eval_tasks.load import load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.requests import build_instances
 from tests.support.checkpoints import write_tokenizer
 
@@ -179,7 +179,7 @@ def asked_here(parts: Any) -> list[tuple[list[int], int]]:
 @pytest.mark.parametrize("name", YAML)
 def test_tokens_of_a_task_of_lm_eval(name: str, shots: int, chat: ChatTemplate, tmp_path: Path) -> None:
     path = write_task(tmp_path, YAML[name], CHOICES[2:], CHOICES[:2])
-    harness = load_harness(HarnessSpec(str(path), shots=shots, template="chat"), chat)
+    harness = load_lm_eval(LmEvalSpec(str(path), shots=shots, template="chat"), chat)
     built = build_instances(harness.tasks[0], chat.tokenizer, WINDOW)
     assert asked_here(built.parts.values()) == asked_by_lm_eval(path, shots, chat)
     sha256 = None if name == "rolling" else chat.sha256
@@ -196,7 +196,7 @@ def test_tokens_of_a_task_file(name: str, shots: int, chat: ChatTemplate, tmp_pa
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     spec = TaskSpec("mine", file, format=format, shots=shots, template="chat")
     chosen, rest = (
-        [rows[one.line - 1] for one in some] for some in select(read_documents(spec).documents, shots, None, 0)
+        [rows[one.line - 1] for one in some] for some in draw_shots(read_documents(spec).documents, shots, None, 0)
     )
     path = write_task(tmp_path, settings, rest, chosen or rows)
     built = build_requests(spec, chat.tokenizer, chat)

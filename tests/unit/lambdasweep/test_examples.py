@@ -17,7 +17,7 @@ from contract.points import by_name
 from lambdasweep import cli, config
 from lambdasweep.config import SweepConfig, load_config
 from lambdasweep.tasks.documents import TaskSpec, read_documents
-from lambdasweep.tasks.lm_eval_tasks.load import HarnessSpec
+from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec
 from lambdasweep.tasks.prompts import GenerateSpec, read_prompts
 from tests.support.paths import ROOT
 
@@ -41,7 +41,7 @@ def candidates() -> set[str]:
     """Every name that a key of a file could have: flags of `run`, and fields of what a file is read into."""
     command = typer.main.get_command(cli.app).commands["run"]  # type: ignore[attr-defined]
     names = {str(parameter.name) for parameter in command.params}
-    for kind in (SweepConfig, TaskSpec, HarnessSpec, GenerateSpec):
+    for kind in (SweepConfig, TaskSpec, LmEvalSpec, GenerateSpec):
         names |= {field.name for field in dataclasses.fields(kind)}
     return names
 
@@ -98,7 +98,7 @@ def test_the_reader_takes_the_example_with_every_line(tmp_path: Path) -> None:
         if getattr(sweep, field.name) in (None, (), "", {}) and field.name not in ("lam_map", "warnings")
     }
     assert changed == set()
-    assert [type(spec) for spec in sweep.tasks] == [TaskSpec, TaskSpec, HarnessSpec]
+    assert [type(spec) for spec in sweep.tasks] == [TaskSpec, TaskSpec, LmEvalSpec]
 
 
 @pytest.mark.parametrize("table", ["", *TABLES])

@@ -16,8 +16,8 @@ from calibration.analyse import analyse
 from contract import schemas
 from contract.rundir import RunDir, commit_json, commit_table
 from lambdasweep.exchange.lm_eval_files import write_lm_eval
-from lambdasweep.tasks import HarnessSpec, load_tokenizer
-from lambdasweep.tasks.lm_eval_tasks.load import load_harness
+from lambdasweep.tasks import LmEvalSpec, load_tokenizer
+from lambdasweep.tasks.lm_eval_tasks.load import load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import write_outcomes
 from lambdasweep.tasks.lm_eval_tasks.requests import build_instances
 from tests.support.reports import add_quiz
@@ -127,7 +127,7 @@ def theirs(root: Path) -> Path:
 @pytest.fixture(scope="module")
 def ours(root: Path) -> Path:
     """The folder of one λ that we write of a run whose tables hold the same scores."""
-    harness = load_harness(HarnessSpec(str(root / "quiz.yaml")))
+    harness = load_lm_eval(LmEvalSpec(str(root / "quiz.yaml")))
     built = tuple(build_instances(task, load_tokenizer(root / "tokenizer"), 64) for task in harness.tasks)
     run = RunDir(root / "run")
     parents = {

@@ -21,8 +21,8 @@ from contract.units import Unit
 from lambdasweep.monitor import watch
 from lambdasweep.monitor.heartbeat import SECONDS, DriverState, Heartbeat, process_identity
 from lambdasweep.monitor.progress import Tally
+from lambdasweep.monitor.run_counts import RunCounts
 from lambdasweep.monitor.status import describe
-from lambdasweep.monitor.survey import Survey
 from lambdasweep.monitor.wording import quantity
 from tests.support.receipts import receipt
 
@@ -205,34 +205,34 @@ def test_receipts_are_read_once_and_complete_folders_listed_no_more(
     commit(run, unit(shard=1))
     commit(run, unit(lam="1"))
     listed, read = counted(monkeypatch, "committed"), counted(monkeypatch, "receipt")
-    survey = Survey(run)
-    survey.refresh(10)
+    counts = RunCounts(run)
+    counts.refresh(10)
     assert sorted(listed[:2]) == [("arc", "0", "tokens"), ("arc", "1", "tokens")]
-    assert (survey.done, survey.total, survey.spent.receipts, len(read)) == (3, 12, 3, 3)
+    assert (counts.done, counts.total, counts.spent.receipts, len(read)) == (3, 12, 3, 3)
     listed.clear()
     commit(run, unit(lam="1", shard=1))
     commit(run, unit("mmlu", "0.5"))
-    survey.refresh(10)
+    counts.refresh(10)
     assert sorted(listed) == [("arc", "1", "tokens"), ("mmlu", "0.5", "tokens")]
-    assert (survey.done, survey.spent.receipts, len(read)) == (5, 5, 5)
+    assert (counts.done, counts.spent.receipts, len(read)) == (5, 5, 5)
 
 
 def test_a_receipt_that_comes_late_is_read_then(run: RunDir) -> None:
     commit(run, unit(), with_receipt=False)
-    survey = Survey(run)
-    survey.refresh(10)
-    assert (survey.done, survey.spent.receipts) == (1, 0)
+    counts = RunCounts(run)
+    counts.refresh(10)
+    assert (counts.done, counts.spent.receipts) == (1, 0)
     commit(run, unit(), quarantined=4)
-    survey.refresh(10)
-    assert (survey.done, survey.spent.receipts, survey.spent.quarantined["arc"]) == (1, 1, 4)
+    counts.refresh(10)
+    assert (counts.done, counts.spent.receipts, counts.spent.quarantined["arc"]) == (1, 1, 4)
 
 
 def test_the_plan_may_grow_while_it_is_watched(run: RunDir) -> None:
-    survey = Survey(run)
+    counts = RunCounts(run)
     begin(run.root, ["arc", "mmlu", "gsm"], ["-0.5", *LAMBDAS], 2)
     commit(run, unit("gsm", "-0.5"))
-    survey.refresh(10)
-    assert (survey.done, survey.total) == (1, 24)
+    counts.refresh(10)
+    assert (counts.done, counts.total) == (1, 24)
 
 
 @pytest.mark.parametrize(("device", "cost"), [("cuda", "0.16 GPU-hours"), ("cpu", "0.48 core-hours")])
@@ -288,13 +288,13 @@ def test_a_driver_that_was_killed_on_this_machine_is_gone(run: RunDir) -> None:
     *_, last = describe(run.root)
     assert last.startswith("driver ended without a word, seen 0 s ago (process ")
     assert "on this machine is gone); the same command goes on" in last
-    assert not Survey(run).driver_runs
+    assert not RunCounts(run).driver_runs
     # Another process with its number, and a process of another machine or container, are told apart.
     state(run, pid=os.getpid(), began_as=process_identity(process.pid))
-    assert Survey(run).driver_is_gone
+    assert RunCounts(run).driver_is_gone
     elsewhere = "another-boot pid:[1] " + process_identity(os.getpid()).rpartition(" ")[2]
     state(run, pid=process.pid, began_as=elsewhere)
-    assert Survey(run).driver_runs
+    assert RunCounts(run).driver_runs
 
 
 def test_a_run_without_its_report_says_so(run: RunDir) -> None:
@@ -313,11 +313,11 @@ def test_a_run_without_its_report_says_so(run: RunDir) -> None:
 
 def test_a_driver_with_a_wrong_clock_is_alive_once_it_is_seen_to_write(run: RunDir) -> None:
     state(run, written=1000.0)
-    survey = Survey(run)
-    assert not survey.driver_runs
+    counts = RunCounts(run)
+    assert not counts.driver_runs
     state(run, written=1003.0)
-    survey.refresh(1)
-    assert survey.driver_runs
+    counts.refresh(1)
+    assert counts.driver_runs
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 12), (80, 24), (120, 30), (200, 50)])
@@ -332,9 +332,9 @@ def test_the_view_of_a_large_run_fits_the_terminal(tmp_path: Path, width: int, h
         f"replica-{n}": {"doing": "scoring", "seconds": 1.0, "unit": [tasks[40], lambdas[90], 1]} for n in range(64)
     }
     state(run, replicas=replicas)
-    survey = Survey(run)
-    survey.refresh(60)
-    lines = watch.render(survey, width, height)
+    counts = RunCounts(run)
+    counts.refresh(60)
+    lines = watch.render(counts, width, height)
     text = [line.plain for line in lines]
     assert len(lines) <= height
     assert max(line.cell_len for line in lines) <= width
@@ -354,9 +354,9 @@ def test_the_view_of_a_large_run_fits_the_terminal(tmp_path: Path, width: int, h
 def test_the_map_shows_what_is_done(run: RunDir) -> None:
     for one in (unit(), unit(shard=1), unit(lam="1")):
         commit(run, one)
-    survey = Survey(run)
-    survey.refresh(1)
-    text = [line.plain.rstrip() for line in watch.render(survey, 80, 24)]
+    counts = RunCounts(run)
+    counts.refresh(1)
+    text = [line.plain.rstrip() for line in watch.render(counts, 80, 24)]
     assert "     0     0.5   1" in text
     assert "arc  █████ ····· ▒▒▒▒▒   50 %" in text
     assert "mmlu ····· ····· ·····    0 %" in text

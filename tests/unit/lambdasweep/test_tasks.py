@@ -21,7 +21,7 @@ from contract.errors import InputError, PairError, TaskError
 from lambdasweep.tasks import BuiltTask, TaskSpec, Tokenizer, build_requests, content_sha256, load_tokenizer, shards
 from lambdasweep.tasks import requests as requests_module
 from lambdasweep.tasks.documents import Document, read_documents
-from lambdasweep.tasks.formats import render, select, shots_text
+from lambdasweep.tasks.formats import draw_shots, render, shots_text
 
 IRON = {"query": "Which is a metal?", "choices": ["iron", "oxygen"], "gold": 0}
 PARIS = {"context": "The capital of France is", "continuation": "Paris"}
@@ -325,10 +325,10 @@ def test_shots_of_letters_and_continuations(spec) -> None:
 
 def test_shots_depend_on_the_seed_alone(spec) -> None:
     documents = read_documents(spec(*rows_of(30))).documents
-    shots, rest = select(documents, 5, None, 0)
-    assert select(documents, 5, None, 0) == (shots, rest)
-    assert select(documents, 5, 2, 0) == (shots, rest[:2])
-    assert select(documents, 5, None, 1)[0] != shots
+    shots, rest = draw_shots(documents, 5, None, 0)
+    assert draw_shots(documents, 5, None, 0) == (shots, rest)
+    assert draw_shots(documents, 5, 2, 0) == (shots, rest[:2])
+    assert draw_shots(documents, 5, None, 1)[0] != shots
     assert len(rest) == 25
     assert not set(shots) & set(rest)
     assert rest == sorted(rest, key=lambda document: document.line)

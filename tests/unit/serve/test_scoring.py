@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from contract import schemas
 from contract.errors import EngineError
-from serve.engine import Answers, Prompt
+from serve.engine import EngineScores, Prompt
 from serve.scoring import Request, plan, score_unit
 
 VOCAB = 5
@@ -35,7 +35,7 @@ def says(prefix: Sequence[int], token: int) -> tuple[float, int, int, float]:
 
 
 class Table:
-    """Answers prompts as `serve.engine.Engine` does, in an order of its own."""
+    """EngineScores prompts as `serve.engine.Engine` does, in an order of its own."""
 
     vocab_size = VOCAB
     settings = type("Settings", (), {"max_model_len": 12})
@@ -47,7 +47,7 @@ class Table:
 
     def clear_prefix_cache(self) -> None: ...
 
-    def score(self, prompts: Sequence[Prompt]) -> Answers:
+    def score(self, prompts: Sequence[Prompt]) -> EngineScores:
         self.prompts = list(prompts)
         rows = []
         for number, prompt in enumerate(prompts):
@@ -62,7 +62,7 @@ class Table:
             logprob[0] = self.spoil
         prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         whole = [np.array(column, np.int64) for column in (*columns[:3], columns[4], columns[5])]
-        return Answers(*whole[:3], logprob, *whole[3:], np.array(columns[6], float), prompt_tokens, 0)
+        return EngineScores(*whole[:3], logprob, *whole[3:], np.array(columns[6], float), prompt_tokens, 0)
 
 
 def table_of(documents: Sequence[Sequence[tuple[list[int], list[int]]]]) -> pa.Table:

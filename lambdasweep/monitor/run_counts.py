@@ -1,4 +1,4 @@
-"""A survey counts what a run has: it counts units by file names, and reads each receipt once.
+"""A counts counts what a run has: it counts units by file names, and reads each receipt once.
 
 It can be refreshed again and again: even with a million units, a refresh only lists the folders of tables that are begun and
 not complete, and opens receipts that it has not read. The first reading of a large run's receipts takes several refreshes.
@@ -43,7 +43,7 @@ class Spent:
     quarantined: Counter[str] = field(default_factory=Counter)  # the number of requests over all λs, by task
 
 
-class Survey(DriverView):
+class RunCounts(DriverView):
     """Counts the units and receipts that a run has.
 
     Raises:

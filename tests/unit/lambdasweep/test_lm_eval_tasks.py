@@ -23,10 +23,10 @@ import yaml
 from contract import schemas
 from contract.errors import InputError, LambdasweepError, TaskError
 from contract.rundir import RunDir, commit_json, commit_table
-from lambdasweep.tasks import HarnessSpec, load_tokenizer
-from lambdasweep.tasks.lm_eval_tasks.load import Harness, load_harness
+from lambdasweep.tasks import LmEvalSpec, load_tokenizer
+from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTasks, load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import LEFT_OUT, write_outcomes
-from lambdasweep.tasks.lm_eval_tasks.requests import BuiltHarnessTask, build_instances
+from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask, build_instances
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lambdasweep[lm-eval]")
 
@@ -226,7 +226,7 @@ def sweep(directory: Path, tmp_path: Path) -> Callable[..., RunDir]:
     """Build a spec and commit the fake model's scores at some λs; returns the run directory, outcomes written."""
 
     def run(
-        spec: HarnessSpec, lambdas: tuple[str, ...] = ("0",), quarantined: tuple[int, ...] = (), to: str = "run"
+        spec: LmEvalSpec, lambdas: tuple[str, ...] = ("0",), quarantined: tuple[int, ...] = (), to: str = "run"
     ) -> RunDir:
         harness, built = build(directory, spec)
         target = RunDir(tmp_path / to)
@@ -237,14 +237,14 @@ def sweep(directory: Path, tmp_path: Path) -> Callable[..., RunDir]:
     return run
 
 
-def build(directory: Path, spec: HarnessSpec) -> tuple[Harness, tuple[BuiltHarnessTask, ...]]:
+def build(directory: Path, spec: LmEvalSpec) -> tuple[LmEvalTasks, tuple[BuiltLmEvalTask, ...]]:
     tokenizer = load_tokenizer(directory / "tokenizer")
-    harness = load_harness(spec)
+    harness = load_lm_eval(spec)
     return harness, tuple(build_instances(task, tokenizer, WINDOW) for task in harness.tasks)
 
 
 def commit(
-    run: RunDir, built: tuple[BuiltHarnessTask, ...], lambdas: tuple[str, ...], quarantined: tuple[int, ...] = ()
+    run: RunDir, built: tuple[BuiltLmEvalTask, ...], lambdas: tuple[str, ...], quarantined: tuple[int, ...] = ()
 ) -> None:
     """Commit the fake model's scores, one shard a task; `quarantined` are request ids of the first task."""
     parent = {"source": "p", "fingerprint": "f"}
@@ -312,7 +312,7 @@ ASKED = [(name, shots) for name in TASKS for shots in (None, 2) if shots is None
 def test_metrics_are_those_of_lm_eval(name: str, shots: int | None, directory: Path, peer, sweep) -> None:
     path = str(directory / f"{name}.yaml")
     expected = peer(name, shots)
-    found = outcomes(sweep(HarnessSpec(path, shots=shots)), name)[name]
+    found = outcomes(sweep(LmEvalSpec(path, shots=shots)), name)[name]
     assert found.pop(LEFT_OUT) == (0, len(PAGES if name == "pages" else QUESTIONS))
     assert {metric: value for metric, (value, _) in found.items()} == theirs(expected["results"][name])
     assert len(found) >= 2
@@ -321,7 +321,7 @@ def test_metrics_are_those_of_lm_eval(name: str, shots: int | None, directory: P
 
 @pytest.mark.parametrize(("name", "shots"), ASKED)
 def test_tokens_are_those_of_lm_eval(name: str, shots: int | None, directory: Path, peer) -> None:
-    _, (built,) = build(directory, HarnessSpec(str(directory / f"{name}.yaml"), shots=shots))
+    _, (built,) = build(directory, LmEvalSpec(str(directory / f"{name}.yaml"), shots=shots))
     rows = [row for part in built.parts.values() for row in part.table.to_pylist()]
     ours = [(row["token_ids"], row["continuation_start"]) for row in rows]
     # The unconditional ones are a table of their own here.
@@ -329,7 +329,7 @@ def test_tokens_are_those_of_lm_eval(name: str, shots: int | None, directory: Pa
 
 
 def test_seed_and_limit(directory: Path, peer, sweep) -> None:
-    spec = HarnessSpec(str(directory / "plain.yaml"), shots=3, limit=4, seed=7)
+    spec = LmEvalSpec(str(directory / "plain.yaml"), shots=3, limit=4, seed=7)
     found = outcomes(sweep(spec), "plain")["plain"]
     assert {key: value for key, (value, _) in found.items() if "," in key} == theirs(
         peer("plain", 3, 4, seed=7)["results"]["plain"]
@@ -340,7 +340,7 @@ def test_seed_and_limit(directory: Path, peer, sweep) -> None:
 
 
 def test_a_text_longer_than_a_window_is_several_requests(directory: Path) -> None:
-    _, (built,) = build(directory, HarnessSpec(str(directory / "pages.yaml")))
+    _, (built,) = build(directory, LmEvalSpec(str(directory / "pages.yaml")))
     table = built.parts["pages"].table
     assert table["doc_id"].to_pylist().count("pages/0") > 2
     assert max(map(len, table["token_ids"].to_pylist())) == WINDOW - 1
@@ -376,7 +376,7 @@ def test_windows_over_texts_are_those_of_the_model_and_engines_are_as_long_as_th
 def test_filters_and_repeats(directory: Path, peer, sweep) -> None:
     kept = {"name": "kept", "filter": [{"function": "take_first"}]}
     path = write_task(directory, "filtered", {**CHOICE, "repeats": 2, "filter_list": [kept, {**kept, "name": "again"}]})
-    found = outcomes(sweep(HarnessSpec(str(path))), "filtered")["filtered"]
+    found = outcomes(sweep(LmEvalSpec(str(path))), "filtered")["filtered"]
     assert {key: value for key, (value, _) in found.items() if "," in key} == theirs(
         peer("filtered")["results"]["filtered"]
     )
@@ -388,13 +388,13 @@ def test_results_computed_in_a_way_of_their_own(directory: Path, peer, sweep) ->
     (directory / "own_results.py").write_text(own)
     path = write_task(directory, "own", {key: value for key, value in CHOICE.items() if key != "metric_list"})
     path.write_text(path.read_text() + "process_results: !function own_results.results\n")
-    found = outcomes(sweep(HarnessSpec(str(path))), "own")["own"]
+    found = outcomes(sweep(LmEvalSpec(str(path))), "own")["own"]
     assert {key: value for key, (value, _) in found.items() if "," in key} == theirs(peer("own")["results"]["own"])
     assert "margin,none" in found
-    _, (built,) = build(directory, HarnessSpec(str(path)))
+    _, (built,) = build(directory, LmEvalSpec(str(path)))
     assert built.parts["own"].scored_as == "other"
     (directory / "own_results.py").write_text(own.replace("1.0", "0.0"))
-    assert build(directory, HarnessSpec(str(path)))[1][0].parts["own"].sha256 != built.parts["own"].sha256
+    assert build(directory, LmEvalSpec(str(path)))[1][0].parts["own"].sha256 != built.parts["own"].sha256
 
 
 # Groups
@@ -424,7 +424,7 @@ def _quick_index(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_quick_index")
 def test_a_group_has_its_members_and_its_aggregate(group: Path, peer, sweep) -> None:
     expected = peer("both")["results"]
-    run = sweep(HarnessSpec(str(group)))
+    run = sweep(LmEvalSpec(str(group)))
     found = outcomes(run, "both")
     assert set(run.plan()["tasks"]) == {"first", "second"}
     assert found.keys() == {"first", "second", "both"}
@@ -436,7 +436,7 @@ def test_a_group_has_its_members_and_its_aggregate(group: Path, peer, sweep) -> 
 
 @pytest.mark.usefixtures("_quick_index")
 def test_a_group_under_another_name(group: Path) -> None:
-    harness = load_harness(HarnessSpec(str(group), name="mine"))
+    harness = load_lm_eval(LmEvalSpec(str(group), name="mine"))
     assert harness.name == "mine"
     assert [task.name for task in harness.tasks] == ["mine.first", "mine.second"]
     assert list(harness.groups) == ["mine"]
@@ -445,7 +445,7 @@ def test_a_group_under_another_name(group: Path) -> None:
 
 @pytest.mark.usefixtures("_quick_index")
 def test_a_group_with_an_empty_member_has_no_aggregate(group: Path, sweep) -> None:
-    found = outcomes(sweep(HarnessSpec(str(group)), quarantined=tuple(range(3 * len(QUESTIONS)))), "both")
+    found = outcomes(sweep(LmEvalSpec(str(group)), quarantined=tuple(range(3 * len(QUESTIONS)))), "both")
     assert found["first"] == {LEFT_OUT: (6, 6)}
     assert found["both"] == {LEFT_OUT: (6, 6 + len(SHOTS))}
     assert "acc,none" in found["second"]
@@ -455,30 +455,30 @@ def test_a_group_with_an_empty_member_has_no_aggregate(group: Path, sweep) -> No
 
 
 def test_a_quarantined_request_leaves_its_document_out(directory: Path, sweep) -> None:
-    whole = outcomes(sweep(HarnessSpec(str(directory / "plain.yaml"))), "plain")["plain"]
-    found = outcomes(sweep(HarnessSpec(str(directory / "plain.yaml")), quarantined=(4,), to="b"), "plain")["plain"]
+    whole = outcomes(sweep(LmEvalSpec(str(directory / "plain.yaml"))), "plain")["plain"]
+    found = outcomes(sweep(LmEvalSpec(str(directory / "plain.yaml")), quarantined=(4,), to="b"), "plain")["plain"]
     assert found[LEFT_OUT] == (1, 6)
     assert found["acc,none"][1] == 5
-    _, (built,) = build(directory, HarnessSpec(str(directory / "plain.yaml")))
+    _, (built,) = build(directory, LmEvalSpec(str(directory / "plain.yaml")))
     right = [is_right(built, place) for place in range(6)]
     assert whole["acc,none"][0] == sum(right) / 6
     assert found["acc,none"][0] == (sum(right) - right[1]) / 5
 
 
-def is_right(built: BuiltHarnessTask, place: int) -> bool:
+def is_right(built: BuiltLmEvalTask, place: int) -> bool:
     rows = built.parts["plain"].table.slice(3 * place, 3).to_pylist()
     sums = [sum(scores(row["token_ids"], row["continuation_start"])[0]) for row in rows]
     return rows[int(np.argmax(sums))]["is_gold"]
 
 
 def test_a_lost_window_leaves_its_text_out(directory: Path, sweep) -> None:
-    found = outcomes(sweep(HarnessSpec(str(directory / "pages.yaml")), quarantined=(1,)), "pages")["pages"]
+    found = outcomes(sweep(LmEvalSpec(str(directory / "pages.yaml")), quarantined=(1,)), "pages")["pages"]
     assert found[LEFT_OUT] == (1, 3)
     assert {n for metric, (_, n) in found.items() if "," in metric} == {2}
 
 
 def test_unknown_greediness_is_no_guess(directory: Path, tmp_path: Path) -> None:
-    harness, built = build(directory, HarnessSpec(str(directory / "lambada.yaml")))
+    harness, built = build(directory, LmEvalSpec(str(directory / "lambada.yaml")))
     run = RunDir(tmp_path / "run")
     commit(run, built, ("0",))
     path = run.unit("tokens", "lambada", "0", 0)
@@ -496,7 +496,7 @@ def test_unknown_greediness_is_no_guess(directory: Path, tmp_path: Path) -> None
 
 
 def test_a_perplexity_beyond_float64_is_null(directory: Path, tmp_path: Path) -> None:
-    harness, built = build(directory, HarnessSpec(str(directory / "lambada.yaml")))
+    harness, built = build(directory, LmEvalSpec(str(directory / "lambada.yaml")))
     run = RunDir(tmp_path / "run")
     commit(run, built, ("0",))
     path = run.unit("tokens", "lambada", "0", 0)
@@ -515,7 +515,7 @@ def test_a_perplexity_beyond_float64_is_null(directory: Path, tmp_path: Path) ->
 def test_only_complete_lambdas_and_those_once(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lambdasweep.tasks.lm_eval_tasks import own_metrics as module
 
-    harness, built = build(directory, HarnessSpec(str(directory / "informed.yaml")))
+    harness, built = build(directory, LmEvalSpec(str(directory / "informed.yaml")))
     run = RunDir(tmp_path / "run")
     commit(run, built, ("0", "0.5"))
     missing = run.unit("tokens", "informed.unconditional", "0.5", 0)
@@ -541,7 +541,7 @@ def test_only_complete_lambdas_and_those_once(directory: Path, tmp_path: Path, m
 
 
 def test_the_right_choice_and_its_bytes(directory: Path) -> None:
-    _, (built,) = build(directory, HarnessSpec(str(directory / "plain.yaml")))
+    _, (built,) = build(directory, LmEvalSpec(str(directory / "plain.yaml")))
     table = built.parts["plain"].table
     table.validate(full=True)
     assert table.schema.equals(schemas.REQUESTS)
@@ -550,7 +550,7 @@ def test_the_right_choice_and_its_bytes(directory: Path) -> None:
     golds = [row["choice"] for row in table.to_pylist() if row["is_gold"]]
     assert golds == [row["gold"] for row in QUESTIONS]
     assert table["continuation_bytes"].to_pylist()[:3] == [4, 10, 3]
-    _, (undelimited,) = build(directory, HarnessSpec(str(directory / "undelimited.yaml")))
+    _, (undelimited,) = build(directory, LmEvalSpec(str(directory / "undelimited.yaml")))
     assert undelimited.parts["undelimited"].table["continuation_bytes"].to_pylist()[:3] == [4, 4, 6]
 
 
@@ -566,7 +566,7 @@ def test_the_right_choice_and_its_bytes(directory: Path) -> None:
     ],
 )
 def test_what_the_requests_are_to_each_other(name: str, scored_as: str, directory: Path) -> None:
-    _, (built,) = build(directory, HarnessSpec(str(directory / f"{name}.yaml")))
+    _, (built,) = build(directory, LmEvalSpec(str(directory / f"{name}.yaml")))
     part = built.parts[name]
     assert part.scored_as == scored_as
     golds = part.table["is_gold"].to_pylist()
@@ -577,7 +577,7 @@ def test_what_the_requests_are_to_each_other(name: str, scored_as: str, director
 
 
 def test_choices_without_context_are_no_choices(directory: Path) -> None:
-    _, (built,) = build(directory, HarnessSpec(str(directory / "informed.yaml")))
+    _, (built,) = build(directory, LmEvalSpec(str(directory / "informed.yaml")))
     assert {name: (part.scored_as, len(part.table)) for name, part in built.parts.items()} == {
         "informed": ("choices", 18),
         "informed.unconditional": ("other", 18),
@@ -589,7 +589,7 @@ def test_metrics_hold_both(directory: Path, sweep) -> None:
     from calibration.analyse import analyse
 
     for name in ("plain", "informed", "inputs", "lambada", "pages"):
-        run = sweep(HarnessSpec(str(directory / f"{name}.yaml")), lambdas=("0", "1"), to=name)
+        run = sweep(LmEvalSpec(str(directory / f"{name}.yaml")), lambdas=("0", "1"), to=name)
         rows = analyse(run, resamples=10).metrics.to_pylist()
         theirs = {row["metric"]: row for row in rows if row["metric"].startswith("lm_eval/") and row["lam"] == 1}
         assert {key.removeprefix("lm_eval/") for key in theirs} == outcomes(run, name, "1")[name].keys()
@@ -612,7 +612,7 @@ def test_the_terminal_shows_both(directory: Path, sweep, capsys: pytest.CaptureF
     from calibration.analyse import write_metrics
     from calibration.terminal.tables import render
 
-    run = sweep(HarnessSpec(str(directory / "plain.yaml")), lambdas=("0", "0.5"), quarantined=(4,))
+    run = sweep(LmEvalSpec(str(directory / "plain.yaml")), lambdas=("0", "0.5"), quarantined=(4,))
     tables = render(write_metrics(run))
     for table in tables:
         Console(width=80).print(table)
@@ -628,7 +628,7 @@ def test_a_group_is_in_the_metrics(group: Path, sweep) -> None:
     from calibration.analyse import analyse
     from calibration.terminal.tables import render
 
-    metrics = analyse(sweep(HarnessSpec(str(group))), resamples=10).metrics
+    metrics = analyse(sweep(LmEvalSpec(str(group))), resamples=10).metrics
     rows = [row for row in metrics.to_pylist() if row["task"] == "both"]
     assert [row["metric"] for row in rows] == ["lm_eval/acc,none", "lm_eval/acc_norm,none", "lm_eval/docs_left_out"]
     assert len(render(metrics)) == 6  # two tasks by ours and by lm-eval, and their group by either
@@ -654,7 +654,7 @@ def test_what_lm_eval_has_and_we_cannot_score(
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     path = write_task(directory, "odd", {**CHOICE, **settings})
     with pytest.raises(TaskError) as caught:
-        load_harness(HarnessSpec(str(path)))
+        load_lm_eval(LmEvalSpec(str(path)))
     assert says in str(caught.value)
     assert str(path) in caught.value.title
 
@@ -666,7 +666,7 @@ def test_members_that_generate_are_named(directory: Path) -> None:
     path = directory / "mixed.yaml"
     path.write_text(yaml.safe_dump({"group": "mixed", "task": ["plain", "writes", "speaks"]}))
     with pytest.raises(TaskError) as caught:
-        load_harness(HarnessSpec(str(path)))
+        load_lm_eval(LmEvalSpec(str(path)))
     assert [problem.split()[0] for problem in caught.value.problems] == ["writes", "speaks"]
 
 
@@ -674,25 +674,25 @@ def test_a_target_that_is_a_list_is_refused(directory: Path) -> None:
     """What lm-eval makes of it is no text, and its own model would end in an AttributeError."""
     write_task(directory, "two", {**TASKS["lambada"], "doc_to_target": "a"})
     with pytest.raises(TaskError, match=r"two: doc_to_text or doc_to_target of document 0 is a list, where"):
-        load_harness(HarnessSpec(str(directory / "two.yaml")))
+        load_lm_eval(LmEvalSpec(str(directory / "two.yaml")))
 
 
 @pytest.mark.usefixtures("_quick_index")
 def test_a_name_that_lm_eval_does_not_know() -> None:
     with pytest.raises(TaskError, match=r"lm-eval 0\.4\.13 has no task of that name: give a name that"):
-        load_harness(HarnessSpec("arc_eesy"))
+        load_lm_eval(LmEvalSpec("arc_eesy"))
 
 
 def test_bad_settings_come_at_once(directory: Path) -> None:
     with pytest.raises(TaskError) as caught:
-        load_harness(HarnessSpec(str(directory / "plain.yaml"), name="a/b", shots=-1, limit=0))
+        load_lm_eval(LmEvalSpec(str(directory / "plain.yaml"), name="a/b", shots=-1, limit=0))
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
         "shots is -1",
         "limit is 0",
         "the task name 'a/b' cannot be a file name",
     ]
     with pytest.raises(TaskError, match="the file cannot be read"):
-        load_harness(HarnessSpec(str(directory / "gone.yaml")))
+        load_lm_eval(LmEvalSpec(str(directory / "gone.yaml")))
 
 
 def test_lm_eval_is_missing_or_another(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -700,25 +700,25 @@ def test_lm_eval_is_missing_or_another(directory: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(load.metadata, "version", lambda name: "0.4.9")
     with pytest.raises(InputError, match=r"need lm-eval 0\.4\.13, and 0\.4\.9 is installed"):
-        load_harness(HarnessSpec(str(directory / "plain.yaml")))
+        load_lm_eval(LmEvalSpec(str(directory / "plain.yaml")))
 
     def gone(name: str) -> str:
         raise load.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(load.metadata, "version", gone)
     with pytest.raises(InputError, match=r"need lm-eval: install lambdasweep\[lm-eval\]"):
-        load_harness(HarnessSpec(str(directory / "plain.yaml")))
+        load_lm_eval(LmEvalSpec(str(directory / "plain.yaml")))
 
 
 def test_a_task_that_refuses_examples_says_so(directory: Path) -> None:
     path = write_task(directory, "zero", {**CHOICE, "num_fewshot": 0})
-    harness = load_harness(HarnessSpec(str(path), shots=2))
+    harness = load_lm_eval(LmEvalSpec(str(path), shots=2))
     assert harness.tasks[0].shots == 0
     assert "takes 0 shots" in harness.warnings[0]
 
 
 def test_a_metric_that_fails_names_its_task(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    harness, built = build(directory, HarnessSpec(str(directory / "plain.yaml")))
+    harness, built = build(directory, LmEvalSpec(str(directory / "plain.yaml")))
     run = RunDir(tmp_path / "run")
     commit(run, built, ("0",))
     monkeypatch.setattr(type(built[0].source.task), "process_results", lambda *_: {}["gold"])
@@ -732,7 +732,7 @@ def test_a_metric_that_fails_names_its_task(directory: Path, tmp_path: Path, mon
 def test_a_changed_task_is_another(directory: Path) -> None:
     def sha256(**changes: Any) -> tuple[str, str]:
         path = write_task(directory, "same", CHOICE | changes)
-        _, (built,) = build(directory, HarnessSpec(str(path)))
+        _, (built,) = build(directory, LmEvalSpec(str(path)))
         return built.parts["same"].sha256, built.parts["same"].requests_sha256
 
     first = sha256()
@@ -746,7 +746,7 @@ def test_a_changed_document_is_another_task(directory: Path) -> None:
     def sha256(word: str) -> tuple[str, str]:
         (directory / "other.json").write_text("".join(json.dumps({**row, "word": word}) + "\n" for row in QUESTIONS))
         path = write_task(directory, "changing", CHOICE, data="other.json")
-        _, (built,) = build(directory, HarnessSpec(str(path)))
+        _, (built,) = build(directory, LmEvalSpec(str(path)))
         return built.parts["changing"].sha256, built.parts["changing"].requests_sha256
 
     (one, requests), (other, same) = sha256("one"), sha256("another word")
@@ -755,8 +755,8 @@ def test_a_changed_document_is_another_task(directory: Path) -> None:
 
 
 def test_a_moved_task_is_the_same(directory: Path, tmp_path: Path) -> None:
-    _, (here,) = build(directory, HarnessSpec(str(directory / "plain.yaml")))
+    _, (here,) = build(directory, LmEvalSpec(str(directory / "plain.yaml")))
     (tmp_path / "questions.json").write_bytes((directory / "questions.json").read_bytes())
     (tmp_path / "shots.json").write_bytes((directory / "shots.json").read_bytes())
-    _, (there,) = build(directory, HarnessSpec(str(write_task(tmp_path, "plain", CHOICE))))
+    _, (there,) = build(directory, LmEvalSpec(str(write_task(tmp_path, "plain", CHOICE))))
     assert here.parts["plain"].sha256 == there.parts["plain"].sha256
