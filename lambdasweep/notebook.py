@@ -211,7 +211,10 @@ class Run:
                 f"nothing of task {task!r} is scored at λ = {name} yet: run the sweep on, or give another λ"
             )
         grid = self._plan[task].lambdas  # its ends are those of the colours
-        return reliability_chart(rows, grid, of).properties(title=f"{task}, λ = {name}", width=320, height=320)
+        import altair as alt
+
+        chart = reliability_chart(rows, grid, of) | {"title": f"{task}, λ = {name}", "width": 320, "height": 320}
+        return alt.LayerChart.from_dict(chart)
 
     @property
     def _remedy(self) -> str:

@@ -1,6 +1,6 @@
 """Figures follow the controls of the page, which are its list of tasks and its λ slider."""
 
-import altair as alt
+from calibration.report.vega import Spec
 
 TASK, STOP = "task", "point"  # the names that the page's controls set
 
@@ -8,11 +8,11 @@ OF_TASK = f"datum.task === {TASK}"
 OF_STOP = f"datum.point === toNumber({STOP})"  # the data call a stop "point"; a slider's value is text
 
 
-def task_param(element: str, task: str) -> alt.Parameter:
+def task_param(element: str, task: str) -> Spec:
     """Return the parameter that a list of tasks on the page (a CSS selector) sets."""
-    return alt.param(name=TASK, value=task, bind=alt.BindDirect(element=element))
+    return {"name": TASK, "value": task, "bind": {"element": element}}
 
 
-def stop_param(stop: int) -> alt.Parameter:
+def stop_param(stop: int) -> Spec:
     """Return the parameter that the λ slider sets."""
-    return alt.param(name=STOP, value=stop, bind=alt.BindDirect(element="#lambda"))
+    return {"name": STOP, "value": stop, "bind": {"element": "#lambda"}}

@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import altair as alt
-
 from calibration.report.controls import OF_STOP
 from calibration.report.data import chart_data
 from calibration.report.facts import Cell, Facts, Outcomes, TaskFacts
 from calibration.report.measures import Measure
 from calibration.report.style import NEUTRAL, OTHER_COLOUR, lam_axis, lam_colour, number, role_shape
+from calibration.report.vega import Spec, end, mark, nominal, quantitative
 
 _COLUMNS = ("task", "lambda", "lam", "point", "role", "value", "low", "high", "scaled", "floor", "documents")
 
@@ -39,9 +38,7 @@ def _row(facts: Facts, task: str, lam: str, cell: Cell) -> dict[str, Any]:
     }
 
 
-def curve_chart(
-    facts: Facts, rows: Sequence[dict[str, Any]], measure: Measure, follows: bool = False
-) -> alt.LayerChart:
+def curve_chart(facts: Facts, rows: Sequence[dict[str, Any]], measure: Measure, follows: bool = False) -> Spec:
     """Draw a metric along λ.
 
     Args:
@@ -51,40 +48,52 @@ def curve_chart(
         follows: whether the λ of the slider is marked.
     """
     x = lam_axis(facts.every_lam, facts.parents)
-    scale = alt.Scale(zero=False)
-    base = alt.Chart().encode(x=x)
-    value = alt.Y("value:Q", title=measure.axis, scale=scale)
-    tooltip = [
-        alt.Tooltip("lambda:N", title="λ"),
-        alt.Tooltip("value:Q", title=measure.title, format=measure.form),
-        alt.Tooltip("low:Q", title="95 % from", format=measure.form),
-        alt.Tooltip("high:Q", title="to", format=measure.form),
-        alt.Tooltip("documents:Q", title="documents", format="d"),
-    ]
+
+    def y(field: str, **properties: Any) -> Spec:
+        return quantitative(field, title=measure.axis, scale={"zero": False}, **properties)
+
     layers = [
-        base.mark_area(opacity=0.22, color=NEUTRAL).encode(
-            y=alt.Y("low:Q", title=measure.axis, scale=scale), y2="high:Q"
-        ),
-        base.mark_line(color=NEUTRAL, strokeWidth=1.5).encode(y=value),
+        mark("area", {"x": x, "y": y("low"), "y2": end("high")}, opacity=0.22, color=NEUTRAL),
+        mark("line", {"x": x, "y": y("value")}, color=NEUTRAL, strokeWidth=1.5),
     ]
     if follows:
-        layers.append(base.transform_filter(OF_STOP).mark_rule(color=NEUTRAL, strokeDash=[2, 3], strokeWidth=1.2))
+        layers.append(mark("rule", {"x": x}, [OF_STOP], color=NEUTRAL, strokeDash=[2, 3], strokeWidth=1.2))
     if any(row["scaled"] is not None for row in rows):
-        rule = alt.Chart().mark_rule(color=OTHER_COLOUR, strokeDash=[6, 3], strokeWidth=1.6)
-        level = alt.Y("mean(scaled):Q", title=measure.axis, scale=scale)
-        label = alt.Chart().mark_text(align="right", dy=-6, fontSize=10, color=OTHER_COLOUR, text="aligned, T-scaled")
-        layers += [rule.encode(y=level), label.encode(x=alt.X("max(lam):Q"), y=level)]
+        layers += _scaled(y("scaled", aggregate="mean"))
     if any(row.get("floor") is not None for row in rows):
-        noise = alt.Y("floor:Q", title=measure.axis, scale=scale)
-        dotted = base.mark_line(color=NEUTRAL, strokeWidth=1.4, strokeDash=[1, 3]).encode(y=noise)
-        last = alt.Chart().transform_joinaggregate(most="max(lam)", groupby=["task"])
-        last = last.transform_filter("datum.lam === datum.most")
-        label = last.mark_text(align="right", dy=9, fontSize=10, color=NEUTRAL, text="noise alone").encode(
-            x=alt.X("lam:Q"), y=noise
-        )
-        layers += [dotted, label]
-    dots = base.mark_point(filled=True, opacity=1, size=42).encode(
-        y=value, color=lam_colour(facts.every_lam), shape=role_shape(), tooltip=tooltip
-    )
-    parents = dots.transform_filter("datum.role !== 'other λ'").mark_point(filled=True, opacity=1, size=110)
-    return alt.LayerChart(data=chart_data(rows, _COLUMNS), layer=[*layers, dots, parents])
+        layers += _floor(x, y("floor"))
+    channels = {
+        **{"x": x, "y": y("value"), "color": lam_colour(facts.every_lam), "shape": role_shape()},
+        "tooltip": [
+            nominal("lambda", title="λ"),
+            quantitative("value", title=measure.title, format=measure.form),
+            quantitative("low", title="95 % from", format=measure.form),
+            quantitative("high", title="to", format=measure.form),
+            quantitative("documents", title="documents", format="d"),
+        ],
+    }
+    dots = mark("point", channels, filled=True, opacity=1, size=42)
+    parents = mark("point", channels, ["datum.role !== 'other λ'"], filled=True, opacity=1, size=110)
+    return {"data": chart_data(rows, _COLUMNS), "layer": [*layers, dots, parents]}
+
+
+def _scaled(level: Spec) -> list[Spec]:
+    """Draw the level of aligned after temperature scaling, with its name at the right end."""
+    words: Spec = {"text": "aligned, T-scaled", "align": "right", "dy": -6, "fontSize": 10}
+    return [
+        mark("rule", {"y": level}, color=OTHER_COLOUR, strokeDash=[6, 3], strokeWidth=1.6),
+        mark("text", {"x": quantitative("lam", aggregate="max"), "y": level}, color=OTHER_COLOUR, **words),
+    ]
+
+
+def _floor(x: Spec, noise: Spec) -> list[Spec]:
+    """Draw what noise alone gives, with its name at the right end."""
+    last: list[Spec | str] = [
+        {"joinaggregate": [{"op": "max", "field": "lam", "as": "most"}], "groupby": ["task"]},
+        "datum.lam === datum.most",
+    ]
+    words: Spec = {"text": "noise alone", "align": "right", "dy": 9, "fontSize": 10}
+    return [
+        mark("line", {"x": x, "y": noise}, color=NEUTRAL, strokeWidth=1.4, strokeDash=[1, 3]),
+        mark("text", {"x": quantitative("lam"), "y": noise}, last, color=NEUTRAL, **words),
+    ]

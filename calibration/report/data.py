@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import altair as alt
+from calibration.report.vega import Spec
 
 TEXT = ("task", "role", "label", "series", "lambda", "interval")
 
 
-def chart_data(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], digits: int = 6) -> alt.InlineData:
+def chart_data(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], digits: int = 6) -> Spec:
     """Return these columns of rows as the data of a chart; columns in TEXT are text, all others numbers of so many digits.
 
     A value that is missing, None or not finite becomes null, for which no mark is drawn.
@@ -21,7 +21,7 @@ def chart_data(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], digits
     writer.writerow(columns)
     writer.writerows([_field(row.get(column), digits) for column in columns] for row in rows)
     parse = {column: "string" if column in TEXT else "number" for column in columns}
-    return alt.InlineData(values=sink.getvalue(), format=alt.CsvDataFormat(type="csv", parse=parse))
+    return {"values": sink.getvalue(), "format": {"type": "csv", "parse": parse}}
 
 
 def _field(value: Any, digits: int) -> str:

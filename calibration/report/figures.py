@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import altair as alt
-
 from calibration.report.controls import OF_STOP, OF_TASK, TASK, stop_param, task_param
 from calibration.report.curve_figure import curve_chart, curve_rows, outcome_curve_rows
 from calibration.report.facts import Facts, TaskFacts
@@ -13,6 +11,7 @@ from calibration.report.measures import Measure, drawn_measures
 from calibration.report.plane_figure import plane_chart, plane_measures, plane_rows
 from calibration.report.reliability_figure import bin_dicts, histogram_chart, reliability_chart
 from calibration.report.tasks_figure import domain, task_rows, tasks_chart
+from calibration.report.vega import Spec, facet, following, nominal
 
 PAPER_TASKS = 12  # figures for a paper show the first tasks only; the page and the tables hold all
 
@@ -20,18 +19,18 @@ _TASK, _CONTINUATION, _SAMPLED, _OUTCOME = "#task", "#continuation", "#sampled",
 OUTCOME_FIGURES = 12  # the page draws the first metrics of lm-eval only; the tables hold all
 
 
-def page_figures(facts: Facts) -> dict[str, dict[str, alt.LayerChart]]:
+def page_figures(facts: Facts) -> dict[str, dict[str, Spec]]:
     """Return the charts of each section of the page, by the element's id; a section with nothing to draw is left out."""
-    found: dict[str, dict[str, alt.LayerChart]] = {}
+    found: dict[str, dict[str, Spec]] = {}
     stop = facts.start
     frontiers = {}
     if facts.frontiers and facts.frontiers[0][1].is_pooled:
         rows = list(frontier_rows(facts, *facts.frontiers[0]))
-        pooled = frontier_chart(facts, rows, follows=True).properties(title=_title(facts.frontiers[0][0]), height=300)
-        frontiers["frontier-pooled"] = pooled.add_params(stop_param(stop))
+        pooled = frontier_chart(facts, rows, follows=True) | {"title": _title(facts.frontiers[0][0]), "height": 300}
+        frontiers["frontier-pooled"] = following(pooled, [stop_param(stop)])
     if per_task := facts.frontiers:
         rows = [row for name, found_one in per_task for row in frontier_rows(facts, name, found_one)]
-        one = frontier_chart(facts, rows, follows=True).properties(title=_title(alt.ExprRef(TASK)), height=300)
+        one = frontier_chart(facts, rows, follows=True) | {"title": _title({"expr": TASK}), "height": 300}
         frontiers["frontier-task"] = _following(one, _TASK, facts.choice_tasks, stop)
     found["frontier"] = frontiers
     found["plane"] = _planes(facts, facts.choice_tasks, drawn_measures("choices", facts.confidence), _TASK)
@@ -40,7 +39,7 @@ def page_figures(facts: Facts) -> dict[str, dict[str, alt.LayerChart]]:
     multiples = {task.name: list(task_rows(facts, task)) for task in facts.choice_tasks if not facts.coordinates}
     span = domain([row for rows in multiples.values() for row in rows])
     found["tasks"] = {
-        f"tasks-{i}": tasks_chart(facts, rows, span).properties(title=_title(name))
+        f"tasks-{i}": tasks_chart(facts, rows, span) | {"title": _title(name)}
         for i, (name, rows) in enumerate(multiples.items())
     }
     continuations = facts.continuation_tasks
@@ -53,22 +52,22 @@ def page_figures(facts: Facts) -> dict[str, dict[str, alt.LayerChart]]:
     return {section: charts for section, charts in found.items() if charts}
 
 
-def paper_figures(facts: Facts) -> dict[str, alt.TopLevelMixin]:
+def paper_figures(facts: Facts) -> dict[str, Spec]:
     """Return the figures for a paper by file name, of at most PAPER_TASKS tasks each."""
-    found: dict[str, alt.TopLevelMixin] = {}
+    found: dict[str, Spec] = {}
     if shown := facts.frontiers[:PAPER_TASKS]:
         rows = [row for name, one in shown for row in frontier_rows(facts, name, one)]
-        chart = frontier_chart(facts, rows).properties(width=420, height=320)
-        found["frontier"] = _facet(chart, [name for name, _ in shown], columns=2).resolve_scale(
-            x="independent", y="independent"
-        )
+        chart = frontier_chart(facts, rows) | {"width": 420, "height": 320}
+        found["frontier"] = _facet(chart, [name for name, _ in shown], columns=2) | {
+            "resolve": {"scale": {"x": "independent", "y": "independent"}}
+        }
     tasks = facts.choice_tasks[:PAPER_TASKS]
     if tasks and facts.coordinates:
         found |= _paper_planes(facts, tasks, drawn_measures("choices", facts.confidence))
     elif tasks:
         found["curves"] = _grid(facts, tasks, drawn_measures("choices", facts.confidence))
         rows = [row for task in tasks for row in task_rows(facts, task)]
-        chart = tasks_chart(facts, rows, domain(rows)).properties(width=240, height=180)
+        chart = tasks_chart(facts, rows, domain(rows)) | {"width": 240, "height": 180}
         found["tasks"] = _facet(chart, [task.name for task in tasks], columns=3)
     for events, of in (("documents", tasks), ("tokens", facts.tasks)):
         names = [task.name for task in of if task.lambdas][:PAPER_TASKS]
@@ -83,53 +82,46 @@ def paper_figures(facts: Facts) -> dict[str, alt.TopLevelMixin]:
     return found
 
 
-def _title(name: str | alt.ExprRef) -> alt.TitleParams:
-    return alt.TitleParams(text=name, limit=300)
+def _title(name: str | Spec) -> Spec:
+    return {"text": name, "limit": 300}
 
 
-def _following(
-    chart: alt.LayerChart, control: str, tasks: Sequence[TaskFacts], stop: int, filters: str = OF_TASK
-) -> alt.LayerChart:
+def _following(chart: Spec, control: str, tasks: Sequence[TaskFacts], stop: int, filters: str = OF_TASK) -> Spec:
     """Let a chart follow the page's controls."""
-    return chart.transform_filter(filters).add_params(task_param(control, tasks[0].name), stop_param(stop))
+    return following(chart, [task_param(control, tasks[0].name), stop_param(stop)], filters)
 
 
 def _curves(
     facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure], control: str, stop: int
-) -> dict[str, alt.LayerChart]:
-    found: dict[str, alt.LayerChart] = {}
+) -> dict[str, Spec]:
+    found: dict[str, Spec] = {}
     for measure in () if facts.coordinates else measures:
         rows = [row for task in tasks for row in curve_rows(facts, task, measure)]
         if rows:
-            chart = curve_chart(facts, rows, measure, follows=True).properties(title=measure.title, height=200)
+            chart = curve_chart(facts, rows, measure, follows=True) | {"title": measure.title, "height": 200}
             found[f"{control[1:]}-{measure.metric}"] = _following(chart, control, tasks, stop)
     return found
 
 
-def _planes(
-    facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure], control: str
-) -> dict[str, alt.LayerChart]:
+def _planes(facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure], control: str) -> dict[str, Spec]:
     found = {}
     for measure in plane_measures(facts, measures):
         rows = [row for task in tasks for row in plane_rows(facts, task, measure)]
         if rows:
-            chart = plane_chart(facts, rows, measure).properties(title=measure.title, height=260)
-            chart = chart.transform_filter(OF_TASK).add_params(task_param(control, tasks[0].name))
-            found[f"{control[1:]}-plane-{measure.metric}"] = chart
+            chart = plane_chart(facts, rows, measure) | {"title": measure.title, "height": 260}
+            params = [task_param(control, tasks[0].name)]
+            found[f"{control[1:]}-plane-{measure.metric}"] = following(chart, params, OF_TASK)
     return found
 
 
-def _paper_planes(
-    facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure]
-) -> dict[str, alt.TopLevelMixin]:
+def _paper_planes(facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure]) -> dict[str, Spec]:
     charts = [
-        plane_chart(facts, list(plane_rows(facts, task, measure)), measure).properties(
-            title=_title(f"{task.name}: {measure.title}"), width=260, height=220
-        )
+        plane_chart(facts, list(plane_rows(facts, task, measure)), measure)
+        | {"title": _title(f"{task.name}: {measure.title}"), "width": 260, "height": 220}
         for task in tasks
         for measure in plane_measures(facts, measures)
     ]
-    return {"plane": alt.concat(*charts, columns=2).resolve_scale(color="independent")} if charts else {}
+    return {"plane": {"concat": charts, "columns": 2, "resolve": {"scale": {"color": "independent"}}}} if charts else {}
 
 
 def outcome_metrics(facts: Facts) -> list[str]:
@@ -145,41 +137,41 @@ def outcome_metrics(facts: Facts) -> list[str]:
     return list(drawn)
 
 
-def _outcomes(facts: Facts, stop: int) -> dict[str, alt.LayerChart]:
+def _outcomes(facts: Facts, stop: int) -> dict[str, Spec]:
     found = {}
     for i, metric in enumerate(outcome_metrics(facts)[:OUTCOME_FIGURES]):
         rows = [row for one in facts.outcomes for row in outcome_curve_rows(facts, one, metric)]
         measure = Measure(metric, metric.removesuffix(",none"), "as lm-eval says")
         follows = bool(facts.grid)  # a page without finished λs has no slider
-        chart = curve_chart(facts, rows, measure, follows).properties(title=measure.title, height=200)
-        chart = chart.transform_filter(OF_TASK).add_params(task_param(_OUTCOME, facts.outcomes[0].name))
-        found[f"outcome-{i}"] = chart.add_params(stop_param(stop)) if follows else chart
+        chart = curve_chart(facts, rows, measure, follows) | {"title": measure.title, "height": 200}
+        params = [task_param(_OUTCOME, facts.outcomes[0].name), *([stop_param(stop)] if follows else [])]
+        found[f"outcome-{i}"] = following(chart, params, OF_TASK)
     return found
 
 
 def _reliability(
     facts: Facts, tasks: Sequence[TaskFacts], kinds: Sequence[str], control: str, stop: int
-) -> dict[str, alt.LayerChart]:
+) -> dict[str, Spec]:
     found = {}
     names = {task.name for task in tasks}
-    drawn: list[tuple[str, Callable[..., alt.LayerChart], str, int]] = [
+    drawn: list[tuple[str, Callable[..., Spec], str, int]] = [
         ("reliability", reliability_chart, "Reliability of {}", 300),
         ("confidence", histogram_chart, "Confidence of {}", 150),
     ]
     for of in kinds:
         rows = [row for row in bin_dicts(facts.bins, of, facts.stops) if row["task"] in names]
         for name, chart, title, height in drawn if rows else ():
-            one = chart(rows, facts.every_lam, of).properties(title=title.format(of), height=height)
+            one = chart(rows, facts.every_lam, of) | {"title": title.format(of), "height": height}
             filters = f"{OF_TASK} && {OF_STOP}"
             found[f"{control[1:]}-{name}-{of}"] = _following(one, control, tasks, stop, filters)
     return found
 
 
-def _facet(chart: alt.LayerChart, names: list[str], columns: int) -> alt.FacetChart:
-    return chart.facet(facet=alt.Facet("task:N", title=None, sort=names), columns=columns)
+def _facet(chart: Spec, names: list[str], columns: int) -> Spec:
+    return facet(chart, nominal("task", title=None, sort=names), columns=columns)
 
 
-def _grid(facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure]) -> alt.TopLevelMixin:
+def _grid(facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure]) -> Spec:
     """Put every metric of every task next to each other, with a row for each task."""
     charts = []
     for task in tasks:
@@ -188,9 +180,10 @@ def _grid(facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure])
             title = f"{task.name}: {measure.title}" if len(tasks) > 1 else measure.title
             rows = list(curve_rows(facts, task, measure))
             if rows or not task.is_pool:  # pooled tasks do not have every metric
-                row.append(curve_chart(facts, rows, measure).properties(title=_title(title), width=230, height=160))
-        charts.append(alt.concat(*row, columns=3))
-    return alt.vconcat(*charts)
+                size = {"title": _title(title), "width": 230, "height": 160}
+                row.append(curve_chart(facts, rows, measure) | size)
+        charts.append({"concat": row, "columns": 3})
+    return {"vconcat": charts}
 
 
 def _landmarks(facts: Facts, events: str) -> list[dict[str, Any]]:
@@ -202,8 +195,7 @@ def _landmarks(facts: Facts, events: str) -> list[dict[str, Any]]:
     return [row | {"label": names[row["lambda"]]} for row in rows if row["lambda"] in names]
 
 
-def _side_by_side(chart: alt.LayerChart, height: int, rows: list[dict[str, Any]]) -> alt.FacetChart:
+def _side_by_side(chart: Spec, height: int, rows: list[dict[str, Any]]) -> Spec:
     tasks, labels = (list(dict.fromkeys(row[key] for row in rows)) for key in ("task", "label"))
-    return chart.properties(width=220, height=height).facet(
-        row=alt.Row("task:N", title=None, sort=tasks), column=alt.Column("label:N", title=None, sort=labels)
-    )
+    channels = {"row": nominal("task", title=None, sort=tasks), "column": nominal("label", title=None, sort=labels)}
+    return facet(chart | {"width": 220, "height": height}, channels)

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import altair as alt
-
 from calibration.catalogue import answers
 from calibration.frontier.frontier import Frontier
 from calibration.frontier.types import FrontierPoint, Value
@@ -12,6 +10,7 @@ from calibration.report.controls import OF_STOP
 from calibration.report.data import chart_data
 from calibration.report.facts import Cell, Facts
 from calibration.report.style import NEUTRAL, ROLES, lam_colour, number, role_shape
+from calibration.report.vega import Spec, end, mark, nominal, quantitative
 
 _COLUMNS = (
     *("task", "lambda", "lam", "point", "role", "label", "x", "x_low", "x_high", "y", "y_low", "y_high"),
@@ -45,7 +44,7 @@ def frontier_rows(facts: Facts, title: str, frontier: Frontier) -> Iterator[dict
         }
 
 
-def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = False) -> alt.LayerChart:
+def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = False) -> Spec:
     """Draw frontiers.
 
     Args:
@@ -53,47 +52,52 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
         rows: what `frontier_rows` yields for one title or for several.
         follows: whether the λ of the slider is marked.
     """
-    x = alt.X("x:Q", title=f"{answers()[facts.error].title}, 0 to 1 (lower is better)", scale=alt.Scale(zero=False))
-    y = alt.Y("y:Q", title="accuracy, share of documents (higher is better)", scale=alt.Scale(zero=False))
+    error = answers()[facts.error].title
+    x = quantitative("x", title=f"{error}, 0 to 1 (lower is better)", scale={"zero": False})
+    y = quantitative("y", title="accuracy, share of documents (higher is better)", scale={"zero": False})
+    at, text = {"x": x, "y": y}, {"x": x, "y": y, "text": nominal("label")}
     colour, explained = lam_colour(facts.every_lam), lam_colour(facts.every_lam, legend=True)
-    tooltip = [
-        alt.Tooltip("lambda:N", title="λ"),
-        alt.Tooltip("y:Q", title="accuracy", format=".4f"),
-        alt.Tooltip("x:Q", title="error", format=".4f"),
-        alt.Tooltip("interval:N", title="95 %"),
-        alt.Tooltip("membership:Q", title="on the frontier in", format=".0%"),
-        alt.Tooltip("documents:Q", title="documents", format="d"),
-    ]
-    base = alt.Chart()
-    path = base.transform_filter("datum.role !== 'aligned, temperature-scaled'")
-    front = base.transform_filter("datum.member === 1")
-    crosses = [_cross(base.transform_filter("datum.marked === 1"), colour, 0.75)]
-    if follows:
-        crosses.append(_cross(base.transform_filter(OF_STOP), colour, 1.0))
-    points = base.encode(x=x, y=y, color=colour, shape=role_shape(legend=True), tooltip=tooltip)
-    label = base.transform_filter("datum.label && !datum.below").mark_text(dx=8, dy=-9, align="left", fontSize=11)
-    name = base.transform_filter("datum.label && datum.below").mark_text(dx=8, dy=15, align="left", fontSize=11)
-    along = path.mark_line(color=NEUTRAL, strokeWidth=1, opacity=0.7).encode(x=x, y=y, order="lam:Q")
+    points = at | {
+        **{"color": colour, "shape": role_shape(legend=True)},
+        "tooltip": [
+            nominal("lambda", title="λ"),
+            quantitative("y", title="accuracy", format=".4f"),
+            quantitative("x", title="error", format=".4f"),
+            nominal("interval", title="95 %"),
+            quantitative("membership", title="on the frontier in", format=".0%"),
+            quantitative("documents", title="documents", format="d"),
+        ],
+    }
+    along = mark(
+        "line",
+        at | {"order": quantitative("lam")},
+        ["datum.role !== 'aligned, temperature-scaled'"],
+        **{"color": NEUTRAL, "strokeWidth": 1, "opacity": 0.7},
+    )
+    front = mark(
+        "line",
+        at | {"order": quantitative("x")},
+        ["datum.member === 1"],
+        **{"color": NEUTRAL, "strokeWidth": 3, "opacity": 0.55, "interpolate": "step-after"},
+    )
+    hollow = mark("point", points, ["datum.member === 0"], size=55, filled=False, strokeWidth=1.8, opacity=1)
+    full = mark("point", points | {"color": explained}, ["datum.member === 1"], size=110, filled=True, opacity=1)
+    words = {"dx": 8, "align": "left", "fontSize": 11}
     layers = [
         *([] if facts.coordinates else [along]),  # points of several coordinates have no order
-        front.mark_line(color=NEUTRAL, strokeWidth=3, opacity=0.55, interpolate="step-after").encode(
-            x=x, y=y, order="x:Q"
-        ),
-        *[mark for cross in crosses for mark in cross],
-        points.transform_filter("datum.member === 0").mark_point(size=55, filled=False, strokeWidth=1.8, opacity=1),
-        points.transform_filter("datum.member === 1")
-        .mark_point(size=110, filled=True, opacity=1)
-        .encode(color=explained),
-        base.transform_filter("datum.chosen === 1").mark_point(size=330, color=NEUTRAL, strokeWidth=2).encode(x=x, y=y),
-        label.encode(x=x, y=y, text="label:N"),
-        name.encode(x=x, y=y, text="label:N"),
+        front,
+        *_cross("datum.marked === 1", colour, 0.75),
+        *(_cross(OF_STOP, colour, 1.0) if follows else ()),
+        *(hollow, full),
+        mark("point", at, ["datum.chosen === 1"], size=330, color=NEUTRAL, strokeWidth=2),
+        mark("text", text, ["datum.label && !datum.below"], dy=-9, **words),
+        mark("text", text, ["datum.label && datum.below"], dy=15, **words),
     ]
     if follows:
-        halo = base.transform_filter(OF_STOP).mark_point(size=420, strokeWidth=1, strokeDash=[3, 2], color=NEUTRAL)
-        layers.append(halo.encode(x=x, y=y))
+        layers.append(mark("point", at, [OF_STOP], size=420, strokeWidth=1, strokeDash=[3, 2], color=NEUTRAL))
     # Hollow points have their colour on the stroke: one legend for hollow and filled points could not be a gradient.
-    legend = alt.LegendResolveMap(color="independent")
-    return alt.LayerChart(layer=layers, data=chart_data(rows, _COLUMNS), resolve=alt.Resolve(legend=legend))
+    resolve = {"legend": {"color": "independent"}}
+    return {"data": chart_data(rows, _COLUMNS), "layer": layers, "resolve": resolve}
 
 
 def _labels(facts: Facts, frontier: Frontier) -> dict[str, str]:
@@ -129,10 +133,13 @@ def _span(values: list[Value]) -> float:
     return (max(ends) - min(ends)) or 1.0
 
 
-def _cross(base: alt.Chart, colour: alt.Color | alt.ColorValue, opacity: float) -> tuple[alt.Chart, alt.Chart]:
-    across = base.mark_rule(strokeWidth=1.4, opacity=opacity).encode(x="x_low:Q", x2="x_high:Q", y="y:Q", color=colour)
-    up = base.mark_rule(strokeWidth=1.4, opacity=opacity).encode(x="x:Q", y="y_low:Q", y2="y_high:Q", color=colour)
-    return across, up
+def _cross(predicate: str, colour: Spec, opacity: float) -> tuple[Spec, Spec]:
+    across = {"x": quantitative("x_low"), "x2": end("x_high"), "y": quantitative("y"), "color": colour}
+    up = {"x": quantitative("x"), "y": quantitative("y_low"), "y2": end("y_high"), "color": colour}
+    return (
+        mark("rule", across, [predicate], strokeWidth=1.4, opacity=opacity),
+        mark("rule", up, [predicate], strokeWidth=1.4, opacity=opacity),
+    )
 
 
 def _row(title: str, point: FrontierPoint) -> dict[str, Any]:

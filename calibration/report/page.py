@@ -10,7 +10,6 @@ from importlib import resources
 from pathlib import PurePath
 from typing import Any
 
-import altair as alt
 import vl_convert
 from jinja2 import Environment
 from markupsafe import Markup
@@ -23,6 +22,7 @@ from calibration.report.identity import Quarantined, identity, task_records
 from calibration.report.notices import notices
 from calibration.report.numbers import numbers
 from calibration.report.style import theme
+from calibration.report.vega import Spec
 from contract.formula import formula
 from contract.points import ONLY
 from contract.records import LineRecord, ParentRecord, Plan, SweepRecord
@@ -57,9 +57,8 @@ def page(
         margin: the accuracy that λ* may give up, as a share of documents.
     """
     charts = page_figures(facts)
-    specs = {name: _spec(chart) for section in charts.values() for name, chart in section.items()}
-    # Data sets are known by their content, so data that two figures show is in the page once.
-    datasets = {name: rows for spec in specs.values() for name, rows in spec.pop("datasets").items()}
+    datasets: dict[str, str] = {}
+    specs = {name: _spec(chart, datasets) for section in charts.values() for name, chart in section.items()}
     bundle, script = Markup(_bundle()), Markup(_file("page.js"))
     data = {"specs": specs, "datasets": datasets, "themes": {name: theme(name, _FONT) for name in ("light", "dark")}}
     # A task's name cannot become markup: jinja2 escapes it in HTML, and the JSON has no "<" at all.
@@ -87,10 +86,15 @@ def page(
     )
 
 
-def _spec(chart: alt.LayerChart) -> dict[str, Any]:
-    spec: dict[str, Any] = chart.properties(width="container").to_dict()
-    spec.pop("config", None)  # the config comes from the theme, which follows the reader's setting
-    return spec
+def _spec(chart: Spec, datasets: dict[str, str]) -> Spec:
+    """Return a chart with its data moved into `datasets`, where they are known by their content.
+
+    Data that two figures show is in the page once.
+    """
+    values: str = chart["data"]["values"]
+    name = "data-" + hashlib.sha256(values.encode()).hexdigest()[:16]
+    datasets[name] = values
+    return chart | {"width": "container", "data": {"name": name, "format": chart["data"]["format"]}}
 
 
 def _parents(pair: Mapping[str, ParentRecord]) -> ParentNames:

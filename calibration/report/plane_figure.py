@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import altair as alt
-
 from calibration.report.data import chart_data
 from calibration.report.facts import Facts, TaskFacts
 from calibration.report.measures import Measure
+from calibration.report.vega import Spec, mark, nominal, ordinal, quantitative
 from contract.points import coordinates
 
 _COLUMNS = ("task", "lambda", "across", "up", "value", "low", "high", "documents", "label")
@@ -33,7 +32,7 @@ def plane_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict
             }
 
 
-def plane_chart(facts: Facts, rows: Sequence[dict[str, Any]], measure: Measure) -> alt.LayerChart:
+def plane_chart(facts: Facts, rows: Sequence[dict[str, Any]], measure: Measure) -> Spec:
     """Draw a metric over both coordinates; parents and λ* are named.
 
     Args:
@@ -43,25 +42,24 @@ def plane_chart(facts: Facts, rows: Sequence[dict[str, Any]], measure: Measure) 
     """
     across, up = facts.coordinates
     tooltip = [
-        alt.Tooltip("lambda:N", title="point"),
-        alt.Tooltip("value:Q", title=measure.title, format=measure.form),
-        alt.Tooltip("low:Q", title="95 % from", format=measure.form),
-        alt.Tooltip("high:Q", title="to", format=measure.form),
-        alt.Tooltip("documents:Q", title="documents", format="d"),
+        nominal("lambda", title="point"),
+        quantitative("value", title=measure.title, format=measure.form),
+        quantitative("low", title="95 % from", format=measure.form),
+        quantitative("high", title="to", format=measure.form),
+        quantitative("documents", title="documents", format="d"),
     ]
-    base = alt.Chart().encode(
-        x=alt.X("across:O", title=f"λ of {across}", axis=alt.Axis(labelAngle=0)),
-        y=alt.Y("up:O", title=f"λ of {up}", sort="descending"),
-    )
-    colour = alt.Color("value:Q", title=measure.axis, scale=alt.Scale(zero=False), legend=None)
-    return alt.LayerChart(
-        data=chart_data(rows, _COLUMNS),
-        layer=[
+    cell = {
+        "x": ordinal("across", title=f"λ of {across}", axis={"labelAngle": 0}),
+        "y": ordinal("up", title=f"λ of {up}", sort="descending"),
+    }
+    colour = quantitative("value", title=measure.axis, scale={"zero": False}, legend=None)
+    name = {"fontSize": 10, "dy": 13, "fontWeight": "bold"}
+    return {
+        "data": chart_data(rows, _COLUMNS),
+        "layer": [
             # The colours are pale, so that the numbers in the cells can be read on a light and on a dark page.
-            base.mark_rect(opacity=0.45).encode(color=colour, tooltip=tooltip),
-            base.mark_text(fontSize=11).encode(text=alt.Text("value:Q", format=".3f")),
-            base.transform_filter("datum.label")
-            .mark_text(fontSize=10, dy=13, fontWeight="bold")
-            .encode(text="label:N"),
+            mark("rect", cell | {"color": colour, "tooltip": tooltip}, opacity=0.45),
+            mark("text", cell | {"text": quantitative("value", format=".3f")}, fontSize=11),
+            mark("text", cell | {"text": nominal("label")}, ["datum.label"], **name),
         ],
-    )
+    }

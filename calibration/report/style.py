@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import altair as alt
-
+from calibration.report.vega import Spec, nominal, quantitative
 from contract.points import is_named
 
 # The hue goes from violet to orange and the luminance only up, so that the order of λs is seen without colour, too. Every
@@ -66,31 +65,32 @@ def number(point: str) -> float | None:
     return None if is_named(point) else float(point)
 
 
-def lam_colour(grid: Sequence[str], legend: bool = False) -> alt.Color | alt.ColorValue:
+def lam_colour(grid: Sequence[str], legend: bool = False) -> Spec:
     """Return the colour channel: a λ has one colour in all figures of a run; points of several coordinates share one."""
     if any(map(is_named, grid)):
-        return alt.ColorValue(ACCURACY_COLOUR)
+        return {"value": ACCURACY_COLOUR}
     low, high = _ends(grid)
     high = high if high > low else low + 1
     ticks = sorted({low, high, *(parent for parent in (0.0, 1.0) if low < parent < high)})
-    shown = alt.Legend(
-        title="λ", type="gradient", orient="top", gradientLength=200, gradientThickness=8, values=ticks, format="~g"
-    )
-    return alt.Color("lam:Q", scale=alt.Scale(domain=[low, high]), legend=shown if legend else None)
+    shown = {
+        **{"title": "λ", "type": "gradient", "orient": "top", "gradientLength": 200, "gradientThickness": 8},
+        **{"values": ticks, "format": "~g"},
+    }
+    return quantitative("lam", scale={"domain": [low, high]}, legend=shown if legend else None)
 
 
-def lam_axis(grid: Sequence[str], parents: Mapping[str, str]) -> alt.X:
+def lam_axis(grid: Sequence[str], parents: Mapping[str, str]) -> Spec:
     """Return the horizontal axis of everything that is drawn along λ."""
     low, high = _ends(grid)
     margin = 0.03 * (high - low) or 0.5  # a single λ still needs an axis
     title = f"λ ({', '.join(f'{lam} {name}' for name, lam in parents.items())})"
-    return alt.X("lam:Q", title=title, scale=alt.Scale(domain=[low - margin, high + margin], nice=False))
+    return quantitative("lam", title=title, scale={"domain": [low - margin, high + margin], "nice": False})
 
 
-def role_shape(legend: bool = False) -> alt.Shape:
+def role_shape(legend: bool = False) -> Spec:
     """Return the shape channel of `role`, which shows without a colour that a point is a parent."""
-    shown = alt.Legend(title=None, orient="bottom", columns=2) if legend else None
-    return alt.Shape("role:N", scale=alt.Scale(domain=list(ROLES), range=list(_SHAPES)), legend=shown)
+    shown = {"title": None, "orient": "bottom", "columns": 2} if legend else None
+    return nominal("role", scale={"domain": list(ROLES), "range": list(_SHAPES)}, legend=shown)
 
 
 def _ends(grid: Sequence[str]) -> tuple[float, float]:

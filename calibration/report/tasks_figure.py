@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import altair as alt
-
 from calibration.frontier.curve import shown_as
 from calibration.report.data import chart_data
 from calibration.report.facts import Facts, TaskFacts
 from calibration.report.style import ACCURACY_COLOUR, OTHER_COLOUR, lam_axis, number
+from calibration.report.vega import Spec, end, mark, nominal, quantitative
 
 _COLUMNS = ("task", "lambda", "lam", "point", "series", "value", "low", "high")
 _SERIES = ("accuracy", "mean confidence")
@@ -33,28 +32,30 @@ def domain(rows: Sequence[dict[str, Any]]) -> tuple[float, float]:
     return max(0.0, low - 0.02), min(1.0, high + 0.02)
 
 
-def tasks_chart(facts: Facts, rows: Sequence[dict[str, Any]], span: tuple[float, float]) -> alt.LayerChart:
+def tasks_chart(facts: Facts, rows: Sequence[dict[str, Any]], span: tuple[float, float]) -> Spec:
     """Draw the rows of one task, or of several tasks that a facet takes apart."""
-    scale = alt.Scale(domain=list(span), nice=False)
-    legend = alt.Legend(title=None, orient="bottom", symbolType="stroke", symbolOpacity=1, symbolSize=300)
-    colour = alt.Color(
-        "series:N",
-        scale=alt.Scale(domain=list(_SERIES), range=[ACCURACY_COLOUR, OTHER_COLOUR]),
-        legend=legend,
-    )
-    dash = alt.StrokeDash("series:N", scale=alt.Scale(domain=list(_SERIES), range=[[1, 0], [6, 3]]), legend=legend)
-    base = alt.Chart().encode(x=lam_axis(facts.every_lam, facts.parents), color=colour)
+    legend = {"title": None, "orient": "bottom", "symbolType": "stroke", "symbolOpacity": 1, "symbolSize": 300}
+    colours = {"domain": list(_SERIES), "range": [ACCURACY_COLOUR, OTHER_COLOUR]}
+    dashes = {"domain": list(_SERIES), "range": [[1, 0], [6, 3]]}
+    along = {
+        "x": lam_axis(facts.every_lam, facts.parents),
+        "color": nominal("series", scale=colours, legend=legend),
+    }
+
+    def y(field: str) -> Spec:
+        return quantitative(field, title="share, probability", scale={"domain": list(span), "nice": False})
+
     tooltip = [
-        alt.Tooltip("lambda:N", title="λ"),
-        alt.Tooltip("series:N", title="of"),
-        alt.Tooltip("value:Q", title="value", format=".4f"),
+        nominal("lambda", title="λ"),
+        nominal("series", title="of"),
+        quantitative("value", title="value", format=".4f"),
     ]
-    value = alt.Y("value:Q", title="share, probability", scale=scale)
-    return alt.LayerChart(
-        data=chart_data(rows, _COLUMNS),
-        layer=[
-            base.mark_area(opacity=0.16).encode(y=alt.Y("low:Q", title="share, probability", scale=scale), y2="high:Q"),
-            base.mark_line(strokeWidth=2).encode(y=value, strokeDash=dash),
-            base.mark_point(size=28, filled=True, opacity=1).encode(y=value, tooltip=tooltip),
+    dash = nominal("series", scale=dashes, legend=legend)
+    return {
+        "data": chart_data(rows, _COLUMNS),
+        "layer": [
+            mark("area", along | {"y": y("low"), "y2": end("high")}, opacity=0.16),
+            mark("line", along | {"y": y("value"), "strokeDash": dash}, strokeWidth=2),
+            mark("point", along | {"y": y("value"), "tooltip": tooltip}, size=28, filled=True, opacity=1),
         ],
-    )
+    }

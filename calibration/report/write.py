@@ -3,12 +3,9 @@
 import csv
 import io
 import re
-from typing import Any
 
-import altair as alt
 import pyarrow as pa
 import vl_convert
-from altair.utils.schemapi import debug_mode
 
 from calibration.analyse import Analysis, write_bins
 from calibration.catalogue import ERROR
@@ -18,6 +15,7 @@ from calibration.report.figures import paper_figures
 from calibration.report.identity import quarantine
 from calibration.report.page import page
 from calibration.report.style import theme
+from calibration.report.vega import Spec
 from calibration.samples_at_lambda import by_lambda
 from calibration.scores.per_document import CONFIDENCES
 from contract.grid import canonical
@@ -26,6 +24,7 @@ from contract.rundir import RunDir, commit_bytes, names
 # The first font comes with the converter, so that figures look the same on every machine.
 _FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 _PPI = 200.0
+_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # says which Vega-Lite the figures are written for
 
 
 def write_report(
@@ -50,11 +49,6 @@ def write_report(
     Raises:
         OSError: the disk is full or not writable; what was there before is left as it was.
     """
-    with debug_mode(False):  # tests hold the charts against their schema, which takes most of the time that they take
-        _write(run, analysis, error, confidence, figures)
-
-
-def _write(run: RunDir, analysis: Analysis, error: str, confidence: str, figures: bool) -> None:
     facts = gather(analysis, error, confidence)
     write_frontiers(run, analysis.found, by_lambda(analysis.metrics))
     write_bins(run, analysis)
@@ -73,10 +67,8 @@ def _write(run: RunDir, analysis: Analysis, error: str, confidence: str, figures
     commit_bytes(run.index_html, html.encode())
 
 
-def _svg(chart: alt.TopLevelMixin) -> str:
-    spec: dict[str, Any] = chart.to_dict()
-    spec["config"] = theme("light", _FONT)
-    svg = vl_convert.vegalite_to_svg(spec)
+def _svg(chart: Spec) -> str:
+    svg: str = vl_convert.vegalite_to_svg(chart | {"$schema": _SCHEMA, "config": theme("light", _FONT)})
     # Vega numbers the gradients through the whole process, so they are numbered anew in each figure.
     numbers: dict[str, str] = {}
     return re.sub(r"\bgradient_\d+\b", lambda match: numbers.setdefault(match[0], f"gradient_{len(numbers)}"), svg)

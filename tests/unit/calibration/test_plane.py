@@ -174,7 +174,7 @@ def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
     charts = page_figures(facts)
     assert list(charts) == ["frontier", "plane", "reliability"]
     assert list(charts["plane"]) == ["task-plane-acc", "task-plane-ece_width15"]
-    rows = charts["plane"]["task-plane-acc"].data.values.splitlines()
+    rows = charts["plane"]["task-plane-acc"]["data"]["values"].splitlines()
     assert len(rows) == 1 + 3 * len(POINTS)
     assert rows[1].startswith('one,"dpo=0,sft=0",0,0,0.666667,')
     assert rows[1].endswith(",60,base")

@@ -8,9 +8,11 @@ import re
 from decimal import Decimal
 from html.parser import HTMLParser
 
+import altair as alt
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from jsonschema import ValidationError
 
 from calibration import analyse
 from calibration.report.curve_figure import outcome_curve_rows
@@ -79,7 +81,7 @@ def page_of(html):
 
 def drawn_rows(spec):
     """The rows of a chart's data, as dicts of text."""
-    (values,) = spec["datasets"].values()
+    values = spec["data"]["values"]
     return list(csv.DictReader(io.StringIO(values)))
 
 
@@ -250,7 +252,7 @@ def test_the_frontier_shows_every_point_the_parents_and_scaled_aligned(run):
     add_quiz(run)
     facts = facts_of(run)
     (found,) = facts.frontiers
-    rows = drawn_rows(page_figures(facts)["frontier"]["frontier-task"].to_dict())
+    rows = drawn_rows(page_figures(facts)["frontier"]["frontier-task"])
     assert [row["lambda"] for row in rows] == [*GRID, "1, temperature-scaled"]
     assert [row["role"] for row in rows] == ["base", "other λ", "aligned", "other λ", "aligned, temperature-scaled"]
     for row, point in zip(rows, found[1].points, strict=False):
@@ -274,7 +276,7 @@ def test_curves_have_bands_and_the_scaled_line(run):
             "option_mass",
         )
     }
-    rows = drawn_rows(charts["task-brier"].to_dict())
+    rows = drawn_rows(charts["task-brier"])
     task = facts.tasks[0]
     for row, lam in zip(rows, GRID, strict=True):
         cell = task.cell(lam, "brier")
@@ -282,12 +284,12 @@ def test_curves_have_bands_and_the_scaled_line(run):
             [cell.value, cell.low, cell.high], rel=1e-5
         )
         assert float(row["scaled"]) == pytest.approx(task.cell("1", "brier_scaled").value, rel=1e-5)
-    assert {row["scaled"] for row in drawn_rows(charts["task-auroc"].to_dict())} == {""}
+    assert {row["scaled"] for row in drawn_rows(charts["task-auroc"])} == {""}
 
 
 def test_reliability_follows_task_and_slider(run):
     add_quiz(run)
-    spec = page_figures(facts_of(run))["reliability"]["task-reliability-documents"].to_dict()
+    spec = page_figures(facts_of(run))["reliability"]["task-reliability-documents"]
     assert {param["name"]: param["bind"] for param in spec["params"]} == {
         "task": {"element": "#task"},
         "point": {"element": "#lambda"},
@@ -316,10 +318,8 @@ def test_a_lambda_has_one_colour_everywhere(run):
             for one in value:
                 yield from domains(one)
 
-    found = [
-        domain for charts in page_figures(facts).values() for c in charts.values() for domain in domains(c.to_dict())
-    ]
-    found += [domain for chart in paper_figures(facts).values() for domain in domains(chart.to_dict())]
+    found = [domain for charts in page_figures(facts).values() for c in charts.values() for domain in domains(c)]
+    found += [domain for chart in paper_figures(facts).values() for domain in domains(chart)]
     assert len(found) > 20
     assert set(found) == {(0.0, 1.5)}
 
@@ -328,9 +328,24 @@ def test_every_figure_names_its_axes(run):
     add_quiz(run)
     add_words(run)
     for name, chart in paper_figures(facts_of(run)).items():
-        titles = re.findall(r'"title": "([^"]+)"', json.dumps(chart.to_dict(), ensure_ascii=False))
+        titles = re.findall(r'"title": "([^"]+)"', json.dumps(chart, ensure_ascii=False))
         assert titles, name
         assert not any(re.fullmatch(r"\w+_\w+", title) for title in titles), name
+
+
+def test_every_chart_keeps_to_the_schema_of_vega_lite(run):
+    """Altair has a copy of the schema, and raises what a chart has that is not in it."""
+    add_quiz(run)
+    add_words(run)
+    facts = facts_of(run)
+    page_charts, paper = page_figures(facts), paper_figures(facts)
+    charts = [chart for name in ("frontier", "reliability", "tasks") for chart in page_charts[name].values()]
+    charts += [page_charts["curves"]["task-ece_width15"], paper["frontier"], paper["reliability-documents"]]
+    for chart in charts:
+        alt.Chart.from_dict(chart)
+    broken = charts[0] | {"layer": [charts[0]["layer"][0] | {"mark": {"type": "lines"}}]}
+    with pytest.raises(ValidationError):
+        alt.Chart.from_dict(broken)
 
 
 def test_a_large_run_has_fewer_stops(run, monkeypatch):
@@ -340,9 +355,9 @@ def test_a_large_run_has_fewer_stops(run, monkeypatch):
     facts = facts_of(run)
     assert {"0", "1", facts.chosen} <= set(facts.stops) < set(facts.grid)
     assert facts.stops[facts.start] == facts.chosen
-    reliability = drawn_rows(page_figures(facts)["reliability"]["task-reliability-documents"].to_dict())
+    reliability = drawn_rows(page_figures(facts)["reliability"]["task-reliability-documents"])
     assert {row["lambda"] for row in reliability} == set(facts.stops)
-    curve = drawn_rows(page_figures(facts)["curves"]["task-acc"].to_dict())
+    curve = drawn_rows(page_figures(facts)["curves"]["task-acc"])
     assert [row["lambda"] for row in curve] == list(facts.grid)
     assert {row["lambda"] for row in curve if int(row["point"]) >= 0} == set(facts.stops)
     assert f"stops at {len(facts.stops)} of 7 λs" in " ".join(notices(facts))
@@ -365,7 +380,7 @@ def test_what_chart_data_cannot_draw_is_null():
         {"lam": 1 / 3, "value": float("inf")},
         {"lam": 2, "value": None},
     ]
-    data = chart_data(rows, ("task", "lam", "value")).to_dict()
+    data = chart_data(rows, ("task", "lam", "value"))
     assert data["values"] == 'task,lam,value\n"a,""b""",0.1,\n,0.333333,\n,2,\n'
     assert data["format"]["parse"] == {"task": "string", "lam": "number", "value": "number"}
 
@@ -506,9 +521,9 @@ def test_partly_scored_points_are_in_the_table_but_in_no_figure(run):
     half_finished(run)
     facts = facts_of(run)
     assert facts.grid == ("0", "0.5")
-    rows = drawn_rows(page_figures(facts)["curves"]["task-acc"].to_dict())
+    rows = drawn_rows(page_figures(facts)["curves"]["task-acc"])
     assert [row["lambda"] for row in rows] == ["0", "0.5"]
-    rows = drawn_rows(page_figures(facts)["reliability"]["task-reliability-documents"].to_dict())
+    rows = drawn_rows(page_figures(facts)["reliability"]["task-reliability-documents"])
     assert {row["lambda"] for row in rows} == {"0", "0.5"}
     (table,) = numbers(facts)
     assert [(row[0], row[1]) for row in table.rows][-1] == ("1.5", "partial")
@@ -563,7 +578,7 @@ def test_the_metrics_of_lm_eval_are_drawn_along_lambda(run):
     facts = facts_of(run)
     assert facts.every_lam == facts.grid  # so that a λ has the same colour as ever
     charts = page_figures(facts)["outcomes"]
-    assert [chart.title.text if hasattr(chart.title, "text") else chart.title for chart in charts.values()] == [
+    assert [chart["title"] for chart in charts.values()] == [
         "acc_norm",
         "acc,strict",
     ]
