@@ -97,7 +97,7 @@ def plain(model: Path, files: list[Path], folder: Path) -> list[dict[str, Any]]:
     job.write_text(json.dumps(values, default=str))
     environment = {**os.environ, **process_environment(settings, available_cores())}
     with open(log, "w") as stream:
-        command = [sys.executable, Path(__file__).with_name("plain_vllm.py"), job]
+        command: list[str | Path] = [sys.executable, Path(__file__).with_name("plain_vllm.py"), job]
         if subprocess.run(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream).returncode:
             sys.exit(f"vLLM failed:\n{log.read_text()[-3000:]}")
     found: list[dict[str, Any]] = json.loads((folder / "plain.out").read_text())

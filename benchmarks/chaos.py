@@ -176,6 +176,7 @@ def measure(
     """Run both sweeps; return what the last line of the benchmark says."""
     import pyarrow.parquet as pq
 
+    from contract.records import read_plan
     from contract.rundir import RunDir
 
     arguments = [*write_inputs(root, documents), "--lambdas", lambdas]
@@ -195,12 +196,13 @@ def measure(
     finally:
         chaos.close()
     disturbed = results(root / "chaos")
-    requests: Counter[int] = Counter()
+    requests: Counter[tuple[str, int]] = Counter()
     run = RunDir(root / "chaos")
-    for lam in run.plan()["tasks"]["rows"]["lambdas"]:
+    plan = read_plan(run)["rows"]
+    for lam in plan.lambdas:
         for table in (run.tokens("rows", lam), run.quarantine("rows", lam)):
             requests.update((lam, number) for number in table.column("request_id").to_pylist())
-    rows = pq.read_metadata(run.requests("rows")).num_rows * len(run.plan()["tasks"]["rows"]["lambdas"])
+    rows = pq.read_metadata(run.requests("rows")).num_rows * len(plan.lambdas)
     return {
         "kills": sum(done.values()),
         "lost": rows - len(requests),

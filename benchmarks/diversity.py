@@ -15,7 +15,7 @@ from importlib import metadata
 from itertools import permutations
 
 import numpy as np
-from sacrebleu.metrics import BLEU
+from sacrebleu.metrics.bleu import BLEU
 
 from calibration.metrics.diversity import DIVERSITY, diversity
 

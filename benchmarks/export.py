@@ -18,6 +18,7 @@ where |θ| ≥ 2⁻⁸ · max(|base|, |aligned|).
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -95,14 +96,15 @@ def max_ulp(pair: Path, made: Path, lam: str) -> float:
         found: dict[str, Callable[[], torch.Tensor]] = {}
         for file in directory.glob("*.safetensors"):
             opened = safe_open(file, framework="pt")
-            found |= {name: lambda opened=opened, name=name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            names: list[str] = opened.keys()  # type: ignore[no-untyped-call]
+            found |= {name: functools.partial(opened.get_tensor, name) for name in names}
         return found
 
     base, aligned, ours = lazily(pair / "base"), lazily(pair / "aligned"), lazily(made)
     largest = 0.0
     for name, load in ours.items():
         for one, two, found in zip(
-            *(whole.view(-1).split(1 << 22) for whole in (base[name](), aligned[name](), load())), strict=True
+            *(torch.split(whole.view(-1), 1 << 22) for whole in (base[name](), aligned[name](), load())), strict=True
         ):
             dtype = str(found.dtype).removeprefix("torch.")
             a, b = one.double(), two.double()

@@ -11,6 +11,7 @@ both. --tiny runs one family of each kind. The last line is JSON.
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -121,9 +122,9 @@ def judge(family: str, work: Path, lambdas: tuple[str, ...]) -> dict[str, Any]:
     checkpoints = dict(zip(LAMBDAS, (work / "base", Path(export), work / "aligned"), strict=True))
     exact, loaded = {}, {}
     for lam, checkpoint in checkpoints.items():
-        exact[lam] = forked(work / f"transformers-{lam}.log", lambda at=checkpoint: transformers_logprobs(at))
+        exact[lam] = forked(work / f"transformers-{lam}.log", functools.partial(transformers_logprobs, checkpoint))
         if lam in lambdas:
-            loaded[lam] = forked(work / f"fresh-{lam}.log", lambda at=checkpoint: fresh(at))
+            loaded[lam] = forked(work / f"fresh-{lam}.log", functools.partial(fresh, checkpoint))
     to_fresh, own = (max(_gap(loaded[lam], two[lam]) for lam in lambdas) for two in (found, exact))
     to_exact = max(_gap(found[lam], exact[lam]) for lam in LAMBDAS)
     # Where a fresh engine itself is farther from transformers, the live one is exactly as far.

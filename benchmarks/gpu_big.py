@@ -28,7 +28,7 @@ def workloads(vocabulary: int, shape: str) -> dict[str, tuple[pa.Table, int]]:
         ("five-shot full text", 520, 70, (4, 14), 200, 40),
     ):
         front = [random.randrange(3, vocabulary) for _ in range(shared)]
-        rows = []
+        rows: list[dict[str, Any]] = []
         for document in range(documents // shrink):
             question = [random.randrange(3, vocabulary) for _ in range(context)]
             for choice in range(4):

@@ -86,7 +86,7 @@ def forbid_waiting(engine: Any) -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    ContinuationHead._score = strictly  # type: ignore[method-assign]
+    ContinuationHead._score = strictly  # type: ignore[method-assign, assignment]
 
 
 def live() -> None:
@@ -116,7 +116,8 @@ def live() -> None:
 
 
 def run_walks(jobs: dict[str, dict[str, Any]], at_a_time: int) -> None:
-    waiting, running = list(jobs.items()), []
+    waiting = list(jobs.items())
+    running: list[Any] = []
     while waiting or running:
         while waiting and len(running) < at_a_time:
             name, job = waiting.pop(0)

@@ -1,13 +1,14 @@
 """The steps of benchmarks/gpu.py, each in a process of its own: `python gpu_steps.py STEP WORK SHAPE`."""
 
 import sys
+from collections.abc import Callable
 
 from gpu_big import big, pinned, plain
 from gpu_bits import bits
 from gpu_commands import serve, sweep
 from gpu_live import live, walk
 
-STEPS = {
+STEPS: dict[str, Callable[..., None]] = {
     "bits": bits,
     "live": live,
     "walk": walk,

@@ -21,12 +21,13 @@ from lambdasweep.tasks import TaskSpec, build_requests, load_tokenizer, shards
 from serve.settings import EngineSettings
 
 
-def fewest_tokens(requests: pa.Table, block: int) -> int:
+def fewest_tokens(requests: pa.Table, block: int | None) -> int:
     """Return how many tokens one unit must compute where nothing but whole blocks can be shared.
 
     A request is computed up to its last token but one. Prompts that are equal are one; of the others each distinct block,
     with all that is before it, is computed once, and what does not fill a block is computed for each.
     """
+    assert block is not None  # our settings for a benchmark say it
     prompts = {tuple(ids[:-1]) for ids in requests.column("token_ids").to_pylist()}
     blocks = {ids[:end] for ids in prompts for end in range(block, len(ids) + 1, block)}
     return block * len(blocks) + sum(len(ids) % block for ids in prompts)
@@ -42,7 +43,7 @@ def main(job: dict[str, Any]) -> None:
     engine = Engine(Path(job["base"]), Path(job["aligned"]), settings)
     engine.switch(job["lam"])
     tokenizer = load_tokenizer(job["base"])
-    found = {}
+    found: dict[str, Any] = {}
     for name, workload in job["workloads"].items():
         table = build_requests(TaskSpec(name, **(workload | {"file": Path(workload["file"])})), tokenizer).table
         units = [table.slice(first, end - first) for first, end in shards(table, SHARD_TOKENS[settings.device])]

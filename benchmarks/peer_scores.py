@@ -10,14 +10,15 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
 
-def main(job: dict) -> None:
+def main(job: dict[str, Any]) -> None:
     model = get_model(job["model"])(**job["arguments"])
-    found = {}
+    found: dict[str, Any] = {}
     for name, texts in job["workloads"].items():
         requests = [
             Instance(request_type="loglikelihood", doc={}, arguments=(context, continuation), idx=index)

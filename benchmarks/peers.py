@@ -14,7 +14,7 @@ from typing import Any
 
 from lambdasweep.tasks import TaskSpec
 from lambdasweep.tasks.documents import read_documents
-from lambdasweep.tasks.formats import render, select, shots_text
+from lambdasweep.tasks.formats import draw_shots, render, shots_text
 from serve.engine import process_environment
 from serve.machine import hardware
 from serve.settings import EngineSettings, available_cores, installed_device
@@ -39,9 +39,9 @@ def environment(name: str, *requirements: str) -> Path:
         return python
     print(f"making {home} with {', '.join(requirements)}", file=sys.stderr)
     subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip: list[str | Path] = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "uv"], check=True)
-    uv = [home / "bin" / "uv", "pip", "install", "--quiet", "--python", python]
+    uv: list[str | Path] = [home / "bin" / "uv", "pip", "install", "--quiet", "--python", python]
     if installed_device() == "cpu" and subprocess.run([*pip, f"{TORCH}+cpu"], stderr=subprocess.DEVNULL).returncode:
         subprocess.run([*uv, "--torch-backend", "cpu", TORCH], check=True)
     subprocess.run([*uv, *requirements], cwd=ROOT, check=True)  # in ROOT, where pyproject.toml excludes dependencies
@@ -142,7 +142,7 @@ def peer_scores(
 def prompts(spec: TaskSpec) -> list[dict[str, Any]]:
     """Render what lambdasweep scores of a task, as rows of a dataset for lm-eval."""
     file = read_documents(spec)
-    shots, documents = select(file.documents, spec.shots, spec.limit, spec.seed)
+    shots, documents = draw_shots(file.documents, spec.shots, spec.limit, spec.seed)
     front = shots_text(shots, file.kind, spec.format)
     rows = []
     for document in documents:
@@ -182,7 +182,7 @@ def our_scores(pair: Path, workloads: dict[str, TaskSpec], settings: EngineSetti
         }
         job.write_text(json.dumps(values, default=str))
         with open(log, "w") as stream:
-            command = [sys.executable, Path(__file__).with_name("our_scores.py"), job]
+            command: list[str | Path] = [sys.executable, Path(__file__).with_name("our_scores.py"), job]
             if subprocess.run(command, cwd=ROOT, stdout=stream, stderr=stream).returncode:
                 sys.exit(f"lambdasweep failed:\n{log.read_text()[-3000:]}")
         found: dict[str, Any] = json.loads(job.with_suffix(".out").read_text())

@@ -40,7 +40,7 @@ def write_parent(out: Path, shape: str, role: str) -> None:
 
     layers, hidden, intermediate, heads, kv_heads, vocabulary = SHAPES[shape]
     head = hidden // heads
-    sizes = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    sizes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for layer in range(layers):
         block = f"model.layers.{layer}"
         sizes |= {

@@ -80,7 +80,7 @@ def examples(rows: list[dict[str, Any]], tokenizer: Any) -> list[Example]:
 
 
 def shuffled_batches(found: list[Example], rng: random.Random) -> list[list[Example]]:
-    size = RECIPE["batch"]
+    size = int(RECIPE["batch"])
     order, batches = rng.sample(found, len(found)), []
     for start in range(0, len(order), size * BUCKET):
         bucket = sorted(order[start : start + size * BUCKET], key=lambda example: len(example[0]))
@@ -117,7 +117,7 @@ def fine_tune(base: Path, rows: list[dict[str, Any]], out: Path) -> None:
         hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
         scored = labels[:, 1:] != -100
         loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[scored]), labels[:, 1:][scored])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, RECIPE["clip"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -131,7 +131,7 @@ def main() -> None:
         versions = f"Python {platform.python_version()}, numpy {np.__version__}, pyarrow {pa.__version__}"
         print(f"report on {cores} cores, {versions}")
         began = time.perf_counter()
-        command = [Path(sys.executable).with_name("lambdasweep"), "report", run.root]
+        command = [str(Path(sys.executable).with_name("lambdasweep")), "report", str(run.root)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - began
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)

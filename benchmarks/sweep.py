@@ -67,7 +67,7 @@ def write_task(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
 
 def ours(pair: Path, job: Job, data: Path, out: Path, settings: EngineSettings) -> tuple[float, dict[str, float]]:
     """Run the sweep; return its seconds and the accuracy by λ."""
-    command = [
+    command: list[str | Path] = [
         Path(sys.executable).with_name("lambdasweep"),
         "run",
         "--base",
@@ -106,7 +106,8 @@ def theirs(
     config.write_text(merge_config(pair / "base", pair / "aligned", lam, stored))
     merging = merge(config, merged)
     arguments = engine_arguments(merged, settings)
-    command = [lm_eval(), "-m", "lm_eval", "run", "--model", "vllm", "--tasks", job.name, "--include_path", tasks]
+    command: list[str | Path] = [lm_eval(), "-m", "lm_eval", "run", "--model", "vllm"]
+    command += ["--tasks", job.name, "--include_path", tasks]
     command += ["--model_args", ",".join(f"{key}={value}" for key, value in arguments.items())]
     command += ["--batch_size", "auto", "--output_path", out]
     environment_of_engine = {
