@@ -1,6 +1,6 @@
 """Batch scoring: `lambdasweep score` against a plain loop over `vllm.LLM.generate(prompt_logprobs=0)`, and its memory.
 
-    python benchmarks/batch.py --model DIR [--quick]
+    python benchmarks/batch.py --model DIR [--quick] | --tiny
 
 Two workloads of generated text: whole prompts of distinct words, where nothing can be shared, and questions with four
 answers each, a row an answer. Both sides read the same Parquet file and tokenise it, with the same engine settings and all
@@ -104,12 +104,12 @@ def plain(model: Path, files: list[Path], folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def speed(model: Path, folder: Path, scale: int) -> dict[str, float]:
-    """Score both workloads with both sides; return the speedups and the largest relative difference of a row's sum."""
+def speed(model: Path, folder: Path, scale: int, workloads: tuple[str, ...]) -> dict[str, float]:
+    """Score workloads with both sides; return the speedups and the largest relative difference of a row's sum."""
     tables = {"documents": documents(200 // scale, 40), "choices": choices(400 // scale)}
-    files = {name: folder / f"{name}.parquet" for name in tables}
-    for name, table in tables.items():
-        pq.write_table(table, files[name])
+    files = {name: folder / f"{name}.parquet" for name in workloads}
+    for name, file in files.items():
+        pq.write_table(tables[name], file)
     theirs = dict(zip(files, plain(model, list(files.values()), folder), strict=True))
     result, largest = {}, 0.0
     for name, file in files.items():
@@ -149,14 +149,19 @@ def memory(folder: Path, scale: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="a checkpoint, for the speed")
+    parser.add_argument("--model", type=Path, help="a checkpoint, for the speed")
     parser.add_argument("--quick", action="store_true", help="a tenth of the rows")
+    parser.add_argument("--tiny", action="store_true", help="the demo's base, a few rows of choices, and no memory")
     arguments = parser.parse_args()
-    model = arguments.model.resolve()
-    scale = 10 if arguments.quick else 1
+    if arguments.model is None and not arguments.tiny:
+        parser.error("--model is needed")
+    model = BASE if arguments.tiny else arguments.model.resolve()
+    scale = 20 if arguments.tiny else 10 if arguments.quick else 1
     print(header("batch scoring", engine_settings(LENGTH), model), flush=True)
     with tempfile.TemporaryDirectory() as name:
-        result = speed(model, Path(name), scale) | memory(Path(name), scale)
+        result = speed(model, Path(name), scale, ("choices",) if arguments.tiny else ("documents", "choices"))
+        if not arguments.tiny:
+            result |= memory(Path(name), scale)
     print(json.dumps(result))
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/chaos.py [--quick] [--kills N] [--seed N]
 
-A tiny pair with real vLLM engines on the CPU, tensor parallel 2, driven by `lambdasweep run --address`. One undisturbed
+The demo pair with real vLLM engines on the CPU, tensor parallel 2, driven by `lambdasweep run --address`. One undisturbed
 sweep is the reference. A second one goes through seeded kills: of a replica's process, of one of its tensor-parallel
 ranks, of a whole node (another joins later), and of the driver (the same command is given again). Nodes are raylets on
 this machine; Ray's token authentication is on.
@@ -31,18 +31,16 @@ EXIT_DONE = (0, 3)  # 3: with one document in quarantine
 
 
 def write_inputs(root: Path, documents: int) -> list[str]:
-    """Write a tiny pair and a task; return the arguments of the sweep."""
-    from tests.support.checkpoints import write_checkpoint
+    """Write a task; return the arguments of the sweep, which is of the demo pair."""
+    from lambdasweep.demo import ALIGNED, BASE
 
-    write_checkpoint(root / "base", seed=0)
-    write_checkpoint(root / "aligned", seed=1)
     rows = [
         {"query": f"Which is {n}? " + "so " * (n % 40), "choices": [f"one {n}", f"two {n}"], "gold": n % 2}
         for n in range(documents)
     ]
     rows[7]["query"] = "far too long " * 300
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ["--base", root / "base", "--aligned", root / "aligned", "--task", f"rows={root / 'rows.jsonl'}"]
+    arguments = ["--base", BASE, "--aligned", ALIGNED, "--task", f"rows={root / 'rows.jsonl'}"]
     arguments += ["--max-model-len", 256, "--engine", "kv_cache_memory_bytes=67108864", "--engine", "threads=1"]
     return [*map(str, arguments), "--tp", "2"]
 
@@ -224,7 +222,6 @@ def main() -> None:
     kills = options.kills or (4 if options.quick else 20)
     # Before Ray is imported: its processes and the driver's talk with a token.
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid.uuid4().hex, RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
-    sys.path.insert(0, str(ROOT))
     print(f"hardware  {len(os.sched_getaffinity(0))} cores; {platform.platform()}; Python {sys.version.split()[0]}")
     print(f"settings  {kills} kills, seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:

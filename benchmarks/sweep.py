@@ -1,6 +1,6 @@
 """A whole sweep: `lambdasweep run`, and the usual way, where each λ is merged to disk and scored by lm-evaluation-harness.
 
-    python benchmarks/sweep.py --pair DIR [--quick]
+    python benchmarks/sweep.py --pair DIR [--quick] | --tiny
 
 DIR holds `base`, `aligned` and `arc_easy.jsonl` (benchmarks/real_pair.py makes one). 11 λs, twice: five-shot letter
 questions, and zero-shot answers in full text. The peer is mergekit's linear merge to disk and lm-eval with its vLLM
@@ -34,6 +34,7 @@ from peers import (
     merge_config,
     prompts,
 )
+from tiny import WINDOW, write_tiny_inputs
 
 from lambdasweep.tasks import TaskSpec
 from serve.engine import process_environment
@@ -128,13 +129,19 @@ def theirs(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pair", type=Path, required=True, help="folder with base, aligned and arc_easy.jsonl")
+    parser.add_argument("--pair", type=Path, help="folder with base, aligned and arc_easy.jsonl")
     parser.add_argument("--quick", action="store_true", help="a tenth of the documents, and one λ of the peer")
+    parser.add_argument("--tiny", action="store_true", help="the demo pair, a few documents, and no peer")
     arguments = parser.parse_args()
-    pair, share = arguments.pair.resolve(), 10 if arguments.quick else 1
-    peer_lambdas = PEER_LAMBDAS[1:2] if arguments.quick else PEER_LAMBDAS
-    settings = engine_settings(1024)
-    environment("mergekit", MERGEKIT), lm_eval()  # not in the time
+    if arguments.tiny:
+        arguments.pair = write_tiny_inputs(Path(tempfile.mkdtemp()) / "tiny")
+    if arguments.pair is None:
+        parser.error("--pair is needed")
+    pair, share = arguments.pair.resolve(), 20 if arguments.tiny else 10 if arguments.quick else 1
+    peer_lambdas = () if arguments.tiny else PEER_LAMBDAS[1:2] if arguments.quick else PEER_LAMBDAS
+    settings = engine_settings(WINDOW if arguments.tiny else 1024)
+    if peer_lambdas:
+        environment("mergekit", MERGEKIT), lm_eval()  # not in the time
     print(header("a sweep of 11 λ over ARC-Easy", settings, pair) + f"; {MERGEKIT}, {LM_EVAL}", flush=True)
     result: dict[str, Any] = {"acc_mismatches": 0}
     with tempfile.TemporaryDirectory(dir=pair.parent) as folder:
@@ -144,7 +151,8 @@ def main() -> None:
         rows = [row for row in rows if len(set(row["choices"])) == len(row["choices"])]
         data = scratch / "arc.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        for job in (Job("letters", "letters", 5, 100 // share), Job("cloze", "cloze", 0, 250 // share)):
+        jobs = (Job("letters", "letters", 5, 100 // share), Job("cloze", "cloze", 0, 250 // share))
+        for job in jobs[:1] if arguments.tiny else jobs:
             spec = TaskSpec("arc", data, format=job.format, shots=job.shots, limit=job.limit)
             write_task(scratch, job.name, prompts(spec))
             seconds, accuracy = ours(pair, job, data, scratch / f"run-{job.name}", settings)
@@ -162,6 +170,9 @@ def main() -> None:
                     f"ours {accuracy[lam]:.4f}",
                     flush=True,
                 )
+            result[f"{job.name}_acc"] = accuracy
+            if not peer:
+                continue
             usual = LAMBDAS * sum(peer) / len(peer)
             result |= {f"{job.name}_s": seconds, f"{job.name}_usual_s": usual, f"{job.name}_speedup": usual / seconds}
             print(f"  the usual way {usual:.0f} s for {LAMBDAS} λ: {usual / seconds:.1f} × ours", flush=True)

@@ -1,6 +1,7 @@
 """Pooled tasks: the numbers of the documents of all, with the means over tasks beside."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -218,9 +219,9 @@ def test_what_is_impossible_is_counted_and_nll_has_a_floor(run):
 def test_the_curve_of_ece_has_the_noise_beside_it(run):
     found = analyse(run, resamples=40)
     facts = gather(found, "ece_width15", "sum")
-    text = page_figures(facts)["curves"]["task-ece_width15"].to_json()
+    text = json.dumps(page_figures(facts)["curves"]["task-ece_width15"])
     assert "noise alone" in text
-    assert "noise alone" not in page_figures(facts)["curves"]["task-brier"].to_json()
+    assert "noise alone" not in json.dumps(page_figures(facts)["curves"]["task-brier"])
     floor = one(found.metrics, task="a", lam="0", metric="ece_floor15", split="all", confidence="sum")
     assert floor["ci_low"] is None
     assert 0.05 < floor["value"] < 0.4
