@@ -14,6 +14,7 @@ _LATE = (
     "transformers",
     "serve.switch.backend",
     "vllm.compilation.decorators",
+    "vllm.entrypoints.llm",
     "vllm.v1.core.sched.scheduler",
     "vllm.v1.engine.llm_engine",
     "vllm.v1.executor.uniproc_executor",
@@ -26,9 +27,15 @@ def import_vllm() -> None:
     for module in _LATE:
         importlib.import_module(module)
     from vllm.model_executor.models import registry
+    from vllm.platforms import current_platform
 
     # What vLLM asks of an architecture's class it asks in a process of its own, which imports vLLM anew. A fork is one.
     registry._run_in_subprocess = lambda ask: ask()
+    if (
+        current_platform.is_cpu()
+    ):  # what each engine would do again: it looks through every module for kernels to replace
+        current_platform.register_triton_kernel_overrides()
+        type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
 
 
 def forked(log: Path, work: Callable[[], Any]) -> Any:

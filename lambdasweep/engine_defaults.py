@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from contract.errors import InputError
@@ -117,26 +117,6 @@ def rope_warnings(settings: "EngineSettings", pair: "Pair") -> tuple[str, ...]:
         f"engines take requests of up to {longest} tokens, and vLLM then gives every request the long rotary factors of "
         f"this model; transformers gives those of up to {short} tokens the short ones, and scores them otherwise. "
         f"--max-model-len {short} has the short factors, and quarantines longer requests",
-    )
-
-
-# On a CPU vLLM 0.32 scores these otherwise than transformers, with weights that it loaded itself: by so many nats
-# (docs/architectures.md).
-_UNLIKE_TRANSFORMERS = {"DeepseekV2ForCausalLM": 3.7, "DeepseekV3ForCausalLM": 3.4, "Lfm2MoeForCausalLM": 1.1}
-
-
-def difference_warnings(device: str, architectures: Sequence[str]) -> tuple[str, ...]:
-    """Return a warning where vLLM itself was seen to score a model otherwise than transformers.
-
-    Args:
-        device: cpu or cuda.
-        architectures: those of the checkpoint's config.
-    """
-    return tuple(
-        f"vLLM's own {name} scores tokens up to {_UNLIKE_TRANSFORMERS[name]} nats otherwise than transformers on a CPU, "
-        "whoever loads the weights: do not rely on these numbers"
-        for name in architectures
-        if device == "cpu" and name in _UNLIKE_TRANSFORMERS
     )
 
 

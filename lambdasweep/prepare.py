@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from contract.errors import InputError, PairError, join
 from contract.points import order
 from lambdasweep.config import SweepConfig
-from lambdasweep.engine_defaults import difference_warnings, fit, rope_warnings, settle
+from lambdasweep.engine_defaults import fit, rope_warnings, settle
 from lambdasweep.tasks import BuiltTask, ChatTemplate, LmEvalSpec, Tokenizer, load_tokenizer, requests_of, shards
 from lambdasweep.tasks.chat import read_template
 from lambdasweep.tasks.documents import TaskFile, TaskSpec, read_documents
@@ -174,9 +174,7 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
         prompts[sampled.name] = PreparedPrompts(sampled, built_prompts, runs, sums)
     if longest := _longest(tasks, prompts):
         settings = fit(settings, config, pair, recorded, longest)
-    architectures = pair.shaped.config.get("architectures") or ()
-    told = (*rope_warnings(settings, pair), *difference_warnings(settings.device, architectures))
-    return Prepared(config, pair, settings, tasks, tuple(harnesses), prompts, told)
+    return Prepared(config, pair, settings, tasks, tuple(harnesses), prompts, rope_warnings(settings, pair))
 
 
 def _longest(tasks: Mapping[str, PreparedTask], prompts: Mapping[str, PreparedPrompts]) -> int:

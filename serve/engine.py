@@ -80,6 +80,9 @@ def process_environment(
     if settings.device == "cpu":
         environment["VLLM_CPU_OMP_THREADS_BIND"] = cores_by_rank(cores, settings.ranks // nodes, settings.threads)
         environment["OMP_NUM_THREADS"] = str(settings.threads)
+        if settings.extra.get("enforce_eager", True):
+            # Models are not compiled, but vLLM's count of ranks would be at each start: it takes longer than the start does.
+            environment["TORCHDYNAMO_DISABLE"] = "1"
     return environment
 
 

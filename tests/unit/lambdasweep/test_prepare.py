@@ -12,7 +12,7 @@ import pytest
 
 from lambdasweep import demo
 from lambdasweep.config import load_config
-from lambdasweep.engine_defaults import difference_warnings, fit, rope_warnings, settle
+from lambdasweep.engine_defaults import fit, rope_warnings, settle
 from lambdasweep.prepare import prepare
 from merge.checkpoint import Checkpoint
 from merge.pair import Pair
@@ -106,14 +106,6 @@ def test_short_requests_keep_the_short_rotary_factors(
     parent = Checkpoint("base", tmp_path, None, {"model_type": "nonesuch", **config}, {})
     told = rope_warnings(settings, Pair(parent, {"": parent}, ()))
     assert [f"--max-model-len {600}" in text for text in told] == [True] * warns
-
-
-def test_where_vllm_itself_is_unlike_transformers_a_warning_says_so() -> None:
-    (told,) = difference_warnings("cpu", ["DeepseekV3ForCausalLM"])
-    assert told.startswith("vLLM's own DeepseekV3ForCausalLM scores tokens up to 3.4 nats otherwise than transformers")
-    assert (
-        difference_warnings("cpu", ["LlamaForCausalLM"]) == difference_warnings("cuda", ["DeepseekV3ForCausalLM"]) == ()
-    )
 
 
 def test_the_kv_cache_on_a_cpu_is_of_the_length_that_is_used(tmp_path: Path) -> None:

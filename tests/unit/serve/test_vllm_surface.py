@@ -44,6 +44,12 @@ CALLED = [
         "serve/hooks/continuation_scores.py",
     ),
     (
+        "vllm._custom_ops",
+        "rotary_embedding",
+        ["positions", "query", "key", "head_size", "cos_sin_cache", "is_neox"],
+        "serve/hooks/rotary_on_cpu.py",
+    ),
+    (
         "vllm.distributed.weight_transfer.factory",
         "WeightTransferEngineFactory.register_engine",
         ["name", "module_path_or_cls", "class_name"],
