@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,12 +13,20 @@ SMALLEST = {
     "switch.py --tiny": lambda found: found["our_logprob_diff"] == 0 and found["switch_s"] > 0 and not found["cold_s"],
     "diversity.py --quick": bool,
     "coverage.py --tiny": lambda found: found["contains_value"] == 1 and 0 < found["nll_regret_ratio"] < 1,
+    "export.py --tiny": lambda found: 0 < found["max_ulp"] < 0.501,
+    "report.py --tiny": lambda found: (found["requests"], found["resamples"]) == (720, 2000),
+    "real_pair.py --tiny --out OUT": lambda found: found["trained_on"] > 0 and found["held_out"] > 0,
+    "parity.py --tiny": lambda found: 0 < found["max_rel_diff"] < 1e-4 and found["acc_mismatches"] == 0,
+    "scoring.py --tiny": lambda found: found["token_ratio"] >= 1 and 0 < found["max_rel_diff"] < 1e-4,
+    "batch.py --tiny": lambda found: 0 < found["max_rel_diff"] < 1e-4,
+    "sweep.py --tiny": lambda found: len(set(found["letters_acc"])) == 11 and found["letters_s"] > 0,
+    "gpu.py --tiny --only bits": lambda found: found["findings"] > 0 and found["failed"] == 0,
 }
 
 
 @pytest.mark.parametrize("command", SMALLEST)
-def test_the_smallest_run(command: str) -> None:
-    script, *flags = command.split()
+def test_the_smallest_run(command: str, tmp_path: Path) -> None:
+    script, *flags = command.replace("OUT", str(tmp_path / "out")).split()
     done = run([sys.executable, f"benchmarks/{script}", *flags])
     assert done.returncode == 0, done.stdout + done.stderr
     assert SMALLEST[command](json.loads(done.stdout.splitlines()[-1])), done.stdout
