@@ -6,7 +6,7 @@ Each core works on one λ at a time, and memory holds the tokens of only those �
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from calibration.metrics import choice_tasks, continuation_tasks
 from calibration.metrics.choice_tasks import Estimates, choice_estimates, matched_to_itself, parent_predictions
 from calibration.metrics.continuation_tasks import continuation_estimates
 from calibration.metrics.reliability_bins import BinRow, bin_rows
+from calibration.metrics.rivals import CONFIDENCE, RivalMetrics, rival_metrics
 from calibration.scores.loader import Loader, TaskScores
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores, ContinuationScores, LeftOut
 from calibration.scores.pool import PooledLoader, pooled_resamples
@@ -37,6 +38,7 @@ class TaskMetrics:
     left_out: LeftOut
     documents: int  # the number of all documents of the task
     bins: list[BinRow]
+    rivals: Mapping[str, RivalMetrics] = field(default_factory=dict)  # at aligned, where base is there, too
 
 
 def task_metrics(
@@ -139,13 +141,20 @@ class _AlongLambda:
             self._parent_estimates[name] = self._estimates(self._parents[name])
 
     def parent(self, name: str) -> TaskMetrics:
-        """Return the metrics of a parent, compared with those of the other parents."""
-        return self._compared(self._parents[name], self._parent_estimates[name])
+        """Return the metrics of a parent, compared with those of the other parents; aligned comes with its rivals."""
+        found = self._compared(self._parents[name], self._parent_estimates[name])
+        return replace(found, rivals=self._rivals()) if name == "aligned" else found
 
     def at(self, lam: str) -> TaskMetrics:
         """Return the metrics at a λ, compared with those of the parents."""
         at_lambda = self._loader.load(lam)
         return self._compared(at_lambda, self._estimates(at_lambda))
+
+    def _rivals(self) -> dict[str, RivalMetrics]:
+        base, aligned = (one.scores if (one := self._parents.get(name)) else None for name in ("base", "aligned"))
+        if not (isinstance(base, ChoiceScores) and isinstance(aligned, ChoiceScores)):
+            return {}
+        return rival_metrics(base, aligned, self._resamples) if CONFIDENCE in self._confidences else {}
 
     def _estimates(self, at_lambda: TaskScores) -> Estimates:
         if isinstance(at_lambda.scores, ContinuationScores):

@@ -365,6 +365,7 @@ def show_metrics(run_dir: "RunDir", margin: float | None = None) -> "Analysis":
     from rich.console import Console
 
     from calibration.analyse import analyse, write_metrics
+    from calibration.terminal.beside import beside_table
     from calibration.terminal.tables import render
     from lambdasweep.monitor.phase import phase
 
@@ -385,6 +386,10 @@ def show_metrics(run_dir: "RunDir", margin: float | None = None) -> "Analysis":
         typer.echo(f"{one.task}: {one.answer}")
         if one.claim:
             typer.echo(f"  {one.claim.text}")
+    for one in (*analysis.found.tasks, *analysis.found.pools):
+        beside = beside_table(one, intervals=console.width >= wide)
+        if beside is not None:
+            console.print(beside)
     return analysis
 
 

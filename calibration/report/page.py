@@ -21,6 +21,7 @@ from calibration.report.figures import page_figures
 from calibration.report.identity import Quarantined, identity, task_records
 from calibration.report.notices import notices
 from calibration.report.numbers import numbers
+from calibration.report.rivals import rival_tables
 from calibration.report.style import theme
 from calibration.report.vega import Spec
 from contract.formula import formula
@@ -71,6 +72,7 @@ def page(
         error_title=answers()[facts.error].title,
         notices=list(notices(facts)),
         charts=charts,
+        rivals=rival_tables(facts),
         numbers=numbers(facts),
         identity=identity(sweep),
         task_records=task_records(plan),
