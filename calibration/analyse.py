@@ -14,6 +14,7 @@ from calibration.frontier.frontier import Frontier, Frontiers, frontier
 from calibration.frontier.lambda_star import MARGIN
 from calibration.lm_eval_rows import outcome_rows
 from calibration.macro import Means, macro_along, means_of, with_means
+from calibration.metrics.cumulative import Walk
 from calibration.metrics.reliability_bins import BinRow, bin_table
 from calibration.samples_at_lambda import diversity_metrics
 from calibration.scores.per_document import CONFIDENCES
@@ -41,6 +42,8 @@ class Analysis:
     pools: Mapping[str, tuple[str, ...]]  # the choice tasks that are pooled, by the name of the pool
     sweep: SweepRecord
     plan: Plan
+    walks: Mapping[tuple[str, str, str], Walk]
+    """The cumulative differences of choice tasks and pools on all documents, by task, λ and confidence."""
     damaged: tuple[str, ...] = ()  # a line for each damaged table, whose documents count as unfinished
 
     @property
@@ -107,6 +110,7 @@ def analyse(
     binned: list[tuple[str, str, list[BinRow]]] = []
     frontiers: list[Frontier] = []
     means: dict[str, Means] = {}  # by choice task
+    walks: dict[tuple[str, str, str], Walk] = {}
     plan, asked = read_asked(run)  # the plan is read first, because this tells a place that holds no run
     outcomes = outcome_rows(run)
     sweep = read_sweep(run)
@@ -124,6 +128,7 @@ def analyse(
             rows.extend(sorted(found[lam], key=_order))
         kept.sort(key=lambda measured: order(measured.lam))
         binned.extend((name, measured.lam, measured.bins) for measured in kept)
+        walks.update({(name, one.lam, sure): walk for one in kept for sure, walk in one.walks.items()})
         if along := collect_curve(name, kept, error, confidence, parents):
             several = [means[task] for task in pools.get(name, ())]
             frontiers.append(frontier(dataclasses.replace(along, macro=macro_along(along.lambdas, several)), margin))
@@ -149,7 +154,7 @@ def analyse(
     metrics = schemas.table_of(schemas.METRICS, rows)
     of_tasks, of_pools = frontiers[: len(with_choices)], frontiers[len(with_choices) :]
     found = Frontiers(tuple(of_tasks), margin, tuple(of_pools))
-    return Analysis(metrics, bin_table(binned), found, pools, sweep, plan, tuple(describe(run)))
+    return Analysis(metrics, bin_table(binned), found, pools, sweep, plan, walks, tuple(describe(run)))
 
 
 def write_metrics(run: RunDir, analysis: Analysis | None = None) -> pa.Table:

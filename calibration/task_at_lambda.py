@@ -15,6 +15,8 @@ from calibration.catalogue import find
 from calibration.metrics import choice_tasks, continuation_tasks
 from calibration.metrics.choice_tasks import Estimates, choice_estimates, matched_to_itself, parent_predictions
 from calibration.metrics.continuation_tasks import continuation_estimates
+from calibration.metrics.cumulative import Walk, walk_of
+from calibration.metrics.predictions import predictions
 from calibration.metrics.reliability_bins import BinRow, bin_rows
 from calibration.metrics.rivals import CONFIDENCE, RivalMetrics, rival_metrics
 from calibration.scores.loader import Loader, TaskScores
@@ -38,6 +40,7 @@ class TaskMetrics:
     left_out: LeftOut
     documents: int  # the number of all documents of the task
     bins: list[BinRow]
+    walks: Mapping[str, Walk] = field(default_factory=dict)  # the cumulative differences of a choice task by confidence
     rivals: Mapping[str, RivalMetrics] = field(default_factory=dict)  # at aligned, where base is there, too
 
 
@@ -178,7 +181,7 @@ class _AlongLambda:
             if parent.lam != at_lambda.lam:
                 found |= self._differences(at_lambda, estimates, name)
         bins = bin_rows(at_lambda, self._resamples.in_report)
-        return TaskMetrics(at_lambda.lam, found, at_lambda.scores.left_out, self._documents, bins)
+        return TaskMetrics(at_lambda.lam, found, at_lambda.scores.left_out, self._documents, bins, _walks(at_lambda))
 
     def _differences(self, at_lambda: TaskScores, mine: Estimates, name: str) -> Estimates:
         parent, theirs = self._parents[name], self._parent_estimates[name]
@@ -191,6 +194,14 @@ class _AlongLambda:
             for key, estimate in mine.items()
             if key in theirs and _is_compared(key[0])
         }
+
+
+def _walks(at_lambda: TaskScores) -> dict[str, Walk]:
+    if not isinstance(at_lambda.scores, ChoiceScores):
+        return {}
+    made = {name: predictions(logits, at_lambda.scores.gold) for name, logits in at_lambda.scores.logits.items()}
+    walks = {name: walk_of(one.confidence, one.correct) for name, one in made.items()}
+    return {name: walk for name, walk in walks.items() if walk is not None}
 
 
 def _is_compared(name: str) -> bool:

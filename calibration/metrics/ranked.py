@@ -47,6 +47,9 @@ class Ranking:
             estimation for deep neural classifiers", ICLR 2019. The sum is over documents instead of over k: a wrong one
             of rank j contributes H(n) − H(j − 1), with H the harmonic numbers, by H. Zhou et al., "A novel
             characterization of the population area under the risk coverage curve", arXiv 2410.15361.
+        eaurc: aurc less that of the best order with as many wrong documents, in which all wrong ones come last. It is 0 for
+            that order, whatever the accuracy. It is E-AURC of the same paper of Geifman et al., with the exact sum in the
+            place of its integral.
         """
         return self._cut(weights) | self._swept(weights)
 
@@ -156,7 +159,10 @@ class Ranking:
         with np.errstate(divide="ignore", invalid="ignore"):
             auroc = (ranks - total * total / 2) / (total * (n - total))
             aurc = (total * (harmonic[n.astype(np.intp)] + 1) - logs) / n
-        return {"auroc": np.where((total > 0) & (total < n), auroc, np.nan), "aurc": aurc}
+            right = (n - np.round(total)).astype(np.intp)  # whole but for rounding: ties count in part
+            best = (total - right * (harmonic[n.astype(np.intp)] - harmonic[right])) / n
+        ranked = {"auroc": np.where((total > 0) & (total < n), auroc, np.nan), "aurc": aurc}
+        return ranked | {"eaurc": np.maximum(aurc - best, 0.0)}
 
 
 def _padded(values: Any, shape: tuple[int, int], filling: float) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from calibration.report.controls import OF_STOP, OF_TASK, TASK, stop_param, task_param
+from calibration.report.cumulative_figure import cumulative_chart, cumulative_rows
 from calibration.report.curve_figure import curve_chart, curve_rows, outcome_curve_rows
 from calibration.report.facts import Facts, TaskFacts
 from calibration.report.frontier_figure import frontier_chart, frontier_rows
@@ -36,6 +37,7 @@ def page_figures(facts: Facts) -> dict[str, dict[str, Spec]]:
     found["plane"] = _planes(facts, facts.choice_tasks, drawn_measures("choices", facts.confidence), _TASK)
     found["curves"] = _curves(facts, facts.choice_tasks, drawn_measures("choices", facts.confidence), _TASK, stop)
     found["reliability"] = _reliability(facts, facts.choice_tasks, ("documents", "tokens"), _TASK, stop)
+    found["reliability"] |= _cumulative(facts, _TASK, stop)
     multiples = {task.name: list(task_rows(facts, task)) for task in facts.choice_tasks if not facts.coordinates}
     span = domain([row for rows in multiples.values() for row in rows])
     found["tasks"] = {
@@ -165,6 +167,14 @@ def _reliability(
             filters = f"{OF_TASK} && {OF_STOP}"
             found[f"{control[1:]}-{name}-{of}"] = _following(one, control, tasks, stop, filters)
     return found
+
+
+def _cumulative(facts: Facts, control: str, stop: int) -> dict[str, Spec]:
+    rows = [row for task in facts.choice_tasks for row in cumulative_rows(facts, task)]
+    if not rows:
+        return {}
+    one = cumulative_chart(rows, facts.every_lam) | {"title": "Cumulative differences", "height": 300}
+    return {f"{control[1:]}-cumulative": _following(one, control, facts.choice_tasks, stop, f"{OF_TASK} && {OF_STOP}")}
 
 
 def _facet(chart: Spec, names: list[str], columns: int) -> Spec:
