@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,7 @@ def analyse(
     error: str = ERROR,
     confidence: str = CONFIDENCES[0],
     margin: float | None = None,
+    tasks: Collection[str] | None = None,
 ) -> Analysis:
     """Compute every metric of every task at every λ of the plan that has anything committed.
 
@@ -91,6 +92,7 @@ def analyse(
         error: the calibration error that the frontiers hold accuracy against, one of catalogue.answers().
         confidence: the confidence of that error and accuracy, one of CONFIDENCES.
         margin: the accuracy that λ* may give up, as a share of documents [lambda_star.choose]; without it, the run's.
+        tasks: the tasks that are looked at; without it, all of the plan.
 
     Returns:
         The metrics, ordered by task as in the plan, λ ascending, metric, confidence as in CONFIDENCES, and split (all,
@@ -112,6 +114,8 @@ def analyse(
     means: dict[str, Means] = {}  # by choice task
     walks: dict[tuple[str, str, str], Walk] = {}
     plan, asked = read_asked(run)  # the plan is read first, because this tells a place that holds no run
+    if tasks is not None:
+        plan = {task: entry for task, entry in plan.items() if task in tasks}
     outcomes = outcome_rows(run)
     sweep = read_sweep(run)
     parents = sweep.parents

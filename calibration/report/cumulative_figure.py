@@ -39,7 +39,9 @@ def cumulative_chart(rows: Sequence[dict[str, Any]], grid: Sequence[str]) -> Spe
     span = {"domain": [low, high], "nice": False}  # one range for all λs: heights can be compared
     y: Spec = {"title": "sum of confidence − correctness, per document", "scale": span}
     edges = [
-        mark("rule", {"y": quantitative("edge", **y)}, [_FIRST, *calculated(edge=edge)], color=NEUTRAL, strokeDash=[5, 4])
+        mark(
+            "rule", {"y": quantitative("edge", **y)}, [_FIRST, *calculated(edge=edge)], color=NEUTRAL, strokeDash=[5, 4]
+        )
         for edge in ("datum.band", "-datum.band")
     ]
     label = {"x": {"datum": 0, "scale": _UNIT}, "y": {"datum": high, "scale": span}, "text": nominal("label")}

@@ -1,5 +1,7 @@
 """Cumulative differences, consistency bars, skill, bits per byte and E-AURC, each against a second implementation."""
 
+import csv
+import io
 import math
 
 import numpy as np
@@ -28,8 +30,8 @@ def answers(documents, off=0.0, seed=0, decimals=9):
 
 
 def test_the_statistic_is_the_largest_sum_in_any_order_of_ties():
-    for decimals in (9, 1):
-        confidence, correct = answers(200, 0.1, decimals=decimals)
+    for decimals, off, seed in ((9, 0.1, 0), (1, 0.1, 0), (1, 0.0, 1), (1, 0.0, 2), (1, 0.0, 3)):
+        confidence, correct = answers(200, off, seed, decimals)
         pairs = sorted(zip(confidence.tolist(), correct.tolist(), strict=True))
         total, largest = 0.0, 0.0
         for place, (sure, right) in enumerate(pairs):
@@ -170,11 +172,16 @@ def test_they_are_in_a_runs_table_and_report(run):
     assert rows["quiz", "0", "ks"]["ci_low"] is None
     facts = gather(found, "ece_width15", "sum")
     walk = facts.walks["quiz", "0"]
-    assert rows["quiz", "0", "ks"]["value"] == walk.statistic
-    assert rows["quiz", "0", "ks_p"]["value"] == walk.p_value
+    assert rows["quiz", "0", "ks"]["value"] == pytest.approx(walk.statistic)
+    assert rows["quiz", "0", "ks_p"]["value"] == pytest.approx(walk.p_value)
     skill = rows["quiz", "1", "nll_skill_uniform"]
     assert skill["value"] == pytest.approx(1 - rows["quiz", "1", "nll"]["value"] / math.log(2))
     assert ("quiz", "1", "nll_skill_prior_vs_base") in rows
     assert ("quiz", "1", "ks_vs_base") not in rows
     spec = page_figures(facts)["reliability"]
-    assert f"KS {walk.statistic:.3f}, p = {walk.p_value:.2g}" in spec["task-cumulative"]["data"]["values"].replace('"', "")
+    assert f"KS {walk.statistic:.3f}, p = {walk.p_value:.2g}" in spec["task-cumulative"]["data"]["values"].replace(
+        '"', ""
+    )
+    for row in csv.DictReader(io.StringIO(spec["task-reliability-documents"]["data"]["values"])):
+        ends = consistency(int(row["n"]), float(row["mean_confidence"]))
+        assert [float(row["calibrated_low"]), float(row["calibrated_high"])] == pytest.approx(ends, abs=1e-3)

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from altair.utils.schemapi import debug_mode
 from rich.console import Console
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, rel_entr, softmax
@@ -212,8 +211,7 @@ def test_the_terminal_and_the_page_show_the_rows(run):
     assert [row.label for row in rows[3 if one.chosen.lam == "0.5" else 2 :]] == list(TITLES.values())
     assert rows[0].gain is None
     facts = gather(found, "ece_width15", "sum")
-    with debug_mode(False):  # the schema of charts is no matter here
-        html = page(facts, found.sweep, found.plan, [], [])
+    html = page(facts, found.sweep, found.plan, [], [])
     assert html.count("<th scope=row>ensemble, log-mean</th>") == 3  # both tasks and the pool
     row = rows[-1]
     assert f"{row.nll.value:.4f} [{row.nll.low:.4f}, {row.nll.high:.4f}]" in html
