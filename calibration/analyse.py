@@ -17,6 +17,7 @@ from calibration.macro import Means, macro_along, means_of, with_means
 from calibration.metrics.cumulative import Walk
 from calibration.metrics.reliability_bins import BinRow, bin_table
 from calibration.samples_at_lambda import diversity_metrics
+from calibration.scores.loader import Shelf
 from calibration.scores.per_document import CONFIDENCES
 from calibration.scores.pool import pools_of
 from calibration.task_at_lambda import TaskMetrics, pooled_metrics, task_metrics
@@ -139,6 +140,7 @@ def analyse(
             means.setdefault(name, means_of(kept, confidence))
 
     pools: dict[str, tuple[str, ...]] = {}
+    shelf = Shelf()  # the tables of a choice task are read once, for the task and for its pools
     for task, entry in plan.items():
         # A task whose documents are neither choices nor one continuation has lm-eval's metrics only.
         if entry.is_sampled:
@@ -146,11 +148,11 @@ def analyse(
         elif entry.scored_as == "other":
             add(task, (), entry.scored_as)
         else:
-            add(task, task_metrics(run, task, entry.lambdas, parents, resamples, seed), entry.scored_as)
+            add(task, task_metrics(run, task, entry.lambdas, parents, resamples, seed, shelf), entry.scored_as)
     with_choices = [one.task for one in frontiers]
     pools |= pools_of(plan, with_choices)
     for name, members in pools.items():
-        along = pooled_metrics(run, members, plan, parents, resamples, seed, confidence)
+        along = pooled_metrics(run, members, plan, parents, resamples, seed, confidence, shelf)
         add(name, with_means(along, [means[task] for task in members], confidence, parents), "pool")
     for group in outcomes.values():
         for lam in sorted(group, key=order):

@@ -19,7 +19,7 @@ from calibration.metrics.cumulative import Walk, walk_of
 from calibration.metrics.predictions import predictions
 from calibration.metrics.reliability_bins import BinRow, bin_rows
 from calibration.metrics.rivals import CONFIDENCE, RivalMetrics, rival_metrics
-from calibration.scores.loader import Loader, TaskScores
+from calibration.scores.loader import Loader, Shelf, TaskScores
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores, ContinuationScores, LeftOut
 from calibration.scores.pool import PooledLoader, pooled_resamples
 from calibration.uncertainty.resample import Resamples, draw
@@ -45,7 +45,13 @@ class TaskMetrics:
 
 
 def task_metrics(
-    run: RunDir, task: str, lambdas: Sequence[str], parents: Mapping[str, str], resamples: int, seed: int
+    run: RunDir,
+    task: str,
+    lambdas: Sequence[str],
+    parents: Mapping[str, str],
+    resamples: int,
+    seed: int,
+    shelf: Shelf | None = None,
 ) -> Iterator[TaskMetrics]:
     """Yield every λ that has anything committed: the parents first, then the others, ascending.
 
@@ -57,13 +63,14 @@ def task_metrics(
         lambdas: of the task.
         parents: λs of those that are on the line.
         resamples, seed: as in `analyse.analyse`.
+        shelf: keeps the scores for `pooled_metrics`.
 
     Raises:
         LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
     """
     there = begun(run, task, lambdas)
     if there:
-        loader = Loader(run, task)
+        loader = Loader(run, task, shelf)
         drawn = draw(task, len(loader.documents.sizes), resamples, seed)
         yield from _along(_AlongLambda(loader, drawn, there, parents), there)
 
@@ -76,6 +83,7 @@ def pooled_metrics(
     resamples: int,
     seed: int,
     confidence: str = CONFIDENCES[0],
+    shelf: Shelf | None = None,
 ) -> Iterator[TaskMetrics]:
     """Yield the metrics of pooled tasks at every λ at which all of them have anything committed, as `task_metrics` does.
 
@@ -87,11 +95,12 @@ def pooled_metrics(
         plan: the tasks of the run's plan.
         parents, resamples, seed: as in `task_metrics`.
         confidence: the only confidence under which they are computed.
+        shelf: where `task_metrics` kept the scores of these tasks; without it their tables are read.
     """
     everywhere = set.intersection(*(set(begun(run, task, plan[task].lambdas)) for task in tasks))
     there = sorted(everywhere, key=points.order)
     if there:
-        loaders = {task: Loader(run, task) for task in tasks}
+        loaders = {task: Loader(run, task, shelf) for task in tasks}
         drawn = [draw(task, len(loader.documents.sizes), resamples, seed) for task, loader in loaders.items()]
         along = _AlongLambda(PooledLoader(loaders), pooled_resamples(drawn), there, parents, (confidence,))
         yield from _along(along, there)

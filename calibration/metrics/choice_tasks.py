@@ -84,11 +84,12 @@ def choice_estimates(
         The estimates by (metric, confidence, split). `temperature` is what a half's documents were scaled by. It has no
         resamples, because in every resample the temperature is that of the sample.
     """
+    distinct, same = _distinct(scores, confidences)
     order, runs = resamples.halves_first(scores.document)
     scores = restricted(scores, order)
     drawn_luck = luck(len(resamples.in_report), scores.document)
-    views = [_View(scores, token_scores, runs, parents, confidence) for confidence in confidences]
-    targets = [_targets(aligned, confidence) for confidence in confidences]
+    views = [_View(scores, token_scores, runs, parents, confidence) for confidence in distinct]
+    targets = [_targets(aligned, confidence) for confidence in distinct]
     itself = [
         view.sample({split: np.array([one.value]) for split, one in target.items()})
         for view, target in zip(views, targets, strict=True)
@@ -115,7 +116,37 @@ def choice_estimates(
             count = view.size("temperature", half)
             used = temperature if temperature and count else float("nan")
             found["temperature", view.confidence, half] = Estimate(used, np.empty(0), count)
+    for copy, original in same.items():
+        found |= _renamed(found, original, copy)
     return found
+
+
+def _distinct(scores: ChoiceScores, confidences: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the confidences that differ, and which of them each other one equals.
+
+    Where every choice is one token, the log-probability per token is that of the choice.
+    """
+    distinct: list[str] = []
+    same: dict[str, str] = {}
+    for confidence in confidences:
+        equal = [one for one in distinct if np.array_equal(scores.logits[one], scores.logits[confidence])]
+        if equal:
+            same[confidence] = equal[0]
+        else:
+            distinct.append(confidence)
+    return distinct, same
+
+
+def _renamed(found: Estimates, original: str, copy: str) -> Estimates:
+    """Return the estimates of a confidence under the names that they have under another one."""
+    stored, names = catalogue.stored_names(original), catalogue.stored_names(copy)
+    renamed = {stored[key]: name for key, name in names.items()}
+    once = {one.name for one in catalogue.metrics_of("choices", original) if one.once}
+    return {
+        (renamed.get(metric, metric), copy, split): estimate
+        for (metric, confidence, split), estimate in found.items()
+        if confidence == original and metric not in once
+    }
 
 
 def matched_to_itself(estimates: Estimates) -> Estimates:

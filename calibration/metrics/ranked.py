@@ -16,6 +16,7 @@ from calibration.uncertainty.resample import Weights
 
 COVERAGE = 80  # the per cent of the documents, the most confident ones, whose accuracy is taken
 
+_COLUMNS = 64  # the resamples whose cuts are looked up at a time
 _BLOCK = 24  # levels in a block whose sums are kept: a position is looked for among blocks first, then inside one
 
 
@@ -84,6 +85,12 @@ class Ranking:
 
     def _cut(self, weights: Weights) -> dict[str, Floats]:
         """Return the metrics that are made of sums over the least confident q copies, for a few q."""
+        # What is made on the way has to fit into the processor's cache, so it is made for a few resamples at a time.
+        columns = range(0, max(weights.shape[1], 1), _COLUMNS)
+        parts = [self._cut_some(weights[:, start : start + _COLUMNS]) for start in columns]
+        return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
+
+    def _cut_some(self, weights: Weights) -> dict[str, Floats]:
         resamples = weights.shape[1]
         sums = self._block_sums.sums(weights).reshape(3, self._blocks, resamples).cumsum(axis=1)
         before, gap_before, sure_before = np.concatenate([np.zeros((3, 1, resamples)), sums], axis=1)

@@ -189,7 +189,7 @@ def _grid(facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure])
         for measure in measures:
             title = f"{task.name}: {measure.title}" if len(tasks) > 1 else measure.title
             rows = list(curve_rows(facts, task, measure))
-            if rows or not task.is_pool:  # pooled tasks do not have every metric
+            if rows:  # pooled tasks do not have every metric, and some metrics do not exist for some answers
                 size = {"title": _title(title), "width": 230, "height": 160}
                 row.append(curve_chart(facts, rows, measure) | size)
         charts.append({"concat": row, "columns": 3})

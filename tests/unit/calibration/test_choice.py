@@ -71,3 +71,17 @@ def test_a_parent_agrees_with_itself_and_is_matched_to_itself():
             assert matched.value == pytest.approx(own.value, abs=1e-12)
             assert matched.resampled == pytest.approx(own.resampled, abs=1e-6)
     assert ("ece_width15_matched", "sum", "all") not in first
+
+
+def test_equal_confidences_have_equal_metrics_under_their_own_names(monkeypatch):
+    """Where choices are one token each, they are computed once."""
+    scores, resamples = scores_of(60), draw("quiz", 60, 8)
+    scores.logits["tokens"] = scores.logits["sum"].copy()
+    parent = {"aligned": parent_predictions(scores)}
+    found = choice_estimates(scores, NO_TOKENS, resamples, parent, None)
+    monkeypatch.setattr("calibration.metrics.choice_tasks._distinct", lambda scores, names: (list(names), {}))
+    expected = choice_estimates(scores, NO_TOKENS, resamples, parent, None)
+    assert found.keys() == expected.keys()
+    for key, estimate in expected.items():
+        assert np.array_equal(found[key].value, estimate.value, equal_nan=True), key
+        assert np.array_equal(found[key].resampled, estimate.resampled, equal_nan=True), key
