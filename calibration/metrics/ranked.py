@@ -85,12 +85,6 @@ class Ranking:
 
     def _cut(self, weights: Weights) -> dict[str, Floats]:
         """Return the metrics that are made of sums over the least confident q copies, for a few q."""
-        # What is made on the way has to fit into the processor's cache, so it is made for a few resamples at a time.
-        columns = range(0, max(weights.shape[1], 1), _COLUMNS)
-        parts = [self._cut_some(weights[:, start : start + _COLUMNS]) for start in columns]
-        return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
-
-    def _cut_some(self, weights: Weights) -> dict[str, Floats]:
         resamples = weights.shape[1]
         sums = self._block_sums.sums(weights).reshape(3, self._blocks, resamples).cumsum(axis=1)
         before, gap_before, sure_before = np.concatenate([np.zeros((3, 1, resamples)), sums], axis=1)
@@ -102,21 +96,28 @@ class Ranking:
         column = np.arange(resamples)
         block = np.count_nonzero(before[1:, None] <= positions, axis=0)  # has shape [cuts, R]
         block = np.minimum(block, self._blocks - 1)
-        source = self._source[block]  # has shape [cuts, R, _BLOCK]
         tied = self._tied_counts.sums(weights)
         rows = np.vstack([weights, tied.astype(weights.dtype), np.zeros((1, resamples), weights.dtype)])
-        inside = rows[source, column[:, None]].astype(np.float64)
-        gaps = inside * self._level_gap[block]
-        if self._has_ties:
-            below = np.zeros((len(weights), resamples))
-            gaps += np.vstack([below, self._tied_gaps.sums(weights), np.zeros((1, resamples))])[source, column[:, None]]
-        upto = inside.cumsum(axis=2)
-        # A level that straddles the position counts in part.
-        into = (positions - before[block, column])[..., None]
-        part = np.clip(into - (upto - inside), 0.0, inside)
-        share = np.divide(part, inside, out=np.zeros_like(inside), where=inside > 0)
-        gap_at = gap_before[block, column] + (share * gaps).sum(axis=2)
-        sure_at = sure_before[block, column] + (part * self._level[block]).sum(axis=2)
+        below = np.zeros((len(weights), resamples)) if self._has_ties else None
+        tied_gaps = (
+            below if below is None else np.vstack([below, self._tied_gaps.sums(weights), np.zeros((1, resamples))])
+        )
+        gap_at, sure_at = gap_before[block, column], sure_before[block, column]
+        into = positions - before[block, column]
+        # What is made on the way has to fit into the processor's cache, so it is made for a few resamples at a time.
+        for start in range(0, resamples, _COLUMNS):
+            some = slice(start, start + _COLUMNS)
+            here = block[:, some]
+            source = self._source[here] * resamples + column[some, None]  # has shape [cuts, some of R, _BLOCK]
+            inside = rows.take(source).astype(np.float64)
+            gaps = inside * self._level_gap[here]
+            if tied_gaps is not None:
+                gaps += tied_gaps.take(source)
+            # A level that straddles the position counts in part.
+            part = np.clip(into[:, some, None] - (inside.cumsum(axis=2) - inside), 0.0, inside)
+            share = np.divide(part, inside, out=np.zeros_like(inside), where=inside > 0)
+            gap_at[:, some] += (share * gaps).sum(axis=2)
+            sure_at[:, some] += (part * self._level[here]).sum(axis=2)
         bounds = np.vstack([np.zeros((1, resamples)), gap_at[:-1], gap_before[-1:]])
         right = (sure_before[-1] - sure_at[-1]) - (gap_before[-1] - gap_at[-1])  # correct = confidence − gap
         with np.errstate(divide="ignore", invalid="ignore"):
