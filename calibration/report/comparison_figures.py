@@ -98,7 +98,11 @@ def _place(title: str, row: ComparedRow, point: FrontierPoint) -> dict[str, Any]
 def _colour(found: Comparison, legend: bool = True) -> Spec:
     names = [run.name for run in found.runs]
     colours = [_COLOURS[place % len(_COLOURS)] for place in range(len(names))]
-    shown = {"title": None, "orient": "bottom", "columns": 2, "symbolType": "stroke"} if legend else None
+    shown = (
+        {"title": None, "orient": "bottom", "columns": 2, "symbolType": "stroke", "symbolOpacity": 1}
+        if legend
+        else None
+    )
     return nominal("label", scale={"domain": names, "range": colours}, legend=shown)
 
 
@@ -122,7 +126,7 @@ def _along_chart(found: Comparison, rows: Sequence[dict[str, Any]], axis: str) -
     x = quantitative("lam", title="λ (0 base, 1 aligned)", scale=_span([row["lam"] for row in rows]))
     y: Spec = {"title": axis, "scale": {"zero": False}}
     line = {"x": x, "y": quantitative("value", **y), "color": _colour(found)}
-    band = {"x": x, "y": quantitative("low", **y), "y2": end("high"), "color": _colour(found, legend=False)}
+    band = {"x": x, "y": quantitative("low", **y), "y2": end("high"), "color": _colour(found)}
     return {
         "data": chart_data(rows, _ALONG),
         "layer": [
