@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,10 @@ from calibration.frontier.frontier import Frontier, Frontiers, frontier
 from calibration.frontier.lambda_star import MARGIN
 from calibration.lm_eval_rows import outcome_rows
 from calibration.macro import Means, macro_along, means_of, with_means
+from calibration.metrics.cumulative import Walk
 from calibration.metrics.reliability_bins import BinRow, bin_table
 from calibration.samples_at_lambda import diversity_metrics
+from calibration.scores.loader import Shelf
 from calibration.scores.per_document import CONFIDENCES
 from calibration.scores.pool import pools_of
 from calibration.task_at_lambda import TaskMetrics, pooled_metrics, task_metrics
@@ -41,6 +43,8 @@ class Analysis:
     pools: Mapping[str, tuple[str, ...]]  # the choice tasks that are pooled, by the name of the pool
     sweep: SweepRecord
     plan: Plan
+    walks: Mapping[tuple[str, str, str], Walk]
+    """The cumulative differences of choice tasks and pools on all documents, by task, λ and confidence."""
     damaged: tuple[str, ...] = ()  # a line for each damaged table, whose documents count as unfinished
 
     @property
@@ -56,6 +60,7 @@ def analyse(
     error: str = ERROR,
     confidence: str = CONFIDENCES[0],
     margin: float | None = None,
+    tasks: Collection[str] | None = None,
 ) -> Analysis:
     """Compute every metric of every task at every λ of the plan that has anything committed.
 
@@ -88,6 +93,7 @@ def analyse(
         error: the calibration error that the frontiers hold accuracy against, one of catalogue.answers().
         confidence: the confidence of that error and accuracy, one of CONFIDENCES.
         margin: the accuracy that λ* may give up, as a share of documents [lambda_star.choose]; without it, the run's.
+        tasks: the tasks that are looked at; without it, all of the plan.
 
     Returns:
         The metrics, ordered by task as in the plan, λ ascending, metric, confidence as in CONFIDENCES, and split (all,
@@ -107,7 +113,10 @@ def analyse(
     binned: list[tuple[str, str, list[BinRow]]] = []
     frontiers: list[Frontier] = []
     means: dict[str, Means] = {}  # by choice task
+    walks: dict[tuple[str, str, str], Walk] = {}
     plan, asked = read_asked(run)  # the plan is read first, because this tells a place that holds no run
+    if tasks is not None:
+        plan = {task: entry for task, entry in plan.items() if task in tasks}
     outcomes = outcome_rows(run)
     sweep = read_sweep(run)
     parents = sweep.parents
@@ -124,12 +133,14 @@ def analyse(
             rows.extend(sorted(found[lam], key=_order))
         kept.sort(key=lambda measured: order(measured.lam))
         binned.extend((name, measured.lam, measured.bins) for measured in kept)
+        walks.update({(name, one.lam, sure): walk for one in kept for sure, walk in one.walks.items()})
         if along := collect_curve(name, kept, error, confidence, parents):
             several = [means[task] for task in pools.get(name, ())]
             frontiers.append(frontier(dataclasses.replace(along, macro=macro_along(along.lambdas, several)), margin))
             means.setdefault(name, means_of(kept, confidence))
 
     pools: dict[str, tuple[str, ...]] = {}
+    shelf = Shelf()  # the tables of a choice task are read once, for the task and for its pools
     for task, entry in plan.items():
         # A task whose documents are neither choices nor one continuation has lm-eval's metrics only.
         if entry.is_sampled:
@@ -137,11 +148,11 @@ def analyse(
         elif entry.scored_as == "other":
             add(task, (), entry.scored_as)
         else:
-            add(task, task_metrics(run, task, entry.lambdas, parents, resamples, seed), entry.scored_as)
+            add(task, task_metrics(run, task, entry.lambdas, parents, resamples, seed, shelf), entry.scored_as)
     with_choices = [one.task for one in frontiers]
     pools |= pools_of(plan, with_choices)
     for name, members in pools.items():
-        along = pooled_metrics(run, members, plan, parents, resamples, seed, confidence)
+        along = pooled_metrics(run, members, plan, parents, resamples, seed, confidence, shelf)
         add(name, with_means(along, [means[task] for task in members], confidence, parents), "pool")
     for group in outcomes.values():
         for lam in sorted(group, key=order):
@@ -149,7 +160,7 @@ def analyse(
     metrics = schemas.table_of(schemas.METRICS, rows)
     of_tasks, of_pools = frontiers[: len(with_choices)], frontiers[len(with_choices) :]
     found = Frontiers(tuple(of_tasks), margin, tuple(of_pools))
-    return Analysis(metrics, bin_table(binned), found, pools, sweep, plan, tuple(describe(run)))
+    return Analysis(metrics, bin_table(binned), found, pools, sweep, plan, walks, tuple(describe(run)))
 
 
 def write_metrics(run: RunDir, analysis: Analysis | None = None) -> pa.Table:

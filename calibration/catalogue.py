@@ -202,8 +202,37 @@ _CHOICES = (
         *("gold_impossible", "Right choices of probability 0", _SHARE, "down"),
         mean_of=lambda made: np.isinf(made.nll).astype(np.float64),
     ),
+    Metric(
+        *("nll_skill_uniform", "NLL skill against equal chances", "1 is best, 0 is no skill", "up"),
+        source="Roulston 2002",
+        pooled=True,
+        arbitrary=True,
+    ),
+    Metric(
+        *("nll_skill_prior", "NLL skill against the places of right choices", "1 is best, 0 is no skill", "up"),
+        source="Roulston 2002",
+        pooled=True,
+        arbitrary=True,
+        drawn=True,
+    ),
+    Metric(
+        *("ks", "Largest cumulative difference", "0 to 1, without bins", "down", "none"),
+        source="Gupta 2021; Arrieta-Ibarra 2022",
+        compared=False,
+        pooled=True,
+        arbitrary=True,
+        drawn=True,
+    ),
+    Metric(
+        *("ks_p", "p-value of being calibrated", "0 to 1", "none", "none"),
+        source="Arrieta-Ibarra 2022",
+        compared=False,
+        pooled=True,
+        arbitrary=True,
+    ),
     Metric("auroc", "AUROC of confidence", "0 to 1", "up", "percentile", "Mann 1947", drawn=True),
     Metric("aurc", "Area under risk and coverage", "0 to 1", "down", "percentile", "Geifman 2019; Zhou 2024"),
+    Metric("eaurc", "Excess of that area over the best order", "0 to 1", "down", "percentile", "Geifman 2019"),
     Metric("acc_at_80", "Accuracy of the surest 80 %", _SHARE, "up", "percentile", "El-Yaniv 2010"),
     Metric(
         *(f"token_ece_width{BINS}", "ECE of tokens", _IN_BINS, "down", "honest", "Guo 2017"),
@@ -211,6 +240,7 @@ _CHOICES = (
         once=True,
         drawn=True,
     ),
+    Metric("bits_per_byte", "Bits per byte of the right choice", "bits", "down", "percentile", "Gao 2021", once=True),
     Metric("option_mass", "Mass on the listed choices", "probability", "up", once=True, of_contexts=False, drawn=True),
     Metric(
         "temperature", "Temperature of the scaling", "above 0", "none", "none", "Guo 2017", pooled=True, compared=False
@@ -237,6 +267,11 @@ _CONTINUATION = (
         drawn=True,
         form=".5g",
         card="perplexity",
+    ),
+    Metric(
+        *("bits_per_byte", "Bits per byte", "bits", "down", "percentile", "Gao 2021"),
+        column=Column(4, "bits/byte"),
+        drawn=True,
     ),
     Metric(
         *(f"token_ece_width{BINS}", "ECE of tokens", _IN_BINS, "down", "honest", "Guo 2017"),

@@ -6,7 +6,7 @@ Each core works on one λ at a time, and memory holds the tokens of only those �
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,8 +15,11 @@ from calibration.catalogue import find
 from calibration.metrics import choice_tasks, continuation_tasks
 from calibration.metrics.choice_tasks import Estimates, choice_estimates, matched_to_itself, parent_predictions
 from calibration.metrics.continuation_tasks import continuation_estimates
+from calibration.metrics.cumulative import Walk, walk_of
+from calibration.metrics.predictions import predictions
 from calibration.metrics.reliability_bins import BinRow, bin_rows
-from calibration.scores.loader import Loader, TaskScores
+from calibration.metrics.rivals import CONFIDENCE, RivalMetrics, rival_metrics
+from calibration.scores.loader import Loader, Shelf, TaskScores
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores, ContinuationScores, LeftOut
 from calibration.scores.pool import PooledLoader, pooled_resamples
 from calibration.uncertainty.resample import Resamples, draw
@@ -37,10 +40,18 @@ class TaskMetrics:
     left_out: LeftOut
     documents: int  # the number of all documents of the task
     bins: list[BinRow]
+    walks: Mapping[str, Walk] = field(default_factory=dict)  # the cumulative differences of a choice task by confidence
+    rivals: Mapping[str, RivalMetrics] = field(default_factory=dict)  # at aligned, where base is there, too
 
 
 def task_metrics(
-    run: RunDir, task: str, lambdas: Sequence[str], parents: Mapping[str, str], resamples: int, seed: int
+    run: RunDir,
+    task: str,
+    lambdas: Sequence[str],
+    parents: Mapping[str, str],
+    resamples: int,
+    seed: int,
+    shelf: Shelf | None = None,
 ) -> Iterator[TaskMetrics]:
     """Yield every λ that has anything committed: the parents first, then the others, ascending.
 
@@ -52,13 +63,14 @@ def task_metrics(
         lambdas: of the task.
         parents: λs of those that are on the line.
         resamples, seed: as in `analyse.analyse`.
+        shelf: keeps the scores for `pooled_metrics`.
 
     Raises:
         LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
     """
     there = begun(run, task, lambdas)
     if there:
-        loader = Loader(run, task)
+        loader = Loader(run, task, shelf)
         drawn = draw(task, len(loader.documents.sizes), resamples, seed)
         yield from _along(_AlongLambda(loader, drawn, there, parents), there)
 
@@ -71,6 +83,7 @@ def pooled_metrics(
     resamples: int,
     seed: int,
     confidence: str = CONFIDENCES[0],
+    shelf: Shelf | None = None,
 ) -> Iterator[TaskMetrics]:
     """Yield the metrics of pooled tasks at every λ at which all of them have anything committed, as `task_metrics` does.
 
@@ -82,11 +95,12 @@ def pooled_metrics(
         plan: the tasks of the run's plan.
         parents, resamples, seed: as in `task_metrics`.
         confidence: the only confidence under which they are computed.
+        shelf: where `task_metrics` kept the scores of these tasks; without it their tables are read.
     """
     everywhere = set.intersection(*(set(begun(run, task, plan[task].lambdas)) for task in tasks))
     there = sorted(everywhere, key=points.order)
     if there:
-        loaders = {task: Loader(run, task) for task in tasks}
+        loaders = {task: Loader(run, task, shelf) for task in tasks}
         drawn = [draw(task, len(loader.documents.sizes), resamples, seed) for task, loader in loaders.items()]
         along = _AlongLambda(PooledLoader(loaders), pooled_resamples(drawn), there, parents, (confidence,))
         yield from _along(along, there)
@@ -139,13 +153,20 @@ class _AlongLambda:
             self._parent_estimates[name] = self._estimates(self._parents[name])
 
     def parent(self, name: str) -> TaskMetrics:
-        """Return the metrics of a parent, compared with those of the other parents."""
-        return self._compared(self._parents[name], self._parent_estimates[name])
+        """Return the metrics of a parent, compared with those of the other parents; aligned comes with its rivals."""
+        found = self._compared(self._parents[name], self._parent_estimates[name])
+        return replace(found, rivals=self._rivals()) if name == "aligned" else found
 
     def at(self, lam: str) -> TaskMetrics:
         """Return the metrics at a λ, compared with those of the parents."""
         at_lambda = self._loader.load(lam)
         return self._compared(at_lambda, self._estimates(at_lambda))
+
+    def _rivals(self) -> dict[str, RivalMetrics]:
+        base, aligned = (one.scores if (one := self._parents.get(name)) else None for name in ("base", "aligned"))
+        if not (isinstance(base, ChoiceScores) and isinstance(aligned, ChoiceScores)):
+            return {}
+        return rival_metrics(base, aligned, self._resamples) if CONFIDENCE in self._confidences else {}
 
     def _estimates(self, at_lambda: TaskScores) -> Estimates:
         if isinstance(at_lambda.scores, ContinuationScores):
@@ -169,7 +190,7 @@ class _AlongLambda:
             if parent.lam != at_lambda.lam:
                 found |= self._differences(at_lambda, estimates, name)
         bins = bin_rows(at_lambda, self._resamples.in_report)
-        return TaskMetrics(at_lambda.lam, found, at_lambda.scores.left_out, self._documents, bins)
+        return TaskMetrics(at_lambda.lam, found, at_lambda.scores.left_out, self._documents, bins, _walks(at_lambda))
 
     def _differences(self, at_lambda: TaskScores, mine: Estimates, name: str) -> Estimates:
         parent, theirs = self._parents[name], self._parent_estimates[name]
@@ -182,6 +203,14 @@ class _AlongLambda:
             for key, estimate in mine.items()
             if key in theirs and _is_compared(key[0])
         }
+
+
+def _walks(at_lambda: TaskScores) -> dict[str, Walk]:
+    if not isinstance(at_lambda.scores, ChoiceScores):
+        return {}
+    made = {name: predictions(logits, at_lambda.scores.gold) for name, logits in at_lambda.scores.logits.items()}
+    walks = {name: walk_of(one.confidence, one.correct) for name, one in made.items()}
+    return {name: walk for name, walk in walks.items() if walk is not None}
 
 
 def _is_compared(name: str) -> bool:

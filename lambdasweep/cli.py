@@ -25,6 +25,8 @@ from lambdasweep.help import Command, ForwardingCommand, Group, flag
 from lambdasweep.settings import PAIR
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from calibration.analyse import Analysis
     from contract.rundir import RunDir
     from lambdasweep.config import SweepConfig
@@ -205,6 +207,31 @@ def report(
         typer.echo(f"{name}: {log_to(name, gather_logged(run, analysis))}")
 
 
+@app.command(cls=Command, rich_help_panel=_RESULTS)
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN…", help="Run directories: paths, s3:// or gs:// URLs.")],
+    out: Annotated[str, typer.Option(help="The page to write.", metavar="FILE.html")] = "compare.html",
+    margin: Margin = None,
+) -> None:
+    """Put runs side by side on the choice tasks that all of them have: print λ* of each, and write one page."""
+    from calibration.comparison.gather import gather_runs
+    from calibration.report.comparison_page import write_comparison
+    from calibration.terminal.comparison import comparison_table
+    from contract.location import locate
+    from lambdasweep.config import margin_problems
+    from lambdasweep.monitor.phase import phase
+
+    if problems := margin_problems(margin):
+        raise InputError(*problems)
+    with phase("computing metrics"):
+        found = gather_runs(runs, None if margin is None else margin / 100)
+    _console().print(comparison_table(found, found.titles[0]))
+    for notice in found.notices:
+        typer.echo(notice)
+    write_comparison(found, locate(out))
+    typer.echo(f"comparison: {out}")
+
+
 @app.command(cls=Command, rich_help_panel=_SWEEP)
 def demo(out: Annotated[str, typer.Option(help="The run directory.", metavar="DIRECTORY")] = "runs/demo") -> None:
     """Sweep the pair that comes with lambdasweep: two small models, two tasks, λ from 0 to 1.5."""
@@ -362,16 +389,15 @@ def show_metrics(run_dir: "RunDir", margin: float | None = None) -> "Analysis":
         run_dir: the run.
         margin: the accuracy that λ* may give up, as a share of documents; without it, the run's.
     """
-    from rich.console import Console
-
     from calibration.analyse import analyse, write_metrics
+    from calibration.terminal.beside import beside_table
     from calibration.terminal.tables import render
     from lambdasweep.monitor.phase import phase
 
     with phase("computing metrics"):
         analysis = analyse(run_dir, margin=margin)
     wide = 100 + max(0, max(map(len, analysis.parents.values())) - 4)  # columns that intervals take
-    console = Console(width=None if sys.stdout.isatty() else wide, highlight=False)
+    console = _console(wide)
     tables = render(write_metrics(run_dir, analysis), intervals=console.width >= wide, parents=analysis.parents)
     for table in tables:
         console.print(table)
@@ -385,7 +411,18 @@ def show_metrics(run_dir: "RunDir", margin: float | None = None) -> "Analysis":
         typer.echo(f"{one.task}: {one.answer}")
         if one.claim:
             typer.echo(f"  {one.claim.text}")
+    for one in (*analysis.found.tasks, *analysis.found.pools):
+        beside = beside_table(one, intervals=console.width >= wide)
+        if beside is not None:
+            console.print(beside)
     return analysis
+
+
+def _console(wide: int = 100) -> "Console":
+    """Return the terminal, or one of this width where the output goes elsewhere."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else wide, highlight=False)
 
 
 def main() -> NoReturn:

@@ -22,6 +22,7 @@ EXAMPLES = {
     --out scores""",
     "status": "lambdasweep status runs/model --watch",
     "report": "lambdasweep report runs/model",
+    "compare": "lambdasweep compare runs/sft runs/dpo --out compare.html",
     "demo": "lambdasweep demo --out runs/demo",
     "export": "lambdasweep export runs/model --out checkpoints/best",
     "convert": "lambdasweep tasks convert hf:cais/mmlu:all:test --out mmlu.jsonl",

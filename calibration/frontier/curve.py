@@ -8,10 +8,14 @@ import numpy as np
 
 from calibration.arrays import Floats, Ints
 from calibration.catalogue import ACCURACY, find
+from calibration.metrics.choice_tasks import Estimates
+from calibration.metrics.rivals import CONFIDENCE
 from calibration.scores.per_document import CONFIDENCES
 from calibration.task_at_lambda import PARENTS, TaskMetrics
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.resample import SPLITS
+
+TEMPERATURE = "temperature"  # the rival that is aligned after temperature scaling
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,17 @@ class Track:
 
 
 @dataclass(frozen=True, slots=True)
+class RivalTrack:
+    """The metrics of a rival of λ* on all documents that it is there for; its resamples are those of the λs."""
+
+    accuracy: Estimate
+    nll: Estimate  # `nll_floored`
+    error: Estimate
+    brier: Estimate
+    temperatures: tuple[float, ...]  # what `select` and `report` are scaled by; none where nothing is fitted
+
+
+@dataclass(frozen=True, slots=True)
 class Curve:
     """The curve of a task, or of pooled tasks, at its L finished λs, ascending."""
 
@@ -39,6 +54,8 @@ class Curve:
     parents: Mapping[str, str] = field(default_factory=PARENTS.copy)  # the point of each parent that is on the line
     scaled: Mapping[str, Estimate] = field(default_factory=dict)
     """`nll` and `error` of aligned after temperature scaling, on all documents, where it has them."""
+    rivals: Mapping[str, RivalTrack] = field(default_factory=dict)
+    """What can be had of base and aligned without merging them, by name [metrics.rivals], where both are finished."""
     macro: Mapping[str, tuple[Estimate, ...]] = field(default_factory=dict)
     """`nll` and `brier` [L] as means over the tasks, each with the same weight, of pooled tasks."""
 
@@ -70,8 +87,13 @@ def thinned(measured: TaskMetrics, metric: str, confidence: str) -> TaskMetrics:
     """Return a λ's metrics with only the estimates that a curve needs; all estimates would take gigabytes."""
     plain = {ACCURACY[confidence], "nll_floored", "brier", metric}
     wanted = plain | {f"{name}_scaled" for name in plain}
-    kept = {key: one for key, one in measured.estimates.items() if key[0] in wanted and key[1] == confidence}
-    return dataclasses.replace(measured, estimates=kept)
+    wanted |= {"temperature"}
+
+    def thin(estimates: Estimates) -> Estimates:
+        return {key: one for key, one in estimates.items() if key[0] in wanted and key[1] == confidence}
+
+    rivals = {name: dataclasses.replace(one, estimates=thin(one.estimates)) for name, one in measured.rivals.items()}
+    return dataclasses.replace(measured, estimates=thin(measured.estimates), rivals=rivals)
 
 
 def collect_curve(
@@ -114,4 +136,32 @@ def collect_curve(
             for name, of in (("nll", "nll_floored_scaled"), ("error", f"{metric}_scaled")):
                 if (estimate := one.estimates.get((of, confidence, "all"))) and not np.isnan(estimate.value):
                     scaled[name] = estimate
-    return Curve(task, metric, confidence, lambdas, tracks, parents, scaled)
+    return Curve(
+        task, metric, confidence, lambdas, tracks, parents, scaled, _rivals(finished, metric, confidence, parents)
+    )
+
+
+def _rivals(
+    finished: Sequence[TaskMetrics], metric: str, confidence: str, parents: Mapping[str, str]
+) -> dict[str, RivalTrack]:
+    by_lam = {one.lam: one for one in finished}
+    aligned = by_lam.get(parents.get("aligned", ""))
+    if confidence != CONFIDENCE or aligned is None or parents["base"] not in by_lam:
+        return {}
+    temperatures = [aligned.estimates.get(("temperature", confidence, half)) for half in ("select", "report")]
+    fitted = tuple(one.value for one in temperatures if one and not np.isnan(one.value))
+    found = (
+        {TEMPERATURE: _rival(aligned.estimates, "_scaled", metric, fitted)} if len(fitted) == len(temperatures) else {}
+    )
+    for name, rival in aligned.rivals.items():
+        found[name] = _rival(rival.estimates, "", metric, rival.temperatures)
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _rival(estimates: Estimates, suffix: str, metric: str, temperatures: tuple[float, ...]) -> RivalTrack | None:
+    names = (ACCURACY[CONFIDENCE], *(f"{name}{suffix}" for name in ("nll_floored", metric, "brier")))
+    there = [estimates.get((name, CONFIDENCE, "all")) for name in names]
+    accuracy, nll, error, brier = (one if one and one.n > 1 and not np.isnan(one.value) else None for one in there)
+    if accuracy is None or nll is None or error is None or brier is None:
+        return None
+    return RivalTrack(accuracy, nll, error, brier, temperatures)

@@ -19,8 +19,9 @@ from calibration.frontier.curve import Curve, Track, stacked
 from calibration.frontier.held_out import claim_of, held_out, measured
 from calibration.frontier.lambda_star import MARGIN, choose, choose_in_resamples
 from calibration.frontier.sentence import sentence
-from calibration.frontier.types import Chosen, Claim, FrontierPoint, Gain, HeldOut, Value
+from calibration.frontier.types import Chosen, Claim, FrontierPoint, Gain, HeldOut, Rival, Value
 from calibration.task_at_lambda import PARENTS
+from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.multiple_tests import indistinguishable, step_down
 from contract.points import is_named
 from contract.rundir import RunDir, commit_json
@@ -35,11 +36,13 @@ class Frontier:
     task: str
     metric: str
     confidence: str
+    parents: dict[str, str]  # the point of each parent that is there, by its name
     resamples: int
     points: tuple[FrontierPoint, ...]  # the points at all λs, ascending
     hypervolume: float  # the share of possible results that the frontier dominates: its area to REFERENCE, in [0, 1]
     chosen: Chosen
     scaled: dict[str, Value]  # `nll` and `error` of aligned after temperature scaling, where it has them
+    rivals: tuple[Rival, ...]  # what can be had of base and aligned without merging them, where both are finished
     macro: dict[str, Value]  # `nll` and `brier` at λ* as means over the tasks, for pooled tasks
     held_out: HeldOut
     claim: Claim | None  # None where a parent is missing, or no λ lies between them
@@ -130,7 +133,11 @@ def frontier(curve: Curve, margin: float = MARGIN) -> Frontier:
             error=measured(track.error[i], curve.metric),
             on_frontier=bool(on_frontier[i]),
             membership=float(membership[i]),
-            gains={name: _gain(track, i, parent, curve.metric) for name, parent in parents.items() if parent != i},
+            gains={
+                name: _gain(_at(track, i), _at(track, parent), curve.metric)
+                for name, parent in parents.items()
+                if parent != i
+            },
             p_accuracy=p_accuracy.get(i),
             p_error=p_error.get(i),
         )
@@ -145,11 +152,13 @@ def frontier(curve: Curve, margin: float = MARGIN) -> Frontier:
         task=curve.task,
         metric=curve.metric,
         confidence=curve.confidence,
+        parents={name: curve.lambdas[parent] for name, parent in parents.items()},
         resamples=drawn_accuracy.shape[1],
         points=points,
         hypervolume=float(_hypervolume(accuracy[:, None], error[:, None])[0]),
         chosen=chosen,
         scaled=scaled,
+        rivals=_rivals(curve, place),
         macro=macro,
         held_out=held_out(curve, margin),
         claim=claim_of(curve, margin),
@@ -210,8 +219,30 @@ def _better_than_all(track: Track, parents: Mapping[str, int], count: int) -> tu
     return found[0], found[1]
 
 
-def _gain(track: Track, i: int, parent: int, metric: str) -> Gain:
-    accuracy, nll, error = (of[i].minus(of[parent]) for of in (track.accuracy, track.nll, track.error))
+def _rivals(curve: Curve, place: int) -> tuple[Rival, ...]:
+    own = _at(curve.tracks["all"], place)
+    return tuple(
+        Rival(
+            name=name,
+            documents=one.accuracy.n,
+            accuracy=measured(one.accuracy, "acc"),
+            nll=measured(one.nll, "nll"),
+            error=measured(one.error, curve.metric),
+            brier=measured(one.brier, "brier"),
+            temperatures=one.temperatures,
+            gain=_gain(own, (one.accuracy, one.nll, one.error), curve.metric),
+        )
+        for name, one in curve.rivals.items()
+    )
+
+
+def _at(track: Track, place: int) -> tuple[Estimate, ...]:
+    return track.accuracy[place], track.nll[place], track.error[place]
+
+
+def _gain(own: tuple[Estimate, ...], other: tuple[Estimate, ...], metric: str) -> Gain:
+    """Return the gain on another λ, or on a rival, from accuracy, NLL and error of both."""
+    accuracy, nll, error = (one.minus(theirs) for one, theirs in zip(own, other, strict=True))
     differs = accuracy.value != 0 or error.value != 0
     return Gain(
         accuracy=measured(accuracy, "acc_vs_parent"),

@@ -45,6 +45,21 @@ class FrontierPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Rival:
+    """Holds what can be had of base and aligned without merging them, measured on the documents of λ*."""
+
+    name: str
+    documents: int
+    accuracy: Value
+    nll: Value  # with probabilities of at least catalogue.FLOOR
+    error: Value
+    brier: Value
+    temperatures: tuple[float, ...]
+    """What the halves `select` and `report` are scaled by, each fitted on the other half; none where nothing is fitted."""
+    gain: Gain  # the gain of λ* on it
+
+
+@dataclass(frozen=True, slots=True)
 class Chosen:
     """Holds λ*, which `lambda_star.choose` chooses on all documents, and the λs that are like it."""
 

@@ -221,3 +221,14 @@ def means(layout: Layout, sums: Floats, names: Sequence[str], n: Floats) -> dict
     """Return each named sum divided by n [R]."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return {name: layout.of(sums, name)[0] / n for name in names}
+
+
+def bits_per_byte(layout: Layout, sums: Floats, prefix: str = "") -> Floats:
+    """Return the bits per byte [R] of texts from the sums `nll` (nats), `nll_infinite` (texts) and `bytes`, after a prefix.
+
+    It is infinite where a text has probability 0. Texts count by their length; tokenizers have no say in it, so models with
+    different ones can be compared. The source is L. Gao et al., "The Pile", arXiv 2101.00027, section 3.1.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bits = layout.of(sums, f"{prefix}nll")[0] / layout.of(sums, f"{prefix}bytes")[0] / np.log(2)
+    return np.where(layout.of(sums, f"{prefix}nll_infinite")[0] > 0, np.inf, bits)

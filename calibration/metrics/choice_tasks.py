@@ -14,13 +14,16 @@ from calibration.metrics.binned import (
     add_classes,
     add_reliability,
     bins_of,
+    bits_per_byte,
     class_metrics,
     means,
     reliability_metrics,
 )
+from calibration.metrics.cumulative import cumulative
 from calibration.metrics.noise_floor import drawn_gaps, luck, noise_floor
 from calibration.metrics.predictions import Predictions, predictions
 from calibration.metrics.ranked import Ranking
+from calibration.metrics.skill import add_references, skill_metrics
 from calibration.metrics.smooth_ece import add_residuals, smooth_ece, smooth_residual
 from calibration.metrics.temperature import cross_fitted
 from calibration.metrics.token_ece import add_tokens, token_metrics
@@ -52,7 +55,10 @@ def parent_predictions(scores: ChoiceScores) -> ParentPredictions:
 def restricted(scores: ChoiceScores, kept: Ints) -> ChoiceScores:
     """Return the scores of the documents at these places [S], in this order."""
     logits = {confidence: rows[kept] for confidence, rows in scores.logits.items()}
-    return ChoiceScores(scores.document[kept], scores.sizes[kept], scores.gold[kept], logits, scores.left_out)
+    gold_bytes = None if scores.gold_bytes is None else scores.gold_bytes[kept]
+    return ChoiceScores(
+        scores.document[kept], scores.sizes[kept], scores.gold[kept], logits, scores.left_out, gold_bytes
+    )
 
 
 def choice_estimates(
@@ -78,11 +84,12 @@ def choice_estimates(
         The estimates by (metric, confidence, split). `temperature` is what a half's documents were scaled by. It has no
         resamples, because in every resample the temperature is that of the sample.
     """
+    distinct, same = _distinct(scores, confidences)
     order, runs = resamples.halves_first(scores.document)
     scores = restricted(scores, order)
     drawn_luck = luck(len(resamples.in_report), scores.document)
-    views = [_View(scores, token_scores, runs, parents, confidence) for confidence in confidences]
-    targets = [_targets(aligned, confidence) for confidence in confidences]
+    views = [_View(scores, token_scores, runs, parents, confidence) for confidence in distinct]
+    targets = [_targets(aligned, confidence) for confidence in distinct]
     itself = [
         view.sample({split: np.array([one.value]) for split, one in target.items()})
         for view, target in zip(views, targets, strict=True)
@@ -103,11 +110,43 @@ def choice_estimates(
         for split, floor in view.noise_floors(drawn_luck).items():
             count = view.size("ece_floor", split)
             found[names["ece_floor"], view.confidence, split] = Estimate(floor, np.empty(0), count)
+        for (metric, split), value in view.walks().items():
+            found[names[metric], view.confidence, split] = Estimate(value, np.empty(0), view.size(metric, split))
         for half, temperature in view.temperatures.items():
             count = view.size("temperature", half)
             used = temperature if temperature and count else float("nan")
             found["temperature", view.confidence, half] = Estimate(used, np.empty(0), count)
+    for copy, original in same.items():
+        found |= _renamed(found, original, copy)
     return found
+
+
+def _distinct(scores: ChoiceScores, confidences: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the confidences that differ, and which of them each other one equals.
+
+    Where every choice is one token, the log-probability per token is that of the choice.
+    """
+    distinct: list[str] = []
+    same: dict[str, str] = {}
+    for confidence in confidences:
+        equal = [one for one in distinct if np.array_equal(scores.logits[one], scores.logits[confidence])]
+        if equal:
+            same[confidence] = equal[0]
+        else:
+            distinct.append(confidence)
+    return distinct, same
+
+
+def _renamed(found: Estimates, original: str, copy: str) -> Estimates:
+    """Return the estimates of a confidence under the names that they have under another one."""
+    stored, names = catalogue.stored_names(original), catalogue.stored_names(copy)
+    renamed = {stored[key]: name for key, name in names.items()}
+    once = {one.name for one in catalogue.metrics_of("choices", original) if one.once}
+    return {
+        (renamed.get(metric, metric), copy, split): estimate
+        for (metric, confidence, split), estimate in found.items()
+        if confidence == original and metric not in once
+    }
 
 
 def matched_to_itself(estimates: Estimates) -> Estimates:
@@ -144,7 +183,9 @@ class _View:
         self._plain, self._scaled, self._smooth = Layout(count), Layout(count), Layout(count)
         add_reliability(self._plain, made)
         self._add_means(self._plain, made)
+        add_references(self._plain, scores.sizes, scores.gold)
         self._parents = list(parents)
+        self._has_bytes = False
         self._has_tokens = confidence == CONFIDENCES[0] and token_scores is not None
         if token_scores is not None:
             self._add_more(scores, token_scores, made, parents)
@@ -177,6 +218,12 @@ class _View:
             self._sizes[f"agreement_{name}"] = here
         if self._has_tokens:
             self._plain.add("option_mass", np.exp(scores.logits[self.confidence]).sum(axis=1))
+            if scores.gold_bytes is not None:
+                nll = -scores.logits[self.confidence][np.arange(len(scores.gold)), scores.gold]
+                self._plain.add("gold_nll", np.where(np.isinf(nll), 0.0, nll))
+                self._plain.add("gold_nll_infinite", np.isinf(nll).astype(np.float64))
+                self._plain.add("gold_bytes", scores.gold_bytes.astype(np.float64))
+                self._has_bytes = True
             scored = token_scores.of(scores.document)
             add_tokens(self._plain, scored)
             self._sizes["token_ece_width"] = np.unique(scored.document)
@@ -251,6 +298,14 @@ class _View:
         gaps["all"] = gaps["select"] + gaps["report"]
         return {split: noise_floor(gaps[split], self.size("ece_floor", split)) for split in self._runs}
 
+    def walks(self) -> dict[tuple[str, str], float]:
+        """Return by metric and split the largest cumulative difference and its p-value."""
+        found: dict[tuple[str, str], float] = {}
+        for split, run in self._runs.items():
+            walk = cumulative(self._made.confidence[run], self._made.correct[run])
+            found |= {("ks", split): walk.statistic, ("ks_p", split): walk.p_value}
+        return found
+
     def _sums(self, layout: Layout, weights: Weights) -> dict[str, Floats]:
         halves = {
             half: layout.matrix.sums(weights[self._runs[half]], self._runs[half]) for half in ("select", "report")
@@ -261,6 +316,7 @@ class _View:
         layout = self._plain
         found = self._means(layout, sums, n)
         found |= reliability_metrics(layout, sums, target=accuracy)
+        found |= skill_metrics(layout, sums, layout.of(sums, "nll_floored")[0])
         if not self._whole:
             return found
         found |= class_metrics(layout, sums, n, found["brier"], self._sample_sums[split])
@@ -268,6 +324,8 @@ class _View:
             found |= means(layout, sums, [f"agreement_{name}"], layout.of(sums, f"shared_{name}")[0])
         if self._has_tokens:
             found |= means(layout, sums, ["option_mass"], n) | token_metrics(layout, sums)
+        if self._has_bytes:
+            found["bits_per_byte"] = bits_per_byte(layout, sums, "gold_")
         return found
 
     def _summed_scaled(self, split: str, sums: Floats, n: Floats) -> dict[str, Floats]:

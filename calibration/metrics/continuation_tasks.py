@@ -4,7 +4,7 @@ import numpy as np
 
 from calibration.arrays import Floats, Ints
 from calibration.catalogue import metrics_of
-from calibration.metrics.binned import Layout, means
+from calibration.metrics.binned import Layout, bits_per_byte, means
 from calibration.metrics.choice_tasks import Estimates
 from calibration.metrics.predictions import perplexity
 from calibration.metrics.token_ece import add_tokens, token_metrics
@@ -18,7 +18,8 @@ from calibration.uncertainty.resample import SPLITS, Resamples, ones
 def restricted(scores: ContinuationScores, kept: Ints) -> ContinuationScores:
     """Return the scores of the documents at these places [S], in this order."""
     return ContinuationScores(
-        scores.document[kept], scores.logprob[kept], scores.greedy[kept], scores.decided[kept], scores.left_out
+        *(scores.document[kept], scores.logprob[kept], scores.greedy[kept], scores.decided[kept], scores.left_out),
+        scores.byte_counts[kept],
     )
 
 
@@ -28,6 +29,7 @@ def continuation_estimates(scores: ContinuationScores, token_scores: TokenScores
     acc: the share of documents whose continuation is the greedy one, among those where the engine's answer decides that;
     nll: the mean over documents of the whole continuation's NLL, in nats;
     perplexity: exp(nll);
+    bits_per_byte: the NLL of all continuations in bits, divided by their UTF-8 bytes;
     token_ece_width15: the ECE of the tokens.
     """
     order, runs = resamples.halves_first(scores.document)
@@ -39,6 +41,7 @@ def continuation_estimates(scores: ContinuationScores, token_scores: TokenScores
     layout.add("acc", (scores.greedy & scores.decided).astype(np.float64))
     layout.add("nll", np.where(impossible, 0.0, 0.0 - scores.logprob))  # −x would turn 0 into −0.0
     layout.add("nll_infinite", impossible.astype(np.float64))
+    layout.add("bytes", scores.byte_counts.astype(np.float64))
     add_tokens(layout, token_scores.of(scores.document))
     matrix = layout.matrix
     found: Estimates = {}
@@ -64,4 +67,5 @@ def _metrics(layout: Layout, sums: Floats) -> dict[str, Floats]:
     found |= means(layout, sums, ["nll"], layout.of(sums, "documents")[0])
     found["nll"] = np.where(layout.of(sums, "nll_infinite")[0] > 0, np.inf, found["nll"])
     found["perplexity"] = perplexity(found["nll"])
+    found["bits_per_byte"] = bits_per_byte(layout, sums)
     return found | token_metrics(layout, sums)

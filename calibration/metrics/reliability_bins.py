@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from scipy.special import ndtri
+from scipy.special import bdtr, ndtri
 
 from calibration.arrays import BINS, Bools, Floats
 from calibration.metrics.binned import bin_of
@@ -76,3 +76,16 @@ def _wilson(share: float, n: int) -> tuple[float, float]:
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
     return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def consistency(n: int, confidence: float) -> tuple[float, float]:
+    """Return between which accuracies the middle 95 % of draws lie, if each of n answers is right as often as its bin says.
+
+    The answers of a bin have confidences of their own, around their mean `confidence`. As many of them are right, but their
+    number varies a little less than the binomial one that is taken here [W. Hoeffding, Ann. Math. Stat. 27 (1956)], so the
+    bar errs on the long side. Source of consistency bars: J. Bröcker, L. A. Smith, "Increasing the reliability of
+    reliability diagrams", Weather Forecast. 22 (2007), who draw the confidences again, too.
+    """
+    below = bdtr(np.arange(n + 1), n, min(max(confidence, 0.0), 1.0))
+    low, high = np.searchsorted(below, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low / n), float(min(high, n) / n)

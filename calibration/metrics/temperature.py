@@ -1,5 +1,7 @@
 """Temperature scaling is the cheap alternative to moving along λ; one half of the documents is scaled by the other's fit."""
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.optimize import brentq
 
@@ -34,6 +36,37 @@ def fit_temperature(logits: Floats, gold: Ints) -> float | None:
         odds = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         return float(((odds * finite).sum(axis=1) / odds.sum(axis=1)).mean())
 
+    return _temperature(slope)
+
+
+def match_temperature(logits: Floats, target: Floats) -> float | None:
+    """Return the T > 0 for which softmax(logits / T) is nearest to a target, or None without documents that T can change.
+
+    Nearest is the lowest mean over documents of KL(target || softmax(logits / T)). That is convex in 1 / T; where it has no
+    minimum, T is the end of RANGE that it falls towards. A document is left out whose target has probability where its
+    logits have none, because its KL is infinite at every T.
+
+    Args:
+        logits: float64 [D, C], the log-probabilities up to a constant for each document; −inf is probability 0.
+        target: float64 [D, C], probabilities that add up to 1 for each document.
+    """
+    exists = np.isfinite(logits)
+    usable = ~((target > 0) & ~exists).any(axis=1) & (exists.sum(axis=1) > 1)
+    if not usable.any():
+        return None
+    exists, target = exists[usable], target[usable]
+    z = np.where(exists, logits[usable] - logits[usable].max(axis=1, keepdims=True), 0.0)
+    wanted = (target * z).sum(axis=1)
+
+    def slope(log_inverse: float) -> float:
+        odds = np.where(exists, np.exp(z * np.exp(log_inverse)), 0.0)
+        return float(((odds * z).sum(axis=1) / odds.sum(axis=1) - wanted).mean())
+
+    return _temperature(slope)
+
+
+def _temperature(slope: Callable[[float], float]) -> float:
+    """Return T where the slope of a loss that is convex in 1 / T, as a function of −log T, crosses 0."""
     low, high = -np.log(RANGE[1]), -np.log(RANGE[0])
     if slope(low) >= 0:
         return RANGE[1]

@@ -11,6 +11,7 @@ from calibration.analyse import Analysis
 from calibration.catalogue import ACCURACY, Task, kind_of
 from calibration.frontier.frontier import Frontier
 from calibration.lm_eval_rows import LEFT_OUT, PREFIX
+from calibration.metrics.cumulative import Walk
 from contract.points import coordinates, order
 from contract.records import Plan, TaskRecord
 from contract.schemas import point_of
@@ -92,6 +93,7 @@ class Facts:
     judged_elsewhere: tuple[str, ...]
     """The tasks that have only lm-eval's metrics: their documents are neither choices nor one continuation each."""
     outcomes: tuple[Outcomes, ...]
+    walks: Mapping[tuple[str, str], Walk]  # the cumulative differences under `confidence`, by task and λ
     damaged: tuple[str, ...] = ()  # a line for each damaged table
 
     @property
@@ -199,6 +201,7 @@ def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
         analysis.parents,
         elsewhere,
         judged,
+        {(task, lam): walk for (task, lam, of), walk in analysis.walks.items() if of == confidence},
         analysis.damaged,
     )
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from calibration.report.controls import OF_STOP, OF_TASK, TASK, stop_param, task_param
+from calibration.report.cumulative_figure import cumulative_chart, cumulative_rows
 from calibration.report.curve_figure import curve_chart, curve_rows, outcome_curve_rows
 from calibration.report.facts import Facts, TaskFacts
 from calibration.report.frontier_figure import frontier_chart, frontier_rows
@@ -36,6 +37,7 @@ def page_figures(facts: Facts) -> dict[str, dict[str, Spec]]:
     found["plane"] = _planes(facts, facts.choice_tasks, drawn_measures("choices", facts.confidence), _TASK)
     found["curves"] = _curves(facts, facts.choice_tasks, drawn_measures("choices", facts.confidence), _TASK, stop)
     found["reliability"] = _reliability(facts, facts.choice_tasks, ("documents", "tokens"), _TASK, stop)
+    found["reliability"] |= _cumulative(facts, _TASK, stop)
     multiples = {task.name: list(task_rows(facts, task)) for task in facts.choice_tasks if not facts.coordinates}
     span = domain([row for rows in multiples.values() for row in rows])
     found["tasks"] = {
@@ -167,6 +169,14 @@ def _reliability(
     return found
 
 
+def _cumulative(facts: Facts, control: str, stop: int) -> dict[str, Spec]:
+    rows = [row for task in facts.choice_tasks for row in cumulative_rows(facts, task)]
+    if not rows:
+        return {}
+    one = cumulative_chart(rows, facts.every_lam) | {"title": "Cumulative differences", "height": 300}
+    return {f"{control[1:]}-cumulative": _following(one, control, facts.choice_tasks, stop, f"{OF_TASK} && {OF_STOP}")}
+
+
 def _facet(chart: Spec, names: list[str], columns: int) -> Spec:
     return facet(chart, nominal("task", title=None, sort=names), columns=columns)
 
@@ -179,7 +189,7 @@ def _grid(facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure])
         for measure in measures:
             title = f"{task.name}: {measure.title}" if len(tasks) > 1 else measure.title
             rows = list(curve_rows(facts, task, measure))
-            if rows or not task.is_pool:  # pooled tasks do not have every metric
+            if rows:  # pooled tasks do not have every metric, and some metrics do not exist for some answers
                 size = {"title": _title(title), "width": 230, "height": 160}
                 row.append(curve_chart(facts, rows, measure) | size)
         charts.append({"concat": row, "columns": 3})

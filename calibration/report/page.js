@@ -25,6 +25,11 @@ slider?.addEventListener("input", () => {
 });
 for (const button of document.querySelectorAll("button.copy")) {
   button.addEventListener("click", async () => {
+    if (button.dataset.text) {
+      await navigator.clipboard.writeText(document.getElementById(button.dataset.text).textContent);
+      button.textContent = "Copied";
+      return;
+    }
     const rows = [...document.getElementById(button.dataset.table).rows];
     const text = rows.map((row) => [...row.cells].map((cell) => cell.textContent).join("\t")).join("\n");
     await navigator.clipboard.writeText(text);

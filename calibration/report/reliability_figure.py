@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from calibration.metrics.reliability_bins import consistency
 from calibration.report.data import chart_data
 from calibration.report.style import ACCURACY_COLOUR, NEUTRAL, OTHER_COLOUR, lam_colour, number
 from calibration.report.vega import Spec, calculated, end, mark, nominal, quantitative
@@ -13,7 +14,7 @@ from contract.schemas import point_of
 
 _COLUMNS = (
     *("task", "lambda", "lam", "point", "bin_low", "bin_high", "n", "share"),
-    *("mean_confidence", "accuracy", "ci_low", "ci_high", "label"),
+    *("mean_confidence", "accuracy", "ci_low", "ci_high", "calibrated_low", "calibrated_high", "label"),
 )
 _DIGITS = 4  # numbers have few digits, because there are hundreds of bins for each λ
 _TOOLTIP = [
@@ -22,6 +23,8 @@ _TOOLTIP = [
     quantitative("bin_high", title="up to", format=".3f"),
     quantitative("mean_confidence", title="mean confidence", format=".4f"),
     quantitative("accuracy", title="accuracy", format=".4f"),
+    quantitative("calibrated_low", title="if calibrated: from", format=".4f"),
+    quantitative("calibrated_high", title="to", format=".4f"),
     quantitative("n", title="number", format="d"),
 ]
 _UNIT = {"domain": [0, 1], "nice": False}
@@ -29,6 +32,8 @@ _UNIT = {"domain": [0, 1], "nice": False}
 
 def bin_dicts(bins: pa.Table, events: str, grid: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield the bins of documents or of tokens at the λs of `grid`; `point` is the place of λ in `grid`.
+
+    Bins of documents have the ends of their consistency bars as `calibrated_low` and `calibrated_high`.
 
     Args:
         bins: rows of schemas.BINS with one confidence and split.
@@ -44,7 +49,12 @@ def bin_dicts(bins: pa.Table, events: str, grid: Sequence[str]) -> Iterator[dict
     for row in rows:
         if (lam := point_of(row)) in places:
             share = row["n"] / totals[row["task"], lam]
-            yield row | {"lambda": lam, "lam": number(lam), "point": places[lam], "share": share}
+            # The tokens of a document depend on each other, so it is not known how much their accuracy would vary.
+            ends = consistency(row["n"], row["mean_confidence"]) if events == "documents" else (None, None)
+            yield row | {
+                **{"lambda": lam, "lam": number(lam), "point": places[lam], "share": share},
+                **{"calibrated_low": ends[0], "calibrated_high": ends[1]},
+            }
 
 
 def reliability_chart(rows: Sequence[dict[str, Any]], grid: Sequence[str], of: str = "documents") -> Spec:
@@ -62,11 +72,14 @@ def reliability_chart(rows: Sequence[dict[str, Any]], grid: Sequence[str], of: s
     bar = {"x": quantitative("bin_low", title=title, scale=_UNIT), "x2": end("bin_high"), "y": y, "y2": {"datum": 0}}
     diagonal = {"x": zero, "y": zero, "x2": {"datum": 1}, "y2": {"datum": 1}}
     whisker = {"x": middle, "y": quantitative("ci_low", scale=_UNIT), "y2": end("ci_high"), "color": colour}
+    calibrated = {"x": middle, "y": quantitative("calibrated_low", scale=_UNIT), "y2": end("calibrated_high")}
+    known: list[Spec | str] = ["isValid(datum.calibrated_low)"]
     dot = {"x": middle, "y": y, "color": colour, "tooltip": _TOOLTIP}
     words = {"align": "left", "baseline": "top", "dx": 6, "dy": 6, "fontSize": 11, "lineBreak": "\n"}
     return {
         "data": chart_data(rows, _COLUMNS, _DIGITS),
         "layer": [
+            mark("rule", calibrated, known, strokeWidth=9, opacity=0.3, color=NEUTRAL),
             mark("bar", bar | {"color": colour}, opacity=0.32, binSpacing=0),
             mark("rule", diagonal, color=NEUTRAL, strokeDash=[5, 4]),
             mark("rule", whisker, strokeWidth=1.6),

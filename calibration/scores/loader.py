@@ -27,16 +27,35 @@ class TaskScores:
     token_scores: TokenScores | None  # None where they were not asked for
 
 
+class Shelf:
+    """Keeps scores of documents that are asked for again, up to a number of bytes; what has no room is read again."""
+
+    def __init__(self, nbytes: int = 1 << 29) -> None:
+        self._left = nbytes
+        self._kept: dict[tuple[str, str], ChoiceScores] = {}
+
+    def keep(self, task: str, lam: str, scores: ChoiceScores) -> None:
+        """Keep the scores of a task at a λ if there is room."""
+        size = sum(rows.nbytes for rows in scores.logits.values())
+        if size <= self._left and (task, lam) not in self._kept:
+            self._left -= size
+            self._kept[task, lam] = scores
+
+    def take(self, task: str, lam: str) -> ChoiceScores | None:
+        """Return the scores of a task at a λ if they were kept."""
+        return self._kept.get((task, lam))
+
+
 class Loader:
     """Reads the λs of one task; the requests, which are the same at all λs, are read once."""
 
-    def __init__(self, run: RunDir, task: str) -> None:
-        """Read the task's requests.
+    def __init__(self, run: RunDir, task: str, shelf: Shelf | None = None) -> None:
+        """Read the task's requests; scores of choices are kept on the shelf, and taken from it where no tokens are wanted.
 
         Raises:
             LambdasweepError: the requests are missing or damaged; the message names the run and the task.
         """
-        self._run, self._task = run, task
+        self._run, self._task, self._shelf = run, task, shelf
         self._where = f"{run.root}: task {task!r}"
         self._path = run.requests(task)
         if not self._path.is_file():
@@ -56,6 +75,9 @@ class Loader:
         Raises:
             LambdasweepError: a table is damaged; the message names the run, the task and λ.
         """
+        kept = self._shelf.take(self._task, lam) if self._shelf and not tokens else None
+        if kept is not None:
+            return TaskScores(lam, kept, None)
         tables = self._run.tokens(self._task, lam), self._run.quarantine(self._task, lam)
         where = f"{self._where} at λ = {lam}"
         scores: ChoiceScores | ContinuationScores
@@ -63,6 +85,8 @@ class Loader:
             scores = continuation_scores(self.documents, self._continuations, *tables, lam, where)
         else:
             scores = choice_scores(self.documents, *tables, lam, where)
+        if self._shelf and isinstance(scores, ChoiceScores):
+            self._shelf.keep(self._task, lam, scores)
         of_tokens = token_scores(self.documents, self._continuations, tables[0], where) if tokens else None
         return TaskScores(lam, scores, of_tokens)
 

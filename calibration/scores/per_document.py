@@ -41,6 +41,11 @@ class Documents:
     gold: Ints  # [D] the place of each document's gold choice
 
     @property
+    def gold_requests(self) -> Ints:
+        """Return [D] the request of each document's right choice."""
+        return np.cumsum(self.sizes) - self.sizes + self.gold
+
+    @property
     def is_continuation(self) -> bool:
         """Tell whether every document is one continuation; then there is no choice, and no confidence in one."""
         return len(self.sizes) > 0 and bool((self.sizes == 1).all())
@@ -74,6 +79,7 @@ class ChoiceScores:
     """The scores [S, C] of the choices by confidence, in nats, nats per token and nats per byte; they are −inf where a
     document has no such choice."""
     left_out: LeftOut
+    gold_bytes: Ints | None = None  # [S] the UTF-8 bytes of the right choice's text; None where they are not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,7 @@ class ContinuationScores:
     greedy: Bools  # [S] whether every token of the continuation is the most likely one; False where that is not decided
     decided: Bools  # [S] whether the table tells if the continuation is greedy
     left_out: LeftOut
+    byte_counts: Ints  # [S] the UTF-8 bytes of each continuation
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +183,7 @@ def choice_scores(documents: Documents, tokens: pa.Table, quarantine: pa.Table, 
         gold=documents.gold[defined],
         logits={confidence: array[defined] for confidence, array in padded.items()},
         left_out=LeftOut(left_out.quarantined, left_out.unfinished, int((complete & ~defined).sum())),
+        gold_bytes=documents.byte_counts[documents.gold_requests[defined]],
     )
 
 
@@ -206,6 +214,7 @@ def continuation_scores(
         greedy=(_count(first, rows) == rows.lengths)[order],
         decided=(missed | (_count(unknown, rows) == 0))[order],
         left_out=left_out,
+        byte_counts=documents.byte_counts[rows.request[order]],
     )
 
 

@@ -90,10 +90,11 @@ def _honest(estimate: Estimate, is_difference: bool) -> Interval | None:
 def _middle(low: Floats, high: Floats) -> Interval | None:
     """Return the 2.5 % quantile of one set of draws and the 97.5 % quantile of another, which may be the same."""
     ends = []
-    for drawn, upper in ((np.sort(low), False), (np.sort(high), True)):  # NaN last
+    for drawn, upper in ((low, False), (high, True)):
         count = int(np.count_nonzero(~np.isnan(drawn)))
         if count == 0 or 2 * count < len(drawn):
             return None
         first = max(int((1 - LEVEL) / 2 * (count + 1)) - 1, 0)
-        ends.append(float(drawn[count - 1 - first if upper else first]))
+        place = count - 1 - first if upper else first
+        ends.append(float(np.partition(drawn, place)[place]))  # NaN counts as the largest
     return Interval(ends[0], ends[1], count)

@@ -94,6 +94,11 @@ def _measured(lam: str, run: "MeasuredPoint | None") -> Iterator[str]:
     if run.answer:
         yield run.answer
         yield ""
+    if run.beside:
+        yield "λ*, both parents, and what can be had of them without merging (95 % intervals):"
+        yield ""
+        yield from run.beside
+        yield ""
     yield f"λ = {lam} ({run.chosen_by}) was measured live in vLLM {run.record.versions.get('vllm', '')}, on all documents:"
     yield ""
     yield "| task | metric | value | 95 % interval | documents |"

@@ -39,6 +39,7 @@ class MeasuredPoint:
     chosen_by: str  # a few words that say how λ was chosen
     metrics: tuple[dict[str, Any], ...]  # the rows of schemas.METRICS at this point, for all tasks
     answer: str = ""  # what the run's answer says of it, where it is λ*
+    beside: tuple[str, ...] = ()  # the lines of a Markdown table of λ*, the parents and the rivals, where there are any
 
 
 def from_flags(
@@ -82,6 +83,7 @@ def _from_run(run: RunDir, lam: str | None) -> PointSource:
     recorded = record.line or LineRecord()
     line = Line(recorded.method, recorded.lam_map, recorded.vocab)
     answer = ""
+    rows_beside: tuple[str, ...] = ()
     base, aligned = record.pair["base"], {name: record.pair[role(name)] for name in record.names}
     if lam is None:
         from calibration.analyse import analyse
@@ -90,7 +92,7 @@ def _from_run(run: RunDir, lam: str | None) -> PointSource:
         # The tables are read anew, because what `report` wrote may be older; its margin holds.
         analysis = analyse(run, margin=reported_margin(run))
         metrics = analysis.metrics
-        lam, chosen_by, answer = _best(run, analysis)
+        lam, chosen_by, answer, rows_beside = _best(run, analysis)
     else:
         from lambdasweep.notebook import Run
 
@@ -98,14 +100,16 @@ def _from_run(run: RunDir, lam: str | None) -> PointSource:
         metrics = Run(str(run.root)).metrics() if run.metrics_parquet.is_file() else METRICS.empty_table()
         chosen_by = "asked for"
     rows = [row for row in metrics.to_pylist() if point_of(row) == lam]
-    measured = MeasuredPoint(str(run.root), record, chosen_by, tuple(rows), answer)
+    measured = MeasuredPoint(str(run.root), record, chosen_by, tuple(rows), answer, rows_beside)
     sources = {name: one.source for name, one in aligned.items()}
     revisions = {name: one.revision for name, one in aligned.items()}
     return PointSource(base.source, sources, base.revision, revisions, line, lam, measured)
 
 
-def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str, str]:
-    """Return λ*, the words that say of which tasks it is, and the answer."""
+def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str, str, tuple[str, ...]]:
+    """Return λ*, the words that say of which tasks it is, the answer, and the table of what stands beside λ*."""
+    from calibration.frontier.beside import markdown
+
     if analysis.damaged:  # λ* of what is left might be another one
         raise InputError(
             f"{run.root} has damaged tables, so there is no λ* now: run the same sweep again, or give --lam",
@@ -119,7 +123,7 @@ def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str, str]:
         raise InputError(f"{run.root} has no results of a task with choices, so there is no λ*: give --lam")
     whose = f"{len(found.tasks)} tasks pooled" if best.is_pooled else f"task {best.task}"
     answer = f"{best.answer} {best.claim.text}" if best.claim else best.answer
-    return best.chosen.lam, f"λ* of {whose}", answer
+    return best.chosen.lam, f"λ* of {whose}", answer, tuple(markdown(best)) if best.rivals else ()
 
 
 def fingerprints_of(pair: "Pair", run: MeasuredPoint | None) -> dict[str, str]:

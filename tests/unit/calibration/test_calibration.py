@@ -77,7 +77,7 @@ def test_the_three_confidences_by_hand(run):
         assert found["ece_mass15", confidence] == (pytest.approx(abs(max(p) - right)), 1)
         assert found["brier", confidence] == (pytest.approx(p[0] ** 2 + p[1] ** 2 + (p[2] - 1) ** 2), 1)
         assert found["nll", confidence] == (pytest.approx(-math.log(p[2])), 1)
-    expected = {"sum": 28 + 2 + 3, "tokens": 28, "bytes": 28}  # λ = 0 has no parent to differ from
+    expected = {"sum": 33 + 3 + 3, "tokens": 33, "bytes": 33}  # λ = 0 has no parent to differ from
     assert {name: sum(key[1] == name for key in found) for name in expected} == expected
 
 
@@ -217,6 +217,7 @@ def test_a_continuation_task_has_accuracy_likelihood_and_perplexity_only(run):
         ("acc", "sum"): (pytest.approx(2 / 3), 3),
         ("nll", "sum"): (nll, 4),
         ("perplexity", "sum"): (pytest.approx(math.exp(nll)), 4),
+        ("bits_per_byte", "sum"): (pytest.approx(nll / math.log(2)), 4),  # of one byte each
         ("token_ece_width15", "sum"): (
             pytest.approx(0.2),
             4,
@@ -325,6 +326,8 @@ def test_every_value_has_an_interval_and_the_number_of_its_resamples(run):
         unvarying = row["metric"] in (
             "temperature",
             "ece_floor15",
+            "ks",
+            "ks_p",
             "docs_quarantined",
             "docs_unfinished",
             "docs_undefined",
@@ -822,13 +825,13 @@ def test_another_confidence_can_be_shown():
 @pytest.mark.parametrize("confidence", ["sum", "tokens"])
 def test_a_continuation_task_prints_what_it_has(confidence):
     metrics = as_table(
-        metric_rows("words", "0", acc=0.5, nll=2.0, perplexity=7.38905609893065),
-        metric_rows("words", "0.5", acc=0.7, nll=1.0, perplexity=2.718281828459045),
+        metric_rows("words", "0", acc=0.5, nll=2.0, perplexity=7.38905609893065, bits_per_byte=0.75),
+        metric_rows("words", "0.5", acc=0.7, nll=1.0, perplexity=2.718281828459045, bits_per_byte=0.375),
     )
     printed = text(metrics, confidence=confidence)
-    assert printed.splitlines()[2].split() == ["λ", "accuracy", "NLL", "perplexity", "docs"]
-    assert line_of(printed, "0") == ["0", "base", "0.5000", "2.0000", "7.3891", "100"]
-    assert line_of(printed, "0.5") == ["0.5", "best", "0.7000*", "1.0000*", "2.7183*", "100"]
+    assert printed.splitlines()[2].split() == ["λ", "accuracy", "NLL", "perplexity", "bits/byte", "docs"]
+    assert line_of(printed, "0") == ["0", "base", "0.5000", "2.0000", "7.3891", "0.7500", "100"]
+    assert line_of(printed, "0.5") == ["0.5", "best", "0.7000*", "1.0000*", "2.7183*", "0.3750*", "100"]
     assert "softmax" not in printed
     assert "ranks" not in printed
 

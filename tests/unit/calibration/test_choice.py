@@ -41,8 +41,9 @@ def test_a_resample_is_the_sample_of_the_documents_drawn(documents):
         for (metric, confidence, split), estimate in found.items():
             if metric.endswith("_scaled") or metric == "temperature":
                 continue  # a resample is scaled by the sample's temperature
-            if metric in ("smece", "ece_floor15"):
-                continue  # a resample is smoothed as widely as the sample, and labels are not drawn again
+            if metric in ("smece", "ece_floor15", "nll_skill_prior", "ks", "ks_p"):
+                # A resample is smoothed as widely as the sample, its prior is the sample's, and labels are not drawn again.
+                continue
             expected = alone[metric, confidence, split].value
             assert estimate.resampled[r] == pytest.approx(expected, abs=5e-5, nan_ok=True), (metric, confidence, split)
 
@@ -70,3 +71,17 @@ def test_a_parent_agrees_with_itself_and_is_matched_to_itself():
             assert matched.value == pytest.approx(own.value, abs=1e-12)
             assert matched.resampled == pytest.approx(own.resampled, abs=1e-6)
     assert ("ece_width15_matched", "sum", "all") not in first
+
+
+def test_equal_confidences_have_equal_metrics_under_their_own_names(monkeypatch):
+    """Where choices are one token each, they are computed once."""
+    scores, resamples = scores_of(60), draw("quiz", 60, 8)
+    scores.logits["tokens"] = scores.logits["sum"].copy()
+    parent = {"aligned": parent_predictions(scores)}
+    found = choice_estimates(scores, NO_TOKENS, resamples, parent, None)
+    monkeypatch.setattr("calibration.metrics.choice_tasks._distinct", lambda scores, names: (list(names), {}))
+    expected = choice_estimates(scores, NO_TOKENS, resamples, parent, None)
+    assert found.keys() == expected.keys()
+    for key, estimate in expected.items():
+        assert np.array_equal(found[key].value, estimate.value, equal_nan=True), key
+        assert np.array_equal(found[key].resampled, estimate.resampled, equal_nan=True), key

@@ -13,6 +13,7 @@ from calibration.report.facts import gather
 from calibration.report.figures import page_figures
 from calibration.report.notices import notices
 from calibration.report.numbers import numbers
+from calibration.scores.loader import Shelf
 from calibration.scores.pool import pools_of
 from calibration.terminal.tables import render
 from contract.grid import canonical
@@ -226,3 +227,16 @@ def test_the_curve_of_ece_has_the_noise_beside_it(run):
     assert floor["ci_low"] is None
     assert 0.05 < floor["value"] < 0.4
     assert "noise alone gives an ECE of" in str(render(found.metrics)[0].caption)
+
+
+def test_tables_of_a_task_are_read_once_for_it_and_its_pools(run, monkeypatch):
+    expected = analyse(run, resamples=20)
+    reads = []
+    tokens = RunDir.tokens
+    monkeypatch.setattr(RunDir, "tokens", lambda self, task, lam: reads.append((task, lam)) or tokens(self, task, lam))
+    assert analyse(run, resamples=20).metrics.equals(expected.metrics)
+    assert sorted(reads) == [(task, lam) for task in "ab" for lam in GRID]
+    # What has no room is read again, with the same numbers.
+    monkeypatch.setattr("calibration.analyse.Shelf", lambda: Shelf(1000))
+    assert analyse(run, resamples=20).metrics.equals(expected.metrics)
+    assert len(reads) > 2 * 6

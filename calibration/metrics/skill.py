@@ -1,0 +1,40 @@
+"""A skill score says how far a model has come from a reference to certainty: 0 is as good as the reference, 1 is best.
+
+Source of the logarithmic score: M. S. Roulston, L. A. Smith, "Evaluating probabilistic forecasts using information theory",
+Mon. Weather Rev. 130 (2002).
+"""
+
+import numpy as np
+
+from calibration.arrays import Floats, Ints
+from calibration.metrics.binned import Layout
+
+
+def add_references(layout: Layout, sizes: Ints, gold: Ints) -> None:
+    """Add the NLLs of two references that know nothing of the documents, for `skill_metrics`.
+
+    uniform: all choices of a document are equally likely.
+    prior: a choice is as likely as its place is the right one among these very documents, renormalised over the places that
+        the document has. It is fitted on the documents that it is the reference of, so it is as good as a prior can be.
+
+    Args:
+        layout: where the sums are added.
+        sizes: int64 [D], the number of choices of each document.
+        gold: int64 [D], the place of the right one.
+    """
+    prior = np.bincount(gold, minlength=int(sizes.max(initial=1))) / max(len(gold), 1)
+    layout.add("nll_uniform", np.log(sizes))
+    layout.add("nll_prior", np.log(prior.cumsum()[sizes - 1]) - np.log(prior[gold]))
+
+
+def skill_metrics(layout: Layout, sums: Floats, nll: Floats) -> dict[str, Floats]:
+    """Return 1 − NLL / NLL of the reference [R] for both references, from sums [K, R] and the sum of NLLs [R] in nats.
+
+    There is none where the reference is certain.
+    """
+    found = {}
+    for name in ("uniform", "prior"):
+        reference = layout.of(sums, f"nll_{name}")[0]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found[f"nll_skill_{name}"] = np.where(reference > 1e-12, 1 - nll / reference, np.nan)
+    return found

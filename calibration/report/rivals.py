@@ -1,0 +1,35 @@
+"""The page has a table of λ*, the parents and the rivals for each frontier."""
+
+from dataclasses import dataclass
+
+from calibration.frontier.beside import beside, header, text_of
+from calibration.report.facts import Facts
+
+
+@dataclass(frozen=True, slots=True)
+class RivalTable:
+    """The table of one frontier."""
+
+    task: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]  # what each rival is made of
+
+
+def rival_tables(facts: Facts) -> list[RivalTable]:
+    """Return the table of each frontier that has rivals."""
+    found = []
+    for name, frontier in facts.frontiers:
+        if not frontier.rivals:
+            continue
+        rows = beside(frontier)
+        cells = tuple(
+            (
+                *(row.label, str(row.documents)),
+                *(text_of(value, ".4f") if value else "–" for value in (row.accuracy, row.nll, row.error, row.gain)),
+            )
+            for row in rows
+        )
+        notes = tuple(f"{row.label}: {row.note}." for row in rows if row.note)
+        found.append(RivalTable(name, ("", "documents", *header(frontier)), cells, notes))
+    return found

@@ -1,0 +1,205 @@
+"""Several runs side by side: what is compared and refused, and that page and tables say what the runs' frontiers say."""
+
+import html as markup
+import io
+import json
+import re
+import shutil
+
+import altair as alt
+import numpy as np
+import pytest
+from rich.console import Console
+
+from calibration.analyse import analyse
+from calibration.comparison.gather import gather_runs
+from calibration.comparison.table import as_latex, as_markdown, cells, compared_rows, header
+from calibration.report.comparison_figures import comparison_figures
+from calibration.report.comparison_page import comparison_page
+from calibration.terminal.comparison import comparison_table
+from contract.errors import InputError
+from contract.rundir import RunDir, commit_json
+from lambdasweep import cli
+from tests.support.reports import add_quiz
+from tests.support.tables import add_scores
+
+GRID = ("0", "0.5", "1")
+
+
+@pytest.fixture
+def places(tmp_path):
+    """Two runs that have `arc` and `quiz` in common, on different grids; each has a task of its own."""
+    for name, grid, own, sure in (("sft", GRID, "words", 2.0), ("dpo", (*GRID, "1.5"), "letters", 4.0)):
+        run = RunDir(tmp_path / name)
+        for seed, task in enumerate(("quiz", "arc", own)):
+            add_quiz(run, task, grid=grid, seed=seed, sure=sure)
+    return [str(tmp_path / "sft"), str(tmp_path / "dpo")]
+
+
+def test_runs_are_compared_on_the_tasks_that_both_have(places):
+    found = gather_runs(places, resamples=60)
+    assert [run.name for run in found.runs] == ["sft", "dpo"]
+    assert sorted(found.tasks) == ["arc", "quiz"]
+    assert found.titles[0] == "all tasks"
+    assert sorted(found.titles[1:]) == ["arc", "quiz"]
+    assert "Not in all runs, hence not compared: letters, words." in found.notices or (
+        "Not in all runs, hence not compared: words, letters." in found.notices
+    )
+    for place, run in zip(places, found.runs, strict=True):
+        alone = {one.task: one for one in analyse(RunDir(place), resamples=60).found.tasks}
+        for task in ("arc", "quiz"):  # what a run says of a task does not depend on what it is compared with
+            assert run.frontiers[task] == alone[task]
+        assert run.frontiers["all tasks"].points[0].documents == 80  # of the common tasks, not of the run's own
+
+
+def test_rows_and_tables_say_what_the_frontiers_say(places):
+    found = gather_runs(places, resamples=60)
+    for title in found.titles:
+        for run, row in zip(found.runs, compared_rows(found, title), strict=True):
+            frontier = run.frontiers[title]
+            star = next(point for point in frontier.points if point.lam == frontier.chosen.lam)
+            shown = cells(row)
+            assert shown[:4] == (run.name, "here → here", str(star.documents), frontier.chosen.lam)
+            assert shown[4] == f"{frontier.chosen.low} to {frontier.chosen.high}"
+            assert shown[6] == f"{star.nll.value:.3f} [{star.nll.low:.3f}, {star.nll.high:.3f}]"
+            gain = star.gains["aligned"].nll
+            assert shown[9] == f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+            assert gain.value == pytest.approx(
+                star.nll.value - next(point.nll.value for point in frontier.points if point.lam == "1")
+            )
+    console = Console(width=80, file=io.StringIO())
+    console.print(comparison_table(found, found.titles[0]))
+    printed = console.file.getvalue()
+    assert max(map(len, printed.splitlines())) <= 80
+    line = next(line for line in printed.splitlines() if line.split()[:1] == ["dpo"])
+    assert line.split()[1] == found.runs[1].frontiers["all tasks"].chosen.lam
+    assert line.split()[-1] == "80"
+
+
+def test_tables_are_escaped():
+    names, rows = ("run", "λ*"), [("a_b & c|d", "0.5 \\ {x}")]
+    assert as_markdown(names, rows) == "| run | λ* |\n|---|---|\n| a_b & c\\|d | 0.5 \\ {x} |\n"
+    assert as_latex(names, rows).splitlines()[2:5] == [
+        "run & $\\lambda$* \\\\",
+        "\\midrule",
+        "a\\_b \\& c|d & 0.5 \\textbackslash{} \\{x\\} \\\\",
+    ]
+
+
+def rows_of(chart):
+    head, *lines = chart["data"]["values"].splitlines()
+    return [dict(zip(head.split(","), line.split(","), strict=True)) for line in lines]
+
+
+def test_figures_have_every_run_on_the_same_axes(places):
+    found = gather_runs(places, resamples=60)
+    figures = comparison_figures(found)
+    assert {section: len(charts) for section, charts in figures.items()} == {
+        "along": 3,
+        "star": 1,
+        "gains": 3,
+        "frontiers": 1,
+    }
+    rows = rows_of(figures["along"]["along-nll"])
+    assert len(rows) == 3 * (3 + 4)  # titles, by the λs of both
+    (row,) = (row for row in rows if (row["task"], row["label"], row["lambda"]) == ("arc", "dpo", "1.5"))
+    point = found.runs[1].frontiers["arc"].points[-1]
+    assert [float(row[name]) for name in ("value", "low", "high")] == pytest.approx(
+        [point.nll.value, point.nll.low, point.nll.high], rel=1e-5
+    )
+    star = next(
+        row for row in rows_of(figures["star"]["lambda-star"]) if (row["task"], row["label"]) == ("quiz", "sft")
+    )
+    chosen = found.runs[0].frontiers["quiz"].chosen
+    assert [float(star[name]) for name in ("value", "low", "high")] == [
+        float(chosen.lam),
+        float(chosen.low),
+        float(chosen.high),
+    ]
+    marked = [row for row in rows_of(figures["frontiers"]["frontiers"]) if row["chosen"] == "1"]
+    assert len(marked) == 6
+    assert figures["gains"]["gain-error"]["params"] == figures["star"]["lambda-star"]["params"]
+    for charts in figures.values():
+        for chart in charts.values():
+            alt.Chart.from_dict(chart)  # which raises what is not in the schema of Vega-Lite
+
+
+def test_the_same_tables_give_the_same_page(places, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    moved = [
+        str(shutil.copytree(place, tmp_path / "elsewhere" / name))
+        for name, place in zip(("sft", "dpo"), places, strict=True)
+    ]
+    html, again = (comparison_page(gather_runs(some, resamples=60)) for some in (places, moved))
+    assert html == again
+    assert str(tmp_path) not in html
+    data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.S)[1])
+    assert set(data["specs"]) == set(re.findall(r'class="figure" id="([^"]+)"', html))
+    found = gather_runs(places, resamples=60)
+    for run in found.runs:
+        assert markup.escape(run.frontiers["all tasks"].answer) in html
+    names, rows = header(found, "arc"), [cells(row) for row in compared_rows(found, "arc")]
+    assert markup.escape(as_latex(names, rows)) in html
+
+
+def test_everything_that_is_wrong_is_told_at_once(places, tmp_path):
+    run = RunDir(places[1])
+    plan = run.plan()
+    plan["tasks"] = {"words": plan["tasks"]["letters"]}
+    with pytest.raises(InputError, match="cannot be compared") as caught:
+        gather_runs([places[0], places[0], str(tmp_path / "nowhere"), str(tmp_path)])
+    assert f"{places[0]} is given twice" in caught.value.problems
+    assert sum(str(tmp_path / "nowhere") in one for one in caught.value.problems) == 1
+    assert len(caught.value.problems) == 3
+    with pytest.raises(InputError, match="give two or more"):
+        gather_runs(places[:1])
+    commit_json(run.plan_json, {"tasks": {"letters": run.plan()["tasks"]["letters"]}})
+    with pytest.raises(InputError, match="no task with choices in common") as caught:
+        gather_runs(places)
+    assert f"{places[1]} has letters" in caught.value.problems
+
+
+def test_a_task_of_one_name_and_other_documents_is_not_compared(places):
+    run = RunDir(places[1])
+    plan = run.plan()
+    plan["tasks"]["arc"]["sha256"] = "another file"
+    plan["tasks"]["arc"]["shots"] = 5
+    commit_json(run.plan_json, plan | {"margin": 0.05})
+    found = gather_runs(places, resamples=40)
+    assert found.titles == ("quiz",)
+    assert "arc is not the same in all runs, hence not compared: sha256, shots differ." in found.notices
+    assert "The runs were asked for different margins of λ*; here it is 1 point in all of them." in found.notices
+    assert found.margin == 0.01
+
+
+def test_a_pool_has_the_same_tasks_in_all_runs(places):
+    for place, grid in zip(places, (GRID, (*GRID, "1.5")), strict=True):
+        add_quiz(RunDir(place), "more", grid=grid, seed=7)
+    assert gather_runs(places, resamples=40).titles[0] == "all tasks"
+    run = RunDir(places[1])
+    for lam in ("0", "0.5", "1", "1.5"):
+        path = run.unit("tokens", "arc", lam, 0)
+        path.unlink()
+        add_scores(run, "arc", lam, {r: [-1.0 - r % 2] for r in range(4)})  # two documents of forty
+    found = gather_runs(places, resamples=40)
+    assert sorted(found.titles) == ["more", "quiz"]  # the pools have three and two tasks
+    assert "Not finished in all runs, hence not compared: arc." in found.notices
+
+
+def test_the_command_prints_a_table_and_writes_the_page(places, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "calibration.comparison.gather.analyse", lambda run, **given: analyse(run, **given | {"resamples": 40})
+    )
+    out = tmp_path / "pages" / "compare.html"
+    monkeypatch.setattr("sys.argv", ["lambdasweep", "compare", *places, "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out.splitlines()[-1]) == (0, f"comparison: {out}")
+    assert re.search(r"^ ?dpo +\S+ +\S+–", printed.out, re.M)
+    assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
+    monkeypatch.setattr("sys.argv", ["lambdasweep", "compare", places[0], str(tmp_path / "nowhere"), "--margin", "-3"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert not np.any([path.name == "compare.html" for path in tmp_path.iterdir()])
