@@ -164,12 +164,13 @@ def sampled(engine: Any, llm: Any, vocabulary: int, shape: str) -> float:
     prompts = [[random.randrange(3, vocabulary) for _ in range(100)] for _ in range(count)]
     if engine is not None:
         from serve.hooks.seeded_draws import Draw
+        from serve.settings import Sampling
 
         draws = [Draw(ids, number) for number, ids in enumerate(prompts)]
         for _ in range(2):
             engine.clear_prefix_cache()
             began = time.perf_counter()
-            engine.sample(draws, 1.0, tokens, [])
+            engine.sample(draws, Sampling(1, 1.0, tokens, ()))
             seconds = time.perf_counter() - began
         return count * tokens / seconds
     from vllm import SamplingParams

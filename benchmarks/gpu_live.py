@@ -15,7 +15,7 @@ from gpu_findings import ALIGNED, BASE, CUDA, WORK, finding, settings
 from peers import ROOT
 
 from contract import schemas
-from serve.settings import EngineSettings, available_cores
+from serve.settings import EngineSettings, Sampling, available_cores
 
 PATH = ("0", "1", "0.35", "0.35", "1.5", "0")  # of the demo pair's engines; it comes back
 COLUMNS = ("request_id", "logprobs", "ranks", "top1_ids", "top1_logprobs")
@@ -64,9 +64,9 @@ def walk(job_file: str) -> None:
             pq.write_table(score_unit(engine, table, lam or "0").tokens, WORK / f"{name}-{step}.parquet")
             digests.append("/".join(engine.digests))
         prompts = [Draw(table.column("token_ids")[row].as_py()[:20], row) for row in range(8)]
-        first, second = (engine.sample(prompts, 1.0, 12, [1]) for _ in range(2))
+        first, second = (engine.sample(prompts, Sampling(1, 1.0, 12, (1,))) for _ in range(2))
         found |= {"digests": digests, "switch_s": switches, "hardware": engine.hardware}
-        found["samples repeat"] = first.drawn == second.drawn
+        found["samples repeat"] = [one.token_ids for one in first.drawn] == [one.token_ids for one in second.drawn]
         if (engine.fallback and job["parents"] != "reload") or not found["samples repeat"]:
             found["verdict"] = "failed"
 

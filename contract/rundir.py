@@ -304,7 +304,8 @@ class RunDir:
         else:
             read = [read_or_problem(path) for path in paths]
         self.damaged |= {path: problem for path, (table, problem) in zip(paths, read, strict=True) if table is None}
-        tables = [schemas.with_point(table).replace_schema_metadata(None) for table, _ in read if table is not None]
+        there = [schemas.with_point(table).replace_schema_metadata(None) for table, _ in read if table is not None]
+        tables = [schemas.with_columns(table, schema) for table in there]
         return pa.concat_tables(tables) if tables else schema.empty_table()
 
     def sweep_temporaries(self) -> int:

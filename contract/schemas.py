@@ -9,7 +9,7 @@ import pyarrow as pa
 from contract.grid import canonical
 from contract.points import is_named
 
-SCHEMA_VERSION = 2  # 1 had no `point` where it is a λ
+SCHEMA_VERSION = 3  # 1 had no `point` where it is a λ; 2 had no logprobs of samples
 
 LAM = pa.decimal128(12, 6)
 
@@ -49,6 +49,14 @@ def with_point(table: pa.Table) -> pa.Table:
     lam, (number, point) = table.column(index), PLACE
     points = pa.array([canonical(value) for value in lam.to_pylist()], point.type)
     return table.set_column(index, number, lam).add_column(index + 1, point, points)
+
+
+def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table with the columns of a schema that it was written before, as nulls."""
+    for at, field in enumerate(schema):
+        if field.name not in table.column_names and field.nullable:
+            table = table.add_column(at, field, pa.nulls(table.num_rows, field.type))
+    return table
 
 
 def point_of(row: Mapping[str, Any]) -> str:
@@ -98,6 +106,26 @@ GENERATIONS = pa.schema(
         pa.field("token_ids", pa.list_(pa.int32()), nullable=False),  # includes the stop token
         pa.field("text", pa.string(), nullable=False),  # leaves out stop and special tokens
         pa.field("finish_reason", pa.string(), nullable=False),  # is stop or length
+        # One entry a token, of the model at temperature 1, whatever was sampled with; null in tables of schema 2.
+        pa.field("logprobs", pa.list_(pa.float32())),  # nats
+        pa.field("ranks", pa.list_(pa.int32())),  # 1 = most likely
+        pa.field("top1_ids", pa.list_(pa.int32())),
+        pa.field("top1_logprobs", pa.list_(pa.float32())),  # nats
+        pa.field("entropies", pa.list_(pa.float32())),  # nats, of the whole distribution that the token was drawn from
+    ]
+)
+
+# What became of each output of a task whose answers are written: computed of its generations, without an engine.
+GRADED = pa.schema(
+    [
+        pa.field("request_id", pa.int64(), nullable=False),
+        pa.field("sample", pa.int16(), nullable=False),
+        *PLACE,
+        pa.field("answer", pa.string(), nullable=False),  # as it was found in the text
+        pa.field("answer_class", pa.string(), nullable=False),  # normalised: answers of one class say the same
+        pa.field("answer_start", pa.int32(), nullable=False),  # the token of the output that the answer begins in
+        pa.field("correct", pa.bool_(), nullable=False),  # whether the task's metric is 1
+        pa.field("metrics", pa.map_(pa.string(), pa.float64()), nullable=False),  # by name, lm-eval's as metric,filter
     ]
 )
 

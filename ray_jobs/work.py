@@ -163,7 +163,7 @@ class GenerateWork:
     def run(self, engine: "Engine", lam: str) -> UnitResult:
         from serve.sampling import sample_unit
 
-        found = sample_unit(engine, self.prompts, lam, self.sampling, self._text)
+        found = sample_unit(engine, self.prompts, lam, self.sampling, self._text, self.tokenizer)
         return UnitResult(
             found.generations,
             _with(found.quarantine, self.refused),
@@ -174,6 +174,8 @@ class GenerateWork:
         )
 
     def _text(self, token_ids: Sequence[int]) -> str:
+        if self.sampling.until is not None:  # as lm-eval's models decode what they answer
+            return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
         settings = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
         return str(self.tokenizer.decode(list(token_ids), **settings))
 

@@ -16,13 +16,13 @@ from merge.checkpoint import open_checkpoint
 from merge.heads import engine_parent
 from merge.line import STRAIGHT, Line
 from serve.hooks.continuation_scores import EXTRA, limit_prefix_reads
-from serve.hooks.seeded_draws import NUMBER, Draw, Drawn, Draws
+from serve.hooks.seeded_draws import NUMBER, Draw, Drawn, Draws, TokenRecord
 from serve.machine import host_memory
 from serve.multinode import NodePlace, network_environment
 from serve.plugin import BACKEND, RESIDENT, WORKER_EXTENSION, ParentsConfig
 from serve.prefixes import shares_prefixes
 from serve.reference import reference_probes
-from serve.settings import EngineSettings, cores_by_rank
+from serve.settings import EngineSettings, Sampling, cores_by_rank
 from serve.switch.tiers import RELOAD, Room
 from serve.verify import Journey, Probe, Verdict, journey, probe_request, read_probe, way
 
@@ -246,18 +246,24 @@ class Engine:
             cached_tokens=sum(output.num_cached_tokens or 0 for output in outputs),
         )
 
-    def sample(
-        self, draws: Sequence[Draw], temperature: float, max_tokens: int, stop_token_ids: Sequence[int]
-    ) -> Draws:
+    def sample(self, draws: Sequence[Draw], sampling: Sampling, tokenizer: Any = None) -> Draws:
         """Add all draws in order, run them, and return what came of them.
 
         From the softmax of logits / temperature over the whole vocabulary; temperature 0 takes the likeliest token.
 
+        Args:
+            draws: what is sampled; `sampling.samples` does not count here.
+            sampling: how. A sample ends with the token that completes one of the texts of `until`.
+            tokenizer: of the transformers library, which `until` needs to be seen; vLLM then has the tokens made text.
+
         Raises:
-            EngineError: the engine failed.
+            EngineError: the engine failed, or did not tell what it drew.
         """
         from vllm import SamplingParams
 
+        until = [text for text in sampling.until or () if text] if tokenizer is not None else []
+        processor = self._llm.llm_engine.output_processor  # the engine itself was started without a tokenizer
+        processor.tokenizer = tokenizer if until else None
         try:
             outputs = (
                 self._llm.generate(
@@ -265,11 +271,15 @@ class Engine:
                     [
                         SamplingParams(
                             seed=draw.seed,
-                            temperature=temperature,
-                            max_tokens=max_tokens,
-                            stop_token_ids=list(stop_token_ids),
+                            temperature=sampling.temperature,
+                            top_p=sampling.top_p,
+                            top_k=sampling.top_k,
+                            max_tokens=sampling.max_tokens,
+                            stop=until,
+                            stop_token_ids=list(sampling.stop_token_ids),
                             ignore_eos=True,  # those of the checkpoint that the engine was started with
-                            detokenize=False,
+                            detokenize=bool(until),
+                            skip_special_tokens=False,  # an end of turn may be among the texts that a sample ends at
                             extra_args={NUMBER: number},
                             skip_clone=True,
                         )
@@ -280,15 +290,44 @@ class Engine:
                 if draws
                 else []
             )
-            bad = set().union(*self._llm.collective_rpc("interpolation_bad_draws"))
+            taken = next(one for one in self._llm.collective_rpc("interpolation_draws_taken") if one is not None)
         except Exception as error:
             raise EngineError(f"the vLLM engine failed: {error}") from error
+        finally:
+            processor.tokenizer = None
         ends = [output.outputs[0] for output in outputs]
         return Draws(
-            [Drawn(tuple(end.token_ids), str(end.finish_reason), number not in bad) for number, end in enumerate(ends)],
+            _drawn([(tuple(end.token_ids), str(end.finish_reason)) for end in ends], *taken),
             prompt_tokens=sum(len(draw.token_ids) for draw in draws),
             cached_tokens=sum(output.num_cached_tokens or 0 for output in outputs),
         )
+
+
+def _drawn(
+    ends: Sequence[tuple[tuple[int, ...], str]], numbers: npt.NDArray[np.int64], scores: npt.NDArray[np.float64]
+) -> list[Drawn]:
+    """Put the tokens and the end of each request together with what `SeededDraws.take` says of its tokens.
+
+    Raises:
+        EngineError: other tokens were drawn than the engine returned.
+    """
+    order = np.argsort(numbers, kind="stable")  # the tokens of a request, in the order in which they were drawn
+    bounds = np.searchsorted(numbers[order], np.arange(len(ends) + 1))
+    found = []
+    for number, (token_ids, reason) in enumerate(ends):
+        # A token may be drawn after the one that completes a text which ends the sample.
+        own = scores[order[bounds[number] : bounds[number + 1]]][: len(token_ids)]
+        if own[:, 0].tolist() != list(token_ids):
+            raise EngineError(f"the engine returned other tokens for sample {number} than were drawn")
+        record = TokenRecord(
+            logprob=own[:, 1].astype(np.float32),
+            rank=own[:, 2].astype(np.int32),
+            top1=own[:, 3].astype(np.int32),
+            top1_logprob=own[:, 4].astype(np.float32),
+            entropy=own[:, 5].astype(np.float32),
+        )
+        found.append(Drawn(token_ids, reason, bool(own[:, 6].all()), record))
+    return found
 
 
 def llm_arguments(

@@ -7,7 +7,8 @@ the unit alone: the cache starts empty, and all requests are added, in a fixed o
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +34,12 @@ class UnitSamples:
 
 
 def sample_unit(
-    engine: Engine, prompts: pa.Table, lam: str, sampling: Sampling, decode: Callable[[Sequence[int]], str]
+    engine: Engine,
+    prompts: pa.Table,
+    lam: str,
+    sampling: Sampling,
+    decode: Callable[[Sequence[int]], str],
+    tokenizer: Any = None,
 ) -> UnitSamples:
     """Sample every prompt of a unit at the engine's current λ.
 
@@ -45,6 +51,8 @@ def sample_unit(
         lam: canonical point, written into the table.
         sampling: of the task.
         decode: tokens → text.
+        tokenizer: which the texts of `sampling.until` are seen with while the engine samples; without one a sample goes on
+            to its end, and only its text is cut.
 
     Raises:
         EngineError: the engine failed; nothing of the unit may be used.
@@ -63,7 +71,7 @@ def sample_unit(
             draws.append(Draw(token_ids, seed_of(request_id, token_ids, sample)))
             drawn_of.append((request_id, sample))
     stops = [token for token in sampling.stop_token_ids if token < engine.vocab_size]  # vLLM refuses others
-    answers = engine.sample(draws, sampling.temperature, sampling.max_tokens, stops)
+    answers = engine.sample(draws, replace(sampling, stop_token_ids=tuple(stops)), tokenizer)
     for (request_id, _), drawn in zip(drawn_of, answers.drawn, strict=True):
         if not drawn.is_finite:
             reasons[request_id] = _NO_NUMBERS
@@ -74,7 +82,7 @@ def sample_unit(
     ]
     bad = [(request_id, reasons[request_id]) for request_id in ids if request_id in reasons]
     return UnitSamples(
-        _table(rows, lam, set(stops), decode),
+        _table(rows, lam, set(stops), decode, sampling.until or ()),
         pa.table({"request_id": [one for one, _ in bad], "reason": [why for _, why in bad]}, schema=schemas.QUARANTINE),
         prompt_tokens=answers.prompt_tokens,
         cached_tokens=answers.cached_tokens,
@@ -91,13 +99,24 @@ def seed_of(request_id: int, token_ids: Sequence[int], sample: int) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+def cut(text: str, until: Sequence[str]) -> str:
+    """Return a text up to the first of the texts that end it, as lm-eval's `postprocess_generated_text` does."""
+    for end in until:
+        text = text.split(end)[0] if end else text
+    return text
+
+
 def _table(
-    rows: Sequence[tuple[int, int, int, Drawn]], lam: str, stops: set[int], decode: Callable[[Sequence[int]], str]
+    rows: Sequence[tuple[int, int, int, Drawn]],
+    lam: str,
+    stops: set[int],
+    decode: Callable[[Sequence[int]], str],
+    until: Sequence[str],
 ) -> pa.Table:
     texts = []
     for *_, drawn in rows:
         ends = drawn.token_ids and drawn.token_ids[-1] in stops
-        texts.append(decode(drawn.token_ids[:-1] if ends else drawn.token_ids))
+        texts.append(cut(decode(drawn.token_ids[:-1] if ends else drawn.token_ids), until))
     columns = {
         "request_id": [request_id for request_id, *_ in rows],
         "sample": [sample for _, sample, *_ in rows],
@@ -106,5 +125,10 @@ def _table(
         "token_ids": [list(drawn.token_ids) for *_, drawn in rows],
         "text": texts,
         "finish_reason": [drawn.finish_reason for *_, drawn in rows],
+        "logprobs": [drawn.record.logprob for *_, drawn in rows],
+        "ranks": [drawn.record.rank for *_, drawn in rows],
+        "top1_ids": [drawn.record.top1 for *_, drawn in rows],
+        "top1_logprobs": [drawn.record.top1_logprob for *_, drawn in rows],
+        "entropies": [drawn.record.entropy for *_, drawn in rows],
     }
     return pa.table(columns, schema=schemas.GENERATIONS)

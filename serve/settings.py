@@ -87,6 +87,10 @@ class Sampling:
     temperature: float
     max_tokens: int
     stop_token_ids: tuple[int, ...]
+    top_p: float = 1.0  # the likeliest tokens that have this probability together are drawn from
+    top_k: int = 0  # so many likeliest tokens are drawn from; 0: all
+    until: tuple[str, ...] | None = None
+    """The texts that a sample ends before, for outputs that are answers; None for samples that are no answers."""
 
 
 def installed_device() -> str:

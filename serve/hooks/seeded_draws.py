@@ -6,6 +6,9 @@ count of steps. Here a generator is put aside in such a step, so that a request'
 however the prompt was cut. And NaN is no reason for the sampler to stop: it picks some token. Here the rows of logits that
 hold NaN or infinity, or nothing but −∞, are told.
 
+Each token that is kept is also scored from the row of logits that it was drawn from, before the sampler divides or masks
+them: so its scores are those of the model at temperature 1, and they cost no second pass through the model.
+
 `SeededDraws` hooks into vLLM's V1 model runner, on each rank.
 """
 
@@ -14,9 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from serve.hooks.continuation_scores import on_device
+
 NUMBER = "lambdasweep_sample"  # in extra_args: the number of the request, which is then watched
+
+# Rows of logits at a time. What is computed of a few rows stays in a core's cache; a GPU takes what makes 512 MiB of float32.
+_CPU_ROWS, _CUDA_LOGITS_BYTES = 8, 512 << 20
+_LEAST = -1e4  # exp of it is 0, and so is its product with it; −∞ would give NaN there
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +38,24 @@ class Draw:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """What the model at temperature 1 says of the N tokens of a sample."""
+
+    logprob: npt.NDArray[np.float32]  # [N] nats
+    rank: npt.NDArray[np.int32]  # [N] 1 = most likely
+    top1: npt.NDArray[np.int32]  # [N] the most likely token
+    top1_logprob: npt.NDArray[np.float32]  # [N] nats
+    entropy: npt.NDArray[np.float32]  # [N] nats, of the distribution over the whole vocabulary
+
+
+@dataclass(frozen=True, slots=True)
 class Drawn:
     """One sample."""
 
     token_ids: tuple[int, ...]  # the stop token included
     finish_reason: str  # stop, length
     is_finite: bool  # False: a token came from logits of NaN or infinity, and nothing of it means anything
+    record: TokenRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,30 +78,46 @@ class SeededDraws:
         self._runner = runner
         self._sample, self._bookkeeping = runner._sample, runner._bookkeeping_sync
         self._aside: dict[int, torch.Generator] = {}
-        # Numbers of requests, the rows of their logits, and for each row whether it is bad; that stays on the device.
-        self._watched: list[tuple[list[int], list[int], torch.Tensor]] = []
+        self._numbers: list[int] = []  # of the request of each token that was drawn, in the order of the steps
+        self._scores: list[torch.Tensor] = []  # [tokens, 7] each; they stay on the device
         runner._sample, runner._bookkeeping_sync = self._before, self._after
 
-    def take(self) -> set[int]:
-        """Return the numbers of the requests that a token was drawn for from no numbers, since the last call."""
-        watched, self._watched = self._watched, []
-        bad: list[bool] = torch.cat([flags for _, _, flags in watched]).tolist() if watched else []
-        found, start = set(), 0
-        for numbers, rows, flags in watched:
-            found |= {number for number, row in zip(numbers, rows, strict=True) if bad[start + row]}
-            start += len(flags)
-        return found
+    def take(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
+        """Return what was drawn since the last call, and forget it.
+
+        Returns:
+            The number of the request of each token [T], in the order in which they were drawn; and float64 [T, 7]: the
+            token, its logprob in nats, its rank, the most likely token, its logprob, the entropy in nats, and whether the
+            logits were numbers. None on ranks that do not have the logits.
+        """
+        numbers, scores = self._numbers, self._scores
+        self._numbers, self._scores = [], []
+        if numbers and not scores:
+            return None
+        return np.array(numbers, np.int64), torch.cat(scores).cpu().numpy() if scores else np.empty((0, 7))
 
     def _before(self, logits: torch.Tensor | None, *rest: Any) -> Any:
         batch = self._runner.input_batch
         partial = self._runner.discard_request_mask.np[: batch.num_reqs]
         generators = batch.generators  # the sampler's own dict
         self._aside = {row: generators.pop(row) for row in np.flatnonzero(partial).tolist() if row in generators}
-        if logits is not None:  # they are gathered on another rank
-            self._watch(logits, batch.req_ids, partial)
-        return self._sample(logits, *rest)
+        rows, numbers = self._watched(batch.req_ids, partial)
+        if logits is None or not rows:  # logits are gathered on another rank
+            self._numbers += numbers
+            return self._sample(logits, *rest)
+        index = on_device(np.array(rows, np.int64), logits.device)
+        every = len(rows) == len(logits)
+        if not batch.sampling_metadata.all_greedy:  # the sampler then divides and masks the logits where they are
+            kept = logits.clone() if every else logits[index]
+        else:
+            kept = logits if every else logits[index]
+        sampled = self._sample(logits, *rest)
+        self._numbers += numbers
+        self._score(kept, sampled.sampled_token_ids[:, 0][index].long())
+        return sampled
 
-    def _watch(self, logits: torch.Tensor, request_ids: list[str], partial: np.ndarray[Any, Any]) -> None:
+    def _watched(self, request_ids: list[str], partial: np.ndarray[Any, Any]) -> tuple[list[int], list[int]]:
+        """Return the rows of the logits whose tokens are kept, and the numbers of their requests."""
         rows, numbers = [], []
         for row, request_id in enumerate(request_ids):
             parameters = self._runner.requests[request_id].sampling_params
@@ -87,8 +125,27 @@ class SeededDraws:
             if number is not None and not partial[row]:
                 rows.append(row)
                 numbers.append(number)
-        if rows:
-            self._watched.append((numbers, rows, ~logits.amax(-1).isfinite()))  # NaN where there is any
+        return rows, numbers
+
+    def _score(self, logits: torch.Tensor, token: torch.Tensor) -> None:
+        """Score a token [rows] for each row of logits, as `take` returns it, without ever waiting for the device."""
+        limit = _CPU_ROWS
+        if logits.device.type != "cpu":
+            limit = max(limit, _CUDA_LOGITS_BYTES // (4 * logits.shape[1]))
+        for begin in range(0, len(logits), limit):
+            part, drawn = logits[begin : begin + limit], token[begin : begin + limit, None]
+            # As log_softmax does: relative to the largest logit, which keeps what is subtracted small.
+            highest, top1 = part.max(-1)  # NaN where there is any
+            relative = part.float() - highest.float()[:, None]
+            value = relative.gather(-1, drawn)
+            rank = 1 + (relative > value).sum(-1)
+            odds = relative.clamp_(min=_LEAST).exp()
+            total = odds.sum(-1)
+            norm = total.log()
+            entropy = norm - (odds.mul_(relative)).sum(-1) / total
+            is_finite = highest.isfinite()
+            columns = [drawn[:, 0], value[:, 0] - norm, rank, top1, -norm, entropy, is_finite]
+            self._scores.append(torch.stack([column.double() for column in columns], -1))
 
     def _after(self, *arguments: Any, **named: Any) -> Any:
         done = self._bookkeeping(*arguments, **named)

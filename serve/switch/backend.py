@@ -166,9 +166,9 @@ class WorkerExtension:
         """From now on, requests with a seed draw as `serve.hooks.seeded_draws` says."""
         self.interpolation_draws = SeededDraws(self.model_runner)
 
-    def interpolation_bad_draws(self) -> set[int]:
-        """Return `SeededDraws.take`."""
-        return self.interpolation_draws.take()
+    def interpolation_draws_taken(self) -> Any:
+        """Return `SeededDraws.take` of the last pipeline stage, which is the one that samples."""
+        return self.interpolation_draws.take() if get_pp_group().is_last_rank else None
 
 
 def _room(device: torch.device, vllm_config: "VllmConfig", ranks: int) -> Room:

@@ -11,6 +11,7 @@ from serve.hooks.continuation_scores import EXTRA, ContinuationHead
 from serve.hooks.seeded_draws import NUMBER, SeededDraws
 
 # On a GPU the CPU waits for these: their results, or the shapes of those, must be known to go on.
+DRAWN = 4  # what the sampler of these tests draws
 WAITING = {"nonzero", "_local_scalar_dense", "item", "masked_select", "unique", "unique2", "is_nonzero", "equal"}
 
 
@@ -36,7 +37,13 @@ def runner(prompts: dict[str, tuple[list[int], dict[str, Any]]], starts: list[in
         req_ids=list(prompts),
         num_reqs=len(prompts),
         generators={},
+        sampling_metadata=SimpleNamespace(all_greedy=False),
     )
+
+    def sample(logits: torch.Tensor) -> Any:
+        logits.div_(0.7)  # as vLLM's sampler does, in place
+        return SimpleNamespace(sampled_token_ids=torch.full((len(prompts), 1), DRAWN, dtype=torch.int32))
+
     return SimpleNamespace(
         requests=requests,
         input_batch=batch,
@@ -45,7 +52,7 @@ def runner(prompts: dict[str, tuple[list[int], dict[str, Any]]], starts: list[in
         model=SimpleNamespace(compute_logits=lambda rows: rows @ weight.T),
         weight=weight,
         _get_prompt_logprobs_dict=lambda *_: {},
-        _sample=lambda *_: "sampled",
+        _sample=sample,
         _bookkeeping_sync=lambda *_, **__: "done",
     )
 
@@ -77,11 +84,27 @@ def test_a_draw_is_watched_without_waiting() -> None:
     mine = runner({name: (ids, {NUMBER: number}) for name, number in (("a", 7), ("b", 8), ("c", 9))}, [0, 3, 6])
     mine.discard_request_mask.np[2] = True  # its prompt is not computed to the end
     draws = SeededDraws(mine)
-    logits = torch.zeros(3, 11)
+    logits = torch.randn(3, 11, generator=torch.Generator().manual_seed(2))
+    logits[0, 5] = -torch.inf
+    exact = logits.double().log_softmax(-1)
     logits[1, 4] = float("nan")
     logits[2, 4] = float("nan")
+    later = torch.randn(3, 11, generator=torch.Generator().manual_seed(3))
+    exact_later = later.double().log_softmax(-1)
     with NeverWaits():
         mine._sample(logits)
-        mine._sample(torch.zeros(3, 11))
-    assert draws.take() == {8}
-    assert draws.take() == set()
+        mine._sample(later)
+    taken = draws.take()
+    assert taken is not None
+    numbers, scores = taken
+    assert numbers.tolist() == [7, 8, 7, 8]
+    assert scores[:, 6].tolist() == [1, 0, 1, 1]
+    for line, found in ((exact[0], scores[0]), (exact_later[0], scores[2]), (exact_later[1], scores[3])):
+        token, logprob, rank, top1, top1_logprob, entropy, _ = found
+        assert int(token) == DRAWN
+        assert abs(logprob - float(line[DRAWN])) < 1e-5
+        assert rank == 1 + int((line > line[DRAWN]).sum())
+        assert top1 == int(line.argmax())
+        assert abs(top1_logprob - float(line.max())) < 1e-5
+        assert abs(entropy - float(torch.special.entr(line.exp()).sum())) < 1e-5
+    assert [part.shape for part in draws.take() or ()] == [(0,), (0, 7)]
