@@ -18,6 +18,7 @@ T = TypeVar("T")
 # Only one kind of tasks has these fields in the file.
 _SCORED_ONLY = ("format", "shots", "seed", "template", "duplicates", "groups")
 _SAMPLED_ONLY = ("samples", "temperature", "max_tokens", "stop_token_ids")
+_ANSWERED_ONLY = ("top_p", "top_k", "until", "normaliser", "metric")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class TaskRecord:
     lambdas: tuple[str, ...] = ()  # the canonical points that were asked for so far, in order
     shards: tuple[tuple[int, int], ...] = ()  # [first row, end row) of each shard
     costs: tuple[int, ...] = ()  # the cost of each shard, in tokens
-    scored_as: str = "choices"  # choices, contexts, continuation, other, or samples
+    scored_as: str = "choices"  # choices, contexts, continuation, other, samples, or answers
     file: str | None = None
     sha256: str | None = None  # the hash of the file
     requests_sha256: str | None = None
@@ -104,17 +105,23 @@ class TaskRecord:
     limit: int | None = None
     documents: int | None = None
     requests: int | None = None
-    # These are None unless the task is scored.
+    # These are None unless the task is scored, or its answers are written (duplicates apart).
     format: str | None = None
     shots: int | None = None
     seed: int | None = None
     template: str | None = None
     duplicates: int | None = None
-    # These are None unless it is a generate task.
+    # These are None unless it is a generate task, or its answers are written.
     samples: int | None = None
     temperature: float | None = None
     max_tokens: int | None = None
     stop_token_ids: tuple[int, ...] | None = None
+    # These are None unless the model writes its answers.
+    top_p: float | None = None
+    top_k: int | None = None
+    until: tuple[str, ...] | None = None  # the texts that an output ends before
+    normaliser: str | None = None  # says which answers are the same
+    metric: str | None = None  # what an output is right by
 
     @property
     def is_sampled(self) -> bool:
@@ -122,12 +129,21 @@ class TaskRecord:
         return self.scored_as == "samples"
 
     @property
+    def is_answered(self) -> bool:
+        """Tell whether the model writes its answers, and they are graded."""
+        return self.scored_as == "answers"
+
+    @property
     def completion(self) -> str:
         """Return the kind of table that is the completion record of a unit."""
-        return "generations" if self.is_sampled else "tokens"
+        return "generations" if self.is_sampled or self.is_answered else "tokens"
 
     def to_json(self) -> dict[str, Any]:
-        left_out = _SCORED_ONLY if self.is_sampled else _SAMPLED_ONLY
+        left_out: tuple[str, ...] = (*_SAMPLED_ONLY, *_ANSWERED_ONLY)
+        if self.is_sampled:
+            left_out = (*_SCORED_ONLY, *_ANSWERED_ONLY)
+        elif self.is_answered:
+            left_out = ("duplicates",)
         return {name: value for name, value in _plain(self).items() if name not in left_out}
 
 
@@ -194,6 +210,7 @@ def _task(value: Mapping[str, Any]) -> TaskRecord:
         costs=tuple(found.costs),
         groups=tuple(found.groups),
         stop_token_ids=None if found.stop_token_ids is None else tuple(found.stop_token_ids),
+        until=None if found.until is None else tuple(found.until),
     )
 
 

@@ -5,7 +5,8 @@
     RUN/requests/task=<task>.parquet                  the requests that are scored at every λ
     RUN/tokens/task=<task>/lambda=<λ>/shard-00017.parquet
                                                       the scores; a point with several coordinates is percent-encoded
-    RUN/generations/…                                 the samples of generate tasks, in the same layout
+    RUN/generations/…                                 the samples of generate tasks and answers, in the same layout
+    RUN/graded/…                                      what became of the answers, computed of them; one table for each λ
     RUN/quarantine/…                                  what could not be scored or sampled and why, in the same layout
     RUN/receipts/….json                               times, hosts and cache counts, in the same layout; no results
     RUN/driver.json                                   how the driver does, replaced every few seconds; no result either
@@ -289,6 +290,10 @@ class RunDir:
         """Return the committed samples of one generate task at one λ, in the order of its prompts."""
         return self._rows("generations", task, lam)
 
+    def graded(self, task: str, lam: str) -> pa.Table:
+        """Return what became of the outputs of one task at one λ, in the order of its prompts."""
+        return self._rows("graded", task, lam)
+
     def quarantine(self, task: str, lam: str) -> pa.Table:
         """Return the requests of one task that could not be scored or sampled at one λ, and why."""
         return self._rows("quarantine", task, lam)
@@ -296,7 +301,8 @@ class RunDir:
     def _rows(self, kind: str, task: str, lam: str) -> pa.Table:
         from contract import schemas
 
-        schema = {"tokens": schemas.TOKENS, "generations": schemas.GENERATIONS}.get(kind, schemas.QUARANTINE)
+        known = {"tokens": schemas.TOKENS, "generations": schemas.GENERATIONS, "graded": schemas.GRADED}
+        schema = known.get(kind, schemas.QUARANTINE)
         paths = [self.unit(kind, task, lam, shard) for shard in sorted(self.committed(task, lam, kind))]
         if isinstance(self.root, ObjectPath) and len(paths) > 1:
             with ThreadPoolExecutor(_READS) as pool:

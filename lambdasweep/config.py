@@ -13,7 +13,7 @@ from contract.points import ONLY, by_name, parse_points
 from lambdasweep.aligned_flags import parse_aligned, parse_revisions
 from lambdasweep.config_file import read_toml
 from lambdasweep.settings import PairSettings, SamplingSettings, TaskSettings, as_flag, names_of, problems_of
-from lambdasweep.tasks.documents import MAX_CHOICES, TaskSpec
+from lambdasweep.tasks.documents import FORMATS, TaskSpec
 from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, LmEvalSpec
 from lambdasweep.tasks.prompts import GenerateSpec
 
@@ -221,7 +221,7 @@ def _tasks(
 def _with_format(path: str) -> tuple[str, dict[str, str]]:
     """Take the format off FILE:letters; a data set's own parts and a file of that very name stay as they are."""
     file, _, form = path.rpartition(":")
-    is_format = form in MAX_CHOICES and file and not path.startswith(PREFIX) and not Path(path).exists()
+    is_format = form in FORMATS and file and not path.startswith(PREFIX) and not Path(path).exists()
     return (file, {"format": form}) if is_format else (path, {})
 
 
@@ -262,7 +262,8 @@ def _spec(row: dict[str, Any]) -> TaskSpec | LmEvalSpec:
     file = str(row["file"])
     if not file.startswith(PREFIX):
         return TaskSpec(**(row | {"file": Path(file)}))
-    settings = {key: row[key] for key in ("shots", "limit", "seed", "template") if key in row}
+    known = ("shots", "limit", "seed", "template", "repeats", "temperature", "max_tokens", "normaliser")
+    settings = {key: row[key] for key in known if key in row}
     return LmEvalSpec(file.removeprefix(PREFIX), name=row.get("name") or None, **settings)
 
 

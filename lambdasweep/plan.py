@@ -68,7 +68,9 @@ def describe(config: SweepConfig) -> Iterator[str]:
         )
     for name, prompts in prepared.prompts.items():
         yield (
-            f"generate  {name}: {counted(prompts.built.table.num_rows, 'prompt')}, {sum(prompts.costs)} tokens at most in "
+            f"{'task    ' if prompts.grader else 'generate'}  {name}: "
+            f"{counted(prompts.built.table.num_rows, 'document' if prompts.grader else 'prompt')}, "
+            f"{sum(prompts.costs)} tokens at most in "
             f"{counted(len(prompts.shards), 'shard')} ({how(record.task_record(prompts))})"
         )
     further = f", then those of up to {config.refine} λ more" if config.refine else ""

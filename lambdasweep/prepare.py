@@ -12,11 +12,14 @@ from contract.errors import InputError, PairError, join
 from contract.points import order
 from lambdasweep.config import SweepConfig
 from lambdasweep.engine_defaults import fit, rope_warnings, settle
+from lambdasweep.settings import as_flag
 from lambdasweep.tasks import BuiltTask, ChatTemplate, LmEvalSpec, Tokenizer, load_tokenizer, requests_of, shards
+from lambdasweep.tasks.answers import AnswerSpec, Grader, answers_of
 from lambdasweep.tasks.chat import read_template
 from lambdasweep.tasks.documents import TaskFile, TaskSpec, read_documents
+from lambdasweep.tasks.lm_eval_tasks.grade import LmEvalGrader
 from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTask, LmEvalTasks, load_lm_eval
-from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask, build_instances
+from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask, build_answers, build_instances
 from lambdasweep.tasks.prompts import (
     BuiltPrompts,
     GenerateSpec,
@@ -50,12 +53,16 @@ class PreparedTask:
 
 @dataclass(frozen=True, slots=True)
 class PreparedPrompts:
-    """A generate task's prompts, cut into shards; `costs` are the most tokens per shard, prompts and samples."""
+    """A generate task's prompts, cut into shards; `costs` are the most tokens per shard, prompts and samples.
 
-    spec: GenerateSpec
+    Where the samples are answers to documents, `grader` grades them.
+    """
+
+    spec: GenerateSpec | AnswerSpec
     built: BuiltPrompts
     shards: tuple[tuple[int, int], ...]
     costs: tuple[int, ...]
+    grader: Grader | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +137,7 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
         is_base = config.tokenizer == "base"
         parent, other = pair.parent(config.tokenizer), "aligned" if is_base else "base"
         tokenizer = collect(lambda: _load_tokenizer(parent.path, other))
-        if tokenizer is not None and config.generate:
+        if tokenizer is not None:
             stops = collect(lambda: stop_tokens(parent.path, tokenizer))
         if any(spec.chat for spec in (*config.tasks, *config.generate)):
             source = collect(lambda: read_template((pair.aligned if is_base else parent).path))
@@ -142,36 +149,52 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
     ]
     files = [collect(lambda spec=spec: read_prompts(spec)) for spec in config.generate]  # type: ignore[misc]
     collect(lambda: _check_names([one for one in loaded if one], config.generate))
+    if all(loaded):
+        collect(lambda: _check_written(config, [one for one in loaded if one]))
     if failures or pair is None or device is None or tokenizer is None:
         raise join(failures)
     settings = settle(config, pair, device, recorded)
     tasks: dict[str, PreparedTask] = {}
+    prompts: dict[str, PreparedPrompts] = {}
     harnesses = []
+
+    def sampled(spec: GenerateSpec | AnswerSpec, built: BuiltPrompts, grader: Grader | None = None) -> None:
+        if spec.chat and (others := stop_tokens(pair.aligned.path, tokenizer)) != stops:
+            text = (
+                f"task {spec.name}: samples end at base's end tokens {list(stops or ())}, and the aligned model ends "
+                f"its turns with {list(others)}: --tokenizer aligned takes those"
+            )
+            built = replace(built, warnings=(*built.warnings, text))
+        costs = prompt_costs(spec.samples, spec.max_tokens, built.table)
+        runs = tuple(prompt_shards(costs, SHARD_TOKENS[device]))
+        sums = tuple(sum(costs[first:end]) for first, end in runs)
+        prompts[spec.name] = PreparedPrompts(spec, built, runs, sums, grader)
+
     for one in loaded:
         found: list[tuple[str, TaskSpec | LmEvalTask, BuiltTask]] = []
         if isinstance(one, LmEvalTasks):
             # Its windows over whole texts are those of the model, however long the other requests are.
-            instances = tuple(build_instances(task, tokenizer, settings.max_model_len) for task in one.tasks)
-            harnesses.append((one, instances))
-            found = [(name, each.source, part) for each in instances for name, part in each.parts.items()]
+            instances: list[BuiltLmEvalTask] = []
+            for task in one.tasks:
+                if task.outputs is not None:
+                    each, answering = build_answers(task, tokenizer, stops or ())
+                    for part in each.parts.values():
+                        if isinstance(part, BuiltPrompts):
+                            sampled(answering, part, LmEvalGrader(task))
+                else:
+                    each = build_instances(task, tokenizer, settings.max_model_len)
+                    found += [(name, task, part) for name, part in each.parts.items() if isinstance(part, BuiltTask)]
+                instances.append(each)
+            harnesses.append((one, tuple(instances)))
+        elif one and one.kind == "answers":
+            sampled(*answers_of(one, tokenizer, stops or (), chat))
         elif one:
             found = [(one.spec.name, one.spec, requests_of(one, tokenizer, chat))]
         for name, spec, built in found:
             runs = tuple(shards(built.table, SHARD_TOKENS[device]))
             tasks[name] = PreparedTask(spec, built, runs, tuple(token_counts(built.table, runs)))
-    prompts = {}
     for file in filter(None, files):
-        sampled, built_prompts = file.spec, tokenised(file, tokenizer, stops or (), chat)
-        if sampled.chat and (others := stop_tokens(pair.aligned.path, tokenizer)) != stops:
-            text = (
-                f"task {sampled.name}: samples end at base's end tokens {list(stops or ())}, and the aligned model ends "
-                f"its turns with {list(others)}: --tokenizer aligned takes those"
-            )
-            built_prompts = replace(built_prompts, warnings=(*built_prompts.warnings, text))
-        costs = prompt_costs(sampled, built_prompts.table)
-        runs = tuple(prompt_shards(costs, SHARD_TOKENS[device]))
-        sums = tuple(sum(costs[first:end]) for first, end in runs)
-        prompts[sampled.name] = PreparedPrompts(sampled, built_prompts, runs, sums)
+        sampled(file.spec, tokenised(file, tokenizer, stops or (), chat))
     if longest := _longest(tasks, prompts):
         settings = fit(settings, config, pair, recorded, longest)
     return Prepared(config, pair, settings, tasks, tuple(harnesses), prompts, rope_warnings(settings, pair))
@@ -199,6 +222,19 @@ def _check_names(loaded: list[TaskFile | LmEvalTasks], generate: tuple[GenerateS
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"tasks are named twice: {', '.join(twice)}: give each its own name, as NAME=lm-eval:TASK")
+
+
+def _check_written(config: SweepConfig, loaded: list[TaskFile | LmEvalTasks]) -> None:
+    """Refuse settings of written answers where no answer is written."""
+    named = ("repeats", "temperature", "max_tokens", "normaliser")
+    given = sorted({name for spec in config.tasks for name in named if getattr(spec, name) is not None})
+    written = any(
+        any(task.outputs for task in one.tasks) if isinstance(one, LmEvalTasks) else one.kind == "answers"
+        for one in loaded
+    )
+    if given and not written and not config.generate:
+        flags = ", ".join(as_flag(name) for name in given)
+        raise InputError(f"{flags}: no task has answers that the model writes: leave it out, or give --format generate")
 
 
 def _load_tokenizer(path: Path, other: str) -> Tokenizer:

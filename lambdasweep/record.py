@@ -4,6 +4,7 @@ sweep.json holds the pair, the engine and the versions: one set for all tables, 
 the λs asked for of each: it grows, but a task that is in it stays as it is.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from contract.points import order
 from contract.records import LineRecord, ParentRecord, Plan, SweepRecord, TaskRecord, plan_of
 from contract.rundir import RunDir, commit_json, commit_table
 from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask
+from lambdasweep.tasks.answers import AnswerSpec
 from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTask
 
 if TYPE_CHECKING:
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 # Where the inputs lay does not matter, only what they were.
 _PLACES = {"source", "file"}
 _TASK_IDENTITY = ("sha256", "format", "shots", "limit", "seed", "template", "chat_template_sha256", "requests_sha256")
-_SAMPLING = ("samples", "temperature", "max_tokens", "stop_token_ids")  # of generate tasks
+_SAMPLING = ("samples", "temperature", "max_tokens", "stop_token_ids")  # of generate tasks and of answers
+_ANSWERS = ("top_p", "top_k", "until", "normaliser", "metric")
 
 
 def check_target(out: Location, record: str = "sweep.json", early: str = "requests") -> None:
@@ -96,7 +99,9 @@ def line_record(pair: "Pair") -> LineRecord:
 
 def task_record(task: PreparedTask | PreparedPrompts) -> TaskRecord:
     """Return the record of a task, its λs apart."""
-    return _scored(task) if isinstance(task, PreparedTask) else _sampled(task)
+    if isinstance(task, PreparedTask):
+        return _scored(task)
+    return _answered(task, task.spec) if isinstance(task.spec, AnswerSpec) else _sampled(task)
 
 
 def _sampled(task: PreparedPrompts) -> TaskRecord:
@@ -116,6 +121,23 @@ def _sampled(task: PreparedPrompts) -> TaskRecord:
         scored_as="samples",
         shards=task.shards,
         costs=task.costs,
+    )
+
+
+def _answered(task: PreparedPrompts, spec: AnswerSpec) -> TaskRecord:
+    return dataclasses.replace(
+        _sampled(task),
+        scored_as="answers",
+        format=spec.format,
+        shots=spec.shots,
+        seed=spec.seed,
+        template=task.built.template,
+        groups=spec.groups,
+        top_p=spec.top_p,
+        top_k=spec.top_k,
+        until=spec.until,
+        normaliser=spec.normaliser,
+        metric=spec.metric,
     )
 
 
@@ -172,7 +194,7 @@ def _task_differences(path: str, old: dict[str, Any], new: dict[str, Any]) -> li
 
 def _identity(task: dict[str, Any]) -> dict[str, Any]:
     """Return what of a task's record may not change."""
-    return {key: task[key] for key in (*_TASK_IDENTITY, *_SAMPLING) if key in task}
+    return {key: task[key] for key in (*_TASK_IDENTITY, *_SAMPLING, *_ANSWERS) if key in task}
 
 
 def write(run: RunDir, sweep: SweepRecord, prepared: Prepared) -> dict[str, TaskRecord]:

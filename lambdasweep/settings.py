@@ -34,9 +34,15 @@ class Setting:
 
 
 def _formats(_: Mapping[str, Any]) -> Collection[str]:
-    from lambdasweep.tasks.documents import MAX_CHOICES
+    from lambdasweep.tasks.documents import FORMATS
 
-    return tuple(MAX_CHOICES)
+    return FORMATS
+
+
+def _normalisers(_: Mapping[str, Any]) -> Collection[str]:
+    from lambdasweep.tasks.normalise import NORMALISERS
+
+    return tuple(NORMALISERS)
 
 
 def _templates(_: Mapping[str, Any]) -> Collection[str]:
@@ -70,6 +76,16 @@ def _parents(given: Mapping[str, Any]) -> Collection[str]:
 
 
 _LIMIT = Setting("Take only the first so many documents or prompts of each.", TASKS, "N", least=1, default="all")
+_TEMPERATURE = Setting(
+    "What logits are divided by; 0 is greedy.", SAMPLING, default="1; of a task what it says, else 0"
+)
+_MAX_TOKENS = Setting(
+    "Tokens that a sample or an answer is cut at.",
+    SAMPLING,
+    "N",
+    least=1,
+    default="64; of a task what it says, else 256",
+)
 _TEMPLATE = Setting(
     "chat: contexts go through the aligned model's chat template, at every λ.", TASKS, choices=_templates
 )
@@ -80,7 +96,12 @@ class TaskSettings:
     """What is asked of a task that is scored."""
 
     format: Annotated[
-        str, Setting("What of a choice is scored: its text (cloze), or A, B, C… (letters).", TASKS, choices=_formats)
+        str,
+        Setting(
+            "What of a choice is scored: its text (cloze), or A, B, C… (letters); generate: the model writes its answer.",
+            TASKS,
+            choices=_formats,
+        ),
     ] = "cloze"
     shots: Annotated[
         int, Setting("Solved examples in front of every document; they are not evaluated.", TASKS, "N", least=0)
@@ -90,6 +111,38 @@ class TaskSettings:
     """How many of the remaining rows are evaluated, from the first on; None: all of them."""
     template: Annotated[str, _TEMPLATE] = "none"
     """chat: everything up to the text that is scored goes into a user turn of the aligned model's chat template."""
+    repeats: Annotated[
+        int | None,
+        Setting(
+            "Answers that the model writes to each document.",
+            TASKS,
+            "N",
+            least=1,
+            most=2**15 - 1,  # int16 in the tables
+            default="what the task says, else 1",
+        ),
+    ] = None
+    temperature: Annotated[float | None, _TEMPERATURE] = None
+    """None: what the task says, else 0, which is greedy: all answers to a document are then the same, and one is made."""
+    max_tokens: Annotated[int | None, _MAX_TOKENS] = None
+    until: Annotated[
+        str | None,
+        Setting(
+            "Text that ends an answer of the format generate; \\n is a new line.",
+            TASKS,
+            "TEXT",
+            default="an empty line where there are shots, else none",
+        ),
+    ] = None
+    normaliser: Annotated[
+        str | None,
+        Setting(
+            "What says which written answers are the same.",
+            TASKS,
+            choices=_normalisers,
+            default="squad; of tasks of lm-eval auto",
+        ),
+    ] = None
 
     @property
     def chat(self) -> bool:
@@ -103,8 +156,8 @@ class SamplingSettings:
     samples: Annotated[
         int, Setting("Samples of each prompt.", SAMPLING, "N", least=1, most=2**15 - 1)  # int16 in the tables
     ] = 16
-    temperature: Annotated[float, Setting("What logits are divided by; 0 is greedy.", SAMPLING)] = 1.0
-    max_tokens: Annotated[int, Setting("Tokens that a sample is cut at.", SAMPLING, "N", least=1)] = 64
+    temperature: Annotated[float, _TEMPERATURE] = 1.0
+    max_tokens: Annotated[int, _MAX_TOKENS] = 64
     limit: Annotated[int | None, _LIMIT] = None
     """How many prompts are taken, from the first on; None: all of them."""
     template: Annotated[str, _TEMPLATE] = "none"

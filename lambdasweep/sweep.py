@@ -18,6 +18,8 @@ from lambdasweep.monitor.progress import SweepProgress
 from lambdasweep.monitor.wording import counted
 from lambdasweep.preflight import preflight
 from lambdasweep.prepare import Prepared, prepare
+from lambdasweep.tasks.answers import AnswerSpec
+from lambdasweep.tasks.grading import write_graded
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import write_outcomes
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 # Parquet with zstd on real tables: about 11 bytes a continuation token and 12 a request, plus headers and the receipt.
 _BYTES_PER_TOKEN, _BYTES_PER_REQUEST, _BYTES_PER_UNIT = 20, 24, 16 << 10
-_BYTES_PER_NEW_TOKEN = 8  # its id and its text
+_BYTES_PER_NEW_TOKEN = 24  # its id, its text and its scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,9 @@ def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Cal
     if not interrupted:
         for harness, instances in prepared.harnesses:
             write_outcomes(run, harness, instances, sweep.table_identity(), refinement.plan)
+        for name, prompts in prepared.prompts.items():
+            if prompts.grader is not None:
+                write_graded(run, name, prompts.built, prompts.grader, sweep.table_identity(), refinement.plan)
     quarantined = any(
         task in prepared.everything and lam in refinement.prepared.lambdas(task)
         for task, lam in run.all_committed("quarantine")
@@ -173,6 +178,8 @@ def _sources(root: str, prepared: Prepared) -> "dict[str, Source]":
     for name, prompts in prepared.prompts.items():
         asked, built = prompts.spec, prompts.built
         sampling = Sampling(asked.samples, float(asked.temperature), asked.max_tokens, built.stop_token_ids)
+        if isinstance(asked, AnswerSpec):
+            sampling = dataclasses.replace(sampling, top_p=asked.top_p, top_k=asked.top_k, until=asked.until)
         found[name] = GenerateSource(root, name, built.table, built.requests_sha256, sampling, built.tokenizer)
     return found
 

@@ -16,9 +16,12 @@ def duration(seconds: float) -> str:
 
 def how(task: TaskRecord) -> str:
     """Say in a few words how a task of the plan is scored or sampled."""
-    if not task.is_sampled:
+    if not (task.is_sampled or task.is_answered):
         return as_scored(task.format, task.scored_as, task.shots)
-    return f"{task.samples} samples of at most {task.max_tokens} tokens, temperature {task.temperature:g}"
+    said = f"of at most {task.max_tokens} tokens, temperature {task.temperature:g}"
+    if task.is_sampled:
+        return f"{task.samples} samples {said}"
+    return f"{task.format}, {counted(task.shots or 0, 'shot')}, {counted(task.samples or 1, 'answer')} {said}"
 
 
 def as_scored(form: str | None, scored_as: str | None, shots: int | None) -> str:

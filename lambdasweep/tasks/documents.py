@@ -1,16 +1,17 @@
 """A task file holds one JSON object on each line, and is checked as a whole before anything is scored.
 
-Its rows are all of one of two kinds; other keys are ignored:
+Its rows are all of one kind; other keys are ignored. The last kind is that of the format `generate`:
 
     {"query": "Which is a metal?", "choices": ["iron", "oxygen"], "gold": 0}
     {"context": "The capital of France is", "continuation": "Paris"}
+    {"prompt": "The capital of France is", "answers": ["Paris"]}
 """
 
 import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +23,14 @@ from lambdasweep.tasks.convert import index_of
 from lambdasweep.tasks.datasets import PREFIX as DATASET
 from lambdasweep.tasks.datasets import read_dataset
 
-Kind = Literal["choices", "continuation"]
+Kind = Literal["choices", "continuation", "answers"]
 
 # The cloze format is limited by `choice`, an int16 in the requests table; the letters format has only A to Z.
 MAX_CHOICES = {"cloze": 2**15 - 1, "letters": 26}
+GENERATE = "generate"  # the format of rows whose answers the model writes
+FORMATS = (*MAX_CHOICES, GENERATE)
 MAX_SHOWN = 20
+LEAST_TEMPERATURE = 0.01  # vLLM raises temperatures between 0 and 0.01 to 0.01
 _ROWS_SHOWN = 5
 _ROW = re.compile(r"line (\d+): ")
 
@@ -56,6 +60,8 @@ class TaskSpec(TaskSettings):
 @dataclass(frozen=True, slots=True)
 class Document:
     """One row of a task file. A continuation row has its context as `query`, and its continuation as the only choice.
+
+    A row of answers has its prompt as `query`, and all of its right answers as choices.
 
     `choices` are stripped and differ from each other; `gold` is the index of the right one; `repeats` counts the choices
     that were dropped because an earlier choice of the row has the same text.
@@ -90,6 +96,7 @@ def read_documents(spec: TaskSpec) -> TaskFile:
         TaskError: the request or the file has problems; the error lists the first 20 of them, each with its line.
     """
     problems = check_name(spec.name) + problems_of(asdict(spec), TaskSettings, str)
+    problems += temperature_problems(spec.temperature)
     data = read_bytes(spec.name, spec.file, problems)
     documents: list[Document] = []
     ids: list[Any] = []
@@ -98,12 +105,11 @@ def read_documents(spec: TaskSpec) -> TaskFile:
     for line, raw in json_lines(data):
         lines += 1
         row = read_object(line, raw, problems)
-        kind = _kind(line, row, problems) if row is not None else None
+        kind = _kind(line, row, spec.format, problems) if row is not None else None
         if row is None or kind is None:
             continue
         first.setdefault(kind, line)
-        read = _choices if kind == "choices" else _continuation
-        document = read(line, row, spec.format, problems)
+        document = _READ[kind](line, row, spec.format, problems)
         if document:
             documents.append(document)
             ids.append(row.get("id"))
@@ -169,6 +175,13 @@ def task_error(name: str, file: Path, problems: Sequence[str]) -> TaskError:
     return TaskError(f"task {name!r} cannot be built from {file}", shown)
 
 
+def temperature_problems(temperature: float | None) -> list[str]:
+    """Return what is wrong with a temperature, if anything."""
+    if temperature is None or temperature == 0 or LEAST_TEMPERATURE <= temperature < float("inf"):
+        return []
+    return [f"temperature is {temperature:g}: give 0, or {LEAST_TEMPERATURE} or more"]
+
+
 def check_name(name: str) -> list[str]:
     """Return what is wrong with the name of a task, if anything."""
     if _NAME.fullmatch(name) and len(name) <= _MAX_NAME:
@@ -201,7 +214,12 @@ def _json_type(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def _kind(line: int, row: dict[str, Any], problems: list[str]) -> Kind | None:
+def _kind(line: int, row: dict[str, Any], format: str, problems: list[str]) -> Kind | None:
+    if format == GENERATE:
+        if "answers" in row:
+            return "answers"
+        problems.append(f"line {line}: has no answers: the {GENERATE} format needs prompt and a list of answers")
+        return None
     if "choices" in row and "continuation" in row:
         problems.append(f"line {line}: has both choices and a continuation: keep one of them")
         return None
@@ -209,7 +227,8 @@ def _kind(line: int, row: dict[str, Any], problems: list[str]) -> Kind | None:
         return "choices"
     if "continuation" in row:
         return "continuation"
-    problems.append(f"line {line}: has neither choices (with query and gold) nor a continuation (with context)")
+    hint = f", and answers need --format {GENERATE}" if "answers" in row else ""
+    problems.append(f"line {line}: has neither choices (with query and gold) nor a continuation (with context){hint}")
     return None
 
 
@@ -278,6 +297,27 @@ def _continuation(line: int, row: dict[str, Any], format: str, problems: list[st
     if context is None or continuation is None:
         return None
     return Document(line, str(line), context, (continuation,), 0)
+
+
+def _answers(line: int, row: dict[str, Any], format: str, problems: list[str]) -> Document | None:
+    before = len(problems)
+    prompt = check_text(line, "prompt", row.get("prompt"), problems, may_be_empty=True)
+    answers = row["answers"]
+    if not isinstance(answers, list) or not answers:
+        problems.append(f"line {line}: answers is of type {_json_type(answers)}: give a list of one string or more")
+        return None
+    for index, answer in enumerate(answers):
+        check_text(line, f"answer {index}", answer, problems)
+    if prompt is None or len(problems) > before:
+        return None
+    return Document(line, str(line), prompt, tuple(dict.fromkeys(answer.strip() for answer in answers)), 0)
+
+
+_READ: dict[Kind, Callable[[int, dict[str, Any], str, list[str]], Document | None]] = {
+    "choices": _choices,
+    "continuation": _continuation,
+    "answers": _answers,
+}
 
 
 def named(task: str, documents: Sequence[Document], ids: Sequence[Any]) -> tuple[tuple[Document, ...], tuple[str, ...]]:

@@ -19,6 +19,7 @@ TEMPLATES = {
     ("choices", "cloze"): r"cloze 1: '{query}\nAnswer:' + ' {choice}'",
     ("choices", "letters"): r"letters 1: '{query}\n{A.} {choice}…\nAnswer:' + ' {A}'",
     ("continuation", "cloze"): r"continuation 1: '{context}' + ' {continuation}'",
+    ("answers", "generate"): r"generate 1: '{prompt}'; examples: '{prompt}' + ' {answers[0]}'",
 }
 
 
@@ -43,7 +44,11 @@ class RenderedDocument:
 
 
 def render(document: Document, kind: Kind, format: str) -> RenderedDocument:
-    """Render one document without its shots; `format` is `cloze` or `letters`."""
+    """Render one document without its shots; `format` is `cloze`, `letters` or `generate`."""
+    if kind == "answers":
+        joined = not document.query or document.query[-1].isspace()
+        sizes = tuple(len(answer.encode()) for answer in document.choices)
+        return RenderedDocument(document.query, document.choices, sizes, "" if joined else " ")
     if kind == "continuation":
         (continuation,) = document.choices
         joined = not document.query or document.query[-1].isspace() or continuation[0].isspace()

@@ -25,11 +25,10 @@ from lambdasweep.tasks.documents import (
     read_bytes,
     read_object,
     task_error,
+    temperature_problems,
 )
 from lambdasweep.tasks.requests import batches, content_sha256
 from lambdasweep.tasks.tokens import Tokenizer, encode_prompts
-
-_LEAST_TEMPERATURE = 0.01  # vLLM raises temperatures between 0 and 0.01 to 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True)
 class BuiltPrompts:
-    """A generate task that is ready to be sampled; the schema of `table` is `schemas.PROMPTS`."""
+    """A task that is ready to be sampled; the schema of `table` is `schemas.PROMPTS`. `template` is that of answers."""
 
     table: pa.Table
     warnings: tuple[str, ...]
@@ -71,6 +70,7 @@ class BuiltPrompts:
     stop_token_ids: tuple[int, ...]
     tokenizer: Tokenizer
     chat_template_sha256: str | None = None
+    template: str | None = None
 
 
 def read_prompts(spec: GenerateSpec) -> Prompts:
@@ -80,8 +80,7 @@ def read_prompts(spec: GenerateSpec) -> Prompts:
         TaskError: the request or the file has problems; the error lists the first 20 of them, each with its line.
     """
     problems = check_name(spec.name) + problems_of(asdict(spec), SamplingSettings, str)
-    if not (spec.temperature == 0 or _LEAST_TEMPERATURE <= spec.temperature < float("inf")):
-        problems.append(f"temperature is {spec.temperature:g}: give 0, or {_LEAST_TEMPERATURE} or more")
+    problems += temperature_problems(spec.temperature)
     data = read_bytes(spec.name, spec.file, problems)
     documents: list[Document] = []
     ids: list[Any] = []
@@ -151,10 +150,10 @@ def tokenised(
     )
 
 
-def prompt_costs(spec: GenerateSpec, table: pa.Table) -> list[int]:
+def prompt_costs(samples: int, max_tokens: int, table: pa.Table) -> list[int]:
     """Return the most tokens that each prompt takes: its own tokens once, and those of its samples."""
     lengths: list[int] = [len(ids) for ids in table["token_ids"].to_pylist()]
-    return [length + spec.samples * spec.max_tokens for length in lengths]
+    return [length + samples * max_tokens for length in lengths]
 
 
 def prompt_shards(costs: Sequence[int], target_tokens: int) -> list[tuple[int, int]]:

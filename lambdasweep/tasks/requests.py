@@ -25,7 +25,7 @@ _BATCH = 256  # documents that are encoded at a time, which bounds the number of
 _LINES_NAMED = 7  # a warning names no more lines than this
 
 T = TypeVar("T")
-ScoredAs = Literal["choices", "contexts", "continuation", "other"]
+ScoredAs = Literal["choices", "contexts", "continuation", "other", "answers"]
 
 
 @dataclass(frozen=True, slots=True)

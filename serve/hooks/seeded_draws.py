@@ -24,7 +24,8 @@ from serve.hooks.continuation_scores import on_device
 
 NUMBER = "lambdasweep_sample"  # in extra_args: the number of the request, which is then watched
 
-# Rows of logits at a time. What is computed of a few rows stays in a core's cache; a GPU takes what makes 512 MiB of float32.
+# Rows of logits at a time. What is computed of a few rows stays in a core's cache; a GPU takes as many as make 512 MiB of
+# float32.
 _CPU_ROWS, _CUDA_LOGITS_BYTES = 8, 512 << 20
 _LEAST = -1e4  # exp of it is 0, and so is its product with it; −∞ would give NaN there
 

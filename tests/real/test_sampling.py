@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from lm_eval.models.utils import postprocess_generated_text
 from scipy.stats import chi2
 from transformers import LlamaForCausalLM
 
 from contract import schemas
+from lambdasweep.tasks import load_tokenizer
 from serve.sampling import seed_of
 from tests.support import engine_process
 from tests.support.checkpoints import VOCAB, write_checkpoint
@@ -22,6 +24,7 @@ from tests.support.scored_requests import export, make_requests
 SAMPLES, MAX_TOKENS, STOPS, MANY = 8, 12, (1, 40), 2000
 LENGTHS = (1, 5, 31, 32, 33, 70, 100, 150)
 BAD = {"empty": [], "long": [5] * 245, "vocabulary": [5, VOCAB]}
+TEXTS = ("The sea and the", "Which is a metal?", "A", "Question: who?\n\nAnswer:", "Once upon a time", "2 + 2 =")
 REASONS = ["empty prompt", "245 tokens and 12 to be sampled are more than the 256", "a token id outside the vocabulary"]
 # λ, sampling; None: another unit, scored
 GREEDY = {"samples": 2, "temperature": 0.0}
@@ -31,6 +34,8 @@ STEPS = (
     ("0.5", GREEDY),
     ("0", {}),
     ("0.5", {}),
+    ("0.5", {"until": []}),
+    ("0.5", {"until": ["e", "zz", " A"]}),
     ("0.5", {"samples": MANY, "temperature": 0.7}),
 )
 
@@ -57,6 +62,9 @@ def results(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     pq.write_table(prompts_table(), root / "prompts.parquet")
     pq.write_table(prompts_table().slice(1, 1), root / "one.parquet")
     pq.write_table(make_requests()[0], root / "requests.parquet")
+    ids = load_tokenizer(pair[0])(list(TEXTS))["input_ids"]
+    columns = {"request_id": range(len(TEXTS)), "doc_id": TEXTS, "prompt": TEXTS, "token_ids": ids}
+    pq.write_table(pa.table(columns, schema=schemas.PROMPTS), root / "texts.parquet")
     jobs = {}
     for name, changes in (("narrow", {"max_num_batched_tokens": 48, "max_num_seqs": 6}), ("wide", {})):
         steps: list[list[Any]] = []
@@ -66,7 +74,7 @@ def results(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
                 is_one = asked.get("samples") == MANY
                 sampling = {"samples": SAMPLES, "temperature": 1.0, "stop_token_ids": STOPS, **asked}
                 sampling["max_tokens"] = 1 if is_one else MAX_TOKENS
-                file = "one" if is_one else "prompts"
+                file = "one" if is_one else "texts" if "until" in asked else "prompts"
                 steps[-1].append({"prompts": root / f"{file}.parquet", "sampling": sampling})
         jobs[name] = {
             "base": pair[0],
@@ -74,7 +82,7 @@ def results(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
             "settings": engine_process.settings(**changes).to_json(),
             "parents": "auto",
             "requests": root / "requests.parquet",
-            "steps": steps[:-1] if name == "narrow" else steps[-2:] + steps[:1],
+            "steps": steps[:-1] if name == "narrow" else [steps[4], steps[-1], steps[0]],
         }
     return engine_process.run(root, jobs)
 
@@ -140,6 +148,46 @@ def test_temperature_0_is_greedy_as_in_transformers(results: dict[str, Any], mer
             )
         expected = out[0, len(prompt) :].tolist()
         assert [row["token_ids"] for row in rows if row["request_id"] == request_id] == [expected] * 2
+
+
+def test_a_sample_ends_at_a_text(results: dict[str, Any], pair: tuple[Path, Path]) -> None:
+    """With the token that completes it, wherever in the token it lies; its text is what lm-eval makes of the whole."""
+    tokenizer = load_tokenizer(pair[0])
+    without, table = (results["narrow"][0][step].to_pylist() for step in (5, 6))
+    inside = 0
+    for row, whole in zip(table, without, strict=True):
+        ids, until = row["token_ids"], STEPS[6][1]["until"]
+        assert ids == whole["token_ids"][: len(ids)]
+        kept = ids[:-1] if ids[-1] in STOPS else ids
+        text = tokenizer.decode(kept)
+        assert row["text"] == postprocess_generated_text(text, until, None)
+        is_cut = any(one in text for one in until)
+        assert not any(one in tokenizer.decode(kept[:-1]) for one in until)
+        assert (row["finish_reason"] == "stop") == (is_cut or ids[-1] in STOPS)
+        assert is_cut or ids == whole["token_ids"]
+        inside += is_cut and not text.endswith(tuple(until))
+        assert len(row["logprobs"]) == len(ids)
+    assert inside  # somewhere it ends inside a token
+    assert len({row["finish_reason"] for row in table}) == 2
+
+
+def test_tokens_have_the_scores_of_the_model_at_temperature_1(
+    results: dict[str, Any], merged: LlamaForCausalLM
+) -> None:
+    """Greedy, sampled at 1 and sampled at 0.7: against transformers."""
+    prompts = prompts_table()["token_ids"].to_pylist()
+    sampled, hot = results["narrow"][0][0].to_pylist(), results["wide"][0][1].to_pylist()
+    for row in [*results["narrow"][0][2].to_pylist()[::2], *sampled[::7], *hot[:5]]:
+        ids, prompt = row["token_ids"], prompts[1] if row in hot[:5] else prompts[row["request_id"]]
+        with torch.no_grad():
+            logits = merged(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].double()
+        exact = logits.log_softmax(-1)
+        wanted = exact[torch.arange(len(ids)), ids]
+        assert row["logprobs"] == pytest.approx(wanted.tolist(), abs=1e-4)
+        assert row["ranks"] == (1 + (exact > wanted[:, None] + 1e-6).sum(-1)).tolist()
+        assert row["top1_ids"] == exact.argmax(-1).tolist()
+        assert row["top1_logprobs"] == pytest.approx(exact.amax(-1).tolist(), abs=1e-4)
+        assert row["entropies"] == pytest.approx(torch.special.entr(exact.exp()).sum(-1).tolist(), abs=1e-4)
 
 
 def test_samples_are_from_the_models_distribution(results: dict[str, Any], merged: LlamaForCausalLM) -> None:

@@ -153,6 +153,7 @@ def _environment(engine: EngineSettings) -> dict[str, str]:
 
 def work(job: Path) -> None:
     """Do a job in this process."""
+    from lambdasweep.tasks import load_tokenizer
     from serve import reference
     from serve.engine import Engine
     from serve.sampling import sample_unit
@@ -179,7 +180,9 @@ def work(job: Path) -> None:
             engine.switch(lam)
         if asked:
             prompts, sampling = pq.read_table(asked[0]["prompts"]), Sampling(**asked[0]["sampling"])
-            samples = sample_unit(engine, prompts, lam or "0", sampling, lambda ids: " ".join(map(str, ids)))
+            tokenizer = load_tokenizer(values["base"]) if sampling.until else None
+            decode = tokenizer.decode if tokenizer else lambda ids: " ".join(map(str, ids))
+            samples = sample_unit(engine, prompts, lam or "0", sampling, decode, tokenizer)
             pq.write_table(samples.generations, output)
             counted.append(
                 {

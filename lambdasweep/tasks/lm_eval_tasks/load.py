@@ -22,18 +22,20 @@ import numpy as np
 
 from contract.errors import InputError, TaskError
 from lambdasweep.settings import TaskSettings, problems_of
+from lambdasweep.tasks.answers import MAX_TOKENS, greedy_warnings
 from lambdasweep.tasks.chat import ChatTemplate
-from lambdasweep.tasks.documents import check_name
+from lambdasweep.tasks.documents import check_name, temperature_problems
 
 PREFIX = "lm-eval:"
 VERSION = "0.4.13"  # this package was compared with the tokens and the evaluator of this version
 SEED = 1234  # lm-eval's own seed for drawing examples
 
 ROLLING = "loglikelihood_rolling"
+GENERATE = "generate_until"
 
 _FILES = (".yaml", ".yml")
 _GROUP = re.compile(r"^group\s*:\s*([\"']?)([^\"'#\n]+?)\1\s*(?:#.*)?$", re.MULTILINE)
-_SCORED = {"loglikelihood", "loglikelihood_rolling", "multiple_choice"}
+_SCORED = {"loglikelihood", ROLLING, "multiple_choice", GENERATE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class LmEvalSpec:
         limit: how many documents of each task are evaluated, from the first on; None evaluates all of them.
         seed: the seed that the examples are drawn with.
         template: chat puts documents and examples into a user turn of the aligned model's chat template.
+        repeats, temperature, max_tokens: take the place of what a task says whose answers the model writes.
+        normaliser: says which of these answers are the same.
     """
 
     source: str
@@ -55,6 +59,10 @@ class LmEvalSpec:
     limit: int | None = None
     seed: int = SEED
     template: str = "none"
+    repeats: int | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    normaliser: str | None = None
 
     @property
     def chat(self) -> bool:
@@ -76,6 +84,33 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
+class Outputs:
+    """How the answers of a task are written, by its `generation_kwargs` as lm-eval's models read them.
+
+    Attributes:
+        repeats: the outputs that lm-eval takes of each document.
+        until: without the text of the end token, which a tokenizer has.
+        metric: what an output is right by, as lm-eval's `metric,filter`.
+        filters: lm-eval's filters that can do with a single output.
+    """
+
+    repeats: int
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+    until: tuple[str, ...]
+    normaliser: str
+    metric: str
+    filters: tuple[str, ...]
+
+    @property
+    def samples(self) -> int:
+        """Return how many outputs are made: where the likeliest tokens are taken, all would be the same."""
+        return self.repeats if self.temperature else 1
+
+
+@dataclass(frozen=True, slots=True)
 class LmEvalTask:
     """One task of lm-eval; `task` is lm-eval's object, and `name` is the task's name here."""
 
@@ -89,6 +124,7 @@ class LmEvalTask:
     format: str = "lm-eval"
     chat: ChatTemplate | None = None
     groups: tuple[str, ...] = ()  # the names here of the groups that it belongs to, directly or through another group
+    outputs: Outputs | None = None  # how its answers are written; None where log-likelihoods are scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +157,7 @@ def load_lm_eval(spec: LmEvalSpec, chat: ChatTemplate | None = None) -> LmEvalTa
     """
     _check_installed()
     chat = chat if spec.chat else None
-    problems = problems_of(asdict(spec), TaskSettings, str)
+    problems = problems_of(asdict(spec), TaskSettings, str) + temperature_problems(spec.temperature)
     if spec.name is not None:
         problems += check_name(spec.name)
     if problems:
@@ -141,6 +177,13 @@ def load_lm_eval(spec: LmEvalSpec, chat: ChatTemplate | None = None) -> LmEvalTa
             raise _error(spec, problems)
         warnings = [warning for name, task in tasks.items() for warning in _set_up(name, task, spec, chat)]
         asked = {name: _ask(name, task, spec, chat) for name, task in tasks.items()}
+        outputs = {name: _outputs(name, task, asked[name], spec) for name, task in tasks.items()}
+        warnings += [
+            warning
+            for name, one in outputs.items()
+            if one
+            for warning in greedy_warnings(name, one.repeats, one.temperature)
+        ]
     top = next(iter(groups), None)  # the group that was asked for comes first
     names = _names(spec, [*tasks, *groups], next(iter(tasks)) if len(tasks) == 1 and not groups else top)
     members = tuple(
@@ -154,6 +197,7 @@ def load_lm_eval(spec: LmEvalSpec, chat: ChatTemplate | None = None) -> LmEvalTa
             seed=spec.seed,
             chat=None if task.OUTPUT_TYPE == ROLLING else chat,
             groups=tuple(names[group] for group, one in groups.items() if task in one.get_all_tasks()),
+            outputs=outputs[name],
         )
         for name, task in tasks.items()
     )
@@ -243,6 +287,16 @@ def _set_up(name: str, task: Any, spec: LmEvalSpec, chat: ChatTemplate | None) -
     elif default is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=spec.seed)
+    if task.OUTPUT_TYPE == GENERATE:
+        if spec.repeats is not None:
+            task.set_config(key="repeats", value=spec.repeats)
+        changes: dict[str, Any] = {}
+        if spec.temperature is not None:
+            changes |= {"do_sample": spec.temperature > 0, "temperature": float(spec.temperature)}
+        if spec.max_tokens is not None:
+            changes["max_gen_toks"] = spec.max_tokens
+        if changes:
+            task.set_config(key="generation_kwargs", value=changes, update=True)
     if chat and task.OUTPUT_TYPE == ROLLING:
         yield f"task {name}: lm-eval scores whole texts as they are, without a chat template"
     elif chat and task.get_config("description") and not chat.takes_system:
@@ -264,12 +318,10 @@ def _ask(name: str, task: Any, spec: LmEvalSpec, chat: ChatTemplate | None) -> t
         problem = f"{name}: lm-eval cannot build its requests ({type(error).__name__}: {_first_line(error)})"
         raise _error(spec, [problem]) from error
     kinds = {instance.request_type for instance in task.instances}
-    if len(kinds) > 1 or not kinds <= {"loglikelihood", ROLLING}:
-        raise _error(
-            spec, [f"{name} asks for {' and '.join(sorted(kinds))}: only one kind of log-likelihood is scored"]
-        )
+    if len(kinds) > 1 or not kinds <= {"loglikelihood", ROLLING, GENERATE}:
+        raise _error(spec, [f"{name} asks for {' and '.join(sorted(kinds))}: only one kind of request is done"])
     for instance in task.instances:
-        for part in instance.args:
+        for part in instance.args[:1] if kinds == {GENERATE} else instance.args:
             if not isinstance(part, str):
                 problem = (
                     f"{name}: doc_to_text or doc_to_target of document {instance.doc_id} is a {type(part).__name__}"
@@ -281,6 +333,93 @@ def _ask(name: str, task: Any, spec: LmEvalSpec, chat: ChatTemplate | None) -> t
     return tuple(
         Asked(number, doc, tuple(sorted(found[number], key=lambda instance: instance.idx))) for number, doc in documents
     )
+
+
+def _outputs(name: str, task: Any, asked: Sequence[Asked], spec: LmEvalSpec) -> Outputs | None:
+    """Settle how the answers of a task are written, and try its filters and metrics on outputs that are made up."""
+    instances = [instance for one in asked for instance in one.instances]
+    if not instances or instances[0].request_type != GENERATE:
+        return None
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    if any(len(one.instances) != 1 for one in asked):
+        raise _error(spec, [f"{name} asks several times for outputs of a document: only one is asked for here"])
+    wanted = instances[0].args[1]
+    if any(instance.args[1] != wanted for instance in instances):
+        raise _error(
+            spec, [f"{name} has other generation_kwargs for some documents, and one set for all is needed here"]
+        )
+    found = dict(normalize_gen_kwargs(wanted, MAX_TOKENS))
+    if found.get("num_beams") == 1:
+        del found["num_beams"]
+    strange = sorted(found.keys() - {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"})
+    if strange:
+        raise _error(spec, [f"{name} has {', '.join(strange)} in its generation_kwargs, which is not done here"])
+    temperature = float(found.get("temperature", 1.0)) if found["do_sample"] else 0.0
+    problems = [f"{name}: {problem}" for problem in temperature_problems(temperature)]
+    if problems:
+        raise _error(spec, problems)
+    repeats = int(instances[0].repeats or 1)
+    try:
+        metric, filters = try_grading(task, asked[0], repeats)
+    except Exception as error:  # the task's own functions, and the libraries that they need, may raise anything
+        problem = (
+            f"{name}: lm-eval cannot make metrics of {repeats} outputs ({type(error).__name__}: {_first_line(error)})"
+        )
+        hint = ": give --repeats as many as its filters take" if isinstance(error, AssertionError) else ""
+        raise _error(spec, [problem + hint]) from error
+    return Outputs(
+        repeats=repeats,
+        temperature=temperature,
+        top_p=float(found.get("top_p", 1.0)) if temperature else 1.0,
+        top_k=int(found.get("top_k", 0)) if temperature else 0,
+        max_tokens=int(found["max_gen_toks"]),
+        until=tuple(found["until"]),
+        normaliser=spec.normaliser or "auto",
+        metric=metric,
+        filters=filters,
+    )
+
+
+def try_grading(task: Any, one: Asked, repeats: int) -> tuple[str, tuple[str, ...]]:
+    """Grade made-up outputs of a document.
+
+    Returns:
+        The metric that an output is right by, `metric,filter`: of the first filter that can do with one output
+        `exact_match` or `acc`, where it has one of these, else its first metric that is a number; and all such filters.
+
+    Raises:
+        ValueError: no metric of a single output is a number.
+        Exception: whatever the task's functions raise.
+    """
+    (instance,) = one.instances
+    made_up = "The answer is 1."
+    instance.resps, instance.filtered_resps = [made_up] * repeats, {}
+    for ensemble in task._filters:
+        ensemble.apply([instance])
+        task.process_results(one.doc, [instance.filtered_resps[ensemble.name]])
+    singles: list[str] = []
+    metric = ""
+    instance.resps, instance.filtered_resps = [made_up], {}
+    for ensemble in task._filters:
+        try:
+            ensemble.apply([instance])
+        except Exception:  # it wants several outputs, as one that counts votes
+            continue
+        singles.append(ensemble.name)
+        values = task.process_results(one.doc, [instance.filtered_resps[ensemble.name]])
+        numbers = [key for key, value in values.items() if is_number(value)]
+        best = next((key for key in ("exact_match", "acc") if key in numbers), next(iter(numbers), None))
+        if best and not metric:
+            metric = f"{best},{ensemble.name}"
+    if not metric:
+        raise ValueError("no metric of a single output is a number")
+    return metric, tuple(singles)
+
+
+def is_number(value: Any) -> bool:
+    """Tell whether the metric of an output is a number, and nothing that only an aggregation makes a number of."""
+    return isinstance(value, (bool, int, float, np.bool_, np.number))
 
 
 def _names(spec: LmEvalSpec, names: Sequence[str], top: str | None) -> dict[str, str]:

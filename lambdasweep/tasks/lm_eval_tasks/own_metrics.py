@@ -7,7 +7,7 @@ lm-eval is installed, so that whoever reads the run directory later does not nee
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,13 @@ from contract.records import Plan, read_plan
 from contract.rundir import RunDir, commit_table, identity_of
 from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, Asked, LmEvalTasks, quiet
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask
+from lambdasweep.tasks.prompts import BuiltPrompts
 from lambdasweep.tasks.tokens import Ints
 
 LEFT_OUT = "docs_left_out"
 
 _Value = tuple[float, int]  # a metric's value, and the number of documents it was computed from
+Answers = Mapping[str, "RequestScores | RequestTexts"]  # the engine's answers to each part, by the part's name
 _Row = tuple[str, str, str, float | None, int]  # a row in the order of schemas.OUTCOMES, with a canonical point for λ
 
 
@@ -37,6 +39,13 @@ class RequestScores:
 
     logprob: list[float]  # [R] the log-probability in nats, summed over the continuation; NaN where there is no score
     greedy: list[bool | None]  # [R] whether every token is the most likely one; None where that is not known
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTexts:
+    """The outputs of the R requests of a table at one λ."""
+
+    texts: list[list[str]]  # [R] of each of its samples; empty where there is none
 
 
 def write_outcomes(
@@ -77,18 +86,35 @@ def write_outcomes(
     known = {row[1] for row in rows}
     plan = plan if plan is not None else read_plan(run)
     for lam in sorted(set.intersection(*(set(plan[name].lambdas) for name in parts)), key=order):
-        if lam not in known and all(len(run.committed(name, lam)) == len(plan[name].shards) for name in parts):
+        if lam not in known and all(is_complete(run, plan, name, lam) for name in parts):
             damaged = len(run.damaged)
-            tables = {name: run.tokens(name, lam) for name in parts}
+            answers: dict[str, RequestScores | RequestTexts] = {}
+            for name, part in parts.items():
+                if isinstance(part, BuiltPrompts):
+                    answers[name] = read_texts(part.table, run.generations(name, lam))
+                else:
+                    answers[name] = read_scores(part.table, run.tokens(name, lam))
             if len(run.damaged) > damaged:
-                continue  # its units are scored again, and then it has metrics
-            answers = {name: read_scores(part.table, tables[name]) for name, part in parts.items()}
+                continue  # its units are done again, and then it has metrics
             rows += _rows(harness, built, answers, lam)
     places = {name: place for place, name in enumerate([*(task.source.name for task in built), *harness.groups])}
     rows.sort(key=lambda row: (places[row[0]], order(row[1]), row[2]))
     table = schemas.table_of(schemas.OUTCOMES, rows)
     commit_table(path, table, identity)
     return table
+
+
+def is_complete(run: RunDir, plan: Plan, task: str, lam: str) -> bool:
+    """Tell whether every unit of a task is committed at a λ."""
+    return len(run.committed(task, lam, plan[task].completion)) == len(plan[task].shards)
+
+
+def read_texts(requests: pa.Table, generations: pa.Table) -> "RequestTexts":
+    """Return the outputs of each request of a table, in the order of the samples; none where it is in quarantine."""
+    found: list[list[str]] = [[] for _ in range(len(requests))]
+    for request, text in zip(generations["request_id"].to_pylist(), generations["text"].to_pylist(), strict=True):
+        found[request].append(text)
+    return RequestTexts(found)
 
 
 def read_scores(requests: pa.Table, tokens: pa.Table) -> RequestScores:
@@ -146,9 +172,7 @@ def _scored_tokens(requests: pa.Table, rows: Ints) -> Ints:
     return found
 
 
-def _rows(
-    harness: LmEvalTasks, built: Sequence[BuiltLmEvalTask], answers: dict[str, RequestScores], lam: str
-) -> list[_Row]:
+def _rows(harness: LmEvalTasks, built: Sequence[BuiltLmEvalTask], answers: Answers, lam: str) -> list[_Row]:
     found: dict[str, dict[str, _Value]] = {}
     left_out: dict[str, int] = {}
     totals: dict[str, int] = {}
@@ -183,9 +207,7 @@ def _rows(
     return made
 
 
-def responses(
-    asked: Asked, rows: Sequence[tuple[str, int, int]], answers: dict[str, RequestScores]
-) -> list[Any] | None:
+def responses(asked: Asked, rows: Sequence[tuple[str, int, int]], answers: Answers) -> list[Any] | None:
     """Return what a model of lm-eval's would have answered to each instance of a document, or None if a score is missing.
 
     Args:
@@ -195,8 +217,14 @@ def responses(
     """
     found: list[Any] = []
     for instance, (part, first, end) in zip(asked.instances, rows, strict=True):
-        logprobs = answers[part].logprob[first:end]
-        greedy = answers[part].greedy[first:end]
+        given = answers[part]
+        if isinstance(given, RequestTexts):
+            if not given.texts[first]:
+                return None
+            found.append(given.texts[first])
+            continue
+        logprobs = given.logprob[first:end]
+        greedy = given.greedy[first:end]
         is_rolling = instance.request_type == ROLLING
         if any(map(math.isnan, logprobs)) or (not is_rolling and None in greedy):
             return None
@@ -211,7 +239,10 @@ def evaluate(task: Any, complete: Sequence[tuple[Asked, list[Any]]]) -> dict[str
         return {}
     for asked, results in complete:
         for instance, result in zip(asked.instances, results, strict=True):
-            instance.resps, instance.filtered_resps = [result] * (instance.repeats or 1), {}
+            # A list is of several outputs; where there is one, all that lm-eval asks for would be the same.
+            given = result if isinstance(result, list) and len(result) > 1 else None
+            one = result[0] if isinstance(result, list) else result
+            instance.resps, instance.filtered_resps = list(given or [one] * (instance.repeats or 1)), {}
     # lm-eval's filters go over all instances of the task, and must not meet one without an answer.
     task._instances = [instance for asked, _ in complete for instance in asked.instances]
     task.apply_filters()

@@ -7,6 +7,7 @@ text ("rolling"). A continuation is one request; a whole text has one request fo
 import hashlib
 import inspect
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from contract.errors import TaskError
+from lambdasweep.tasks.answers import AnswerSpec, end_tokens, prompts_table, with_end
 from lambdasweep.tasks.lm_eval_tasks.answers import read
 from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, LmEvalTask
+from lambdasweep.tasks.prompts import BuiltPrompts
 from lambdasweep.tasks.requests import BuiltTask, ScoredAs, batches, content_sha256, joined, requests_table
 from lambdasweep.tasks.tokens import Encoded, Tokenizer, encode_pairs, encode_windows, prefix_of
 
@@ -35,8 +38,54 @@ class BuiltLmEvalTask:
     """
 
     source: LmEvalTask
-    parts: dict[str, BuiltTask]
+    parts: dict[str, BuiltTask | BuiltPrompts]
     rows: tuple[tuple[tuple[str, int, int], ...], ...]
+
+
+def build_answers(
+    source: LmEvalTask, tokenizer: Tokenizer, stop_token_ids: Sequence[int]
+) -> tuple[BuiltLmEvalTask, AnswerSpec]:
+    """Turn lm-eval's instances of a task whose answers the model writes into prompts, one for each document.
+
+    Args:
+        source: the task; it has `outputs`.
+        tokenizer: the model's tokenizer, which has the text and the token of its own end.
+        stop_token_ids: the ids at which the checkpoint's answers end.
+    """
+    asked = source.outputs
+    assert asked is not None
+    spec = AnswerSpec(
+        name=source.name,
+        source=source.source,
+        format=source.format,
+        shots=source.shots,
+        limit=source.limit,
+        seed=source.seed,
+        samples=asked.samples,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_k=asked.top_k,
+        max_tokens=asked.max_tokens,
+        until=with_end(asked.until, tokenizer),
+        normaliser=asked.normaliser,
+        metric=asked.metric,
+        chat=source.chat is not None,
+        groups=source.groups,
+    )
+    doc_ids = [f"{source.task.task_name}/{one.number}" for one in source.asked]
+    table = prompts_table(doc_ids, [one.instances[0].args[0] for one in source.asked], tokenizer)
+    built = BuiltPrompts(
+        table=table,
+        warnings=(),
+        sha256=_identity(source),
+        requests_sha256=content_sha256(table),
+        stop_token_ids=end_tokens(stop_token_ids, tokenizer),
+        tokenizer=tokenizer,
+        chat_template_sha256=source.chat.sha256 if source.chat else None,
+        template=f"lm-eval {VERSION} {source.task.OUTPUT_TYPE}",
+    )
+    rows = tuple(((source.name, place, place + 1),) for place in range(len(source.asked)))
+    return BuiltLmEvalTask(source, {source.name: built}, rows), spec
 
 
 @dataclass(slots=True)
@@ -92,7 +141,7 @@ def build_instances(source: LmEvalTask, tokenizer: Tokenizer, max_model_len: int
         told = f"task {source.name}: {reasons[0]}, so it has lm-eval's metrics and none of ours"
         built[source.name] = replace(built[source.name], warnings=(told, *built[source.name].warnings))
     rows = [tuple((name, ends[name][at], ends[name][at + 1]) for name, at in each) for each in places]
-    return BuiltLmEvalTask(source, built, tuple(rows))
+    return BuiltLmEvalTask(source, dict(built), tuple(rows))
 
 
 def _build(

@@ -164,7 +164,7 @@ def test_prompts_are_cut_into_shards_by_what_they_cost(pair: tuple[Path, Path], 
     assert table["token_ids"].to_pylist() == [tokenizer(row["prompt"])["input_ids"] for row in PROMPTS]
     lengths = [len(ids) for ids in table["token_ids"].to_pylist()]
     assert lengths[1] == 0  # it keeps its row, and is quarantined
-    assert prompt_costs(spec, table) == [length + 20 for length in lengths]
+    assert prompt_costs(spec.samples, spec.max_tokens, table) == [length + 20 for length in lengths]
     assert prompt_shards([5, 5, 5, 20, 1], 10) == [(0, 2), (2, 4), (4, 5)]
     assert prompt_shards([5], 10) == [(0, 1)]
     assert prompt_shards([], 10) == []

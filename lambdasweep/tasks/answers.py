@@ -1,0 +1,188 @@
+"""Tasks whose answers the model writes: how they are sampled, and rows of one's own as prompts, and graded.
+
+Rows of `--format generate` are objects `{"prompt": "Which metal is liquid?", "answers": ["mercury", "quicksilver"]}`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from contract.errors import TaskError
+from contract.schemas import PROMPTS
+from lambdasweep.tasks.chat import ChatTemplate
+from lambdasweep.tasks.documents import TaskFile
+from lambdasweep.tasks.formats import TEMPLATES, draw_shots, render, shots_text
+from lambdasweep.tasks.normalise import NORMALISERS, is_right
+from lambdasweep.tasks.prompts import BuiltPrompts
+from lambdasweep.tasks.requests import batches, content_sha256
+from lambdasweep.tasks.tokens import Tokenizer, encode_prompts
+
+MAX_TOKENS = 256  # lm-eval's default, for rows of one's own too
+METRIC = "exact_match"  # of rows of one's own: the answer is of the class of one of the row's answers
+NORMALISER = "squad"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSpec:
+    """How the outputs of a task are sampled, and what is known of where they come from; settled, nothing is left open.
+
+    Attributes:
+        samples: outputs of each document; 1 where they would all be the same, because the likeliest tokens are taken.
+        until: the texts that an output ends before, the end token's text among them.
+        normaliser: one of `normalise.NORMALISERS`.
+        metric: what an output is right by, where it is 1: exact_match, or lm-eval's `metric,filter`.
+    """
+
+    name: str
+    source: str
+    format: str
+    shots: int
+    limit: int | None
+    seed: int
+    samples: int
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+    until: tuple[str, ...]
+    normaliser: str
+    metric: str
+    chat: bool = False
+    groups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """What became of one output."""
+
+    answer: str  # as it was found in the output
+    answer_class: str  # normalised
+    correct: bool
+    metrics: dict[str, float]
+
+
+class Grader(Protocol):
+    """Grades outputs of one task."""
+
+    def grade(self, outputs: Sequence[tuple[int, str]]) -> list[Grade]:
+        """Return the grade of each output (request_id, text), in their order.
+
+        Raises:
+            LambdasweepError: the task's own functions failed.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class RowGrader:
+    """Grades outputs of rows of one's own."""
+
+    answers: tuple[tuple[str, ...], ...]  # of each request
+    normaliser: str
+
+    def grade(self, outputs: Sequence[tuple[int, str]]) -> list[Grade]:
+        grades = []
+        for request_id, text in outputs:
+            found = NORMALISERS[self.normaliser](text)
+            right = is_right(found, self.answers[request_id], self.normaliser)
+            grades.append(Grade(found.answer, found.answer_class, right, {METRIC: float(right)}))
+        return grades
+
+
+def end_text(tokenizer: Tokenizer) -> str | None:
+    """Return the text of the end token, which lm-eval's models take as one more text that ends an output."""
+    if tokenizer.eos_token_id is None:
+        return None
+    return tokenizer.decode([tokenizer.eos_token_id], skip_special_tokens=False)
+
+
+def with_end(until: Sequence[str], tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Return the texts that an output ends before, with that of the end token."""
+    end = end_text(tokenizer)
+    return (*until, end) if end and end not in until else tuple(until)
+
+
+def end_tokens(stop_token_ids: Sequence[int], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the tokens that an output ends with: the checkpoint's, and the tokenizer's end token, as in lm-eval."""
+    own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+    return tuple(sorted({*stop_token_ids, *own}))
+
+
+def answers_of(
+    file: TaskFile, tokenizer: Tokenizer, stop_token_ids: Sequence[int], chat: ChatTemplate | None = None
+) -> tuple[AnswerSpec, BuiltPrompts, RowGrader]:
+    """Turn a task file of format `generate` that was read into prompts.
+
+    Args:
+        file: the rows.
+        tokenizer: the tokenizer, whose own default decides on special tokens.
+        stop_token_ids: the checkpoint's.
+        chat: the chat template, which is needed, and used, only if `file.spec.chat` is set.
+
+    Raises:
+        TaskError: the chat template does not render.
+    """
+    spec = file.spec
+    chat = chat if spec.chat else None
+    shots, documents = draw_shots(file.documents, spec.shots, spec.limit, spec.seed)
+    front = shots_text(shots, file.kind, spec.format)
+    prompts = [render(document, file.kind, spec.format) for document in documents]
+    texts = [front + prompt.context for prompt in prompts]
+    if chat is not None:
+        try:
+            texts = [chat([{"role": "user", "content": text}]) for text in texts]
+        except Exception as error:  # a template is a program, which may raise anything
+            problem = f"the chat template does not render it ({type(error).__name__}: {error})"
+            raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", [problem]) from error
+    until: tuple[str, ...] = ("\n\n",) if spec.shots and spec.until is None else ()
+    if spec.until:
+        until = (spec.until.replace("\\n", "\n"),)
+    temperature = float(spec.temperature or 0.0)
+    settled = AnswerSpec(
+        name=spec.name,
+        source=spec.source,
+        format=spec.format,
+        shots=spec.shots,
+        limit=spec.limit,
+        seed=spec.seed,
+        samples=(spec.repeats or 1) if temperature else 1,
+        temperature=temperature,
+        top_p=1.0,
+        top_k=0,
+        max_tokens=spec.max_tokens or MAX_TOKENS,
+        until=with_end(until, tokenizer),
+        normaliser=spec.normaliser or NORMALISER,
+        metric=METRIC,
+        chat=spec.chat,
+    )
+    table = prompts_table([document.doc_id for document in documents], texts, tokenizer)
+    built = BuiltPrompts(
+        table=table,
+        warnings=file.warnings + greedy_warnings(spec.name, spec.repeats, temperature),
+        sha256=file.sha256,
+        requests_sha256=content_sha256(table),
+        stop_token_ids=end_tokens(stop_token_ids, tokenizer),
+        tokenizer=tokenizer,
+        chat_template_sha256=chat.sha256 if chat else None,
+        template=TEMPLATES[file.kind, spec.format],
+    )
+    return settled, built, RowGrader(tuple(document.choices for document in documents), settled.normaliser)
+
+
+def greedy_warnings(name: str, repeats: int | None, temperature: float) -> tuple[str, ...]:
+    """Say that a number of samples was asked for, and that they would all be the same."""
+    if not repeats or repeats == 1 or temperature:
+        return ()
+    return (f"task {name}: at temperature 0 all {repeats} samples are the same, so one is made: give --temperature",)
+
+
+def prompts_table(doc_ids: Sequence[str], texts: Sequence[str], tokenizer: Tokenizer) -> pa.Table:
+    """Return the requests table of prompts, as `schemas.PROMPTS`."""
+    columns: dict[str, Any] = {
+        "request_id": range(len(texts)),
+        "doc_id": list(doc_ids),
+        "prompt": list(texts),
+        "token_ids": [ids for batch in batches(texts) for ids in encode_prompts(tokenizer, batch)],
+    }
+    return pa.table(columns, schema=PROMPTS)

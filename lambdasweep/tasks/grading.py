@@ -1,0 +1,101 @@
+"""The outputs of a run are graded at each λ from committed tables, and the grades are kept in tables of their own.
+
+A table depends on the committed outputs and on the task alone. It is written at the end of a run, where lm-eval is
+installed, so that whoever reads the run directory later needs neither lm-eval nor a tokenizer.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from contract import schemas
+from contract.damage import read_or_problem
+from contract.points import order
+from contract.records import Plan
+from contract.rundir import RunDir, commit_table, identity_of
+from lambdasweep.tasks.answers import Grader
+from lambdasweep.tasks.prompts import BuiltPrompts
+from lambdasweep.tasks.tokens import Tokenizer
+
+
+def write_graded(
+    run: RunDir, task: str, built: BuiltPrompts, grader: Grader, identity: dict[str, Any], plan: Plan
+) -> None:
+    """Commit RUN/graded/task=<task>/lambda=<λ>/… for each λ at which every unit of the task is committed.
+
+    A table that is there and was made of the same outputs is kept as it is.
+
+    Args:
+        run: the run.
+        task: of the plan.
+        built: its prompts.
+        grader: of its outputs.
+        identity: what every table of the run carries.
+        plan: of the run.
+
+    Raises:
+        LambdasweepError: a function of the task failed.
+    """
+    record = plan[task]
+    identity = {
+        **identity,
+        "task": task,
+        "requests_sha256": built.requests_sha256,
+        "task_sha256": built.sha256,
+        "metric": record.metric,
+        "normaliser": record.normaliser,
+    }
+    for lam in sorted(record.lambdas, key=order):
+        if len(run.committed(task, lam, "generations")) != len(record.shards):
+            continue
+        path = run.unit("graded", task, lam, 0)
+        own = identity | {"lam": lam}
+        before = read_or_problem(path)[0] if path.is_file() else None
+        if before is not None and identity_of(before.schema) == own:
+            continue
+        damaged = len(run.damaged)
+        generations = run.generations(task, lam)
+        if len(run.damaged) > damaged:
+            continue  # its units are sampled again, and then they are graded
+        commit_table(path, graded_table(generations, lam, grader, built.tokenizer), own)
+        run.damaged.pop(path, None)
+
+
+def graded_table(generations: pa.Table, lam: str, grader: Grader, tokenizer: Tokenizer) -> pa.Table:
+    """Return `schemas.GRADED` of the outputs at one λ, in their order."""
+    requests, texts = generations["request_id"].to_pylist(), generations["text"].to_pylist()
+    grades = grader.grade(list(zip(requests, texts, strict=True)))
+    columns = {
+        "request_id": requests,
+        "sample": generations["sample"],
+        **schemas.place_columns(lam, len(requests)),
+        "answer": [grade.answer for grade in grades],
+        "answer_class": [grade.answer_class for grade in grades],
+        "answer_start": [
+            answer_start(tokenizer, ids, text, grade.answer)
+            for ids, text, grade in zip(generations["token_ids"].to_pylist(), texts, grades, strict=True)
+        ],
+        "correct": [grade.correct for grade in grades],
+        "metrics": [sorted(grade.metrics.items()) for grade in grades],
+    }
+    return pa.table(columns, schema=schemas.GRADED)
+
+
+def answer_start(tokenizer: Tokenizer, token_ids: Sequence[int], text: str, answer: str) -> int:
+    """Return the place of the token that an answer begins in, where it stands in the text for the last time.
+
+    It is 0 where there is no answer, or a filter made something of it that does not stand in the text.
+    """
+    place = text.rfind(answer) if answer else -1
+    if place <= 0:
+        return 0
+    low, high = 0, len(token_ids) - 1  # the token is among these
+    while low < high:
+        middle = (low + high) // 2
+        # The text of the first tokens only grows, so that the place can be halved towards.
+        if len(tokenizer.decode(token_ids[: middle + 1], skip_special_tokens=True)) > place:
+            high = middle
+        else:
+            low = middle + 1
+    return low
