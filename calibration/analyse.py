@@ -18,9 +18,10 @@ from calibration.metrics.cumulative import Walk
 from calibration.metrics.reliability_bins import BinRow, bin_table
 from calibration.samples_at_lambda import diversity_metrics
 from calibration.scores.loader import Shelf
+from calibration.scores.per_answer import EVERY_CONFIDENCE, confidence_of
 from calibration.scores.per_document import CONFIDENCES
 from calibration.scores.pool import pools_of
-from calibration.task_at_lambda import TaskMetrics, pooled_metrics, task_metrics
+from calibration.task_at_lambda import TaskMetrics, answer_metrics, pooled_metrics, task_metrics
 from calibration.uncertainty.intervals import interval
 from calibration.uncertainty.resample import RESAMPLES, SEED, SPLITS
 from contract import schemas
@@ -91,12 +92,12 @@ def analyse(
         seed: the seed of the splits and of the resamples [calibration.uncertainty.resample.draw]. The table depends on the
             run's tables and on these arguments alone.
         error: the calibration error that the frontiers hold accuracy against, one of catalogue.answers().
-        confidence: the confidence of that error and accuracy, one of CONFIDENCES.
+        confidence: the confidence of that error and accuracy; a task that has no such confidence takes sum.
         margin: the accuracy that λ* may give up, as a share of documents [lambda_star.choose]; without it, the run's.
         tasks: the tasks that are looked at; without it, all of the plan.
 
     Returns:
-        The metrics, ordered by task as in the plan, λ ascending, metric, confidence as in CONFIDENCES, and split (all,
+        The metrics, ordered by task as in the plan, λ ascending, metric, confidence as in EVERY_CONFIDENCE, and split (all,
         select, report), pools last; the bins of reliability diagrams [reliability_bins], ordered by task and λ likewise; and
         the frontiers with λ*. A value is null where n is 0 or the metric does not exist
         (AUROC where all are right, a perplexity beyond float64); `nll` and `perplexity` are infinite where something right
@@ -106,8 +107,8 @@ def analyse(
         InputError: the directory holds no run, or there is no such error or confidence.
         LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
     """
-    if error not in answers() or confidence not in CONFIDENCES:
-        known = f"an error of {', '.join(answers())} and a confidence of {', '.join(CONFIDENCES)}"
+    if error not in answers() or confidence not in EVERY_CONFIDENCE:
+        known = f"an error of {', '.join(answers())} and a confidence of {', '.join(EVERY_CONFIDENCE)}"
         raise InputError(f"accuracy cannot be held against {error!r} of confidence {confidence!r}: give {known}")
     rows: list[_Row] = []
     binned: list[tuple[str, str, list[BinRow]]] = []
@@ -123,21 +124,26 @@ def analyse(
     if margin is None:
         margin = MARGIN if asked is None else asked
 
+    asked_confidence = confidence
+    of_answers, confidence = confidence_of(True, confidence), confidence_of(False, confidence)
+
     def add(name: str, measured_lambdas: Iterable[TaskMetrics], scored_as: str) -> None:
+        is_written = scored_as == "answers"
+        used = of_answers if is_written else confidence
         found: dict[str, list[_Row]] = outcomes.pop(name, {})
         kept: list[TaskMetrics] = []
         for measured in measured_lambdas:
             found.setdefault(measured.lam, []).extend(_rows(name, measured, scored_as))
-            kept.append(thinned(measured, error, confidence))
+            kept.append(thinned(measured, error, used, is_written))
         for lam in sorted(found, key=order):
             rows.extend(sorted(found[lam], key=_order))
         kept.sort(key=lambda measured: order(measured.lam))
         binned.extend((name, measured.lam, measured.bins) for measured in kept)
         walks.update({(name, one.lam, sure): walk for one in kept for sure, walk in one.walks.items()})
-        if along := collect_curve(name, kept, error, confidence, parents):
+        if along := collect_curve(name, kept, error, used, parents, is_written):
             several = [means[task] for task in pools.get(name, ())]
             frontiers.append(frontier(dataclasses.replace(along, macro=macro_along(along.lambdas, several)), margin))
-            means.setdefault(name, means_of(kept, confidence))
+            means.setdefault(name, means_of(kept, used))
 
     pools: dict[str, tuple[str, ...]] = {}
     shelf = Shelf()  # the tables of a choice task are read once, for the task and for its pools
@@ -145,12 +151,15 @@ def analyse(
         # A task whose documents are neither choices nor one continuation has lm-eval's metrics only.
         if entry.is_sampled:
             add(task, diversity_metrics(run, task, entry, parents, resamples, seed), entry.scored_as)
+        elif entry.is_answered:
+            add(task, answer_metrics(run, task, entry, parents, resamples, seed), entry.scored_as)
         elif entry.scored_as == "other":
             add(task, (), entry.scored_as)
         else:
             add(task, task_metrics(run, task, entry.lambdas, parents, resamples, seed, shelf), entry.scored_as)
     with_choices = [one.task for one in frontiers]
-    pools |= pools_of(plan, with_choices)
+    # Written answers are judged by other confidences than choices, so that they are in no pool.
+    pools |= pools_of(plan, [task for task in with_choices if not plan[task].is_answered])
     for name, members in pools.items():
         along = pooled_metrics(run, members, plan, parents, resamples, seed, confidence, shelf)
         add(name, with_means(along, [means[task] for task in members], confidence, parents), "pool")
@@ -158,8 +167,10 @@ def analyse(
         for lam in sorted(group, key=order):
             rows += sorted(group[lam], key=_order)
     metrics = schemas.table_of(schemas.METRICS, rows)
-    of_tasks, of_pools = frontiers[: len(with_choices)], frontiers[len(with_choices) :]
-    found = Frontiers(tuple(of_tasks), margin, tuple(of_pools))
+    # Choices come before written answers, so that the run's λ* is that of choices where there are any.
+    of_tasks = sorted(frontiers[: len(with_choices)], key=lambda one: plan[one.task].is_answered)
+    of_pools = frontiers[len(with_choices) :]
+    found = Frontiers(tuple(of_tasks), margin, tuple(of_pools), asked_confidence)
     return Analysis(metrics, bin_table(binned), found, pools, sweep, plan, walks, tuple(describe(run)))
 
 
@@ -218,4 +229,4 @@ def _rows(task: str, measured: TaskMetrics, scored_as: str) -> Iterator[_Row]:
 
 def _order(row: _Row) -> tuple[str, int, int]:
     _, _, metric, confidence, split, *_ = row
-    return metric, CONFIDENCES.index(confidence), SPLITS.index(split)
+    return metric, EVERY_CONFIDENCE.index(confidence), SPLITS.index(split)

@@ -18,12 +18,19 @@ from calibration.arrays import BINS, Floats
 from calibration.metrics.predictions import Predictions
 from calibration.scores.per_document import CONFIDENCES
 
-Task = Literal["choices", "continuation", "samples", "pool"]  # what a task is scored as, or pooled choice tasks
+# What a task is scored as, or pooled choice tasks.
+Task = Literal["choices", "continuation", "samples", "answers", "pool"]
 Direction = Literal["up", "down", "zero", "none"]  # which numbers are better; zero: the nearest to it
 Interval = Literal["percentile", "honest", "normal", "none"]  # `intervals.interval` says what they are
 
 ACCURACY = {"sum": "acc", "tokens": "acc_tokens", "bytes": "acc_bytes"}  # the accuracy by confidence
-COUNTED: dict[Task, str] = {"choices": "nll", "continuation": "nll", "samples": "distinct_answers", "pool": "nll"}
+COUNTED: dict[Task, str] = {
+    "choices": "nll",
+    "continuation": "nll",
+    "samples": "distinct_answers",
+    "answers": "mean_at_k",
+    "pool": "nll",
+}
 """The metric that every document with a score has, so that its n is how many there are."""
 
 _ARROWS: dict[Direction, str] = {"up": " ↑", "down": " ↓", "zero": " → 0", "none": ""}
@@ -65,6 +72,7 @@ class Metric:
     compared: bool = True  # whether its difference to each parent is also stored, as <name>_vs_<parent>
     pooled: bool = False  # whether pooled tasks have it, too; means have it always
     per_parent: bool = False  # whether there is one for each parent, <name>_<parent>
+    per_count: bool = False  # whether there is one for each of several numbers of outputs, <name>_<number>
     of_contexts: bool = True  # whether it exists where each choice has a context of its own
     arbitrary: bool = (
         False  # whether an arbitrary temperature decides it and none is fitted: not shown per token and byte
@@ -312,6 +320,84 @@ _SAMPLES = (
     ),
 )
 
+_OUTPUTS = "share of outputs"
+
+_ANSWERS = (
+    Metric(
+        *("mean_at_k", "Right outputs (mean@k)", _OUTPUTS, "up"),
+        once=True,
+        column=Column(1, "mean@k", ends=".3f"),
+        drawn=True,
+        card="accuracy of written answers (mean@k)",
+    ),
+    Metric(
+        *("vote_at_k", "Right voted answers (vote@k)", _SHARE, "up", "percentile", "Wang 2023"),
+        once=True,
+        column=Column(2, "vote@k"),
+        drawn=True,
+        card="accuracy of the most frequent answer (vote@k)",
+    ),
+    Metric(
+        *("pass_at_k", "Documents with a right output (pass@k)", _SHARE, "up", "percentile", "Chen 2021"),
+        once=True,
+        column=Column(3, "pass@k"),
+        drawn=True,
+    ),
+    Metric(
+        *("pass_at", "The same for fewer outputs, unbiased", "probability", "up", "percentile", "Chen 2021"),
+        once=True,
+        per_count=True,
+    ),
+    Metric("acc", "Accuracy of what the confidence is of", _OUTPUTS, "up"),
+    Metric(
+        *(f"ece_width{BINS}", "ECE", _IN_BINS, "down", "honest", "Naeini 2015; Guo 2017"),
+        scaled=True,
+        column=Column(4, "ECE", ends=".3f"),
+        drawn=True,
+        card=f"ECE, {BINS} bins of equal width",
+    ),
+    Metric(f"ece_mass{BINS}", "ECE in bins of equal mass", _IN_BINS, "down", "honest", "Nixon 2019"),
+    Metric("confidence", "Mean confidence", "0 to 1", "none", scaled=True),
+    Metric("overconfidence", "Over-confidence", "confidence − accuracy", "zero", scaled=True, drawn=True),
+    Metric(
+        *("brier", "Brier score", "0 to 1, of right or wrong", "down", "percentile", "Brier 1950"),
+        scaled=True,
+        column=Column(5, "Brier"),
+        drawn=True,
+        card="Brier score",
+    ),
+    Metric(
+        *("nll", "NLL of being right or wrong", "nats", "down", "percentile", "Good 1952"),
+        scaled=True,
+        drawn=True,
+        card="NLL (nats)",
+    ),
+    Metric("nll_floored", f"NLL with probabilities of at least {FLOOR:g}", "nats", "down", scaled=True),
+    Metric(
+        *("auroc", "AUROC of confidence", "0 to 1", "up", "percentile", "Mann 1947"),
+        column=Column(6, "AUROC", form="z.3f"),
+        drawn=True,
+    ),
+    Metric("aurc", "Area under risk and coverage", "0 to 1", "down", "percentile", "Geifman 2019; Zhou 2024"),
+    Metric("acc_at_80", "Accuracy of the surest 80 %", _OUTPUTS, "up", "percentile", "El-Yaniv 2010"),
+    Metric("acc_at_50", "Accuracy of the surest 50 %", _OUTPUTS, "up", "percentile", "El-Yaniv 2010"),
+    Metric("token_entropy", "Entropy of tokens", "nats per token", "none", once=True, drawn=True),
+    Metric("single_cluster", "Documents whose outputs all say the same", _SHARE, "none", once=True, drawn=True),
+    Metric(
+        *("distinct_answers", "Different answers", "of a document's outputs", "none"), once=True, drawn=True, form=".2f"
+    ),
+    Metric(
+        *("length", "Length of outputs", "tokens", "none"),
+        once=True,
+        column=Column(7, "tokens", form=".1f"),
+        drawn=True,
+        form=".1f",
+    ),
+    Metric(
+        "cut", "Outputs cut at the limit", _OUTPUTS, "none", once=True, column=Column(8, "cut", form=".2f"), drawn=True
+    ),
+)
+
 # The means over tasks that stand beside pooled numbers, and what they are means of.
 MACRO = {"nll_macro": "nll_floored", "brier_macro": "brier"}
 
@@ -332,6 +418,7 @@ METRICS: dict[Task, tuple[Metric, ...]] = {
     "choices": _CHOICES,
     "continuation": _CONTINUATION,
     "samples": _SAMPLES,
+    "answers": _ANSWERS,
     "pool": _POOL,
 }
 
@@ -348,14 +435,16 @@ def shown(task: Task, confidence: str = CONFIDENCES[0]) -> tuple[Metric, ...]:
     it is shown after temperature scaling there, and not at all where it is not scaled.
     """
     found = metrics_of(task, confidence)
+    if task == "answers" and confidence != CONFIDENCES[0]:
+        return tuple(_after_scaling(one, "Platt-scaled") if one.scaled else one for one in found)
     if confidence == CONFIDENCES[0] or task not in ("choices", "pool"):
         return found
     return tuple(_after_scaling(one) if one.scaled else one for one in found if not one.arbitrary)
 
 
-def _after_scaling(one: Metric) -> Metric:
-    column = dataclasses.replace(one.column, header=f"{one.column.header} T") if one.column else None
-    title = f"{one.title}, temperature-scaled"
+def _after_scaling(one: Metric, how: str = "temperature-scaled") -> Metric:
+    column = dataclasses.replace(one.column, header=f"{one.column.header} {how[0].upper()}") if one.column else None
+    title = f"{one.title}, {how}"
     return dataclasses.replace(one, name=f"{one.name}_scaled", title=title, scaled=False, floor="", column=column)
 
 
@@ -363,7 +452,8 @@ def find(name: str) -> Metric | None:
     """Return the metric of a name in metrics.parquet, that of a difference (`…_vs_…`) or a scaled one (`…_scaled`), too."""
     plain = name.partition("_vs_")[0].removesuffix("_scaled")
     for one in _every():
-        if plain == one.name or (one.per_parent and plain.startswith(f"{one.name}_")):
+        several = one.per_parent or (one.per_count and plain.rpartition("_")[2].isdigit())
+        if plain == one.name or (several and plain.startswith(f"{one.name}_")):
             return one
     return None
 
@@ -405,6 +495,8 @@ def kind_of(names: Iterable[str]) -> Task:
     """Return what a task is scored as whose metrics have these names."""
     known = {task: {one.name for one in some} for task, some in METRICS.items()}
     there = set(names)
+    if COUNTED["answers"] in there:
+        return "answers"
     if there & known["samples"]:
         return "samples"
     if there & MACRO.keys():
@@ -419,6 +511,6 @@ def table() -> Iterator[str]:
     better = {"up": "higher", "down": "lower", "zero": "nearer to 0", "none": "–"}
     for task, some in METRICS.items():
         for one in some:
-            name = f"`{one.name}_<parent>`" if one.per_parent else f"`{one.name}`"
+            name = f"`{one.name}{'_<parent>' if one.per_parent else '_<number>' if one.per_count else ''}`"
             cells = (task, name, one.title, one.unit, better[one.direction], one.interval, one.source or "–")
             yield f"| {' | '.join(cells)} |"

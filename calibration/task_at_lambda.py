@@ -17,14 +17,16 @@ from calibration.metrics.choice_tasks import Estimates, choice_estimates, matche
 from calibration.metrics.continuation_tasks import continuation_estimates
 from calibration.metrics.cumulative import Walk, walk_of
 from calibration.metrics.predictions import predictions
-from calibration.metrics.reliability_bins import BinRow, bin_rows
+from calibration.metrics.reliability_bins import BinRow, answer_bins, bin_rows
 from calibration.metrics.rivals import CONFIDENCE, RivalMetrics, rival_metrics
+from calibration.metrics.written import answer_estimates
 from calibration.scores.loader import Loader, Shelf, TaskScores
+from calibration.scores.per_answer import AnswerLoader, AnswerScores
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores, ContinuationScores, LeftOut
 from calibration.scores.pool import PooledLoader, pooled_resamples
 from calibration.uncertainty.resample import Resamples, draw
 from contract import points
-from contract.records import Plan
+from contract.records import Plan, TaskRecord
 from contract.rundir import RunDir
 
 # The parents of a run whose line ends at its one aligned checkpoint; `records.SweepRecord.parents` has those of any run.
@@ -104,6 +106,51 @@ def pooled_metrics(
         drawn = [draw(task, len(loader.documents.sizes), resamples, seed) for task, loader in loaders.items()]
         along = _AlongLambda(PooledLoader(loaders), pooled_resamples(drawn), there, parents, (confidence,))
         yield from _along(along, there)
+
+
+def answer_metrics(
+    run: RunDir, task: str, record: TaskRecord, parents: Mapping[str, str], resamples: int, seed: int
+) -> Iterator[TaskMetrics]:
+    """Yield every λ of a task whose answers are written that has anything committed, ascending.
+
+    A difference to a parent is taken on the documents that have outputs at both λs. The arguments are those of
+    `task_metrics`, and `record` is the task's in the plan.
+
+    Raises:
+        LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
+    """
+    kinds = ("generations", "quarantine")
+    there = [lam for lam in record.lambdas if any(run.committed(task, lam, kind) for kind in kinds)]
+    if not there:
+        return
+    loader = AnswerLoader(run, task, record)
+    drawn = draw(task, loader.count, resamples, seed)
+    here = {name: lam for name, lam in parents.items() if lam in there}
+    of_parents = {lam: (loaded := loader.load(lam), answer_estimates(loaded, drawn)) for lam in set(here.values())}
+    for lam in sorted(there, key=points.order):
+        scores, estimates = of_parents[lam] if lam in of_parents else (loader.load(lam), None)
+        if estimates is None:
+            estimates = answer_estimates(scores, drawn)
+        found = dict(estimates)
+        for name, parent in here.items():
+            if parent != lam:
+                found |= _answer_differences(scores, estimates, of_parents[parent], name, drawn)
+        bins = answer_bins(scores, drawn.in_report)
+        yield TaskMetrics(lam, found, scores.left_out, loader.count, bins)
+
+
+def _answer_differences(
+    scores: AnswerScores, mine: Estimates, parent: tuple[AnswerScores, Estimates], name: str, drawn: Resamples
+) -> Estimates:
+    other, theirs = parent
+    if not np.array_equal(scores.document, other.document):
+        _, here, there = np.intersect1d(scores.document, other.document, return_indices=True)
+        mine, theirs = (answer_estimates(one.restricted(at), drawn) for one, at in ((scores, here), (other, there)))
+    return {
+        (f"{key[0]}_vs_{name}", *key[1:]): estimate.minus(theirs[key])
+        for key, estimate in mine.items()
+        if key in theirs and _is_compared(key[0])
+    }
 
 
 def begun(run: RunDir, task: str, lambdas: Sequence[str]) -> list[str]:

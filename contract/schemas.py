@@ -141,7 +141,9 @@ METRICS = pa.schema(
         pa.field("task", pa.string(), nullable=False),
         *PLACE,
         pa.field("metric", pa.string(), nullable=False),
-        pa.field("confidence", pa.string(), nullable=False),  # is sum, tokens or bytes
+        pa.field(
+            "confidence", pa.string(), nullable=False
+        ),  # is sum, tokens or bytes; of answers lowest, first or votes, too
         pa.field("split", pa.string(), nullable=False),  # is all, select or report
         pa.field("value", pa.float64()),
         pa.field("ci_low", pa.float64()),
@@ -155,7 +157,7 @@ BINS = pa.schema(
     [
         pa.field("task", pa.string(), nullable=False),
         *PLACE,
-        pa.field("events", pa.string(), nullable=False),  # documents (is the predicted choice right?) or tokens
+        pa.field("events", pa.string(), nullable=False),  # documents (is the choice right?), tokens or answers
         pa.field("confidence", pa.string(), nullable=False),  # is sum, tokens or bytes
         pa.field("split", pa.string(), nullable=False),  # is all, select or report
         pa.field("bin", pa.int16(), nullable=False),

@@ -162,6 +162,14 @@ def status(
 def report(
     run_dir: RunArgument,
     margin: Margin = None,
+    confidence: Annotated[
+        str,
+        typer.Option(
+            help="The confidence that λ* is chosen by: sum, tokens or bytes of choices; of written answers sum, tokens, "
+            "lowest, first or votes. A task without it takes sum.",
+            metavar="NAME",
+        ),
+    ] = "sum",
     figures: Annotated[
         bool, typer.Option("--figures", help="Write the figures for a paper, too: RUN/report/figures, SVG and PNG.")
     ] = False,
@@ -190,9 +198,9 @@ def report(
     run = RunDir(run_dir)
     for name in log or ():
         check_tracker(name)
-    analysis = show_metrics(run, None if margin is None else margin / 100)
+    analysis = show_metrics(run, None if margin is None else margin / 100, confidence)
     with phase("writing report"):
-        write_report(run, analysis, figures=figures or bool(log))
+        write_report(run, analysis, confidence=confidence, figures=figures or bool(log))
     typer.echo(f"report: {run.index_html}")
     if lm_eval is not None:
         from datetime import datetime
@@ -382,12 +390,13 @@ def _write_report(run_dir: "RunDir", analysis: "Analysis") -> None:
         typer.echo(f"no report ({error}): lambdasweep report {run_dir.root} tries again", err=True)
 
 
-def show_metrics(run_dir: "RunDir", margin: float | None = None) -> "Analysis":
+def show_metrics(run_dir: "RunDir", margin: float | None = None, confidence: str = "sum") -> "Analysis":
     """Compute and commit the metrics of a run, print its tables and its answers; return what they were made of.
 
     Args:
         run_dir: the run.
         margin: the accuracy that λ* may give up, as a share of documents; without it, the run's.
+        confidence: what λ* is chosen by, and the tables show, where a task has it.
     """
     from calibration.analyse import analyse, write_metrics
     from calibration.terminal.beside import beside_table
@@ -395,10 +404,11 @@ def show_metrics(run_dir: "RunDir", margin: float | None = None) -> "Analysis":
     from lambdasweep.monitor.phase import phase
 
     with phase("computing metrics"):
-        analysis = analyse(run_dir, margin=margin)
+        analysis = analyse(run_dir, margin=margin, confidence=confidence)
     wide = 100 + max(0, max(map(len, analysis.parents.values())) - 4)  # columns that intervals take
     console = _console(wide)
-    tables = render(write_metrics(run_dir, analysis), intervals=console.width >= wide, parents=analysis.parents)
+    metrics = write_metrics(run_dir, analysis)
+    tables = render(metrics, confidence, console.width >= wide, analysis.parents)
     for table in tables:
         console.print(table)
     if not tables:

@@ -138,6 +138,35 @@ class Run:
         _tell(self._run)
         return pa.concat_tables([_named("", schemas.GENERATIONS.empty_table()), *tables])
 
+    def graded(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
+        """Return what became of written answers, one row for each output, with the task in front.
+
+        It has the columns of schemas.GENERATIONS, then those of schemas.GRADED: answer, answer_class, answer_start, correct
+        and metrics. A λ is there when all of its outputs are.
+
+        Raises:
+            InputError: the plan has no such task whose answers are written, or the task no such λ.
+        """
+        written = {name for name, record in self._plan.items() if record.is_answered}
+        if task is not None and task in self._plan and task not in written:
+            raise InputError(
+                f"task {task!r} has no written answers: give one of {', '.join(sorted(written)) or 'another run'}"
+            )
+        own = [field for field in schemas.GRADED if field.name not in schemas.GENERATIONS.names]
+        empty = schemas.GENERATIONS.empty_table()
+        for field in own:
+            empty = empty.append_column(field, pa.array([], field.type))
+        tables = [_named("", empty)]
+        for name, one in self._points(task, lam, "generations"):
+            generations, graded = self._run.generations(name, one), self._run.graded(name, one)
+            if name not in written or len(graded) != len(generations):
+                continue
+            for field in own:
+                generations = generations.append_column(field, graded[field.name])
+            tables.append(_named(name, generations))
+        _tell(self._run)
+        return pa.concat_tables(tables)
+
     def explode(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
         """Return one row for each scored token.
 

@@ -58,6 +58,7 @@ class Curve:
     """What can be had of base and aligned without merging them, by name [metrics.rivals], where both are finished."""
     macro: Mapping[str, tuple[Estimate, ...]] = field(default_factory=dict)
     """`nll` and `brier` [L] as means over the tasks, each with the same weight, of pooled tasks."""
+    is_written: bool = False  # whether this is of written answers
 
     @property
     def places(self) -> dict[str, int]:
@@ -77,15 +78,20 @@ def stacked(*several: Sequence[Estimate]) -> list[tuple[Floats, Floats]]:
     return [(value, array[:, whole]) for value, array in zip(values, drawn, strict=True)]
 
 
+def accuracy_of(confidence: str, is_written: bool = False) -> str:
+    """Return the name of the accuracy under a confidence; that of written answers is called the same under all."""
+    return "acc" if is_written else ACCURACY[confidence]
+
+
 def shown_as(metric: str, confidence: str) -> str:
     """Return the name of what a metric is judged by: after temperature scaling where the temperature is arbitrary."""
     known = find(metric)
     return f"{metric}_scaled" if confidence != CONFIDENCES[0] and known and known.scaled else metric
 
 
-def thinned(measured: TaskMetrics, metric: str, confidence: str) -> TaskMetrics:
+def thinned(measured: TaskMetrics, metric: str, confidence: str, is_written: bool = False) -> TaskMetrics:
     """Return a λ's metrics with only the estimates that a curve needs; all estimates would take gigabytes."""
-    plain = {ACCURACY[confidence], "nll_floored", "brier", metric}
+    plain = {accuracy_of(confidence, is_written), "nll_floored", "brier", metric}
     wanted = plain | {f"{name}_scaled" for name in plain}
     wanted |= {"temperature"}
 
@@ -97,9 +103,14 @@ def thinned(measured: TaskMetrics, metric: str, confidence: str) -> TaskMetrics:
 
 
 def collect_curve(
-    task: str, measured_lambdas: Sequence[TaskMetrics], metric: str, confidence: str, parents: Mapping[str, str]
+    task: str,
+    measured_lambdas: Sequence[TaskMetrics],
+    metric: str,
+    confidence: str,
+    parents: Mapping[str, str],
+    is_written: bool = False,
 ) -> Curve | None:
-    """Collect the metrics of a choice task along λ.
+    """Collect the metrics of a choice task, or of one whose answers are written, along λ.
 
     A λ with documents still to be scored is left out: fewer documents are no fair comparison.
 
@@ -108,13 +119,15 @@ def collect_curve(
         measured_lambdas: the task's metrics at each λ, ascending; those that `thinned` keeps are enough.
         metric: the calibration error, one of catalogue.answers().
         confidence: the confidence of all metrics: sum, tokens or bytes. Per token and per byte the temperature is arbitrary,
-            so NLL and error are those after temperature scaling.
+            so NLL and error are those after temperature scaling; of written answers all confidences but the first are
+            scaled, after Platt.
         parents: the point of each parent that is on the line.
+        is_written: whether the answers are written.
 
     Returns:
         The curve; None where no λ is finished, for a continuation task, and where a half holds fewer than two documents.
     """
-    names = ACCURACY[confidence], shown_as("nll_floored", confidence), shown_as(metric, confidence)
+    names = accuracy_of(confidence, is_written), shown_as("nll_floored", confidence), shown_as(metric, confidence)
     wanted = [(name, confidence, split) for name in names for split in SPLITS]
     finished = [
         measured
@@ -136,9 +149,8 @@ def collect_curve(
             for name, of in (("nll", "nll_floored_scaled"), ("error", f"{metric}_scaled")):
                 if (estimate := one.estimates.get((of, confidence, "all"))) and not np.isnan(estimate.value):
                     scaled[name] = estimate
-    return Curve(
-        task, metric, confidence, lambdas, tracks, parents, scaled, _rivals(finished, metric, confidence, parents)
-    )
+    rivals = {} if is_written else _rivals(finished, metric, confidence, parents)
+    return Curve(task, metric, confidence, lambdas, tracks, parents, scaled, rivals, is_written=is_written)
 
 
 def _rivals(

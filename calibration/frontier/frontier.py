@@ -20,6 +20,7 @@ from calibration.frontier.held_out import claim_of, held_out, measured
 from calibration.frontier.lambda_star import MARGIN, choose, choose_in_resamples
 from calibration.frontier.sentence import sentence
 from calibration.frontier.types import Chosen, Claim, FrontierPoint, Gain, HeldOut, Rival, Value
+from calibration.scores.per_document import CONFIDENCES
 from calibration.task_at_lambda import PARENTS
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.multiple_tests import indistinguishable, step_down
@@ -61,6 +62,7 @@ class Frontiers:
     tasks: tuple[Frontier, ...]
     margin: float  # the accuracy that λ* may give up, as a share of documents
     pools: tuple[Frontier, ...] = ()  # those of pooled tasks; the first is of all tasks
+    confidence: str = CONFIDENCES[0]  # the one that was asked for; a task that has no such confidence has the first
 
     @property
     def first(self) -> Frontier | None:
@@ -77,13 +79,17 @@ class Frontiers:
         return plain
 
 
-def reported_margin(run: RunDir) -> float | None:
-    """Return the margin of the run's report, so that what follows it has the same λ*; None without a report."""
+def reported(run: RunDir) -> tuple[float | None, str]:
+    """Return the margin and the confidence of the run's report, so that what follows it has the same λ*.
+
+    Without a report the margin is None, and the confidence is the default.
+    """
     try:
-        margin = json.loads(run.frontier_json.read_text(encoding="utf-8")).get("margin")
+        value = json.loads(run.frontier_json.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        margin = None
-    return None if margin is None else float(margin)
+        value = {}
+    margin = value.get("margin")
+    return None if margin is None else float(margin), value.get("confidence", CONFIDENCES[0])
 
 
 def _name(place: dict[str, Any]) -> None:
@@ -162,7 +168,9 @@ def frontier(curve: Curve, margin: float = MARGIN) -> Frontier:
         macro=macro,
         held_out=held_out(curve, margin),
         claim=claim_of(curve, margin),
-        answer=sentence(points[place], chosen, compared, len(points) - 1, curve.metric, scaled, macro),
+        answer=sentence(
+            points[place], chosen, compared, len(points) - 1, curve.metric, scaled, macro, curve.is_written
+        ),
     )
 
 

@@ -56,6 +56,6 @@ def answer_curve(
 def has_choices(run: RunDir, task: str, plan: Plan) -> bool:
     """Tell whether anything of a task is committed, and its documents are choices."""
     record = plan[task]
-    if record.is_sampled or record.scored_as == "other" or not begun(run, task, record.lambdas):
+    if record.is_sampled or record.is_answered or record.scored_as == "other" or not begun(run, task, record.lambdas):
         return False
     return not Loader(run, task).documents.is_continuation

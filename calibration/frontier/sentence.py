@@ -16,6 +16,7 @@ def sentence(
     metric: str,
     scaled: Mapping[str, Value],
     macro: Mapping[str, Value],
+    is_written: bool = False,
 ) -> str:
     """Say where λ* is, what it gains on each parent, and what the cheap alternative gives.
 
@@ -31,6 +32,7 @@ def sentence(
         metric: the name of the calibration error.
         scaled: `nll` and `error` of aligned after temperature scaling, if they are known.
         macro: `nll` and `brier` as means over the tasks, where this is of pooled tasks.
+        is_written: whether this is of written answers, which are scaled after Platt.
     """
     word = answers()[metric].word
     where = chosen.lam if is_named(chosen.lam) else f"λ = {chosen.lam}"
@@ -46,7 +48,8 @@ def sentence(
         parts = [
             f"{label} {_number(scaled[key].value)}" for key, label in (("nll", "NLL"), ("error", word)) if key in scaled
         ]
-        said.append(f"The cheap alternative, aligned with a temperature: {', '.join(parts)}; λ* has {own}.")
+        how = "after Platt scaling" if is_written else "with a temperature"
+        said.append(f"The cheap alternative, aligned {how}: {', '.join(parts)}; λ* has {own}.")
     if macro:
         said.append(
             f"{word} is of all documents pooled, where opposite errors of tasks cancel; as means over tasks, "

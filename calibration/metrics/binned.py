@@ -77,13 +77,13 @@ class SumMatrix:
         return sums
 
 
-def add_reliability(layout: Layout, made: Predictions, bins: int = BINS) -> None:
-    """Add the sums over predicted choices that `reliability_metrics` needs."""
+def add_reliability(layout: Layout, made: Predictions, bins: int = BINS, document: Ints | None = None) -> None:
+    """Add the sums over predictions that `reliability_metrics` needs; `document` [E] is that of each, else one has one."""
     bin_, gap = bin_of(made.confidence, bins), made.confidence - made.correct
     side = np.where(made.correct, 0, bins) + bin_
-    layout.add("bin_count", np.ones(len(bin_)), side, 2 * bins)
-    layout.add("bin_gap", gap, side, 2 * bins)
-    layout.add("bin_square", gap * gap, bin_, bins)
+    layout.add("bin_count", np.ones(len(bin_)), side, 2 * bins, document)
+    layout.add("bin_gap", gap, side, 2 * bins, document)
+    layout.add("bin_square", gap * gap, bin_, bins, document)
 
 
 def reliability_metrics(

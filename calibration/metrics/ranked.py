@@ -23,8 +23,11 @@ _BLOCK = 24  # levels in a block whose sums are kept: a position is looked for a
 class Ranking:
     """Sorts D documents by confidence, once for all weightings."""
 
-    def __init__(self, confidence: Floats, correct: Bools, bins: int = BINS) -> None:
-        self._bins = bins
+    def __init__(
+        self, confidence: Floats, correct: Bools, bins: int = BINS, coverages: tuple[int, ...] = (COVERAGE,)
+    ) -> None:
+        """`coverages` are the per cents of the documents, the most confident ones, whose accuracy is taken."""
+        self._bins, self._coverages = bins, coverages
         self._levels(confidence, correct)
         self._segments(confidence, correct)
 
@@ -38,8 +41,9 @@ class Ranking:
             that it does not matter which of them fall on which side of a cut. The source is J. Nixon et al., "Measuring
             calibration in deep learning", CVPR workshops 2019 (the adaptive scheme, of the top choice); the treatment of
             ties is ours, because saturated models give 1.0 to many documents, right and wrong ones.
-        acc_at_80: the accuracy of the ⌈0.8 n⌉ most confident copies, where the last tie counts in part. The source is
-            R. El-Yaniv, Y. Wiener, "On the foundations of noise-free selective classification", JMLR 11 (2010).
+        acc_at_80: the accuracy of the ⌈0.8 n⌉ most confident copies, where the last tie counts in part; likewise others.
+            The source is R. El-Yaniv, Y. Wiener, "On the foundations of noise-free selective classification", JMLR 11
+            (2010).
         auroc: the probability that a right document is more confident than a wrong one, where ties count half; it does
             not exist where all are right or all are wrong. It is computed from the sum of mid-ranks, by H. B. Mann,
             D. R. Whitney, Ann. Math. Stat. 18 (1947).
@@ -91,7 +95,8 @@ class Ranking:
         n = before[-1]
         quotient, remainder = np.divmod(n, self._bins)
         cuts = np.arange(1, self._bins)[:, None]
-        positions = np.vstack([cuts * quotient + np.minimum(cuts, remainder), n * (100 - COVERAGE) // 100])
+        uncovered = [n * (100 - coverage) // 100 for coverage in self._coverages]
+        positions = np.vstack([cuts * quotient + np.minimum(cuts, remainder), *uncovered])
 
         column = np.arange(resamples)
         block = np.count_nonzero(before[1:, None] <= positions, axis=0)  # has shape [cuts, R]
@@ -118,13 +123,15 @@ class Ranking:
             share = np.divide(part, inside, out=np.zeros_like(inside), where=inside > 0)
             gap_at[:, some] += (share * gaps).sum(axis=2)
             sure_at[:, some] += (part * self._level[here]).sum(axis=2)
-        bounds = np.vstack([np.zeros((1, resamples)), gap_at[:-1], gap_before[-1:]])
-        right = (sure_before[-1] - sure_at[-1]) - (gap_before[-1] - gap_at[-1])  # correct = confidence − gap
+        few = len(cuts)
+        bounds = np.vstack([np.zeros((1, resamples)), gap_at[:few], gap_before[-1:]])
+        # correct = confidence − gap
+        right = (sure_before[-1] - sure_at[few:]) - (gap_before[-1] - gap_at[few:])
         with np.errstate(divide="ignore", invalid="ignore"):
-            return {
-                "ece_mass": np.diff(bounds, axis=0) / n,
-                f"acc_at_{COVERAGE}": right / (n - positions[-1]),
-            }
+            found = {"ece_mass": np.diff(bounds, axis=0) / n}
+            for coverage, sure, position in zip(self._coverages, right, positions[few:], strict=True):
+                found[f"acc_at_{coverage}"] = sure / (n - position)
+        return found
 
     # These two methods go through right and wrong documents, descending, for metrics that need every document's rank.
 

@@ -13,7 +13,9 @@ from scipy.special import bdtr, ndtri
 from calibration.arrays import BINS, Bools, Floats
 from calibration.metrics.binned import bin_of
 from calibration.metrics.predictions import predictions
+from calibration.metrics.written import confidences_of, events_of
 from calibration.scores.loader import TaskScores
+from calibration.scores.per_answer import AnswerScores
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores
 from calibration.uncertainty.intervals import LEVEL
 from calibration.uncertainty.resample import SPLITS
@@ -38,13 +40,34 @@ def bin_rows(at_lambda: TaskScores, in_report: Bools) -> list[BinRow]:
         for confidence in CONFIDENCES:
             made = predictions(scores.logits[confidence], scores.gold)
             for split, of in sides.items():
-                rows += _binned("documents", confidence, split, made.confidence[of], made.correct[of])
+                rows += _binned("documents", confidence, split, made.confidence[of], made.correct[of], True)
     if tokens is None:
         return rows
     scored = np.isin(tokens.document, scores.document)
     for split, of in _sides(in_report[tokens.document]).items():
         kept = scored & of
-        rows += _binned("tokens", "sum", split, tokens.confidence[kept], tokens.correct[kept])
+        # The tokens of a document depend on each other: an interval that takes them for independent would be too narrow.
+        rows += _binned("tokens", "sum", split, tokens.confidence[kept], tokens.correct[kept], False)
+    return rows
+
+
+def answer_bins(scores: AnswerScores, in_report: Bools) -> list[BinRow]:
+    """Bin the outputs, and the voted answers, of a task whose answers are written, at one λ; empty bins have no row.
+
+    Args:
+        scores: the task's scores at one λ.
+        in_report: as `bin_rows` takes it.
+    """
+    rows: list[BinRow] = []
+    sides = _sides(in_report[scores.document])
+    for confidence in confidences_of(scores):
+        events = events_of(scores, confidence)
+        for split, of in sides.items():
+            kept = np.repeat(of, events.each)
+            # Outputs of one document depend on each other, as tokens do.
+            rows += _binned(
+                "answers", confidence, split, events.confidence[kept], events.correct[kept], events.each == 1
+            )
     return rows
 
 
@@ -58,15 +81,16 @@ def _sides(in_report: Bools) -> dict[str, Bools]:
     return dict(zip(SPLITS, (np.ones_like(in_report), ~in_report, in_report), strict=True))
 
 
-def _binned(events: str, confidence: str, split: str, sure: Floats, correct: Bools) -> Iterator[BinRow]:
+def _binned(
+    events: str, confidence: str, split: str, sure: Floats, correct: Bools, are_independent: bool
+) -> Iterator[BinRow]:
     place = bin_of(sure)
     count = np.bincount(place, minlength=BINS)
     total = np.bincount(place, weights=sure, minlength=BINS)
     right = np.bincount(place[correct], minlength=BINS)
     for b in np.flatnonzero(count):
         n, accuracy = int(count[b]), float(right[b] / count[b])
-        # The tokens of a document depend on each other: an interval that takes them for independent would be too narrow.
-        ends = _wilson(accuracy, n) if events == "documents" else (None, None)
+        ends = _wilson(accuracy, n) if are_independent else (None, None)
         yield (events, confidence, split, int(b), b / BINS, (b + 1) / BINS, n, float(total[b] / n), accuracy, *ends)
 
 

@@ -12,6 +12,7 @@ from calibration.catalogue import ACCURACY, Task, kind_of
 from calibration.frontier.frontier import Frontier
 from calibration.lm_eval_rows import LEFT_OUT, PREFIX
 from calibration.metrics.cumulative import Walk
+from calibration.scores.per_answer import confidence_of
 from contract.points import coordinates, order
 from contract.records import Plan, TaskRecord
 from contract.schemas import point_of
@@ -52,6 +53,11 @@ class TaskFacts:
         return self.record.is_sampled
 
     @property
+    def is_answered(self) -> bool:
+        """Tell whether the model writes its answers."""
+        return self.record.is_answered
+
+    @property
     def is_continuation(self) -> bool:
         """Tell whether there is nothing to choose from."""
         return self.kind == "continuation"
@@ -85,9 +91,10 @@ class Facts:
 
     tasks: tuple[TaskFacts, ...]  # the tasks in the order of the plan, then the pools
     grid: tuple[str, ...]  # the λs that any task has finished, ascending
-    confidence: str
+    confidence: str  # of choices
+    answer_confidence: str  # of written answers
     error: str  # the calibration error of the frontier
-    bins: pa.Table  # the rows of schemas.BINS for `confidence`, split all and finished λs
+    bins: pa.Table  # the rows of schemas.BINS for these confidences, split all and finished λs
     stops: tuple[str, ...]  # the λs that the slider stops at: the whole grid, unless that is too much for a page
     parents: Mapping[str, str]  # the point of each parent that is on the line
     judged_elsewhere: tuple[str, ...]
@@ -104,7 +111,17 @@ class Facts:
     @property
     def choice_tasks(self) -> tuple[TaskFacts, ...]:
         """Return the choice tasks that have a finished λ, and the pools of them."""
-        return tuple(task for task in self.tasks if task.lambdas and not (task.is_continuation or task.is_sampled))
+        others = [task for task in self.tasks if task.is_continuation or task.is_sampled or task.is_answered]
+        return tuple(task for task in self.tasks if task.lambdas and task not in others)
+
+    @property
+    def answer_tasks(self) -> tuple[TaskFacts, ...]:
+        """Return the tasks whose answers are written that have a finished λ."""
+        return tuple(task for task in self.tasks if task.lambdas and task.is_answered)
+
+    def confidence_of(self, task: TaskFacts) -> str:
+        """Return the confidence that a task is shown under."""
+        return self.answer_confidence if task.is_answered else self.confidence
 
     @property
     def continuation_tasks(self) -> tuple[TaskFacts, ...]:
@@ -125,7 +142,7 @@ class Facts:
     @property
     def frontiers(self) -> tuple[tuple[str, Frontier], ...]:
         """Return every frontier with its title; those of pools come first."""
-        found = sorted(self.tasks, key=lambda task: not task.is_pool)
+        found = sorted(self.tasks, key=lambda task: (not task.is_pool, task.is_answered))
         return tuple((task.name, task.frontier) for task in found if task.frontier)
 
     @property
@@ -163,11 +180,13 @@ def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
     Args:
         analysis: the run's analysis.
         error: the calibration error that its frontiers hold accuracy against.
-        confidence: the confidence of that error and accuracy.
+        confidence: the confidence of that error and accuracy; a task that has no such confidence takes sum.
     """
     cells: dict[str, dict[tuple[str, str, str], Cell]] = {}
     outcomes: dict[str, dict[str, dict[str, Cell]]] = {}
-    wanted = pc.is_in(analysis.metrics["confidence"], pa.array({"sum", confidence}))
+    of_answers, confidence = confidence_of(True, confidence), confidence_of(False, confidence)
+    written = {name for name, record in analysis.plan.items() if record.is_answered}
+    wanted = pc.is_in(analysis.metrics["confidence"], pa.array({"sum", confidence, of_answers}))
     for row in analysis.metrics.filter(wanted).to_pylist():
         lam, metric = point_of(row), row["metric"]
         cell = Cell(row["value"], row["ci_low"], row["ci_high"], row["n"])
@@ -178,7 +197,8 @@ def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
         of_task = cells.setdefault(row["task"], {})
         key = lam, metric, row["split"]
         # Metrics that are the same for all confidences are stored under sum only.
-        if row["confidence"] == confidence or key not in of_task:
+        used = of_answers if row["task"] in written else confidence
+        if row["confidence"] == used or (row["confidence"] == "sum" and key not in of_task):
             of_task[key] = cell
     found = analysis.found
     frontiers = {one.task: one for one in (*found.tasks, *found.pools)}
@@ -187,7 +207,7 @@ def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
     records |= {name: _pool_record(analysis.plan, members) for name, members in analysis.pools.items()}
     tasks = tuple(_task(name, record, cells.get(name, {}), frontiers.get(name)) for name, record in records.items())
     grid = sorted({lam for task in tasks for lam in task.lambdas}, key=order)
-    bins = _shown_bins(analysis.bins, tasks, confidence)
+    bins = _shown_bins(analysis.bins, tasks, confidence, of_answers)
     stars = {one.chosen.lam for one in frontiers.values()}
     stops = _thinned(grid, len(bins), {*analysis.parents.values(), *stars})
     judged = tuple(Outcomes(name, by_metric) for name, by_metric in outcomes.items())
@@ -195,6 +215,7 @@ def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
         tasks,
         tuple(grid),
         confidence,
+        of_answers,
         error,
         bins,
         stops,
@@ -226,8 +247,10 @@ def _task(
     return TaskFacts(name, record, kind, finished, tuple(lam for lam in lambdas if lam in partial), cells, found)
 
 
-def _shown_bins(bins: pa.Table, tasks: tuple[TaskFacts, ...], confidence: str) -> pa.Table:
-    of = pc.or_(pc.equal(bins["confidence"], confidence), pc.equal(bins["events"], "tokens"))
+def _shown_bins(bins: pa.Table, tasks: tuple[TaskFacts, ...], confidence: str, of_answers: str) -> pa.Table:
+    of = pc.equal(bins["events"], "tokens")
+    for events, used in (("documents", confidence), ("answers", of_answers)):
+        of = pc.or_(of, pc.and_(pc.equal(bins["events"], events), pc.equal(bins["confidence"], used)))
     bins = bins.filter(pc.and_(of, pc.equal(bins["split"], "all")))
     finished = {(task.name, lam) for task in tasks for lam in task.lambdas}
     places = bins.select(["task", "lam", "point"]).to_pylist()

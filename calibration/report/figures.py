@@ -16,7 +16,7 @@ from calibration.report.vega import Spec, facet, following, nominal
 
 PAPER_TASKS = 12  # figures for a paper show the first tasks only; the page and the tables hold all
 
-_TASK, _CONTINUATION, _SAMPLED, _OUTCOME = "#task", "#continuation", "#sampled", "#lm-eval"
+_TASK, _CONTINUATION, _WRITTEN, _SAMPLED, _OUTCOME = "#task", "#continuation", "#written", "#sampled", "#lm-eval"
 OUTCOME_FIGURES = 12  # the page draws the first metrics of lm-eval only; the tables hold all
 
 
@@ -29,10 +29,8 @@ def page_figures(facts: Facts) -> dict[str, dict[str, Spec]]:
         rows = list(frontier_rows(facts, *facts.frontiers[0]))
         pooled = frontier_chart(facts, rows, follows=True) | {"title": _title(facts.frontiers[0][0]), "height": 300}
         frontiers["frontier-pooled"] = following(pooled, [stop_param(stop)])
-    if per_task := facts.frontiers:
-        rows = [row for name, found_one in per_task for row in frontier_rows(facts, name, found_one)]
-        one = frontier_chart(facts, rows, follows=True) | {"title": _title({"expr": TASK}), "height": 300}
-        frontiers["frontier-task"] = _following(one, _TASK, facts.choice_tasks, stop)
+    if one := _frontiers(facts, facts.choice_tasks, _TASK, stop):
+        frontiers["frontier-task"] = one
     found["frontier"] = frontiers
     found["plane"] = _planes(facts, facts.choice_tasks, drawn_measures("choices", facts.confidence), _TASK)
     found["curves"] = _curves(facts, facts.choice_tasks, drawn_measures("choices", facts.confidence), _TASK, stop)
@@ -48,6 +46,11 @@ def page_figures(facts: Facts) -> dict[str, dict[str, Spec]]:
     found["continuation"] = _planes(facts, continuations, drawn_measures("continuation"), _CONTINUATION)
     found["continuation"] |= _curves(facts, continuations, drawn_measures("continuation"), _CONTINUATION, stop)
     found["continuation"] |= _reliability(facts, continuations, ("tokens",), _CONTINUATION, stop)
+    answers, measures = facts.answer_tasks, drawn_measures("answers", facts.answer_confidence)
+    own = _frontiers(facts, answers, _WRITTEN, stop)
+    found["answers"] = {"written-frontier": own} if own else {}
+    found["answers"] |= _planes(facts, answers, measures, _WRITTEN) | _curves(facts, answers, measures, _WRITTEN, stop)
+    found["answers"] |= _reliability(facts, answers, ("answers",), _WRITTEN, stop)
     found["diversity"] = _planes(facts, facts.generate_tasks, drawn_measures("samples"), _SAMPLED)
     found["diversity"] |= _curves(facts, facts.generate_tasks, drawn_measures("samples"), _SAMPLED, stop)
     found["outcomes"] = _outcomes(facts, stop)
@@ -71,7 +74,10 @@ def paper_figures(facts: Facts) -> dict[str, Spec]:
         rows = [row for task in tasks for row in task_rows(facts, task)]
         chart = tasks_chart(facts, rows, domain(rows)) | {"width": 240, "height": 180}
         found["tasks"] = _facet(chart, [task.name for task in tasks], columns=3)
-    for events, of in (("documents", tasks), ("tokens", facts.tasks)):
+    if facts.answer_tasks and not facts.coordinates:
+        measures = drawn_measures("answers", facts.answer_confidence)
+        found["answers"] = _grid(facts, facts.answer_tasks[:PAPER_TASKS], measures)
+    for events, of in (("documents", tasks), ("tokens", facts.tasks), ("answers", facts.answer_tasks)):
         names = [task.name for task in of if task.lambdas][:PAPER_TASKS]
         rows = [row for row in _landmarks(facts, events) if row["task"] in names] if names else []
         if rows:
@@ -91,6 +97,15 @@ def _title(name: str | Spec) -> Spec:
 def _following(chart: Spec, control: str, tasks: Sequence[TaskFacts], stop: int, filters: str = OF_TASK) -> Spec:
     """Let a chart follow the page's controls."""
     return following(chart, [task_param(control, tasks[0].name), stop_param(stop)], filters)
+
+
+def _frontiers(facts: Facts, tasks: Sequence[TaskFacts], control: str, stop: int) -> Spec | None:
+    """Draw the frontiers of some tasks, of which the page shows one at a time; None where they have none."""
+    rows = [row for task in tasks if task.frontier for row in frontier_rows(facts, task.name, task.frontier)]
+    if not rows:
+        return None
+    chart = frontier_chart(facts, rows, follows=True) | {"title": _title({"expr": TASK}), "height": 300}
+    return _following(chart, control, tasks, stop)
 
 
 def _curves(

@@ -160,5 +160,8 @@ def _scaled(facts: Facts, title: str, frontier: Frontier) -> tuple[Cell, Cell] |
     aligned = facts.parents.get("aligned")
     if task is None or aligned is None:
         return None
-    accuracy, error = task.cell(aligned, facts.accuracy), task.cell(aligned, f"{facts.error}_scaled")
+    accuracy, error = (
+        task.cell(aligned, "acc" if task.is_answered else facts.accuracy),
+        task.cell(aligned, f"{facts.error}_scaled"),
+    )
     return None if accuracy.plottable is None or error.plottable is None else (accuracy, error)

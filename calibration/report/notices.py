@@ -64,7 +64,18 @@ def notices(facts: Facts) -> Iterator[str]:
     if len(outcome_metrics(facts)) > OUTCOME_FIGURES:
         yield f"The first {OUTCOME_FIGURES} metrics of lm-eval are drawn; metrics.csv and metrics.parquet hold all of them."
     if (
-        max(map(len, (facts.choice_tasks, facts.continuation_tasks, facts.generate_tasks, facts.frontiers)))
+        max(
+            map(
+                len,
+                (
+                    facts.choice_tasks,
+                    facts.continuation_tasks,
+                    facts.answer_tasks,
+                    facts.generate_tasks,
+                    facts.frontiers,
+                ),
+            )
+        )
         > PAPER_TASKS
     ):
         yield f"The files in figures/ show the first {PAPER_TASKS} tasks; this page and the tables hold all of them."
@@ -101,7 +112,7 @@ def _of_task(facts: Facts, task: TaskFacts) -> Iterator[str]:
 
 
 def _of_values(facts: Facts, task: TaskFacts) -> Iterator[str]:
-    accuracy = "acc" if task.is_continuation else facts.accuracy
+    accuracy = "acc" if task.is_continuation or task.is_answered else facts.accuracy
     cells = {lam: task.cell(lam, accuracy) for lam in task.lambdas}
     empty = [lam for lam, cell in cells.items() if cell.value is None]
     if empty:
@@ -118,7 +129,10 @@ def _of_values(facts: Facts, task: TaskFacts) -> Iterator[str]:
         if same:
             so = "" if task.is_continuation else ", so confidence cannot rank them (no AUROC)"
             yield f"every answer is {words} at {_span(same)}{so}."
-    if where := [lam for lam in task.lambdas if task.cell(lam, "nll").value == float("inf")]:
+    where = [lam for lam in task.lambdas if task.cell(lam, "nll").value == float("inf")]
+    if where and task.is_answered:
+        yield f"an answer of confidence 1 is wrong at {_span(where)}: NLL is infinite there and not drawn."
+    elif where:
         counts = [_impossible(task, lam) for lam in where]
         if any(counts):
             floored = [task.cell(lam, "nll_floored").value or 0.0 for lam in where]

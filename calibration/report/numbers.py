@@ -29,7 +29,7 @@ def numbers(facts: Facts) -> list[Numbers]:
 
 def _of_task(facts: Facts, task: TaskFacts, every: bool) -> Numbers:
     kind = task.kind
-    measures = drawn_measures(kind, facts.confidence)
+    measures = drawn_measures(kind, facts.confidence_of(task))
     every_lam = [lam for lam in task.record.lambdas if lam in {*task.lambdas, *task.partial}]
     notable = {point.lam for point in task.frontier.points if point.on_frontier} if task.frontier else set()
     star = task.frontier.chosen.lam if task.frontier else None

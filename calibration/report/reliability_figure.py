@@ -37,7 +37,7 @@ def bin_dicts(bins: pa.Table, events: str, grid: Sequence[str]) -> Iterator[dict
 
     Args:
         bins: rows of schemas.BINS with one confidence and split.
-        events: `documents` or `tokens`.
+        events: `documents`, `tokens` or `answers`.
         grid: the canonical λs.
     """
     rows = bins.filter(pc.equal(bins["events"], events)).to_pylist()
@@ -63,7 +63,7 @@ def reliability_chart(rows: Sequence[dict[str, Any]], grid: Sequence[str], of: s
     Args:
         rows: what `bin_dicts` yields for one task and λ, or for more that a transform or a facet filters to one.
         grid: all λs of the run, which decide the colour.
-        of: documents or tokens.
+        of: documents, tokens or answers.
     """
     title = "confidence, probability"
     y = quantitative("accuracy", title=f"accuracy, share of {of}", scale=_UNIT)

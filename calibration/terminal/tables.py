@@ -15,6 +15,7 @@ from calibration import catalogue
 from calibration.arrays import BINS
 from calibration.catalogue import COUNTED, FLOOR, Column, Direction, Metric, Task
 from calibration.lm_eval_rows import PREFIX
+from calibration.scores.per_answer import EVERY_CONFIDENCE, confidence_of
 from calibration.scores.per_document import CONFIDENCES
 from calibration.task_at_lambda import PARENTS
 from calibration.terminal.diversity import diversity_table
@@ -29,6 +30,13 @@ _SOFTMAX_OF = {
     "sum": "the summed log-probabilities",
     "tokens": "the log-probabilities per token",
     "bytes": "the log-probabilities per byte",
+}
+_CONFIDENCE_IN = {
+    "sum": "the probability of the whole output",
+    "tokens": "the geometric mean of its tokens' probabilities",
+    "lowest": "the lowest probability of its tokens",
+    "first": "the probability of the token that the answer begins in",
+    "votes": "the share of the outputs that give the voted answer",
 }
 _REASONS = {
     "docs_quarantined": "quarantined",
@@ -67,15 +75,16 @@ def render(
 
     Args:
         metrics: the metrics table, schemas.METRICS, as `analyse.analyse` returns it; only rows of split "all" are shown.
-        confidence: the confidence whose metrics are shown: sum, tokens or bytes. Continuation tasks have only one.
+        confidence: the confidence whose metrics are shown: sum, tokens or bytes; of written answers sum, tokens, lowest,
+            first or votes. A task that has no such confidence is shown under sum; continuation tasks have only one.
         intervals: whether the intervals of accuracy and ECE are shown too; where there is no choice, of accuracy and NLL.
         parents: the point of each parent that is on the line.
 
     Raises:
         InputError: there is no such confidence.
     """
-    if confidence not in CONFIDENCES:
-        raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(CONFIDENCES)}")
+    if confidence not in EVERY_CONFIDENCE:
+        raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(EVERY_CONFIDENCE)}")
     tasks: dict[str, list[dict[str, Any]]] = {}
     for row in metrics.filter(pc.equal(metrics["split"], "all")).to_pylist():
         tasks.setdefault(row["task"], []).append(row)
@@ -88,7 +97,8 @@ def render(
         if kind == "samples":
             tables.append(diversity_table(task, own, intervals, roles))
         elif own:
-            tables.append(_task_table(task, own, kind, confidence, intervals, roles))
+            used = confidence_of(kind == "answers", confidence)
+            tables.append(_task_table(task, own, kind, used, intervals, roles))
         tables += [outcome_table(task, outcomes, roles)] if outcomes else []
     return tables
 
@@ -177,7 +187,12 @@ def _interval(metric: Metric, column: Column, line: _Line) -> Text:
 def _notes(lines: Sequence[_Line], kind: Task, confidence: str, intervals: bool) -> list[str]:
     is_continuation = kind == "continuation"
     notes = ["* best of its column; best: highest accuracy, of equals the lowest NLL"]
-    if is_continuation:
+    if kind == "answers":
+        notes.append("mean@k, vote@k, pass@k: right outputs; right voted answers; documents with a right output")
+        notes.append(f"confidence: {_CONFIDENCE_IN[confidence]} ({confidence}); Brier: in [0, 1]")
+        if confidence != CONFIDENCES[0]:
+            notes.append("P: after Platt scaling, fitted on the other half of the documents")
+    elif is_continuation:
         notes.append("accuracy: the continuation is the greedy one; NLL: nats per continuation; perplexity: exp(NLL)")
         undecided = [line for line in lines if line.counts["acc"] < line.counts["nll"]]
         if undecided:

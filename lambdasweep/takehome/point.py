@@ -87,10 +87,11 @@ def _from_run(run: RunDir, lam: str | None) -> PointSource:
     base, aligned = record.pair["base"], {name: record.pair[role(name)] for name in record.names}
     if lam is None:
         from calibration.analyse import analyse
-        from calibration.frontier.frontier import reported_margin
+        from calibration.frontier.frontier import reported
 
         # The tables are read anew, because what `report` wrote may be older; its margin holds.
-        analysis = analyse(run, margin=reported_margin(run))
+        margin, confidence = reported(run)
+        analysis = analyse(run, confidence=confidence, margin=margin)
         metrics = analysis.metrics
         lam, chosen_by, answer, rows_beside = _best(run, analysis)
     else:
@@ -117,11 +118,18 @@ def _best(run: RunDir, analysis: "Analysis") -> tuple[str, str, str, tuple[str, 
         )
     found = analysis.found
     best = found.first
-    if len(found.tasks) > 1 and best is not None and len(analysis.pools.get(best.task, ())) < len(found.tasks):
+    # Written answers are in no pool: λ* is that of choices where there are any, else that of the only task.
+    of_choices = [one for one in found.tasks if not analysis.plan[one.task].is_answered]
+    if len(of_choices) > 1 and best is not None and len(analysis.pools.get(best.task, ())) < len(of_choices):
         raise InputError(f"{run.root}: no λ has results of all tasks, so there is no λ* of all of them: give --lam")
+    if not of_choices and len(found.tasks) > 1:
+        names = ", ".join(one.task for one in found.tasks)
+        raise InputError(
+            f"{run.root}: each of {names} has a λ* of its own, because written answers are in no pool: give --lam"
+        )
     if best is None:
         raise InputError(f"{run.root} has no results of a task with choices, so there is no λ*: give --lam")
-    whose = f"{len(found.tasks)} tasks pooled" if best.is_pooled else f"task {best.task}"
+    whose = f"{len(of_choices)} tasks pooled" if best.is_pooled else f"task {best.task}"
     answer = f"{best.answer} {best.claim.text}" if best.claim else best.answer
     return best.chosen.lam, f"λ* of {whose}", answer, tuple(markdown(best)) if best.rivals else ()
 

@@ -28,7 +28,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import ray_jobs.driver
-from calibration.frontier.frontier import reported_margin
+from calibration.frontier.frontier import reported
 from contract import schemas
 from contract.errors import InputError
 from contract.location import read_table
@@ -1274,7 +1274,7 @@ def test_the_margin_of_lambda_star_is_recorded_and_holds_until_another_is_given(
     run = RunDir(tmp_path / "run")
 
     def margins() -> list[float | None]:
-        return [json.loads(run.frontier_json.read_text())["margin"], reported_margin(run), read_asked(run)[1]]
+        return [json.loads(run.frontier_json.read_text())["margin"], reported(run)[0], read_asked(run)[1]]
 
     assert lambdasweep("run", *arguments).code == 0
     assert margins() == [0.01] * 3

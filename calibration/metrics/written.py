@@ -1,0 +1,214 @@
+"""A task whose answers are written, at one λ → all its metrics on every split, each with its value in every resample.
+
+Documents are what is resampled: all outputs of a document are in a resample as often as the document. K outputs of a
+document are K events for the confidences of an output, and its voted answer is one event for the share of votes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibration.arrays import Bools, Floats, Ints
+from calibration.catalogue import FLOOR
+from calibration.metrics.binned import Layout, add_reliability, means, reliability_metrics
+from calibration.metrics.choice_tasks import Estimates
+from calibration.metrics.platt import cross_fitted, logits_of
+from calibration.metrics.predictions import Predictions
+from calibration.metrics.ranked import Ranking
+from calibration.scores.per_answer import OF_OUTPUTS, VOTES, AnswerScores
+from calibration.uncertainty.gaps import of_gaps
+from calibration.uncertainty.intervals import Estimate
+from calibration.uncertainty.resample import Resamples, Weights, ones
+
+COVERAGES = (80, 50)
+_NAMES = {"ece_width": "ece_width15", "ece_mass": "ece_mass15", "correct": "acc"}
+_SCALED = ("ece_width", "brier", "nll", "nll_floored", "confidence", "overconfidence")
+
+
+def pass_at(correct: Bools, k: int) -> Floats:
+    """Return the unbiased estimate [S] of the probability that one of k outputs is right, from n ≥ k outputs [S, n].
+
+    1 − C(n − c, k) / C(n, k) with c right outputs: M. Chen et al., "Evaluating large language models trained on code", arXiv
+    2107.03374, section 2.1.
+    """
+    n, right = correct.shape[1], correct.sum(axis=1)
+    factors = np.arange(k)[:, None]
+    # C(n − c, k) / C(n, k) is the product of (n − c − i) / (n − i), which is 0 where fewer than k are wrong.
+    found: Floats = 1.0 - np.prod(np.maximum(n - right - factors, 0) / (n - factors), axis=0)
+    return found
+
+
+def counts_of_pass(samples: int) -> list[int]:
+    """Return the numbers below `samples` for which `pass_at` is taken besides: powers of 2 from 2 on."""
+    return [2**power for power in range(1, samples.bit_length()) if 2**power < samples]
+
+
+def per_document(scores: AnswerScores) -> dict[str, Floats]:
+    """Return, by name, each metric that is the mean over documents of a number and does not depend on a confidence, [S].
+
+    mean_at_k: the share of the outputs that are right; vote_at_k: whether the voted answer is right; pass_at_k: whether any
+    output is right; pass_at_<j>: `pass_at` for a smaller number; single_cluster: whether all outputs say the same;
+    distinct_answers: the number of different answers; length, cut, token_entropy: those of `AnswerScores`.
+    """
+    found = {
+        "mean_at_k": scores.correct.mean(axis=1),
+        "vote_at_k": scores.voted.astype(np.float64),
+        "pass_at_k": scores.correct.any(axis=1).astype(np.float64),
+        "single_cluster": (scores.classes == 1).astype(np.float64),
+        "distinct_answers": scores.classes.astype(np.float64),
+        "length": scores.length,
+        "cut": scores.cut,
+        "token_entropy": scores.entropy,
+    }
+    for count in counts_of_pass(scores.samples):
+        found[f"pass_at_{count}"] = pass_at(scores.correct, count)
+    if scores.samples == 1:
+        for name in ("vote_at_k", "pass_at_k", "single_cluster", "distinct_answers"):
+            del found[name]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """E answers with a confidence; those of a document follow each other, the same number for each."""
+
+    confidence: Floats  # [E]
+    correct: Bools  # [E]
+    each: int  # of a document
+
+    @property
+    def owner(self) -> Ints:
+        """Return the document [E] of each."""
+        return np.repeat(np.arange(len(self.correct) // self.each), self.each)
+
+    def predictions(self) -> Predictions:
+        """Return the answers as predictions of two outcomes, right and wrong.
+
+        The Brier score is (confidence − correct)², in [0, 1], and the NLL −log of the probability of what is the case:
+        proper scores of a binary event [G. W. Brier 1950; I. J. Good, J. R. Stat. Soc. B 14 (1952)].
+        """
+        sure, right = self.confidence, self.correct
+        with np.errstate(divide="ignore"):
+            nll = 0.0 - np.where(right, np.log(sure), np.log1p(-sure))
+        both = np.stack([sure, 1 - sure], axis=1)
+        return Predictions(np.zeros(len(sure), np.int64), both, sure, right, np.square(sure - right), nll)
+
+
+def events_of(scores: AnswerScores, confidence: str) -> Events:
+    """Return the answers of some documents with their confidences; outputs, or voted answers."""
+    if confidence == VOTES:
+        return Events(scores.votes / scores.samples, scores.voted, 1)
+    return Events(np.exp(scores.logs[confidence]).ravel(), scores.correct.ravel(), scores.samples)
+
+
+def logits_for_scaling(scores: AnswerScores, confidence: str) -> Floats:
+    """Return the logits that Platt scaling takes; of v votes among k those of (v + ½) / (k + 1), which are finite."""
+    if confidence == VOTES:
+        found: Floats = np.log((scores.votes + 0.5) / (scores.samples - scores.votes + 0.5))
+        return found
+    return logits_of(scores.logs[confidence].ravel())
+
+
+def confidences_of(scores: AnswerScores) -> tuple[str, ...]:
+    """Return the confidences that there are: one output has no votes."""
+    return (*OF_OUTPUTS, VOTES) if scores.samples > 1 else OF_OUTPUTS
+
+
+def answer_estimates(scores: AnswerScores, resamples: Resamples) -> Estimates:
+    """Compute every metric of a task whose answers are written, at one λ.
+
+    Returns:
+        The estimates by (metric, confidence, split). Those of `per_document` stand under the confidence sum.
+    """
+    order, runs = resamples.halves_first(scores.document)
+    scores = scores.restricted(order)
+    views = [_View(scores, confidence, runs) for confidence in confidences_of(scores)]
+    plain = Layout(len(order))
+    plain.add("documents", np.ones(len(order)))
+    numbers = per_document(scores)
+    for name, values in numbers.items():
+        plain.add(name, values)
+
+    def documents(weights: Weights) -> dict[tuple[str, str], Floats]:
+        found: dict[tuple[str, str], Floats] = {}
+        for split, run in runs.items():
+            sums = plain.matrix.sums(weights[run], run)
+            found |= {(n, split): value for n, value in means(plain, sums, list(numbers), sums[0]).items()}
+        return found
+
+    whole = ones(len(order))
+    chunks = list(resamples.chunks(scores.document))
+    found: Estimates = {}
+    itself, drawn = documents(whole), [documents(weights) for weights in chunks]
+    for (name, split), value in itself.items():
+        n = len(order[runs[split]])
+        found[name, "sum", split] = Estimate(
+            float(value[0]), np.concatenate([one[name, split] for one in drawn] or [value[:0]]), n
+        )
+    for view in views:
+        own, parts = view.measure(whole), [view.measure(weights) for weights in chunks]
+        for (name, split), value in own.items():
+            n = len(order[runs[split]])
+            several = np.concatenate([one[name, split] for one in parts] or [value[..., :0]], axis=-1)
+            stored = f"{_NAMES.get(name.removesuffix('_scaled'), name.removesuffix('_scaled'))}"
+            stored += "_scaled" if name.endswith("_scaled") else ""
+            key = stored, view.confidence, split
+            found[key] = of_gaps(value[:, 0], several, n) if value.ndim == 2 else Estimate(float(value[0]), several, n)
+    return found
+
+
+class _View:
+    """The answers of some documents under one confidence, laid out as sums over the documents."""
+
+    def __init__(self, scores: AnswerScores, confidence: str, runs: dict[str, slice]) -> None:
+        self.confidence, self._runs = confidence, runs
+        events = events_of(scores, confidence)
+        self._each = events.each
+        self._plain = _layout(events, len(scores.document))
+        report = slice((runs["report"].start or 0) * events.each, None)
+        scaled, self._has_scaled = cross_fitted(logits_for_scaling(scores, confidence), events.correct, report)
+        self._scaled = _layout(Events(scaled, events.correct, events.each), len(scores.document))
+        self._rankings = {}
+        for split, run in runs.items():
+            own = self._events_in(run)
+            self._rankings[split] = Ranking(events.confidence[own], events.correct[own], coverages=COVERAGES)
+
+    def _events_in(self, run: slice) -> slice:
+        ends = (None if end is None else end * self._each for end in (run.start, run.stop))
+        return slice(*ends)
+
+    def measure(self, weights: Weights) -> dict[tuple[str, str], Floats]:
+        """Return every metric on every split: [R], or [B, R] of an error that is a sum of B absolute values."""
+        found: dict[tuple[str, str], Floats] = {}
+        for split, run in self._runs.items():
+            metrics = _summed(self._plain, weights[run], run)
+            scaled = _summed(self._scaled, weights[run], run)
+            for name in _SCALED:
+                metrics[f"{name}_scaled"] = scaled[name] if self._has_scaled else np.full_like(scaled[name], np.nan)
+            owner = np.repeat(np.arange(len(weights[run])), self._each)
+            metrics |= self._rankings[split].metrics(weights[run][owner])
+            found |= {(name, split): value for name, value in metrics.items() if name not in ("mce", "ece_squared")}
+        return found
+
+
+def _layout(events: Events, documents: int) -> Layout:
+    layout, made, owner = Layout(documents), events.predictions(), events.owner
+    add_reliability(layout, made, document=owner)
+    layout.add("events", np.ones(len(owner)), document=owner)
+    layout.add("correct", made.correct.astype(np.float64), document=owner)
+    layout.add("confidence", made.confidence, document=owner)
+    layout.add("brier", made.brier, document=owner)
+    impossible = np.isinf(made.nll)
+    layout.add("nll", np.where(impossible, 0.0, made.nll), document=owner)  # ∞ times weight 0 would be NaN
+    layout.add("nll_infinite", impossible.astype(np.float64), document=owner)
+    layout.add("nll_floored", np.minimum(made.nll, -np.log(FLOOR)), document=owner)
+    return layout
+
+
+def _summed(layout: Layout, weights: Weights, run: slice) -> dict[str, Floats]:
+    sums = layout.matrix.sums(weights, run)
+    n = layout.of(sums, "events")[0]
+    found = means(layout, sums, ["correct", "confidence", "brier", "nll", "nll_floored"], n)
+    found["nll"] = np.where(layout.of(sums, "nll_infinite")[0] > 0, np.inf, found["nll"])
+    found["overconfidence"] = found["confidence"] - found["correct"]
+    return found | reliability_metrics(layout, sums)

@@ -1,0 +1,195 @@
+"""Written answers become arrays over documents: how sure the model was of each output, and which outputs say the same.
+
+An output's confidences are made of the log-probabilities of its tokens, those that end it included, under the model at
+temperature 1:
+
+    sum      the probability of the whole output
+    tokens   the geometric mean of its tokens' probabilities
+    lowest   the lowest probability of a token
+    first    the probability of the token that the answer begins in
+    votes    the share of a document's outputs whose answers are of the most frequent class (self-consistency); this is a
+             confidence of the document's voted answer, and not of an output
+
+Sources: sum and tokens: A. Malinin, M. Gales, "Uncertainty estimation in autoregressive structured prediction", ICLR 2021;
+lowest: N. Varshney et al., "A stitch in time saves nine", arXiv 2307.03987; votes: X. Wang et al., "Self-consistency
+improves chain of thought reasoning in language models", ICLR 2023.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from calibration.arrays import Bools, Floats, Ints
+from calibration.scores.per_document import CONFIDENCES, LeftOut
+from contract import schemas
+from contract.damage import read_or_problem
+from contract.errors import LambdasweepError
+from contract.records import TaskRecord
+from contract.rundir import RunDir
+
+VOTES = "votes"
+OF_OUTPUTS = ("sum", "tokens", "lowest", "first")  # confidences of one output
+ANSWER_CONFIDENCES = (*OF_OUTPUTS, VOTES)
+EVERY_CONFIDENCE = tuple(dict.fromkeys((*CONFIDENCES, *ANSWER_CONFIDENCES)))
+
+
+def confidence_of(written: bool, asked: str) -> str:
+    """Return the confidence that a kind of tasks is shown under: the one asked for where it has it, else the first."""
+    return asked if asked in (ANSWER_CONFIDENCES if written else CONFIDENCES) else CONFIDENCES[0]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerScores:
+    """The S documents of a task at one λ whose K outputs are graded."""
+
+    document: Ints  # [S] the index of each document in the requests table
+    correct: Bools  # [S, K] whether each output is right
+    logs: dict[str, Floats]  # [S, K] the log of the confidence in each output, by each of OF_OUTPUTS, in nats
+    voted: Bools  # [S] whether the voted answer is right: the most frequent one, of equally frequent ones the earliest
+    votes: Ints  # [S] the outputs that give the voted answer
+    classes: Ints  # [S] the number of different answers
+    length: Floats  # [S] tokens of an output, the mean over the outputs
+    cut: Floats  # [S] the share of the outputs that were cut at the limit
+    entropy: Floats  # [S] the mean over all tokens of the entropy that they were drawn from, in nats
+    left_out: LeftOut
+
+    @property
+    def samples(self) -> int:
+        """Return K."""
+        return int(self.correct.shape[1])
+
+    def restricted(self, kept: Ints) -> "AnswerScores":
+        """Return the scores of the documents at these places [S], in this order."""
+        return AnswerScores(
+            self.document[kept],
+            self.correct[kept],
+            {name: values[kept] for name, values in self.logs.items()},
+            self.voted[kept],
+            self.votes[kept],
+            self.classes[kept],
+            self.length[kept],
+            self.cut[kept],
+            self.entropy[kept],
+            self.left_out,
+        )
+
+
+class AnswerLoader:
+    """Reads the λs of one task whose answers are written."""
+
+    def __init__(self, run: RunDir, task: str, record: TaskRecord) -> None:
+        """Look at the task's requests.
+
+        Raises:
+            LambdasweepError: the requests are missing or damaged; the message names the run and the task.
+        """
+        self._run, self._task, self._samples = run, task, record.samples or 1
+        self._where = f"{run.root}: task {task!r}"
+        path = run.requests(task)
+        table, problem = read_or_problem(path) if path.is_file() else (None, "is missing")
+        if table is None:
+            raise LambdasweepError(f"{self._where}: {path} {problem}: run the same sweep again, which writes it anew")
+        self.count = len(table)
+        self.doc_ids: list[str] = table["doc_id"].to_pylist()
+
+    def load(self, lam: str) -> AnswerScores:
+        """Read what is committed and graded at a λ.
+
+        Raises:
+            LambdasweepError: a table is damaged; the message names the run, the task and λ.
+        """
+        run, task, where = self._run, self._task, f"{self._where} at λ = {lam}"
+        generations, graded = run.generations(task, lam), run.graded(task, lam)
+        quarantine = np.unique(run.quarantine(task, lam)["request_id"].to_numpy())
+        if not len(graded):  # outputs are graded when all of a λ are there
+            generations = generations.slice(0, 0)
+        request, sample = generations["request_id"].to_numpy(), generations["sample"].to_numpy()
+        document = request[:: self._samples]
+        fits = (
+            np.array_equal(request, np.repeat(document, self._samples))
+            and np.array_equal(sample, np.tile(np.arange(self._samples), len(document)))
+            and (np.diff(document) > 0).all()
+            and np.array_equal(request, graded["request_id"].to_numpy())
+            and np.array_equal(sample, graded["sample"].to_numpy())
+            and all(
+                set(table[name].unique().to_pylist()) <= {value}
+                for table in (generations, graded)
+                for name, value in schemas.place(lam).items()
+            )
+            and (len(document) == 0 or int(document[-1]) < self.count)
+            and not np.isin(document, quarantine).any()
+        )
+        if not fits:
+            raise LambdasweepError(
+                f"{where}: its generations do not fit its documents and grades: delete them, and run the same sweep again"
+            )
+        left_out = LeftOut(len(quarantine), self.count - len(document) - len(quarantine))
+        return answer_scores(document, self._samples, generations, graded, left_out, where)
+
+
+def answer_scores(
+    document: Ints, samples: int, generations: pa.Table, graded: pa.Table, left_out: LeftOut, where: str
+) -> AnswerScores:
+    """Return the scores of S documents with K outputs each.
+
+    Args:
+        document: [S] the index of each document.
+        samples: K.
+        generations: S · K rows of schemas.GENERATIONS, those of a document in the order of its samples.
+        graded: the rows of schemas.GRADED of the same outputs.
+        left_out: the documents that are not among these.
+        where: the words that name the run, the task and λ in messages.
+
+    Raises:
+        LambdasweepError: the tables are damaged: an output without tokens, or a log-probability that is none.
+    """
+    shape = (len(document), samples)
+    lists = generations["logprobs"].combine_chunks()
+    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+    values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    start = graded["answer_start"].to_numpy().astype(np.int64)
+    if (lengths < 1).any() or not (values <= 0).all() or (start < 0).any() or (start >= lengths).any():
+        raise LambdasweepError(
+            f"{where}: an output has no tokens, or a token no log-probability: delete its generations, and run the same "
+            "sweep again"
+        )
+    entropies = generations["entropies"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    begins = np.cumsum(lengths) - lengths
+    if len(lengths):
+        sums, lowest = np.add.reduceat(values, begins), np.minimum.reduceat(values, begins)
+        entropy = np.add.reduceat(entropies, begins)
+    else:
+        sums = lowest = entropy = np.empty(0)
+    logs = {"sum": sums, "tokens": sums / lengths, "lowest": lowest, "first": values[begins + start]}
+    correct = graded["correct"].combine_chunks().to_numpy(zero_copy_only=False).reshape(shape)
+    classes = graded["answer_class"].combine_chunks().dictionary_encode().indices.to_numpy().reshape(shape)
+    voted, votes, different = _vote(classes, correct)
+    is_cut = pc.equal(generations["finish_reason"], "length").combine_chunks().to_numpy(zero_copy_only=False)
+    per_document = lengths.reshape(shape)
+    return AnswerScores(
+        document=document,
+        correct=correct,
+        logs={name: one.reshape(shape) for name, one in logs.items()},
+        voted=voted,
+        votes=votes,
+        classes=different,
+        length=per_document.mean(axis=1),
+        cut=is_cut.reshape(shape).mean(axis=1),
+        entropy=entropy.reshape(shape).sum(axis=1) / per_document.sum(axis=1),
+        left_out=left_out,
+    )
+
+
+def _vote(classes: Ints, correct: Bools) -> tuple[Bools, Ints, Ints]:
+    """Return whether the voted answer of each document is right, its votes, and the number of different answers, all [S]."""
+    voted, votes, different = [], [], []
+    for row, right in zip(classes.tolist(), correct.tolist(), strict=True):
+        counts = Counter(row)  # of equally frequent ones, the first that was seen comes first
+        ((winner, count),) = counts.most_common(1)
+        voted.append(right[row.index(winner)])
+        votes.append(count)
+        different.append(len(counts))
+    return np.array(voted, np.bool_), np.array(votes, np.int64), np.array(different, np.int64)
