@@ -63,6 +63,7 @@ def preflight(prepared: "Prepared") -> list[str]:
 
 def refusals(prepared: "Prepared", task: "PreparedTask | PreparedPrompts") -> dict[str, int]:
     """Count the requests of a task that the engine will refuse, by the reason without its numbers."""
+    from lambdasweep.prepare import PreparedPrompts
     from serve.refusals import refuse_prompt, refuse_request
 
     table, most = task.built.table, prepared.settings.max_model_len
@@ -70,7 +71,7 @@ def refusals(prepared: "Prepared", task: "PreparedTask | PreparedPrompts") -> di
         return {}
     vocabulary = _of_text(prepared, "vocab_size") or np.iinfo(np.int64).max
     lengths = pc.list_value_length(table["token_ids"]).to_numpy()
-    sampled = getattr(task.spec, "max_tokens", None)
+    sampled = task.spec.max_tokens if isinstance(task, PreparedPrompts) else None
     starts = table["continuation_start"].to_numpy() if sampled is None else None
     suspect = lengths + (sampled or 0) > most
     suspect |= (lengths < 1) if starts is None else (starts >= lengths) | (starts < 1)

@@ -62,7 +62,7 @@ def write_lm_eval(
     tokenizer = tokenizer_of(analysis.sweep, say)
     texts = {}
     for name, record in analysis.plan.items():
-        if record.scored_as not in ("samples", "other"):
+        if record.scored_as not in ("samples", "other", "answers"):
             requests = read_table(run.requests(name))
             texts[name] = TaskTexts(name, requests, texts_of(requests, tokenizer), _is_of_lm_eval(record))
     stamp, written = when.isoformat().replace(":", "-"), []
@@ -195,7 +195,8 @@ def _directions(values: Mapping[str, Any]) -> Iterator[tuple[str, bool | None]]:
 
 def _config(name: str, record: TaskRecord) -> dict[str, Any]:
     kept = {key: value for key, value in record.to_json().items() if key not in _TRANSIENT}
-    kind = "loglikelihood" if record.scored_as == "continuation" else "multiple_choice"
+    kinds = {"continuation": "loglikelihood", "answers": "generate_until"}
+    kind = kinds.get(record.scored_as, "multiple_choice")
     return {"task": name, "output_type": kind, "num_fewshot": record.shots or 0, "metadata": kept}
 
 

@@ -159,10 +159,10 @@ def test_a_sample_ends_at_a_text(results: dict[str, Any], pair: tuple[Path, Path
         ids, until = row["token_ids"], STEPS[6][1]["until"]
         assert ids == whole["token_ids"][: len(ids)]
         kept = ids[:-1] if ids[-1] in STOPS else ids
-        text = tokenizer.decode(kept)
+        text = tokenizer.decode(kept, skip_special_tokens=True)
         assert row["text"] == postprocess_generated_text(text, until, None)
         is_cut = any(one in text for one in until)
-        assert not any(one in tokenizer.decode(kept[:-1]) for one in until)
+        assert not any(one in tokenizer.decode(kept[:-1], skip_special_tokens=True) for one in until)
         assert (row["finish_reason"] == "stop") == (is_cut or ids[-1] in STOPS)
         assert is_cut or ids == whole["token_ids"]
         inside += is_cut and not text.endswith(tuple(until))

@@ -181,7 +181,9 @@ def work(job: Path) -> None:
         if asked:
             prompts, sampling = pq.read_table(asked[0]["prompts"]), Sampling(**asked[0]["sampling"])
             tokenizer = load_tokenizer(values["base"]) if sampling.until else None
-            decode = tokenizer.decode if tokenizer else lambda ids: " ".join(map(str, ids))
+            decode = lambda ids: " ".join(map(str, ids))  # noqa: E731
+            if tokenizer is not None:
+                decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
             samples = sample_unit(engine, prompts, lam or "0", sampling, decode, tokenizer)
             pq.write_table(samples.generations, output)
             counted.append(

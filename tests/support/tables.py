@@ -102,3 +102,52 @@ def add_samples(run, task, lam, texts, shard=0):
         run.unit("generations", task, lam, shard),
         pa.table(columns, schema=schemas.GENERATIONS),
     )
+
+
+def add_written(run, task, documents, lambdas, samples):
+    """Write one task of some documents whose answers are written, with so many outputs of each."""
+    add_prompts(run, task, documents, lambdas, samples)
+    plan = run.plan()
+    plan["tasks"][task] |= {
+        "scored_as": "answers",
+        "format": "generate",
+        "shots": 0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "until": ["\n"],
+        "normaliser": "squad",
+        "metric": "exact_match",
+    }
+    commit_json(run.plan_json, plan)
+
+
+def add_outputs(run, task, lam, outputs, graded=True):
+    """Commit the outputs of a λ: of each document its (answer, is right, logprobs, place of the answer, is cut)."""
+    rows = [(document, sample, *one) for document, some in outputs.items() for sample, one in enumerate(some)]
+    request = [row[0] for row in rows]
+    common = {"request_id": request, "sample": [row[1] for row in rows], **schemas.place_columns(lam, len(rows))}
+    logprobs = [row[4] for row in rows]
+    generations = {
+        **common,
+        "seed": [7] * len(rows),
+        "token_ids": [[5] * len(one) for one in logprobs],
+        "text": [row[2] for row in rows],
+        "finish_reason": ["length" if row[6] else "stop" for row in rows],
+        "logprobs": logprobs,
+        "ranks": [[1] * len(one) for one in logprobs],
+        "top1_ids": [[5] * len(one) for one in logprobs],
+        "top1_logprobs": logprobs,
+        "entropies": [[2.0 * -value for value in one] for one in logprobs],
+    }
+    commit_table(run.unit("generations", task, lam, 0), pa.table(generations, schema=schemas.GENERATIONS))
+    if not graded:
+        return
+    grades = {
+        **common,
+        "answer": [row[2] for row in rows],
+        "answer_class": [row[2] for row in rows],
+        "answer_start": [row[5] for row in rows],
+        "correct": [row[3] for row in rows],
+        "metrics": [[("exact_match", float(row[3]))] for row in rows],
+    }
+    commit_table(run.unit("graded", task, lam, 0), pa.table(grades, schema=schemas.GRADED))

@@ -177,7 +177,14 @@ def load_lm_eval(spec: LmEvalSpec, chat: ChatTemplate | None = None) -> LmEvalTa
             raise _error(spec, problems)
         warnings = [warning for name, task in tasks.items() for warning in _set_up(name, task, spec, chat)]
         asked = {name: _ask(name, task, spec, chat) for name, task in tasks.items()}
-        outputs = {name: _outputs(name, task, asked[name], spec) for name, task in tasks.items()}
+        outputs: dict[str, Outputs | None] = {}
+        for name, task in tasks.items():
+            try:
+                outputs[name] = _outputs(name, task, asked[name], spec)
+            except TaskError as error:
+                problems += error.problems
+        if problems:
+            raise _error(spec, problems)
         warnings += [
             warning
             for name, one in outputs.items()

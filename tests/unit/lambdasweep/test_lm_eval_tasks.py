@@ -640,7 +640,8 @@ def test_a_group_is_in_the_metrics(group: Path, sweep) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"output_type": "generate_until"}, "odd is a generate_until task: only loglikelihood, loglikelihood_rolling"),
+        ({"output_type": "generate_until"}, "no metric of a single output is a number"),
+        ({"output_type": "multi"}, "Error"),
         ({"doc_to_choice": "{{nonsense("}, "TemplateSyntaxError"),
         ({"dataset_path": "no/such"}, "Error"),
         ({"unsafe_code": True}, "odd runs code that a model wrote"),
@@ -660,7 +661,7 @@ def test_what_lm_eval_has_and_we_cannot_score(
 
 
 @pytest.mark.usefixtures("_quick_index")
-def test_members_that_generate_are_named(directory: Path) -> None:
+def test_members_whose_outputs_cannot_be_judged_are_named(directory: Path) -> None:
     for name in ("writes", "speaks"):
         write_task(directory, name, {**CHOICE, "output_type": "generate_until"})
     path = directory / "mixed.yaml"

@@ -124,6 +124,11 @@ READ = [
     ("vllm.v1.core.kv_cache_manager", "KVCacheManager", "self.coordinator", "serve/hooks/continuation_scores.py"),
     ("vllm.v1.core.sched.scheduler", "Scheduler", "self.kv_cache_manager", "serve/hooks/continuation_scores.py"),
     ("vllm.v1.worker.gpu_input_batch", "InputBatch", "self.generators", "serve/hooks/seeded_draws.py"),
+    ("vllm.v1.worker.gpu_input_batch", "InputBatch", "self.sampling_metadata", "serve/hooks/seeded_draws.py"),
+    ("vllm.v1.sample.metadata", "SamplingMetadata", "all_greedy", "serve/hooks/seeded_draws.py"),
+    ("vllm.v1.outputs", "SamplerOutput", "sampled_token_ids", "serve/hooks/seeded_draws.py"),
+    ("vllm.v1.engine.llm_engine", "LLMEngine", "self.output_processor", "serve/engine.py"),
+    ("vllm.v1.engine.output_processor", "OutputProcessor", "tokenizer=self.tokenizer", "serve/engine.py"),
     ("vllm.config.vllm", "VllmConfig", "additional_config.compute_hash()", "serve/plugin.py"),
     (
         "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method",
@@ -143,7 +148,7 @@ ARGUMENTS = [
 ]
 SAMPLING = [
     "detokenize", "extra_args", "ignore_eos", "logprobs", "max_tokens", "prompt_logprobs", "seed", "skip_clone",
-    "stop_token_ids", "temperature",
+    "skip_special_tokens", "stop", "stop_token_ids", "temperature", "top_k", "top_p",
 ]
 ENVIRONMENT = [
     "VLLM_API_KEY", "VLLM_ALLOW_RUNTIME_LORA_UPDATING", "VLLM_BATCH_INVARIANT", "VLLM_CPU_OMP_THREADS_BIND",

@@ -1,0 +1,68 @@
+"""Writes answers with vLLM alone, or with one of lm-eval's models; each in a process of its own.
+
+    python plain_answers.py vllm JOB.json
+    python plain_answers.py lm-eval JOB.json
+
+The job of vllm: {"model", "settings", "prompts": token ids, "max_tokens", "out"}; written are the best seconds of three of
+`vllm.LLM.generate` and the tokens that it made. The job of lm-eval: {"model": "hf", "arguments", "tasks": a folder, "task",
+"limit", "out"}; written are the texts, and the task's metrics.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+TRIES = 3
+
+
+def with_vllm(job: dict[str, Any]) -> dict[str, Any]:
+    from vllm import LLM, SamplingParams
+
+    settings = job["settings"]
+    llm = LLM(
+        model=job["model"],
+        skip_tokenizer_init=True,
+        dtype=settings["dtype"],
+        max_model_len=settings["max_model_len"],
+        block_size=settings["block_size"],
+        kv_cache_memory_bytes=settings["kv_cache_bytes"],
+        max_num_batched_tokens=settings["max_num_batched_tokens"],
+        max_num_seqs=settings["max_num_seqs"],
+        enforce_eager=settings["device"] == "cpu",
+        seed=0,
+    )
+    plain = SamplingParams(temperature=0.0, max_tokens=job["max_tokens"], ignore_eos=True, detokenize=False)
+    seconds = []
+    for _ in range(TRIES):
+        llm.reset_prefix_cache()
+        began = time.perf_counter()
+        outputs = llm.generate([{"prompt_token_ids": ids} for ids in job["prompts"]], plain, use_tqdm=False)
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": seconds, "tokens": sum(len(output.outputs[0].token_ids) for output in outputs)}
+
+
+def with_lm_eval(job: dict[str, Any]) -> dict[str, Any]:
+    from lm_eval import evaluator
+    from lm_eval.api.registry import get_model
+    from lm_eval.tasks import TaskManager
+
+    found = evaluator.simple_evaluate(
+        model=get_model(job["model"])(**job["arguments"]),
+        tasks=[job["task"]],
+        limit=job["limit"],
+        bootstrap_iters=0,
+        log_samples=True,
+        task_manager=TaskManager(include_path=job["tasks"], include_defaults=False),
+    )
+    samples = {one["doc_id"]: one["resps"][0][0] for one in found["samples"][job["task"]]}
+    metrics = {
+        key: value for key, value in found["results"][job["task"]].items() if "," in key and "_stderr" not in key
+    }
+    return {"texts": [samples[number] for number in sorted(samples)], "metrics": metrics}
+
+
+if __name__ == "__main__":
+    asked = json.loads(Path(sys.argv[2]).read_text())
+    Path(asked["out"]).write_text(json.dumps({"vllm": with_vllm, "lm-eval": with_lm_eval}[sys.argv[1]](asked)))

@@ -1,0 +1,247 @@
+"""Written answers: their metrics against scikit-learn and against their definitions, and where a run shows them."""
+
+import io
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from sklearn.calibration import _sigmoid_calibration
+from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
+
+from calibration.analyse import analyse, write_metrics
+from calibration.metrics.platt import Platt, fit_platt, logits_of
+from calibration.metrics.written import answer_estimates, counts_of_pass, pass_at
+from calibration.report.write import write_report
+from calibration.scores.per_answer import AnswerLoader, AnswerScores
+from calibration.terminal.tables import render
+from calibration.uncertainty.resample import draw
+from contract.errors import InputError, LambdasweepError
+from contract.records import read_plan
+from contract.rundir import RunDir
+from lambdasweep import open_run
+from tests.support.tables import add_outputs, add_quarantine, add_written
+
+DOCUMENTS, SAMPLES = 60, 5
+GRID = ("0", "0.5", "1")
+
+
+def outputs(seed: int, documents: int = DOCUMENTS, samples: int = SAMPLES, sure: float = 1.0):
+    """Outputs of documents of unequal difficulty, surer where they are right."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for document in range(documents):
+        ease = rng.uniform(0.2, 0.9)
+        rows = []
+        for _ in range(samples):
+            right = bool(rng.uniform() < ease)
+            length = int(rng.integers(1, 6))
+            scale = (0.3 if right else 0.8) / sure
+            logprobs = [float(np.float32(-scale * rng.exponential())) for _ in range(length)]
+            answer = "yes" if right else f"no {int(rng.integers(3))}"
+            rows.append((answer, right, logprobs, int(rng.integers(length)), length == 5))
+        found[document] = rows
+    return found
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run = RunDir(tmp_path / "run")
+    add_written(run, "sums", DOCUMENTS, GRID, SAMPLES)
+    for number, lam in enumerate(GRID):
+        add_outputs(run, "sums", lam, outputs(number, sure=1 + number))
+    return run
+
+
+def load(run: RunDir, lam: str = "0") -> AnswerScores:
+    return AnswerLoader(run, "sums", read_plan(run)["sums"]).load(lam)
+
+
+def test_confidences_are_those_of_their_definitions(run: RunDir) -> None:
+    scores = load(run)
+    for document, some in outputs(0).items():
+        for sample, (_, right, logprobs, start, _) in enumerate(some):
+            expected = [sum(logprobs), np.mean(logprobs), min(logprobs), logprobs[start]]
+            found = [scores.logs[name][document, sample] for name in ("sum", "tokens", "lowest", "first")]
+            assert found == pytest.approx(expected, abs=1e-12)
+            assert scores.correct[document, sample] == right
+        answers = [row[0] for row in some]
+        winner = max(answers, key=answers.count)  # of equally frequent ones the earliest
+        assert scores.votes[document] == answers.count(winner)
+        assert scores.voted[document] == some[answers.index(winner)][1]
+        assert scores.classes[document] == len(set(answers))
+        tokens = [value for row in some for value in row[2]]
+        assert scores.length[document] == pytest.approx(len(tokens) / SAMPLES)
+        assert scores.entropy[document] == pytest.approx(-2 * np.mean(tokens))
+        assert scores.cut[document] == pytest.approx(np.mean([row[4] for row in some]))
+    ties = [sorted(map([row[0] for row in some].count, {row[0] for row in some}))[-2:] for some in outputs(0).values()]
+    assert any(len(two) == 2 and two[0] == two[1] for two in ties)
+
+
+@pytest.mark.parametrize("confidence", ["sum", "tokens", "lowest", "first", "votes"])
+def test_metrics_are_those_of_scikit_learn(run: RunDir, confidence: str) -> None:
+    scores = load(run)
+    if confidence == "votes":
+        sure, right = scores.votes / SAMPLES, scores.voted
+    else:
+        sure, right = np.exp(scores.logs[confidence]).ravel(), scores.correct.ravel()
+    found = answer_estimates(scores, draw("sums", DOCUMENTS, 20))
+    value = {name: one.value for (name, of, split), one in found.items() if (of, split) == (confidence, "all")}
+    assert value["acc"] == pytest.approx(right.mean())
+    assert value["auroc"] == pytest.approx(roc_auc_score(right, sure))
+    assert value["brier"] == pytest.approx(brier_score_loss(right, sure))
+    floored = np.clip(sure, 1e-9, 1 - 1e-9)
+    assert value["nll_floored"] == pytest.approx(log_loss(right, floored), rel=1e-6)
+    assert value["overconfidence"] == pytest.approx(sure.mean() - right.mean())
+    edges = np.ceil(sure * 15).clip(1, 15)
+    ece = sum(abs((sure - right)[edges == bin_].sum()) for bin_ in range(1, 16)) / len(sure)
+    assert value["ece_width15"] == pytest.approx(ece)
+    if confidence != "votes":  # no two are equal
+        ranked = right[np.argsort(-sure)]
+        assert len(np.unique(sure)) == len(sure)
+        assert value["acc_at_80"] == pytest.approx(ranked[: round(0.8 * len(sure))].mean())
+        assert value["acc_at_50"] == pytest.approx(ranked[: round(0.5 * len(sure))].mean())
+        risks = 1 - np.cumsum(ranked) / np.arange(1, len(sure) + 1)
+        assert value["aurc"] == pytest.approx(risks.mean())
+
+
+def test_platt_scaling_is_that_of_scikit_learn_and_cross_fitted(run: RunDir) -> None:
+    scores = load(run)
+    resamples = draw("sums", DOCUMENTS, 2)
+    in_report = np.repeat(resamples.in_report, SAMPLES)
+    logits, right = logits_of(scores.logs["tokens"].ravel()), scores.correct.ravel()
+    sure = np.exp(scores.logs["tokens"].ravel())
+    assert logits == pytest.approx(np.log(sure / (1 - sure)), rel=1e-6)
+    scaled = np.zeros(len(sure))
+    for half in (in_report, ~in_report):
+        slope, intercept = _sigmoid_calibration(logits[~half], right[~half])
+        line = fit_platt(logits[~half], right[~half])
+        assert line is not None
+        assert (line.slope, line.intercept) == pytest.approx((-slope, -intercept), abs=2e-4)
+        scaled[half] = 1 / (1 + np.exp(slope * logits[half] + intercept))
+    found = answer_estimates(scores, resamples)
+    assert found["brier_scaled", "tokens", "all"].value == pytest.approx(brier_score_loss(right, scaled), abs=1e-5)
+    assert found["nll_scaled", "tokens", "all"].value == pytest.approx(log_loss(right, scaled), abs=1e-5)
+    unlike = found["ece_width15", "sum", "all"].value, found["ece_width15_scaled", "sum", "all"].value
+    assert unlike[1] < unlike[0]
+    # Where all are right, there is a line, too.
+    always = fit_platt(np.array([1.0, 2.0, 3.0]), np.ones(3, np.bool_))
+    assert isinstance(always, Platt)
+    assert always.scaled(np.array([2.0]))[0] == pytest.approx(4 / 5, abs=1e-4)
+    assert fit_platt(np.empty(0), np.empty(0, np.bool_)) is None
+
+
+def test_pass_at_is_the_mean_over_all_choices_of_outputs() -> None:
+    rng = np.random.default_rng(3)
+    correct = rng.uniform(size=(7, 6)) < np.linspace(0, 1, 7)[:, None]
+    for k in range(1, 7):
+        chosen = list(itertools.combinations(range(6), k))
+        expected = [np.mean([row[list(some)].any() for some in chosen]) for row in correct]
+        assert pass_at(correct, k) == pytest.approx(expected)
+    assert [counts_of_pass(k) for k in (1, 2, 3, 5, 8, 9)] == [[], [], [2], [2, 4], [2, 4], [2, 4, 8]]
+
+
+def test_documents_are_resampled_with_all_their_outputs(tmp_path: Path) -> None:
+    """Outputs of a document that are all the same tell no more than one of them: the intervals stay as wide."""
+    found = []
+    for samples in (1, 4):
+        run = RunDir(tmp_path / str(samples))
+        add_written(run, "sums", 40, ("0",), samples)
+        add_outputs(run, "sums", "0", {d: some * samples for d, some in outputs(5, 40, 1).items()})
+        scores = AnswerLoader(run, "sums", read_plan(run)["sums"]).load("0")
+        found.append(answer_estimates(scores, draw("sums", 40, 50)))
+    one, four = found
+    for key in one:
+        if key[0].startswith(("ece_mass", "acc_at", "aurc")) or "scaled" in key[0]:
+            continue  # these count copies, or fit softened targets
+        assert four[key].value == pytest.approx(one[key].value, nan_ok=True), key
+        assert four[key].resampled == pytest.approx(one[key].resampled, nan_ok=True), key
+        assert four[key].n == one[key].n
+    assert ("vote_at_k", "sum", "all") not in one
+    assert not any(of == "votes" for _, of, _ in one)
+    votes = four["ece_width15", "votes", "all"]
+    assert votes.value == pytest.approx(1 - one["acc", "sum", "all"].value)  # all agree always
+
+
+def test_a_run_shows_them(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    add_quarantine(run, "sums", "0.5", [])
+    analysis = analyse(run, resamples=60, confidence="votes")
+    rows = {
+        (row["metric"], row["confidence"], str(row["point"])): row
+        for row in analysis.metrics.to_pylist()
+        if row["split"] == "all"
+    }
+    scores = load(run, "0.5")
+    assert rows["mean_at_k", "sum", "0.5"]["value"] == pytest.approx(scores.correct.mean())
+    assert rows["vote_at_k", "sum", "0.5"]["value"] == pytest.approx(scores.voted.mean())
+    assert rows["pass_at_k", "sum", "0.5"]["value"] == pytest.approx(scores.correct.any(axis=1).mean())
+    assert rows["pass_at_2", "sum", "0.5"]["value"] == pytest.approx(pass_at(scores.correct, 2).mean())
+    assert rows["single_cluster", "sum", "0.5"]["value"] == pytest.approx((scores.classes == 1).mean())
+    difference = rows["mean_at_k_vs_base", "sum", "0.5"]
+    assert difference["value"] == pytest.approx(scores.correct.mean() - load(run, "0").correct.mean())
+    assert difference["ci_low"] < difference["value"] < difference["ci_high"]
+    assert rows["auroc_vs_aligned", "votes", "0.5"]["ci_low"] is not None
+    (frontier,) = analysis.found.tasks
+    assert (frontier.confidence, frontier.points[1].accuracy.value) == ("votes", pytest.approx(scores.voted.mean()))
+    assert "after Platt scaling" in frontier.answer
+    assert not analysis.pools
+    binned = [row for row in analysis.bins.to_pylist() if row["events"] == "answers" and row["split"] == "all"]
+    assert sum(row["n"] for row in binned if row["confidence"] == "votes") == 3 * DOCUMENTS
+    assert sum(row["n"] for row in binned if row["confidence"] == "sum") == 3 * DOCUMENTS * SAMPLES
+    write_metrics(run, analysis)
+    text = io.StringIO()
+    for table in render(analysis.metrics, "votes", intervals=True):
+        Console(file=text, width=110).print(table)
+    assert "mean@k" in text.getvalue()
+    assert "votes" in text.getvalue()
+    assert f"{scores.correct.mean():.4f}" in text.getvalue()
+    write_report(run, analysis, confidence="votes", figures=False)
+    page = run.index_html.read_text()
+    assert "Written answers" in page
+    assert "written-frontier" in page
+    assert json.loads(run.frontier_json.read_text())["confidence"] == "votes"
+    found = open_run(run.root).graded("sums", "0.5")
+    assert found["correct"].to_pylist() == scores.correct.ravel().tolist()
+    assert {"text", "logprobs", "answer", "metrics"} <= set(found.column_names)
+    assert len(open_run(run.root).graded()) == 3 * DOCUMENTS * SAMPLES
+
+
+def test_lambda_star_can_be_of_any_confidence(run: RunDir) -> None:
+    chosen = {}
+    for confidence in ("sum", "tokens", "lowest", "first", "votes", "bytes"):
+        (frontier,) = analyse(run, resamples=30, confidence=confidence).found.tasks
+        chosen[confidence] = frontier.confidence
+        assert frontier.points[0].documents == DOCUMENTS
+    assert chosen == {name: "sum" if name == "bytes" else name for name in chosen}
+    with pytest.raises(InputError, match="give an error of"):
+        analyse(run, resamples=30, confidence="guess")
+
+
+def test_what_is_not_there_is_counted(run: RunDir) -> None:
+    kept = {document: some for document, some in outputs(1).items() if document not in (3, 4, 9)}
+    add_outputs(run, "sums", "0.5", kept)
+    add_quarantine(run, "sums", "0.5", [4, 9])
+    add_outputs(run, "sums", "1", outputs(2), graded=False)
+    run.unit("graded", "sums", "1", 0).unlink()
+    metrics = analyse(run, resamples=30).metrics.to_pylist()
+    value = {(row["metric"], row["point"]): row["value"] for row in metrics if row["split"] == "all"}
+    names = ("docs_quarantined", "docs_unfinished")
+    assert [value[name, "0.5"] for name in names] == [2, 1]
+    assert [value[name, "1"] for name in names] == [0, DOCUMENTS]
+    assert value["mean_at_k", "1"] is None
+    # Differences are taken on what both have.
+    base = load(run, "0").restricted(np.array(sorted(kept)))
+    expected = load(run, "0.5").correct.mean() - base.correct.mean()
+    assert value["mean_at_k_vs_base", "0.5"] == pytest.approx(expected)
+
+
+def test_tables_that_do_not_fit_are_refused(run: RunDir) -> None:
+    few = {document: some[:-1] if document == 7 else some for document, some in outputs(1).items()}
+    add_outputs(run, "sums", "0.5", few)
+    with pytest.raises(LambdasweepError, match=r"at λ = 0\.5: its generations do not fit"):
+        analyse(run, resamples=2)
+    add_outputs(run, "sums", "0.5", {0: [("yes", True, [-0.1, 0.3], 0, False)] * SAMPLES})
+    with pytest.raises(LambdasweepError, match="a token no log-probability"):
+        analyse(run, resamples=2)

@@ -1,0 +1,613 @@
+"""Tasks whose answers the model writes: of the same outputs lm-eval's own metrics, and rows of one's own.
+
+The tasks are YAML files over local JSON, and outputs are made up, so nothing is downloaded and no engine is started.
+"""
+
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from contract import schemas
+from contract.errors import InputError, TaskError
+from contract.records import TaskRecord, read_plan
+from contract.rundir import RunDir, commit_json, commit_table
+from lambdasweep.tasks import LmEvalSpec, load_tokenizer
+from lambdasweep.tasks.answers import RowGrader, answers_of
+from lambdasweep.tasks.documents import TaskSpec, read_documents
+from lambdasweep.tasks.grading import answer_start, write_graded
+from lambdasweep.tasks.lm_eval_tasks.grade import LmEvalGrader
+from lambdasweep.tasks.lm_eval_tasks.load import load_lm_eval
+from lambdasweep.tasks.lm_eval_tasks.own_metrics import LEFT_OUT, write_outcomes
+from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask, build_answers, build_instances
+from lambdasweep.tasks.normalise import NORMALISERS, is_right
+from serve.sampling import cut
+from tests.support.command_line import Result, write_task
+
+lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lambdasweep[lm-eval]")
+
+IDENTITY = {"base": "f", "aligned": "f"}
+ROWS = [
+    {"q": f"What is {a} and {b}?", "a": str(a + b), "also": [str(a + b), f"{a + b}.0"]}
+    for a in range(4)
+    for b in (2, 5)
+]
+SHOTS = [{"q": f"What is {a} and 1?", "a": str(a + 1), "also": [str(a + 1)]} for a in range(5)]
+
+EXACT = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, "ignore_case": True}
+SUMS: dict[str, Any] = {
+    "output_type": "generate_until",
+    "doc_to_text": "Question: {{q}}\nAnswer:",
+    "doc_to_target": "{{a}}",
+    "metric_list": [EXACT],
+    "generation_kwargs": {"until": ["Question:", "\n\n"], "do_sample": False, "temperature": 0.0, "max_gen_toks": 12},
+    "filter_list": [
+        {
+            "name": "strict",
+            "filter": [{"function": "regex", "regex_pattern": "#### (\\d+)"}, {"function": "take_first"}],
+        },
+        {
+            "name": "flexible",
+            "filter": [
+                {"function": "regex", "regex_pattern": "(\\d+)", "group_select": -1},
+                {"function": "take_first"},
+            ],
+        },
+    ],
+}
+SAMPLED = {"until": ["\n\n"], "do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 40}
+_LAST = {"function": "regex", "regex_pattern": "(\\d+)", "group_select": -1}
+TASKS: dict[str, dict[str, Any]] = {
+    "sums": SUMS,
+    "described": {**SUMS, "description": "Add.\n\n", "fewshot_delimiter": "\n--\n", "num_fewshot": 2},
+    "aliases": {
+        **SUMS,
+        "doc_to_target": "also",
+        "filter_list": [
+            {"name": "bare", "filter": [{"function": "remove_whitespace"}, {"function": "take_first"}]},
+        ],
+    },
+    "voted": {
+        **SUMS,
+        "repeats": 5,
+        "generation_kwargs": SAMPLED,
+        "filter_list": [
+            {"name": "first", "filter": [_LAST, {"function": "take_first"}]},
+            *(
+                {
+                    "name": f"maj@{k}",
+                    "filter": [
+                        _LAST,
+                        {"function": "take_first_k", "k": k},
+                        {"function": "majority_vote"},
+                        {"function": "take_first"},
+                    ],
+                }
+                for k in (3, 5)
+            ),
+        ],
+    },
+    "bare": {key: value for key, value in SUMS.items() if key != "filter_list"},
+}
+OWN = """
+def results(doc, results):
+    words = results[0].split()
+    return {"follows": len(words) > 2, "each": [doc["a"] in results[0], len(words) < 9]}
+
+def share(items):
+    flat = [one for item in items for one in item]
+    return sum(flat) / len(flat)
+"""
+
+
+def made_up(prompt: str, sample: int) -> str:
+    """An output that says the right number about two times in three, in different forms."""
+    value = zlib.crc32(f"{prompt} {sample % 5}".encode())
+    asked = re.findall(r"What is (\d) and (\d)", prompt)[-1]
+    number = sum(map(int, asked)) if value % 3 else value % 9
+    return [f"{number}", f" It is {number}.\n#### {number}", f"{number}", f"#### {number} or so", " no idea"][
+        value // 9 % 5
+    ]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.support.checkpoints import write_tokenizer
+
+    root = tmp_path_factory.mktemp("written")
+    write_tokenizer(root / "tokenizer")
+    for name, rows in (("rows", ROWS), ("shots", SHOTS)):
+        (root / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, settings in TASKS.items():
+        write_yaml(root, name, settings)
+    (root / "own_results.py").write_text(OWN)
+    metrics = [
+        {"metric": "follows", "aggregation": "mean", "higher_is_better": True},
+        {"metric": "each", "aggregation": "SHARE", "higher_is_better": True},
+    ]
+    path = write_yaml(root, "own", {**TASKS["bare"], "metric_list": metrics})
+    text = path.read_text().replace("aggregation: SHARE", "aggregation: !function own_results.share")
+    path.write_text(text + "process_results: !function own_results.results\n")
+    return root
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    import datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+        datasets.disable_progress_bars()
+        yield
+
+
+def write_yaml(root: Path, name: str, settings: dict[str, Any]) -> Path:
+    common = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(root / "rows.json"), "train": str(root / "shots.json")}},
+        "test_split": "test",
+        "fewshot_split": "train",
+        "metadata": {"version": 1.0},
+    }
+    path = root / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(common | settings))
+    return path
+
+
+@pytest.fixture(scope="module")
+def peer(directory: Path) -> Callable[..., tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]]:
+    """Evaluate a task with lm-eval's own evaluator on made-up outputs; returns its results, and what it asked for."""
+    from lm_eval import evaluator
+    from lm_eval.api.model import LM
+    from lm_eval.tasks import TaskManager
+
+    class Fake(LM):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked: list[tuple[str, dict[str, Any]]] = []
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+            seen: Counter[str] = Counter()
+            found = []
+            for request in requests:
+                prompt, settings = request.args
+                self.asked.append((prompt, settings))
+                found.append(made_up(prompt, seen[prompt] if settings.get("do_sample") else 0))
+                seen[prompt] += 1
+            return found
+
+        def loglikelihood(self, requests: Any) -> Any:
+            return [(-1.0 - request.idx, False) for request in requests]
+
+        loglikelihood_rolling = loglikelihood
+
+    def evaluate(source: str, shots: int | None = None, **more: Any) -> Any:
+        model = Fake()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluator, "add_env_info", lambda results: None)  # it asks pip and the compiler: seconds
+            patch.setattr(evaluator, "get_git_commit_hash", lambda: None)
+            found = evaluator.simple_evaluate(
+                model=model,
+                tasks=[source],
+                num_fewshot=shots,
+                bootstrap_iters=0,
+                task_manager=TaskManager(include_path=str(directory), include_defaults=False),
+                **more,
+            )
+        assert found
+        return found["results"], model.asked
+
+    return evaluate
+
+
+def sweep(directory: Path, target: RunDir, spec: LmEvalSpec, out: tuple[int, ...] = ()) -> tuple[BuiltLmEvalTask, ...]:
+    """Commit made-up outputs, and scores of choices, at λ = 0, then lm-eval's metrics and the grades of them."""
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    harness = load_lm_eval(spec)
+    built, plan, graders = [], {}, {}
+    parent = {"source": "p", "fingerprint": "f"}
+    commit_json(target.sweep_json, {"pair": {"base": parent, "aligned": parent}, "engine": {}, "versions": {}})
+    for task in harness.tasks:
+        if task.outputs is None:
+            one = build_instances(task, tokenizer, 64)
+            (part,) = one.parts.values()
+            entry = {"scored_as": part.scored_as}
+            rows = part.table.to_pylist()
+            columns = {
+                "request_id": [row["request_id"] for row in rows],
+                **schemas.place_columns("0", len(rows)),
+                "logprobs": [
+                    [-1.0 - row["choice"], *[0.0] * (len(row["token_ids"]) - row["continuation_start"] - 1)]
+                    for row in rows
+                ],
+            }
+            columns |= {"ranks": [[2] * len(one) for one in columns["logprobs"]], "top1_logprobs": columns["logprobs"]}
+            columns["top1_ids"] = [[None] * len(one) for one in columns["logprobs"]]
+            commit_table(target.unit("tokens", task.name, "0", 0), pa.table(columns, schema=schemas.TOKENS))
+        else:
+            one, spec_of = build_answers(task, tokenizer, (1,))
+            (part,) = one.parts.values()
+            entry = {"scored_as": "answers", "samples": spec_of.samples, "metric": spec_of.metric}
+            rows = [row for row in part.table.to_pylist() if row["request_id"] not in out]
+            texts = [(row, made_up(row["prompt"], sample), sample) for row in rows for sample in range(spec_of.samples)]
+            ids = [tokenizer([text])["input_ids"][0] for _, text, _ in texts]
+            columns = {
+                "request_id": [row["request_id"] for row, _, _ in texts],
+                "sample": [sample for _, _, sample in texts],
+                **schemas.place_columns("0", len(texts)),
+                "seed": [7] * len(texts),
+                "token_ids": ids,
+                "text": [text for _, text, _ in texts],
+                "finish_reason": ["stop"] * len(texts),
+                **{name: [[0.0] * len(one) for one in ids] for name in ("logprobs", "top1_logprobs", "entropies")},
+                **{name: [[1] * len(one) for one in ids] for name in ("ranks", "top1_ids")},
+            }
+            commit_table(target.unit("generations", task.name, "0", 0), pa.table(columns, schema=schemas.GENERATIONS))
+            if out:
+                bad = {"request_id": list(out), "reason": ["too long"] * len(out)}
+                commit_table(target.unit("quarantine", task.name, "0", 0), pa.table(bad, schema=schemas.QUARANTINE))
+            graders[task.name] = (part, LmEvalGrader(task))
+        commit_table(target.requests(task.name), part.table)
+        plan[task.name] = {"shards": [[0, len(part.table)]], "lambdas": ["0"], **entry}
+        built.append(one)
+    commit_json(target.plan_json, {"tasks": plan})
+    write_outcomes(target, harness, built, IDENTITY)
+    for name, (part, grader) in graders.items():
+        write_graded(target, name, part, grader, IDENTITY, read_plan(target))
+    return tuple(built)
+
+
+def outcomes(run: RunDir, name: str) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for row in run_table(run, name).to_pylist():
+        found.setdefault(row["task"], {})[row["metric"]] = row["value"]
+    return found
+
+
+def run_table(run: RunDir, name: str) -> pa.Table:
+    from contract.location import read_table
+
+    return read_table(run.outcomes(name))
+
+
+def theirs(results: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in results.items() if "," in key and "_stderr" not in key}
+
+
+@pytest.mark.parametrize(
+    ("name", "shots"),
+    [*((name, None) for name in [*TASKS, "own"]), ("sums", 3), ("voted", 2)],
+)
+def test_metrics_and_prompts_are_those_of_lm_eval(
+    name: str, shots: int | None, directory: Path, peer: Callable[..., Any], tmp_path: Path
+) -> None:
+    expected, asked = peer(name, shots)
+    run = RunDir(tmp_path / "run")
+    (built,) = sweep(directory, run, LmEvalSpec(str(directory / f"{name}.yaml"), shots=shots))
+    found = outcomes(run, name)[name]
+    assert found.pop(LEFT_OUT) == 0
+    assert found == theirs(expected[name])
+    assert len(found) >= (3 if name == "voted" else 1)
+    assert name == "own" or 0 < max(found.values()) < 1
+    repeats = built.source.outputs.repeats if built.source.outputs else 0
+    prompts = built.parts[name].table["prompt"].to_pylist()
+    assert [prompt for prompt, _ in asked] == [prompt for prompt in prompts for _ in range(repeats)]
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    assert built.parts[name].table["token_ids"].to_pylist() == [tokenizer([one])["input_ids"][0] for one in prompts]
+
+
+def test_single_outputs_are_graded(directory: Path, tmp_path: Path) -> None:
+    """Each as lm-eval's first filter and exact_match make of it; filters that need several outputs are passed over."""
+    run = RunDir(tmp_path / "run")
+    sweep(directory, run, LmEvalSpec(str(directory / "voted.yaml")))
+    prompts = [f"Question: {row['q']}\nAnswer:" for row in ROWS]
+    rows = run.graded("voted", "0").to_pylist()
+    assert len(rows) == 5 * len(ROWS)
+    answers = load_tokenizer(directory / "tokenizer")
+    for row in rows:
+        text = made_up(prompts[row["request_id"]], row["sample"])
+        digits = [one for one in text if one.isdigit()]
+        answer = digits[-1] if digits else "[invalid]"
+        assert (row["answer"], row["correct"]) == (answer, answer == ROWS[row["request_id"]]["a"])
+        assert row["metrics"] == [("exact_match,first", float(row["correct"]))]
+        token = answers([text])["input_ids"][0][row["answer_start"]]
+        assert answer[0] in answers.decode([token]) or not digits
+    assert 0 < sum(row["correct"] for row in rows) < len(rows)
+    assert run.plan()["tasks"]["voted"]["metric"] == "exact_match,first"
+
+
+def test_what_is_in_quarantine_is_left_out(directory: Path, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    sweep(directory, run, LmEvalSpec(str(directory / "sums.yaml")), out=(2, 5))
+    table = run_table(run, "sums").to_pylist()
+    assert {row["metric"]: row["n"] for row in table} == {
+        LEFT_OUT: len(ROWS),
+        "exact_match,strict": len(ROWS) - 2,
+        "exact_match,flexible": len(ROWS) - 2,
+    }
+    assert {row["request_id"] for row in run.graded("sums", "0").to_pylist()} == set(range(len(ROWS))) - {2, 5}
+
+
+def test_a_group_of_choices_and_answers_is_one(
+    directory: Path, peer: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval import tasks
+
+    init = tasks.TaskManager.__init__
+    monkeypatch.setattr(
+        tasks.TaskManager, "__init__", lambda self, **some: init(self, **(some | {"include_defaults": False}))
+    )
+    choice = {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{q}}",
+        "doc_to_target": "{{also.index(a)}}",
+        "doc_to_choice": "{{[a, 'none']}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    write_yaml(directory, "picked", choice)
+    path = directory / "mixed.yaml"
+    weights = [{"metric": "acc", "weight_by_size": True}]
+    path.write_text(yaml.safe_dump({"group": "mixed", "task": ["picked", "sums"], "aggregate_metric_list": weights}))
+    run = RunDir(tmp_path / "run")
+    built = sweep(directory, run, LmEvalSpec(str(path)))
+    expected, _ = peer("mixed")
+    found = outcomes(run, "mixed")
+    assert found.keys() == {"picked", "sums", "mixed"}
+    for name, values in found.items():
+        assert {key: value for key, value in values.items() if "," in key} == theirs(expected[name])
+    assert [task.source.groups for task in built] == [("mixed",)] * 2
+
+
+def test_flags_take_the_place_of_what_a_task_says(directory: Path, peer: Callable[..., Any], tmp_path: Path) -> None:
+    path = str(directory / "sums.yaml")
+    (task,) = load_lm_eval(LmEvalSpec(path)).tasks
+    assert task.outputs is not None
+    assert asdict(task.outputs) == {
+        "repeats": 1,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "max_tokens": 12,
+        "until": ("Question:", "\n\n"),
+        "normaliser": "auto",
+        "metric": "exact_match,strict",
+        "filters": ("strict", "flexible"),
+    }
+    spec = LmEvalSpec(path, repeats=3, temperature=0.5, max_tokens=7)
+    (task,) = load_lm_eval(spec).tasks
+    assert task.outputs is not None
+    assert (task.outputs.samples, task.outputs.temperature, task.outputs.max_tokens) == (3, 0.5, 7)
+    _, asked = peer("sums", gen_kwargs={"do_sample": True, "temperature": 0.5, "max_gen_toks": 7})
+    assert asked[0][1] == task.asked[0].instances[0].args[1]
+    run = RunDir(tmp_path / "run")
+    sweep(directory, run, spec)
+    assert len(run.graded("sums", "0")) == 3 * len(ROWS)
+    (task,) = load_lm_eval(LmEvalSpec(str(directory / "voted.yaml"))).tasks
+    assert task.outputs is not None
+    assert (task.outputs.samples, task.outputs.top_p, task.outputs.top_k, task.outputs.max_tokens) == (5, 0.9, 40, 256)
+
+
+def test_greedy_outputs_are_made_once(directory: Path, peer: Callable[..., Any], tmp_path: Path) -> None:
+    """lm-eval's filters still get as many as they ask for, all the same."""
+    spec = LmEvalSpec(str(directory / "voted.yaml"), temperature=0)
+    loaded = load_lm_eval(spec)
+    assert loaded.tasks[0].outputs is not None
+    assert (loaded.tasks[0].outputs.samples, loaded.tasks[0].outputs.repeats) == (1, 5)
+    assert loaded.warnings == (
+        "task voted: at temperature 0 all 5 samples are the same, so one is made: give --temperature",
+    )
+    run = RunDir(tmp_path / "run")
+    sweep(directory, run, spec)
+    expected, _ = peer("voted", gen_kwargs={"do_sample": False, "temperature": 0.0})
+    assert {key: value for key, value in outcomes(run, "voted")["voted"].items() if "," in key} == theirs(
+        expected["voted"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"repeats": 2}, "odd: lm-eval cannot make metrics of 2 outputs (AssertionError: Need at least 3"),
+        ({"generation_kwargs": {**SAMPLED, "num_beams": 4}}, "odd has num_beams in its generation_kwargs"),
+        (
+            {"generation_kwargs": {**SAMPLED, "temperature": 0.001}},
+            "odd: temperature is 0.001: give 0, or 0.01 or more",
+        ),
+        ({"metric_list": [{**EXACT, "metric": "acc"}]}, "ValueError: no metric of a single output is a number"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_sampled(
+    directory: Path, settings: dict[str, Any], says: str
+) -> None:
+    path = write_yaml(directory, "odd", {**TASKS["voted"], **settings})
+    with pytest.raises(TaskError) as caught:
+        load_lm_eval(LmEvalSpec(str(path)))
+    assert says in str(caught.value)
+
+
+def test_a_text_is_cut_as_lm_eval_cuts_it() -> None:
+    from lm_eval.models.utils import postprocess_generated_text
+
+    texts = ["", "a\n\nb", "stop", "a stop b\n\nc stop", "\n\n", "no end"]
+    for until in ([], ["\n\n"], ["stop", "\n\n"], ["", "b"], ["\n\nc", "stop"]):
+        for text in texts:
+            assert cut(text, until) == postprocess_generated_text(text, until, None)
+
+
+@pytest.mark.parametrize(
+    ("normaliser", "text", "answer", "answer_class"),
+    [
+        ("exact", " The  Cat. ", "The  Cat.", "The  Cat."),
+        ("squad", " The  Cat. ", "The  Cat.", "cat"),
+        ("number", "so 3 + 4 = 1,007.50 dollars.", "1,007.50", "1007.5"),
+        ("number", "it is -0", "-0", "0"),
+        ("number", "no idea", "", ""),
+        ("number", "$5.", "5", "5"),
+        ("letter", "The answer is (b).", "b", "B"),
+        ("letter", "C. because A is wrong", "C", "C"),
+        ("letter", "I'd take option D", "D", "D"),
+        ("letter", "none of them", "", ""),
+        ("auto", " -5 ", "-5", "-5"),
+        ("auto", "$1,000", "$1,000", "1000"),
+        ("auto", "The cat", "The cat", "cat"),
+    ],
+)
+def test_normalisers(normaliser: str, text: str, answer: str, answer_class: str) -> None:
+    found = NORMALISERS[normaliser](text)
+    assert (found.answer, found.answer_class) == (answer, answer_class)
+
+
+def test_an_answer_is_right_by_its_class() -> None:
+    assert is_right(NORMALISERS["number"]("it is 12.0"), ["12", "13"], "number")
+    assert not is_right(NORMALISERS["number"]("it is 14"), ["12", "13"], "number")
+    assert not is_right(NORMALISERS["number"]("nothing"), ["none"], "number")  # no answer is never right
+    grades = RowGrader((("Paris", "the city of light"),), "squad").grade(
+        [(0, " paris. "), (0, "Rome"), (0, "City of Light")]
+    )
+    assert [(grade.answer, grade.correct, grade.metrics["exact_match"]) for grade in grades] == [
+        ("paris.", True, 1.0),
+        ("Rome", False, 0.0),
+        ("City of Light", True, 1.0),
+    ]
+
+
+def test_where_an_answer_begins(directory: Path) -> None:
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    text = "it is 7, so 17 or the A end"
+    ids = tokenizer([text])["input_ids"][0]
+    for answer in ("17", "end", "the A", "it"):
+        at = answer_start(tokenizer, ids, text, answer)
+        assert len(tokenizer.decode(ids[:at])) <= text.rfind(answer) < len(tokenizer.decode(ids[: at + 1]))
+    assert answer_start(tokenizer, ids, text, "nowhere") == 0
+    assert answer_start(tokenizer, ids, text, "") == 0
+
+
+QUIZ = [
+    {"prompt": "The capital of France is", "answers": ["Paris", "Paris "], "id": "fr"},
+    {"prompt": "2 + 2 =\n", "answers": ["4"], "id": "sum"},
+    {"prompt": "Say yes.", "answers": ["yes"], "id": "yes"},
+]
+
+
+def test_rows_become_prompts(directory: Path, tmp_path: Path) -> None:
+    path = write_task(tmp_path / "quiz.jsonl", *QUIZ)
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    spec = TaskSpec("quiz", path, format="generate", shots=1, seed=3, repeats=4, temperature=0.5, until="END\\n")
+    file = read_documents(spec)
+    settled, built, grader = answers_of(file, tokenizer, (7,))
+    assert (settled.samples, settled.temperature, settled.max_tokens, settled.metric) == (4, 0.5, 256, "exact_match")
+    assert settled.until == ("END\n", "</s>")
+    assert built.stop_token_ids == (1, 7)
+    (shot,) = [row for row in QUIZ if row["id"] not in built.table["doc_id"].to_pylist()]
+    front = shot["prompt"] + ("" if shot["prompt"].endswith("\n") else " ") + shot["answers"][0] + "\n\n"
+    rest = [row for row in QUIZ if row is not shot]
+    assert built.table["prompt"].to_pylist() == [front + row["prompt"] for row in rest]
+    assert built.table["token_ids"].to_pylist() == [tokenizer([front + row["prompt"]])["input_ids"][0] for row in rest]
+    assert grader.answers == tuple(tuple(dict.fromkeys(one.strip() for one in row["answers"])) for row in rest)
+    default, _, _ = answers_of(replace(file, spec=replace(spec, until=None)), tokenizer, ())
+    assert default.until == ("\n\n", "</s>")
+    greedy, warned, _ = answers_of(
+        replace(file, spec=replace(spec, shots=0, until=None, temperature=None)), tokenizer, ()
+    )
+    assert (greedy.samples, greedy.until) == (1, ("</s>",))
+    assert "at temperature 0 all 4 samples are the same" in warned.warnings[0]
+
+
+def test_bad_rows_are_all_named(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "x"},
+        {"prompt": 3, "answers": ["y"]},
+        {"prompt": "x", "answers": []},
+        {"prompt": "x", "answers": [" "]},
+    ]
+    path = write_task(tmp_path / "quiz.jsonl", *rows)
+    with pytest.raises(TaskError) as caught:
+        read_documents(TaskSpec("quiz", path, format="generate", temperature=-1))
+    assert list(caught.value.problems) == [
+        "temperature is -1: give 0, or 0.01 or more",
+        "line 1: has no answers: the generate format needs prompt and a list of answers",
+        "line 2: prompt is of type number: give a string",
+        "line 3: answers is of type list: give a list of one string or more",
+        "line 4: answer 0 is empty: there is nothing to score",
+    ]
+
+
+# The command line
+
+
+def test_a_sweep_of_answers_is_planned_and_recorded(
+    lambdasweep: Callable[..., Result],
+    flags: Callable[..., list[object]],
+    handed: list[dict[str, Any]],
+    directory: Path,
+    tmp_path: Path,
+) -> None:
+    quiz = write_task(tmp_path / "quiz.jsonl", *QUIZ)
+    asked = flags(
+        task=f"quiz={quiz}:generate", repeats=4, temperature=0.7, max_tokens=8, normaliser="exact", generate=None
+    )
+    asked += ["--task", f"lm-eval:{directory / 'sums.yaml'}"]
+    planned = lambdasweep("plan", *asked)
+    assert planned.code == 0, planned.err
+    tasks = [line for line in planned.out.splitlines() if line.startswith("task")]
+    assert tasks[0].startswith("task      quiz: 3 documents, ")
+    assert tasks[0].endswith("(generate, 0 shots, 4 answers of at most 8 tokens, temperature 0.7)")
+    assert tasks[1].startswith(f"task      sums: {len(ROWS)} documents, ")
+    assert "units     6 to do of 6 (3 λ)" in planned.out
+    assert lambdasweep("run", *asked).code == 0
+    run = RunDir(tmp_path / "run")
+    plan = read_plan(run)
+    assert isinstance(plan["quiz"], TaskRecord)
+    assert plan["quiz"].is_answered
+    assert (plan["quiz"].samples, plan["quiz"].normaliser, plan["quiz"].metric) == (4, "exact", "exact_match")
+    assert (plan["sums"].until, plan["sums"].max_tokens) == (("Question:", "\n\n", "</s>"), 8)
+    assert [unit.key[:2] for unit in handed[-1]["units"]] == [
+        (name, lam) for name in ("quiz", "sums") for lam in ("0", "0.5", "1")
+    ]
+    source = handed[-1]["sources"]["sums"] if "sources" in handed[-1] else None
+    if source is not None:
+        assert source.sampling.until == ("Question:", "\n\n", "</s>")
+    status = lambdasweep("status", run.root).out
+    assert (
+        "quiz: 0/3 units, 3 documents × 3 λ (generate, 0 shots, 4 answers of at most 8 tokens, temperature 0.7)"
+        in status
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"repeats": 5}, "task quiz: samples was 4 and is 5 now"),
+        ({"temperature": 0.5}, "task quiz: temperature was 0.7 and is 0.5 now"),
+        ({"normaliser": "exact"}, 'task quiz: normaliser was "squad" and is "exact" now'),
+        ({"until": "x"}, 'task quiz: until was ["</s>"] and is ["x", "</s>"] now'),
+    ],
+)
+def test_what_is_asked_of_answers_cannot_change(
+    lambdasweep: Callable[..., Result],
+    refused: Callable[..., Result],
+    flags: Callable[..., list[object]],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    says: str,
+) -> None:
+    quiz = write_task(tmp_path / "quiz.jsonl", *QUIZ)
+    asked = {"task": f"quiz={quiz}:generate", "repeats": 4, "temperature": 0.7}
+    assert lambdasweep("run", *flags(**asked)).code == 0
+    assert says in refused(**asked | changes).problems
+
+
+def test_settings_of_answers_need_answers(refused: Callable[..., Result]) -> None:
+    result = refused(repeats=4, temperature=0.7)
+    assert "--repeats, --temperature: no task has answers that the model writes" in result.err
+    with pytest.raises(InputError):
+        read_documents(TaskSpec("quiz", Path("nowhere.jsonl"), format="generate"))
