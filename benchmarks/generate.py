@@ -3,8 +3,8 @@
     python benchmarks/generate.py --pair DIR --data DIR [--quick]
     python benchmarks/generate.py --tiny
 
-11 λs of a local GSM8K task (100 documents, 5 shots, at most 64 new tokens, greedy). The usual way is measured at three λs and
-multiplied, from the start of each command to its end, with our dtype, threads and engine settings. Then, on one engine at
+11 λs of a local GSM8K task (100 documents, 5 shots, at most 64 new tokens, greedy). The usual way is measured at three λs
+and multiplied, from the start of each command to its end, with our dtype, threads and settings. Then, on one engine at
 λ = 0.5: the time with each token's scores over that of the same requests through the same engine without them
 (`logprob_overhead`), and our output tokens a second over those of plain `vllm.LLM.generate` in a process of its own
 (`throughput_ratio`), each the best of three. `output_mismatches` and `metric_mismatches` are held against the peer.

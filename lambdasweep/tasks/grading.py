@@ -93,8 +93,9 @@ def answer_start(tokenizer: Tokenizer, token_ids: Sequence[int], text: str, answ
     low, high = 0, len(token_ids) - 1  # the token is among these
     while low < high:
         middle = (low + high) // 2
-        # The text of the first tokens only grows, so that the place can be halved towards.
-        if len(tokenizer.decode(token_ids[: middle + 1], skip_special_tokens=True)) > place:
+        # What the first tokens settle of the text stays so, and the place can be halved towards. Their text may be longer
+        # for a while: where a character takes several tokens, its first bytes are shown as characters of their own.
+        if tokenizer.decode(token_ids[: middle + 1], skip_special_tokens=True)[: place + 1] == text[: place + 1]:
             high = middle
         else:
             low = middle + 1

@@ -39,7 +39,7 @@ TASK: dict[str, Any] = {
     "doc_to_text": "Question: {{question}}\nAnswer:",
     "doc_to_target": "{{answer.split('#### ')[-1]}}",
     "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, "ignore_case": True}],
-    "generation_kwargs": {"until": ["q", " B", "ti"], "do_sample": False, "max_gen_toks": NEW_TOKENS},
+    "generation_kwargs": {"until": ["Q", "X", " M", "r", "W", "Z", "y", "ti"], "do_sample": False, "max_gen_toks": NEW_TOKENS},
     "filter_list": [
         {"name": "letter", "filter": [{"function": "regex", "regex_pattern": "([a-e])"}, {"function": "take_first"}]},
         {
@@ -204,8 +204,9 @@ def test_tokens_of_an_answer(run: RunDir, pair: tuple[Path, Path]) -> None:
     seen = 0
     for row, grade in zip(run.generations("drawn", LAM).to_pylist(), run.graded("drawn", LAM).to_pylist(), strict=True):
         if grade["answer"] in "abcde":
-            before = tokenizer.decode(row["token_ids"][: grade["answer_start"]], skip_special_tokens=True)
-            upto = tokenizer.decode(row["token_ids"][: grade["answer_start"] + 1], skip_special_tokens=True)
-            assert upto[len(before) :].count(grade["answer"]) >= 1
+            wanted = row["text"][: row["text"].rfind(grade["answer"]) + 1]
+            counts = range(1, len(row["token_ids"]) + 1)
+            texts = [tokenizer.decode(row["token_ids"][:count], skip_special_tokens=True) for count in counts]
+            assert grade["answer_start"] == next(at for at, text in enumerate(texts) if text.startswith(wanted))
             seen += 1
     assert seen > 5

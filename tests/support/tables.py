@@ -97,6 +97,9 @@ def add_samples(run, task, lam, texts, shard=0):
         "token_ids": [[5]] * len(rows),
         "text": [text for _, _, text in rows],
         "finish_reason": ["length"] * len(rows),
+        **{name: [[-1.0]] * len(rows) for name in ("logprobs", "top1_logprobs", "entropies")},
+        "ranks": [[1]] * len(rows),
+        "top1_ids": [[5]] * len(rows),
     }
     commit_table(
         run.unit("generations", task, lam, shard),
