@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import yaml
+import yaml  # type: ignore[import-untyped]
 from peers import (
     LM_EVAL,
     MERGEKIT,

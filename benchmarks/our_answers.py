@@ -29,12 +29,14 @@ def main(job: dict[str, Any]) -> None:
     from lambdasweep.tasks import LmEvalSpec, load_tokenizer
     from lambdasweep.tasks.lm_eval_tasks.load import load_lm_eval
     from lambdasweep.tasks.lm_eval_tasks.requests import build_answers
+    from lambdasweep.tasks.prompts import BuiltPrompts
     from serve.sampling import sample_unit
 
     tokenizer = load_tokenizer(job["base"])
     (task,) = load_lm_eval(LmEvalSpec(job["task"], limit=job["limit"])).tasks
     built, asked = build_answers(task, tokenizer, ())
     (part,) = built.parts.values()
+    assert isinstance(part, BuiltPrompts)
     # Nothing but the most tokens ends an output, so that both sides make as many.
     sampling = Sampling(1, 0.0, asked.max_tokens, (), until=())
     engine = Engine(Path(job["base"]), Path(job["aligned"]), settings)

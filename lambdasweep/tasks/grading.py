@@ -88,7 +88,7 @@ def answer_start(tokenizer: Tokenizer, token_ids: Sequence[int], text: str, answ
     It is 0 where there is no answer, or a filter made something of it that does not stand in the text.
     """
     place = text.rfind(answer) if answer else -1
-    if place <= 0:
+    if place < 0:
         return 0
     low, high = 0, len(token_ids) - 1  # the token is among these
     while low < high:

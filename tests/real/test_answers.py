@@ -28,7 +28,7 @@ from tests.support.scored_requests import export, make_requests
 
 LAM = "0.5"
 NEW_TOKENS = 24
-# A random model writes letters at random, so a letter is what its answers are made of, and some of them end an output.
+# A random model writes letters at random, so a letter is what its answers are, and some of them end an output.
 TASK: dict[str, Any] = {
     "task": "sums",
     "dataset_path": "json",
@@ -39,9 +39,9 @@ TASK: dict[str, Any] = {
     "doc_to_text": "Question: {{question}}\nAnswer:",
     "doc_to_target": "{{answer.split('#### ')[-1]}}",
     "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, "ignore_case": True}],
-    "generation_kwargs": {"until": ["Q", "X", " M", "r", "W", "Z", "y", "ti"], "do_sample": False, "max_gen_toks": NEW_TOKENS},
+    "generation_kwargs": {"until": ["Yb", " x"], "do_sample": False, "max_gen_toks": NEW_TOKENS},
     "filter_list": [
-        {"name": "letter", "filter": [{"function": "regex", "regex_pattern": "([a-e])"}, {"function": "take_first"}]},
+        {"name": "letter", "filter": [{"function": "regex", "regex_pattern": "([a-z])"}, {"function": "take_first"}]},
         {
             "name": "last",
             "filter": [
@@ -57,7 +57,7 @@ TASK: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("pair")
-    return write_checkpoint(root / "base", seed=0), write_checkpoint(root / "aligned", seed=1)
+    return write_checkpoint(root / "base", seed=2, tie=False), write_checkpoint(root / "aligned", seed=3, tie=False)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,7 +74,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("task")
     rows = [
-        {"question": f"Which letter is number {number}?", "answer": f"Count on. #### {'abcde'[number % 5]}"}
+        {"question": f"Which letter is number {number}?", "answer": f"Count on. #### {'hpY'[number % 3]}"}
         for number in range(16)
     ]
     for name, some in (("rows", rows[3:]), ("shots", rows[:3])):
@@ -203,7 +203,7 @@ def test_tokens_of_an_answer(run: RunDir, pair: tuple[Path, Path]) -> None:
     tokenizer = load_tokenizer(pair[0])
     seen = 0
     for row, grade in zip(run.generations("drawn", LAM).to_pylist(), run.graded("drawn", LAM).to_pylist(), strict=True):
-        if grade["answer"] in "abcde":
+        if len(grade["answer"]) == 1:
             wanted = row["text"][: row["text"].rfind(grade["answer"]) + 1]
             counts = range(1, len(row["token_ids"]) + 1)
             texts = [tokenizer.decode(row["token_ids"][:count], skip_special_tokens=True) for count in counts]
