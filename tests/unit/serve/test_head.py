@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,7 +24,9 @@ class NeverWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def runner(prompts: dict[str, tuple[list[int], dict[str, Any]]], starts: list[int], vocabulary: int = 11) -> Any:
+def runner(
+    prompts: dict[str, tuple[list[int], dict[str, Any]]], starts: list[int], vocabulary: int = 11, greedy: bool = False
+) -> Any:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(vocabulary, 4, generator=generator)
     requests = {
@@ -37,10 +40,12 @@ def runner(prompts: dict[str, tuple[list[int], dict[str, Any]]], starts: list[in
         req_ids=list(prompts),
         num_reqs=len(prompts),
         generators={},
-        sampling_metadata=SimpleNamespace(all_greedy=False),
+        sampling_metadata=SimpleNamespace(all_greedy=greedy),
     )
 
     def sample(logits: torch.Tensor) -> Any:
+        if greedy:
+            return SimpleNamespace(sampled_token_ids=logits.argmax(-1, keepdim=True).int())
         logits.div_(0.7)  # as vLLM's sampler does, in place
         return SimpleNamespace(sampled_token_ids=torch.full((len(prompts), 1), DRAWN, dtype=torch.int32))
 
@@ -79,9 +84,12 @@ def test_a_step_is_scored_without_waiting_and_right() -> None:
     assert [part.shape for part in head.take() or ()] == [(0, 3), (0, 4)]
 
 
-def test_a_draw_is_watched_without_waiting() -> None:
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_draw_is_watched_without_waiting(greedy: bool) -> None:
     ids = [1, 2, 3]
-    mine = runner({name: (ids, {NUMBER: number}) for name, number in (("a", 7), ("b", 8), ("c", 9))}, [0, 3, 6])
+    mine = runner(
+        {name: (ids, {NUMBER: number}) for name, number in (("a", 7), ("b", 8), ("c", 9))}, [0, 3, 6], 11, greedy
+    )
     mine.discard_request_mask.np[2] = True  # its prompt is not computed to the end
     draws = SeededDraws(mine)
     logits = torch.randn(3, 11, generator=torch.Generator().manual_seed(2))
@@ -101,9 +109,9 @@ def test_a_draw_is_watched_without_waiting() -> None:
     assert scores[:, 6].tolist() == [1, 0, 1, 1]
     for line, found in ((exact[0], scores[0]), (exact_later[0], scores[2]), (exact_later[1], scores[3])):
         token, logprob, rank, top1, top1_logprob, entropy, _ = found
-        assert int(token) == DRAWN
-        assert abs(logprob - float(line[DRAWN])) < 1e-5
-        assert rank == 1 + int((line > line[DRAWN]).sum())
+        assert int(token) == (int(line.argmax()) if greedy else DRAWN)
+        assert abs(logprob - float(line[int(token)])) < 1e-5
+        assert rank == 1 + int((line > line[int(token)]).sum())
         assert top1 == int(line.argmax())
         assert abs(top1_logprob - float(line.max())) < 1e-5
         assert abs(entropy - float(torch.special.entr(line.exp()).sum())) < 1e-5
