@@ -25,7 +25,7 @@ from lambdasweep.takehome.model_card import model_card
 from lambdasweep.takehome.point import MeasuredPoint
 from tests.support.paths import ROOT
 from tests.support.reports import add_quiz
-from tests.support.tables import add_prompts, add_samples, add_scores, add_task
+from tests.support.tables import add_outputs, add_prompts, add_samples, add_scores, add_task, add_written
 
 GRID = ("0", "0.5", "1")
 DOCUMENTS = 24
@@ -62,12 +62,17 @@ def run(tmp_path: Path) -> RunDir:
 
 def test_the_catalogue_is_what_a_table_has(run: RunDir) -> None:
     add_quiz(run, "other", grid=GRID)  # with the other one it makes a pool
+    add_written(run, "sums", 8, GRID, 3)
+    for lam in GRID:
+        outputs = [(f"say {d % 3}", d % 2 == 0, [-0.1 - d / 9, -float(lam)], 0, False) for d in range(24)]
+        add_outputs(run, "sums", lam, {d: outputs[3 * d : 3 * d + 3] for d in range(8)})
     table = analyse(run, resamples=20).metrics
     names = {name for name in table["metric"].to_pylist() if not name.startswith("docs_")}
     assert [name for name in names if catalogue.find(name) is None] == []
     known = [one for some in catalogue.METRICS.values() for one in some]
     expected = {f"{one.name}_{parent}" for one in known if one.per_parent for parent in ("base", "aligned")}
-    expected |= {one.name for one in known if not one.per_parent}
+    expected |= {f"{one.name}_2" for one in known if one.per_count}
+    expected |= {one.name for one in known if not (one.per_parent or one.per_count)}
     expected |= {f"{one.name}_scaled" for one in known if one.scaled}
     assert {name for name in names if "_vs_" not in name} == expected
     compared = {name.partition("_vs_")[0] for name in names if "_vs_" in name}
