@@ -16,7 +16,7 @@ from lambdasweep.settings import as_flag
 from lambdasweep.tasks import BuiltTask, ChatTemplate, LmEvalSpec, Tokenizer, load_tokenizer, requests_of, shards
 from lambdasweep.tasks.answers import AnswerSpec, Grader, answers_of
 from lambdasweep.tasks.chat import read_template
-from lambdasweep.tasks.documents import TaskFile, TaskSpec, read_documents
+from lambdasweep.tasks.documents import WRITTEN, TaskFile, TaskSpec, read_documents
 from lambdasweep.tasks.lm_eval_tasks.grade import LmEvalGrader
 from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTask, LmEvalTasks, load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask, build_answers, build_instances
@@ -226,8 +226,7 @@ def _check_names(loaded: list[TaskFile | LmEvalTasks], generate: tuple[GenerateS
 
 def _check_written(config: SweepConfig, loaded: list[TaskFile | LmEvalTasks]) -> None:
     """Refuse settings of written answers where no answer is written."""
-    named = ("repeats", "temperature", "max_tokens", "normaliser")
-    given = sorted({name for spec in config.tasks for name in named if getattr(spec, name) is not None})
+    given = sorted({name for spec in config.tasks for name in WRITTEN if getattr(spec, name, None) is not None})
     written = any(
         any(task.outputs for task in one.tasks) if isinstance(one, LmEvalTasks) else one.kind == "answers"
         for one in loaded

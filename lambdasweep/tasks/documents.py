@@ -30,6 +30,7 @@ MAX_CHOICES = {"cloze": 2**15 - 1, "letters": 26}
 GENERATE = "generate"  # the format of rows whose answers the model writes
 FORMATS = (*MAX_CHOICES, GENERATE)
 MAX_SHOWN = 20
+WRITTEN = ("repeats", "temperature", "max_tokens", "until", "normaliser")  # settings of answers that the model writes
 LEAST_TEMPERATURE = 0.01  # vLLM raises temperatures between 0 and 0.01 to 0.01
 _ROWS_SHOWN = 5
 _ROW = re.compile(r"line (\d+): ")
@@ -95,8 +96,11 @@ def read_documents(spec: TaskSpec) -> TaskFile:
     Raises:
         TaskError: the request or the file has problems; the error lists the first 20 of them, each with its line.
     """
-    problems = check_name(spec.name) + problems_of(asdict(spec), TaskSettings, str)
-    problems += temperature_problems(spec.temperature)
+    asked = asdict(spec)
+    if spec.format != GENERATE:  # what is said of all tasks and samples at once is not about this one
+        asked |= dict.fromkeys(WRITTEN)
+    problems = check_name(spec.name) + problems_of(asked, TaskSettings, str)
+    problems += temperature_problems(asked["temperature"])
     data = read_bytes(spec.name, spec.file, problems)
     documents: list[Document] = []
     ids: list[Any] = []

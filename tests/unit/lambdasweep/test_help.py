@@ -49,7 +49,7 @@ def test_help_says_what_is_needed_what_holds_otherwise_and_what_may_be_given(sai
     for line in (
         "--format [cloze|letters|generate] What of a choice is scored: its text (cloze), or A, B, C… (letters); generate:",
         "--repeats N Answers that the model writes to each document. [default: what the task says, else 1]",
-        "--temperature FLOAT What logits are divided by; 0 is greedy. [default: 1; of a task what it says, else 0]",
+        "--temperature <float> What logits are divided by; 0 is greedy. [default: 1; of a task what it says, else 0]",
         "--tokenizer [base|aligned] Whose",
         "--vocab [strict|shared] Where",
         "Samples of each prompt. [default: 16]",

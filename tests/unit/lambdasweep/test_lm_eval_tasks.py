@@ -668,7 +668,7 @@ def test_members_whose_outputs_cannot_be_judged_are_named(directory: Path) -> No
     path.write_text(yaml.safe_dump({"group": "mixed", "task": ["plain", "writes", "speaks"]}))
     with pytest.raises(TaskError) as caught:
         load_lm_eval(LmEvalSpec(str(path)))
-    assert [problem.split()[0] for problem in caught.value.problems] == ["writes", "speaks"]
+    assert [problem.split()[0] for problem in caught.value.problems] == ["writes:", "speaks:"]
 
 
 def test_a_target_that_is_a_list_is_refused(directory: Path) -> None:

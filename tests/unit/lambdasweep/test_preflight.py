@@ -38,8 +38,8 @@ CORES = len(available_cores())
         ),
         ({"refine": 3, "lambdas": "0.5"}, "--refine adds λs between others: give --lambdas two or more"),
         ({"samples": 3}, "--samples is about samples: give a --generate, or leave it out"),
-        ({"temperature": 0}, "--temperature is about samples: give a --generate, or leave it out"),
-        ({"max_tokens": 3}, "--max-tokens is about samples: give a --generate, or leave it out"),
+        ({"temperature": 0}, "--temperature: no task has answers that the model writes: leave it out, or give"),
+        ({"max_tokens": 3}, "--max-tokens: no task has answers that the model writes: leave it out, or give"),
     ],
 )
 def test_what_cannot_run(refused: Callable[..., Result], changes: dict[str, object], says: str) -> None:
