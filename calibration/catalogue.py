@@ -393,9 +393,7 @@ _ANSWERS = (
         drawn=True,
         form=".1f",
     ),
-    Metric(
-        "cut", "Outputs cut at the limit", _OUTPUTS, "none", once=True, column=Column(8, "cut", form=".2f"), drawn=True
-    ),
+    Metric("cut", "Outputs cut at the limit", _OUTPUTS, "none", once=True, drawn=True),
 )
 
 # The means over tasks that stand beside pooled numbers, and what they are means of.

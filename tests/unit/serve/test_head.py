@@ -45,7 +45,7 @@ def runner(
 
     def sample(logits: torch.Tensor) -> Any:
         if greedy:
-            return SimpleNamespace(sampled_token_ids=logits.argmax(-1, keepdim=True).int())
+            return SimpleNamespace(sampled_token_ids=logits.nan_to_num(-torch.inf).argmax(-1, keepdim=True).int())
         logits.div_(0.7)  # as vLLM's sampler does, in place
         return SimpleNamespace(sampled_token_ids=torch.full((len(prompts), 1), DRAWN, dtype=torch.int32))
 
@@ -101,13 +101,14 @@ def test_a_draw_is_watched_without_waiting(greedy: bool) -> None:
     exact_later = later.double().log_softmax(-1)
     with NeverWaits():
         mine._sample(logits)
+        mine.discard_request_mask.np[2] = False  # now every row's token is kept
         mine._sample(later)
     taken = draws.take()
     assert taken is not None
     numbers, scores = taken
-    assert numbers.tolist() == [7, 8, 7, 8]
-    assert scores[:, 6].tolist() == [1, 0, 1, 1]
-    for line, found in ((exact[0], scores[0]), (exact_later[0], scores[2]), (exact_later[1], scores[3])):
+    assert numbers.tolist() == [7, 8, 7, 8, 9]
+    assert scores[:, 6].tolist() == [1, 0, 1, 1, 1]
+    for line, found in ((exact[0], scores[0]), *zip(exact_later, scores[2:], strict=True)):
         token, logprob, rank, top1, top1_logprob, entropy, _ = found
         assert int(token) == (int(line.argmax()) if greedy else DRAWN)
         assert abs(logprob - float(line[int(token)])) < 1e-5
