@@ -379,6 +379,7 @@ _ANSWERS = (
         drawn=True,
     ),
     Metric("aurc", "Area under risk and coverage", "0 to 1", "down", "percentile", "Geifman 2019; Zhou 2024"),
+    Metric("eaurc", "Excess of that area over the best order", "0 to 1", "down", "percentile", "Geifman 2019"),
     Metric("acc_at_80", "Accuracy of the surest 80 %", _OUTPUTS, "up", "percentile", "El-Yaniv 2010"),
     Metric("acc_at_50", "Accuracy of the surest 50 %", _OUTPUTS, "up", "percentile", "El-Yaniv 2010"),
     Metric("token_entropy", "Entropy of tokens", "nats per token", "none", once=True, drawn=True),
