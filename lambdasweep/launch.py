@@ -17,7 +17,7 @@ from lambdasweep.held_signals import held_signals
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.phase import phase
 from lambdasweep.monitor.progress import SweepProgress
-from lambdasweep.monitor.wording import size
+from lambdasweep.monitor.wording import counted, size
 from lambdasweep.prepare import Prepared
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ class Launch:
             outcome = run_units(spec, left, self.sources, config.replicas, told, config.address, self.more)
         if outcome.given_up:
             raise SweepError(
-                f"{len(outcome.given_up)} units failed on every try; all others are committed. Run the same command again "
-                "to try them again. They are\n"
+                f"{counted(len(outcome.given_up), 'unit')} failed on every try; all others are committed. Run the same "
+                "command again to try them again. They are\n"
                 + "\n".join(f"  - {self.called(unit)}: {why}" for unit, why in outcome.given_up)
             )
         return outcome.interrupted

@@ -493,7 +493,7 @@ def test_status_counts_what_is_done_left_and_quarantined(begun: RunDir, lambdasw
         "  left at λ 0, 1",
         "  quarantined: 2 × too long",
         "  quarantined: 1 × NaN",
-        "1 units done, 2 left",
+        "1 unit done, 2 left",
     ]
 
 
@@ -661,7 +661,7 @@ def test_a_plan_without_vllm_checks_the_headers_and_says_what_it_left(
         (
             {"given_up": True},
             1,
-            "lambdasweep: 1 units failed on every try; all others are committed. Run the same command again",
+            "lambdasweep: 1 unit failed on every try; all others are committed. Run the same command again",
         ),
     ],
 )
@@ -912,8 +912,9 @@ def test_flags_win_over_a_config(
                 "{file}: shots is True: give a whole number",
                 '{file}: lambdas is [0, True]: give a grid such as "0:1.5:0.1" or [0, 0.25, 1]',
                 "{file}: unknown key 'name': use accelerator_type, address, aligned, aligned_revision, base, base_revision, "
-                "dtype, engine, format, generate, lam_map, lambdas, limit, margin, max_model_len, max_tokens, method, out, "
-                "parents, pp, refine, replicas, samples, seed, shots, task, temperature, template, tokenizer, tp, vocab",
+                "dtype, engine, format, generate, lam_map, lambdas, limit, margin, max_model_len, max_tokens, method, "
+                "normaliser, out, parents, pp, refine, repeats, replicas, samples, seed, shots, task, temperature, template, "
+                "tokenizer, tp, until, vocab",
             ],
         ),
         (
@@ -926,7 +927,8 @@ def test_flags_win_over_a_config(
             [
                 "{file}: [[task]] 1 (a): it needs file",
                 "{file}: [[task]] 2: it needs name and file",
-                "{file}: [[task]] 3 (b): unknown key 'split': use name, file, format, shots, seed, limit, template",
+                "{file}: [[task]] 3 (b): unknown key 'split': use name, file, format, shots, seed, limit, template, "
+                "repeats, temperature, max_tokens, until, normaliser",
                 "{file}: [[task]] 3 (b): limit is 'all': give a whole number",
                 "{file}: [[task]] 3 (b): unknown key 'shot': did you mean shots?",
             ],

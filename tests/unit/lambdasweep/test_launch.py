@@ -59,6 +59,6 @@ def test_units_that_are_given_up_are_named(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(SweepError) as caught:
         launched(RunDir(tmp_path / "run"), monkeypatch, [(UNITS[1], "no memory")])
     assert str(caught.value).splitlines() == [
-        "1 units failed on every try; all others are committed. Run the same command again to try them again. They are",
+        "1 unit failed on every try; all others are committed. Run the same command again to try them again. They are",
         "  - rows 1: no memory",
     ]

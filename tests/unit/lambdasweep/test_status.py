@@ -247,7 +247,7 @@ def test_status_of_a_running_driver(run: RunDir) -> None:
     commit(run, unit())
     state(run, failures=2, given_up=1)
     lines = list(describe(run.root))
-    start = lines.index("1 units done, 11 left")
+    start = lines.index("1 unit done, 11 left")
     assert lines[start + 2] == "driver runs on node-7 (process 42), seen 0 s ago; 2 replicas failed, 1 unit given up"
     assert lines[start + 3 :] == [
         "1 h 02 min left, 25 k requests/s, 2.5 M tokens/s",
@@ -260,8 +260,8 @@ def test_status_of_a_running_driver(run: RunDir) -> None:
     [
         ({"written": -200.0}, "driver not seen for 3 min 2"),
         ({"state": "failed", "error": "no replica starts.\nIt said: x"}, "driver failed 0 s ago: no replica starts."),
-        ({"state": "stopped"}, "driver was stopped 0 s ago, with 1 units done and 5 left"),
-        ({"state": "done", "left": 0}, "driver ended 0 s ago, with 1 units done and 0 left"),
+        ({"state": "stopped"}, "driver was stopped 0 s ago, with 1 unit done and 5 left"),
+        ({"state": "done", "left": 0}, "driver ended 0 s ago, with 1 unit done and 0 left"),
     ],
 )
 def test_status_of_a_driver_that_is_gone(run: RunDir, values: dict[str, Any], says: str) -> None:
