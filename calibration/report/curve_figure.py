@@ -52,10 +52,9 @@ def curve_chart(facts: Facts, rows: Sequence[dict[str, Any]], measure: Measure, 
     def y(field: str, **properties: Any) -> Spec:
         return quantitative(field, title=measure.axis, scale={"zero": False}, **properties)
 
-    layers = [
-        mark("area", {"x": x, "y": y("low"), "y2": end("high")}, opacity=0.22, color=NEUTRAL),
-        mark("line", {"x": x, "y": y("value")}, color=NEUTRAL, strokeWidth=1.5),
-    ]
+    layers = [mark("line", {"x": x, "y": y("value")}, color=NEUTRAL, strokeWidth=1.5)]
+    if any(row["low"] is not None for row in rows):  # Vega warns of a channel without any number
+        layers.insert(0, mark("area", {"x": x, "y": y("low"), "y2": end("high")}, opacity=0.22, color=NEUTRAL))
     if follows:
         layers.append(mark("rule", {"x": x}, [OF_STOP], color=NEUTRAL, strokeDash=[2, 3], strokeWidth=1.2))
     if any(row["scaled"] is not None for row in rows):

@@ -96,7 +96,7 @@ def test_every_figure_is_drawn_and_fits(opened, size, scheme):
     figures = page.eval_on_selector_all(
         ".figure", "all => all.map(one => [one.id, one.querySelectorAll('svg path').length])"
     )
-    assert len(figures) == 2 + 9 + 4 + 3 + 4 + 2
+    assert len(figures) == 2 + 11 + 5 + 3 + 4 + 2
     assert [name for name, marks in figures if marks < 5] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
     cut = page.eval_on_selector_all(
@@ -161,7 +161,7 @@ def test_the_reader_changes_to_dark(opened):
 def test_a_table_is_copied(opened):
     page = opened()
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.click("button.copy >> nth=0")
+    page.click("button.copy[data-table='numbers-1']")
     page.wait_for_selector("button.copy:has-text('Copied')")
     header, *rows = page.evaluate("navigator.clipboard.readText()").split("\n")
     assert header.split("\t")[:4] == ["λ", "", "documents", "Accuracy"]
