@@ -9,7 +9,7 @@ and multiplied, from the start of each command to its end, with our dtype, threa
 (`logprob_overhead`), and our output tokens a second over those of plain `vllm.LLM.generate` in a process of its own
 (`throughput_ratio`), each the best of three. `output_mismatches` and `metric_mismatches` are held against the peer.
 
-DIR of --pair is what benchmarks/real_pair.py makes; that of --data holds gsm8k_500.jsonl. --tiny takes a small random pair
+DIR of --pair is what benchmarks/real_pair.py makes; that of --data holds gsm8k_500.jsonl. --tiny takes the demo pair
 and made-up rows, leaves the sweep and its peer out (`sweep_speedup` is null), and holds outputs and metrics at λ = 0 against
 lm-eval's `hf` model, which is in this environment; its ratios are of a model that takes no time, and say nothing.
 """
@@ -38,6 +38,7 @@ from peers import (
     merge,
     merge_config,
 )
+from tiny import WINDOW, write_tiny_inputs
 
 from serve.engine import process_environment
 from serve.settings import EngineSettings, available_cores
@@ -204,18 +205,16 @@ def of_peer(out: Path) -> tuple[dict[str, float], list[str]]:
 
 
 def tiny(folder: Path) -> dict[str, Any]:
-    """Write and run the smallest pair and task."""
-    sys.path.insert(0, str(ROOT))
-    from tests.support.checkpoints import write_checkpoint
-
-    base, aligned = write_checkpoint(folder / "base", seed=0), write_checkpoint(folder / "aligned", seed=1)
+    """Write and run a small task on the demo pair."""
+    pair = write_tiny_inputs(folder / "pair")
+    base, aligned = pair / "base", pair / "aligned"
     rows = [
         {"question": f"What is {a} and {b}?", "reasoning": f"{a} and {b}.", "answer": str(a + b)}
         for a in range(4)
         for b in range(3)
     ]
     task = write_yaml(folder, rows, 2, 8)
-    settings = engine_settings(256)
+    settings = engine_settings(WINDOW)
     ratios, texts = on_one_engine(base, aligned, task, 8, 8, "0", settings, folder)
     job = {"model": "hf", "arguments": {"pretrained": str(base), "device": "cpu", "dtype": "float32", "batch_size": 1}}
     theirs = written(
@@ -248,12 +247,14 @@ def main() -> None:
         "--data", type=Path, default=os.environ.get("LAMBDASWEEP_DATA"), help="folder with gsm8k_500.jsonl"
     )
     parser.add_argument("--quick", action="store_true", help="a tenth of the documents, and one λ of the peer")
-    parser.add_argument("--tiny", action="store_true", help="a random pair, without the sweep")
+    parser.add_argument("--tiny", action="store_true", help="the demo pair, without the sweep")
     arguments = parser.parse_args()
+    if arguments.pair is None and not arguments.tiny:
+        parser.error("--pair is needed")
     with tempfile.TemporaryDirectory(dir=None if arguments.tiny else arguments.pair.resolve().parent) as name:
         folder = Path(name)
         if arguments.tiny:
-            print(header("written answers, tiny", engine_settings(256), folder), flush=True)
+            print(header("written answers, tiny", engine_settings(WINDOW), folder), flush=True)
             print(json.dumps(tiny(folder)))
             return
         print(json.dumps(full(arguments, folder)))

@@ -139,7 +139,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("LAMBDASWEEP_DATA"))
-    parser.add_argument("--out", type=Path, default=Path("runs/real-pair"))
+    parser.add_argument("--out", type=Path, help="runs/real-pair, or a temporary folder for --tiny")
     parser.add_argument("--wheel", type=Path)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument(
@@ -150,7 +150,7 @@ def main() -> None:
         arguments.data = write_tiny_inputs(Path(tempfile.mkdtemp()) / "tiny")
     if arguments.data is None:
         parser.error("give --data DIR, or set LAMBDASWEEP_DATA")
-    out: Path = arguments.out
+    out: Path = arguments.out or (Path(tempfile.mkdtemp()) / "pair" if arguments.tiny else Path("runs/real-pair"))
     if out.exists():
         print(f"{out} is there already: remove it to build it again")
         return

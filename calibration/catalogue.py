@@ -431,10 +431,11 @@ def shown(task: Task, confidence: str = CONFIDENCES[0]) -> tuple[Metric, ...]:
     """Return the metrics of a kind of tasks as tables and reports show them.
 
     Confidences per token and per byte have an arbitrary temperature, which can turn a conclusion round. So what depends on
-    it is shown after temperature scaling there, and not at all where it is not scaled.
+    it is shown after temperature scaling there, and not at all where it is not scaled. Those of written answers are shown
+    after Platt scaling.
     """
     found = metrics_of(task, confidence)
-    if task == "answers" and confidence != CONFIDENCES[0]:
+    if task == "answers":
         return tuple(_after_scaling(one, "Platt-scaled") if one.scaled else one for one in found)
     if confidence == CONFIDENCES[0] or task not in ("choices", "pool"):
         return found

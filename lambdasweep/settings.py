@@ -140,7 +140,7 @@ class TaskSettings:
             "What says which written answers are the same.",
             TASKS,
             choices=_normalisers,
-            default="squad; of tasks of lm-eval auto",
+            default="auto",
         ),
     ] = None
 

@@ -1,5 +1,6 @@
 """Several runs are put side by side on the choice tasks that all of them have."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -56,7 +57,8 @@ def gather_runs(places: Sequence[str], margin: float | None = None, resamples: i
         LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
     """
     problems = [] if len(places) > 1 else ["one run alone is shown by lambdasweep report: give two or more"]
-    problems += [f"{place} is given twice" for place in dict.fromkeys(places) if places.count(place) > 1]
+    whole = {place: _whole(place) for place in places}
+    problems += [f"{place} is given twice" for place in whole if [*map(whole.get, places)].count(whole[place]) > 1]
     read: dict[str, tuple[RunDir, SweepRecord, Plan, float | None]] = {}
     for place in dict.fromkeys(places):
         run = RunDir(locate(place))
@@ -93,6 +95,10 @@ def gather_runs(places: Sequence[str], margin: float | None = None, resamples: i
         each = [f"{one.name} has finished λs of {', '.join(one.frontiers) or 'no task'}" for one in runs]
         raise InputError("the runs cannot be compared: no task with choices has finished λs in all of them", each)
     unfinished = [task for task in tasks if task not in titles]
+    pools = dict.fromkeys(title for one in runs for title in one.members if title not in tasks)
+    notices += [
+        f"{title} pools other tasks in some runs, hence not compared." for title in pools if title not in titles
+    ]
     if unfinished:
         notices.append(f"Not finished in all runs, hence not compared: {', '.join(unfinished)}.")
     return Comparison(tuple(runs), tuple(tasks), tuple(titles), margin, tuple(notices))
@@ -115,8 +121,10 @@ def _common(plans: dict[str, Plan]) -> tuple[list[str], list[str]]:
         differs = [name for name in _SAME if len({_value(one, name) for one in records}) > 1]
         if differs:
             notices.append(f"{task} is not the same in all runs, hence not compared: {', '.join(differs)} differ.")
-        else:
-            tasks.append(task)
+            continue
+        tasks.append(task)
+        if len({one.chat_template_sha256 is None for one in records}) > 1:
+            notices.append(f"{task} is in a chat template in some runs only.")
     return tasks, notices
 
 
@@ -136,9 +144,14 @@ def _short(parent: ParentRecord) -> str:
     return PurePath(parent.source).name or parent.source
 
 
+def _whole(place: str) -> str:
+    """Return a path from the root on, so that `.` has a name and `run/` is `run`; a URL stays what it is."""
+    return place.rstrip("/") if "://" in place else os.path.abspath(place)
+
+
 def _names(places: Sequence[str]) -> dict[str, str]:
     """Return the shortest ends of paths that tell the runs apart, all of the same number of parts."""
-    parts = {place: PurePath(place).parts for place in places}
+    parts = {place: PurePath(_whole(place)).parts for place in places}
     for count in range(1, max(map(len, parts.values()), default=1) + 1):
         names = {place: "/".join(of[-count:]) for place, of in parts.items()}
         if len(set(names.values())) == len(places):

@@ -37,7 +37,9 @@ class Beside:
     accuracy: Value
     nll: Value
     error: Value
-    gain: Value | None  # the NLL of λ* less its NLL, on the same documents: below 0 λ* is better; None for λ*
+    gain: (
+        Value | None
+    )  # the NLL of λ* less its NLL, on the same documents: below 0 λ* is better; None for λ*, and on other documents
 
 
 def header(found: Frontier) -> tuple[str, ...]:
@@ -58,12 +60,9 @@ def beside(found: Frontier) -> list[Beside]:
         one = by_lam[found.parents[name]]
         rows.append(Beside(name, "", one.documents, one.accuracy, one.nll, one.error, gain.nll))
     for rival in found.rivals:
-        rows.append(
-            Beside(
-                *(TITLES[rival.name], _note(rival), rival.documents),
-                *(rival.accuracy, rival.nll, rival.error, rival.gain.nll),
-            )
-        )
+        gained = rival.gain.nll if rival.gain else None
+        title, note = TITLES[rival.name], _note(rival)
+        rows.append(Beside(title, note, rival.documents, rival.accuracy, rival.nll, rival.error, gained))
     return rows
 
 

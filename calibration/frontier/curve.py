@@ -83,10 +83,16 @@ def accuracy_of(confidence: str, is_written: bool = False) -> str:
     return "acc" if is_written else ACCURACY[confidence]
 
 
-def shown_as(metric: str, confidence: str) -> str:
-    """Return the name of what a metric is judged by: after temperature scaling where the temperature is arbitrary."""
+def shown_as(metric: str, confidence: str, is_written: bool = False) -> str:
+    """Return the name of what a metric is judged by.
+
+    It is after temperature scaling where the temperature is arbitrary, and after Platt scaling for written answers under
+    every confidence: next to no output of many tokens has a probability that is not near 0, so that before scaling the NLL
+    grows with the accuracy.
+    """
     known = find(metric)
-    return f"{metric}_scaled" if confidence != CONFIDENCES[0] and known and known.scaled else metric
+    is_scaled = is_written or confidence != CONFIDENCES[0]
+    return f"{metric}_scaled" if is_scaled and known and known.scaled else metric
 
 
 def thinned(measured: TaskMetrics, metric: str, confidence: str, is_written: bool = False) -> TaskMetrics:
@@ -119,15 +125,17 @@ def collect_curve(
         measured_lambdas: the task's metrics at each λ, ascending; those that `thinned` keeps are enough.
         metric: the calibration error, one of catalogue.answers().
         confidence: the confidence of all metrics: sum, tokens or bytes. Per token and per byte the temperature is arbitrary,
-            so NLL and error are those after temperature scaling; of written answers all confidences but the first are
-            scaled, after Platt.
+            so NLL and error are those after temperature scaling; of written answers all are scaled, after Platt.
         parents: the point of each parent that is on the line.
         is_written: whether the answers are written.
 
     Returns:
         The curve; None where no λ is finished, for a continuation task, and where a half holds fewer than two documents.
     """
-    names = accuracy_of(confidence, is_written), shown_as("nll_floored", confidence), shown_as(metric, confidence)
+    names = (
+        accuracy_of(confidence, is_written),
+        *(shown_as(name, confidence, is_written) for name in ("nll_floored", metric)),
+    )
     wanted = [(name, confidence, split) for name in names for split in SPLITS]
     finished = [
         measured
@@ -145,7 +153,7 @@ def collect_curve(
     lambdas = tuple(measured.lam for measured in finished)
     scaled = {}
     for one in finished:
-        if one.lam == parents.get("aligned"):
+        if one.lam == parents.get("aligned") and not is_written:  # what is written is scaled at every λ
             for name, of in (("nll", "nll_floored_scaled"), ("error", f"{metric}_scaled")):
                 if (estimate := one.estimates.get((of, confidence, "all"))) and not np.isnan(estimate.value):
                     scaled[name] = estimate

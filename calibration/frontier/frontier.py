@@ -238,7 +238,8 @@ def _rivals(curve: Curve, place: int) -> tuple[Rival, ...]:
             error=measured(one.error, curve.metric),
             brier=measured(one.brier, "brier"),
             temperatures=one.temperatures,
-            gain=_gain(own, (one.accuracy, one.nll, one.error), curve.metric),
+            # On other documents it would be no difference on the same ones.
+            gain=_gain(own, (one.accuracy, one.nll, one.error), curve.metric) if one.accuracy.n == own[0].n else None,
         )
         for name, one in curve.rivals.items()
     )

@@ -56,7 +56,7 @@ class Rival:
     brier: Value
     temperatures: tuple[float, ...]
     """What the halves `select` and `report` are scaled by, each fitted on the other half; none where nothing is fitted."""
-    gain: Gain  # the gain of λ* on it
+    gain: Gain | None  # the gain of λ* on it, on the same documents; None where λ* has other documents
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,17 +14,18 @@ def add_references(layout: Layout, sizes: Ints, gold: Ints) -> None:
     """Add the NLLs of two references that know nothing of the documents, for `skill_metrics`.
 
     uniform: all choices of a document are equally likely.
-    prior: a choice is as likely as its place is the right one among these very documents, renormalised over the places that
-        the document has. It is fitted on the documents that it is the reference of, so it is as good as a prior can be.
+    prior: a choice is as likely as its place is the right one among those of these very documents that have as many choices.
+        It is fitted on the documents that it is the reference of, so it is as good as a prior can be.
 
     Args:
         layout: where the sums are added.
         sizes: int64 [D], the number of choices of each document.
         gold: int64 [D], the place of the right one.
     """
-    prior = np.bincount(gold, minlength=int(sizes.max(initial=1))) / max(len(gold), 1)
+    width = int(sizes.max(initial=1)) + 1
+    place = sizes * width + gold  # one number for each place among so many choices
     layout.add("nll_uniform", np.log(sizes))
-    layout.add("nll_prior", np.log(prior.cumsum()[sizes - 1]) - np.log(prior[gold]))
+    layout.add("nll_prior", np.log(np.bincount(sizes, minlength=width)[sizes]) - np.log(np.bincount(place)[place]))
 
 
 def skill_metrics(layout: Layout, sums: Floats, nll: Floats) -> dict[str, Floats]:

@@ -72,9 +72,15 @@ def per_document(scores: AnswerScores) -> dict[str, Floats]:
 class Events:
     """E answers with a confidence; those of a document follow each other, the same number for each."""
 
-    confidence: Floats  # [E]
+    log: Floats  # [E] log of the confidence: that of a long output is below what a probability can be
     correct: Bools  # [E]
     each: int  # of a document
+
+    @property
+    def confidence(self) -> Floats:
+        """Return the confidence [E] of each, a probability."""
+        found: Floats = np.exp(self.log)
+        return found
 
     @property
     def owner(self) -> Ints:
@@ -89,7 +95,7 @@ class Events:
         """
         sure, right = self.confidence, self.correct
         with np.errstate(divide="ignore"):
-            nll = 0.0 - np.where(right, np.log(sure), np.log1p(-sure))
+            nll = np.where(right, 0.0 - self.log, 0.0 - np.log(-np.expm1(self.log)))
         both = np.stack([sure, 1 - sure], axis=1)
         return Predictions(np.zeros(len(sure), np.int64), both, sure, right, np.square(sure - right), nll)
 
@@ -97,8 +103,8 @@ class Events:
 def events_of(scores: AnswerScores, confidence: str) -> Events:
     """Return the answers of some documents with their confidences; outputs, or voted answers."""
     if confidence == VOTES:
-        return Events(scores.votes / scores.samples, scores.voted, 1)
-    return Events(np.exp(scores.logs[confidence]).ravel(), scores.correct.ravel(), scores.samples)
+        return Events(np.log(scores.votes / scores.samples), scores.voted, 1)
+    return Events(scores.logs[confidence].ravel(), scores.correct.ravel(), scores.samples)
 
 
 def logits_for_scaling(scores: AnswerScores, confidence: str) -> Floats:
@@ -167,7 +173,9 @@ class _View:
         self._plain = _layout(events, len(scores.document))
         report = slice((runs["report"].start or 0) * events.each, None)
         scaled, self._has_scaled = cross_fitted(logits_for_scaling(scores, confidence), events.correct, report)
-        self._scaled = _layout(Events(scaled, events.correct, events.each), len(scores.document))
+        with np.errstate(divide="ignore"):
+            of_scaled = Events(np.log(scaled), events.correct, events.each)
+        self._scaled = _layout(of_scaled, len(scores.document))
         self._rankings = {}
         for split, run in runs.items():
             own = self._events_in(run)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from calibration.metrics.cumulative import Walk
 from calibration.report.data import chart_data
 from calibration.report.facts import Facts, TaskFacts
 from calibration.report.style import NEUTRAL, lam_colour, number
@@ -19,11 +20,15 @@ def cumulative_rows(facts: Facts, task: TaskFacts) -> Iterator[dict[str, Any]]:
     for stop, lam in enumerate(facts.stops):
         walk = facts.walks.get((task.name, lam)) if lam in task.lambdas else None
         for place, (share, gap) in enumerate(walk.points if walk else ()):
-            label = f"λ = {lam}, KS {walk.statistic:.3f}, p = {walk.p_value:.2g}" if walk and not place else ""
+            label = f"λ = {lam}, {_said(walk)}" if walk and not place else ""
             yield {
                 **{"task": task.name, "lambda": lam, "lam": number(lam), "point": stop},
                 **{"share": share, "gap": gap, "label": label, "band": walk.band if walk and not place else None},
             }
+
+
+def _said(walk: Walk) -> str:
+    return f"KS {walk.statistic:.3f}" + ("" if walk.band is None else f", p = {walk.p_value:.2g}")
 
 
 def cumulative_chart(rows: Sequence[dict[str, Any]], grid: Sequence[str]) -> Spec:

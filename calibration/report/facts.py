@@ -222,7 +222,7 @@ def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
         analysis.parents,
         elsewhere,
         judged,
-        {(task, lam): walk for (task, lam, of), walk in analysis.walks.items() if of == confidence},
+        {(task, lam): walk for (task, lam, of), walk in analysis.walks.items() if of == confidence == "sum"},
         analysis.damaged,
     )
 

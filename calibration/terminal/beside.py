@@ -1,5 +1,7 @@
 """A table of λ*, the parents and the rivals, laid out for a terminal or for a file."""
 
+import re
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -46,4 +48,4 @@ def beside_table(found: Frontier, intervals: bool = False) -> Table | None:
 def _ends(value: Value, between: str) -> str:
     if value.low is None or value.high is None:
         return ""
-    return between.join(f"{end:z.3f}".replace("0.", ".", 1) for end in (value.low, value.high))
+    return between.join(re.sub(r"^(-?)0\.", r"\1.", f"{end:z.3f}") for end in (value.low, value.high))

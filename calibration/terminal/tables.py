@@ -190,8 +190,7 @@ def _notes(lines: Sequence[_Line], kind: Task, confidence: str, intervals: bool)
     if kind == "answers":
         notes.append("mean@k, vote@k, pass@k: right outputs; right voted answers; documents with a right output")
         notes.append(f"confidence: {_CONFIDENCE_IN[confidence]} ({confidence}); Brier: in [0, 1]")
-        if confidence != CONFIDENCES[0]:
-            notes.append("P: after Platt scaling, fitted on the other half of the documents")
+        notes.append("P: after Platt scaling, fitted on the other half of the documents")
     elif is_continuation:
         notes.append("accuracy: the continuation is the greedy one; NLL: nats per continuation; perplexity: exp(NLL)")
         undecided = [line for line in lines if line.counts["acc"] < line.counts["nll"]]

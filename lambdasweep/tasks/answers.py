@@ -21,7 +21,7 @@ from lambdasweep.tasks.tokens import Tokenizer, encode_prompts
 
 MAX_TOKENS = 256  # lm-eval's default, for rows of one's own too
 METRIC = "exact_match"  # of rows of one's own: the answer is of the class of one of the row's answers
-NORMALISER = "squad"
+NORMALISER = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,7 @@ class Grade:
     answer_class: str  # normalised
     correct: bool
     metrics: dict[str, float]
+    start: int | None = None  # the place of the answer in the output; None where it is the last one at which it stands
 
 
 class Grader(Protocol):
@@ -86,7 +87,7 @@ class RowGrader:
         for request_id, text in outputs:
             found = NORMALISERS[self.normaliser](text)
             right = is_right(found, self.answers[request_id], self.normaliser)
-            grades.append(Grade(found.answer, found.answer_class, right, {METRIC: float(right)}))
+            grades.append(Grade(found.answer, found.answer_class, right, {METRIC: float(right)}, found.start))
         return grades
 
 
@@ -121,9 +122,18 @@ def answers_of(
         chat: the chat template, which is needed, and used, only if `file.spec.chat` is set.
 
     Raises:
-        TaskError: the chat template does not render.
+        TaskError: the chat template does not render, or rows have no answer that an output could give.
     """
     spec = file.spec
+    kind = spec.normaliser or NORMALISER
+    no_answer = [
+        f"{document.doc_id}: the normaliser {kind} finds no answer in {list(document.choices)}, so that no output could be "
+        "right: mend the answers, or give another --normaliser"
+        for document in file.documents
+        if not any(NORMALISERS[kind](answer).answer_class for answer in document.choices)
+    ]
+    if no_answer:
+        raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", no_answer)
     chat = chat if spec.chat else None
     shots, documents = draw_shots(file.documents, spec.shots, spec.limit, spec.seed)
     front = shots_text(shots, file.kind, spec.format)
@@ -152,7 +162,7 @@ def answers_of(
         top_k=0,
         max_tokens=spec.max_tokens or MAX_TOKENS,
         until=with_end(until, tokenizer),
-        normaliser=spec.normaliser or NORMALISER,
+        normaliser=kind,
         metric=METRIC,
         chat=spec.chat,
     )

@@ -73,7 +73,7 @@ def graded_table(generations: pa.Table, lam: str, grader: Grader, tokenizer: Tok
         "answer": [grade.answer for grade in grades],
         "answer_class": [grade.answer_class for grade in grades],
         "answer_start": [
-            answer_start(tokenizer, ids, text, grade.answer)
+            answer_start(tokenizer, ids, text, grade.answer, grade.start)
             for ids, text, grade in zip(generations["token_ids"].to_pylist(), texts, grades, strict=True)
         ],
         "correct": [grade.correct for grade in grades],
@@ -82,12 +82,14 @@ def graded_table(generations: pa.Table, lam: str, grader: Grader, tokenizer: Tok
     return pa.table(columns, schema=schemas.GRADED)
 
 
-def answer_start(tokenizer: Tokenizer, token_ids: Sequence[int], text: str, answer: str) -> int:
-    """Return the place of the token that an answer begins in, where it stands in the text for the last time.
+def answer_start(
+    tokenizer: Tokenizer, token_ids: Sequence[int], text: str, answer: str, start: int | None = None
+) -> int:
+    """Return the place of the token that an answer begins in: at `start`, or where it stands in the text for the last time.
 
     It is 0 where there is no answer, or a filter made something of it that does not stand in the text.
     """
-    place = text.rfind(answer) if answer else -1
+    place = -1 if not answer else text.rfind(answer) if start is None else start
     if place < 0:
         return 0
     low, high = 0, len(token_ids) - 1  # the token is among these

@@ -11,7 +11,11 @@ from decimal import Decimal, InvalidOperation
 
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _WHOLE_NUMBER = re.compile(r"[-+]?[$€£]?\s*[-+]?(?:\d[\d,]*(?:\.\d*)?|\.\d+)\s*%?\.?")
-_SAID_LETTER = re.compile(r"\banswer\b(?:\s+is)?\s*[:=]?\s*\(?([A-Z])\b", re.IGNORECASE)
+# "a" and "I" are words, too: behind "answer" they count only where the sentence ends with them.
+_SAID_LETTER = re.compile(
+    r"(?i:\banswer\b(?:\s+is)?)\s*[:=]?\s*(?:\(([A-Za-z])\)|([B-HJ-Z])\b|([A-Za-z])\b(?=\s*(?:[.,;:)\n]|$)))"
+)
+_LONE_LETTER = re.compile(r"\W*([A-Za-z])\W*")
 _FIRST_LETTER = re.compile(r"\W*([A-Z])\b(?!')")
 _ANY_LETTER = re.compile(r"\b([A-Z])\b(?!')")
 
@@ -22,6 +26,7 @@ class Found:
 
     answer: str
     answer_class: str
+    start: int | None = None  # the place in the output; None where it is the last one at which the answer stands
 
 
 def exact(output: str) -> Found:
@@ -48,13 +53,12 @@ def number(output: str) -> Found:
 def letter(output: str) -> Found:
     """Return the letter of a choice: the last one behind "answer is" or "answer:", else the one that the output begins with,
     else its last single capital letter."""
-    said = _SAID_LETTER.findall(output)
-    if said:
-        return Found(said[-1], said[-1].upper())
-    if begins := _FIRST_LETTER.match(output):
-        return Found(begins[1], begins[1])
-    found = _ANY_LETTER.findall(output)
-    return Found(found[-1], found[-1]) if found else Found("", "")
+    match = _LONE_LETTER.fullmatch(output) or next(reversed([*_SAID_LETTER.finditer(output)]), None)
+    match = match or _FIRST_LETTER.match(output) or next(reversed([*_ANY_LETTER.finditer(output)]), None)
+    if match is None:
+        return Found("", "")
+    place = match.lastindex or 1
+    return Found(match[place], match[place].upper(), match.start(place))
 
 
 def auto(output: str) -> Found:

@@ -36,6 +36,7 @@ GENERATE = "generate_until"
 _FILES = (".yaml", ".yml")
 _GROUP = re.compile(r"^group\s*:\s*([\"']?)([^\"'#\n]+?)\1\s*(?:#.*)?$", re.MULTILINE)
 _SCORED = {"loglikelihood", ROLLING, "multiple_choice", GENERATE}
+_RIGHT = ("exact_match", "acc", "em")  # metrics that are 1 where an output is right
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,7 @@ def load_lm_eval(spec: LmEvalSpec, chat: ChatTemplate | None = None) -> LmEvalTa
             warning
             for name, one in outputs.items()
             if one
-            for warning in greedy_warnings(name, one.repeats, one.temperature)
+            for warning in (*greedy_warnings(name, one.repeats, one.temperature), *_metric_warnings(name, one.metric))
         ]
     top = next(iter(groups), None)  # the group that was asked for comes first
     names = _names(spec, [*tasks, *groups], next(iter(tasks)) if len(tasks) == 1 and not groups else top)
@@ -297,17 +298,22 @@ def _set_up(name: str, task: Any, spec: LmEvalSpec, chat: ChatTemplate | None) -
     if task.OUTPUT_TYPE == GENERATE:
         if spec.repeats is not None:
             task.set_config(key="repeats", value=spec.repeats)
-        changes: dict[str, Any] = {}
-        if spec.temperature is not None:
-            changes |= {"do_sample": spec.temperature > 0, "temperature": float(spec.temperature)}
-        if spec.max_tokens is not None:
-            changes["max_gen_toks"] = spec.max_tokens
-        if changes:
+        if changes := _asked_for(spec):
             task.set_config(key="generation_kwargs", value=changes, update=True)
     if chat and task.OUTPUT_TYPE == ROLLING:
         yield f"task {name}: lm-eval scores whole texts as they are, without a chat template"
     elif chat and task.get_config("description") and not chat.takes_system:
         yield f"task {name}: the chat template takes no system message, so lm-eval leaves its description out"
+
+
+def _asked_for(spec: LmEvalSpec) -> dict[str, Any]:
+    """Return the generation_kwargs that the user gave."""
+    found: dict[str, Any] = {}
+    if spec.temperature is not None:
+        found |= {"do_sample": spec.temperature > 0, "temperature": float(spec.temperature)}
+    if spec.max_tokens is not None:
+        found["max_gen_toks"] = spec.max_tokens
+    return found
 
 
 def _ask(name: str, task: Any, spec: LmEvalSpec, chat: ChatTemplate | None) -> tuple[Asked, ...]:
@@ -356,6 +362,9 @@ def _outputs(name: str, task: Any, asked: Sequence[Asked], spec: LmEvalSpec) -> 
         raise _error(
             spec, [f"{name} has other generation_kwargs for some documents, and one set for all is needed here"]
         )
+    changes = _asked_for(spec)  # a task that makes its own requests may have left these out
+    others = {"max_new_tokens", "max_tokens", "max_completion_tokens"} if "max_gen_toks" in changes else set()
+    wanted = {key: value for key, value in wanted.items() if key not in others} | changes
     found = dict(normalize_gen_kwargs(wanted, MAX_TOKENS))
     if found.get("num_beams") == 1:
         del found["num_beams"]
@@ -393,10 +402,11 @@ def try_grading(task: Any, one: Asked, repeats: int) -> tuple[str, tuple[str, ..
 
     Returns:
         The metric that an output is right by, `metric,filter`: of the first filter that can do with one output
-        `exact_match` or `acc`, where it has one of these, else its first metric that is a number; and all such filters.
+        `exact_match`, `acc` or `em`, where it has one of these, else its first metric that ends in `_acc`, else its first
+        one that is a number of which more is better; and all such filters.
 
     Raises:
-        ValueError: no metric of a single output is a number.
+        ValueError: no metric of a single output is a number of which more is better.
         Exception: whatever the task's functions raise.
     """
     (instance,) = one.instances
@@ -405,6 +415,7 @@ def try_grading(task: Any, one: Asked, repeats: int) -> tuple[str, tuple[str, ..
     for ensemble in task._filters:
         ensemble.apply([instance])
         task.process_results(one.doc, [instance.filtered_resps[ensemble.name]])
+    is_better = task.higher_is_better()
     singles: list[str] = []
     metric = ""
     instance.resps, instance.filtered_resps = [made_up], {}
@@ -415,13 +426,22 @@ def try_grading(task: Any, one: Asked, repeats: int) -> tuple[str, tuple[str, ..
             continue
         singles.append(ensemble.name)
         values = task.process_results(one.doc, [instance.filtered_resps[ensemble.name]])
-        numbers = [key for key, value in values.items() if is_number(value)]
-        best = next((key for key in ("exact_match", "acc") if key in numbers), next(iter(numbers), None))
+        numbers = [key for key, value in values.items() if is_number(value) and is_better.get(key, True)]
+        best = next((key for key in (*_RIGHT, *filter(_is_accuracy, numbers), *numbers) if key in numbers), None)
         if best and not metric:
             metric = f"{best},{ensemble.name}"
     if not metric:
-        raise ValueError("no metric of a single output is a number")
+        raise ValueError("no metric of a single output is a number of which more is better")
     return metric, tuple(singles)
+
+
+def _metric_warnings(name: str, metric: str) -> tuple[str, ...]:
+    own = metric.partition(",")[0]
+    return () if own in _RIGHT or _is_accuracy(own) else (f"task {name}: an output is right where {own} is 1",)
+
+
+def _is_accuracy(metric: str) -> bool:
+    return metric.endswith("_acc")
 
 
 def is_number(value: Any) -> bool:

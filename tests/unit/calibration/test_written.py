@@ -185,7 +185,11 @@ def test_a_run_shows_them(run: RunDir, capsys: pytest.CaptureFixture[str]) -> No
     assert rows["auroc_vs_aligned", "votes", "0.5"]["ci_low"] is not None
     (frontier,) = analysis.found.tasks
     assert (frontier.confidence, frontier.points[1].accuracy.value) == ("votes", pytest.approx(scores.voted.mean()))
-    assert "after Platt scaling" in frontier.answer
+    # λ* goes by what is scaled, at every λ alike, and so there is no cheap alternative.
+    assert frontier.points[1].nll.value == pytest.approx(rows["nll_floored_scaled", "votes", "0.5"]["value"])
+    assert "scaling" not in frontier.answer
+    (of_sum,) = analyse(run, resamples=20, confidence="sum").found.tasks
+    assert of_sum.points[1].nll.value == pytest.approx(rows["nll_floored_scaled", "sum", "0.5"]["value"])
     assert not analysis.pools
     binned = [row for row in analysis.bins.to_pylist() if row["events"] == "answers" and row["split"] == "all"]
     assert sum(row["n"] for row in binned if row["confidence"] == "votes") == 3 * DOCUMENTS

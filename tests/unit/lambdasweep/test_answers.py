@@ -456,6 +456,10 @@ def test_a_text_is_cut_as_lm_eval_cuts_it() -> None:
         ("letter", "C. because A is wrong", "C", "C"),
         ("letter", "I'd take option D", "D", "D"),
         ("letter", "none of them", "", ""),
+        ("letter", "The answer is a bit tricky, but (C)", "C", "C"),
+        ("letter", "Answer: I think it's B", "B", "B"),
+        ("letter", "the answer is a.", "a", "A"),
+        ("letter", "(b)", "b", "B"),
         ("auto", " -5 ", "-5", "-5"),
         ("auto", "$1,000", "$1,000", "1000"),
         ("auto", "The cat", "The cat", "cat"),
@@ -588,7 +592,7 @@ def test_a_sweep_of_answers_is_planned_and_recorded(
     [
         ({"repeats": 5}, "task quiz: samples was 4 and is 5 now"),
         ({"temperature": 0.5}, "task quiz: temperature was 0.7 and is 0.5 now"),
-        ({"normaliser": "exact"}, 'task quiz: normaliser was "squad" and is "exact" now'),
+        ({"normaliser": "exact"}, 'task quiz: normaliser was "auto" and is "exact" now'),
         ({"until": "x"}, 'task quiz: until was ["</s>"] and is ["x", "</s>"] now'),
     ],
 )

@@ -913,8 +913,8 @@ def test_flags_win_over_a_config(
                 '{file}: lambdas is [0, True]: give a grid such as "0:1.5:0.1" or [0, 0.25, 1]',
                 "{file}: unknown key 'name': use accelerator_type, address, aligned, aligned_revision, base, base_revision, "
                 "dtype, engine, format, generate, lam_map, lambdas, limit, margin, max_model_len, max_tokens, method, "
-                "normaliser, out, parents, pp, refine, repeats, replicas, samples, seed, shots, task, temperature, template, "
-                "tokenizer, tp, until, vocab",
+                "normaliser, out, parents, pp, refine, repeats, replicas, samples, seed, shots, task, temperature, "
+                "template, tokenizer, tp, until, vocab",
             ],
         ),
         (
