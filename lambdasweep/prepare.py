@@ -12,7 +12,7 @@ from contract.errors import InputError, PairError, join
 from contract.points import order
 from lambdasweep.config import SweepConfig
 from lambdasweep.engine_defaults import fit, rope_warnings, settle
-from lambdasweep.settings import as_flag
+from lambdasweep.settings import SamplingSettings, as_flag, names_of
 from lambdasweep.tasks import BuiltTask, ChatTemplate, LmEvalSpec, Tokenizer, load_tokenizer, requests_of, shards
 from lambdasweep.tasks.answers import AnswerSpec, Grader, answers_of
 from lambdasweep.tasks.chat import read_template
@@ -137,8 +137,6 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
         is_base = config.tokenizer == "base"
         parent, other = pair.parent(config.tokenizer), "aligned" if is_base else "base"
         tokenizer = collect(lambda: _load_tokenizer(parent.path, other))
-        if tokenizer is not None:
-            stops = collect(lambda: stop_tokens(parent.path, tokenizer))
         if any(spec.chat for spec in (*config.tasks, *config.generate)):
             source = collect(lambda: read_template((pair.aligned if is_base else parent).path))
     if tokenizer is not None and source is not None:
@@ -148,6 +146,12 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
         for spec in config.tasks
     ]
     files = [collect(lambda spec=spec: read_prompts(spec)) for spec in config.generate]  # type: ignore[misc]
+    if (
+        pair is not None
+        and tokenizer is not None
+        and (config.generate or any(_is_written(one) for one in loaded if one))
+    ):
+        stops = collect(lambda: stop_tokens(parent.path, tokenizer))
     collect(lambda: _check_names([one for one in loaded if one], config.generate))
     if all(loaded):
         collect(lambda: _check_written(config, [one for one in loaded if one]))
@@ -224,14 +228,16 @@ def _check_names(loaded: list[TaskFile | LmEvalTasks], generate: tuple[GenerateS
         raise InputError(f"tasks are named twice: {', '.join(twice)}: give each its own name, as NAME=lm-eval:TASK")
 
 
+def _is_written(one: TaskFile | LmEvalTasks) -> bool:
+    """Tell whether the model writes answers of a task, or of one of several; these alone need end tokens."""
+    return any(task.outputs for task in one.tasks) if isinstance(one, LmEvalTasks) else one.kind == "answers"
+
+
 def _check_written(config: SweepConfig, loaded: list[TaskFile | LmEvalTasks]) -> None:
     """Refuse settings of written answers where no answer is written."""
     given = sorted({name for spec in config.tasks for name in WRITTEN if getattr(spec, name, None) is not None})
-    written = any(
-        any(task.outputs for task in one.tasks) if isinstance(one, LmEvalTasks) else one.kind == "answers"
-        for one in loaded
-    )
-    if given and not written and not config.generate:
+    given = [name for name in given if not (config.generate and name in names_of(SamplingSettings))]
+    if given and not any(_is_written(one) for one in loaded):
         flags = ", ".join(as_flag(name) for name in given)
         raise InputError(f"{flags}: no task has answers that the model writes: leave it out, or give --format generate")
 
