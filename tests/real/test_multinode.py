@@ -83,7 +83,7 @@ def test_a_replica_over_nodes_and_their_deaths_change_no_byte(tmp_path: Path) ->
     assert whole.wait() == 0, whole.text()
 
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    command = [sys.executable, "-m", "tests.real.test_span", str(tmp_path / "apart"), *given]
+    command = [sys.executable, "-m", "tests.real.test_multinode", str(tmp_path / "apart"), *given]
     done = run_command(command, env={**os.environ, **token})
     print(done.stdout)
     assert done.stdout.endswith("all is well\n"), done.stderr
