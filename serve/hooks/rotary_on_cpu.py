@@ -6,6 +6,7 @@ first is rotated at another's place: DeepSeek-V2 and -V3 were 3.7 nats and LFM2-
 kernel is given two dimensions.
 """
 
+from functools import wraps
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ def mend_rotary_embedding() -> None:
     if getattr(kernel, "takes_heads", False):
         return
 
+    @wraps(kernel)
     def rotary_embedding(
         positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor | None, *rest: Any, **named: Any
     ) -> None:

@@ -332,7 +332,8 @@ def test_every_value_has_an_interval_and_the_number_of_its_resamples(run):
             "docs_unfinished",
             "docs_undefined",
         )
-        assert row["value"] is not None, row
+        if row["metric"] != "ks_p":  # absent where few errors are expected
+            assert row["value"] is not None, row
         assert (row["ci_low"] is None) == (row["ci_high"] is None) == unvarying, row
         assert (row["resamples"] is None) == (unvarying or row["metric"] == "mce15"), row  # whose interval is exact
         if not unvarying:
