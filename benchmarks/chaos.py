@@ -9,6 +9,7 @@ this machine; Ray's token authentication is on.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -49,10 +50,12 @@ class Chaos:
     """A cluster, the driver's process, and what can be killed of them."""
 
     def __init__(self, arguments: list[str], out: Path, nodes: int, seed: int) -> None:
+        from ray._private.internal_api import get_state_from_address
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        self.nodes = [self.cluster.add_node(num_cpus=2) for _ in range(nodes)]
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.state = get_state_from_address(self.cluster.address)
+        self.nodes = [self.add_node() for _ in range(nodes)]
         self.out, self.log = out, out.with_suffix(".log")
         self.command = [
             sys.executable,
@@ -68,6 +71,13 @@ class Chaos:
         self.random = random.Random(seed)
         self.killed_nodes = self.restarts = 0
         self.driver = self.start()
+
+    def add_node(self) -> Any:
+        """Start a node. Ray gives it 30 s, which a busy machine may exceed: then another is started."""
+        for _ in range(3):
+            with contextlib.suppress(Exception):  # Ray raises a bare one
+                return self.cluster.add_node(num_cpus=2)
+        return self.cluster.add_node(num_cpus=2)
 
     def start(self) -> "subprocess.Popen[bytes]":
         with open(self.log, "ab") as log:
@@ -99,14 +109,10 @@ class Chaos:
 
     def replicas(self) -> list[psutil.Process]:
         found = []
-        for node in [self.cluster.head_node, *self.nodes]:
-            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-            for process in raylet.children(recursive=True):
-                try:
-                    if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::Replica"):
-                        found.append(process)
-                except psutil.Error:
-                    continue
+        for actor in self.state.actor_table(None, None, "ALIVE").values():
+            with contextlib.suppress(psutil.Error):
+                if actor["ActorClassName"] == "Replica":
+                    found.append(psutil.Process(actor["Pid"]))
         return found
 
     def run(self, kills: int, kinds: tuple[str, ...], units: int, log: Callable[[str], None]) -> Counter[str]:
@@ -129,7 +135,7 @@ class Chaos:
                     log(f"{self.tables()}/{units} tables: killed a {kind}")
                     following = self.tables() + apart
                     if len(self.nodes) < 2:
-                        self.nodes.append(self.cluster.add_node(num_cpus=2))  # joins while the sweep runs
+                        self.nodes.append(self.add_node())  # joins while the sweep runs
             time.sleep(0.05)
         while self.driver.poll() not in EXIT_DONE:
             self.check()

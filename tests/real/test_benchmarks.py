@@ -1,12 +1,12 @@
 """The smallest run of each benchmark: it ends, and its last line is one JSON object with what it is about."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.waiting import run
+from tests.support.warm_python import warm_python
 
 # What is asserted of it holds on any machine: speed is claimed by benchmarks and never by a test.
 SMALLEST = {
@@ -30,6 +30,6 @@ SMALLEST = {
 @pytest.mark.parametrize("command", SMALLEST)
 def test_the_smallest_run(command: str, tmp_path: Path) -> None:
     script, *flags = command.replace("OUT", str(tmp_path / "out")).split()
-    done = run([sys.executable, f"benchmarks/{script}", *flags])
+    done = run([warm_python(), f"benchmarks/{script}", *flags])
     assert done.returncode == 0, done.stdout + done.stderr
     assert SMALLEST[command](json.loads(done.stdout.splitlines()[-1])), done.stdout

@@ -1,13 +1,13 @@
 """The short run of benchmarks/chaos.py: a replica, one of its ranks, a node and the driver are killed during a sweep."""
 
 import json
-import sys
 
 from tests.support.waiting import run
+from tests.support.warm_python import warm_python
 
 
 def test_kills_of_every_kind_change_no_byte() -> None:
-    command = [sys.executable, "benchmarks/chaos.py", "--quick"]
+    command = [warm_python(), "benchmarks/chaos.py", "--quick"]
     done = run(command)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

@@ -17,12 +17,12 @@ import ray
 from ray.cluster_utils import Cluster
 from ray_jobs.cluster import end_process, living_nodes, on_node
 from serve.settings import EngineSettings
-from tests.support.waiting import until
+from tests.support.waiting import patiently, until
 
 SETTINGS = EngineSettings(device="cpu", dtype="float32", max_model_len=64, tensor_parallel=2, threads=1)
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-one = cluster.add_node(num_cpus=5, resources={"accelerator_type:H100": 1})
-two = cluster.add_node(num_cpus=2)
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+one = patiently(lambda: cluster.add_node(num_cpus=5, resources={"accelerator_type:H100": 1}))
+two = patiently(lambda: cluster.add_node(num_cpus=2))
 ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 
 def rooms(accelerator=None):

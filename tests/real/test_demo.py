@@ -1,6 +1,5 @@
 """The whole pipeline measures the demo pair against the true posterior of its world."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from contract.grid import canonical
 from contract.rundir import RunDir
 from lambdasweep.demo import ALIGNED, BASE, CLOZE, LETTERS, world
 from tests.support.waiting import run as run_command
+from tests.support.warm_python import warm_python
 
 FILES = {"letters": LETTERS, "cloze": CLOZE}
 
@@ -24,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     tasks = "".join(f'[[task]]\nname = "{task}"\nfile = "{file}"\nformat = "{task}"\n' for task, file in FILES.items())
     config.write_text(f'base = "{BASE}"\naligned = "{ALIGNED}"\nlambdas = "0,1"\n{tasks}')
     command = [
-        sys.executable,
+        warm_python(),
         "-m",
         "lambdasweep",
         "run",

@@ -1,6 +1,7 @@
 """A replica that hangs and requests that kill engines, with real engines."""
 
 import json
+import sys
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,7 @@ from ray_jobs.splitting import REASON
 from tests.support.checkpoints import write_checkpoint
 from tests.support.faulty import POISON, FaultyReplica
 from tests.support.waiting import share_of_a_core
+from tests.support.warm_python import warm_python
 
 
 def test_a_hung_replica_is_replaced_and_a_deadly_request_is_quarantined(
@@ -30,6 +32,7 @@ def test_a_hung_replica_is_replaced_and_a_deadly_request_is_quarantined(
     for name, of_task in (("deadly", rows), ("harmless", rows[:1])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of_task))
     monkeypatch.setattr(driver, "Replica", FaultyReplica)
+    monkeypatch.setattr(sys, "executable", warm_python())  # of which Ray makes its workers
     silence = round(15 / share_of_a_core())  # on a busy machine a sound replica may take longer to answer
     monkeypatch.setattr(health, "SILENCE_SECONDS", float(silence))
     monkeypatch.setattr(health, "PING_SECONDS", 1.0)
@@ -61,6 +64,7 @@ def test_a_deadly_row_of_a_batch_is_quarantined(tmp_path: Path, monkeypatch: pyt
     file = tmp_path / "in.parquet"
     pq.write_table(pa.table({"id": list("abcde"), "prompt": [f"text number {n}" for n in range(5)]}), file)
     monkeypatch.setattr(driver, "Replica", FaultyReplica)
+    monkeypatch.setattr(sys, "executable", warm_python())  # of which Ray makes its workers
     monkeypatch.setenv("LAMBDASWEEP_FAULTS", str(tmp_path))
     (tmp_path / "hung").touch()  # none hangs
     flags = {"model": str(tmp_path / "model"), "out": str(tmp_path / "out"), "replicas": 1, "max_model_len": 128}

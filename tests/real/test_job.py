@@ -29,6 +29,7 @@ from lambdasweep.monitor.heartbeat import DriverState
 from ray_jobs.prometheus import SERIES
 from tests.support.paths import ROOT
 from tests.support.waiting import finish, until
+from tests.support.warm_python import descendants, warm_python
 
 LAMBDAS = "0:1.5:0.0075"
 UNITS = 201
@@ -41,14 +42,25 @@ def free_port() -> int:
 
 
 def sweep_arguments(out: Path) -> list[str]:
-    flags = ["--base", BASE, "--aligned", ALIGNED, "--task", f"letters={LETTERS}", "--format", "letters"]
+    flags = [
+        "--base",
+        BASE,
+        "--aligned",
+        ALIGNED,
+        "--task",
+        f"letters={LETTERS}",
+        "--format",
+        "letters",
+        "--limit",
+        "30",
+    ]
     return ["run", *map(str, flags), "--lambdas", LAMBDAS, "--replicas", "1", "--out", str(out)]
 
 
 def listeners(process: psutil.Process) -> dict[str, set[str]]:
     """Return the addresses that a process and its descendants listen on, by the process's name."""
     found: dict[str, set[str]] = {}
-    for one in [process, *process.children(recursive=True)]:
+    for one in [process, *descendants(process.pid)]:
         try:
             connections = one.net_connections(kind="tcp")
         except psutil.Error:
@@ -190,7 +202,7 @@ def test_a_sweep_of_one_machine_listens_on_loopback_only(tmp_path: Path) -> None
     log = tmp_path / "log"
     with open(log, "wb") as file:
         sweep = subprocess.Popen(
-            [sys.executable, "-m", "lambdasweep", *sweep_arguments(tmp_path / "run")],
+            [warm_python(), "-m", "lambdasweep", *sweep_arguments(tmp_path / "run")],
             cwd=ROOT,
             stdout=file,
             stderr=file,

@@ -16,25 +16,30 @@ import psutil
 from contract.rundir import RunDir, read_identity
 from tests.support.checkpoints import write_checkpoint
 from tests.support.sweep_process import Sweep, alive, committed, tables
+from tests.support.waiting import patiently, until
 from tests.support.waiting import run as run_command
-from tests.support.waiting import until
+from tests.support.warm_python import descendants, warm_python
+
+
+def words(process: psutil.Process) -> str:
+    return " ".join(process.cmdline())
 
 
 def main(out: Path, arguments: list[str]) -> None:
     """Run a sweep on a cluster and kill what runs it."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = [patiently(lambda: cluster.add_node(num_cpus=1)) for _ in range(2)]
 
     def family(name: str) -> list[psutil.Process]:
         """The actor processes of a class, each followed by its ranks."""
         found = []
         for node in nodes:
-            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-            for process in raylet.children():
-                if process.cmdline() and process.cmdline()[0].startswith(f"ray::{name}"):
-                    found += [process, *process.children()]
+            for process in descendants(node.all_processes["raylet"][0].process.pid):
+                if words(process).startswith(f"ray::{name}"):
+                    ranks = [one for one in descendants(process.pid) if "resource_tracker" not in words(one)]
+                    found += [process, *ranks]
         return found
 
     def lose(what: str, kill: Callable[[], None], ready: str) -> None:
@@ -83,7 +88,7 @@ def test_a_replica_over_nodes_and_their_deaths_change_no_byte(tmp_path: Path) ->
     assert whole.wait() == 0, whole.text()
 
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    command = [sys.executable, "-m", "tests.real.test_multinode", str(tmp_path / "apart"), *given]
+    command = [warm_python(), "-m", "tests.real.test_multinode", str(tmp_path / "apart"), *given]
     done = run_command(command, env={**os.environ, **token})
     print(done.stdout)
     assert done.stdout.endswith("all is well\n"), done.stderr

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from tests.support.object_store import BUCKET, KEY_ID, SECRET, Store, enter, ser
 from tests.support.paths import ROOT
 from tests.support.waiting import finish, until
 from tests.support.waiting import run as run_command
+from tests.support.warm_python import descendants, warm_python
 
 URL = f"s3://{BUCKET}/run"
 RESULTS = ("requests/", "tokens/", "quarantine/", "metrics.parquet", "plan.json", "sweep.json")
@@ -36,13 +36,13 @@ def store() -> Iterator[Store]:
 
 def start(out: str, log: Path) -> subprocess.Popen[bytes]:
     arguments = ["--base", BASE, "--aligned", ALIGNED, "--task", f"cloze={CLOZE}", "--limit", "60", "--format", "cloze"]
-    command = [sys.executable, "-m", "lambdasweep", "run", *map(str, arguments), "--lambdas", "0:1:0.05", "--out", out]
+    command = [warm_python(), "-m", "lambdasweep", "run", *map(str, arguments), "--lambdas", "0:1:0.1", "--out", out]
     with open(log, "ab") as stream:
         return subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True)
 
 
 def lambdasweep(*arguments: str) -> str:
-    command = [sys.executable, "-m", "lambdasweep", *arguments]
+    command = [warm_python(), "-m", "lambdasweep", *arguments]
     done = run_command(command)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
@@ -58,28 +58,28 @@ def test_a_killed_and_resumed_sweep_into_a_store_is_that_on_the_disk(store: Stor
     sweep, run = start(URL, log), RunDir(URL)
     until(lambda: sweep.poll() is not None or run.committed("cloze", "0") | run.committed("cloze", "1"))
     assert sweep.poll() is None, log.read_text()
-    tree = [psutil.Process(sweep.pid), *psutil.Process(sweep.pid).children(recursive=True)]
+    tree = [psutil.Process(sweep.pid), *descendants(sweep.pid)]
     for process in tree:
         if process.is_running():
             os.kill(process.pid, signal.SIGKILL)
     sweep.wait()
     psutil.wait_procs(tree[1:], timeout=30)
     before = sum(map(len, run.all_committed().values()))
-    assert 0 < before < 21
+    assert 0 < before < 11
     assert (run.root / "lease.json").is_file()  # its process is gone, so it does not count
     assert finish(start(URL, log), log) == 0, log.read_text()
-    assert "of 21 units are committed already" in log.read_text()
+    assert "of 11 units are committed already" in log.read_text()
 
     stored = store.objects("run/")
     on_disk = {str(path.relative_to(local)): path.read_bytes() for path in local.rglob("*") if path.is_file()}
     results = {name for name in on_disk if name.startswith(RESULTS)}
-    assert len(results) == 21 + 4
+    assert len(results) == 11 + 4
     assert {name for name in stored if name.startswith(RESULTS)} == results
     assert {name for name in results if stored[name] != on_disk[name]} == set()
     assert "lease.json" not in stored
 
     printed = lambdasweep("status", URL) + lambdasweep("report", URL)
-    assert "21 units done, 0 left" in printed
+    assert "11 units done, 0 left" in printed
     assert f"report: {URL}/report/index.html" in printed
     lambdasweep("report", str(local))
     stored = store.objects("run/")
@@ -106,7 +106,7 @@ def test_a_batch_from_and_into_a_store_is_that_on_the_disk(store: Store, tmp_pat
     local, url, key = tmp_path / "out", f"s3://{BUCKET}/batch", "requests/in.parquet"
     store.client().put_object(Bucket=BUCKET, Key=key, Body=(tmp_path / "in.parquet").read_bytes())
     for requests, out in ((str(tmp_path / "in.parquet"), str(local)), (f"s3://{BUCKET}/requests", url)):
-        command = [sys.executable, "-m", "lambdasweep", "score", "--model", str(BASE), "--requests", requests]
+        command = [warm_python(), "-m", "lambdasweep", "score", "--model", str(BASE), "--requests", requests]
         command += ["--out", out, "--replicas", "1"]
         done = run_command(command)
         assert done.returncode == 3, done.stderr

@@ -1,9 +1,7 @@
-"""Real vLLM engines, each in a process of its own.
+"""Real vLLM engines, each in a process of its own, because one process holds one engine.
 
-vLLM takes three times as long to import as a tiny engine takes to start. One process imports it once and waits,
-`python -m tests.support.engine_process`, and each job is a fork of it: the environment of an engine must be set before it
-starts, and one process holds one engine. Ranks are forks, too. That ranks can be spawned, and find the plugin by
-themselves, is seen where sweeps and servers run with several.
+The process is a warm Python, `python -m tests.support.engine_process JOB`, and its ranks are forks of it. That ranks can be
+spawned, and find the plugin by themselves, is seen where sweeps and servers run with several.
 
 A job says where to go: `{"base", "aligned" (one, several by name, or null), "settings", "requests", "parents", "line",
 "steps": [[λ or null, output.parquet], …]}`; a null λ scores the weights the engine was started with. A
@@ -11,14 +9,12 @@ step [λ, output.parquet, {"prompts", "sampling"}] samples instead; texts are th
 resident route takes the parents for each other.
 """
 
-import contextlib
 import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
-import threading
 import traceback
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -29,23 +25,11 @@ import pyarrow.parquet as pq
 
 from contract.points import by_name
 from merge.line import Line
+from serve.engine import process_environment
 from serve.settings import EngineSettings, Sampling
 from tests.support.paths import ROOT
 from tests.support.waiting import until
-
-# What an engine imports while it starts.
-_LATE = (
-    "serve.switch.backend",
-    "transformers.models.llama.configuration_llama",
-    "vllm.compilation.decorators",
-    "vllm.entrypoints.llm",
-    "vllm.model_executor.models.llama",
-    "vllm.v1.core.sched.scheduler",
-    "vllm.v1.engine.llm_engine",
-    "vllm.v1.executor.multiproc_executor",
-    "vllm.v1.executor.uniproc_executor",
-    "vllm.v1.worker.cpu_worker",
-)
+from tests.support.warm_python import warm_python
 
 
 def settings(tensor_parallel: int = 1, **changes: Any) -> EngineSettings:
@@ -61,53 +45,25 @@ def settings(tensor_parallel: int = 1, **changes: Any) -> EngineSettings:
     return EngineSettings(**(values | changes))
 
 
-class _Nursery:
-    """The process that has imported vLLM, and what became of its forks: by job, the process's id and its status."""
-
-    def __init__(self) -> None:
-        self.begun: dict[str, int] = {}
-        self.ended: dict[str, int] = {}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.engine_process"],
-            cwd=ROOT,
-            env={**os.environ, **_environment(settings())},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def start(self, job: Path) -> None:
-        self.ended.pop(str(job), None)
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{job}\n")
-        self._process.stdin.flush()
-
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            what, number, job = line.rstrip("\n").split(" ", 2)
-            (self.begun if what == "begun" else self.ended)[job] = int(number)
-
-
-_nursery = functools.cache(_Nursery)  # one of this process, which ends with its standard input
+_running: dict[Path, "subprocess.Popen[bytes]"] = {}
 
 
 def start(job: Path, **values: Any) -> None:
     """Start a job; what it prints goes to a file beside it."""
     job.write_text(json.dumps(values, default=str))
-    _nursery().start(job)
+    environment = os.environ | process_environment(settings(), [0])
+    with open(job.with_suffix(".log"), "wb") as log:
+        command = [warm_python(), "-m", "tests.support.engine_process", str(job)]
+        _running[job] = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
 
 
 def finish(job: Path) -> dict[str, Any]:
     """Wait for a job and return what it counted."""
     _first_to_end([job])
-    assert _nursery().ended.get(str(job)) == 0, (
-        f"the engine process failed:\n{job.with_suffix('.log').read_text()[-4000:]}"
-    )
+    status = _running.pop(job).returncode
+    assert status == 0, f"the engine process failed:\n{job.with_suffix('.log').read_text()[-4000:]}"
     counted: dict[str, Any] = json.loads(job.with_suffix(".out").read_text())
     return counted
 
@@ -132,27 +88,24 @@ def run(root: Path, jobs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[li
 
 def _first_to_end(jobs: Collection[Path]) -> Path:
     """Wait for one of some jobs, for as long as any of them goes on."""
-    nursery = _nursery()
 
     def ended() -> list[Path]:
-        return [job for job in jobs if str(job) in nursery.ended or not nursery.alive()]
+        return [job for job in jobs if _running[job].poll() is not None]
 
     def shows() -> list[Any]:
         folders = {job.parent for job in jobs}
-        logs = [log.stat().st_size for job in jobs if (log := job.with_suffix(".log")).exists()]
-        return [len(nursery.begun), logs, sum(len(list(folder.glob("*.parquet"))) for folder in folders)]
+        logs = [job.with_suffix(".log").stat().st_size for job in jobs]
+        return [logs, sum(len(list(folder.glob("*.parquet"))) for folder in folders)]
 
     return until(ended, shows=shows)[0]
 
 
-def _environment(engine: EngineSettings) -> dict[str, str]:
-    from serve.engine import process_environment
-
-    return process_environment(engine, [0])
-
-
 def work(job: Path) -> None:
     """Do a job in this process."""
+    import multiprocessing
+
+    from vllm.v1.executor import multiproc_executor
+
     from lambdasweep.tasks import load_tokenizer
     from serve import reference
     from serve.engine import Engine
@@ -162,7 +115,8 @@ def work(job: Path) -> None:
     values = json.loads(job.read_text())
     engine_settings = EngineSettings.from_json(values["settings"])
     assert engine_settings.threads == 1  # what OpenMP was loaded with
-    os.environ.update(_environment(engine_settings))
+    os.environ.update(process_environment(engine_settings, [0]))
+    multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
     if values.get("sabotage"):
         from serve.switch import resident
 
@@ -230,69 +184,5 @@ def _ask_a_fork(arguments: dict[str, Any], checkpoint: Path) -> Any:
         return tuple(json.loads(said.read_text()))
 
 
-def _forked(job: Path) -> int:
-    """Do a job in a fork; return its process's id."""
-    if pid := os.fork():
-        return pid
-    status = 1
-    try:
-        os.setsid()
-        log = os.open(job.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(log, stream.fileno())
-        os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
-        work(job)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
-    raise AssertionError  # not reached
-
-
-def main() -> None:
-    """Import what engines need; then fork for each line of standard input, and say what became of it."""
-    import importlib
-    import multiprocessing
-    import select
-    import signal
-
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    for module in _LATE:
-        importlib.import_module(module)
-    from vllm.platforms import current_platform
-    from vllm.v1.executor import multiproc_executor
-
-    multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
-    # What each engine would do again: it looks through every module for kernels to replace.
-    current_platform.register_triton_kernel_overrides()
-    type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
-    children: dict[int, str] = {}
-    text = b""
-    while True:
-        readable, _, _ = select.select([sys.stdin], [], [], 0.05 if children else None)
-        if readable:
-            got = os.read(sys.stdin.fileno(), 1 << 16)
-            if not got:
-                break
-            *lines, text = (text + got).split(b"\n")
-            for line in lines:
-                job = line.decode()
-                pid = _forked(Path(job))
-                children[pid] = job
-                answers.write(f"begun {pid} {job}\n")
-        for pid in list(children):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                answers.write(f"ended {os.waitstatus_to_exitcode(status)} {children.pop(pid)}\n")
-    for pid in children:
-        with contextlib.suppress(OSError):
-            os.killpg(pid, signal.SIGKILL)
-
-
 if __name__ == "__main__":
-    main()
+    work(Path(sys.argv[1]))

@@ -1,7 +1,6 @@
 """`lambdasweep run` and its like as processes of their own, and what they leave behind."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ import psutil
 from contract.rundir import RunDir
 from tests.support.paths import ROOT
 from tests.support.waiting import finish, until
+from tests.support.warm_python import descendants, warm_python
 
 
 class Sweep:
-    """One `lambdasweep run` process."""
+    """One `lambdasweep run` process, a warm Python as its replicas are."""
 
     command = "run"
 
@@ -22,7 +22,7 @@ class Sweep:
         self.log = out.parent / f"{out.name}.log"
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "lambdasweep", self.command, "--out", str(out), *arguments],
+                [warm_python(), "-m", "lambdasweep", self.command, "--out", str(out), *arguments],
                 cwd=ROOT,
                 stdout=log,
                 stderr=log,
@@ -54,7 +54,7 @@ class Sweep:
 
     def replicas(self) -> list[psutil.Process]:
         found = []
-        for process in psutil.Process(self.process.pid).children(recursive=True):
+        for process in self.descendants():
             try:
                 if process.cmdline() and process.cmdline()[0].startswith("ray::Replica"):
                     found.append(process)
@@ -63,7 +63,7 @@ class Sweep:
         return found
 
     def descendants(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
+        return descendants(self.process.pid)
 
 
 def alive(processes: list[psutil.Process]) -> bool:

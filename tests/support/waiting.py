@@ -1,5 +1,6 @@
 """Waiting for processes, on machines that are busy with something else too."""
 
+import contextlib
 import os
 import subprocess
 import tempfile
@@ -32,6 +33,14 @@ def until(condition: Callable[[], Any], seconds: float = 240.0, shows: Callable[
         if left < 0:
             raise AssertionError(f"nothing came of waiting for {seconds:g} s, and this was seen last: {seen}")
     return value
+
+
+def patiently(start: Callable[[], Any]) -> Any:
+    """Start a node of Ray, which gives it 30 s. A busy machine may exceed them, and then it is tried again."""
+    for _ in range(3):
+        with contextlib.suppress(Exception):  # Ray raises a bare one
+            return start()
+    return start()
 
 
 def share_of_a_core() -> float:

@@ -1,0 +1,363 @@
+"""A Python that has imported vLLM, torch, transformers and Ray already: each command it is given is a fork of one process.
+
+Importing them takes a process 15 to 25 s of processor time on a slow core, many times what a tiny engine takes to start, and
+a sweep starts nine such processes: the command, Ray's own and each replica. `warm_python()` is the path of an executable
+that does what `sys.executable` does with `-m MODULE …` and `SCRIPT …`, in a fork; whatever a fork starts by its own
+`sys.executable` is one again: Ray's workers, and what multiprocessing spawns. All else is handed to the real Python. That
+everything can be imported anew is seen where tests use `sys.executable` itself.
+
+The executable is a process of its own that waits for the fork: it passes signals on and ends as the fork does, and if it is
+killed, so is the fork. But a fork is no child of it, so `descendants` finds what psutil would look for in vain.
+"""
+
+import array
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+
+from tests.support.paths import ROOT
+from tests.support.waiting import until
+
+_IMPORTED = (
+    "altair",
+    "calibration.report.page",
+    "lambdasweep.cli",
+    "lm_eval.evaluator",
+    "pandas",
+    "serve.engine",
+    "serve.reference",
+    "serve.sampling",
+    "serve.scoring",
+    "serve.switch.backend",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.configuration_llama",
+    "transformers.models.llama.modeling_llama",
+    "vllm.compilation.decorators",
+    "vllm.entrypoints.llm",
+    "vllm.entrypoints.openai.api_server",
+    "vllm.model_executor.models.llama",
+    "vllm.v1.core.sched.scheduler",
+    "vllm.v1.engine.async_llm",
+    "vllm.v1.engine.llm_engine",
+    "vllm.v1.executor.multiproc_executor",
+    "vllm.v1.executor.uniproc_executor",
+    "vllm.v1.worker.cpu_worker",
+)
+
+# It runs without the site module, so that it starts in milliseconds.
+_EXECUTABLE = """#!{python} -IS
+import array, json, os, signal, socket, sys
+
+arguments = {before} + sys.argv[1:]
+rest = [one for one in arguments if one != "-u"]
+first = rest[0] if rest else ""
+spawned = first == "-c" and "--multiprocessing-fork" in rest
+agents = ("dashboard.py", "agent.py", "main.py")  # of Ray, which look at their parent
+if not (spawned or first == "-m" or first[:1] not in ("", "-") and os.path.basename(first) not in agents):
+    os.execv("{python}", ["{python}", *arguments])
+fds = [0, 1, 2]
+if spawned:  # multiprocessing hands its pipes down
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            fds += [fd] if fd > 2 and os.fstat(fd) else []
+        except OSError:
+            pass  # that of the listing itself
+server = socket.socket(socket.AF_UNIX)
+server.connect("{folder}/socket")
+asked = dict(arguments=rest, cwd=os.getcwd(), environment=dict(os.environ), asks=os.getpid(), fds=fds)
+asked = json.dumps(asked).encode()
+handed = array.array("i", fds)
+server.sendmsg([len(asked).to_bytes(4, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, handed)])
+server.sendall(asked)
+answers = server.makefile()
+held = []
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, lambda number, frame: held.append(number))
+fork = int(answers.readline())
+
+
+def hand_on(number, frame=None):
+    try:
+        os.kill(fork, number)
+    except OSError:
+        pass
+
+
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, hand_on)
+for number in held:
+    hand_on(number)
+status = int(answers.readline() or -9)
+if status < 0:
+    if -status != signal.SIGKILL:
+        signal.signal(-status, signal.SIG_DFL)
+    os.kill(os.getpid(), -status)
+os._exit(status)
+"""
+
+
+def warm_python() -> str:
+    """Return the path of the executable; beside it lie `lambdasweep` and `ray`, the commands, as in a `bin` folder."""
+    return str(_folder() / "python")
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """Return the descendants of a process, and those of each fork that one of them waits for, the forks included."""
+    found: dict[int, psutil.Process] = {}
+    waiting = [pid]
+    while waiting:
+        one = waiting.pop()
+        with contextlib.suppress(psutil.Error, OSError, ValueError):
+            children = psutil.Process(one).children()
+            fork = _folder() / str(one)
+            if fork.exists():
+                children.append(psutil.Process(int(fork.read_text())))
+            for child in children:
+                if child.pid not in found:
+                    found[child.pid] = child
+                    waiting.append(child.pid)
+    return list(found.values())
+
+
+@functools.cache
+def _folder() -> Path:
+    """Return the folder of the process that forks; the first who asks in this test run starts it.
+
+    It ends when the last process of the test run that asked has ended.
+    """
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
+    # Short, because the names of sockets have a limit; a fork that asks finds the one it is of.
+    folder = Path(os.environ.setdefault("LAMBDASWEEP_WARM", f"{tempfile.gettempdir()}/warm-{run[:16]}"))
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "socket").exists():
+            _start(folder)
+        _hold(folder)
+    return folder
+
+
+_HIGH = 1024  # a file descriptor above those of any process here
+_held: list[socket.socket] = []
+
+
+def _hold(folder: Path) -> None:
+    line = socket.socket(socket.AF_UNIX)
+    line.connect(str(folder / "socket"))
+    asked = json.dumps({"hold": True}).encode()
+    line.sendmsg([len(asked).to_bytes(4, "big")])
+    line.sendall(asked)
+    _held.append(line)
+
+
+def _start(folder: Path) -> None:
+    from serve.engine import process_environment
+    from tests.support.engine_process import settings
+
+    for name, before in (
+        ("python", []),
+        ("lambdasweep", ["-m", "lambdasweep"]),
+        ("ray", ["-m", "ray.scripts.scripts"]),
+    ):
+        file = folder / name
+        file.write_text(_EXECUTABLE.format(python=sys.executable, folder=folder, before=before))
+        file.chmod(0o755)
+    environment = os.environ | process_environment(settings(), [0])
+    environment |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    log = folder / "log"
+    with open(log, "wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.warm_python", str(folder)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+
+    def ready() -> bool:
+        assert process.poll() is None, f"the process that forks has ended:\n{log.read_text()[-4000:]}"
+        return (folder / "socket").exists()
+
+    until(ready)
+
+
+def _serve(folder: Path) -> None:
+    """Import everything; then fork for each executable that asks, until nobody holds the process any more."""
+    import gc
+    import importlib
+
+    sys.modules["ray"] = None  # type: ignore[assignment]  # it reads the environment once, when it is imported: nobody may
+    for module in _IMPORTED:
+        importlib.import_module(module)
+    del sys.modules["ray"]
+    from vllm.platforms import current_platform
+
+    # What each engine would do again: it looks through every module for kernels to replace.
+    current_platform.register_triton_kernel_overrides()
+    type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)  # type: ignore[method-assign]
+    gc.collect()
+    gc.freeze()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(folder / "binding"))
+    listener.listen(128)
+    (folder / "binding").rename(folder / "socket")
+
+    holders: list[socket.socket] = []
+    forks: dict[int, tuple[socket.socket, int]] = {}
+    gone: set[int] = set()  # forks whose executable was killed
+    begun = False
+    while holders or forks or not begun:
+        lines = [line for pid, (line, _) in forks.items() if pid not in gone]
+        readable, _, _ = select.select([listener, *holders, *lines], [], [], 0.02 if forks else None)
+        for line in readable:
+            if line is listener:
+                asking, _ = listener.accept()
+                asked, fds = _asked(asking)
+                if "hold" in asked:
+                    holders.append(asking)
+                    begun = True
+                elif asked:
+                    pid = os.fork()
+                    if not pid:
+                        _become(asked, fds)
+                    (folder / str(asked["asks"])).write_text(str(pid))
+                    with contextlib.suppress(OSError):
+                        asking.sendall(f"{pid}\n".encode())
+                    forks[pid] = asking, asked["asks"]
+                for fd in fds:
+                    os.close(fd)
+            elif line in holders:
+                holders.remove(line)
+            else:
+                for pid, (other, _) in forks.items():
+                    if other is line:
+                        gone.add(pid)
+                        with contextlib.suppress(OSError):
+                            os.kill(pid, signal.SIGKILL)
+        for pid in list(forks):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                line, asks = forks.pop(pid)
+                gone.discard(pid)
+                (folder / str(asks)).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    line.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+                line.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _asked(line: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Read what somebody asks for: the length of a JSON text in four bytes, which carry file descriptors, and the text."""
+    fds = array.array("i")
+    head, ancillary, *_ = line.recvmsg(4, socket.CMSG_LEN(64 * fds.itemsize))
+    for _, _, data in ancillary:
+        fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    text = b""
+    while head and len(text) < int.from_bytes(head, "big"):
+        part = line.recv(1 << 16)
+        if not part:
+            return {}, list(fds)
+        text += part
+    return (json.loads(text) if text else {}), list(fds)
+
+
+def _become(asked: dict[str, Any], fds: list[int]) -> NoReturn:
+    """Be the process that somebody asked for."""
+    import atexit
+    import multiprocessing
+    import runpy
+    import threading
+    import traceback
+
+    status = 1
+    try:
+        os.setsid()
+        away = [fcntl.fcntl(fd, fcntl.F_DUPFD, _HIGH) for fd in fds]  # where no target lies
+        os.closerange(3, _HIGH)
+        for fd, target in zip(away, asked["fds"], strict=True):
+            os.dup2(fd, target)
+            os.close(fd)
+        _open_streams()
+        os.chdir(asked["cwd"])
+        os.environ.clear()
+        os.environ.update(asked["environment"])
+        folder = Path(sys.argv[1])
+        sys.executable = str(folder / "python")
+        multiprocessing.set_executable(sys.executable)
+        _read_environment()
+        first, *rest = asked["arguments"]
+        paths = [one for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one and one not in sys.path]
+        if first == "-c":
+            sys.path[:1] = ["", *paths]
+            sys.argv = ["-c", *rest[1:]]
+            exec(rest[0], {"__name__": "__main__"})
+        elif first == "-m":
+            sys.path[:1] = [os.getcwd(), *paths]
+            sys.argv = rest
+            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        else:
+            sys.path[:1] = [os.path.dirname(os.path.abspath(first)), *paths]
+            sys.argv = [first, *rest]
+            runpy.run_path(first, run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(BaseException):
+            threading._shutdown()  # type: ignore[attr-defined]
+            atexit._run_exitfuncs()
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status & 0xFF)
+
+
+def _open_streams() -> None:
+    """Make the standard streams anew, because those of the process that forks know what kind of file they were opened on.
+
+    Loggers that were made by an import go on with the old ones, which write to the same file descriptors.
+    """
+    import io
+
+    _before.extend((sys.stdin, sys.stdout, sys.stderr))
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        raw: Any = open(  # noqa: SIM115
+            fd, "wb" if fd else "rb", buffering=-1 if fd < 2 else 0, closefd=False
+        )
+        stream = io.TextIOWrapper(raw, line_buffering=os.isatty(fd), write_through=fd == 2)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+_before: list[Any] = []
+
+
+def _read_environment() -> None:
+    """Have torch and Ray read the environment as they would if they were imported now."""
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]))
