@@ -14,6 +14,7 @@ from calibration.frontier.frontier import Frontier, Frontiers, frontier
 from calibration.frontier.lambda_star import MARGIN
 from calibration.lm_eval_rows import outcome_rows
 from calibration.macro import Means, macro_along, means_of, with_means
+from calibration.measured_rows import measured_rows
 from calibration.metrics.cumulative import Walk
 from calibration.metrics.reliability_bins import BinRow, bin_table
 from calibration.samples_at_lambda import diversity_metrics
@@ -28,7 +29,7 @@ from contract import schemas
 from contract.damage import describe
 from contract.errors import InputError
 from contract.points import order
-from contract.records import Plan, SweepRecord, read_asked, read_sweep
+from contract.records import EachRecord, Plan, SweepRecord, read_asked, read_each, read_sweep
 from contract.rundir import RunDir, commit_table
 
 _Row = tuple[Any, ...]  # a row in the order of schemas.METRICS, with a canonical point in the place of λ
@@ -47,6 +48,7 @@ class Analysis:
     walks: Mapping[tuple[str, str, str], Walk]
     """The cumulative differences of choice tasks and pools on all documents, by task, λ and confidence."""
     damaged: tuple[str, ...] = ()  # a line for each damaged table, whose documents count as unfinished
+    each: EachRecord | None = None  # the command of the user that measured everything, where one did
 
     @property
     def parents(self) -> Mapping[str, str]:
@@ -83,7 +85,8 @@ def analyse(
     (`LeftOut` of `calibration.scores.per_document`).
 
     Every task and group of lm-eval has lm-eval's own metrics for every λ, under confidence sum and split all, without
-    intervals, as `lm_eval/<metric>,<filter>` [calibration.lm_eval_rows].
+    intervals, as `lm_eval/<metric>,<filter>` [calibration.lm_eval_rows]. A run of `lambdasweep each` has what the evaluators
+    measured, with the interval of their standard errors [calibration.measured_rows].
 
     Args:
         run: the run.
@@ -118,7 +121,7 @@ def analyse(
     plan, asked = read_asked(run)  # the plan is read first, because this tells a place that holds no run
     if tasks is not None:
         plan = {task: entry for task, entry in plan.items() if task in tasks}
-    outcomes = outcome_rows(run)
+    outcomes = outcome_rows(run) | measured_rows(run)  # a run has one of the two
     sweep = read_sweep(run)
     parents = sweep.parents
     if margin is None:
@@ -171,7 +174,8 @@ def analyse(
     of_tasks = sorted(frontiers[: len(with_choices)], key=lambda one: plan[one.task].is_answered)
     of_pools = frontiers[len(with_choices) :]
     found = Frontiers(tuple(of_tasks), margin, tuple(of_pools), asked_confidence)
-    return Analysis(metrics, bin_table(binned), found, pools, sweep, plan, walks, tuple(describe(run)))
+    damaged = tuple(describe(run))
+    return Analysis(metrics, bin_table(binned), found, pools, sweep, plan, walks, damaged, read_each(run))
 
 
 def write_metrics(run: RunDir, analysis: Analysis | None = None) -> pa.Table:

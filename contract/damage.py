@@ -55,6 +55,7 @@ def put_aside(run: "RunDir") -> list[str]:
     """
     for kind in _KINDS:
         run.all_committed(kind)
+    run.all_measured()
     lines = describe(run)
     for path in list(run.damaged):
         parts = _below(run, path)

@@ -147,6 +147,19 @@ class TaskRecord:
         return {name: value for name, value in _plain(self).items() if name not in left_out}
 
 
+@dataclass(frozen=True, slots=True)
+class EachRecord:
+    """Holds what plan.json says of a command of the user that runs at every λ."""
+
+    command: tuple[str, ...]  # its words
+    files: Mapping[str, str]  # the SHA-256 of each file among them, by its path
+    lambdas: tuple[str, ...]  # the canonical points that were asked for so far, in order
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = _plain(self)
+        return found
+
+
 Plan = Mapping[str, TaskRecord]  # the records by task
 
 
@@ -194,6 +207,21 @@ def read_asked(run: RunDir) -> tuple[dict[str, TaskRecord], float | None]:
     value = run.plan()
     margin = value.get("margin")
     return plan_of(run.plan_json, value), whole(run.plan_json, lambda: None if margin is None else float(margin))
+
+
+def read_each(run: RunDir) -> EachRecord | None:
+    """Read what plan.json says of a command of the user; None where the run is a sweep.
+
+    Raises:
+        InputError: as `read_plan`.
+    """
+    value = run.plan().get("each")
+    if value is None:
+        return None
+    return whole(
+        run.plan_json,
+        lambda: EachRecord(tuple(value["command"]), dict(value["files"]), tuple(value["lambdas"])),
+    )
 
 
 def plan_of(path: Location, value: Mapping[str, Any]) -> dict[str, TaskRecord]:

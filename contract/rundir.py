@@ -11,6 +11,9 @@
     RUN/receipts/….json                               times, hosts and cache counts, in the same layout; no results
     RUN/driver.json                                   how the driver does, replaced every few seconds; no result either
     RUN/lm_eval/task=<task>.parquet                   lm-eval's own metrics of its tasks, computed from the tables
+    RUN/each/lambda=0.35/…                            what a command of the user wrote at a λ; nobody reads it afterwards
+    RUN/aside/lambda=0.35.1/…                         the same of a λ that was broken off, or failed
+    RUN/measured/lambda=0.35.parquet                  what it measured there, which is the completion record of that λ
     RUN/metrics.parquet                               our metrics, computed from the tables, replaced as a whole
     RUN/report/…                                      index.html, figures, frontier.json, bins.parquet, all replaced too
     RUN/damaged/…                                     tables that were found damaged, in the same layout; nobody reads them
@@ -38,9 +41,10 @@ from contract.damage import problem_of, read_or_problem
 from contract.errors import InputError, RunMismatchError
 from contract.lease import hold
 from contract.location import Location, ObjectPath, locate, read_schema
-from contract.points import from_path, in_path
+from contract.points import from_path, in_path, order
 
 _TEMPORARY = ".tmp"
+_OF_COMMANDS = ("each", "aside")  # folders in which a command of the user writes, or wrote
 _SHARD = re.compile(r"shard-(\d{5,})\.parquet")
 METADATA_KEY = b"lambdasweep"
 _LOOKS = 50_000  # tables whose ends are looked at when they are listed
@@ -169,6 +173,24 @@ class RunDir:
         folder = self.root / "lm_eval"
         found = [name for name in names(folder) if name.startswith("task=") and name.endswith(".parquet")]
         return [folder / name for name in sorted(found)]
+
+    def command_folder(self, lam: str) -> Location:
+        """Return the folder of a command of the user at one λ."""
+        return self.root / "each" / f"lambda={in_path(lam)}"
+
+    def measured(self, lam: str) -> Location:
+        """Return the path of what a command of the user measured at one λ."""
+        return self.root / "measured" / f"lambda={in_path(lam)}.parquet"
+
+    def all_measured(self) -> dict[str, Location]:
+        """Return the paths of all tables of what commands measured that are there and whole, by λ, in order."""
+        folder, end = self.root / "measured", ".parquet"
+        found = {
+            from_path(name.removeprefix("lambda=").removesuffix(end)): folder / name
+            for name in names(folder)
+            if name.startswith("lambda=") and name.endswith(end) and self.is_whole(folder / name)
+        }
+        return {lam: found[lam] for lam in sorted(found, key=order)}
 
     def unit(self, kind: str, task: str, lam: str, shard: int) -> Location:
         """Return the path of one unit's file; `kind` is tokens, generations, quarantine or receipts."""
@@ -317,12 +339,16 @@ class RunDir:
     def sweep_temporaries(self) -> int:
         """Delete the files that interrupted writers left behind and return their number. Call it under `lock`.
 
+        Files of a user's command are not ours to delete.
+
         On an object store writers leave unfinished multipart uploads of tables of more than 10 MB, which nobody sees and
         pyarrow cannot list: a lifecycle rule of the bucket (AbortIncompleteMultipartUpload) clears those away.
         """
         if isinstance(self.root, ObjectPath):
             return 0
-        stale = [path for path in self.root.rglob(f".*{_TEMPORARY}") if path.is_file()]
+        folders = [path for path in self.root.iterdir() if path.is_dir() and path.name not in _OF_COMMANDS]
+        found = [self.root.glob(f".*{_TEMPORARY}"), *(folder.rglob(f".*{_TEMPORARY}") for folder in folders)]
+        stale = [path for some in found for path in some if path.is_file()]
         for path in stale:
             path.unlink(missing_ok=True)
         return len(stale)

@@ -148,7 +148,8 @@ METRICS = pa.schema(
         pa.field("value", pa.float64()),
         pa.field("ci_low", pa.float64()),
         pa.field("ci_high", pa.float64()),
-        pa.field("n", pa.int64(), nullable=False),  # documents, or prompts, that the value was computed from
+        # Documents, or prompts, that the value was computed from; 0 also where a command of the user did not say.
+        pa.field("n", pa.int64(), nullable=False),
         pa.field("resamples", pa.int32()),  # resamples that the interval was computed from; null where there is none
     ]
 )
@@ -179,6 +180,20 @@ OUTCOMES = pa.schema(
         pa.field("metric", pa.string(), nullable=False),  # is written "metric,filter", or is docs_left_out
         pa.field("value", pa.float64()),
         pa.field("n", pa.int64(), nullable=False),  # documents that the value was computed from
+    ]
+)
+
+
+# What commands of the user measured at a λ, through their own evaluators.
+MEASURED = pa.schema(
+    [
+        pa.field("task", pa.string(), nullable=False),
+        *PLACE,
+        pa.field("metric", pa.string(), nullable=False),  # behind whose it is: lm_eval/, inspect/ or command/
+        pa.field("value", pa.float64()),  # null where the evaluator has none
+        pa.field("standard_error", pa.float64()),  # null where the evaluator gives none
+        pa.field("n", pa.int64(), nullable=False),  # documents, by the evaluator; 0 where it does not say
+        pa.field("file", pa.string(), nullable=False),  # where the number stood, below the command's directory
     ]
 )
 

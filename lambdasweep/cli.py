@@ -15,13 +15,15 @@ from lambdasweep.flags import (
     Aligned,
     Base,
     Lam,
+    Lambdas,
     Margin,
+    Out,
     RunArgument,
     TakenRun,
     takes_settings,
     takes_sweep,
 )
-from lambdasweep.help import Command, ForwardingCommand, Group, flag
+from lambdasweep.help import Command, EachCommand, ForwardingCommand, Group, flag
 from lambdasweep.settings import PAIR
 
 if TYPE_CHECKING:
@@ -83,6 +85,45 @@ def plan(config: "SweepConfig") -> None:
 
     for line in describe(config):
         typer.echo(line)
+
+
+@app.command(cls=EachCommand, rich_help_panel=_SWEEP)
+@takes_settings(*_OF_LINE, "parents", "tp", "pp", "dtype", "max_model_len", "engine")
+def each(
+    context: typer.Context,
+    base: Base = None,
+    aligned: Aligned = None,
+    lambdas: Lambdas = None,
+    out: Out = None,
+    **settings: Any,
+) -> None:
+    """Run a command of yours, which follows after --, at every λ of one live server, and collect what it measured.
+
+    It has OPENAI_BASE_URL, OPENAI_API_KEY, LAMBDASWEEP_MODEL, LAMBDASWEEP_LAM and LAMBDASWEEP_OUT: its directory at this λ,
+    which it runs in. There it leaves metrics.json ({"task": {"metric": value}}), results of lm-eval or logs of Inspect.
+    The same command again goes on where it stopped.
+    """
+    from lambdasweep.each.config import load_each_config
+    from lambdasweep.each.run import run_each
+
+    engine = settings.pop("engine") or []
+    plain = {"base": base, "aligned": aligned, "lambdas": lambdas, "out": out, **settings}
+    config = load_each_config(plain, engine, context.args, Path.cwd())
+    try:
+        result = run_each(config, os.environ, lambda line: typer.echo(line, err=True))
+    except SystemExit:
+        typer.echo("stopped; what is measured is kept, and the same command goes on from there", err=True)
+        raise
+    if result.run.all_measured():
+        _write_report(result.run, show_metrics(result.run))
+    typer.echo(f"run directory: {result.run.root}")
+    if result.run.damaged:
+        _put_aside_at_the_end(result.run, "measures")
+    if result.failed:
+        typer.echo(
+            f"nothing was measured at λ = {', '.join(result.failed)}: the same command tries there again", err=True
+        )
+    raise typer.Exit(result.exit_code)
 
 
 @app.command(cls=Command, rich_help_panel=_BATCH)
@@ -366,15 +407,19 @@ def sweep(config: "SweepConfig") -> None:
         )
     typer.echo(f"run directory: {result.run.root}")
     if result.run.damaged:
-        from contract.damage import put_aside
-
-        with result.run.lock():
-            put_aside(result.run)
-        typer.echo("damaged tables were found at the end: run the same command again, which scores them anew", err=True)
-        raise typer.Exit(EXIT_FAILED)
+        _put_aside_at_the_end(result.run, "scores")
     if result.exit_code:
         typer.echo(f"some requests are quarantined: lambdasweep status {result.run.root} counts them", err=True)
         raise typer.Exit(result.exit_code)
+
+
+def _put_aside_at_the_end(run_dir: "RunDir", does: str) -> NoReturn:
+    from contract.damage import put_aside
+
+    with run_dir.lock():
+        put_aside(run_dir)
+    typer.echo(f"damaged tables were found at the end: run the same command again, which {does} them anew", err=True)
+    raise typer.Exit(EXIT_FAILED)
 
 
 def _write_report(run_dir: "RunDir", analysis: "Analysis") -> None:

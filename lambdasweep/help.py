@@ -26,6 +26,8 @@ EXAMPLES = {
     "demo": "lambdasweep demo --out runs/demo",
     "export": "lambdasweep export runs/model --out checkpoints/best",
     "convert": "lambdasweep tasks convert hf:cais/mmlu:all:test --out mmlu.jsonl",
+    "each": """lambdasweep each --base org/model --aligned org/model-Instruct \\
+    --lambdas 0:1:0.1 --out runs/judged -- ./evaluate.sh""",
     "serve": "lambdasweep serve runs/model --parents auto -- --port 8123",
 }
 
@@ -42,16 +44,24 @@ class Command(TyperCommand):
 class ForwardingCommand(Command):
     """A command that leaves what follows after `--` as it is, in `context.args`."""
 
+    follows = "Flags of `vllm serve` follow after --, as in: serve RUN -- --port 8123"
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         end = args.index("--") if "--" in args else len(args)
         try:
             super().parse_args(ctx, args[:end])
         except Exception as error:
-            if hasattr(error, "option_name"):  # an unknown option, which may be one of vLLM's
-                error.message += ". Flags of `vllm serve` follow after --, as in: serve RUN -- --port 8123"  # type: ignore[attr-defined]
+            if hasattr(error, "option_name"):  # an unknown option, which may be one of what follows
+                error.message += f". {self.follows}"  # type: ignore[attr-defined]
             raise
         ctx.args = args[end + 1 :]
         return args[end + 1 :]
+
+
+class EachCommand(ForwardingCommand):
+    """A command that runs another one."""
+
+    follows = "The command follows after --, as in: each … -- ./evaluate.sh"
 
 
 class Group(TyperGroup):

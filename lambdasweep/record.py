@@ -70,25 +70,29 @@ def check_place(out: Path) -> None:
 
 def sweep_record(prepared: Prepared, fingerprints: Mapping[str, str]) -> SweepRecord:
     """Return the record of a sweep."""
-    from merge.vocabulary import tokenizer_digest
-
-    pair = {
-        role: ParentRecord(
-            source=str(Path(parent.source).resolve()) if parent.revision is None else parent.source,
-            revision=parent.revision,
-            fingerprint=fingerprints[role],
-            tokenizer_sha256=tokenizer_digest(parent.path),
-        )
-        for role, parent in prepared.pair.parents.items()
-    }
     return SweepRecord(
-        pair=pair,
+        pair=parent_records(prepared.pair, fingerprints),
         engine=prepared.settings.to_json(),
         versions=versions(),
         line=line_record(prepared.pair),
         schema=schemas.SCHEMA_VERSION,
         tokenizer=prepared.config.tokenizer,
     )
+
+
+def parent_records(pair: "Pair", fingerprints: Mapping[str, str]) -> dict[str, ParentRecord]:
+    """Return what sweep.json holds of the parents, by role."""
+    from merge.vocabulary import tokenizer_digest
+
+    return {
+        role: ParentRecord(
+            source=str(Path(parent.source).resolve()) if parent.revision is None else parent.source,
+            revision=parent.revision,
+            fingerprint=fingerprints[role],
+            tokenizer_sha256=tokenizer_digest(parent.path),
+        )
+        for role, parent in pair.parents.items()
+    }
 
 
 def line_record(pair: "Pair") -> LineRecord:
@@ -175,6 +179,7 @@ def check(run: RunDir, sweep: SweepRecord, tasks: Plan) -> dict[str, Any]:
     plan = run.plan() if run.plan_json.is_file() else {"tasks": {}}
     if not run.exists():
         return plan
+    check_is_sweep(run, plan)
     problems = list(differences("", run.sweep(), sweep.to_json()))
     planned = plan["tasks"]
     for name in sorted(tasks.keys() & planned.keys()):
@@ -184,6 +189,18 @@ def check(run: RunDir, sweep: SweepRecord, tasks: Plan) -> dict[str, Any]:
             f"{run.root} holds another sweep; give another --out, or the settings it was started with", problems
         )
     return plan
+
+
+def check_is_sweep(run: RunDir, plan: Mapping[str, Any]) -> None:
+    """Refuse a run directory that `lambdasweep each` made.
+
+    Raises:
+        RunMismatchError: it did.
+    """
+    if "each" in plan:
+        raise RunMismatchError(
+            f"{run.root} is of `lambdasweep each`, whose numbers come from another engine: give another --out"
+        )
 
 
 def _task_differences(path: str, old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -11,10 +11,11 @@ from calibration.analyse import Analysis
 from calibration.catalogue import ACCURACY, Task, kind_of
 from calibration.frontier.frontier import Frontier
 from calibration.lm_eval_rows import LEFT_OUT, PREFIX
+from calibration.measured_rows import tool_of
 from calibration.metrics.cumulative import Walk
 from calibration.scores.per_answer import confidence_of
 from contract.points import coordinates, order
-from contract.records import Plan, TaskRecord
+from contract.records import EachRecord, Plan, TaskRecord
 from contract.schemas import point_of
 
 MAX_BIN_ROWS = 12_000  # so many bins take half a megabyte of a page
@@ -79,10 +80,11 @@ class TaskFacts:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """Holds lm-eval's own metrics of a task or group."""
+    """Holds what lm-eval, or another evaluator, says of a task or group."""
 
     name: str
-    cells: Mapping[str, Mapping[str, Cell]]  # the numbers by lm-eval's name of the metric (`acc_norm,none`) and by λ
+    cells: Mapping[str, Mapping[str, Cell]]
+    """The numbers by lm-eval's name of the metric (`acc_norm,none`), or another's (`inspect/…`, `command/…`), and by λ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class Facts:
     outcomes: tuple[Outcomes, ...]
     walks: Mapping[tuple[str, str], Walk]  # the cumulative differences under `confidence`, by task and λ
     damaged: tuple[str, ...] = ()  # a line for each damaged table
+    each: EachRecord | None = None  # the command that measured everything, where one did
 
     @property
     def accuracy(self) -> str:
@@ -132,6 +135,11 @@ class Facts:
     def generate_tasks(self) -> tuple[TaskFacts, ...]:
         """Return the generate tasks that have a finished λ."""
         return tuple(task for task in self.tasks if task.lambdas and task.is_sampled)
+
+    @property
+    def unmeasured(self) -> tuple[str, ...]:
+        """Return the λs at which a command was asked to run, and has measured nothing."""
+        return tuple(lam for lam in self.each.lambdas if lam not in self.every_lam) if self.each else ()
 
     @property
     def every_lam(self) -> tuple[str, ...]:
@@ -190,7 +198,7 @@ def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
     for row in analysis.metrics.filter(wanted).to_pylist():
         lam, metric = point_of(row), row["metric"]
         cell = Cell(row["value"], row["ci_low"], row["ci_high"], row["n"])
-        if metric.startswith(PREFIX):
+        if tool_of(metric):
             if metric != LEFT_OUT:
                 outcomes.setdefault(row["task"], {}).setdefault(metric.removeprefix(PREFIX), {})[lam] = cell
             continue
@@ -224,6 +232,7 @@ def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
         judged,
         {(task, lam): walk for (task, lam, of), walk in analysis.walks.items() if of == confidence == "sum"},
         analysis.damaged,
+        analysis.each,
     )
 
 

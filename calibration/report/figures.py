@@ -158,7 +158,9 @@ def _outcomes(facts: Facts, stop: int) -> dict[str, Spec]:
     found = {}
     for i, metric in enumerate(outcome_metrics(facts)[:OUTCOME_FIGURES]):
         rows = [row for one in facts.outcomes for row in outcome_curve_rows(facts, one, metric)]
-        measure = Measure(metric, metric.removesuffix(",none"), "as lm-eval says")
+        measure = Measure(
+            metric, metric.removesuffix(",none"), "as the evaluator says" if facts.each else "as lm-eval says"
+        )
         follows = bool(facts.grid)  # a page without finished λs has no slider
         chart = curve_chart(facts, rows, measure, follows) | {"title": measure.title, "height": 200}
         params = [task_param(_OUTCOME, facts.outcomes[0].name), *([stop_param(stop)] if follows else [])]

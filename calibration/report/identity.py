@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from contract.records import Plan, SweepRecord
+from contract.records import EachRecord, Plan, SweepRecord
 from contract.rundir import RunDir
 
 SHOWN_IDS = 20
@@ -43,6 +43,14 @@ def task_records(plan: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
         pairs = [pair for key in _TASK_KEYS if key in value for pair in _flat(key, value[key])]
         found.append((name, [*pairs, ("λ", ", ".join(record.lambdas))]))
     return found
+
+
+def command_record(each: EachRecord | None) -> list[tuple[str, str]]:
+    """Return what plan.json says of a command, as (name, value); nothing where there is none."""
+    if each is None:
+        return []
+    files = [(f"sha256 of {path}", sha256) for path, sha256 in sorted(each.files.items())]
+    return [("words", " ".join(each.command)), *files, ("λ", ", ".join(each.lambdas))]
 
 
 def quarantine(run: RunDir, plan: Plan) -> list[Quarantined]:

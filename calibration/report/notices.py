@@ -28,7 +28,14 @@ def notices(facts: Facts) -> Iterator[str]:
             f"Only lm-eval's own metrics can judge {', '.join(facts.judged_elsewhere)}; they are drawn under \"By "
             'lm-eval" and in no other figure.'
         )
-    if not facts.tasks and not facts.judged_elsewhere:
+    if facts.each:
+        yield (
+            "A command measured everything here, at each λ of one live server; lambdasweep computed none of these numbers. "
+            "95 % intervals are ± 1.96 standard errors that the evaluators gave; a number without one has no interval."
+        )
+        if facts.unmeasured:
+            yield f"{_span(facts.unmeasured)}: nothing is measured there, because the command failed or has not run yet."
+    if not facts.tasks and not facts.judged_elsewhere and not facts.each:
         yield "No task has been asked for yet: nothing is scored."
     elif facts.tasks and not facts.grid:
         yield "No λ is finished yet: there is nothing to draw. Run the sweep on, then make the report again."
@@ -62,7 +69,8 @@ def notices(facts: Facts) -> Iterator[str]:
             "them are in bins.parquet."
         )
     if len(outcome_metrics(facts)) > OUTCOME_FIGURES:
-        yield f"The first {OUTCOME_FIGURES} metrics of lm-eval are drawn; metrics.csv and metrics.parquet hold all of them."
+        whose = "the evaluators" if facts.each else "lm-eval"
+        yield f"The first {OUTCOME_FIGURES} metrics of {whose} are drawn; metrics.csv and metrics.parquet hold all of them."
     if (
         max(
             map(

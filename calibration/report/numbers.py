@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 
 from calibration.catalogue import COUNTED
-from calibration.report.facts import Cell, Facts, TaskFacts
+from calibration.report.facts import Cell, Facts, Outcomes, TaskFacts
 from calibration.report.measures import Measure, drawn_measures
+from contract.points import order
 
 ROWS = 400  # if the tables of a page would have more rows, they show only parents, λ* and frontier
+COMMAND_METRICS = 8  # of a task, in the table of what a command measured
 _MISSING = "–"
+_PLAIN = Measure("", "", "", form=".5g")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,21 @@ def numbers(facts: Facts) -> list[Numbers]:
     """Return the table of every task that has anything scored; λs that are partly scored are marked."""
     tasks = sorted((task for task in facts.tasks if task.lambdas or task.partial), key=lambda task: not task.is_pool)
     few = sum(len(task.lambdas) + len(task.partial) for task in tasks) <= ROWS
-    return [_of_task(facts, task, few) for task in tasks]
+    found = [_of_task(facts, task, few) for task in tasks]
+    return [*found, *(_of_command(facts, one) for one in facts.outcomes)] if facts.each else found
+
+
+def _of_command(facts: Facts, one: Outcomes) -> Numbers:
+    """Return what a command measured of a task, at every λ."""
+    metrics = list(one.cells)[:COMMAND_METRICS]
+    every_lam = sorted({lam for metric in metrics for lam in one.cells[metric]}, key=order)
+    rows = []
+    for lam in every_lam[:ROWS]:
+        cells = [one.cells[metric].get(lam, Cell(None, None, None, 0)) for metric in metrics]
+        role = facts.role_of(lam)
+        documents = str(max(cell.n for cell in cells) or _MISSING)
+        rows.append((lam, role if role != "other λ" else "", documents, *(_text(cell, _PLAIN) for cell in cells)))
+    return Numbers(one.name, ("λ", "", "documents", *metrics), tuple(rows), len(every_lam) - len(rows))
 
 
 def _of_task(facts: Facts, task: TaskFacts, every: bool) -> Numbers:

@@ -9,7 +9,7 @@ from calibration.frontier.lambda_star import MARGIN
 from calibration.report.document import document
 from calibration.report.facts import Facts
 from calibration.report.figures import page_figures
-from calibration.report.identity import Quarantined, identity, task_records
+from calibration.report.identity import Quarantined, command_record, identity, task_records
 from calibration.report.notices import notices
 from calibration.report.numbers import numbers
 from calibration.report.rivals import rival_tables
@@ -59,6 +59,7 @@ def page(
         numbers=numbers(facts),
         identity=identity(sweep),
         task_records=task_records(plan),
+        command=command_record(facts.each),
         quarantined=quarantined,
         paper=figures,
     )

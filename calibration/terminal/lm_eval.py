@@ -1,4 +1,4 @@
-"""This module lays out lm-eval's own metrics as a table for a terminal, with a row for each λ."""
+"""This module lays out what lm-eval, or another evaluator, says of a task as a table for a terminal, a row for each λ."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,40 +8,63 @@ from rich.table import Table
 from rich.text import Text
 
 from calibration.lm_eval_rows import LEFT_OUT, PREFIX
+from calibration.measured_rows import TOOLS
 from contract.points import order
 from contract.schemas import point_of
 
 _MISSING = "–"
 _SHOWN = 5  # no more metrics fit into 80 columns
+_SHOWN_WITH_INTERVALS = 3  # no more into 100
 
 
-def outcome_table(task: str, rows: Sequence[dict[str, Any]], roles: Mapping[str, str]) -> Table:
-    """Lay out lm-eval's metrics of one task or group, one row per λ ascending.
+def outcome_table(
+    task: str, rows: Sequence[dict[str, Any]], roles: Mapping[str, str], tool: str = PREFIX, intervals: bool = False
+) -> Table:
+    """Lay out an evaluator's metrics of one task or group, one row per λ ascending.
 
     Args:
         task: the name of the task or group.
-        rows: the rows of the metrics table that hold lm-eval's metrics of it.
+        rows: the rows of the metrics table that hold the evaluator's metrics of it.
         roles: the mark of each parent, by its point.
+        tool: whose metrics they are: the beginning of their names, one of `measured_rows.TOOLS`.
+        intervals: whether intervals are shown, of those metrics that have any.
     """
-    values = {(point_of(row), row["metric"]): (row["value"], row["n"]) for row in rows}
+    cells = {(point_of(row), row["metric"]): row for row in rows}
     lambdas = sorted({point_of(row) for row in rows}, key=order)
     metrics = list(dict.fromkeys(row["metric"] for row in rows if row["metric"] != LEFT_OUT))
-    table = Table(title=Text(f"{task}, by lm-eval", style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    with_ends = {row["metric"] for row in rows if row["ci_low"] is not None} if intervals else set()
+    shown = metrics[: _SHOWN_WITH_INTERVALS if with_ends else _SHOWN]
+    table = Table(title=Text(f"{task}, by {TOOLS[tool]}", style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
     table.pad_edge = False
     table.padding = (0, 1, 0, 0)
     table.add_column("λ", justify="right", no_wrap=True)
     table.add_column("", min_width=len("aligned"))
-    for metric in metrics[:_SHOWN]:
-        table.add_column(metric.removeprefix(PREFIX).removesuffix(",none"), justify="right")
+    for metric in shown:
+        table.add_column(Text(metric.removeprefix(tool).removesuffix(",none")), justify="right")
+        if metric in with_ends:
+            table.add_column("95 %", no_wrap=True)
     table.add_column("docs", justify="right", no_wrap=True)
     touched = []
     for lam in lambdas:
-        cells = [values.get((lam, metric), (None, 0))[0] for metric in metrics[:_SHOWN]]
-        texts = [_MISSING if value is None else f"{value:#.5g}" for value in cells]
-        left_out, total = values.get((lam, LEFT_OUT), (0, 0))
-        table.add_row(lam, roles.get(lam, ""), *texts, str(total - int(left_out)))
-        touched += [(int(left_out), total)] if left_out else []
-    notes = [f"not shown, in metrics.parquet: {', '.join(metrics[_SHOWN:])}"] if len(metrics) > _SHOWN else []
+        texts = []
+        for metric in shown:
+            row = cells.get((lam, metric))
+            texts.append(_MISSING if row is None or row["value"] is None else f"{row['value']:#.5g}")
+            if metric in with_ends:
+                has = row is not None and row["ci_low"] is not None
+                texts.append(f"{row['ci_low']:.3f} to {row['ci_high']:.3f}" if row is not None and has else "")
+        absent = cells.get((lam, LEFT_OUT))
+        if absent is not None:
+            left_out, total = int(absent["value"]), absent["n"]
+            touched += [(left_out, total)] if left_out else []
+            documents = str(total - left_out)
+        else:
+            documents = str(max(cells[key]["n"] for key in cells if key[0] == lam) or _MISSING)
+        table.add_row(lam, roles.get(lam, ""), *texts, documents)
+    hidden = metrics[len(shown) :]
+    notes = [f"not shown, in metrics.parquet: {', '.join(hidden)}"] if hidden else []
+    if with_ends & set(shown):
+        notes.append(f"95 %: ± 1.96 standard errors, by {TOOLS[tool]}")
     if touched:
         most, total = max(touched)
         where = f"{len(touched)} of {len(lambdas)} λs"

@@ -14,7 +14,7 @@ from rich.text import Text
 from calibration import catalogue
 from calibration.arrays import BINS
 from calibration.catalogue import COUNTED, FLOOR, Column, Direction, Metric, Task
-from calibration.lm_eval_rows import PREFIX
+from calibration.measured_rows import tool_of
 from calibration.scores.per_answer import EVERY_CONFIDENCE, confidence_of
 from calibration.scores.per_document import CONFIDENCES
 from calibration.task_at_lambda import PARENTS
@@ -67,11 +67,11 @@ def render(
 ) -> list[Table]:
     """Lay out a metrics table: one rich table per task in order of appearance, with one row per λ, ascending.
 
-    Each task or group that has lm-eval's own metrics has a second table of these. The parents' λs are marked `base` and
-    `aligned`, and the λ of highest accuracy is marked `best` (of equals it is the one of lower NLL, then the lower λ). The
-    best values of a column carry a `*`; for confidence − accuracy the best is the nearest to 0. A λ with documents still to
-    be scored is marked `partial` and gets neither mark: fewer documents are no fair comparison. A null prints as `–`. The
-    tables fit into 80 columns, and with intervals into 100.
+    Each task or group that has metrics of lm-eval, or of another evaluator, has a second table of these. The parents' λs
+    are marked `base` and `aligned`, and the λ of highest accuracy is marked `best` (of equals it is the one of lower
+    NLL, then the lower λ). The best values of a column carry a `*`; for confidence − accuracy the best is the nearest to
+    0. A λ with documents still to be scored is marked `partial` and gets neither mark: fewer documents are no fair
+    comparison. A null prints as `–`. The tables fit into 80 columns, and with intervals into 100.
 
     Args:
         metrics: the metrics table, schemas.METRICS, as `analyse.analyse` returns it; only rows of split "all" are shown.
@@ -91,15 +91,18 @@ def render(
     roles = {lam: name for name, lam in parents.items()}
     tables = []
     for task, rows in tasks.items():
-        outcomes = [row for row in rows if row["metric"].startswith(PREFIX)]
-        own = [row for row in rows if not row["metric"].startswith(PREFIX)]
+        by_tool: dict[str, list[dict[str, Any]]] = {}
+        own: list[dict[str, Any]] = []
+        for row in rows:
+            tool = tool_of(row["metric"])
+            (own if tool is None else by_tool.setdefault(tool, [])).append(row)
         kind = catalogue.kind_of(row["metric"] for row in own)
         if kind == "samples":
             tables.append(diversity_table(task, own, intervals, roles))
         elif own:
             used = confidence_of(kind == "answers", confidence)
             tables.append(_task_table(task, own, kind, used, intervals, roles))
-        tables += [outcome_table(task, outcomes, roles)] if outcomes else []
+        tables += [outcome_table(task, some, roles, tool, intervals) for tool, some in by_tool.items()]
     return tables
 
 

@@ -70,10 +70,10 @@ def gather_logged(run: RunDir, analysis: "Analysis") -> Logged:
 
 def _is_shown(metric: str) -> bool:
     from calibration.catalogue import find
-    from calibration.lm_eval_rows import PREFIX
+    from calibration.measured_rows import tool_of
 
     known = find(metric)
-    return metric.startswith(PREFIX) or bool(known and known.name == metric and (known.column or known.drawn))
+    return tool_of(metric) is not None or bool(known and known.name == metric and (known.column or known.drawn))
 
 
 def _is_finite(value: Any) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from contract.damage import describe as describe_damage
 from contract.points import is_named
+from contract.records import EachRecord, read_each
 from contract.rundir import RunDir
 from lambdasweep.monitor.heartbeat import DriverState, DriverView, ReplicaReport
 from lambdasweep.monitor.run_counts import RunCounts
@@ -33,6 +34,9 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
         f"engine   vLLM {sweep.versions.get('vllm', '?')} on {engine['device']}, {engine['dtype']}, "
         f"TP {engine['tensor_parallel']}, PP {engine.get('pipeline_parallel', 1)}"
     )
+    if (each := read_each(run)) is not None:
+        yield from _command_lines(run, each)
+        return
     quarantined = run.all_committed("quarantine")
     for name, task in counts.plan.items():
         count = counts.tasks[name]
@@ -58,6 +62,19 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
     if counts.total and counts.done >= counts.total and not counts.driver_runs and not run.index_html.is_file():
         yield f"there is no report yet: the same command, or `lambdasweep report {run.root}`, writes it"
     yield from driver_lines(counts)
+
+
+def _command_lines(run: RunDir, each: EachRecord) -> Iterator[str]:
+    """Say at which λs a command has measured, and at which it has not."""
+    done = run.all_measured()
+    left = [lam for lam in each.lambdas if lam not in done]
+    yield f"command  {' '.join(each.command)}"
+    yield f"{len(each.lambdas) - len(left)}/{counted(len(each.lambdas), 'λ')} measured"
+    if left:
+        between = "; " if is_named(left[0]) else ", "
+        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+        yield f"  left at λ {between.join(left[:_SHOWN])}{more}"
+    yield from damaged(run)
 
 
 def damaged(run: RunDir) -> Iterator[str]:

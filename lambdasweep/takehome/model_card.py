@@ -76,6 +76,7 @@ def _measured(lam: str, run: "MeasuredPoint | None") -> Iterator[str]:
         return
     from calibration.catalogue import card_names
     from calibration.lm_eval_rows import PREFIX
+    from calibration.measured_rows import tool_of
 
     names = card_names()
     rows = [
@@ -83,8 +84,7 @@ def _measured(lam: str, run: "MeasuredPoint | None") -> Iterator[str]:
         for row in run.metrics
         if row["value"] is not None
         and (
-            row["metric"].startswith(PREFIX)
-            or (row["metric"] in names and (row["confidence"], row["split"]) == ("sum", _SPLIT))
+            tool_of(row["metric"]) or (row["metric"] in names and (row["confidence"], row["split"]) == ("sum", _SPLIT))
         )
     ]
     yield ""
@@ -107,7 +107,7 @@ def _measured(lam: str, run: "MeasuredPoint | None") -> Iterator[str]:
         name = names.get(row["metric"], row["metric"].removeprefix(PREFIX))
         has_interval = row["ci_low"] is not None and row["ci_high"] is not None
         interval = f"{row['ci_low']:.4f} to {row['ci_high']:.4f}" if has_interval else "–"
-        yield f"| {_cell(row['task'])} | {_cell(name)} | {row['value']:.4f} | {interval} | {row['n']} |"
+        yield f"| {_cell(row['task'])} | {_cell(name)} | {row['value']:.4f} | {interval} | {row['n'] or '–'} |"
 
 
 def _name(parent: "Checkpoint") -> str:

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from contract.errors import InputError
 from contract.points import role
 from lambdasweep.engine_defaults import server_defaults
 from lambdasweep.takehome.point import PointSource, fingerprints_of
+
+if TYPE_CHECKING:
+    from merge.pair import Pair
 
 
 def serve_point(source: PointSource, parents: str, flags: Sequence[str], say: Callable[[str], None]) -> None:
@@ -37,7 +41,15 @@ def serve_point(source: PointSource, parents: str, flags: Sequence[str], say: Ca
     if source.run is not None:
         fingerprints_of(pair, source.run)
         say(f"λ = {source.lam}: {source.run.chosen_by}")
-    name = f"{'-'.join(Path(one.source).name for one in pair.aligned_by_name.values()) or 'model'}-lambda"
     defaults = server_defaults(pair, device, source.run.record.engine if source.run else {})
     aligned = {one: pair.opened[role(one)].path for one in pair.aligned_by_name}
-    serve(Serving(pair.opened["base"].path, aligned, pair.line, source.lam, parents, name, tuple(flags), defaults))
+    serve(
+        Serving(
+            pair.opened["base"].path, aligned, pair.line, source.lam, parents, served_name(pair), tuple(flags), defaults
+        )
+    )
+
+
+def served_name(pair: "Pair") -> str:
+    """Return the name that the server knows its model by."""
+    return f"{'-'.join(Path(one.source).name for one in pair.aligned_by_name.values()) or 'model'}-lambda"

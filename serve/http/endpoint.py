@@ -81,7 +81,8 @@ class LambdaEndpoint:
     async def show(self) -> JSONResponse:
         if self._gate.failure:
             return problem(503, self._gate.failure)
-        return JSONResponse({"lam": self._gate.lam, "route": self._route, "fallback": self._fallback})
+        where = {"lam": self._gate.lam, "moves": self._gate.moves}
+        return JSONResponse(where | {"route": self._route, "fallback": self._fallback})
 
     async def move(self, request: Request) -> JSONResponse:
         try:

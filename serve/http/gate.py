@@ -17,11 +17,13 @@ class Gate:
 
     Attributes:
         lam: canonical λ; "" before the first move.
+        moves: how often the weights have moved to another λ.
         failure: why nothing is admitted any more, or "".
     """
 
     def __init__(self) -> None:
         self.lam = ""
+        self.moves = 0
         self.failure = ""
         self._open = True
         self._in_flight = 0
@@ -79,6 +81,7 @@ class Gate:
                 raise FailedMoveError(self.failure) from error
             raise
         self.lam = lam
+        self.moves += 1
 
     def _check(self) -> None:
         if self.failure:

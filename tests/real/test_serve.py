@@ -22,6 +22,7 @@ import psutil
 import pytest
 import torch
 
+from contract.location import read_table
 from lambdasweep.takehome.export import export_point
 from lambdasweep.takehome.point import from_flags
 from tests.support.checkpoints import VOCAB, write_checkpoint
@@ -308,6 +309,51 @@ def test_several_aligned_checkpoints_are_moved_between_on_two_ranks(pair: tuple[
             assert status == 400
             assert says in answer["error"]["message"]
         assert server.lam == axis
+
+
+# A user's evaluator: it asks for the tokens and the log-probabilities of a greedy answer.
+EVALUATOR = """
+import json, os, sys, urllib.request
+body = {"model": os.environ["LAMBDASWEEP_MODEL"], "prompt": json.loads(sys.argv[1]), "max_tokens": 4, "temperature": 0,
+        "logprobs": 0, "ignore_eos": True, "return_token_ids": True}
+request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/completions", data=json.dumps(body).encode())
+request.add_header("Content-Type", "application/json")
+request.add_header("Authorization", "Bearer " + os.environ["OPENAI_API_KEY"])
+answer = urllib.request.urlopen(request)
+assert answer.headers["X-Lambdasweep-Lambda"] == os.environ["LAMBDASWEEP_LAM"]
+choice = json.loads(answer.read())["choices"][0]
+found = {f"token_{i}": token for i, token in enumerate(choice["token_ids"])}
+found["logprob"] = sum(choice["logprobs"]["token_logprobs"])
+open("metrics.json", "w").write(json.dumps({"greedy": found}))
+"""
+
+
+def test_a_command_asks_the_server_at_every_lambda(
+    server: Server, pair: tuple[Path, Path], greedy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lambdasweep each` with the server of this file in the place of one of its own."""
+    from lambdasweep.each.config import load_each_config
+    from lambdasweep.each.run import run_each
+    from lambdasweep.each.server import Server as Served
+
+    def start(children: Any, *_: object) -> Served:
+        log = tmp_path / "log"
+        with open(log, "wb") as stream:
+            process = children.start(["sleep", "3600"], os.environ, stream)
+        return Served(children, process, log, int(server.url.rpartition(":")[2]), KEY, "after-lambda")
+
+    monkeypatch.setattr(Served, "start", start)
+    (tmp_path / "evaluate.py").write_text(EVALUATOR)
+    flags = {"base": str(pair[0]), "aligned": str(pair[1]), "lambdas": "0,0.35,1", "out": str(tmp_path / "run")}
+    words = [sys.executable, "evaluate.py", json.dumps(prompt(5))]
+    said: list[str] = []
+    result = run_each(load_each_config(flags, [], words, tmp_path), os.environ, said.append)
+    assert (result.failed, result.done) == ((), 3), said
+    for lam in ("0", "0.35", "1"):
+        rows = read_table(result.run.measured(lam)).to_pylist()
+        found = {row["metric"].removeprefix("command/"): row["value"] for row in rows}
+        assert [found[f"token_{i}"] for i in range(4)] == greedy(lam, prompt(5), 4)
+        assert -40 < found["logprob"] < 0
 
 
 @pytest.mark.parametrize("key", [None, "wrong"])

@@ -1,0 +1,217 @@
+"""`lambdasweep each`: serve the pair once, go from λ to λ, run the command, and collect what it measured."""
+
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from contract.damage import put_aside
+from contract.errors import EXIT_QUARANTINE
+from contract.records import EachRecord, SweepRecord
+from contract.rundir import RunDir
+from lambdasweep import record as run_record
+from lambdasweep.each import record
+from lambdasweep.each.children import Children, last_lines
+from lambdasweep.each.command import environment
+from lambdasweep.each.config import EachConfig
+from lambdasweep.each.results import Measured, ResultsError, collect
+from lambdasweep.each.server import Position, Server, server_flags
+from lambdasweep.engine_defaults import server_defaults
+from lambdasweep.monitor.phase import phase
+from lambdasweep.monitor.wording import counted, duration
+from lambdasweep.takehome.serve import served_name
+
+_LOG = "command.log"
+_OUT = "out"
+_LINES = 8  # of a failing command that are told
+_LOOK = 0.1  # seconds between two looks at a command that runs
+
+
+@dataclass(frozen=True, slots=True)
+class EachResult:
+    """How `run_each` ended."""
+
+    run: RunDir
+    done: int  # λs that this call measured
+    failed: tuple[str, ...]  # λs at which the command failed, or its results were refused
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_QUARANTINE if self.failed else 0
+
+
+class _FailedError(Exception):
+    """The command failed at one λ, or its results are refused; the lines say why."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__(lines)
+        self.lines = lines
+
+
+def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str], None]) -> EachResult:
+    """Run the command at every λ that is not measured yet.
+
+    A λ is done when the command ended with 0, the server was at λ before and after and did not move meanwhile, and the
+    results were read. All of that is one committed file. So a λ that was broken off leaves a directory without such a file,
+    which is moved aside before the command runs there again.
+
+    Args:
+        config: what is asked for.
+        around: the environment of this process.
+        say: told one line of news at a time.
+
+    Raises:
+        InputError: bad input; nothing is written.
+        EngineError: the server failed.
+    """
+    from merge.fingerprints import remembered_fingerprint
+    from merge.pair import open_pair
+    from merge.text_part import only_text
+    from serve.settings import installed_device
+
+    run_record.check_target(config.out)
+    run = RunDir(config.out)
+    with phase("reading the pair"):
+        pair = open_pair(config.base, config.aligned, config.base_revision, config.aligned_revision, config.line)
+        only_text(pair)
+        device = installed_device()
+        arguments = server_defaults(pair, device, {}) | dict(config.arguments)
+        fingerprints = {name: remembered_fingerprint(parent, name) for name, parent in pair.opened.items()}
+        sweep = record.sweep_record(pair, fingerprints, device, arguments)
+        record.check(run, sweep, config)
+    for warning in pair.warnings:
+        say(f"warning: {warning}")
+    with ExitStack() as held:
+        if config.out.is_dir():
+            held.enter_context(run.lock())
+        done = run.all_measured().keys()
+        left = [lam for lam in config.lambdas if lam not in done]
+        children = held.enter_context(Children())
+        server = None
+        if left:
+            with phase("starting the server"):
+                flags = server_flags(config.arguments)
+                server = Server.start(children, _pair_flags(config, left[0]), flags, served_name(pair))
+        if not config.out.is_dir():
+            held.enter_context(run.lock())
+        run.sweep_temporaries()
+        for line in put_aside(run):
+            say(f"warning: damaged, and moved to {run.root / 'damaged'}: {line}")
+        planned = record.write(run, sweep, config)
+        if len(left) < len(config.lambdas):
+            say(f"{len(config.lambdas) - len(left)} of {len(config.lambdas)} λs are measured already; {len(left)} left")
+        if server is None:
+            return EachResult(run, 0, ())
+        evaluation = _Evaluation(run, config, sweep, planned, server, children, around, say)
+        failed = tuple(lam for lam in left if not evaluation.at(lam))
+        server.end()
+        return EachResult(run, len(left) - len(failed), failed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """Holds what is the same at every λ."""
+
+    run: RunDir
+    config: EachConfig
+    sweep: SweepRecord
+    planned: EachRecord
+    server: Server
+    children: Children
+    around: Mapping[str, str]
+    say: Callable[[str], None]
+
+    def at(self, lam: str) -> bool:
+        """Run the command at one λ and commit its results; tell whether that went well."""
+        began = time.monotonic()
+        try:
+            with phase(f"λ = {lam}: the command runs"):
+                measured = self._measure(_emptied(self.run, lam), lam)
+        except _FailedError as error:
+            self.say(f"λ = {lam}: {error.lines[0]}")
+            for line in error.lines[1:]:
+                self.say(f"    {line}")
+            return False
+        record.commit(self.run, self.sweep, self.planned, lam, measured)
+        metrics, tasks = counted(len(measured), "metric"), counted(len({one.task for one in measured}), "task")
+        self.say(f"λ = {lam}: {metrics} of {tasks} in {duration(time.monotonic() - began)}")
+        return True
+
+    def _measure(self, folder: Path, lam: str) -> list[Measured]:
+        server, command = self.server, self.config.command
+        before = server.move(lam)
+        log, out = folder / _LOG, folder / _OUT
+        told = environment(self.around, server.url, server.key, server.model, lam, out)
+        with open(log, "wb") as stream:
+            try:
+                process = self.children.start(command.words, told, stream, out)
+            except OSError as error:
+                raise _FailedError([f"the command cannot be started: {error}"]) from None
+        status = _wait(process, server)
+        self.children.end(process)  # what it left running would ask the server at the next λ
+        where = _position(server)
+        if status:
+            how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+            raise _FailedError([f"the command {how}; {log} ends with", *(last_lines(log, _LINES) or ["nothing"])])
+        if where != before:
+            raise _FailedError([_moved(before, where)])
+        try:
+            return collect(out)
+        except ResultsError as error:
+            raise _FailedError([f"the command ended with status 0, and {error.title}", *error.problems]) from None
+
+
+def _wait(process: "subprocess.Popen[bytes]", server: Server) -> int:
+    while True:
+        try:
+            return process.wait(_LOOK)
+        except subprocess.TimeoutExpired:
+            server.check()
+
+
+def _position(server: Server) -> Position:
+    try:
+        return server.position()
+    except OSError as error:
+        raise server.failure(f"does not say where it is ({error})") from None
+
+
+def _moved(before: Position, where: Position) -> str:
+    what = f"to λ = {where.lam}" if where.lam != before.lam else "away and back"
+    return f"the server was moved {what} while the command ran, so its results are refused"
+
+
+def _emptied(run: RunDir, lam: str) -> Path:
+    """Return the folder of a λ, with an empty directory for the command; what was there before is moved aside."""
+    folder = run.command_folder(lam)
+    assert isinstance(folder, Path)
+    if folder.exists():
+        aside = run.root / "aside"
+        assert isinstance(aside, Path)
+        aside.mkdir(exist_ok=True)
+        number = 1 + sum(1 for path in aside.iterdir() if path.name.rpartition(".")[0] == folder.name)
+        folder.rename(aside / f"{folder.name}.{number}")
+    (folder / _OUT).mkdir(parents=True)
+    return folder
+
+
+def _pair_flags(config: EachConfig, lam: str) -> list[str]:
+    """Return the flags of `lambdasweep serve` that say which pair, which line and which λ."""
+
+    def written(values: Mapping[str, str | None]) -> str | None:
+        return ",".join(f"{name}={value}" if name else value for name, value in values.items() if value) or None
+
+    flags = {
+        "--base": config.base,
+        "--aligned": written(config.aligned),
+        "--base-revision": config.base_revision,
+        "--aligned-revision": written(config.aligned_revision),
+        "--lam": lam,
+        "--method": config.line.method,
+        "--lam-map": config.line.lam_map or None,
+        "--vocab": config.line.vocab,
+        "--parents": config.parents,
+    }
+    return [word for flag, value in flags.items() if value is not None for word in (flag, value)]

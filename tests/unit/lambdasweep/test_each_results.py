@@ -1,0 +1,230 @@
+"""What a command measured: files in the shapes of lm-eval, Inspect and metrics.json, and what is wrong with them."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lambdasweep.each.results import (
+    Measured,
+    ResultsError,
+    collect,
+    is_of_inspect,
+    is_of_lm_eval,
+    of_command,
+    of_inspect,
+    of_lm_eval,
+)
+
+# As lm-eval 0.4.13 writes it (`EvalAcc._to_eval_results`, `EvaluationTracker.save_results_aggregated`), some keys left out.
+LM_EVAL: dict[str, Any] = {
+    "results": {
+        "both": {
+            "name": "both",
+            "alias": "both",
+            "sample_len": 30,
+            "acc,none": 0.6,
+            "acc_stderr,none": 0.03,
+            "sample_count": {"acc,none": 29},
+        },
+        "arc": {
+            "name": "arc",
+            "alias": " - arc",
+            "sample_len": 20,
+            "acc,none": 0.55,
+            "acc_stderr,none": 0.1,
+            "acc_norm,none": 0.65,
+            "acc_norm_stderr,none": "N/A",
+        },
+        "gsm8k": {
+            "name": "gsm8k",
+            "alias": "gsm8k",
+            "sample_len": 10,
+            "exact_match,strict-match": 0.0,
+            "exact_match_stderr,strict-match": 0.0,
+            "perplexity,none": math.nan,
+            "note,none": "high",
+        },
+    },
+    "groups": {"both": {"name": "both", "alias": "both", "acc,none": 0.6}},
+    "group_subtasks": {"both": ["arc"]},
+    "configs": {"arc": {}},
+    "versions": {"arc": 1.0},
+    "n-shot": {"arc": 0},
+    "n-samples": {"arc": {"original": 100, "effective": 19}},
+}
+
+# As Inspect writes it (version 2 of its format), some keys left out.
+INSPECT: dict[str, Any] = {
+    "version": 2,
+    "status": "success",
+    "eval": {"task": "security/guide", "task_id": "x", "model": "openai/m", "dataset": {"name": "d", "samples": 8}},
+    "results": {
+        "total_samples": 8,
+        "completed_samples": 8,
+        "scores": [
+            {
+                "name": "match",
+                "scorer": "match",
+                "params": {},
+                "metrics": {
+                    "accuracy": {"name": "accuracy", "value": 0.75, "params": {}},
+                    "stderr": {"name": "stderr", "value": 0.125, "params": {}},
+                    "var": {"name": "var", "value": 0.25, "params": {}},
+                },
+            },
+            {
+                "name": "judge",
+                "scorer": "judge",
+                "reducer": "pass_at_2",
+                "scored_samples": 4,
+                "metrics": {
+                    "mean": {"name": "mean", "value": 3, "params": {}},
+                    "bootstrap_stderr": {"name": "bootstrap_stderr", "value": 0.5},
+                },
+            },
+        ],
+    },
+    "stats": {},
+}
+
+
+def write(folder: Path, name: str, value: object) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def problems(folder: Path) -> tuple[str, ...]:
+    with pytest.raises(ResultsError) as refused:
+        collect(folder)
+    return refused.value.problems
+
+
+def test_results_of_lm_eval() -> None:
+    assert is_of_lm_eval(LM_EVAL)
+    assert of_lm_eval(LM_EVAL, "r.json") == [
+        Measured("both", "lm_eval", "acc,none", 0.6, 0.03, 29, "r.json"),
+        Measured("arc", "lm_eval", "acc,none", 0.55, 0.1, 19, "r.json"),
+        Measured("arc", "lm_eval", "acc_norm,none", 0.65, None, 19, "r.json"),
+        Measured("gsm8k", "lm_eval", "exact_match,strict-match", 0.0, 0.0, 10, "r.json"),
+        Measured("gsm8k", "lm_eval", "perplexity,none", None, None, 10, "r.json"),
+    ]
+
+
+def test_a_file_that_lm_eval_itself_wrote(tmp_path: Path) -> None:
+    """Its own code puts the results together and names the file, so that the shape here is not only ours."""
+    pytest.importorskip("lm_eval")
+    from lm_eval.evaluator_utils import EvalAcc
+    from lm_eval.loggers import EvaluationTracker
+
+    found = EvalAcc(
+        metrics={"arc": {"name": "arc", "alias": "arc", "sample_len": 7, "acc,none": 0.25, "acc_stderr,none": 0.125}},
+        configs={"arc": {"task": "arc"}},
+        versions={"arc": 1},
+        num_fewshot={"arc": 0},
+        higher_is_better={"arc": {"acc": True}},
+        n_samples={"arc": {"original": 9, "effective": 7}},
+    )
+    tracker = EvaluationTracker(output_path=str(tmp_path))
+    tracker.general_config_tracker.log_experiment_args("local-completions", "model=m", None, None, False)
+    tracker.save_results_aggregated(found._to_eval_results(), {})
+    (one,) = collect(tmp_path)
+    assert (one.task, one.metric, one.value, one.standard_error, one.n) == ("arc", "acc,none", 0.25, 0.125, 7)
+    assert one.file.startswith("m/results_")
+
+
+def test_logs_of_inspect() -> None:
+    assert is_of_inspect(INSPECT)
+    assert not is_of_inspect(LM_EVAL)
+    assert not is_of_lm_eval(INSPECT)
+    assert of_inspect(INSPECT, "l.json") == [
+        Measured("security/guide", "inspect", "match/accuracy", 0.75, 0.125, 8, "l.json"),
+        Measured("security/guide", "inspect", "match/var", 0.25, None, 8, "l.json"),
+        Measured("security/guide", "inspect", "judge/pass_at_2/mean", 3.0, 0.5, 4, "l.json"),
+    ]
+
+
+def test_a_file_of_ones_own() -> None:
+    given = {"b": {"score": 1, "score_stderr": 0.5, "n": 12, "odd_stderr": 2.0}, "a": {"wins": None, "n_wins": 3}}
+    assert of_command(given) == [
+        Measured("b", "command", "score", 1.0, 0.5, 12, "metrics.json"),
+        Measured("b", "command", "odd_stderr", 2.0, None, 12, "metrics.json"),
+        Measured("a", "command", "wins", None, None, 0, "metrics.json"),
+        Measured("a", "command", "n_wins", 3.0, None, 0, "metrics.json"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([], 'is not {"task": {"metric": value}}'),
+        ({}, 'is not {"task": {"metric": value}}'),
+        ({"a": 0.5}, "a has no metrics"),
+        ({"a": {"n": 5}}, "a has no metrics"),
+        ({"a": {"m": "0.5"}}, "m of a is '0.5': give a number or null"),
+        ({"a": {"m": True}}, "m of a is True: give a number or null"),
+        ({"a": {"m": 1, "n": 0}}, "n of a is 0: give the number of documents"),
+        ({"a": {"m": 1, "m_stderr": -0.1}}, "m_stderr of a is -0.1: a standard error is 0 or more"),
+    ],
+)
+def test_a_file_of_ones_own_that_cannot_be_used(given: object, says: str, tmp_path: Path) -> None:
+    write(tmp_path, "metrics.json", given)
+    (problem,) = problems(tmp_path)
+    assert says in problem
+    assert problem.startswith("metrics.json")
+
+
+def test_everything_that_a_command_left_is_collected(tmp_path: Path) -> None:
+    write(tmp_path, "metrics.json", {"mine": {"score": 1}})
+    write(tmp_path, "m/results_2026-11-28T00-00-00.json", LM_EVAL)
+    write(tmp_path, "logs/one.json", INSPECT)
+    # What is none of the three says nothing.
+    write(tmp_path, "data.json", '{"a": 1}\n{"a": 2}\n')
+    write(tmp_path, "deep/metrics.json", {"other": {"score": 2}})
+    write(tmp_path, "config.json", {"results": 1})
+    found = collect(tmp_path)
+    assert [(one.task, one.tool) for one in found] == sorted((one.task, one.tool) for one in found)
+    assert {one.tool for one in found} == {"command", "lm_eval", "inspect"}
+    assert len(found) == 1 + 5 + 3
+    assert {one.file for one in found} == {
+        "metrics.json",
+        "m/results_2026-11-28T00-00-00.json",
+        "logs/one.json",
+    }
+
+
+def test_a_number_that_two_files_give_is_one_if_they_agree(tmp_path: Path) -> None:
+    write(tmp_path, "a/results_1.json", LM_EVAL)
+    write(tmp_path, "b/results_2.json", LM_EVAL)
+    assert len(collect(tmp_path)) == 5
+    other = copy.deepcopy(LM_EVAL)
+    other["results"]["arc"]["acc,none"] = 0.5
+    write(tmp_path, "b/results_2.json", other)
+    assert problems(tmp_path) == ("acc,none of arc is 0.55 in a/results_1.json and 0.5 in b/results_2.json",)
+
+
+def test_what_is_missing_or_broken_is_told(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path)
+    assert problem.startswith("it left no results in $LAMBDASWEEP_OUT: write metrics.json there")
+    write(tmp_path, "logs/x.eval", "PK")
+    assert "logs/x.eval is a log of Inspect that is not JSON" in problems(tmp_path)[1]
+    write(tmp_path, "metrics.json", '{"a": ')
+    write(tmp_path, "m/results_1.json", "")
+    assert [problem.partition(":")[0] for problem in problems(tmp_path)] == [
+        "m/results_1.json is broken",
+        "metrics.json is broken",
+    ]
+
+
+def test_a_log_of_inspect_that_did_not_finish(tmp_path: Path) -> None:
+    broken = copy.deepcopy(INSPECT) | {"status": "error", "results": None}
+    write(tmp_path, "logs/1.json", broken)
+    assert problems(tmp_path) == ("logs/1.json: Inspect's log of security/guide has the status error",)
+    write(tmp_path, "logs/2.json", INSPECT)  # it was tried again
+    assert len(collect(tmp_path)) == 3
+    write(tmp_path, "logs/2.json", INSPECT | {"results": {"scores": []}})
+    assert problems(tmp_path) == ("logs/2.json: Inspect's log of security/guide has no metrics",)
