@@ -395,6 +395,7 @@ _ANSWERS = (
         form=".1f",
     ),
     Metric("cut", "Outputs cut at the limit", _OUTPUTS, "none", once=True, drawn=True),
+    Metric("thinking", "Length of thinking before an answer", "tokens", "none", once=True, drawn=True, form=".1f"),
 )
 
 # The means over tasks that stand beside pooled numbers, and what they are means of.

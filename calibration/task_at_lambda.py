@@ -111,7 +111,7 @@ def pooled_metrics(
 def answer_metrics(
     run: RunDir, task: str, record: TaskRecord, parents: Mapping[str, str], resamples: int, seed: int
 ) -> Iterator[TaskMetrics]:
-    """Yield every λ of a task whose answers are written that has anything committed, ascending.
+    """Yield every λ of a task whose answers are written that has anything committed: the parents first, then the others.
 
     A difference to a parent is taken on the documents that have outputs at both λs. The arguments are those of
     `task_metrics`, and `record` is the task's in the plan.
@@ -125,18 +125,36 @@ def answer_metrics(
         return
     loader = AnswerLoader(run, task, record)
     drawn = draw(task, loader.count, resamples, seed)
-    here = {name: lam for name, lam in parents.items() if lam in there}
-    of_parents = {lam: (loaded := loader.load(lam), answer_estimates(loaded, drawn)) for lam in set(here.values())}
-    for lam in sorted(there, key=points.order):
-        scores, estimates = of_parents[lam] if lam in of_parents else (loader.load(lam), None)
-        if estimates is None:
-            estimates = answer_estimates(scores, drawn)
+    yield from _along(_AnswersAlongLambda(loader, drawn, there, parents), there)
+
+
+class _AnswersAlongLambda:
+    def __init__(
+        self, loader: AnswerLoader, resamples: Resamples, there: Sequence[str], parents: Mapping[str, str]
+    ) -> None:
+        self._loader, self._resamples = loader, resamples
+        self.parents = {name: lam for name, lam in parents.items() if lam in there}
+        self._of_parents = {name: self._loaded(lam) for name, lam in self.parents.items()}
+
+    def parent(self, name: str) -> TaskMetrics:
+        """Return the metrics of a parent, compared with those of the other parents."""
+        return self._compared(self.parents[name], *self._of_parents[name])
+
+    def at(self, lam: str) -> TaskMetrics:
+        """Return the metrics at a λ, compared with those of the parents."""
+        return self._compared(lam, *self._loaded(lam))
+
+    def _loaded(self, lam: str) -> tuple[AnswerScores, Estimates]:
+        scores = self._loader.load(lam)
+        return scores, answer_estimates(scores, self._resamples)
+
+    def _compared(self, lam: str, scores: AnswerScores, estimates: Estimates) -> TaskMetrics:
         found = dict(estimates)
-        for name, parent in here.items():
+        for name, parent in self.parents.items():
             if parent != lam:
-                found |= _answer_differences(scores, estimates, of_parents[parent], name, drawn)
-        bins = answer_bins(scores, drawn.in_report)
-        yield TaskMetrics(lam, found, scores.left_out, loader.count, bins)
+                found |= _answer_differences(scores, estimates, self._of_parents[name], name, self._resamples)
+        bins = answer_bins(scores, self._resamples.in_report)
+        return TaskMetrics(lam, found, scores.left_out, self._loader.count, bins)
 
 
 def _answer_differences(
@@ -158,7 +176,7 @@ def begun(run: RunDir, task: str, lambdas: Sequence[str]) -> list[str]:
     return [lam for lam in lambdas if run.committed(task, lam) or run.committed(task, lam, "quarantine")]
 
 
-def _along(along_lambda: "_AlongLambda", there: Sequence[str]) -> Iterator[TaskMetrics]:
+def _along(along_lambda: "_AlongLambda | _AnswersAlongLambda", there: Sequence[str]) -> Iterator[TaskMetrics]:
     yield from map(along_lambda.parent, along_lambda.parents)
     # Threads are enough, because nearly all of the work is sums in compiled code. Each λ is computed by itself, so their
     # number changes no result.

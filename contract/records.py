@@ -16,9 +16,9 @@ from contract.rundir import RunDir
 T = TypeVar("T")
 
 # Only one kind of tasks has these fields in the file.
-_SCORED_ONLY = ("format", "shots", "seed", "template", "duplicates", "groups")
+_SCORED_ONLY = ("format", "shots", "seed", "template", "system_prompt", "duplicates", "groups")
 _SAMPLED_ONLY = ("samples", "temperature", "max_tokens", "stop_token_ids")
-_ANSWERED_ONLY = ("top_p", "top_k", "until", "normaliser", "metric")
+_ANSWERED_ONLY = ("top_p", "top_k", "until", "normaliser", "metric", "think_end_token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,7 @@ class TaskRecord:
     sha256: str | None = None  # the hash of the file
     requests_sha256: str | None = None
     chat_template_sha256: str | None = None
+    system_prompt: str | None = None  # what the chat template's system message says
     groups: tuple[str, ...] = ()  # the groups of lm-eval that it belongs to
     limit: int | None = None
     documents: int | None = None
@@ -122,6 +123,7 @@ class TaskRecord:
     until: tuple[str, ...] | None = None  # the texts that an output ends before
     normaliser: str | None = None  # says which answers are the same
     metric: str | None = None  # what an output is right by
+    think_end_token: str | None = None  # a text, or a token's id, that ends the thinking before an answer
 
     @property
     def is_sampled(self) -> bool:

@@ -126,6 +126,9 @@ GRADED = pa.schema(
         pa.field("answer_start", pa.int32(), nullable=False),  # the token of the output that the answer begins in
         pa.field("correct", pa.bool_(), nullable=False),  # whether the task's metric is 1
         pa.field("metrics", pa.map_(pa.string(), pa.float64()), nullable=False),  # by name, lm-eval's as metric,filter
+        pa.field(
+            "thinking_tokens", pa.int32()
+        ),  # tokens before the answer; null where no token was said to end thinking
     ]
 )
 

@@ -13,7 +13,7 @@ from contract.points import ONLY, by_name, parse_points
 from lambdasweep.aligned_flags import parse_aligned, parse_revisions
 from lambdasweep.config_file import read_toml
 from lambdasweep.settings import PairSettings, SamplingSettings, TaskSettings, as_flag, names_of, problems_of
-from lambdasweep.tasks.documents import FORMATS, TaskSpec
+from lambdasweep.tasks.documents import FORMATS, GENERATE, WRITTEN, TaskSpec
 from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, LmEvalSpec
 from lambdasweep.tasks.prompts import GenerateSpec
 
@@ -69,6 +69,7 @@ def load_config(
     values = read_toml(file, problems) if file else {}
     is_readable = not problems  # else what is missing may well be in the file
     given = {name: value for name, value in flags.items() if value is not None}
+    problems += _about_other_formats(values, given, file)
     # Flags win.
     rows: list[dict[str, Any]] = [row | _of(TaskSettings, given) for row in values.pop("task", [])]
     prompts: list[dict[str, Any]] = [row | _of(SamplingSettings, given) for row in values.pop("generate", [])]
@@ -122,6 +123,22 @@ def load_config(
         warnings=tuple(_warnings(values)),
         **{name: values[name] for name in ("refine", "margin", *ENGINE_FIELDS) if name in values},
     )
+
+
+def _about_other_formats(values: dict[str, Any], given: dict[str, Any], file: Path | None) -> Iterator[str]:
+    """Yield a line for each [[task]] that says how answers are written, and whose format has none.
+
+    What is said of all tasks at once is not about such a task, and is no mistake.
+    """
+    for index, row in enumerate(values.get("task", [])):
+        own = [name for name in WRITTEN if name in row]
+        form = given.get("format") or row.get("format") or values.get("format") or TaskSettings().format
+        if own and form != GENERATE and not str(row["file"]).startswith(PREFIX):
+            which = f"[[task]] {index + 1} ({row['name']})"
+            yield (
+                f"{file}: {which}: {', '.join(own)} {'is' if len(own) == 1 else 'are'} about answers that the model writes, "
+                f"and its format is {form}: leave {'it' if len(own) == 1 else 'them'} out, or give format generate"
+            )
 
 
 def _about_nothing(given: dict[str, Any], has_tasks: bool, has_prompts: bool) -> list[str]:
@@ -262,7 +279,7 @@ def _spec(row: dict[str, Any]) -> TaskSpec | LmEvalSpec:
     file = str(row["file"])
     if not file.startswith(PREFIX):
         return TaskSpec(**(row | {"file": Path(file)}))
-    known = ("shots", "limit", "seed", "template", "repeats", "temperature", "max_tokens", "normaliser")
+    known = ("shots", "limit", "seed", "template", "system_prompt", *WRITTEN)
     settings = {key: row[key] for key in known if key in row}
     return LmEvalSpec(file.removeprefix(PREFIX), name=row.get("name") or None, **settings)
 

@@ -76,8 +76,6 @@ def _row_problems(table: str, row: dict[str, Any], keys: Collection[str]) -> Ite
     if table == "task" and _is_of_lm_eval(row):
         if "format" in row:
             yield "a task of lm-eval has its own format: remove format"
-        if "until" in row:
-            yield "a task of lm-eval says itself what ends an answer: remove until"
     elif missing := [key for key in ("name", "file") if key not in row]:
         yield f"it needs {' and '.join(missing)}"
 

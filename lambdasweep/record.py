@@ -27,9 +27,21 @@ if TYPE_CHECKING:
 
 # Where the inputs lay does not matter, only what they were.
 _PLACES = {"source", "file"}
-_TASK_IDENTITY = ("sha256", "format", "shots", "limit", "seed", "template", "chat_template_sha256", "requests_sha256")
+_TASK_IDENTITY = (
+    *(
+        "sha256",
+        "format",
+        "shots",
+        "limit",
+        "seed",
+        "template",
+        "chat_template_sha256",
+        "system_prompt",
+        "requests_sha256",
+    ),
+)
 _SAMPLING = ("samples", "temperature", "max_tokens", "stop_token_ids")  # of generate tasks and of answers
-_ANSWERS = ("top_p", "top_k", "until", "normaliser", "metric")
+_ANSWERS = ("top_p", "top_k", "until", "normaliser", "metric", "think_end_token")
 
 
 def check_target(out: Location, record: str = "sweep.json", early: str = "requests") -> None:
@@ -136,12 +148,14 @@ def _answered(task: PreparedPrompts, spec: AnswerSpec) -> TaskRecord:
         shots=spec.shots,
         seed=spec.seed,
         template=task.built.template,
+        system_prompt=spec.system_prompt,
         groups=spec.groups,
         top_p=spec.top_p,
         top_k=spec.top_k,
         until=spec.until,
         normaliser=spec.normaliser,
         metric=spec.metric,
+        think_end_token=spec.think_end_token,
     )
 
 
@@ -156,6 +170,7 @@ def _scored(task: PreparedTask) -> TaskRecord:
         seed=spec.seed,
         template=built.template,
         chat_template_sha256=built.chat_template_sha256,
+        system_prompt=spec.system_prompt,
         documents=built.documents,
         requests=built.table.num_rows,
         duplicates=built.duplicates,

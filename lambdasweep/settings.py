@@ -46,7 +46,7 @@ def _normalisers(_: Mapping[str, Any]) -> Collection[str]:
 
 
 def _templates(_: Mapping[str, Any]) -> Collection[str]:
-    return "none", "chat"
+    return "none", "chat", "chat-turns"
 
 
 def _methods(_: Mapping[str, Any]) -> Collection[str]:
@@ -87,7 +87,9 @@ _MAX_TOKENS = Setting(
     default="64; of a task what it says, else 256",
 )
 _TEMPLATE = Setting(
-    "chat: contexts go through the aligned model's chat template, at every λ.", TASKS, choices=_templates
+    "chat: contexts go through the aligned model's chat template, at every λ; chat-turns: with shots as turns of their own.",
+    TASKS,
+    choices=_templates,
 )
 
 
@@ -110,7 +112,11 @@ class TaskSettings:
     limit: Annotated[int | None, _LIMIT] = None
     """How many of the remaining rows are evaluated, from the first on; None: all of them."""
     template: Annotated[str, _TEMPLATE] = "none"
-    """chat: everything up to the text that is scored goes into a user turn of the aligned model's chat template."""
+    """chat: everything up to the text that is scored goes into a user turn of the aligned model's chat template; chat-turns:
+    each solved example is a user's turn and an assistant's turn before it (lm-eval's `fewshot_as_multiturn`)."""
+    system_prompt: Annotated[
+        str | None, Setting("What the chat template's system message says.", TASKS, "TEXT", default="no such message")
+    ] = None
     repeats: Annotated[
         int | None,
         Setting(
@@ -128,10 +134,10 @@ class TaskSettings:
     until: Annotated[
         str | None,
         Setting(
-            "Text that ends an answer of the format generate; \\n is a new line.",
+            "Text that ends an answer that the model writes; \\n is a new line.",
             TASKS,
             "TEXT",
-            default="an empty line where there are shots, else none",
+            default="what the task says; of the format generate an empty line where there are shots",
         ),
     ] = None
     normaliser: Annotated[
@@ -144,9 +150,23 @@ class TaskSettings:
         ),
     ] = None
 
+    think_end_token: Annotated[
+        str | None,
+        Setting(
+            "Text, or id of the token, that ends the thinking before an answer.",
+            TASKS,
+            "TEXT",
+            default="all of an output is the answer",
+        ),
+    ] = None
+
     @property
     def chat(self) -> bool:
-        return self.template == "chat"
+        return self.template != "none"
+
+    @property
+    def as_turns(self) -> bool:
+        return self.template == "chat-turns"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,11 +181,11 @@ class SamplingSettings:
     limit: Annotated[int | None, _LIMIT] = None
     """How many prompts are taken, from the first on; None: all of them."""
     template: Annotated[str, _TEMPLATE] = "none"
-    """chat: each prompt becomes a user turn of the aligned model's chat template."""
+    """chat, or chat-turns: each prompt becomes a user turn of the aligned model's chat template."""
 
     @property
     def chat(self) -> bool:
-        return self.template == "chat"
+        return self.template != "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -181,7 +181,9 @@ def _sources(root: str, prepared: Prepared) -> "dict[str, Source]":
         asked, built = prompts.spec, prompts.built
         sampling = Sampling(asked.samples, float(asked.temperature), asked.max_tokens, built.stop_token_ids)
         if isinstance(asked, AnswerSpec):
-            sampling = dataclasses.replace(sampling, top_p=asked.top_p, top_k=asked.top_k, until=asked.until)
+            sampling = dataclasses.replace(
+                sampling, top_p=asked.top_p, top_k=asked.top_k, until=asked.until, think_end_token=asked.think_end_token
+            )
         found[name] = GenerateSource(root, name, built.table, built.requests_sha256, sampling, built.tokenizer)
     return found
 

@@ -261,7 +261,10 @@ class Engine:
         """
         from vllm import SamplingParams
 
-        until = [text for text in sampling.until or () if text] if tokenizer is not None else []
+        # Where a model thinks first, a text of `until` may stand in its thoughts: then end tokens alone end a sample, as in
+        # lm-eval's vllm model.
+        is_seen = tokenizer is not None and sampling.think_end_token is None
+        until = [text for text in sampling.until or () if text] if is_seen else []
         processor = self._llm.llm_engine.output_processor  # the engine itself was started without a tokenizer
         processor.tokenizer = tokenizer if until else None
         try:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from contract import schemas
+from contract.thinking import answer_part
 from serve.engine import Engine
 from serve.hooks.seeded_draws import Draw, Drawn
 from serve.refusals import refuse_prompt
@@ -82,7 +83,7 @@ def sample_unit(
     ]
     bad = [(request_id, reasons[request_id]) for request_id in ids if request_id in reasons]
     return UnitSamples(
-        _table(rows, lam, set(stops), decode, sampling.until or ()),
+        _table(rows, lam, set(stops), decode, sampling),
         pa.table({"request_id": [one for one, _ in bad], "reason": [why for _, why in bad]}, schema=schemas.QUARANTINE),
         prompt_tokens=answers.prompt_tokens,
         cached_tokens=answers.cached_tokens,
@@ -111,12 +112,13 @@ def _table(
     lam: str,
     stops: set[int],
     decode: Callable[[Sequence[int]], str],
-    until: Sequence[str],
+    sampling: Sampling,
 ) -> pa.Table:
     texts = []
     for *_, drawn in rows:
         ends = drawn.token_ids and drawn.token_ids[-1] in stops
-        texts.append(cut(decode(drawn.token_ids[:-1] if ends else drawn.token_ids), until))
+        part = answer_part(drawn.token_ids[:-1] if ends else drawn.token_ids, decode, sampling.think_end_token)
+        texts.append(cut(part.text, sampling.until or ()))
     columns = {
         "request_id": [request_id for request_id, *_ in rows],
         "sample": [sample for _, sample, *_ in rows],

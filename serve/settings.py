@@ -91,6 +91,8 @@ class Sampling:
     top_k: int = 0  # so many likeliest tokens are drawn from; 0: all
     until: tuple[str, ...] | None = None
     """The texts that a sample ends before, for outputs that are answers; None for samples that are no answers."""
+    think_end_token: str | None = None
+    """What ends the thinking before an answer (`contract.thinking`): only the text behind it ends before one of `until`."""
 
 
 def installed_device() -> str:

@@ -16,7 +16,7 @@ from contract.records import ParentRecord, Plan, SweepRecord, TaskRecord, read_a
 from contract.rundir import RunDir
 
 # What makes a task another one, as far as a plan tells; tokenizers, and with them requests, differ between pairs.
-_SAME = ("sha256", "format", "shots", "limit", "seed", "template", "documents", "scored_as")
+_SAME = ("sha256", "format", "shots", "limit", "seed", "template", "system_prompt", "documents", "scored_as")
 
 
 @dataclass(frozen=True, slots=True)

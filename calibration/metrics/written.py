@@ -48,7 +48,7 @@ def per_document(scores: AnswerScores) -> dict[str, Floats]:
 
     mean_at_k: the share of the outputs that are right; vote_at_k: whether the voted answer is right; pass_at_k: whether any
     output is right; pass_at_<j>: `pass_at` for a smaller number; single_cluster: whether all outputs say the same;
-    distinct_answers: the number of different answers; length, cut, token_entropy: those of `AnswerScores`.
+    distinct_answers: the number of different answers; length, cut, token_entropy, thinking: those of `AnswerScores`.
     """
     found = {
         "mean_at_k": scores.correct.mean(axis=1),
@@ -62,6 +62,8 @@ def per_document(scores: AnswerScores) -> dict[str, Floats]:
     }
     for count in counts_of_pass(scores.samples):
         found[f"pass_at_{count}"] = pass_at(scores.correct, count)
+    if scores.thinking is not None:
+        found["thinking"] = scores.thinking
     if scores.samples == 1:
         for name in ("vote_at_k", "pass_at_k", "single_cluster", "distinct_answers"):
             del found[name]

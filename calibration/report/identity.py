@@ -11,7 +11,16 @@ from contract.rundir import RunDir
 SHOWN_IDS = 20
 _TASK_KEYS = (
     *("file", "format", "shots", "limit", "seed", "documents", "requests", "duplicates"),
-    *("samples", "temperature", "max_tokens", "stop_token_ids", "template", "chat_template_sha256", "sha256"),
+    *(
+        "samples",
+        "temperature",
+        "max_tokens",
+        "stop_token_ids",
+        "template",
+        "chat_template_sha256",
+        "system_prompt",
+        "sha256",
+    ),
 )
 
 

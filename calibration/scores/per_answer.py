@@ -1,7 +1,7 @@
 """Written answers become arrays over documents: how sure the model was of each output, and which outputs say the same.
 
-An output's confidences are made of the log-probabilities of its tokens, those that end it included, under the model at
-temperature 1:
+An output's confidences are made of the log-probabilities of its tokens, those that end it included and those of thinking
+before its answer left out, under the model at temperature 1:
 
     sum      the probability of the whole output
     tokens   the geometric mean of its tokens' probabilities
@@ -55,6 +55,9 @@ class AnswerScores:
     cut: Floats  # [S] the share of the outputs that were cut at the limit
     entropy: Floats  # [S] the mean over all tokens of the entropy that they were drawn from, in nats
     left_out: LeftOut
+    thinking: Floats | None = (
+        None  # [S] tokens before an answer, the mean over the outputs; None where nothing ends them
+    )
 
     @property
     def samples(self) -> int:
@@ -74,6 +77,7 @@ class AnswerScores:
             self.cut[kept],
             self.entropy[kept],
             self.left_out,
+            None if self.thinking is None else self.thinking[kept],
         )
 
 
@@ -158,12 +162,18 @@ def answer_scores(
         )
     entropies = generations["entropies"].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float64)
     begins = np.cumsum(lengths) - lengths
+    thinks = graded["thinking_tokens"].null_count < len(graded)
+    thinking = pc.fill_null(graded["thinking_tokens"], 0).to_numpy().astype(np.int64)
+    # Of an output that ends with its thinking, the last token stands for the answer that is not there.
+    before = np.minimum(thinking, lengths - 1)
+    place = np.arange(len(values)) - np.repeat(begins, lengths)
+    of_answers = np.where(place < np.repeat(before, lengths), 0.0, values)  # log-probabilities are at most 0
     if len(lengths):
-        sums, lowest = np.add.reduceat(values, begins), np.minimum.reduceat(values, begins)
+        sums, lowest = np.add.reduceat(of_answers, begins), np.minimum.reduceat(of_answers, begins)
         entropy = np.add.reduceat(entropies, begins)
     else:
         sums = lowest = entropy = np.empty(0)
-    logs = {"sum": sums, "tokens": sums / lengths, "lowest": lowest, "first": values[begins + start]}
+    logs = {"sum": sums, "tokens": sums / (lengths - before), "lowest": lowest, "first": values[begins + start]}
     correct = graded["correct"].combine_chunks().to_numpy(zero_copy_only=False).reshape(shape)
     classes = graded["answer_class"].combine_chunks().dictionary_encode().indices.to_numpy().reshape(shape)
     voted, votes, different = _vote(classes, correct)
@@ -180,6 +190,7 @@ def answer_scores(
         cut=is_cut.reshape(shape).mean(axis=1),
         entropy=entropy.reshape(shape).sum(axis=1) / per_document.sum(axis=1),
         left_out=left_out,
+        thinking=thinking.reshape(shape).mean(axis=1) if thinks else None,
     )
 
 

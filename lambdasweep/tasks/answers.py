@@ -12,8 +12,8 @@ import pyarrow as pa
 from contract.errors import TaskError
 from contract.schemas import PROMPTS
 from lambdasweep.tasks.chat import ChatTemplate
-from lambdasweep.tasks.documents import TaskFile
-from lambdasweep.tasks.formats import TEMPLATES, draw_shots, render, shots_text
+from lambdasweep.tasks.documents import TaskFile, unescaped
+from lambdasweep.tasks.formats import draw_shots, in_chat, render, template_of
 from lambdasweep.tasks.normalise import NORMALISERS, is_right
 from lambdasweep.tasks.prompts import BuiltPrompts
 from lambdasweep.tasks.requests import batches, content_sha256
@@ -33,6 +33,7 @@ class AnswerSpec:
         until: the texts that an output ends before, the end token's text among them.
         normaliser: one of `normalise.NORMALISERS`.
         metric: what an output is right by, where it is 1: exact_match, or lm-eval's `metric,filter`.
+        think_end_token: a text, or a token's id, that ends the thinking before an answer.
     """
 
     name: str
@@ -50,6 +51,8 @@ class AnswerSpec:
     normaliser: str
     metric: str
     chat: bool = False
+    system_prompt: str | None = None
+    think_end_token: str | None = None
     groups: tuple[str, ...] = ()
 
 
@@ -136,18 +139,11 @@ def answers_of(
         raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", no_answer)
     chat = chat if spec.chat else None
     shots, documents = draw_shots(file.documents, spec.shots, spec.limit, spec.seed)
-    front = shots_text(shots, file.kind, spec.format)
     prompts = [render(document, file.kind, spec.format) for document in documents]
-    texts = [front + prompt.context for prompt in prompts]
-    if chat is not None:
-        try:
-            texts = [chat([{"role": "user", "content": text}]) for text in texts]
-        except Exception as error:  # a template is a program, which may raise anything
-            problem = f"the chat template does not render it ({type(error).__name__}: {error})"
-            raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", [problem]) from error
+    texts = [prompt.context for prompt in in_chat(prompts, shots, file.kind, spec, chat)]
     until: tuple[str, ...] = ("\n\n",) if spec.shots and spec.until is None else ()
     if spec.until:
-        until = (spec.until.replace("\\n", "\n"),)
+        until = (unescaped(spec.until),)
     temperature = float(spec.temperature or 0.0)
     settled = AnswerSpec(
         name=spec.name,
@@ -165,6 +161,8 @@ def answers_of(
         normaliser=kind,
         metric=METRIC,
         chat=spec.chat,
+        system_prompt=spec.system_prompt,
+        think_end_token=spec.think_end_token,
     )
     table = prompts_table([document.doc_id for document in documents], texts, tokenizer)
     built = BuiltPrompts(
@@ -175,7 +173,7 @@ def answers_of(
         stop_token_ids=end_tokens(stop_token_ids, tokenizer),
         tokenizer=tokenizer,
         chat_template_sha256=chat.sha256 if chat else None,
-        template=TEMPLATES[file.kind, spec.format],
+        template=template_of(file.kind, spec),
     )
     return settled, built, RowGrader(tuple(document.choices for document in documents), settled.normaliser)
 

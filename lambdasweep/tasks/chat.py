@@ -40,6 +40,12 @@ class ChatTemplate:
             return False
         return True
 
+    def check_system(self, system_prompt: str | None) -> list[str]:
+        """Return what is wrong with a system prompt, if anything: it must not be left out in silence."""
+        if system_prompt is None or self.takes_system:
+            return []
+        return ["the aligned model's chat template takes no system message: leave --system-prompt out"]
+
     def __call__(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True) -> str:
         """Render messages; system messages are left out where the template refuses them, as lm-eval does.
 

@@ -30,7 +30,8 @@ MAX_CHOICES = {"cloze": 2**15 - 1, "letters": 26}
 GENERATE = "generate"  # the format of rows whose answers the model writes
 FORMATS = (*MAX_CHOICES, GENERATE)
 MAX_SHOWN = 20
-WRITTEN = ("repeats", "temperature", "max_tokens", "until", "normaliser")  # settings of answers that the model writes
+# Settings of answers that the model writes.
+WRITTEN = ("repeats", "temperature", "max_tokens", "until", "normaliser", "think_end_token")
 LEAST_TEMPERATURE = 0.01  # vLLM raises temperatures between 0 and 0.01 to 0.01
 _ROWS_SHOWN = 5
 _ROW = re.compile(r"line (\d+): ")
@@ -100,7 +101,7 @@ def read_documents(spec: TaskSpec) -> TaskFile:
     if spec.format != GENERATE:  # what is said of all tasks and samples at once is not about this one
         asked |= dict.fromkeys(WRITTEN)
     problems = check_name(spec.name) + problems_of(asked, TaskSettings, str)
-    problems += temperature_problems(asked["temperature"])
+    problems += temperature_problems(asked["temperature"]) + system_problems(spec.system_prompt, spec.chat)
     data = read_bytes(spec.name, spec.file, problems)
     documents: list[Document] = []
     ids: list[Any] = []
@@ -130,6 +131,18 @@ def read_documents(spec: TaskSpec) -> TaskFile:
         raise task_error(spec.name, spec.file, problems)
     known, warnings = named(spec.name, documents, ids)
     return TaskFile(spec, next(iter(first)), known, hashlib.sha256(data).hexdigest(), warnings)
+
+
+def system_problems(system_prompt: str | None, chat: bool) -> list[str]:
+    """Return what is wrong with a system prompt, if anything."""
+    if system_prompt is None or chat:
+        return []
+    return ["there is a system prompt and no chat template that it would go into: give --template chat, too"]
+
+
+def unescaped(until: str) -> str:
+    """Return the text that `--until` means: a shell hands over a new line as a backslash and an n."""
+    return until.replace("\\n", "\n")
 
 
 def read_bytes(name: str, file: Path, problems: list[str]) -> bytes:

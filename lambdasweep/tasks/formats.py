@@ -9,8 +9,9 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from contract.errors import TaskError
 from lambdasweep.tasks.chat import ChatTemplate
-from lambdasweep.tasks.documents import Document, Kind
+from lambdasweep.tasks.documents import Document, Kind, TaskSpec
 
 SHOT_SEPARATOR = "\n\n"
 
@@ -63,12 +64,56 @@ def render(document: Document, kind: Kind, format: str) -> RenderedDocument:
     return RenderedDocument(context, tuple(answers), tuple(len(answer.encode()) for answer in answers))
 
 
-def in_chat(prompt: RenderedDocument, chat: ChatTemplate) -> RenderedDocument:
-    """Return the prompt with its context as the only user turn, and its answers at the beginning of the assistant's turn.
+def in_chat(
+    prompts: Sequence[RenderedDocument],
+    shots: Sequence[Document],
+    kind: Kind,
+    spec: TaskSpec,
+    chat: ChatTemplate | None,
+) -> list[RenderedDocument]:
+    """Return the prompts of documents with the solved examples in front, through the chat template where there is one.
 
-    Only the template's own text stands between the two turns: as in lm-evaluation-harness, the delimiter is dropped.
+    In a chat the context is the last user turn, and the answers stand at the beginning of the assistant's turn. Only the
+    template's own text stands between the two turns: as in lm-evaluation-harness, the delimiter is dropped. The examples are
+    in the same turn, or each is two turns of its own.
+
+    Args:
+        prompts: of the documents.
+        shots: the solved examples.
+        kind: of the documents.
+        spec: the task; its format and its template count here.
+        chat: the chat template, or None.
+
+    Raises:
+        TaskError: the template does not render, or takes no system message.
     """
-    return replace(prompt, context=chat([{"role": "user", "content": prompt.context}]), delimiter="")
+    if chat is None or not spec.as_turns:
+        front = shots_text(shots, kind, spec.format)
+        prompts = [replace(prompt, context=front + prompt.context) for prompt in prompts]
+    if chat is None:
+        return list(prompts)
+    if problems := chat.check_system(spec.system_prompt):
+        raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", problems)
+    before = [_turn("system", spec.system_prompt)] if spec.system_prompt is not None else []
+    for document in shots if spec.as_turns else ():
+        solved = render(document, kind, spec.format)
+        before += [_turn("user", solved.context), _turn("assistant", solved.answers[document.gold])]
+    try:
+        return [
+            replace(prompt, context=chat([*before, _turn("user", prompt.context)]), delimiter="") for prompt in prompts
+        ]
+    except Exception as error:  # a template is a program, which may raise anything
+        problem = f"the chat template does not render it ({type(error).__name__}: {error})"
+        raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", [problem]) from error
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def template_of(kind: Kind, spec: TaskSpec) -> str:
+    """Return what is recorded of how documents become texts."""
+    return TEMPLATES[kind, spec.format] + ("; examples as turns" if spec.as_turns and spec.shots else "")
 
 
 def draw_shots(

@@ -4,7 +4,7 @@ A table depends on the committed outputs and on the task alone. It is written at
 installed, so that whoever reads the run directory later needs neither lm-eval nor a tokenizer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ from contract.damage import read_or_problem
 from contract.points import order
 from contract.records import Plan
 from contract.rundir import RunDir, commit_table, identity_of
+from contract.thinking import answer_part
 from lambdasweep.tasks.answers import Grader
 from lambdasweep.tasks.prompts import BuiltPrompts
 from lambdasweep.tasks.tokens import Tokenizer
@@ -58,40 +59,73 @@ def write_graded(
         generations = run.generations(task, lam)
         if len(run.damaged) > damaged:
             continue  # its units are sampled again, and then they are graded
-        commit_table(path, graded_table(generations, lam, grader, built.tokenizer), own)
+        commit_table(path, graded_table(generations, lam, grader, built.tokenizer, record.think_end_token), own)
         run.damaged.pop(path, None)
 
 
-def graded_table(generations: pa.Table, lam: str, grader: Grader, tokenizer: Tokenizer) -> pa.Table:
+def graded_table(
+    generations: pa.Table, lam: str, grader: Grader, tokenizer: Tokenizer, think_end_token: str | None = None
+) -> pa.Table:
     """Return `schemas.GRADED` of the outputs at one λ, in their order."""
     requests, texts = generations["request_id"].to_pylist(), generations["text"].to_pylist()
     grades = grader.grade(list(zip(requests, texts, strict=True)))
+    starts, thinking = [], []
+    for ids, text, grade in zip(generations["token_ids"].to_pylist(), texts, grades, strict=True):
+        starts.append(answer_start(tokenizer, ids, text, grade.answer, grade.start, think_end_token))
+        thinking.append(None if think_end_token is None else thinking_tokens(tokenizer, ids, think_end_token))
     columns = {
         "request_id": requests,
         "sample": generations["sample"],
         **schemas.place_columns(lam, len(requests)),
         "answer": [grade.answer for grade in grades],
         "answer_class": [grade.answer_class for grade in grades],
-        "answer_start": [
-            answer_start(tokenizer, ids, text, grade.answer, grade.start)
-            for ids, text, grade in zip(generations["token_ids"].to_pylist(), texts, grades, strict=True)
-        ],
+        "answer_start": starts,
         "correct": [grade.correct for grade in grades],
         "metrics": [sorted(grade.metrics.items()) for grade in grades],
+        "thinking_tokens": thinking,
     }
     return pa.table(columns, schema=schemas.GRADED)
 
 
 def answer_start(
-    tokenizer: Tokenizer, token_ids: Sequence[int], text: str, answer: str, start: int | None = None
+    tokenizer: Tokenizer,
+    token_ids: Sequence[int],
+    text: str,
+    answer: str,
+    start: int | None = None,
+    think_end_token: str | None = None,
 ) -> int:
     """Return the place of the token that an answer begins in: at `start`, or where it stands in the text for the last time.
 
-    It is 0 where there is no answer, or a filter made something of it that does not stand in the text.
+    Where there is no answer, or a filter made something of it that does not stand in the text, it is that of the first token
+    of the text, which is 0 unless the model thought before.
     """
     place = -1 if not answer else text.rfind(answer) if start is None else start
-    if place < 0:
+    if think_end_token is None and place < 0:
         return 0
+    part = answer_part(token_ids, _decoded(tokenizer), think_end_token)
+    rest = token_ids[part.first :]
+    last = max(len(token_ids) - 1, 0)
+    return min(part.first + _token_at(tokenizer, rest, part.offset + max(place, 0)), last)
+
+
+def thinking_tokens(tokenizer: Tokenizer, token_ids: Sequence[int], think_end_token: str) -> int:
+    """Return how many tokens of an output come before its answer, with those that end thinking; 0 where it did not end."""
+    part = answer_part(token_ids, _decoded(tokenizer), think_end_token)
+    if not part.is_after:
+        return 0
+    if not part.text:
+        return len(token_ids)
+    return part.first + _token_at(tokenizer, token_ids[part.first :], part.offset)
+
+
+def _decoded(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]:
+    return lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _token_at(tokenizer: Tokenizer, token_ids: Sequence[int], place: int) -> int:
+    """Return which token a place of the text of some tokens is in."""
+    text = tokenizer.decode(token_ids, skip_special_tokens=True)
     low, high = 0, len(token_ids) - 1  # the token is among these
     while low < high:
         middle = (low + high) // 2

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -15,7 +15,7 @@ from contract.errors import TaskError
 from contract.schemas import REQUESTS
 from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import TaskFile, TaskSpec, read_documents
-from lambdasweep.tasks.formats import TEMPLATES, RenderedDocument, draw_shots, in_chat, render, shots_text
+from lambdasweep.tasks.formats import draw_shots, in_chat, render, template_of
 from lambdasweep.tasks.tokens import Encoded, Ints, Tokenizer, encode_pairs, prefix_of
 
 # The prefix that all documents share is computed once per shard. A shard has so many times its tokens, so it is 2 % of them.
@@ -78,11 +78,8 @@ def requests_of(file: TaskFile, tokenizer: Tokenizer, chat: ChatTemplate | None 
     spec = file.spec
     chat = chat if spec.chat else None
     shots, documents = draw_shots(file.documents, spec.shots, spec.limit, spec.seed)
-    front = shots_text(shots, file.kind, spec.format)
     prompts = [render(document, file.kind, spec.format) for document in documents]
-    prompts = [replace(prompt, context=front + prompt.context) for prompt in prompts]
-    if chat is not None:
-        prompts = _in_chat(spec, prompts, chat)
+    prompts = in_chat(prompts, shots, file.kind, spec, chat)
     bare = [document.line for document, prompt in zip(documents, prompts, strict=True) if not prompt.context.strip()]
     if bare and prefix_of(tokenizer) is None:
         problem = f"{_lines(bare)}: empty context, and the tokenizer has neither BOS nor EOS to use: fill it in"
@@ -115,19 +112,11 @@ def requests_of(file: TaskFile, tokenizer: Tokenizer, chat: ChatTemplate | None 
         + tuple(f"task {spec.name}: {what}: {len(at)} ({_lines(at)})" for at, what in concerns if at),
         sha256=file.sha256,
         requests_sha256=content_sha256(table),
-        template=TEMPLATES[file.kind, spec.format],
+        template=template_of(file.kind, spec),
         one_token=bool((lengths - starts == 1).all()),
         scored_as=file.kind,
         chat_template_sha256=chat.sha256 if chat else None,
     )
-
-
-def _in_chat(spec: TaskSpec, prompts: Sequence[RenderedDocument], chat: ChatTemplate) -> list[RenderedDocument]:
-    try:
-        return [in_chat(prompt, chat) for prompt in prompts]
-    except Exception as error:  # a template is a program, which may raise anything
-        problem = f"the chat template does not render it ({type(error).__name__}: {error})"
-        raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", [problem]) from error
 
 
 def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -1,7 +1,7 @@
 """This module finds the task objects of lm-evaluation-harness for the task that a user names.
 
 Documents, prompts, examples and targets are those of lm-eval's objects, which are set up as its `simple_evaluate` sets them
-up; with a chat template that is done as with `apply_chat_template=True, fewshot_as_multiturn=False`. lm-eval is imported
+up; with a chat template that is done as with `apply_chat_template=True`. lm-eval is imported
 where it is used, because it is an optional extra.
 """
 
@@ -24,7 +24,7 @@ from contract.errors import InputError, TaskError
 from lambdasweep.settings import TaskSettings, problems_of
 from lambdasweep.tasks.answers import MAX_TOKENS, greedy_warnings
 from lambdasweep.tasks.chat import ChatTemplate
-from lambdasweep.tasks.documents import check_name, temperature_problems
+from lambdasweep.tasks.documents import check_name, system_problems, temperature_problems, unescaped
 
 PREFIX = "lm-eval:"
 VERSION = "0.4.13"  # this package was compared with the tokens and the evaluator of this version
@@ -49,9 +49,13 @@ class LmEvalSpec:
         shots: how many solved examples stand in front of every document; None takes as many as the task says.
         limit: how many documents of each task are evaluated, from the first on; None evaluates all of them.
         seed: the seed that the examples are drawn with.
-        template: chat puts documents and examples into a user turn of the aligned model's chat template.
-        repeats, temperature, max_tokens: take the place of what a task says whose answers the model writes.
+        template: chat puts documents and examples into a user turn of the aligned model's chat template, chat-turns each
+            example into two turns of its own.
+        system_prompt: lm-eval's `system_instruction`.
+        repeats, temperature, max_tokens, until: take the place of what a task says whose answers the model writes; until is
+            one text, in which a backslash and an n are a new line.
         normaliser: says which of these answers are the same.
+        think_end_token: ends the thinking before these answers; an argument of lm-eval's models.
     """
 
     source: str
@@ -60,14 +64,17 @@ class LmEvalSpec:
     limit: int | None = None
     seed: int = SEED
     template: str = "none"
+    system_prompt: str | None = None
     repeats: int | None = None
     temperature: float | None = None
     max_tokens: int | None = None
+    until: str | None = None
     normaliser: str | None = None
+    think_end_token: str | None = None
 
     @property
     def chat(self) -> bool:
-        return self.template == "chat"
+        return self.template != "none"
 
     @property
     def is_file(self) -> bool:
@@ -104,6 +111,7 @@ class Outputs:
     normaliser: str
     metric: str
     filters: tuple[str, ...]
+    think_end_token: str | None = None
 
     @property
     def samples(self) -> int:
@@ -124,6 +132,8 @@ class LmEvalTask:
     seed: int
     format: str = "lm-eval"
     chat: ChatTemplate | None = None
+    system_prompt: str | None = None
+    as_turns: bool = False  # whether its examples are turns of their own
     groups: tuple[str, ...] = ()  # the names here of the groups that it belongs to, directly or through another group
     outputs: Outputs | None = None  # how its answers are written; None where log-likelihoods are scored
 
@@ -159,6 +169,8 @@ def load_lm_eval(spec: LmEvalSpec, chat: ChatTemplate | None = None) -> LmEvalTa
     _check_installed()
     chat = chat if spec.chat else None
     problems = problems_of(asdict(spec), TaskSettings, str) + temperature_problems(spec.temperature)
+    problems += system_problems(spec.system_prompt, spec.chat)
+    problems += chat.check_system(spec.system_prompt) if chat else []
     if spec.name is not None:
         problems += check_name(spec.name)
     if problems:
@@ -204,6 +216,8 @@ def load_lm_eval(spec: LmEvalSpec, chat: ChatTemplate | None = None) -> LmEvalTa
             limit=spec.limit,
             seed=spec.seed,
             chat=None if task.OUTPUT_TYPE == ROLLING else chat,
+            system_prompt=None if task.OUTPUT_TYPE == ROLLING else spec.system_prompt,
+            as_turns=spec.template == "chat-turns" and task.OUTPUT_TYPE != ROLLING,
             groups=tuple(names[group] for group, one in groups.items() if task in one.get_all_tasks()),
             outputs=outputs[name],
         )
@@ -313,6 +327,8 @@ def _asked_for(spec: LmEvalSpec) -> dict[str, Any]:
         found |= {"do_sample": spec.temperature > 0, "temperature": float(spec.temperature)}
     if spec.max_tokens is not None:
         found["max_gen_toks"] = spec.max_tokens
+    if spec.until is not None:
+        found["until"] = [unescaped(spec.until)] if spec.until else []
     return found
 
 
@@ -322,8 +338,9 @@ def _ask(name: str, task: Any, spec: LmEvalSpec, chat: ChatTemplate | None) -> t
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
             task.build_all_requests(
                 limit=spec.limit,
+                system_instruction=spec.system_prompt if chat is not None else None,
                 apply_chat_template=chat is not None,
-                fewshot_as_multiturn=False,
+                fewshot_as_multiturn=spec.template == "chat-turns",
                 chat_template=chat,
             )
         documents = list(task.doc_iterator(limit=spec.limit))
@@ -394,6 +411,7 @@ def _outputs(name: str, task: Any, asked: Sequence[Asked], spec: LmEvalSpec) -> 
         normaliser=spec.normaliser or "auto",
         metric=metric,
         filters=filters,
+        think_end_token=spec.think_end_token,
     )
 
 

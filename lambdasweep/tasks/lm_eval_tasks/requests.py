@@ -70,6 +70,8 @@ def build_answers(
         normaliser=asked.normaliser,
         metric=asked.metric,
         chat=source.chat is not None,
+        system_prompt=source.system_prompt,
+        think_end_token=asked.think_end_token,
         groups=source.groups,
     )
     doc_ids = [f"{source.task.task_name}/{one.number}" for one in source.asked]
@@ -82,7 +84,7 @@ def build_answers(
         stop_token_ids=end_tokens(stop_token_ids, tokenizer),
         tokenizer=tokenizer,
         chat_template_sha256=source.chat.sha256 if source.chat else None,
-        template=f"lm-eval {VERSION} {source.task.OUTPUT_TYPE}",
+        template=_template(source),
     )
     rows = tuple(((source.name, place, place + 1),) for place in range(len(source.asked)))
     return BuiltLmEvalTask(source, {source.name: built}, rows), spec
@@ -187,13 +189,18 @@ def _build(
             warnings=tuple(f"task {source.name}: {what}: {int(at.sum())}" for at, what in concerns if at.any()),
             sha256=identity,
             requests_sha256=content_sha256(table),
-            template=f"lm-eval {VERSION} {source.task.OUTPUT_TYPE}",
+            template=_template(source),
             one_token=bool((lengths - starts == 1).all()),
             scored_as=scored_as,
             chat_template_sha256=source.chat.sha256 if source.chat else None,
         ),
         counts,
     )
+
+
+def _template(source: LmEvalTask) -> str:
+    turns = "; examples as turns" if source.as_turns and source.shots else ""
+    return f"lm-eval {VERSION} {source.task.OUTPUT_TYPE}{turns}"
 
 
 def _identity(source: LmEvalTask) -> str:

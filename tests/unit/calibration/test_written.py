@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -249,3 +250,43 @@ def test_tables_that_do_not_fit_are_refused(run: RunDir) -> None:
     add_outputs(run, "sums", "0.5", {0: [("yes", True, [-0.1, 0.3], 0, False)] * SAMPLES})
     with pytest.raises(LambdasweepError, match="a token no log-probability"):
         analyse(run, resamples=2)
+
+
+def test_lambdas_are_computed_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two λs that are no parents are worked on at the same time, and the numbers are those of one core."""
+    run, between = RunDir(tmp_path), ("0.25", "0.5")
+    add_written(run, "sums", 8, ("0", *between, "1"), 2)
+    for number, lam in enumerate(("0", *between, "1")):
+        add_outputs(run, "sums", lam, outputs(number, 8, 2))
+    monkeypatch.setattr("calibration.task_at_lambda.cores", lambda: 1)
+    expected = analyse(run, resamples=20).metrics
+    together, load = threading.Barrier(2, timeout=30), AnswerLoader.load
+
+    def waits(self: AnswerLoader, lam: str) -> AnswerScores:
+        if lam in between:
+            together.wait()
+        return load(self, lam)
+
+    monkeypatch.setattr(AnswerLoader, "load", waits)
+    monkeypatch.setattr("calibration.task_at_lambda.cores", lambda: 2)
+    assert analyse(run, resamples=20).metrics.equals(expected)
+
+
+def test_confidences_are_those_of_the_answer_behind_the_thoughts(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    rows = {d: [("yes", d % 2 == 0, [-4.0, -2.0, -0.5, -0.25], 3, False)] for d in range(8)}
+    for task, thinking in (("thinks", 2), ("whole", None), ("only", 9)):
+        add_written(run, task, 8, ("0",), 1)
+        add_outputs(run, task, "0", rows, thinking=thinking)
+    plan = read_plan(run)
+    found = {task: AnswerLoader(run, task, plan[task]).load("0") for task in plan}
+    logs = {task: {name: float(values[0, 0]) for name, values in one.logs.items()} for task, one in found.items()}
+    assert logs["thinks"] == {"sum": -0.75, "tokens": -0.375, "lowest": -0.5, "first": -0.25}
+    assert logs["whole"] == {"sum": -6.75, "tokens": -1.6875, "lowest": -4.0, "first": -0.25}
+    assert logs["only"] == {"sum": -0.25, "tokens": -0.25, "lowest": -0.25, "first": -0.25}
+    rows_of = analyse(run, resamples=20).metrics.to_pylist()
+    thought = {(row["task"], row["split"]): row["value"] for row in rows_of if row["metric"] == "thinking"}
+    assert {task for task, _ in thought} == {"thinks", "only"}
+    assert thought["thinks", "all"] == 2.0
+    lengths = {row["task"]: row["value"] for row in rows_of if (row["metric"], row["split"]) == ("length", "all")}
+    assert lengths == dict.fromkeys(("thinks", "whole", "only"), 4.0)

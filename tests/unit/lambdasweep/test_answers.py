@@ -5,6 +5,8 @@ The tasks are YAML files over local JSON, and outputs are made up, so nothing is
 
 import json
 import re
+import sys
+import types
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,19 +19,24 @@ import pytest
 import yaml
 
 from contract import schemas
-from contract.errors import InputError, TaskError
+from contract.errors import EngineError, InputError, TaskError
 from contract.records import TaskRecord, read_plan
 from contract.rundir import RunDir, commit_json, commit_table
+from contract.thinking import answer_part
+from lambdasweep.config import load_config
 from lambdasweep.tasks import LmEvalSpec, load_tokenizer
 from lambdasweep.tasks.answers import RowGrader, answers_of
 from lambdasweep.tasks.documents import TaskSpec, read_documents
-from lambdasweep.tasks.grading import answer_start, write_graded
+from lambdasweep.tasks.grading import answer_start, thinking_tokens, write_graded
 from lambdasweep.tasks.lm_eval_tasks.grade import LmEvalGrader
 from lambdasweep.tasks.lm_eval_tasks.load import load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import LEFT_OUT, write_outcomes
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask, build_answers, build_instances
 from lambdasweep.tasks.normalise import NORMALISERS, is_right
+from serve.engine import Engine
+from serve.hooks.seeded_draws import Draw
 from serve.sampling import cut
+from serve.settings import Sampling
 from tests.support.command_line import Result, write_task
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lambdasweep[lm-eval]")
@@ -381,12 +388,18 @@ def test_flags_take_the_place_of_what_a_task_says(directory: Path, peer: Callabl
         "normaliser": "auto",
         "metric": "exact_match,strict",
         "filters": ("strict", "flexible"),
+        "think_end_token": None,
     }
     spec = LmEvalSpec(path, repeats=3, temperature=0.5, max_tokens=7)
     (task,) = load_lm_eval(spec).tasks
     assert task.outputs is not None
     assert (task.outputs.samples, task.outputs.temperature, task.outputs.max_tokens) == (3, 0.5, 7)
     _, asked = peer("sums", gen_kwargs={"do_sample": True, "temperature": 0.5, "max_gen_toks": 7})
+    assert asked[0][1] == task.asked[0].instances[0].args[1]
+    (task,) = load_lm_eval(LmEvalSpec(path, until="END\\n")).tasks
+    assert task.outputs is not None
+    assert task.outputs.until == ("END\n",)
+    _, asked = peer("sums", gen_kwargs={"until": ["END\n"]})
     assert asked[0][1] == task.asked[0].instances[0].args[1]
     run = RunDir(tmp_path / "run")
     sweep(directory, run, spec)
@@ -441,6 +454,74 @@ def test_a_text_is_cut_as_lm_eval_cuts_it() -> None:
     for until in ([], ["\n\n"], ["stop", "\n\n"], ["", "b"], ["\n\nc", "stop"]):
         for text in texts:
             assert cut(text, until) == postprocess_generated_text(text, until, None)
+
+
+THOUGHTS = [
+    "",
+    "no thoughts",
+    "hm</think>\n\n 7 is it",
+    "a</think> b </think>\n7\n\nmore",
+    "all thoughts\n\nand more</think>",
+    "</think>7",
+    "unended\n\n7",
+]
+
+
+def test_an_answer_after_thinking_is_that_of_lm_eval(directory: Path) -> None:
+    from lm_eval.models.utils import postprocess_generated_text
+
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    for text in THOUGHTS:
+        ids = tokenizer([text])["input_ids"][0]
+        for until in ([], ["\n\n"], ["is", "\n"]):
+            part = answer_part(ids, tokenizer.decode, "</think>")
+            assert cut(part.text, until) == postprocess_generated_text(text, until, "</think>")
+            assert part.is_after == ("</think>" in text)
+            assert tokenizer.decode(ids)[part.offset :] == part.text
+    # By the id of a token, as lm-eval's hf model does: what follows the last one, without white space in front.
+    ids = tokenizer(["hm z a z  so 7"])["input_ids"][0]
+    (end,) = tokenizer([" z"])["input_ids"][0]
+    assert ids.count(end) == 2
+    part = answer_part(ids, tokenizer.decode, str(end))
+    assert (part.text, part.is_after) == ("so 7", True)
+    assert tokenizer.decode(ids[part.first :])[part.offset :] == "so 7"
+    assert answer_part(ids, tokenizer.decode, "9999").text == "hm z a z  so 7"
+    assert answer_part(ids, tokenizer.decode, None).text == tokenizer.decode(ids)
+
+
+def test_tokens_of_thinking_are_counted_and_an_answer_is_found_behind_them(directory: Path) -> None:
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    text = "is it 7 or 8</think>\n it is 7"
+    ids = tokenizer([text])["input_ids"][0]
+    before = thinking_tokens(tokenizer, ids, "</think>")
+    assert tokenizer.decode(ids[:before]).rstrip() == "is it 7 or 8</think>"
+    assert tokenizer.decode(ids[before:]).lstrip() == "it is 7"
+    at = answer_start(tokenizer, ids, "it is 7", "7", None, "</think>")
+    assert tokenizer.decode(ids[at]).strip() == "7"
+    assert at == len(ids) - 1
+    assert answer_start(tokenizer, ids, "it is 7", "", None, "</think>") == before
+    for none, count in (("no thoughts", 0), (" unended", 0), ("all of it</think>", None)):
+        ids = tokenizer([none])["input_ids"][0]
+        assert thinking_tokens(tokenizer, ids, "</think>") == (len(ids) if count is None else count)
+
+
+@pytest.mark.parametrize(("think_end_token", "stop"), [(None, ["Question:", "</s>"]), ("</think>", [])])
+def test_texts_in_thoughts_end_no_output(
+    think_end_token: str | None, stop: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in lm-eval's vllm model: only end tokens end an output of a model that thinks."""
+    asked: list[dict[str, Any]] = []
+    vllm = types.ModuleType("vllm")
+    vllm.SamplingParams = lambda **given: asked.append(given)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    engine = object.__new__(Engine)
+    nothing: Any = types.SimpleNamespace(generate=lambda *_, **__: 1 / 0, llm_engine=types.SimpleNamespace())
+    nothing.llm_engine.output_processor = types.SimpleNamespace(tokenizer=None)
+    engine._llm = nothing
+    sampling = Sampling(1, 0.0, 8, (1,), until=("Question:", "</s>"), think_end_token=think_end_token)
+    with pytest.raises(EngineError):
+        engine.sample([Draw((1, 2), 7)], sampling, tokenizer=object())
+    assert (asked[0]["stop"], asked[0]["stop_token_ids"]) == (stop, [1])
 
 
 @pytest.mark.parametrize(
@@ -615,3 +696,27 @@ def test_settings_of_answers_need_answers(refused: Callable[..., Result]) -> Non
     assert "--repeats, --temperature: no task has answers that the model writes" in result.err
     with pytest.raises(InputError):
         read_documents(TaskSpec("quiz", Path("nowhere.jsonl"), format="generate"))
+
+
+def test_a_task_of_another_format_says_nothing_of_written_answers(tmp_path: Path) -> None:
+    """A row of a settings file that says it is a mistake; what is said of all tasks at once is not."""
+    file = tmp_path / "sweep.toml"
+    head = 'base = "a"\naligned = "b"\nlambdas = "0,1"\nout = "o"\nrepeats = 2\n'
+    rows = (
+        '[[task]]\nname = "one"\nfile = "one.jsonl"\nrepeats = 4\ntemperature = 0.5\n'
+        '[[task]]\nname = "two"\nfile = "two.jsonl"\nformat = "generate"\nuntil = "x"\n'
+        '[[task]]\nfile = "lm-eval:gsm8k"\nuntil = "y"\n[[task]]\nname = "four"\nfile = "four.jsonl"\n'
+    )
+    file.write_text(head + rows)
+    with pytest.raises(InputError) as refused:
+        load_config({}, [], [], [], file)
+    assert refused.value.problems == (
+        f"{file}: [[task]] 1 (one): repeats, temperature are about answers that the model writes, and its format is cloze: "
+        "leave them out, or give format generate",
+    )
+    with pytest.raises(InputError) as refused:
+        load_config({"format": "letters"}, [], [], [], file)  # flags win
+    assert [problem.split(": ")[1] for problem in refused.value.problems] == ["[[task]] 1 (one)", "[[task]] 2 (two)"]
+    file.write_text(f'format = "generate"\n{head}{rows}')
+    found = load_config({}, [], [], [], file).tasks
+    assert [(one.repeats, one.until) for one in found] == [(4, None), (2, "x"), (2, "y"), (2, None)]

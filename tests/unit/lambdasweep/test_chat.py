@@ -115,7 +115,9 @@ def write_task(root: Path, settings: dict[str, Any], rows: list[dict[str, Any]],
     return path
 
 
-def asked_by_lm_eval(path: Path, shots: int, chat: ChatTemplate) -> list[tuple[list[int], int]]:
+def asked_by_lm_eval(
+    path: Path, shots: int, chat: ChatTemplate, turns: bool = False, system_prompt: str | None = None
+) -> list[tuple[list[int], int]]:
     """The tokens, and where the continuation starts, of all that lm-eval's evaluator asks its `hf` model."""
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lambdasweep[lm-eval]")
     from lm_eval import evaluator
@@ -164,7 +166,8 @@ def asked_by_lm_eval(path: Path, shots: int, chat: ChatTemplate) -> list[tuple[l
             bootstrap_iters=0,
             task_manager=TaskManager(include_path=str(path.parent), include_defaults=False),
             apply_chat_template=True,
-            fewshot_as_multiturn=False,
+            fewshot_as_multiturn=turns,
+            system_instruction=system_prompt,
         )
     assert model.asked
     return sorted(model.asked)
@@ -206,6 +209,60 @@ def test_tokens_of_a_task_file(name: str, shots: int, chat: ChatTemplate, tmp_pa
     assert plain.chat_template_sha256 is None
     assert plain.requests_sha256 != built.requests_sha256
     assert plain.table["continuation_bytes"] == built.table["continuation_bytes"]
+
+
+SYSTEM = "You are brief.  "
+
+
+@pytest.mark.parametrize(("shots", "turns"), [(0, False), (2, True)])
+@pytest.mark.parametrize("name", ["plain", "described", "spaced"])
+def test_system_prompts_and_examples_as_turns_of_lm_eval(
+    name: str, shots: int, turns: bool, chat: ChatTemplate, tmp_path: Path
+) -> None:
+    path = write_task(tmp_path, YAML[name], CHOICES[2:], CHOICES[:2])
+    system_prompt = SYSTEM if chat.takes_system else None
+    template = "chat-turns" if turns else "chat"
+    spec = LmEvalSpec(str(path), shots=shots, template=template, system_prompt=system_prompt)
+    (task,) = load_lm_eval(spec, chat).tasks
+    built = build_instances(task, chat.tokenizer, WINDOW)
+    assert asked_here(built.parts.values()) == asked_by_lm_eval(path, shots, chat, turns, system_prompt)
+    assert ("; examples as turns" in built.parts["mine"].template) == turns
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_system_prompts_and_examples_as_turns_of_a_task_file(name: str, chat: ChatTemplate, tmp_path: Path) -> None:
+    rows, format, settings = FORMATS[name]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    system_prompt = SYSTEM if chat.takes_system else None
+    spec = TaskSpec("mine", file, format=format, shots=2, template="chat-turns", system_prompt=system_prompt)
+    shots, rest = (
+        [rows[one.line - 1] for one in some] for some in draw_shots(read_documents(spec).documents, 2, None, 0)
+    )
+    path = write_task(tmp_path, settings, rest, shots)
+    built = build_requests(spec, chat.tokenizer, chat)
+    assert asked_here([built]) == asked_by_lm_eval(path, 2, chat, True, system_prompt)
+    assert "; examples as turns" in built.template
+    single = build_requests(replace(spec, template="chat"), chat.tokenizer, chat)
+    assert single.requests_sha256 != built.requests_sha256
+
+
+def test_a_system_prompt_is_never_left_out_in_silence(chat: ChatTemplate, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps(CHOICES[0]))
+    with pytest.raises(TaskError) as refused:
+        read_documents(TaskSpec("mine", file, system_prompt="Be brief."))
+    assert refused.value.problems == (
+        "there is a system prompt and no chat template that it would go into: give --template chat, too",
+    )
+    path = write_task(tmp_path, CHOICE, CHOICES[2:], CHOICES[:2])
+    with pytest.raises(TaskError, match="no chat template that it would go into"):
+        load_lm_eval(LmEvalSpec(str(path), system_prompt="Be brief."))
+    if not chat.takes_system:
+        with pytest.raises(TaskError, match="takes no system message: leave --system-prompt out"):
+            build_requests(TaskSpec("mine", file, template="chat", system_prompt="Be brief."), chat.tokenizer, chat)
+        with pytest.raises(TaskError, match="takes no system message: leave --system-prompt out"):
+            load_lm_eval(LmEvalSpec(str(path), template="chat", system_prompt="Be brief."), chat)
 
 
 def test_a_template_that_does_not_render(tmp_path: Path) -> None:
