@@ -105,7 +105,11 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
         if server is None:
             return EachResult(run, 0, ())
         evaluation = _Evaluation(run, config, sweep, planned, server, children, around, say)
-        failed = tuple(lam for lam in left if not evaluation.at(lam))
+        try:
+            failed = tuple(lam for lam in left if not evaluation.at(lam))
+        except SystemExit:  # interrupted: nobody needs the log
+            server.log.unlink(missing_ok=True)
+            raise
         server.end()
         return EachResult(run, len(left) - len(failed), failed)
 

@@ -346,7 +346,8 @@ class Driver:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", code, "each", *map(str, flags), "--", sys.executable, str(command)],
                 cwd=ROOT,
-                env=os.environ | {"SEEN": str(root / "seen"), "STAND_IN_LOG": str(root / "server")},
+                env=os.environ
+                | {"SEEN": str(root / "seen"), "STAND_IN_LOG": str(root / "server"), "TMPDIR": str(root)},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -394,6 +395,7 @@ def test_a_driver_that_is_killed_loses_one_lambda_and_leaves_nothing_running(
         assert code == 130
         assert (tmp_path / "seen.order").read_text() == "0.5"  # the command ended first, and the server after it
         assert server_lines(tmp_path)[-1] == "ended"
+        assert not list(tmp_path.glob("lambdasweep-server-*.log"))
         assert "stopped; what is measured is kept, and the same command goes on from there" in driver.log.read_text()
     run = RunDir(tmp_path / "run")
     assert list(run.all_measured()) == ["0"]
