@@ -48,6 +48,8 @@ def _of_task(facts: Facts, task: TaskFacts, every: bool) -> Numbers:
     kind = task.kind
     measures = drawn_measures(kind, facts.confidence_of(task))
     every_lam = [lam for lam in task.record.lambdas if lam in {*task.lambdas, *task.partial}]
+    if task.is_answered:  # a task with one output has no votes, and one without an end of thinking no thoughts
+        measures = tuple(one for one in measures if any(task.cell(lam, one.metric).n for lam in every_lam))
     notable = {point.lam for point in task.frontier.points if point.on_frontier} if task.frontier else set()
     star = task.frontier.chosen.lam if task.frontier else None
     shown = [lam for lam in every_lam if every or lam in notable or lam == star or facts.role_of(lam) != "other λ"]

@@ -111,3 +111,16 @@ def test_a_move_that_is_broken_off_while_it_switches_is_a_failed_one() -> None:
             await request(gate, seen, "new", asyncio.Event())
 
     assert play(scene) == ["to 0.5"]
+
+
+def test_moves_are_counted() -> None:
+    """Who comes back to a λ can be seen to have been away; a move to where it is already is none."""
+
+    async def scene(gate: Gate, seen: list[str]) -> None:
+        counts = [gate.moves]
+        for lam in ("0", "1", "0"):
+            await gate.move(lam, switching(seen))
+            counts.append(gate.moves)
+        seen.append(str(counts))
+
+    assert play(scene)[-1] == "[1, 1, 2, 3]"
