@@ -5,8 +5,10 @@ One server for most tests of this file, and one that is broken on purpose.
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -352,7 +354,7 @@ def test_a_command_asks_the_server_at_every_lambda(
     for lam in ("0", "0.35", "1"):
         rows = read_table(result.run.measured(lam)).to_pylist()
         found = {row["metric"].removeprefix("command/"): row["value"] for row in rows}
-        assert [found[f"token_{i}"] for i in range(4)] == greedy(lam, prompt(5), 4)
+        assert [found[f"token_{i}"] for i in range(4)] == greedy(lam, [prompt(5)], 4)[0]
         assert -40 < found["logprob"] < 0
 
 
