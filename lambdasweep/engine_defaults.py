@@ -106,6 +106,25 @@ def fit(
     return dataclasses.replace(settings, max_model_len=length, kv_cache_bytes=cache)
 
 
+def how_long(
+    settings: "EngineSettings", config: SweepConfig, recorded: Mapping[str, Any] | None, longest: int
+) -> str:
+    """Say why engines take requests of `settings.max_model_len` tokens.
+
+    Args:
+        settings: as `fit` returned them, or `settle` where no request is known.
+        config: what was asked for.
+        recorded: `engine` of the run's sweep.json.
+        longest: tokens of the longest request; 0 where none is known.
+    """
+    if config.max_model_len is not None:
+        return "--max-model-len"
+    if not longest:
+        return "the requests are not known"
+    why = f"the longest has {longest}"
+    return f"{why}, and the run began with so many" if recorded else why
+
+
 def rope_warnings(settings: "EngineSettings", pair: "Pair") -> tuple[str, ...]:
     """Return a warning where engines give short prompts other rotary factors than the model was trained with."""
     from merge.model_sizes import sizes_of

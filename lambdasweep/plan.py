@@ -57,7 +57,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
     yield describe_memory(prepared)
     yield (
         f"engine    {settings.device}, {settings.dtype}, TP {settings.tensor_parallel}, PP {settings.pipeline_parallel}, "
-        f"requests up to {settings.max_model_len} tokens"
+        f"requests up to {settings.max_model_len} tokens ({prepared.length})"
         + (f", {counted(settings.threads, 'thread')} a rank" if settings.threads else "")
     )
     for name, task in prepared.tasks.items():

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from contract.errors import InputError, PairError, join
 from contract.points import order
 from lambdasweep.config import SweepConfig
-from lambdasweep.engine_defaults import fit, rope_warnings, settle
+from lambdasweep.engine_defaults import fit, how_long, rope_warnings, settle
 from lambdasweep.settings import SamplingSettings, as_flag, names_of
 from lambdasweep.tasks import BuiltTask, ChatTemplate, LmEvalSpec, Tokenizer, load_tokenizer, requests_of, shards
 from lambdasweep.tasks.answers import AnswerSpec, Grader, answers_of
@@ -76,6 +76,8 @@ class Prepared:
     harnesses: tuple[tuple[LmEvalTasks, tuple[BuiltLmEvalTask, ...]], ...] = ()
     prompts: dict[str, PreparedPrompts] = field(default_factory=dict)
     engine_warnings: tuple[str, ...] = ()
+    length: str = ""
+    """Why engines take requests of `settings.max_model_len` tokens."""
     refined: tuple[str, ...] = ()
     """Canonical λs that were added to those of the config; nothing is sampled there."""
 
@@ -201,7 +203,16 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
         sampled(file.spec, tokenised(file, tokenizer, stops or (), chat))
     if longest := _longest(tasks, prompts):
         settings = fit(settings, config, pair, recorded, longest)
-    return Prepared(config, pair, settings, tasks, tuple(harnesses), prompts, rope_warnings(settings, pair))
+    return Prepared(
+        config=config,
+        pair=pair,
+        settings=settings,
+        tasks=tasks,
+        harnesses=tuple(harnesses),
+        prompts=prompts,
+        engine_warnings=rope_warnings(settings, pair),
+        length=how_long(settings, config, recorded, longest),
+    )
 
 
 def _longest(tasks: Mapping[str, PreparedTask], prompts: Mapping[str, PreparedPrompts]) -> int:

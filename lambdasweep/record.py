@@ -195,7 +195,12 @@ def check(run: RunDir, sweep: SweepRecord, tasks: Plan) -> dict[str, Any]:
     if not run.exists():
         return plan
     check_is_sweep(run, plan)
-    problems = list(differences("", run.sweep(), sweep.to_json()))
+    recorded = run.sweep()
+    problems = list(differences("", recorded, sweep.to_json()))
+    before = recorded.get("engine", {}).get("max_model_len")
+    if before is not None and before < sweep.engine["max_model_len"]:
+        longer = next(index for index, text in enumerate(problems) if text.startswith("engine.max_model_len was"))
+        problems[longer] += f": --max-model-len {before} keeps it, and quarantines longer requests"
     planned = plan["tasks"]
     for name in sorted(tasks.keys() & planned.keys()):
         problems += _task_differences(f"task {name}: ", _identity(planned[name]), _identity(tasks[name].to_json()))

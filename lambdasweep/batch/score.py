@@ -64,6 +64,11 @@ def run_score(config: ScoreConfig, say: Callable[[str], None]) -> ScoreResult:
         check(out, read_score(out), asked)
     rows, units = inputs.rows, len(inputs.shards)
     check_disk(sweep.out, inputs.scored * _BYTES_PER_TOKEN + rows * _BYTES_PER_ROW + units * _BYTES_PER_UNIT)
+    if sweep.max_model_len is None:
+        say(
+            f"engines take up to {prepared.settings.max_model_len} tokens: how long rows are is not known before they are "
+            "read. --max-model-len asks for fewer, which leaves more memory for weights"
+        )
     for warning in prepared.warnings:
         say(f"warning: {warning}")
     with out.lock():

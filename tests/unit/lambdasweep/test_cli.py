@@ -409,6 +409,25 @@ def test_a_changed_setting_is_another_sweep(
     assert says in result.problems
 
 
+def test_a_run_takes_no_longer_requests_than_it_began_with(
+    lambdasweep: Callable[..., Result],
+    flags: Callable[..., list[object]],
+    refused: Callable[..., Result],
+    tmp_path: Path,
+) -> None:
+    assert lambdasweep("run", *flags(max_model_len=100)).code == 0
+    planned = re.search(r"requests up to 100 tokens \(the longest has \d+, (.*?)\)", lambdasweep("plan", *flags()).out)
+    assert planned is not None
+    assert planned[1] == "and the run began with so many"
+    long = write_task(tmp_path / "long.jsonl", IRON | {"query": "word " * 150})
+    assert refused(task=f"long={long}").problems == [
+        "engine.max_model_len was 100 and is 512 now: --max-model-len 100 keeps it, and quarantines longer requests"
+    ]
+    short = write_task(tmp_path / "short.jsonl", WATER)
+    assert lambdasweep("run", *flags(task=f"short={short}")).code == 0
+    assert RunDir(tmp_path / "run").sweep()["engine"]["max_model_len"] == 100
+
+
 def test_changed_weights_are_another_sweep(begun: RunDir, refused: Callable[..., Result], tmp_path: Path) -> None:
     before = begun.sweep()["pair"]["aligned"]["fingerprint"]
     aligned = write_checkpoint(tmp_path / "other", seed=2)
@@ -513,7 +532,9 @@ def test_a_plan_tells_the_cost_and_writes_nothing(
     lines = {line.split()[0].rstrip(":"): line.split(maxsplit=1)[1] for line in result.out.splitlines()}
     assert lines["pair"].startswith("20 tensors, 263 kB each; both parents per rank: 526 kB")
     assert lines["memory"].startswith("parents: mmap, 526 kB in the page cache, shared by all ranks; host memory ")
-    assert lines["engine"].startswith("cpu, float32, TP 1, PP 1, requests up to 512 tokens")
+    assert lines["engine"].startswith("cpu, float32, TP 1, PP 1, requests up to 512 tokens (the longest has ")
+    asked = lambdasweep("plan", *flags(max_model_len=100)).out
+    assert "requests up to 100 tokens (--max-model-len)" in asked
     assert lines["task"].startswith("metals: 2 documents, 5 requests, ")
     assert lines["units"] == "3 to do of 3 (3 λ)"
     tokens = int(lines["task"].split(" requests, ")[1].split()[0])
