@@ -11,6 +11,7 @@ from lambdasweep.config import SweepConfig
 if TYPE_CHECKING:
     from merge.model_sizes import ModelSizes
     from merge.pair import Pair
+    from serve.needs import Needs
     from serve.settings import EngineSettings
 
 CPU_WINDOW = 8192
@@ -19,8 +20,12 @@ GIB = 1 << 30
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
-def settle(config: SweepConfig, pair: "Pair", device: str, recorded: Mapping[str, Any] | None) -> "EngineSettings":
+def settle(
+    config: SweepConfig, pair: "Pair", device: str, recorded: Mapping[str, Any] | None, samples: bool = False
+) -> "EngineSettings":
     """Choose what the user left open. Deterministic in (config, pair, machine), or taken from `recorded`.
+
+    `samples` tells whether anything is sampled.
 
     The engines then take as long requests as the model does, on a CPU of `CPU_WINDOW` tokens at most: `fit` shortens that.
 
@@ -48,7 +53,7 @@ def settle(config: SweepConfig, pair: "Pair", device: str, recorded: Mapping[str
     extra = {key: value for key, value in config.engine.items() if key != "head_dtype"}
     if device == "cuda":
         # Steps of thousands of tokens gain nothing from CUDA graphs, and an engine starts minutes sooner without.
-        extra.setdefault("enforce_eager", not config.generate)
+        extra.setdefault("enforce_eager", recorded.get("extra", {}).get("enforce_eager", not samples))
     ranks = config.tp * config.pp
     threads, kv_cache_bytes = 0, extra.pop("kv_cache_memory_bytes", None)
     if device == "cpu":
@@ -74,9 +79,17 @@ def settle(config: SweepConfig, pair: "Pair", device: str, recorded: Mapping[str
 
 
 def fit(
-    settings: "EngineSettings", config: SweepConfig, pair: "Pair", recorded: Mapping[str, Any] | None, longest: int
+    settings: "EngineSettings",
+    config: SweepConfig,
+    pair: "Pair",
+    recorded: Mapping[str, Any] | None,
+    longest: int,
+    samples: bool = False,
 ) -> "EngineSettings":
     """Have engines take requests as long as the longest one, rounded up to a power of two; `--max-model-len` wins.
+
+    How large the KV cache is follows from that, on a GPU only where nothing is sampled: samples are faster the more of them
+    run at a time, so that they get all that is free.
 
     A window much larger than what it is used for would take memory of keys and values, and could change what the rotary
     embedding does to short prompts (`ModelSizes.short_window`).
@@ -87,23 +100,50 @@ def fit(
         pair: the parents.
         recorded: `engine` of the run's sweep.json. What a run began with is kept where it is long enough.
         longest: tokens of the longest request.
+        samples: whether anything is sampled.
     """
     from merge.model_sizes import sizes_of
 
-    if config.max_model_len is not None:
-        return settings
     sizes = sizes_of(pair)
+    length = settings.max_model_len
+    if config.max_model_len is None:
+        length = _length(settings, sizes, recorded, longest)
+    settings, cache = dataclasses.replace(settings, max_model_len=length), settings.kv_cache_bytes
+    if "kv_cache_memory_bytes" not in config.engine:
+        if recorded and recorded.get("max_model_len") == length and "kv_cache_bytes" in recorded:
+            cache = recorded["kv_cache_bytes"]
+        elif settings.device == "cpu":
+            cache = _kv_cache_bytes(length, sizes, settings.dtype, settings.ranks)
+        elif not samples:
+            cache = needs_of(settings, sizes).scoring or None
+    return dataclasses.replace(settings, kv_cache_bytes=cache)
+
+
+def needs_of(settings: "EngineSettings", sizes: "ModelSizes") -> "Needs":
+    """Return what a rank needs of a GPU besides its weights."""
+    from serve.needs import needs
+
+    return needs(
+        sizes,
+        settings.max_model_len,
+        settings.max_num_batched_tokens,
+        settings.max_num_seqs,
+        _item(settings.dtype),
+        settings.tensor_parallel,
+        settings.pipeline_parallel,
+    )
+
+
+def _length(
+    settings: "EngineSettings", sizes: "ModelSizes", recorded: Mapping[str, Any] | None, longest: int
+) -> int:
     needed = min(longest, settings.max_model_len)  # longer requests are quarantined
     length = max(_LEAST_LENGTH, 1 << (needed - 1).bit_length())
     if sizes.short_window is not None and needed <= sizes.short_window:
         length = min(length, sizes.short_window)
     if recorded and needed <= recorded["max_model_len"]:
         length = recorded["max_model_len"]
-    length = min(length, settings.max_model_len)
-    cache = settings.kv_cache_bytes
-    if settings.device == "cpu" and "kv_cache_memory_bytes" not in config.engine:
-        cache = _kv_cache_bytes(length, sizes, settings.dtype, settings.ranks)
-    return dataclasses.replace(settings, max_model_len=length, kv_cache_bytes=cache)
+    return min(length, settings.max_model_len)
 
 
 def how_long(
@@ -151,7 +191,12 @@ def default_replicas(cores: int, ranks: int) -> int:
 
 def kv_bytes_per_token(sizes: "ModelSizes", dtype: str) -> int:
     """Bytes of keys and values per token over all layers; 0 where the config does not say."""
-    return sizes.kv_values_per_token * (4 if dtype == "float32" else 2)
+    return sizes.kv_values_per_token * _item(dtype)
+
+
+def _item(dtype: str) -> int:
+    """Return the bytes of a number."""
+    return 4 if dtype == "float32" else 2
 
 
 def server_defaults(pair: "Pair", device: str, recorded: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lambdasweep.engine_defaults import default_replicas
+from lambdasweep.engine_defaults import default_replicas, needs_of
 from lambdasweep.monitor.wording import counted, size
 
 if TYPE_CHECKING:
     from lambdasweep.prepare import Prepared
+    from merge.pair import Pair
+    from serve.settings import EngineSettings
+    from serve.switch.tiers import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +22,14 @@ class Memory:
     each: str  # says what a rank takes, and where
     replicas: int
     host: int  # taken by all replicas
-    available: int
-    total: int
+    room: "Room"  # what one rank finds; of a GPU after the live weights
+    parents: int  # of a rank
+    live: int  # of a rank
+
+    @property
+    def device(self) -> int:
+        """Return what a rank takes of a GPU, what must stay free there included."""
+        return self.live + self.room.device_reserve + (self.parents if self.tier == "device" else 0)
 
 
 def expected_memory(prepared: "Prepared") -> Memory | None:
@@ -29,32 +38,65 @@ def expected_memory(prepared: "Prepared") -> Memory | None:
     Raises:
         InputError: the tier that was asked for does not fit.
     """
-    from merge.text_part import only_text
     from serve.engine import free_memory
     from serve.settings import available_cores
-    from serve.switch.tiers import RELOAD, choose
 
-    config, settings, pair = prepared.config, prepared.settings, only_text(prepared.pair)
-    # Stages are not quite equal: the first has the embedding, the last the LM head.
-    ranks, parents = settings.ranks, pair.nbytes // settings.ranks
+    config, settings = prepared.config, prepared.settings
+    ranks = settings.ranks
     replicas = config.replicas or (default_replicas(len(available_cores()), ranks) if settings.device == "cpu" else 1)
     room = free_memory(settings, replicas * ranks)
     if settings.device == "cuda" and not room.device_total:
         return None
-    live = sum(elements(info.shape) for info in pair.shaped.tensors.values()) * {"float32": 4}.get(settings.dtype, 2)
+    return placed(prepared.pair, settings, config.parents, room, replicas)
+
+
+def placed(pair: "Pair", settings: "EngineSettings", asked: str, room: "Room", replicas: int = 1) -> Memory:
+    """Return where a pair goes: arithmetic over headers, settings and what a machine has.
+
+    Args:
+        pair: the parents, whole.
+        settings: of the engines.
+        asked: one of `serve.switch.tiers.CHOICES`.
+        room: what one rank finds, before anything is loaded.
+        replicas: of this machine.
+
+    Raises:
+        InputError: the tier that was asked for does not fit.
+    """
+    from merge.model_sizes import sizes_of
+    from merge.text_part import only_text
+    from serve.switch.tiers import RELOAD, choose
+
+    held, ranks = only_text(pair), settings.ranks
+    # Stages are not quite equal: the first has the embedding, the last the LM head.
+    parents = held.nbytes // ranks
+    live = sum(elements(info.shape) for info in held.shaped.tensors.values()) * {"float32": 4}.get(settings.dtype, 2)
     if settings.device == "cuda":
-        room = dataclasses.replace(room, device_free=room.device_free - live // ranks)
-    tier = RELOAD if config.parents == RELOAD else choose(config.parents, parents, room)
+        need = needs_of(settings, sizes_of(pair))
+        free = room.device_free - live // ranks
+        room = dataclasses.replace(
+            room,
+            device_free=free,
+            kv_cache_bytes=settings.kv_cache_bytes,
+            request_bytes=need.request,
+            step_bytes=need.step,
+        )
+    tier = RELOAD if asked == RELOAD else choose(asked, parents, room)
     if settings.device == "cuda":
         host = parents * room.ranks if tier == "pinned" else 0
-        each = f"{size(parents)} a rank beside {size(live // ranks)} live, of {size(room.device_free)} free"
+        each = (
+            f"{size(parents)} a rank beside {size(live // ranks)} live, of {size(max(room.device_free, 0))} free, of which "
+            f"{size(room.device_reserve)} are for the KV cache, steps and vLLM"
+        )
+        if room.device_reserve > room.device_free:
+            each += ", which does not fit: give more ranks (--tp)"
     else:
         kept = 0 if tier in ("mmap", RELOAD) else replicas * ranks * parents
         host = replicas * (live + ranks * (settings.kv_cache_bytes or 0)) + kept
         each = f"{size(parents)} a rank"
         if tier == "mmap":
-            each = f"{size(pair.stored_bytes)} in the page cache, shared by all ranks"
-    return Memory(tier, each, replicas, host, room.host_available, room.host_total)
+            each = f"{size(held.stored_bytes)} in the page cache, shared by all ranks"
+    return Memory(tier, each, replicas, host, room, parents, live // ranks)
 
 
 def describe_memory(prepared: "Prepared") -> str:
@@ -73,8 +115,14 @@ def describe_memory(prepared: "Prepared") -> str:
         )
     return (
         f"memory    parents: {found.tier}, {found.each}; host memory {size(found.host)} for "
-        f"{counted(found.replicas, 'replica')}, of {size(found.available)} available"
+        f"{counted(found.replicas, 'replica')}, of {size(found.room.host_available)} available"
     )
+
+
+def describe_cache(prepared: "Prepared") -> str:
+    """Say how large the KV cache of a rank is."""
+    cache = prepared.settings.kv_cache_bytes
+    return f"KV cache {size(cache)} a rank" if cache is not None else "KV cache of what vLLM finds free"
 
 
 def elements(shape: tuple[int, ...]) -> int:

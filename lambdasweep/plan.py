@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from contract.errors import InputError, join
 from contract.points import is_named
 from lambdasweep.config import SweepConfig
-from lambdasweep.memory import describe_memory, elements
+from lambdasweep.memory import describe_cache, describe_memory, elements
 from lambdasweep.monitor.wording import as_scored, counted, duration, how, size
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def describe(config: SweepConfig) -> Iterator[str]:
     yield describe_memory(prepared)
     yield (
         f"engine    {settings.device}, {settings.dtype}, TP {settings.tensor_parallel}, PP {settings.pipeline_parallel}, "
-        f"requests up to {settings.max_model_len} tokens ({prepared.length})"
+        f"requests up to {settings.max_model_len} tokens ({prepared.length}), "
+        f"{describe_cache(prepared)}"
         + (f", {counted(settings.threads, 'thread')} a rank" if settings.threads else "")
     )
     for name, task in prepared.tasks.items():

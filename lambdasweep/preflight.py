@@ -159,8 +159,8 @@ def _device_problems(prepared: "Prepared") -> Iterator[str]:
     except InputError as error:
         yield error.title
         return
-    if memory and memory.host > memory.total:
+    if memory and memory.host > memory.room.host_total:
         yield (
             f"--replicas {memory.replicas} take about {size(memory.host)} of memory, and this machine has "
-            f"{size(memory.total)}: give fewer"
+            f"{size(memory.room.host_total)}: give fewer"
         )

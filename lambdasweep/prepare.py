@@ -159,7 +159,8 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
         collect(lambda: _check_written(config, [one for one in loaded if one]))
     if failures or pair is None or device is None or tokenizer is None:
         raise join(failures)
-    settings = settle(config, pair, device, recorded)
+    samples = bool(config.generate) or any(_is_written(one) for one in loaded if one)
+    settings = settle(config, pair, device, recorded, samples)
     tasks: dict[str, PreparedTask] = {}
     prompts: dict[str, PreparedPrompts] = {}
     harnesses = []
@@ -202,7 +203,7 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
     for file in filter(None, files):
         sampled(file.spec, tokenised(file, tokenizer, stops or (), chat))
     if longest := _longest(tasks, prompts):
-        settings = fit(settings, config, pair, recorded, longest)
+        settings = fit(settings, config, pair, recorded, longest, samples)
     return Prepared(
         config=config,
         pair=pair,

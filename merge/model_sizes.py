@@ -20,6 +20,11 @@ _WINDOWS = (
 )  # fmt: skip
 _KV_HEADS = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups")
 _HEAD_DIMS = ("head_dim", "global_head_dim", "hidden_size_per_head")
+# What configs of models have whose layers keep something else than keys and values of each token.
+_STATES = (
+    "kv_lora_rank", "layers_block_type", "hybrid_override_pattern", "mamba_d_state", "mamba_d_ssm", "mamba_num_heads",
+    "mamba_expand", "state_size", "ssm_state_size", "conv_L_cache", "linear_num_value_heads", "attn_layer_indices",
+)  # fmt: skip
 # Rotary embeddings whose window is written after scaling; that of the others is before, and is multiplied by `factor`.
 _SCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 _LONG = ("su", "longrope")
@@ -32,9 +37,20 @@ class ModelSizes:
     window: int | None  # tokens
     layers: int | None
     kv_values_per_token: int  # numbers of keys and values over all layers, at most; 0 where the config does not say
-    short_window: int | None
+    short_window: int | None = None
     """How long the prompts are, at most, for which the model's short rotary factors are meant; None: it has one kind only.
     vLLM takes the long ones for every prompt as soon as an engine takes longer prompts; transformers goes by each prompt."""
+    kv_heads: int | None = None
+    windowed_layers: int = 0
+    """How many layers see the last `sliding_window` tokens only, in a model that has other layers, too."""
+    sliding_window: int | None = None  # tokens
+    has_plain_cache: bool = False
+    """Whether every layer keeps keys and values of each token and nothing else, as far as the config tells: no latent ones,
+    no state of a state space or a convolution."""
+    vocabulary: int | None = None
+    step_values_per_token: int = 0
+    """How many numbers the widest layer holds of a token, at most: six times the residual stream, and what goes into its
+    activation function and comes out of it, or into and out of those of the experts that the token goes to."""
 
 
 def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
@@ -56,7 +72,27 @@ def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
         dims = [hidden // heads]
     kv_heads = next((count for key in _KV_HEADS if (count := _int(read(key)))), heads)
     values = 2 * layers * kv_heads * max(dims) if layers and kv_heads and dims else 0
-    return ModelSizes(_window(read, ropes), layers, values, _short_window(read, ropes))
+    kinds = [str(kind) for kind in read("layer_types") or ()]
+    is_attention = {*kinds} <= {"sliding_attention", "full_attention"} and all(read(key) is None for key in _STATES)
+    return ModelSizes(
+        window=_window(read, ropes),
+        layers=layers,
+        kv_values_per_token=values,
+        short_window=_short_window(read, ropes),
+        kv_heads=kv_heads,
+        windowed_layers=kinds.count("sliding_attention"),
+        sliding_window=_int(read("sliding_window")),
+        has_plain_cache=is_attention and values > 0,
+        vocabulary=_int(read("vocab_size")),
+        step_values_per_token=_step_values(read, hidden or 0),
+    )
+
+
+def _step_values(read: Callable[[str], Any], hidden: int) -> int:
+    inner = _int(read("intermediate_size")) or 4 * hidden
+    experts = _int(read("num_experts_per_tok")) or 0
+    expert = _int(read("moe_intermediate_size")) or inner
+    return 6 * hidden + max(3 * inner, experts * (max(2 * expert, hidden) + expert))
 
 
 def sizes_of(pair: Pair) -> ModelSizes:

@@ -23,11 +23,13 @@ from contract.points import role
 from merge.checkpoint import open_checkpoint
 from merge.interpolate import tensor_rules
 from merge.line import Line
-from merge.pair import join
+from merge.model_sizes import sizes_of
+from merge.pair import Pair, join
 from merge.text_part import only_text, text_part
 from serve.hooks.continuation_scores import ContinuationHead
 from serve.hooks.seeded_draws import SeededDraws
 from serve.machine import hardware, host_memory
+from serve.needs import needs
 from serve.plugin import CONFIG_KEY, RESIDENT
 from serve.switch.recorder import UntraceableError
 from serve.switch.reload import ReloadRoute, Route
@@ -69,7 +71,7 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
         pair = join({"base": base} | aligned, Line.from_json(parents["line"]))
         part = text_part(pair.shaped)
         names = part.names if part else {}
-        pair = only_text(pair)
+        whole, pair = pair, only_text(pair)
         rules = tensor_rules(pair)
         self.digest = ""
         self.tier = ""
@@ -80,7 +82,7 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
         if parents["tier"] == RELOAD:
             self.reason = "--parents reload"
         else:
-            room = _room(device, vllm_config, parents["ranks"])
+            room = _room(device, vllm_config, parents["ranks"], whole)
             try:
                 dtype = vllm_config.model_config.dtype
                 resident = ResidentRoute(
@@ -171,10 +173,34 @@ class WorkerExtension:
         return self.interpolation_draws.take() if get_pp_group().is_last_rank else None
 
 
-def _room(device: torch.device, vllm_config: "VllmConfig", ranks: int) -> Room:
+def _room(device: torch.device, vllm_config: "VllmConfig", ranks: int, pair: Pair) -> Room:
     total, available = host_memory()
     if device.type == "cpu":
         return Room(total, available, ranks)
     free, device_total = torch.cuda.mem_get_info(device)
-    cache = vllm_config.cache_config
-    return Room(total, available, ranks, device_total, free, cache.gpu_memory_utilization, cache.kv_cache_memory_bytes)
+    cache, model, steps, parallel = (
+        vllm_config.cache_config,
+        vllm_config.model_config,
+        vllm_config.scheduler_config,
+        vllm_config.parallel_config,
+    )
+    need = needs(
+        sizes_of(pair),
+        model.max_model_len,
+        steps.max_num_batched_tokens,
+        steps.max_num_seqs,
+        model.dtype.itemsize,
+        parallel.tensor_parallel_size,
+        parallel.pipeline_parallel_size,
+    )
+    return Room(
+        total,
+        available,
+        ranks,
+        device_total,
+        free,
+        cache.gpu_memory_utilization,
+        cache.kv_cache_memory_bytes,
+        need.request,
+        need.step,
+    )

@@ -11,9 +11,8 @@ TIERS = ("device", "pinned", "mmap")
 RELOAD = "reload"  # not a tier: every switch goes through vLLM's own loader
 CHOICES = ("auto", *TIERS, RELOAD)
 
-# Of the GPU, what is left for the KV cache when it was given no size, and for activations. Scoring holds few requests at a
-# time, so a tenth goes a long way; logits of a step of prompt logprobs are the largest activation.
-_KV_SHARE, _ACTIVATION_SHARE, _ACTIVATION_BYTES = 0.10, 0.06, 4 << 30
+# Of the GPU, what is left at least for the KV cache when it was given no size, and for what a step makes.
+_KV_SHARE, _STEP_SHARE, _STEP_BYTES = 0.10, 0.06, 4 << 30
 # Of the host's memory, what page-locked parents may take: the rest is for the page cache they are read through, and others.
 _PINNED_SHARE = 0.8
 
@@ -29,13 +28,30 @@ class Room:
     device_free: int = 0  # with the live parameters already there
     utilization: float = 1.0  # of device_total, what the engine may take
     kv_cache_bytes: int | None = None  # None: whatever is left
+    request_bytes: int = 0  # of keys and values that the longest request takes
+    step_bytes: int = 0  # what a step makes, at most
 
     @property
-    def device_reserve(self) -> float:
+    def kept_for_cache(self) -> int:
+        """Return what keys and values have of the device, at least."""
+        if self.kv_cache_bytes is not None:
+            return self.kv_cache_bytes
+        return max(round(_KV_SHARE * self.device_total), self.request_bytes)
+
+    @property
+    def kept_for_steps(self) -> int:
+        """Return what steps have of the device."""
+        return max(_STEP_BYTES, round(_STEP_SHARE * self.device_total), self.step_bytes)
+
+    @property
+    def kept_unused(self) -> int:
+        """Return what vLLM leaves of the device, for CUDA, NCCL and what allocation loses."""
+        return round((1 - self.utilization) * self.device_total)
+
+    @property
+    def device_reserve(self) -> int:
         """What parents must leave free on the device."""
-        kv_cache = self.kv_cache_bytes if self.kv_cache_bytes is not None else _KV_SHARE * self.device_total
-        activations = max(_ACTIVATION_BYTES, _ACTIVATION_SHARE * self.device_total)
-        return (1 - self.utilization) * self.device_total + kv_cache + activations
+        return self.kept_unused + self.kept_for_cache + self.kept_for_steps
 
 
 def fits(tier: str, parents: int, room: Room) -> bool:

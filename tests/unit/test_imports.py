@@ -54,6 +54,7 @@ LIGHT = {
     "merge.text_part",
     "merge.fingerprints",
     "merge.vocabulary",
+    "serve.needs",
     "serve.settings",
     "serve.switch.tiers",
 }

@@ -566,12 +566,14 @@ GIB = 1 << 30
         (
             "auto",
             {"device_total": 80 * GIB, "device_free": 79 * GIB},
-            "parents: device, 526 kB a rank beside 263 kB live, of 84.83 GB free; host memory 0 kB for 1 replica,",
+            "parents: device, 526 kB a rank beside 263 kB live, of 84.83 GB free, of which 5.17 GB are for the KV cache, "
+            "steps and vLLM; host memory 0 kB for 1 replica,",
         ),
         (
             "auto",
             {"device_total": 8 * GIB, "device_free": 1 * GIB},
-            "parents: pinned, 526 kB a rank beside 263 kB live, of 1.07 GB free; host memory 526 kB for 1 replica,",
+            "parents: pinned, 526 kB a rank beside 263 kB live, of 1.07 GB free, of which 4.31 GB are for the KV cache, steps "
+            "and vLLM, which does not fit: give more ranks (--tp); host memory 526 kB for 1 replica,",
         ),
     ],
 )

@@ -1,0 +1,72 @@
+"""What an engine needs of a GPU besides its weights: pure arithmetic over the sizes of a model. Known without importing torch.
+
+Of keys and values: a request of the greatest length, and what the requests of a few steps hold. Requests that are scored end
+with the step that computes them, so that more is of use only to samples. Beside that the largest of what a step makes.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from merge.model_sizes import ModelSizes
+
+# Steps whose tokens have room beside the longest request. Two may be in flight, and what choices have in common is kept until
+# the last of them; blocks that are partly filled take room, too.
+_STEPS = 3
+# Logits of all requests of a step in float32: what the head made, a copy that is scored, vLLM's probabilities and its noise.
+_LOGITS_COPIES = 4
+# Rows of logits that are scored at a time, which three passes work on (`serve.hooks`).
+_SCORED_BYTES = 3 * (512 << 20)
+_LOGITS_ITEM = 4  # float32
+_ALIKE = 1.5  # of the counts of two kinds of layers: see `_padded_layers`
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a rank needs, in bytes."""
+
+    request: int  # keys and values of a request of the greatest length; 0 where the config does not tell
+    scoring: int  # keys and values with which scoring never waits; 0 likewise
+    step: int  # the most that a step makes: what its widest layer does, or its logits
+
+
+def needs(
+    sizes: "ModelSizes", max_model_len: int, step_tokens: int, step_requests: int, item: int, tensor: int, pipeline: int
+) -> Needs:
+    """Return what a rank needs.
+
+    Args:
+        sizes: of the model.
+        max_model_len: tokens of the longest request.
+        step_tokens: tokens of a step, at most.
+        step_requests: requests of a step, at most.
+        item: bytes of a number that the engine computes with.
+        tensor: ranks that share each layer.
+        pipeline: stages.
+    """
+    # A rank has whole heads: where there are fewer than ranks, several have the same one.
+    heads = sizes.kv_heads or tensor
+    share = -(-heads // tensor) / heads / pipeline
+    of_layer = sizes.kv_values_per_token / (sizes.layers or 1) * item * share if sizes.has_plain_cache else 0
+    whole, windowed = _padded_layers(sizes)
+    held = min(max_model_len, (sizes.sliding_window or 0) - 1 + step_tokens)
+    request = (whole * max_model_len + windowed * held) * of_layer
+    scoring = request + _STEPS * step_tokens * (whole + windowed) * of_layer
+    wide = step_tokens * sizes.step_values_per_token * item
+    logits = _LOGITS_COPIES * step_requests * (sizes.vocabulary or 0) * _LOGITS_ITEM + _SCORED_BYTES
+    return Needs(request=round(request), scoring=round(scoring), step=max(wide, logits))
+
+
+def _padded_layers(sizes: "ModelSizes") -> tuple[int, int]:
+    """Return how many layers vLLM makes room for, without and with a sliding window, which hold what the window sees.
+
+    vLLM deals the layers to groups of one size, that of the smaller kind or, where both are about as many, of the larger one,
+    and fills the last group of each kind up.
+    """
+    layers, windowed = sizes.layers or 0, sizes.windowed_layers
+    whole = layers - windowed
+    if not windowed or not whole or sizes.sliding_window is None:
+        return layers, 0
+    least, most = sorted((whole, windowed))
+    group = most if most < _ALIKE * least else least
+    return group * -(-whole // group), group * -(-windowed // group)

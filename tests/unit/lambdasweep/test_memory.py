@@ -1,0 +1,157 @@
+"""Where the parents of large models go, by arithmetic over headers alone, held against the table of docs/clusters.md."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lambdasweep.config import load_config
+from lambdasweep.engine_defaults import fit, settle
+from lambdasweep.memory import Memory, elements, placed
+from merge.checkpoint import open_checkpoint
+from merge.line import STRAIGHT
+from merge.pair import Pair, join
+from serve.settings import EngineSettings
+from serve.switch.tiers import Room
+from tests.support.paths import ROOT
+from tests.support.shapes import GEMMA_27B, LLAMA_8B, LLAMA_70B, QWEN_30B_A3B, write_shape
+
+# An H100 of 80 GB, of which CUDA takes 0.6 GB as it starts, in a machine with memory for everything.
+H100 = {"device_total": 85_000_000_000, "device_free": 84_400_000_000, "utilization": 0.92}
+HOST = 2_000_000_000_000
+SHAPES = {
+    "Llama-3.1 8B": LLAMA_8B,
+    "Llama-3.1 70B": LLAMA_70B,
+    "Gemma-3 27B": GEMMA_27B,
+    "Qwen3 30B-A3B": QWEN_30B_A3B,
+}
+LONGEST = 4096
+# The model, how many aligned checkpoints there are, ranks, and tokens of the longest request; None: not known.
+ROWS: list[tuple[str, int, int, int | None]] = [
+    ("Llama-3.1 8B", 1, 1, LONGEST),
+    ("Llama-3.1 8B", 2, 1, LONGEST),
+    ("Llama-3.1 8B", 1, 1, None),
+    ("Llama-3.1 70B", 1, 8, LONGEST),
+    ("Llama-3.1 70B", 1, 4, LONGEST),
+    ("Gemma-3 27B", 1, 1, LONGEST),
+    ("Gemma-3 27B", 1, 4, LONGEST),
+    ("Qwen3 30B-A3B", 1, 1, LONGEST),
+    ("Qwen3 30B-A3B", 1, 4, LONGEST),
+]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Pair]:
+    """Pairs of these shapes, by the model's name and the number of aligned checkpoints."""
+    folder = tmp_path_factory.mktemp("shapes")
+    found = {}
+    for number, (name, config) in enumerate(SHAPES.items()):
+        one = open_checkpoint(str(write_shape(folder / str(number), config)), "base")
+        for count in {count for called, count, _, _ in ROWS if called == name}:
+            names = ["aligned"] if count == 1 else [f"aligned.{letter}" for letter in "ab"]
+            found[name, count] = join({"base": one} | dict.fromkeys(names, one), STRAIGHT)
+    return found
+
+
+def settings_of(pair: Pair, tp: int, longest: int | None, **asked: Any) -> EngineSettings:
+    flags = {"base": "base", "aligned": "aligned", "lambdas": "0,1", "out": "run", "tp": tp}
+    config = load_config(flags | asked, [f"t={ROOT}"], [], [], None)
+    settings = settle(config, pair, "cuda", None)
+    return settings if longest is None else fit(settings, config, pair, None, longest)
+
+
+def memory(pair: Pair, tp: int, longest: int | None) -> Memory:
+    return placed(pair, settings_of(pair, tp, longest), "auto", Room(HOST, HOST, tp, **H100))
+
+
+def row(name: str, count: int, tp: int, longest: int | None, found: Memory) -> str:
+    def gb(value: float) -> str:
+        return f"{value / 1e9:.1f}"
+
+    room = found.room
+    called = name + (f", {count} aligned" if count > 1 else "") + ("" if longest else ", its whole window")
+    kept = " | ".join(map(gb, (room.kept_for_cache, room.kept_for_steps, room.kept_unused)))
+    host = gb(found.host) if found.host else "–"
+    return f"| {called} | {tp} | {gb(found.live)} | {gb(found.parents)} | {kept} | {found.tier} | {gb(found.device)} | {host} |"
+
+
+def test_the_table_in_the_documents_is_what_the_code_computes(pairs: dict[tuple[str, int], Pair]) -> None:
+    rows = [row(*asked, memory(pairs[asked[:2]], *asked[2:])) for asked in ROWS]
+    assert "\n".join(rows) in (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8"), "\n".join(["", *rows])
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [  # as their model cards count them
+        ("Llama-3.1 8B", 8_030_261_248),
+        ("Llama-3.1 70B", 70_553_706_496),
+        ("Qwen3 30B-A3B", 30_532_122_624),
+    ],
+)
+def test_shapes_have_the_parameters_of_the_real_models(
+    pairs: dict[tuple[str, int], Pair], name: str, parameters: int
+) -> None:
+    pair = pairs[name, 1]
+    assert sum(elements(info.shape) for info in pair.base.tensors.values()) == parameters
+    found = memory(pair, 1, LONGEST)
+    assert (found.live, found.parents) == (2 * parameters, 4 * parameters)
+
+
+def test_what_does_not_fit_is_said(pairs: dict[tuple[str, int], Pair]) -> None:
+    assert "which does not fit: give more ranks" in memory(pairs["Llama-3.1 70B", 1], 1, LONGEST).each
+    assert "does not fit" not in memory(pairs["Llama-3.1 70B", 1], 4, LONGEST).each
+
+
+def test_a_request_of_the_whole_window_has_room_and_so_do_the_logits_of_a_step(
+    pairs: dict[tuple[str, int], Pair],
+) -> None:
+    pair = pairs["Llama-3.1 8B", 1]
+    window, short = memory(pair, 1, None).room, memory(pair, 1, LONGEST).room
+    assert window.kv_cache_bytes is None
+    assert window.kept_for_cache == 131_072 * 131_072  # tokens, and bytes a token: 2 × 32 layers × 8 heads × 128 × 2
+    assert short.kept_for_cache < window.kept_for_cache
+    # Four times 1,024 requests' logits of 262,208 words in float32, and three passes over 512 MiB of them.
+    assert memory(pairs["Gemma-3 27B", 1], 1, LONGEST).room.kept_for_steps == 4 * 1024 * 262_208 * 4 + 3 * (512 << 20)
+
+
+@pytest.mark.parametrize(
+    ("samples", "asked", "recorded", "cache"),
+    [
+        (False, {}, None, (1024 + 3 * 8192) * 131_072),
+        (True, {}, None, None),  # vLLM takes what is free
+        (True, {}, 5, 5),  # a run goes on as it began
+        (False, {}, 5, 5),
+        (False, {"engine": ["kv_cache_memory_bytes=7"]}, 5, 7),
+        (True, {"engine": ["kv_cache_memory_bytes=7"]}, None, 7),
+        (False, {"max_model_len": 2048}, None, (2048 + 3 * 8192) * 131_072),
+    ],
+)
+def test_the_kv_cache_of_a_sweep_that_only_scores_is_settled(
+    pairs: dict[tuple[str, int], Pair], samples: bool, asked: dict[str, Any], recorded: int | None, cache: int | None
+) -> None:
+    pair = pairs["Llama-3.1 8B", 1]
+    flags = {"base": "base", "aligned": "aligned", "lambdas": "0,1", "out": "run"}
+    asked, engine = dict(asked), list(asked.get("engine", []))
+    asked.pop("engine", None)
+    config = load_config(flags | asked, [f"t={ROOT}"], [], engine, None)
+    eager = {"extra": {"enforce_eager": True}}
+    before = {"max_model_len": 1024, "kv_cache_bytes": recorded, **eager} if recorded else None
+    settings = fit(settle(config, pair, "cuda", before, samples), config, pair, before, 9, samples)
+    assert settings.kv_cache_bytes == cache
+    assert settings.extra["enforce_eager"] == (not samples or recorded is not None)
+
+
+def test_a_rank_holds_whole_heads(pairs: dict[tuple[str, int], Pair]) -> None:
+    pair = pairs["Qwen3 30B-A3B", 1]  # of four
+    caches = {tp: settings_of(pair, tp, LONGEST).kv_cache_bytes or 0 for tp in (1, 2, 4, 8)}
+    assert [caches[1] // caches[tp] for tp in (1, 2, 4, 8)] == [1, 2, 4, 4]
+
+
+def test_a_cache_that_the_config_does_not_tell_of_is_left_to_vllm(pairs: dict[tuple[str, int], Pair]) -> None:
+    pair = pairs["Llama-3.1 8B", 1]
+    for key in ("kv_lora_rank", "mamba_d_state"):
+        base = replace(pair.base, config=pair.base.config | {"model_type": "nonesuch", key: 512})
+        other = replace(pair, base=base, aligned_by_name={"": base})
+        assert settings_of(other, 1, LONGEST).kv_cache_bytes is None
+        assert memory(other, 1, LONGEST).room.kept_for_cache == 8_500_000_000
