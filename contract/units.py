@@ -43,6 +43,7 @@ class Receipt:
     route: str  # how λ was switched: by reload, or resident, with the tier of the parents
     weight_digests: tuple[str, ...]  # the digest of each rank's live weights
     tokens_generated: int = 0  # the tokens that were sampled, which are computed ones too
+    probe_digest: str = ""  # of what the engine said of a fixed prompt when it started; empty in older receipts
 
     @property
     def key(self) -> UnitKey:

@@ -24,13 +24,14 @@ from contract.events import Listener, Listeners
 from contract.units import Receipt, Unit
 from ray_jobs.cluster import Node, cluster, end_process, living_nodes
 from ray_jobs.health import Deadlines
+from ray_jobs.patience import Patience, lacks_memory
 from ray_jobs.placement import Placement, check_room, find_placement, occupy, ranks_on_node
 from ray_jobs.prometheus import PrometheusMetrics
-from ray_jobs.replica import Replica, SweepSpec
+from ray_jobs.replica import Replica, Started, SweepSpec
 from ray_jobs.replica_handle import ReplicaHandle
 from ray_jobs.scheduler import Scheduler
 from ray_jobs.splitting import Splitter
-from ray_jobs.weight_ledger import WeightLedger
+from ray_jobs.weight_ledger import ProbeLedger, WeightLedger
 from ray_jobs.work import Source
 
 MAX_BOOT_FAILURES = 2  # a node where so many replicas in a row did not start gets no more of them
@@ -119,9 +120,10 @@ class _Driver:
         self._nodes: dict[str, Node] = {}
         self._looked = float("-inf")
         self._boot_failures: Counter[str] = Counter()  # how many replicas in a row did not start, by node
+        self._patience = Patience()
         self._boot_reason = ""  # the reason why the last replica that did not start failed
         self._said_fallback = self._said_no_room = False
-        self._weights = WeightLedger()
+        self._weights, self._probes = WeightLedger(), ProbeLedger()
         # Each task has its own deadlines, because sampling a token takes longer than scoring one.
         self._deadlines = {task: Deadlines() for task in sources}
 
@@ -184,7 +186,8 @@ class _Driver:
         for handle in self._handles:
             occupy(handle.placement, occupied)
         wanted = min(self._replicas or self._left, self._left)
-        while len(self._handles) < wanted and (placement := find_placement(usable, occupied, settings)):
+        ready = [node for node in usable if not self._patience.waits(node.node_id, self._looked)]
+        while len(self._handles) < wanted and (placement := find_placement(ready, occupied, settings)):
             occupy(placement, occupied)
             self._boot(placement)
 
@@ -201,6 +204,7 @@ class _Driver:
         index = ended.index if ended else len(self._handles) + len(self._ended)
         handle = ReplicaHandle(index, placement, (ended.generation if ended else 0) + 1)
         ranks = [ranks_on_node(share, self._spec.settings, self._replicas) for share in placement]
+        handle.began = time.monotonic()
         self._handles.append(handle)
         self._listeners.replica_starting(handle.name)
         self._pending |= dict.fromkeys(handle.boot(Replica, self._spec, self._sources, ranks), handle)
@@ -217,7 +221,8 @@ class _Driver:
             handle.booting = False
             for share in handle.placement:
                 self._boot_failures[share.node.node_id] = 0
-            self._started(handle, result.hardware, result.fallback)
+                self._patience.started(share.node.node_id)
+            self._started(handle, result)
         else:
             unit, handle.unit = handle.unit, None
             assert unit is not None
@@ -227,7 +232,10 @@ class _Driver:
                 self._committed(handle, unit, result)
         self._idle.append(handle)
 
-    def _started(self, handle: ReplicaHandle, hardware: str, fallback: str) -> None:
+    def _started(self, handle: ReplicaHandle, started: Started) -> None:
+        hardware, fallback = started.hardware, started.fallback
+        if conflict := self._probes.conflict(handle.name, started.host, hardware, started.probe_digest):
+            raise SweepError(conflict)
         self._listeners.replica_ready(handle.name)
         self._listeners.message(f"{handle.name} is ready on {hardware}")
         before = {kind for each in self.hardware for kind in each.split(" + ")}
@@ -307,12 +315,24 @@ class _Driver:
         for member in handle.members:
             if isinstance(error, str) and member.pid is not None:
                 end_process(member.share.node.node_id, member.pid)
-        if handle.booting:
+        waits = None
+        if handle.booting and charge:
+            waits = self._patience.wait(where.node_id, reason, handle.began, time.monotonic())
+        if not (handle.booting and lacks_memory(reason)):  # one that found no memory leaves none
+            for share in handle.placement:
+                self._patience.ended(share.node.node_id, time.monotonic())
+        if waits is not None:
+            self._listeners.message(
+                f"{handle.name} did not start on {where.address}, where the memory of a replica that ended is not free yet: "
+                f"another one is started in {waits:.0f} s"
+            )
+        elif handle.booting:
             self._listeners.message(f"{handle.name} did not start on {where.address}: {reason}")
         elif handle.unit is None:
             self._listeners.message(f"{handle.name} is lost: {reason}")
-        self._listeners.replica_lost(handle.name, failed=True, given_up=self._retire(handle, charge, reason))
-        if handle.booting and charge:
+        given_up = self._retire(handle, charge, reason)
+        self._listeners.replica_lost(handle.name, failed=waits is None, given_up=given_up)
+        if handle.booting and charge and waits is None:
             self._boot_failures[where.node_id] += 1
             self._boot_reason = reason
         self._looked = float("-inf")  # so the next round looks for room for a replacement at once

@@ -56,6 +56,8 @@ class Started:
 
     hardware: str
     fallback: str  # the reason why λ is switched through vLLM's own loader; empty where it is not
+    probe_digest: str  # of what the engine said of a fixed prompt
+    host: str
 
 
 class Replica:
@@ -108,7 +110,8 @@ class Replica:
             raise  # the last words of the processes would add nothing
         except EngineError as error:
             raise EngineError(f"{error}{last_words()}") from error
-        return Started(self._engine.hardware, self._engine.fallback)
+        engine = self._engine
+        return Started(engine.hardware, engine.fallback, engine.probe_digest, socket.gethostname())
 
     def probe(self, part: Unit) -> None:
         """Do some rows of a unit and throw the results away.
@@ -164,6 +167,7 @@ class Replica:
             route=self._engine.route,
             weight_digests=self._engine.digests,
             tokens_generated=result.generated,
+            probe_digest=self._engine.probe_digest,
         )
         commit_json(source.path("receipts", unit), receipt.to_json())
         return receipt

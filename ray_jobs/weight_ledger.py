@@ -1,4 +1,4 @@
-"""The ledger knows which weights each λ was scored with: all replicas at a λ must have held the same model."""
+"""The ledgers know what replicas held and said: at a λ one model, and on one kind of hardware the same numbers."""
 
 from contract.points import in_path
 from contract.units import Receipt
@@ -24,4 +24,27 @@ class WeightLedger:
             f"same pair at λ = {receipt.lam}: a checkpoint file was changed during the sweep, or a machine's memory is "
             f"faulty. Delete the tables under tokens/*/lambda={in_path(receipt.lam)}, and those of other λs if files were "
             "changed, before you run the same command again"
+        )
+
+
+class ProbeLedger:
+    """Remembers what the engine of each kind of hardware said of the probe prompt when it started."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[str, str]] = {}
+
+    def conflict(self, replica: str, host: str, hardware: str, digest: str) -> str | None:
+        """Take in that a replica started; return a message for the user if it says other numbers than an earlier one.
+
+        Other kinds of hardware may round differently. Weights are checked when an engine starts, and by their digests: what
+        differs here is how it computes.
+        """
+        first, said = self._seen.setdefault(hardware, (f"{replica} on {host}", digest))
+        if said == digest:
+            return None
+        return (
+            f"{first} and {replica} on {host} give other logprobs of the same tokens, with the same weights on one kind of "
+            f"hardware ({hardware}): their drivers or libraries differ, kernels were chosen by timing, or a machine is "
+            "faulty. What is committed stays. Use machines that are alike, or an engine that chooses nothing by timing "
+            "(--engine enforce_eager=true, in a run of its own), and run the same command again"
         )

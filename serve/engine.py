@@ -24,7 +24,7 @@ from serve.prefixes import shares_prefixes
 from serve.reference import reference_probes
 from serve.settings import EngineSettings, Sampling, cores_by_rank
 from serve.switch.tiers import RELOAD, Room
-from serve.verify import Journey, Probe, Verdict, journey, probe_request, read_probe, way
+from serve.verify import Journey, Probe, Verdict, journey, probe_digest, probe_request, read_probe, way
 
 LOADED = "loaded"  # the route of an engine of one checkpoint
 _GPU_SHARE = 0.92  # vLLM's default gpu_memory_utilization
@@ -141,11 +141,14 @@ class Engine:
         self.vocab_size: int = self._llm.llm_engine.model_config.get_vocab_size()
         if aligned is None:
             self.lam, self.route, self.fallback = "0", LOADED, ""
+            self.probe_digest = probe_digest([self._probe()])
             return
         slower = next((reason for _, reason in tiers if reason), "")
         routes = {RELOAD: slower} if slower else {RESIDENT: "", RELOAD: ""}
         verdict = self._travel(journey(routes, on, references))
         self.fallback = verdict.reason
+        # Engines that start apart may choose other kernels, which no digest of weights shows.
+        self.probe_digest = probe_digest(verdict.said)
         self._use(verdict.route, only=True)
         tier = f" {'/'.join(sorted({tier for tier, _ in tiers}))}" if verdict.route == RESIDENT else ""
         self.route = verdict.route + tier

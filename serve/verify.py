@@ -11,9 +11,11 @@ The journey is a generator that says what to do next, so that an engine in this 
 everything is asynchronous, take the same one.
 """
 
+import hashlib
 import math
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+import struct
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +60,8 @@ class Verdict:
 
     route: str
     reason: str  # why it is not the first route; "" where it is
+    said: tuple[Probe, ...] = field(default=(), compare=False)
+    """What the engine said of the probe prompt: with the weights that vLLM loaded, and between the parents."""
 
 
 Journey = Generator[Step, Probe | None, Verdict]
@@ -121,17 +125,17 @@ def journey(routes: Mapping[str, str], on: Way, references: Mapping[str, Probe])
     if not slower:
         if wrong[fast]:
             raise WrongWeightsError(_message(wrong))
-        return Verdict(fast, routes[fast])
+        return Verdict(fast, routes[fast], (untouched, crossed[fast][0]))
     (slow,) = slower
     if crossed[fast] == crossed[slow] and not wrong[fast]:
-        return Verdict(fast, routes[fast])
+        return Verdict(fast, routes[fast], (untouched, crossed[fast][0]))
     yield from travel(slow)
     if wrong[fast] and wrong[slow]:
         raise WrongWeightsError(_message(wrong))
     if wrong[slow]:  # what it says elsewhere is worth nothing
-        return Verdict(fast, routes[fast])
+        return Verdict(fast, routes[fast], (untouched, crossed[fast][0]))
     elsewhere = [f"λ = {point}" for point, *said in zip(between, *crossed.values(), strict=True) if said[0] != said[1]]
-    return Verdict(slow, _wrong(fast, wrong[fast] or elsewhere))
+    return Verdict(slow, _wrong(fast, wrong[fast] or elsewhere), (untouched, crossed[slow][0]))
 
 
 def _wrong(route: str, points: list[str]) -> str:
@@ -150,6 +154,12 @@ def _answer(step: Step) -> Generator[Step, Probe | None, Probe]:
     if answer is None:
         raise TypeError(f"nothing was answered to {step.kind}")
     return answer
+
+
+def probe_digest(said: Sequence[Probe]) -> str:
+    """Return a digest of the bits of some answers, 16 hexadecimal digits."""
+    numbers = [number for answer in said for number in (float(len(answer)), *answer)]
+    return hashlib.sha256(struct.pack(f"<{len(numbers)}d", *numbers)).hexdigest()[:16]
 
 
 def probe_request(vocab_size: int, max_model_len: int) -> tuple[list[int], dict[str, Any]]:

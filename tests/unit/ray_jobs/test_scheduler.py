@@ -19,7 +19,7 @@ from benchmarks.simulate import Cluster, Outcome, coarse_frontier_at, lower_boun
 from contract.units import Receipt, Unit
 from ray_jobs.scheduler import Scheduler
 from ray_jobs.units import TaskPlan, coarse_first, units_for
-from ray_jobs.weight_ledger import WeightLedger
+from ray_jobs.weight_ledger import ProbeLedger, WeightLedger
 from tests.support.paths import ROOT
 
 GRID = tuple(f"{point / 20:.2f}".rstrip("0").rstrip(".") for point in range(31))  # 0:1.5:0.05
@@ -92,6 +92,23 @@ def test_replicas_that_hold_different_models_at_one_lambda_are_named() -> None:
     assert conflict is not None
     for word in ("one on host-of-one", "three on host-of-three", "λ = 0.4"):
         assert word in conflict
+
+
+def test_replicas_that_say_other_numbers_on_one_kind_of_hardware_are_named() -> None:
+    ledger = ProbeLedger()
+    assert ledger.conflict("one", "a", "H100", "11") is None
+    assert ledger.conflict("two", "b", "H200", "22") is None
+    assert ledger.conflict("three", "b", "H100", "11") is None
+    conflict = ledger.conflict("four", "c", "H100", "12")
+    assert conflict is not None
+    for word in ("one on a", "four on c", "(H100)"):
+        assert word in conflict
+
+
+def test_a_receipt_of_before_probes_were_kept_is_read() -> None:
+    kept = receipt_of("one", "0").to_json()
+    assert kept.pop("probe_digest") == ""
+    assert Receipt.from_json(kept) == receipt_of("one", "0")
 
 
 # Grid order

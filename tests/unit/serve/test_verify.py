@@ -11,7 +11,7 @@ import pytest
 
 from contract.errors import WrongWeightsError
 from merge.line import STRAIGHT, Line
-from serve.verify import Probe, Verdict, Way, journey, probe_request, read_probe, way
+from serve.verify import Probe, Verdict, Way, journey, probe_digest, probe_request, read_probe, way
 
 BASE, ALIGNED, OTHER = Path("/base"), Path("/aligned"), Path("/other")
 BOTH = {"resident": "", "reload": ""}
@@ -92,6 +92,25 @@ def test_the_fast_route_is_used_where_it_is_right() -> None:
     engine = Engine("0", resident=right, reload=right)
     assert engine.travel(BOTH) == Verdict("resident", "")
     assert engine.visited == [("resident", "0.35"), ("reload", "0.35"), ("resident", "1"), ("resident", "0")]
+
+
+def test_what_an_engine_said_goes_with_the_route_that_it_uses() -> None:
+    engines = [
+        Engine("0", resident=right, reload=right),
+        Engine("0", resident=wrong_between, reload=right),
+        Engine("0", reload=right),
+    ]
+    routes: list[Mapping[str, str]] = [BOTH, BOTH, {"reload": ""}]
+    said = [engine.travel(taken).said for engine, taken in zip(engines, routes, strict=True)]
+    assert said == [((10.0,), (13.5,))] * 3
+
+
+def test_a_digest_of_answers_is_of_their_bits() -> None:
+    said = ((-1.5, -0.25), (3.0,))
+    assert probe_digest(said) == probe_digest(list(said))
+    assert len(probe_digest(said)) == 16
+    others = [((-1.5, math.nextafter(-0.25, 0)), (3.0,)), ((-1.5,), (-0.25, 3.0)), ((3.0,), (-1.5, -0.25)), ()]
+    assert len({probe_digest(said), *map(probe_digest, others)}) == 5
 
 
 def test_what_one_route_leaves_behind_for_the_other_shows() -> None:

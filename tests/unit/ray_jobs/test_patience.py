@@ -1,0 +1,142 @@
+"""A node whose replica ended waits for its memory. The driver is tried without Ray and with a clock of its own."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from contract.errors import SweepError
+from contract.events import Listener
+from contract.units import Unit
+from merge.remote_parent import RemoteParent
+from ray_jobs import driver
+from ray_jobs.cluster import Node
+from ray_jobs.patience import FIRST_SECONDS, RECENT_SECONDS, TRIES, Patience
+from ray_jobs.replica import SweepSpec
+from ray_jobs.replica_handle import ReplicaHandle
+from serve.settings import EngineSettings
+
+# As vLLM 0.32 says it.
+NO_MEMORY = (
+    "EngineError: the vLLM engine did not start: Free memory on device cuda:0 (3.1/79.2 GiB) on startup is less than "
+    "desired GPU memory utilization (0.92, 72.86 GiB). Decrease GPU memory utilization or reduce GPU memory used by other "
+    "processes."
+)
+
+
+def test_a_node_waits_longer_each_time_and_not_for_ever() -> None:
+    patience = Patience()
+    patience.ended("a", 100.0)
+    now, waits = 101.0, []
+    while (seconds := patience.wait("a", NO_MEMORY, now, now + 1)) is not None:
+        waits.append(seconds)
+        now += 1
+        assert patience.waits("a", now + seconds - 0.1)
+        assert not patience.waits("b", now)
+        assert not patience.waits("a", now + seconds)
+        now += seconds
+    assert waits == [FIRST_SECONDS * 2**turn for turn in range(TRIES)]
+
+
+def test_a_start_ends_a_series() -> None:
+    patience = Patience()
+    patience.ended("a", 0.0)
+    assert [patience.wait("a", NO_MEMORY, 1, 2), patience.wait("a", NO_MEMORY, 3, 4)] == [2, 4]
+    patience.started("a")
+    patience.ended("a", 50.0)
+    assert patience.wait("a", NO_MEMORY, 51, 52) == 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "began", "waits"),
+    [
+        (NO_MEMORY, 10.0, True),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", 10.0, True),
+        (
+            "AssertionError: Error in memory profiling. Initial free memory 3 GiB, current free memory 70 GiB.",
+            10.0,
+            True,
+        ),
+        ("ValueError: the model is not supported", 10.0, False),
+        (NO_MEMORY, RECENT_SECONDS + 1, False),  # what ended is long gone: others hold the memory
+    ],
+)
+def test_only_a_lack_of_memory_after_an_end_is_waited_for(reason: str, began: float, waits: bool) -> None:
+    patience = Patience()
+    assert patience.wait("a", reason, began, began + 1) is None  # nothing has ended here
+    patience.ended("a", 0.0)
+    assert (patience.wait("a", reason, began, began + 1) is not None) is waits
+
+
+class News(Listener):
+    """Keeps what the driver tells."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.lost: list[bool] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def replica_lost(self, replica: str, failed: bool, given_up: Unit | None) -> None:
+        self.lost.append(failed)
+
+
+class World:
+    """A driver over one node of one GPU, whose replicas exist by name only."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.booted = 1000.0, []
+        node = Node("n", "10.0.0.1", 1, draining=False)
+        settings = EngineSettings(device="cuda", dtype="bfloat16", max_model_len=64)
+        parent = RemoteParent.__new__(RemoteParent)
+        spec = SweepSpec(root=str(Path("run")), base=parent, aligned=None, settings=settings, identity={})
+        monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=lambda _: None))
+        monkeypatch.setattr(driver, "living_nodes", lambda *_: {"n": node})
+        monkeypatch.setattr(driver, "end_process", lambda *_: None)
+        monkeypatch.setattr(ReplicaHandle, "boot", lambda handle, *_: self._boot(handle))
+        monkeypatch.setattr(ReplicaHandle, "end", lambda handle: None)
+        self.news = News()
+        self.driver = driver._Driver(spec, [Unit("t", "0", 0, 0, 1, 1)], {}, None, self.news)
+
+    def _boot(self, handle: ReplicaHandle) -> list[Any]:
+        handle.booting = True
+        self.booted.append(handle)
+        return []
+
+    def look(self) -> int:
+        """Let the driver look at its nodes; return how many replicas it has booted so far."""
+        self.driver._look()
+        return len(self.booted)
+
+    def fails(self, reason: str) -> None:
+        self.driver._failed(self.booted[-1], reason)
+
+
+def test_the_driver_waits_and_does_not_blame_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    assert world.look() == 1
+    world.booted[-1].booting = False  # it scores
+    world.fails("it was killed")
+    booted = world.look()
+    for turn in range(driver.MAX_BOOT_FAILURES + 1):  # more often than a node may fail
+        world.fails(NO_MEMORY)
+        assert world.news.messages[-1].endswith(f"another one is started in {2 ** (turn + 1)} s")
+        assert world.look() == booted
+        world.now += 2 ** (turn + 1)
+        booted += 1
+        assert world.look() == booted
+    assert world.news.lost == [True] + [False] * (driver.MAX_BOOT_FAILURES + 1)
+
+
+def test_the_driver_gives_up_a_node_whose_memory_others_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch)
+    world.look()
+    world.fails(NO_MEMORY)
+    world.now += 0.1
+    world.look()
+    world.fails(NO_MEMORY)
+    assert len(world.booted) == 2
+    with pytest.raises(SweepError, match="no replica starts"):
+        world.look()
