@@ -134,9 +134,7 @@ def needs_of(settings: "EngineSettings", sizes: "ModelSizes") -> "Needs":
     )
 
 
-def _length(
-    settings: "EngineSettings", sizes: "ModelSizes", recorded: Mapping[str, Any] | None, longest: int
-) -> int:
+def _length(settings: "EngineSettings", sizes: "ModelSizes", recorded: Mapping[str, Any] | None, longest: int) -> int:
     needed = min(longest, settings.max_model_len)  # longer requests are quarantined
     length = max(_LEAST_LENGTH, 1 << (needed - 1).bit_length())
     if sizes.short_window is not None and needed <= sizes.short_window:
@@ -146,9 +144,7 @@ def _length(
     return min(length, settings.max_model_len)
 
 
-def how_long(
-    settings: "EngineSettings", config: SweepConfig, recorded: Mapping[str, Any] | None, longest: int
-) -> str:
+def how_long(settings: "EngineSettings", config: SweepConfig, recorded: Mapping[str, Any] | None, longest: int) -> str:
     """Say why engines take requests of `settings.max_model_len` tokens.
 
     Args:

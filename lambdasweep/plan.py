@@ -1,6 +1,5 @@
 """`lambdasweep plan`: what a sweep would cost, and whether its inputs fit, without starting anything."""
 
-import os
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -8,15 +7,12 @@ from typing import TYPE_CHECKING
 from contract.errors import InputError, join
 from contract.points import is_named
 from lambdasweep.config import SweepConfig
-from lambdasweep.memory import describe_cache, describe_memory, elements
+from lambdasweep.expected_time import ahead
+from lambdasweep.memory import describe_cache, describe_memory
 from lambdasweep.monitor.wording import as_scored, counted, duration, how, size
 
 if TYPE_CHECKING:
     from merge.pair import Pair
-
-# What a replica is assumed to reach of its peak. CPU: float32 GEMMs of a small model in vLLM. GPU: bf16 on an H100.
-FLOPS_PER_CORE = 60e9
-FLOPS_PER_GPU = 0.4 * 990e12
 
 
 def describe(config: SweepConfig) -> Iterator[str]:
@@ -58,8 +54,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
     yield (
         f"engine    {settings.device}, {settings.dtype}, TP {settings.tensor_parallel}, PP {settings.pipeline_parallel}, "
         f"requests up to {settings.max_model_len} tokens ({prepared.length}), "
-        f"{describe_cache(prepared)}"
-        + (f", {counted(settings.threads, 'thread')} a rank" if settings.threads else "")
+        f"{describe_cache(prepared)}" + (f", {counted(settings.threads, 'thread')} a rank" if settings.threads else "")
     )
     for name, task in prepared.tasks.items():
         yield (
@@ -76,17 +71,10 @@ def describe(config: SweepConfig) -> Iterator[str]:
         )
     further = f", then those of up to {config.refine} λ more" if config.refine else ""
     yield f"units     {len(left)} to do of {total} ({len(config.lambdas)} λ){further}"
-    yield f"tokens    {tokens} at most (contexts shared by a document's choices are computed once)"
+    work = ahead(prepared, left, run if recorded else None)
+    yield f"tokens    {tokens} at most, of which about {work.tokens} are computed (what prompts begin with alike, once)"
     yield f"disk      {size(needed)} of tables"
-    parameters = sum(elements(info.shape) for info in pair.shaped.tensors.values())
-    if settings.device == "cpu":
-        cores = len(os.sched_getaffinity(0))
-        rate, what = FLOPS_PER_CORE * cores, f"{counted(cores, 'core')} at {FLOPS_PER_CORE / 1e9:.0f} GFLOP/s"
-    else:
-        gpus = (config.replicas or 1) * settings.ranks
-        rate, what = FLOPS_PER_GPU * gpus, f"{counted(gpus, 'GPU')} at {FLOPS_PER_GPU / 1e12:.0f} TFLOP/s"
-    seconds = duration(2 * parameters * tokens / rate)
-    yield f"time      about {seconds}, engine start apart (2 FLOP × parameters × tokens, {what})"
+    yield f"time      about {duration(work.seconds)}, engine start apart ({work.basis})"
     for warning in [*warnings, *replicas_idle(config, len(left))]:
         yield f"warning: {warning}"
     same = f", and whether they are those of {config.out}" if recorded else ""

@@ -20,6 +20,7 @@ _WINDOWS = (
 )  # fmt: skip
 _KV_HEADS = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups")
 _HEAD_DIMS = ("head_dim", "global_head_dim", "hidden_size_per_head")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 # What configs of models have whose layers keep something else than keys and values of each token.
 _STATES = (
     "kv_lora_rank", "layers_block_type", "hybrid_override_pattern", "mamba_d_state", "mamba_d_ssm", "mamba_num_heads",
@@ -48,6 +49,7 @@ class ModelSizes:
     """Whether every layer keeps keys and values of each token and nothing else, as far as the config tells: no latent ones,
     no state of a state space or a convolution."""
     vocabulary: int | None = None
+    expert_share: float = 1.0  # of its experts that a token is sent to
     step_values_per_token: int = 0
     """How many numbers the widest layer holds of a token, at most: six times the residual stream, and what goes into its
     activation function and comes out of it, or into and out of those of the experts that the token goes to."""
@@ -84,8 +86,15 @@ def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
         sliding_window=_int(read("sliding_window")),
         has_plain_cache=is_attention and values > 0,
         vocabulary=_int(read("vocab_size")),
+        expert_share=_expert_share(read),
         step_values_per_token=_step_values(read, hidden or 0),
     )
+
+
+def _expert_share(read: Callable[[str], Any]) -> float:
+    taken = _int(read("num_experts_per_tok"))
+    count = next((found for key in _EXPERTS if (found := _int(read(key)))), None)
+    return taken / count if taken and count else 1.0
 
 
 def _step_values(read: Callable[[str], Any], hidden: int) -> int:

@@ -61,7 +61,7 @@ class Patience:
         if not lacks_memory(reason) or not (is_recent or node.tries) or node.tries >= TRIES:
             node.tries = 0
             return None
-        seconds = FIRST_SECONDS * 2**node.tries
+        seconds = FIRST_SECONDS * (1 << node.tries)
         node.tries += 1
         node.until = now + seconds
         return seconds

@@ -1,4 +1,4 @@
-"""What an engine needs of a GPU besides its weights: pure arithmetic over the sizes of a model. Known without importing torch.
+"""What an engine needs of a GPU besides its weights: arithmetic over the sizes of a model. Known without importing torch.
 
 Of keys and values: a request of the greatest length, and what the requests of a few steps hold. Requests that are scored end
 with the step that computes them, so that more is of use only to samples. Beside that the largest of what a step makes.
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from merge.model_sizes import ModelSizes
 
-# Steps whose tokens have room beside the longest request. Two may be in flight, and what choices have in common is kept until
-# the last of them; blocks that are partly filled take room, too.
+# Steps whose tokens have room beside the longest request. Two may be in flight, and what choices have in common is kept
+# until the last of them; blocks that are partly filled take room, too.
 _STEPS = 3
 # Logits of all requests of a step in float32: what the head made, a copy that is scored, vLLM's probabilities and its noise.
 _LOGITS_COPIES = 4
@@ -60,8 +60,8 @@ def needs(
 def _padded_layers(sizes: "ModelSizes") -> tuple[int, int]:
     """Return how many layers vLLM makes room for, without and with a sliding window, which hold what the window sees.
 
-    vLLM deals the layers to groups of one size, that of the smaller kind or, where both are about as many, of the larger one,
-    and fills the last group of each kind up.
+    vLLM deals the layers to groups of one size, that of the smaller kind or, where both are about as many, of the larger
+    one, and fills the last group of each kind up.
     """
     layers, windowed = sizes.layers or 0, sizes.windowed_layers
     whole = layers - windowed

@@ -69,7 +69,7 @@ def score_unit(engine: Engine, requests: pa.Table, lam: str) -> UnitScores:
     engine.clear_prefix_cache()
     outcomes: dict[int, Score | str] = {}
     fit: list[Request] = []
-    for request in _read(requests):
+    for request in read_requests(requests):
         reason = refuse_request(request.token_ids, request.start, engine.settings.max_model_len, engine.vocab_size)
         if reason is None:
             fit.append(request)
@@ -151,7 +151,8 @@ def _common(one: Sequence[int], two: Sequence[int]) -> int:
     return next((index for index in range(shortest) if one[index] != two[index]), shortest)
 
 
-def _read(requests: pa.Table) -> Iterator[Request]:
+def read_requests(requests: pa.Table) -> Iterator[Request]:
+    """Yield the rows of `schemas.REQUESTS`."""
     columns = (
         requests.column(name).to_pylist() for name in ("request_id", "doc_id", "token_ids", "continuation_start")
     )

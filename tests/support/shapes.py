@@ -1,4 +1,4 @@
-"""Checkpoints of the shapes of real models that are headers and nothing else: their files are as long as real ones, and empty.
+"""Checkpoints of the shapes of real models that are headers and nothing else: their files are long, and empty.
 
 What is planned from headers can be tested with them at any size.
 """

@@ -34,7 +34,8 @@ from contract.errors import InputError
 from contract.location import read_table
 from contract.points import parse_points
 from contract.records import read_asked
-from contract.rundir import RunDir, commit_table
+from contract.rundir import RunDir, commit_json, commit_table
+from contract.units import Unit
 from lambdasweep import record
 from lambdasweep.config import load_config
 from lambdasweep.tasks import load_tokenizer
@@ -49,6 +50,7 @@ from tests.support.command_line import (
     contents,
     write_task,
 )
+from tests.support.receipts import receipt
 
 
 def test_signals_are_its_callers_again_when_a_command_ends(lambdasweep: Callable[..., Result], tmp_path: Path) -> None:
@@ -572,8 +574,8 @@ GIB = 1 << 30
         (
             "auto",
             {"device_total": 8 * GIB, "device_free": 1 * GIB},
-            "parents: pinned, 526 kB a rank beside 263 kB live, of 1.07 GB free, of which 4.31 GB are for the KV cache, steps "
-            "and vLLM, which does not fit: give more ranks (--tp); host memory 526 kB for 1 replica,",
+            "parents: pinned, 526 kB a rank beside 263 kB live, of 1.07 GB free, of which 4.31 GB are for the KV cache, "
+            "steps and vLLM, which does not fit: give more ranks (--tp); host memory 526 kB for 1 replica,",
         ),
     ],
 )
@@ -634,8 +636,12 @@ def test_a_plan_for_a_begun_sweep_counts_what_is_left(
     begun: RunDir, lambdasweep: Callable[..., Result], flags: Callable[..., list[object]]
 ) -> None:
     commit_table(begun.unit("tokens", "metals", "0.5", 0), schemas.TOKENS.empty_table())
+    assert "2 FLOP × parameters × tokens computed, " in lambdasweep("plan", *flags()).out
+    unit = Unit("metals", "0.5", 0, 0, 5, 1)
+    commit_json(begun.unit("receipts", "metals", "0.5", 0), receipt(unit, tokens_scheduled=7200).to_json())  # in 36 s
     before = contents(begun.root)
     result = lambdasweep("plan", *flags(lambdas="0:1.5:0.5"))
+    assert "engine start apart (at 200 tokens/s a replica, as in the 1 unit so far, " in result.out
     assert "units     3 to do of 4 (4 λ)\n" in result.out
     assert f"whether they are those of {begun.root} (`run` reads them)" in result.out
     assert contents(begun.root) == before

@@ -1,7 +1,6 @@
 """Where the parents of large models go, by arithmetic over headers alone, held against the table of docs/clusters.md."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from tests.support.paths import ROOT
 from tests.support.shapes import GEMMA_27B, LLAMA_8B, LLAMA_70B, QWEN_30B_A3B, write_shape
 
 # An H100 of 80 GB, of which CUDA takes 0.6 GB as it starts, in a machine with memory for everything.
-H100 = {"device_total": 85_000_000_000, "device_free": 84_400_000_000, "utilization": 0.92}
+H100: dict[str, Any] = {"device_total": 85_000_000_000, "device_free": 84_400_000_000, "utilization": 0.92}
 HOST = 2_000_000_000_000
 SHAPES = {
     "Llama-3.1 8B": LLAMA_8B,
@@ -73,7 +72,8 @@ def row(name: str, count: int, tp: int, longest: int | None, found: Memory) -> s
     called = name + (f", {count} aligned" if count > 1 else "") + ("" if longest else ", its whole window")
     kept = " | ".join(map(gb, (room.kept_for_cache, room.kept_for_steps, room.kept_unused)))
     host = gb(found.host) if found.host else "–"
-    return f"| {called} | {tp} | {gb(found.live)} | {gb(found.parents)} | {kept} | {found.tier} | {gb(found.device)} | {host} |"
+    weights = f"{gb(found.live)} | {gb(found.parents)}"
+    return f"| {called} | {tp} | {weights} | {kept} | {found.tier} | {gb(found.device)} | {host} |"
 
 
 def test_the_table_in_the_documents_is_what_the_code_computes(pairs: dict[tuple[str, int], Pair]) -> None:

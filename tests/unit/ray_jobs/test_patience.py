@@ -87,7 +87,8 @@ class World:
     """A driver over one node of one GPU, whose replicas exist by name only."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now, self.booted = 1000.0, []
+        self.now = 1000.0
+        self.booted: list[ReplicaHandle] = []
         node = Node("n", "10.0.0.1", 1, draining=False)
         settings = EngineSettings(device="cuda", dtype="bfloat16", max_model_len=64)
         parent = RemoteParent.__new__(RemoteParent)
