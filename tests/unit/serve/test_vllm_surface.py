@@ -209,3 +209,17 @@ def test_the_registry_of_weight_transfer_backends_is_a_mapping() -> None:
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     assert isinstance(WeightTransferEngineFactory._registry, dict)
+
+
+def test_the_sizes_that_a_rank_reads_are_in_vllms_configs() -> None:
+    """`serve/switch/backend.py` plans a GPU's memory by them."""
+    from vllm.config import CacheConfig, ModelConfig, ParallelConfig, SchedulerConfig
+
+    read = {
+        CacheConfig: {"gpu_memory_utilization", "kv_cache_memory_bytes"},
+        ModelConfig: {"max_model_len", "dtype"},
+        ParallelConfig: {"tensor_parallel_size", "pipeline_parallel_size"},
+        SchedulerConfig: {"max_num_batched_tokens", "max_num_seqs"},
+    }
+    for config, names in read.items():
+        assert names <= {field.name for field in dataclasses.fields(config)}, config.__name__
