@@ -451,12 +451,24 @@ def _after_scaling(one: Metric, how: str = "temperature-scaled") -> Metric:
 
 def find(name: str) -> Metric | None:
     """Return the metric of a name in metrics.parquet, that of a difference (`…_vs_…`) or a scaled one (`…_scaled`), too."""
-    plain = name.partition("_vs_")[0].removesuffix("_scaled")
+    among, found = _FOUND.get(name, ((), None))
+    now = tuple(METRICS.values())
+    if among != now:  # asked for the first time, or metrics were added since
+        found = _search(name.partition("_vs_")[0].removesuffix("_scaled"))
+        _FOUND[name] = now, found
+    return found
+
+
+def _search(plain: str) -> Metric | None:
     for one in _every():
         several = one.per_parent or (one.per_count and plain.rpartition("_")[2].isdigit())
         if plain == one.name or (several and plain.startswith(f"{one.name}_")):
             return one
     return None
+
+
+# Every row of metrics.parquet asks: each name with the metrics among which it was looked for, and what was found.
+_FOUND: dict[str, tuple[tuple[tuple[Metric, ...], ...], Metric | None]] = {}
 
 
 def stored_names(confidence: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ A λ is known everywhere by its canonical name: no exponent, no `+`, no trailing
 (`decimal128(12, 6)` in the tables). `1.0` and `1` are the same point.
 """
 
+import functools
 import re
 from decimal import Decimal
 
@@ -16,6 +17,7 @@ MAX_ABS = Decimal(10) ** 6
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)")
 
 
+@functools.lru_cache(maxsize=4096, typed=True)  # tables name the same λs over and over
 def canonical(lam: str | int | Decimal) -> str:
     """Return the canonical name of a λ.
 

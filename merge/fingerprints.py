@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from contract.cache import cache_folder
 from contract.errors import PairError
 from contract.rundir import commit_json
 from merge.checkpoint import Checkpoint, TensorInfo
@@ -73,12 +74,6 @@ def _newest(checkpoint: Checkpoint) -> int:
     """Return when a weight file was last changed, in nanoseconds since 1970."""
     statuses = [file.stat() for file in _files(checkpoint)]
     return max((max(status.st_mtime_ns, status.st_ctime_ns) for status in statuses), default=0)
-
-
-def cache_folder(name: str) -> Path:
-    """Return the folder in which this machine remembers one kind of thing."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "lambdasweep" / name
 
 
 def _recall(entry: Path, checkpoint: Checkpoint) -> dict[str, str] | None:

@@ -19,10 +19,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from contract.cache import cache_folder
 from contract.errors import EngineError, PairError
 from contract.rundir import commit_json
 from merge.checkpoint import Checkpoint, open_checkpoint
-from merge.fingerprints import cache_folder, locked, remembered_fingerprint
+from merge.fingerprints import locked, remembered_fingerprint
 from merge.heads import loading_flags, without_flag
 from serve.machine import hardware
 from serve.plugin import WORKER_EXTENSION, register

@@ -69,11 +69,15 @@ class SumMatrix:
         # The matrix is stored by column, that is by document: its weights are read once for all the sums that it is in.
         self._float64 = scipy.sparse.csc_matrix(entries, shape=shape)
         self._float32 = self._float64.astype(np.float32)
+        self._parts: dict[tuple[bool, int | None, int | None], Any] = {}  # the same few slices are asked for every time
 
     def sums(self, weights: Weights, documents: slice = slice(None)) -> Floats:
         """Return the sums [K, R] over all documents, or over a slice of them, whose weights are [documents, R]."""
-        matrix: Any = self._float32 if weights.dtype == np.float32 else self._float64
-        sums: Floats = (matrix[:, documents] @ weights).astype(np.float64)
+        is_single = weights.dtype == np.float32
+        part = is_single, documents.start, documents.stop
+        if part not in self._parts:
+            self._parts[part] = (self._float32 if is_single else self._float64)[:, documents]
+        sums: Floats = (self._parts[part] @ weights).astype(np.float64)
         return sums
 
 

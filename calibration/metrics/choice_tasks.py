@@ -232,7 +232,8 @@ class _View:
 
     def size(self, metric: str, split: str) -> int:
         """Return how many documents of a split a metric is computed from."""
-        return int(np.isin(self._every[self._runs[split]], self._sizes.get(metric, self._every)).sum())
+        every = self._every[self._runs[split]]
+        return int(np.isin(every, self._sizes[metric]).sum()) if metric in self._sizes else len(every)
 
     def sample(self, accuracy: Mapping[str, Floats]) -> _Found:
         """Compute every metric of the sample itself; `measure` may be called then."""

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from calibration.arrays import BINS, Bools, Floats
+from calibration.arrays import BINS, Bools, Floats, Ints
 from calibration.metrics.binned import SumMatrix
 from calibration.uncertainty.resample import Weights
 
 COVERAGE = 80  # the per cent of the documents, the most confident ones, whose accuracy is taken
 
-_COLUMNS = 64  # the resamples whose cuts are looked up at a time
 _BLOCK = 24  # levels in a block whose sums are kept: a position is looked for among blocks first, then inside one
+_LANES = 8  # a power of two
+_TINY = np.finfo(np.float64).tiny
 
 
 class Ranking:
@@ -63,7 +64,7 @@ class Ranking:
     def _levels(self, confidence: Floats, correct: Bools) -> None:
         level, level_of, size = np.unique(confidence, return_inverse=True, return_counts=True)
         self._blocks = max(1, -(-len(level) // _BLOCK))
-        shape = (self._blocks, _BLOCK)
+        padded = self._blocks * _BLOCK
         document, gap, one = np.arange(len(confidence)), confidence - correct, np.ones(len(confidence))
         block = level_of // _BLOCK
         row = np.concatenate([block, self._blocks + block, 2 * self._blocks + block])
@@ -80,11 +81,11 @@ class Ranking:
         source, single = np.full(len(level), -1), np.flatnonzero(size[level_of] == 1)
         source[level_of[single]] = single
         source[tied] = len(document) + np.arange(len(tied))
-        self._source = _padded(source, shape, len(document) + len(tied))  # the last row of weights holds zeros
-        self._level = _padded(level, shape, 0.0)
+        self._source = _padded(source, padded, len(document) + len(tied))  # the last row of weights holds zeros
+        self._level = _padded(level, padded, 0.0)
         level_gap = np.zeros(len(level))
         level_gap[level_of[single]] = gap[single]
-        self._level_gap = _padded(level_gap, shape, 0.0)
+        self._level_gap = _padded(level_gap, padded, 0.0)
         self._has_ties = len(tied) > 0
 
     def _cut(self, weights: Weights) -> dict[str, Floats]:
@@ -101,37 +102,56 @@ class Ranking:
         column = np.arange(resamples)
         block = np.count_nonzero(before[1:, None] <= positions, axis=0)  # has shape [cuts, R]
         block = np.minimum(block, self._blocks - 1)
-        tied = self._tied_counts.sums(weights)
-        rows = np.vstack([weights, tied.astype(weights.dtype), np.zeros((1, resamples), weights.dtype)])
-        below = np.zeros((len(weights), resamples)) if self._has_ties else None
-        tied_gaps = (
-            below if below is None else np.vstack([below, self._tied_gaps.sums(weights), np.zeros((1, resamples))])
-        )
-        gap_at, sure_at = gap_before[block, column], sure_before[block, column]
-        into = positions - before[block, column]
-        # What is made on the way has to fit into the processor's cache, so it is made for a few resamples at a time.
-        for start in range(0, resamples, _COLUMNS):
-            some = slice(start, start + _COLUMNS)
-            here = block[:, some]
-            source = self._source[here] * resamples + column[some, None]  # has shape [cuts, some of R, _BLOCK]
-            inside = rows.take(source).astype(np.float64)
-            gaps = inside * self._level_gap[here]
-            if tied_gaps is not None:
-                gaps += tied_gaps.take(source)
-            # A level that straddles the position counts in part.
-            part = np.clip(into[:, some, None] - (inside.cumsum(axis=2) - inside), 0.0, inside)
-            share = np.divide(part, inside, out=np.zeros_like(inside), where=inside > 0)
-            gap_at[:, some] += (share * gaps).sum(axis=2)
-            sure_at[:, some] += (part * self._level[here]).sum(axis=2)
         few = len(cuts)
+        gaps, sure = self._inside(weights, block, positions - before[block, column], few)
+        gap_at, sure_at = gap_before[block, column] + gaps, sure_before[block[few:], column] + sure
         bounds = np.vstack([np.zeros((1, resamples)), gap_at[:few], gap_before[-1:]])
         # correct = confidence − gap
-        right = (sure_before[-1] - sure_at[few:]) - (gap_before[-1] - gap_at[few:])
+        right = (sure_before[-1] - sure_at) - (gap_before[-1] - gap_at[few:])
         with np.errstate(divide="ignore", invalid="ignore"):
             found = {"ece_mass": np.diff(bounds, axis=0) / n}
             for coverage, sure, position in zip(self._coverages, right, positions[few:], strict=True):
                 found[f"acc_at_{coverage}"] = sure / (n - position)
         return found
+
+    def _inside(self, weights: Weights, block: Ints, left: Floats, few: int) -> tuple[Floats, Floats]:
+        """Return the gaps [cuts, R] of the first copies of blocks, and for all but the first few cuts the confidences.
+
+        Args:
+            weights: the weights [D, R].
+            block: the block [cuts, R] of each cut.
+            left: how many copies [cuts, R] of it are before the cut; it is changed here.
+            few: how many cuts need no sum of confidences.
+        """
+        resamples = weights.shape[1]
+        column, none = np.arange(resamples), np.zeros((1, resamples), weights.dtype)
+        tied_gap = None
+        if self._has_ties:
+            tied_gap = np.vstack([np.zeros(weights.shape), self._tied_gaps.sums(weights), np.zeros((1, resamples))])
+        tied = self._tied_counts.sums(weights).astype(weights.dtype) if self._has_ties else none[:0]
+        rows = np.vstack([weights, tied, none])
+        # Terms go in turn into several sums, which are added up in pairs: less is lost to rounding than in one sum.
+        gaps, sure = np.zeros((_LANES, *block.shape)), np.zeros((_LANES, len(block) - few, resamples))
+        inside, part, term, level = np.empty(block.shape), np.empty(block.shape), np.empty(block.shape), block * _BLOCK
+        for step in range(_BLOCK):
+            place = self._source.take(level)
+            place *= resamples
+            place += column
+            inside[...] = rows.take(place)
+            np.maximum(left, 0.0, out=part)
+            np.minimum(part, inside, out=part)  # a level that straddles the position counts in part
+            if few < len(part):
+                sure[step % _LANES] += part[few:] * self._level.take(level[few:])
+            np.multiply(inside, self._level_gap.take(level), out=term)
+            if tied_gap is not None:
+                term += tied_gap.take(place)
+            left -= inside
+            np.maximum(inside, _TINY, out=inside)  # of no copies none is a part: 0, and not 0 / 0
+            part /= inside
+            term *= part
+            gaps[step % _LANES] += term
+            level += 1
+        return _added(gaps), _added(sure)
 
     # These two methods go through right and wrong documents, descending, for metrics that need every document's rank.
 
@@ -180,8 +200,15 @@ class Ranking:
         return ranked | {"eaurc": np.maximum(aurc - best, 0.0)}
 
 
-def _padded(values: Any, shape: tuple[int, int], filling: float) -> Any:
-    """Return values in rows of this shape; the last row is filled up with `filling`."""
-    padded = np.full(shape, filling, values.dtype)
-    padded.flat[: len(values)] = values
+def _padded(values: Any, size: int, filling: float) -> Any:
+    """Return values, filled up to a size."""
+    padded = np.full(size, filling, values.dtype)
+    padded[: len(values)] = values
     return padded
+
+
+def _added(sums: Floats) -> Floats:
+    while len(sums) > 1:
+        sums = sums[0::2] + sums[1::2]
+    added: Floats = sums[0]
+    return added

@@ -1,6 +1,7 @@
 """A page is one HTML file that opens from the disk: styles, scripts, data and the plotting library are all inside."""
 
 import base64
+import contextlib
 import functools
 import hashlib
 import json
@@ -14,8 +15,11 @@ from markupsafe import Markup
 
 from calibration.report.style import theme
 from calibration.report.vega import Spec
+from contract.cache import cache_folder
+from contract.rundir import commit_bytes
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
+_EMBED = "globalThis.vegaEmbed = vegaEmbed;"
 
 
 def document(template: str, drawn: Mapping[str, Spec], **context: Any) -> str:
@@ -62,8 +66,15 @@ def _json(value: Any) -> str:
 
 @functools.cache
 def _bundle() -> str:
-    """The plotting library as one script, which takes a second to put together."""
-    bundle: str = vl_convert.javascript_bundle("globalThis.vegaEmbed = vegaEmbed;")
+    """Return the plotting library as one script. To put it together takes seconds, so this machine remembers it."""
+    entry = cache_folder("figures") / f"vega-embed-{vl_convert.__version__}.js"
+    with contextlib.suppress(OSError, ValueError):
+        digest, _, script = entry.read_bytes().decode().partition("\n")
+        if digest == _digest(script):
+            return script
+    bundle: str = vl_convert.javascript_bundle(_EMBED)
+    with contextlib.suppress(OSError):  # without a cache that can be written only time is lost
+        commit_bytes(entry, f"{_digest(bundle)}\n{bundle}".encode())
     return bundle
 
 

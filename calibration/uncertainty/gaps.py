@@ -28,7 +28,9 @@ def of_gaps(gaps: Floats, drawn: Floats, n: int, value: float | None = None) -> 
     """
     moved = drawn - gaps[:, None]
     exists = ~np.isnan(moved).any(axis=0)
-    spread = moved[:, exists].std(axis=1) if exists.any() else np.zeros(len(gaps))
+    # By resample: sums over them are then taken one after the other, in any number of them.
+    there = np.asfortranarray(moved if exists.all() else moved[:, exists])
+    spread = there.std(axis=1) if exists.any() else np.zeros(len(gaps))
     known = np.abs(gaps) > np.sqrt(np.log(max(n, 1))) * spread
     toward = np.sign(gaps)[:, None] * moved
     under = toward.sum(axis=0)

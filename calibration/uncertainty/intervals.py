@@ -90,11 +90,13 @@ def _honest(estimate: Estimate, is_difference: bool) -> Interval | None:
 def _middle(low: Floats, high: Floats) -> Interval | None:
     """Return the 2.5 % quantile of one set of draws and the 97.5 % quantile of another, which may be the same."""
     ends = []
+    count = 0
     for drawn, upper in ((low, False), (high, True)):
-        count = int(np.count_nonzero(~np.isnan(drawn)))
+        if not upper or high is not low:
+            count = len(drawn) - int(np.count_nonzero(np.isnan(drawn)))
         if count == 0 or 2 * count < len(drawn):
             return None
         first = max(int((1 - LEVEL) / 2 * (count + 1)) - 1, 0)
         place = count - 1 - first if upper else first
-        ends.append(float(np.partition(drawn, place)[place]))  # NaN counts as the largest
+        ends.append(float(np.partition(drawn, place)[place]))  # NaN counts as the largest; one place at a time is fast
     return Interval(ends[0], ends[1], count)
