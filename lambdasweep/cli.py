@@ -212,7 +212,8 @@ def report(
         ),
     ] = "sum",
     figures: Annotated[
-        bool, typer.Option("--figures", help="Write the figures for a paper, too: RUN/report/figures, SVG and PNG.")
+        bool,
+        typer.Option("--figures", help="Write the figures for a paper, too: RUN/report/figures, SVG, PNG and PDF."),
     ] = False,
     lm_eval: Annotated[
         Path | None,
@@ -429,7 +430,7 @@ def _write_report(run_dir: "RunDir", analysis: "Analysis") -> None:
         from lambdasweep.monitor.phase import phase
 
         with phase("writing report"):
-            write_report(run_dir, analysis, figures=False)
+            write_report(run_dir, analysis)
         typer.echo(f"report: {run_dir.index_html}")
     except Exception as error:  # the plotting library's included
         typer.echo(f"no report ({error}): lambdasweep report {run_dir.root} tries again", err=True)
@@ -444,6 +445,7 @@ def show_metrics(run_dir: "RunDir", margin: float | None = None, confidence: str
         confidence: what λ* is chosen by, and the tables show, where a task has it.
     """
     from calibration.analyse import analyse, write_metrics
+    from calibration.frontier.beside import notes
     from calibration.terminal.beside import beside_table
     from calibration.terminal.tables import render
     from lambdasweep.monitor.phase import phase
@@ -453,7 +455,7 @@ def show_metrics(run_dir: "RunDir", margin: float | None = None, confidence: str
     wide = 100 + max(0, max(map(len, analysis.parents.values())) - 4)  # columns that intervals take
     console = _console(wide)
     metrics = write_metrics(run_dir, analysis)
-    tables = render(metrics, confidence, console.width >= wide, analysis.parents)
+    tables = render(metrics, confidence, console.width >= wide, analysis.parents, analysis.found.stars)
     for table in tables:
         console.print(table)
     if not tables:
@@ -462,14 +464,17 @@ def show_metrics(run_dir: "RunDir", margin: float | None = None, confidence: str
         typer.echo("warning: damaged tables count as absent; the same sweep scores them again:", err=True)
         for line in analysis.damaged:
             typer.echo(f"  - {line}", err=True)
-    for one in (*analysis.found.tasks, *analysis.found.pools):
+    found = *analysis.found.tasks, *analysis.found.pools
+    for one in found:
         typer.echo(f"{one.task}: {one.answer}")
         if one.claim:
             typer.echo(f"  {one.claim.text}")
-    for one in (*analysis.found.tasks, *analysis.found.pools):
+    for one in found:
         beside = beside_table(one, intervals=console.width >= wide)
         if beside is not None:
             console.print(beside)
+    for line in notes(found):
+        console.print(line, markup=False)
     return analysis
 
 

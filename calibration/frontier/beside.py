@@ -1,6 +1,6 @@
 """Beside λ* stand the parents, and what can be had of both without merging them. Tables of every kind show these rows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from calibration.catalogue import answers
@@ -32,7 +32,7 @@ class Beside:
     """One row: λ*, a parent, or a rival."""
 
     label: str
-    note: str  # what it is made of; empty where its label says it
+    fitted: str  # the temperatures of both halves, where it has any
     documents: int
     accuracy: Value
     nll: Value
@@ -61,8 +61,9 @@ def beside(found: Frontier) -> list[Beside]:
         rows.append(Beside(name, "", one.documents, one.accuracy, one.nll, one.error, gain.nll))
     for rival in found.rivals:
         gained = rival.gain.nll if rival.gain else None
-        title, note = TITLES[rival.name], _note(rival)
-        rows.append(Beside(title, note, rival.documents, rival.accuracy, rival.nll, rival.error, gained))
+        rows.append(
+            Beside(TITLES[rival.name], _fitted(rival), rival.documents, rival.accuracy, rival.nll, rival.error, gained)
+        )
     return rows
 
 
@@ -83,6 +84,20 @@ def markdown(found: Frontier) -> list[str]:
     return lines
 
 
-def _note(rival: Rival) -> str:
-    fitted = " and ".join(f"{one:.2f}" for one in rival.temperatures)
-    return f"{HELP[rival.name]} ({fitted})" if fitted else HELP[rival.name]
+def notes(several: Iterable[Frontier]) -> list[str]:
+    """Say once what each rival of some frontiers is made of, with its temperatures, or the range of them."""
+    rivals = [rival for found in several for rival in found.rivals]
+    lines = []
+    for name, title in TITLES.items():
+        named = [rival for rival in rivals if rival.name == name]
+        if not named:
+            continue
+        every = [one for rival in named for one in rival.temperatures]
+        between = f"{min(every):.2f} to {max(every):.2f}" if every else ""
+        fitted = _fitted(named[0]) if len(named) == 1 else between
+        lines.append(f"{title}: {HELP[name]}{f' ({fitted})' if fitted else ''}")
+    return lines
+
+
+def _fitted(rival: Rival) -> str:
+    return " and ".join(f"{one:.2f}" for one in rival.temperatures)

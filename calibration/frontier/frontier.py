@@ -69,6 +69,11 @@ class Frontiers:
         """Return the frontier whose λ* is the run's: that of all tasks pooled, or of the only task."""
         return next(iter((*self.pools, *self.tasks)), None)
 
+    @property
+    def stars(self) -> dict[str, str]:
+        """Return λ* by the name of the task or pool."""
+        return {one.task: one.chosen.lam for one in (*self.tasks, *self.pools)}
+
     def to_json(self) -> dict[str, Any]:
         """Return a dict that `json.dumps` takes; a number that does not exist is None."""
         reference = {"accuracy": REFERENCE[0], "error": REFERENCE[1]}

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib import resources
+from importlib import metadata, resources
 from typing import Any
 
 import vl_convert
@@ -67,7 +67,7 @@ def _json(value: Any) -> str:
 @functools.cache
 def _bundle() -> str:
     """Return the plotting library as one script. To put it together takes seconds, so this machine remembers it."""
-    entry = cache_folder("figures") / f"vega-embed-{vl_convert.__version__}.js"
+    entry = cache_folder("figures") / f"vega-embed-{metadata.version('vl-convert-python')}.js"
     with contextlib.suppress(OSError, ValueError):
         digest, _, script = entry.read_bytes().decode().partition("\n")
         if digest == _digest(script):

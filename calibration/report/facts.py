@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +16,7 @@ from calibration.measured_rows import tool_of
 from calibration.metrics.cumulative import Walk
 from calibration.scores.per_answer import confidence_of
 from contract.points import coordinates, order
-from contract.records import EachRecord, Plan, TaskRecord
+from contract.records import EachRecord, ParentRecord, Plan, TaskRecord
 from contract.schemas import point_of
 
 MAX_BIN_ROWS = 12_000  # so many bins take half a megabyte of a page
@@ -105,6 +106,13 @@ class Facts:
     walks: Mapping[tuple[str, str], Walk]  # the cumulative differences under `confidence`, by task and λ
     damaged: tuple[str, ...] = ()  # a line for each damaged table
     each: EachRecord | None = None  # the command that measured everything, where one did
+    base: str = "base"  # the parents' own names
+    aligned: str = "aligned"
+
+    @property
+    def pair(self) -> str:
+        """Return the name of the pair."""
+        return f"{self.base} → {self.aligned}"
 
     @property
     def accuracy(self) -> str:
@@ -233,7 +241,13 @@ def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
         {(task, lam): walk for (task, lam, of), walk in analysis.walks.items() if of == confidence == "sum"},
         analysis.damaged,
         analysis.each,
+        _short(analysis.sweep.pair["base"]),
+        ", ".join(_short(analysis.sweep.pair[role]) for role in sorted(analysis.sweep.pair.keys() - {"base"})),
     )
+
+
+def _short(parent: ParentRecord) -> str:
+    return PurePath(parent.source).name or parent.source
 
 
 def _thinned(grid: Sequence[str], rows: int, kept: set[str]) -> tuple[str, ...]:

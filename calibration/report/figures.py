@@ -1,8 +1,11 @@
 """This module makes all figures of a run: those of the page follow its controls, and those for a paper stand still."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
+from calibration.catalogue import answers
 from calibration.report.controls import OF_STOP, OF_TASK, TASK, stop_param, task_param
 from calibration.report.cumulative_figure import cumulative_chart, cumulative_rows
 from calibration.report.curve_figure import curve_chart, curve_rows, outcome_curve_rows
@@ -58,36 +61,76 @@ def page_figures(facts: Facts) -> dict[str, dict[str, Spec]]:
 
 
 def paper_figures(facts: Facts) -> dict[str, Spec]:
-    """Return the figures for a paper by file name, of at most PAPER_TASKS tasks each."""
+    """Return the figures for a paper by file name: one for each metric of each task, of at most PAPER_TASKS tasks.
+
+    A figure's title is the task and the metric, and below it stand the pair and the number of documents.
+    """
     found: dict[str, Spec] = {}
-    if shown := facts.frontiers[:PAPER_TASKS]:
-        rows = [row for name, one in shown for row in frontier_rows(facts, name, one)]
-        chart = frontier_chart(facts, rows) | {"width": 420, "height": 320}
-        found["frontier"] = _facet(chart, [name for name, _ in shown], columns=2) | {
-            "resolve": {"scale": {"x": "independent", "y": "independent"}}
-        }
-    tasks = facts.choice_tasks[:PAPER_TASKS]
-    if tasks and facts.coordinates:
-        found |= _paper_planes(facts, tasks, drawn_measures("choices", facts.confidence))
-    elif tasks:
-        found["curves"] = _grid(facts, tasks, drawn_measures("choices", facts.confidence))
-        rows = [row for task in tasks for row in task_rows(facts, task)]
-        chart = tasks_chart(facts, rows, domain(rows)) | {"width": 240, "height": 180}
-        found["tasks"] = _facet(chart, [task.name for task in tasks], columns=3)
-    if facts.answer_tasks and not facts.coordinates:
-        measures = drawn_measures("answers", facts.answer_confidence)
-        found["answers"] = _grid(facts, facts.answer_tasks[:PAPER_TASKS], measures)
-    for events, of in (("documents", tasks), ("tokens", facts.tasks), ("answers", facts.answer_tasks)):
-        names = [task.name for task in of if task.lambdas][:PAPER_TASKS]
-        rows = [row for row in _landmarks(facts, events) if row["task"] in names] if names else []
-        if rows:
-            found[f"reliability-{events}"] = _side_by_side(reliability_chart(rows, facts.every_lam, events), 200, rows)
-            found[f"confidence-{events}"] = _side_by_side(histogram_chart(rows, facts.every_lam, events), 110, rows)
-    if facts.continuation_tasks and not facts.coordinates:
-        found["continuation"] = _grid(facts, facts.continuation_tasks[:PAPER_TASKS], drawn_measures("continuation"))
-    if facts.generate_tasks and not facts.coordinates:
-        found["diversity"] = _grid(facts, facts.generate_tasks[:PAPER_TASKS], drawn_measures("samples"))
+    shown = [task for task in facts.tasks if task.lambdas][:PAPER_TASKS]
+
+    def add(kind: str, task: TaskFacts, title: str, counts: Iterable[int], chart: Spec, of: str = "documents") -> None:
+        lines = [f"{facts.pair}, {_counted(counts, of)}", *([_LINES] if kind.startswith("confidence-") else [])]
+        words = {"text": f"{task.name}: {title}", "subtitle": lines, "limit": 560, "anchor": "start"}
+        found[f"{kind}-{_file_name(task.name)}"] = chart | {"title": words}
+
+    for task in shown:
+        if task.frontier is not None:
+            counts = [point.documents for point in task.frontier.points]
+            chart = frontier_chart(facts, list(frontier_rows(facts, task.name, task.frontier)))
+            title = f"accuracy against {answers()[facts.error].title}"
+            add("frontier", task, title, counts, chart | {"width": 420, "height": 320})
+        measures = drawn_measures(task.kind, facts.confidence_of(task))
+        if facts.coordinates:
+            for measure in plane_measures(facts, measures):
+                if rows := list(plane_rows(facts, task, measure)):
+                    add(
+                        measure.metric, task, measure.title, _documents(rows), plane_chart(facts, rows, measure) | _SIZE
+                    )
+            continue
+        for measure in measures:
+            if rows := list(curve_rows(facts, task, measure)):  # some metrics do not exist for some answers
+                add(measure.metric, task, measure.title, _documents(rows), curve_chart(facts, rows, measure) | _SIZE)
+        if task in facts.choice_tasks and (rows := list(task_rows(facts, task))):
+            counts = [task.cell(lam, facts.accuracy).n for lam in task.lambdas]
+            chart = tasks_chart(facts, rows, domain(rows)) | _SIZE
+            add("accuracy-and-confidence", task, "accuracy and mean confidence", counts, chart)
+    for of in ("documents", "tokens", "answers"):
+        landmarks = _landmarks(facts, of) if facts.grid else []
+        for task in shown:
+            if rows := [row for row in landmarks if row["task"] == task.name]:
+                for kind, drawn, height in (
+                    ("reliability", reliability_chart, 200),
+                    ("confidence", histogram_chart, 110),
+                ):
+                    chart = _side_by_side(drawn(rows, facts.every_lam, of), height, rows)
+                    add(f"{kind}-{of}", task, f"{kind} of {of}", _totals(rows), chart, of)
     return found
+
+
+_LINES = "solid line: accuracy; dashed line: mean confidence"  # of a histogram
+_SIZE: Spec = {"width": 320, "height": 220}
+
+
+def _documents(rows: Iterable[Mapping[str, Any]]) -> list[int]:
+    return [row["documents"] for row in rows]
+
+
+def _totals(rows: Iterable[Mapping[str, Any]]) -> list[int]:
+    """Return the sum of the bins' numbers at each λ."""
+    found: Counter[str] = Counter()
+    for row in rows:
+        found[row["lambda"]] += row["n"]
+    return list(found.values())
+
+
+def _counted(counts: Iterable[int], of: str) -> str:
+    every = sorted(set(counts))
+    return f"n = {every[0]} {of}" if len(every) == 1 else f"n = {every[0]}–{every[-1]} {of}"
+
+
+def _file_name(task: str) -> str:
+    """Return a task's name as a part of a file's."""
+    return quote(task, safe=" ").replace(" ", "-")
 
 
 def _title(name: str | Spec) -> Spec:
@@ -129,16 +172,6 @@ def _planes(facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure
             params = [task_param(control, tasks[0].name)]
             found[f"{control[1:]}-plane-{measure.metric}"] = following(chart, params, OF_TASK)
     return found
-
-
-def _paper_planes(facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure]) -> dict[str, Spec]:
-    charts = [
-        plane_chart(facts, list(plane_rows(facts, task, measure)), measure)
-        | {"title": _title(f"{task.name}: {measure.title}"), "width": 260, "height": 220}
-        for task in tasks
-        for measure in plane_measures(facts, measures)
-    ]
-    return {"plane": {"concat": charts, "columns": 2, "resolve": {"scale": {"color": "independent"}}}} if charts else {}
 
 
 def outcome_metrics(facts: Facts) -> list[str]:
@@ -194,25 +227,6 @@ def _cumulative(facts: Facts, control: str, stop: int) -> dict[str, Spec]:
     return {f"{control[1:]}-cumulative": _following(one, control, facts.choice_tasks, stop, f"{OF_TASK} && {OF_STOP}")}
 
 
-def _facet(chart: Spec, names: list[str], columns: int) -> Spec:
-    return facet(chart, nominal("task", title=None, sort=names), columns=columns)
-
-
-def _grid(facts: Facts, tasks: Sequence[TaskFacts], measures: Sequence[Measure]) -> Spec:
-    """Put every metric of every task next to each other, with a row for each task."""
-    charts = []
-    for task in tasks:
-        row = []
-        for measure in measures:
-            title = f"{task.name}: {measure.title}" if len(tasks) > 1 else measure.title
-            rows = list(curve_rows(facts, task, measure))
-            if rows:  # pooled tasks do not have every metric, and some metrics do not exist for some answers
-                size = {"title": _title(title), "width": 230, "height": 160}
-                row.append(curve_chart(facts, rows, measure) | size)
-        charts.append({"concat": row, "columns": 3})
-    return {"vconcat": charts}
-
-
 def _landmarks(facts: Facts, events: str) -> list[dict[str, Any]]:
     """Return the bins of the parents and of λ*, or of the middle λ of the grid where there is no λ*."""
     star = facts.chosen or facts.grid[len(facts.grid) // 2]
@@ -223,6 +237,5 @@ def _landmarks(facts: Facts, events: str) -> list[dict[str, Any]]:
 
 
 def _side_by_side(chart: Spec, height: int, rows: list[dict[str, Any]]) -> Spec:
-    tasks, labels = (list(dict.fromkeys(row[key] for row in rows)) for key in ("task", "label"))
-    channels = {"row": nominal("task", title=None, sort=tasks), "column": nominal("label", title=None, sort=labels)}
-    return facet(chart | {"width": 220, "height": height}, channels)
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    return facet(chart | {"width": 220, "height": height}, {"column": nominal("label", title=None, sort=labels)})

@@ -1,6 +1,7 @@
 """This figure draws accuracy against calibration error: every λ, the parents, λ* and the frontier."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from calibration.catalogue import answers
@@ -9,32 +10,34 @@ from calibration.frontier.types import FrontierPoint, Value
 from calibration.report.controls import OF_STOP
 from calibration.report.data import chart_data
 from calibration.report.facts import Cell, Facts
-from calibration.report.style import NEUTRAL, ROLES, lam_colour, number, role_shape
+from calibration.report.style import HALO, NEUTRAL, ROLES, lam_colour, number, role_shape
 from calibration.report.vega import Spec, end, mark, nominal, quantitative
 
 _COLUMNS = (
     *("task", "lambda", "lam", "point", "role", "label", "x", "x_low", "x_high", "y", "y_low", "y_high"),
-    *("member", "chosen", "marked", "below", "documents", "membership", "interval"),
+    *("member", "chosen", "marked", "below", "left", "documents", "membership", "interval"),
 )
+_PADDING = 14  # pixels
 _LETTER = (0.018, 0.05)  # the width and height of a letter, as fractions of the figure's
 
 
 def frontier_rows(facts: Facts, title: str, frontier: Frontier) -> Iterator[dict[str, Any]]:
     """Yield one row per λ of a frontier, and one for aligned after temperature scaling if it has the same error."""
-    labels = _labels(facts, frontier)
+    scaled = _scaled(facts, title, frontier)
+    others = [] if scaled is None else [(scaled[1].plottable or 0.0, scaled[0].plottable or 0.0)]
+    labels = _labels(facts, frontier, others)
     for point in frontier.points:
         role, chosen = facts.mark_of(point.lam), point.lam == frontier.chosen.lam
         marked = chosen or role != "other λ"
         yield _row(title, point) | {
             "point": facts.stop(point.lam),
             "role": role,
-            "label": labels.get(point.lam, ""),
+            **labels.get(point.lam, {"label": "", "below": 0, "left": 0}),
             "member": int(point.on_frontier),
             "chosen": int(chosen),
             "marked": int(marked),
-            "below": int(_is_below(facts, point.lam, frontier)),
         }
-    if (scaled := _scaled(facts, title, frontier)) is not None:
+    if scaled is not None:
         accuracy, error = scaled
         yield {
             **{"task": title, "lambda": "1, temperature-scaled", "lam": 1.0, "point": -1, "role": ROLES[3]},
@@ -53,12 +56,14 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
         follows: whether the λ of the slider is marked.
     """
     error = answers()[facts.error].title
-    x = quantitative("x", title=f"{error}, 0 to 1 (lower is better)", scale={"zero": False})
-    y = quantitative("y", title="accuracy, share of documents (higher is better)", scale={"zero": False})
+    # The padding keeps the ends of intervals and the labels inside; titles of two lines fit a phone.
+    room = {"zero": False, "nice": False, "padding": _PADDING}
+    x = quantitative("x", title=[error, "0 to 1, lower is better"], scale=room)
+    y = quantitative("y", title=["accuracy", "share of documents, higher is better"], scale=room)
     at, text = {"x": x, "y": y}, {"x": x, "y": y, "text": nominal("label")}
     colour, explained = lam_colour(facts.every_lam), lam_colour(facts.every_lam, legend=True)
     points = at | {
-        **{"color": colour, "shape": role_shape(legend=True)},
+        **{"color": colour, "shape": role_shape([role for role in ROLES if role in {row["role"] for row in rows}])},
         "tooltip": [
             nominal("lambda", title="λ"),
             quantitative("y", title="accuracy", format=".4f"),
@@ -82,7 +87,6 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
     )
     hollow = mark("point", points, ["datum.member === 0"], size=55, filled=False, strokeWidth=1.8, opacity=1)
     full = mark("point", points | {"color": explained}, ["datum.member === 1"], size=110, filled=True, opacity=1)
-    words = {"dx": 8, "align": "left", "fontSize": 11}
     layers = [
         *([] if facts.coordinates else [along]),  # points of several coordinates have no order
         front,
@@ -90,8 +94,19 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
         *(_cross(OF_STOP, colour, 1.0) if follows else ()),
         *(hollow, full),
         mark("point", at, ["datum.chosen === 1"], size=330, color=NEUTRAL, strokeWidth=2),
-        mark("text", text, ["datum.label && !datum.below"], dy=-9, **words),
-        mark("text", text, ["datum.label && datum.below"], dy=15, **words),
+        *(
+            mark("text", text, [f"datum.label && datum.below == {below:d} && datum.left == {left:d}"], **style, **words)
+            for below, left in _PLACES
+            for words in [
+                {
+                    "dx": -8 if left else 8,
+                    "dy": 15 if below else -9,
+                    "align": "right" if left else "left",
+                    "fontSize": 11,
+                }
+            ]
+            for style in ({"style": HALO}, {})
+        ),
     ]
     if follows:
         layers.append(mark("point", at, [OF_STOP], size=420, strokeWidth=1, strokeDash=[3, 2], color=NEUTRAL))
@@ -100,32 +115,66 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
     return {"data": chart_data(rows, _COLUMNS), "layer": layers, "resolve": resolve}
 
 
-def _labels(facts: Facts, frontier: Frontier) -> dict[str, str]:
-    """Return the labels by λ; parents and λ* have one, then the frontier and the rest where labels do not overlap."""
+def _labels(facts: Facts, frontier: Frontier, others: Sequence[tuple[float, float]]) -> dict[str, dict[str, Any]]:
+    """Return `label`, and whether it is `below` and `left` of its point, by λ.
+
+    Parents and λ* have one, on a side of their points where no other point is, if there is one. Then come the frontier
+    and the rest, above and to the right, where a label covers neither a point nor another label.
+
+    Args:
+        facts: the run.
+        frontier: what is drawn.
+        others: what else is drawn, as error and accuracy.
+    """
     words = {lam: name if facts.coordinates else f"{lam} {name}" for name, lam in facts.parents.items()}
     star = frontier.chosen.lam
     words[star] = f"{words.get(star, star)} λ*"
     points = sorted(frontier.points, key=lambda point: (point.lam not in words, not point.on_frontier))
-    errors, accuracies = [point.error for point in points], [point.accuracy for point in points]
-    width, height = _span(errors), _span(accuracies)
-    kept: dict[str, tuple[float, float, float]] = {}  # a label's left, right and bottom, as fractions of the figure
+    width, height = _span([one.error for one in points]), _span([one.accuracy for one in points])
+    dots = [(one.error.value / width, one.accuracy.value / height) for one in points]
+    dots += [(error / width, accuracy / height) for error, accuracy in others]
+    kept: list[_Box] = []
+    found: dict[str, dict[str, Any]] = {}
     for point in points:
         label = words.get(point.lam, point.lam)
-        left, bottom = point.error.value / width, point.accuracy.value / height
-        bottom -= 2 * _LETTER[1] if _is_below(facts, point.lam, frontier) else 0.0
-        right = left + _LETTER[0] * (len(label) + 1)
-        apart = all(
-            left > other_right or right < other_left or abs(bottom - other_bottom) > _LETTER[1]
-            for other_left, other_right, other_bottom in kept.values()
-        )
-        if apart or point.lam in words:
-            kept[point.lam] = left, right, bottom
-    return {lam: words.get(lam, lam) for lam in kept}
+        dot = point.error.value / width, point.accuracy.value / height
+        boxes = {place: _box(dot, len(label), *place) for place in _PLACES[: None if point.lam in words else 1]}
+        hidden = {
+            place: sum(box.holds(*one) for one in dots if one != dot) + 2 * sum(map(box.meets, kept))
+            for place, box in boxes.items()
+        }
+        place = min(hidden, key=hidden.__getitem__)  # of equals the first
+        if point.lam in words or not hidden[place]:
+            kept.append(boxes[place])
+            found[point.lam] = {"label": label, "below": int(place[0]), "left": int(place[1])}
+    return found
 
 
-def _is_below(facts: Facts, lam: str, frontier: Frontier) -> bool:
-    """Tell whether a label is under its point, as those of aligned and of λ* are: above, they would cover the next λs."""
-    return lam != facts.parents["base"] and lam in (facts.parents.get("aligned"), frontier.chosen.lam)
+# Where a label may stand, the best place first: (below its point, left of it).
+_PLACES = ((False, False), (True, False), (False, True), (True, True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """The place of a label, in fractions of the figure."""
+
+    left: float
+    right: float
+    bottom: float
+    top: float
+
+    def holds(self, across: float, up: float) -> bool:
+        return self.left < across < self.right and self.bottom < up < self.top
+
+    def meets(self, other: "_Box") -> bool:
+        apart = self.left >= other.right or other.left >= self.right
+        return not (apart or self.bottom >= other.top or other.bottom >= self.top)
+
+
+def _box(dot: tuple[float, float], letters: int, below: bool, left: bool) -> _Box:
+    long, high = _LETTER[0] * (letters + 1), _LETTER[1]
+    begin, bottom = dot[0] - (long if left else 0.0), dot[1] - (1.6 * high if below else -0.2 * high)
+    return _Box(begin, begin + long, bottom - 0.2 * high, bottom + 1.2 * high)
 
 
 def _span(values: list[Value]) -> float:

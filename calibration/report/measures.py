@@ -16,6 +16,7 @@ class Measure:
     floor: str = ""  # the metric that says what noise alone gives; empty where there is none
     form: str = ".4f"
     is_main: bool = False
+    is_error: bool = False  # less of it is better
 
 
 def drawn_measures(task: Task, confidence: str = "sum") -> tuple[Measure, ...]:
@@ -29,6 +30,7 @@ def drawn_measures(task: Task, confidence: str = "sum") -> tuple[Measure, ...]:
             one.floor,
             one.form,
             one.is_main,
+            one.direction == "down",
         )
         for one in shown(task, confidence)
         if one.drawn

@@ -1,8 +1,6 @@
 """The page shows a run: its answer, its figures, and its numbers."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import PurePath
+from collections.abc import Sequence
 
 from calibration.catalogue import answers
 from calibration.frontier.lambda_star import MARGIN
@@ -12,18 +10,10 @@ from calibration.report.figures import page_figures
 from calibration.report.identity import Quarantined, command_record, identity, task_records
 from calibration.report.notices import notices
 from calibration.report.numbers import numbers
-from calibration.report.rivals import rival_tables
+from calibration.report.rivals import rival_notes, rival_tables
 from contract.formula import formula
 from contract.points import ONLY
-from contract.records import LineRecord, ParentRecord, Plan, SweepRecord
-
-
-@dataclass(frozen=True, slots=True)
-class ParentNames:
-    """The names that a page calls the pair by."""
-
-    base: str
-    aligned: str
+from contract.records import LineRecord, Plan, SweepRecord
 
 
 def page(
@@ -48,7 +38,6 @@ def page(
     return document(
         "page.html",
         {name: chart for section in charts.values() for name, chart in section.items()},
-        parents=_parents(sweep.pair),
         formula=_formula(sweep.line or LineRecord(), facts.coordinates),
         facts=facts,
         margin=f"{100 * margin:g}",
@@ -56,6 +45,7 @@ def page(
         notices=list(notices(facts)),
         charts=charts,
         rivals=rival_tables(facts),
+        rival_notes=rival_notes(facts),
         numbers=numbers(facts),
         identity=identity(sweep),
         task_records=task_records(plan),
@@ -65,15 +55,6 @@ def page(
     )
 
 
-def _parents(pair: Mapping[str, ParentRecord]) -> ParentNames:
-    aligned = [_short(pair[role]) for role in sorted(pair.keys() - {"base"})]
-    return ParentNames(_short(pair["base"]), ", ".join(aligned))
-
-
 def _formula(line: LineRecord, names: Sequence[str]) -> str:
     lams = {name: f"λ_{name}" for name in names} or {ONLY: "λ"}
     return f"{'θ' if names else 'θ(λ)'} = {formula(line.method, lams, bool(line.lam_map))}"
-
-
-def _short(parent: ParentRecord) -> str:
-    return PurePath(parent.source).name or parent.source

@@ -52,7 +52,9 @@ def plane_chart(facts: Facts, rows: Sequence[dict[str, Any]], measure: Measure) 
         "x": ordinal("across", title=f"λ of {across}", axis={"labelAngle": 0}),
         "y": ordinal("up", title=f"λ of {up}", sort="descending"),
     }
-    colour = quantitative("value", title=measure.axis, scale={"zero": False}, legend=None)
+    # The colours of better values are the same in every map, and a key says which values they stand for.
+    key = {"title": measure.axis, "orient": "top", "gradientLength": 200, "gradientThickness": 8, "titleLimit": 260}
+    colour = quantitative("value", scale={"zero": False, "reverse": measure.is_error}, legend=key)
     name = {"fontSize": 10, "dy": 13, "fontWeight": "bold"}
     return {
         "data": chart_data(rows, _COLUMNS),

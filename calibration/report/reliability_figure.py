@@ -27,6 +27,7 @@ _TOOLTIP = [
     quantitative("calibrated_high", title="to", format=".4f"),
     quantitative("n", title="number", format="d"),
 ]
+_ROOM = 1.1
 _UNIT = {"domain": [0, 1], "nice": False}
 
 
@@ -94,7 +95,8 @@ def histogram_chart(rows: Sequence[dict[str, Any]], grid: Sequence[str], of: str
 
     The arguments are those of `reliability_chart`.
     """
-    top = max((row["share"] for row in rows), default=1.0)  # the axis is the same at every λ: heights can be compared
+    # The axis is the same at every λ, so that heights can be compared, and no bar touches the top.
+    top = _ROOM * max((row["share"] for row in rows), default=1.0)
     bar = {
         "x": quantitative("bin_low", title="confidence, probability", scale=_UNIT),
         "x2": end("bin_high"),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from calibration.frontier.beside import beside, header, text_of
+from calibration.frontier.beside import beside, header, notes, text_of
 from calibration.report.facts import Facts
 
 
@@ -13,7 +13,6 @@ class RivalTable:
     task: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...]  # what each rival is made of
 
 
 def rival_tables(facts: Facts) -> list[RivalTable]:
@@ -25,11 +24,15 @@ def rival_tables(facts: Facts) -> list[RivalTable]:
         rows = beside(frontier)
         cells = tuple(
             (
-                *(row.label, str(row.documents)),
+                *(f"{row.label} ({row.fitted})" if row.fitted else row.label, str(row.documents)),
                 *(text_of(value, ".4f") if value else "–" for value in (row.accuracy, row.nll, row.error, row.gain)),
             )
             for row in rows
         )
-        notes = tuple(f"{row.label}: {row.note}." for row in rows if row.note)
-        found.append(RivalTable(name, ("", "documents", *header(frontier)), cells, notes))
+        found.append(RivalTable(name, ("", "documents", *header(frontier)), cells))
     return found
+
+
+def rival_notes(facts: Facts) -> list[str]:
+    """Say what each rival is made of, once for all tables."""
+    return [f"{note}." for note in notes(frontier for _, frontier in facts.frontiers)]

@@ -22,6 +22,8 @@ ACCURACY_COLOUR = "#2f7fc1"
 OTHER_COLOUR = "#d55e00"
 NEUTRAL = "#7d8792"  # the colour of the diagonal, of the way along λ, and of other lines that stand for no metric
 
+HALO = "halo"  # the style of a text that is drawn once more below a label, so that no line or point runs through it
+
 ROLES = ("base", "aligned", "other λ", "aligned, temperature-scaled")
 _SHAPES = ("square", "triangle-up", "circle", "cross")
 
@@ -54,8 +56,9 @@ def theme(name: str, font: str) -> dict[str, Any]:
             "symbolStrokeColor": ink,
             "symbolBaseStrokeColor": ink,
         },
-        "title": {"color": ink, "fontSize": 13, "anchor": "start", "fontWeight": "bold"},
+        "title": {"color": ink, "fontSize": 13, "anchor": "start", "fontWeight": "bold", "subtitleColor": muted},
         "text": {"color": ink},
+        "style": {HALO: {"stroke": _BACKGROUND[name], "strokeWidth": 3, "strokeJoin": "round"}},
         "range": {"ramp": _RAMPS[name], "heatmap": _RAMPS[name]},
     }
 
@@ -87,9 +90,12 @@ def lam_axis(grid: Sequence[str], parents: Mapping[str, str]) -> Spec:
     return quantitative("lam", title=title, scale={"domain": [low - margin, high + margin], "nice": False})
 
 
-def role_shape(legend: bool = False) -> Spec:
-    """Return the shape channel of `role`, which shows without a colour that a point is a parent."""
-    shown = {"title": None, "orient": "bottom", "columns": 2} if legend else None
+def role_shape(explained: Sequence[str] = ()) -> Spec:
+    """Return the shape channel of `role`, which shows without a colour that a point is a parent.
+
+    A legend has these roles, those that are drawn; without any there is no legend.
+    """
+    shown = {"title": None, "orient": "bottom", "columns": 2, "values": list(explained)} if explained else None
     return nominal("role", scale={"domain": list(ROLES), "range": list(_SHAPES)}, legend=shown)
 
 

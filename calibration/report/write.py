@@ -32,11 +32,12 @@ def write_report(
     analysis: Analysis,
     error: str = ERROR,
     confidence: str = CONFIDENCES[0],
-    figures: bool = True,
+    figures: bool = False,
 ) -> None:
-    """Commit report/index.html, frontier.json, bins.parquet and metrics.csv, and figures/*.svg and *.png.
+    """Commit report/index.html, frontier.json, bins.parquet and metrics.csv, and each of figures/ as SVG, PNG and PDF.
 
     Equal tables of equal sweeps give equal bytes: the files hold no time, no host, and no path but those that were recorded.
+    PDFs are the exception: their writer puts the same objects down in any order.
 
     Args:
         run: the run.
@@ -58,7 +59,8 @@ def write_report(
         svg = _svg(chart)
         commit_bytes(run.figure(f"{name}.svg"), svg.encode())
         commit_bytes(run.figure(f"{name}.png"), vl_convert.svg_to_png(svg, ppi=_PPI))
-    kept = {f"{name}.{ending}" for name in charts for ending in ("svg", "png")}
+        commit_bytes(run.figure(f"{name}.pdf"), vl_convert.svg_to_pdf(svg))
+    kept = {f"{name}.{ending}" for name in charts for ending in ("svg", "png", "pdf")}
     for name in set(names(run.figure("any").parent)) - kept:
         run.figure(name).unlink(missing_ok=True)
     html = page(

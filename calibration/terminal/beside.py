@@ -14,6 +14,8 @@ from calibration.frontier.types import Value
 def beside_table(found: Frontier, intervals: bool = False) -> Table | None:
     """Lay out a frontier's λ* and what stands beside it; None where no rival does. The table fits into 80 columns.
 
+    What the rivals are, `calibration.frontier.beside.notes` says once for all tables.
+
     Args:
         found: the frontier.
         intervals: whether the intervals of accuracy, NLL and error are shown, too; then it takes 100 columns.
@@ -29,8 +31,7 @@ def beside_table(found: Frontier, intervals: bool = False) -> Table | None:
         table.add_column(name, justify="right", no_wrap=True)
         if intervals or place == len(shown) - 1:
             table.add_column("95 %", no_wrap=True)
-    rows = beside(found)
-    for row in rows:
+    for row in beside(found):
         cells = []
         for value in (row.accuracy, row.nll, row.error, row.gain):
             form = "+z.3f" if value is row.gain else "z.3f"
@@ -39,9 +40,6 @@ def beside_table(found: Frontier, intervals: bool = False) -> Table | None:
                 ends = _ends(value, " to " if value is row.gain else "–") if value else ""
                 cells.append(Text(ends, style="dim"))
         table.add_row(Text(row.label), *cells)
-    notes = [f"{row.label}: {row.note}" for row in rows if row.note]
-    table.caption = Text("\n".join(notes))
-    table.caption_justify = "left"
     return table
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -64,14 +63,15 @@ def render(
     confidence: str = "sum",
     intervals: bool = False,
     parents: Mapping[str, str] = PARENTS,
+    stars: Mapping[str, str] | None = None,
 ) -> list[Table]:
     """Lay out a metrics table: one rich table per task in order of appearance, with one row per λ, ascending.
 
     Each task or group that has metrics of lm-eval, or of another evaluator, has a second table of these. The parents' λs
-    are marked `base` and `aligned`, and the λ of highest accuracy is marked `best` (of equals it is the one of lower
-    NLL, then the lower λ). The best values of a column carry a `*`; for confidence − accuracy the best is the nearest to
-    0. A λ with documents still to be scored is marked `partial` and gets neither mark: fewer documents are no fair
-    comparison. A null prints as `–`. The tables fit into 80 columns, and with intervals into 100.
+    are marked `base` and `aligned`, and λ* is marked `λ*`. The best values of a column carry a `*`; for confidence −
+    accuracy the best is the nearest to 0. A λ with documents still to be scored is marked `partial` and has no best value:
+    fewer documents are no fair comparison. A null prints as `–`. The tables fit into 80 columns, and with intervals into
+    100.
 
     Args:
         metrics: the metrics table, schemas.METRICS, as `analyse.analyse` returns it; only rows of split "all" are shown.
@@ -79,6 +79,7 @@ def render(
             first or votes. A task that has no such confidence is shown under sum; continuation tasks have only one.
         intervals: whether the intervals of accuracy and ECE are shown too; where there is no choice, of accuracy and NLL.
         parents: the point of each parent that is on the line.
+        stars: λ* of each task and pool that has one.
 
     Raises:
         InputError: there is no such confidence.
@@ -101,13 +102,19 @@ def render(
             tables.append(diversity_table(task, own, intervals, roles))
         elif own:
             used = confidence_of(kind == "answers", confidence)
-            tables.append(_task_table(task, own, kind, used, intervals, roles))
+            tables.append(_task_table(task, own, kind, used, intervals, roles, (stars or {}).get(task)))
         tables += [outcome_table(task, some, roles, tool, intervals) for tool, some in by_tool.items()]
     return tables
 
 
 def _task_table(
-    task: str, rows: Sequence[dict[str, Any]], kind: Task, confidence: str, intervals: bool, roles: Mapping[str, str]
+    task: str,
+    rows: Sequence[dict[str, Any]],
+    kind: Task,
+    confidence: str,
+    intervals: bool,
+    roles: Mapping[str, str],
+    star: str | None,
 ) -> Table:
     is_continuation = kind == "continuation"
     if is_continuation:
@@ -116,12 +123,11 @@ def _task_table(
     lines = _lines(rows, confidence, {one.name for one, _ in columns if one.once})
     rivals = [line for line in lines if not line.is_partial]
     best_values = {metric.name: _best_value(metric, rivals) for metric, _ in columns}
-    best_line = _best_line(columns[0][0].name, rivals)
 
     # The title is Text instead of str, because rich would read the brackets of a name as markup.
     table = Table(title=Text(task, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.pad_edge = False
-    table.caption = Text("\n".join(_notes(lines, kind, confidence, intervals)))
+    table.caption = Text("\n".join(_notes(lines, kind, confidence, intervals, star)))
     table.caption_justify = "left"
     table.add_column("λ", justify="right", no_wrap=True)
     table.add_column("", min_width=len("aligned,"))  # marks: the one column that may wrap, where λ has many digits
@@ -131,7 +137,7 @@ def _task_table(
             table.add_column("95 %", no_wrap=True)
     table.add_column("docs", justify="right", no_wrap=True)
     for line in lines:
-        marks = [roles.get(line.lam, ""), "best" if line is best_line else "", "partial" if line.is_partial else ""]
+        marks = [roles.get(line.lam, ""), "λ*" if line.lam == star else "", "partial" if line.is_partial else ""]
         cells = []
         for metric, column in columns:
             cells.append(_cell(metric, column, line, None if line.is_partial else best_values[metric.name]))
@@ -164,14 +170,6 @@ def _best_value(metric: Metric, rivals: Sequence[_Line]) -> float | None:
     return min((_badness(metric.direction, value) for value in values), default=None)
 
 
-def _best_line(accuracy: str, rivals: Sequence[_Line]) -> _Line | None:
-    def rank(line: _Line) -> tuple[float, float, tuple[Decimal, ...]]:
-        nll = line.values.get("nll")
-        return -(line.values[accuracy] or 0.0), float("inf") if nll is None else nll, order(line.lam)
-
-    return min((line for line in rivals if line.values.get(accuracy) is not None), key=rank, default=None)
-
-
 def _cell(metric: Metric, column: Column, line: _Line, best: float | None) -> Text:
     value = line.values.get(metric.name)
     if value is None:
@@ -187,9 +185,11 @@ def _interval(metric: Metric, column: Column, line: _Line) -> Text:
     return Text("–".join(ends), style="dim")
 
 
-def _notes(lines: Sequence[_Line], kind: Task, confidence: str, intervals: bool) -> list[str]:
+def _notes(lines: Sequence[_Line], kind: Task, confidence: str, intervals: bool, star: str | None) -> list[str]:
     is_continuation = kind == "continuation"
-    notes = ["* best of its column; best: highest accuracy, of equals the lowest NLL"]
+    notes = ["*: best of its column, by whatever little"]
+    if star is not None:
+        notes[0] += "; λ*: lowest NLL among λs of nearly the best accuracy, as the answer below says"
     if kind == "answers":
         notes.append("mean@k, vote@k, pass@k: right outputs; right voted answers; documents with a right output")
         notes.append(f"confidence: {_CONFIDENCE_IN[confidence]} ({confidence}); Brier: in [0, 1]")

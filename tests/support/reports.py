@@ -45,10 +45,11 @@ def analysed(run):
     return analyse.analyse(run, resamples=60)
 
 
-def written(run, pngs=False):
-    """Write the report and return its page. PNGs are empty unless they are asked for: they show what the SVGs show."""
+def written(run, figures=False, pngs=False):
+    """Write the report and return its page. PNGs and PDFs are empty unless asked for: they show what the SVGs show."""
     with pytest.MonkeyPatch.context() as patch:
         if not pngs:
             patch.setattr("vl_convert.svg_to_png", lambda svg, ppi: b"")
-        write_report(run, analysed(run))
+            patch.setattr("vl_convert.svg_to_pdf", lambda svg: b"")
+        write_report(run, analysed(run), figures=figures or pngs)
     return run.index_html.read_text(encoding="utf-8")

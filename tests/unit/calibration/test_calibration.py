@@ -713,35 +713,34 @@ def test_a_task_prints_in_plain_text():
         choice_rows("quiz", "0", 0.5, 0.05, 0.7, 1.25, -0.03),
         choice_rows("quiz", "0.5", 0.62, 0.04, 0.6, 1.5, 0.03),
     )
-    assert [line.rstrip() for line in text(metrics).splitlines()] == [
+    assert [line.rstrip() for line in text(metrics, stars={"quiz": "0.5", "other": "1"}).splitlines()] == [
         "quiz",
         "",
         "   λ            accuracy      ECE    Brier      NLL  conf−acc  docs",
         " ──────────────────────────────────────────────────────────────────",
         "   0  base        0.5000   0.0500   0.7000  1.2500*  -0.0300*   100",
-        " 0.5  best       0.6200*  0.0400*  0.6000*   1.5000  +0.0300*   100",
+        " 0.5  λ*         0.6200*  0.0400*  0.6000*   1.5000  +0.0300*   100",
         "   1  aligned     0.6100   0.2100   0.8000   1.9000   +0.2000   100",
         "",
-        "* best of its column; best: highest accuracy, of equals the lowest",
-        "NLL",
+        "*: best of its column, by whatever little; λ*: lowest NLL among λs",
+        "of nearly the best accuracy, as the answer below says",
         "confidence: softmax over the choices of the summed log-probabilities",
         "(sum)",
         "ECE: 15 bins of equal width; Brier: in [0, 2]; NLL: nats",
     ]
 
 
-def test_of_equal_accuracy_the_lower_nll_is_best_then_the_lower_point():
+def test_one_point_of_a_table_is_marked_and_it_is_the_answers():
     metrics = as_table(
         choice_rows("quiz", "0", 0.6, nll=1.3),
         choice_rows("quiz", "1", 0.6, nll=1.2),
-        choice_rows("quiz", "2", 0.5, nll=1),
+        choice_rows("quiz", "2", 0.7, nll=1.4),
     )
-    printed = text(metrics)
-    assert line_of(printed, "1")[1:3] == ["aligned,", "best"]
-    assert line_of(printed, "0")[1:3] == ["base", "0.6000*"]
-    metrics = as_table(choice_rows("quiz", "0.5", 0.6), choice_rows("quiz", "0.25", 0.6))
-    assert line_of(text(metrics), "0.25")[1] == "best"
-    assert "best" not in line_of(text(metrics), "0.5")
+    printed = text(metrics, stars={"quiz": "1"})
+    assert line_of(printed, "1")[1:3] == ["aligned,", "λ*"]
+    assert line_of(printed, "0")[1:3] == ["base", "0.6000"]
+    assert line_of(printed, "2")[1:2] == ["0.7000*"]
+    assert "λ*" not in text(metrics)
 
 
 def test_a_partial_point_competes_for_nothing():
@@ -752,8 +751,7 @@ def test_a_partial_point_competes_for_nothing():
     printed = text(metrics)
     assert line_of(printed, "0") == [
         "0",
-        "base,",
-        "best",
+        "base",
         "0.6000*",
         "0.2000*",
         "0.6000*",
@@ -772,8 +770,8 @@ def test_missing_values_print_as_a_dash_and_infinite_ones_as_inf():
     )
     printed = text(metrics)
     assert line_of(printed, "0") == ["0", "base", "–", "–", "–", "–", "–", "0"]
-    assert line_of(printed, "1")[6] == "inf*"
-    assert line_of(printed, "1")[1:3] == ["aligned,", "best"]
+    assert line_of(printed, "1")[5] == "inf*"
+    assert line_of(printed, "1")[1] == "aligned"
     assert "best of its column" in text(as_table(choice_rows("quiz", "0", None, n=0)))
 
 
@@ -832,7 +830,7 @@ def test_a_continuation_task_prints_what_it_has(confidence):
     printed = text(metrics, confidence=confidence)
     assert printed.splitlines()[2].split() == ["λ", "accuracy", "NLL", "perplexity", "bits/byte", "docs"]
     assert line_of(printed, "0") == ["0", "base", "0.5000", "2.0000", "7.3891", "0.7500", "100"]
-    assert line_of(printed, "0.5") == ["0.5", "best", "0.7000*", "1.0000*", "2.7183*", "0.3750*", "100"]
+    assert line_of(printed, "0.5") == ["0.5", "0.7000*", "1.0000*", "2.7183*", "0.3750*", "100"]
     assert "softmax" not in printed
     assert "ranks" not in printed
 
@@ -851,11 +849,11 @@ def test_wide_numbers_and_names_fit_80_columns_whole():
         for lam in lams
     ]
     rows[3] = choice_rows("[bold]mmlu[/bold]", "1", 0.7, nll=1.5, n=14043)
-    printed = text(as_table(*rows))
+    printed = text(as_table(*rows), stars={"[bold]mmlu[/bold]": "1"})
     assert max(map(len, printed.splitlines())) <= 80
     assert "…" not in printed
     assert printed.startswith("[bold]mmlu[/bold]")  # a name is no markup
-    for word in (*lams, "base,", "partial", "aligned,", "best", "12.3456", "+0.0500", "14042"):
+    for word in (*lams, "base,", "partial", "aligned,", "λ*", "12.3456", "+0.0500", "14042"):
         assert word in printed.split()
 
 
@@ -891,4 +889,4 @@ def test_the_table_of_a_whole_run(run):
     sure = 1 / (1 + math.exp(-1))
     printed = text(write_metrics(run))
     assert line_of(printed, "0")[1:4] == ["base", "0.5000", f"{sure - 0.5:.4f}*"]
-    assert line_of(printed, "1")[1:5] == ["aligned,", "best", "1.0000*", f"{1 - sure:.4f}"]
+    assert line_of(printed, "1")[1:4] == ["aligned", "1.0000*", f"{1 - sure:.4f}"]

@@ -130,7 +130,7 @@ def test_a_metric_is_one_entry(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> 
     html = page(facts, analysis.sweep, analysis.plan, [], [])
     assert "doubt of the answer, 0 to 1" in html
     assert "share of the other choices ↓" in html
-    assert "share of the other choices ↓" in json.dumps(paper_figures(facts)["curves"], ensure_ascii=False)
+    assert "share of the other choices ↓" in json.dumps(paper_figures(facts), ensure_ascii=False)
 
     # The model card of a point has it.
     at_half = tuple(row for row in analysis.metrics.to_pylist() if str(row["lam"]).startswith("0.5"))

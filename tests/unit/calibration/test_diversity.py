@@ -175,13 +175,13 @@ def test_the_terminal_and_the_report_show_them(run: RunDir) -> None:
     assert "left out: up to 1 of 6 prompts at 1 of 3 λs: quarantined" in shown
     assert all(len(line) <= 100 and "…" not in line for line in shown.splitlines())
 
-    write_report(run, analysis)
+    write_report(run, analysis, figures=True)
     assert run.plan() == plan
     html = run.index_html.read_text()
     assert "<h2>Diversity</h2>" in html
     assert all(f'id="sampled-{metric}"' in html for metric in DIVERSITY)
     assert "stories: 6 prompts only: differences between λs are mostly chance." in html
-    assert run.figure("diversity.svg").is_file()
+    assert run.figure("self_bleu-stories.svg").is_file()
     found = json.loads(run.frontier_json.read_text())
     assert [one["task"] for one in found["tasks"]] == ["quiz"]
     assert [point["lam"] for point in found["diversity"]["stories"]] == list(GRID)

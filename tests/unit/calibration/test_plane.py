@@ -156,14 +156,15 @@ def test_the_best_point_is_that_of_the_same_scores(plane, line, analysis):
 
 def test_the_terminal_has_a_table_of_points(analysis):
     console = Console(width=112, record=True, file=io.StringIO())
-    for table in render(analysis.metrics, intervals=True, parents=analysis.parents):
+    for table in render(analysis.metrics, intervals=True, parents=analysis.parents, stars=analysis.found.stars):
         console.print(table)
     text = console.export_text()
     rows = [line.split() for line in text.splitlines() if line.strip().startswith("dpo=")]
     assert [row[0] for row in rows] == list(POINTS) * 3
     assert [row[1] for row in rows[:6]][:2] == ["base", "sft"]
     assert rows[4][1] == "dpo"
-    assert sum("best" in row for row in rows) == 3
+    stars = [one.chosen.lam for one in (*analysis.found.tasks, *analysis.found.pools)]
+    assert [row[0] for row in rows if "λ*" in row] == stars
 
 
 def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
@@ -178,19 +179,25 @@ def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
     assert len(rows) == 1 + 3 * len(POINTS)
     assert rows[1].startswith('one,"dpo=0,sft=0",0,0,0.666667,')
     assert rows[1].endswith(",60,base")
-    assert list(paper_figures(facts)) == [
+    kinds = (
         "frontier",
-        "plane",
-        "reliability-documents",
-        "confidence-documents",
-        "reliability-tokens",
-        "confidence-tokens",
-    ]
+        "acc",
+        "ece_width15",
+        *(f"{a}-{b}" for b in ("documents",) for a in ("reliability", "confidence")),
+    )
+    assert set(paper_figures(facts)) == {
+        *(f"{kind}-{task.name.replace(' ', '-')}" for task in facts.tasks for kind in kinds),
+        *(f"{kind}-tokens-{name}" for name in ("one", "two") for kind in ("reliability", "confidence")),
+    }
+    key = {name: chart["layer"][0]["encoding"]["color"] for name, chart in charts["plane"].items()}
+    assert all(colour["legend"]["title"] for colour in key.values())
+    # Better values have the same colours: higher accuracy, and lower error.
+    assert [key[f"task-plane-{name}"]["scale"]["reverse"] for name in ("acc", "ece_width15")] == [False, True]
     told = list(notices(facts))
     assert any("no curves, no interval of λ*" in text for text in told)
     assert not any("weighed by module" in text for text in told)
-    write_report(plane, analysis)
-    svg = plane.figure("plane.svg").read_text()
+    write_report(plane, analysis, figures=True)
+    svg = plane.figure("acc-one.svg").read_text()
     assert all(f">{name}<" in svg for name in ("base", "dpo", "sft", "λ*", "0.667"))
     assert ">null<" not in svg
     page = plane.index_html.read_text()
@@ -290,7 +297,7 @@ def test_samples_at_points_are_those_of_the_same_samples_along_a_line(tmp_path):
     write_report(plane, made)
     facts = gather(made, "ece_width15", "sum")
     charts = page_figures(facts)["diversity"]
-    assert "diversity" not in paper_figures(facts)
+    assert {"distinct_2-say", "self_bleu-say"} <= paper_figures(facts).keys()
     assert list(charts) == ["sampled-plane-distinct_2", "sampled-plane-self_bleu"]
     assert json.loads(plane.frontier_json.read_text())["diversity"]["say"][1]["point"] == "dpo=0,sft=1"
     out = io.StringIO()

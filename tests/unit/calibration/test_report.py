@@ -7,6 +7,7 @@ import math
 import re
 from decimal import Decimal
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import altair as alt
 import numpy as np
@@ -15,11 +16,13 @@ import pytest
 from jsonschema import ValidationError
 
 from calibration import analyse
+from calibration.report import document
 from calibration.report.curve_figure import outcome_curve_rows
 from calibration.report.data import chart_data
 from calibration.report.facts import gather
 from calibration.report.figures import OUTCOME_FIGURES, page_figures, paper_figures
 from calibration.report.identity import quarantine
+from calibration.report.measures import drawn_measures
 from calibration.report.notices import notices
 from calibration.report.numbers import numbers
 from calibration.report.page import page
@@ -77,6 +80,11 @@ class Page(HTMLParser):
 
 def page_of(html):
     return Page(html)
+
+
+def found_links(found):
+    """The links of a page."""
+    return [attributes["href"] for tag, attributes in found.elements if tag == "a"]
 
 
 def drawn_rows(spec):
@@ -145,26 +153,38 @@ def test_bins_of_the_halves(run):
 
 def test_everything_is_written_and_again_with_the_same_bytes(run):
     add_quiz(run)
-    add_quiz(run, "other", seed=1)
-    add_words(run)
+    add_words(run, "some words")
     written(run, pngs=True)
     folder = run.root / "report"
     first = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    kinds = {
+        "quiz": ("frontier", "accuracy-and-confidence", "reliability-documents", "confidence-documents"),
+        "some-words": (),
+    }
+    measures = {"quiz": drawn_measures("choices"), "some-words": drawn_measures("continuation")}
+    # Every right answer is in the first place, so there is no skill against the places of right answers.
+    measures["quiz"] = tuple(one for one in measures["quiz"] if one.metric != "nll_skill_prior")
     assert set(first) == {"index.html", "frontier.json", "bins.parquet", "metrics.csv"} | {
-        f"figures/{name}.{ending}"
-        for name in (
-            *("frontier", "curves", "tasks", "continuation", "reliability-documents", "reliability-tokens"),
-            *("confidence-documents", "confidence-tokens"),
-        )
-        for ending in ("svg", "png")
+        f"figures/{kind}-{task}.{ending}"
+        for task, own in kinds.items()
+        for kind in (*own, *(one.metric for one in measures[task]), "reliability-tokens", "confidence-tokens")
+        for ending in ("svg", "png", "pdf")
     }
     written(run, pngs=True)
-    assert {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
-    } == first
-    assert first["figures/frontier.png"].startswith(b"\x89PNG")
+    again = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert again.keys() == first.keys()
+    # The writer of PDFs puts the same objects down in any order.
+    assert {name: data for name, data in again.items() if not name.endswith(".pdf")} == {
+        name: data for name, data in first.items() if not name.endswith(".pdf")
+    }
+    assert first["figures/frontier-quiz.png"].startswith(b"\x89PNG")
+    assert first["figures/frontier-quiz.pdf"].startswith(b"%PDF")
+    for name, words in (("acc-quiz", "quiz: Accuracy"), ("nll-some-words", "some words: NLL")):
+        svg = first[f"figures/{name}.svg"].decode()
+        assert f">{words}" in svg
+        assert f">here → here, n = {40 if 'quiz' in name else 6} documents<" in svg
     assert len(first["index.html"]) < 3_000_000
-    assert not re.search(rb"NaN|Infinity|undefined", first["figures/curves.svg"])
+    assert not re.search(rb"NaN|Infinity|undefined", first["figures/nll-quiz.svg"])
     for name, data in first.items():
         assert str(run.root).encode() not in data, name
     assert read_identity(run.bins_parquet)["base"] == "b0"
@@ -207,7 +227,7 @@ def test_text_of_a_task_stays_text(run):
 
     commit_json(run.plan_json, plan)
     add_quarantine(run, name, "1", [3], shard=1)
-    found = page_of(written(run))
+    found = page_of(written(run, figures=True))
     assert sum(tag == "script" for tag, _ in found.elements) == 3
     assert not {"img", "b"} & {tag for tag, _ in found.elements} - {"b"}
     assert name in found.text
@@ -215,9 +235,12 @@ def test_text_of_a_task_stays_text(run):
     assert "<" not in found.data
     assert name in [attributes.get("value") for tag, attributes in found.elements if tag == "option"]
     json.loads(found.data)
-    svg = (run.root / "report/figures/tasks.svg").read_text(encoding="utf-8")
+    (path,) = (run.root / "report/figures").glob("nll-%3Cscript*.svg")
+    svg = path.read_text(encoding="utf-8")
     assert "<script" not in svg
     assert "&lt;script&gt;" in svg
+    names = {path.name for path in (run.root / "report/figures").iterdir()}
+    assert {unquote(link).removeprefix("figures/") for link in found_links(found) if "figures/" in link} == names
 
 
 def test_the_policy_allows_the_pages_scripts_only(run):
@@ -324,6 +347,45 @@ def test_a_lambda_has_one_colour_everywhere(run):
     assert set(found) == {(0.0, 1.5)}
 
 
+def test_a_figure_has_room_for_what_it_shows(run):
+    """Nothing touches the edge, legends name what is drawn only, and a histogram as a file says what its lines are."""
+    add_quiz(run)
+    facts = facts_of(run)
+    charts = page_figures(facts)
+    frontier = charts["frontier"]["frontier-task"]["layer"]
+    scales = [
+        layer["encoding"][axis].get("scale") for layer in frontier for axis in "xy" if layer["mark"]["type"] == "line"
+    ]
+    assert scales
+    assert all(scale["padding"] >= 10 for scale in scales)
+    (values,) = {
+        tuple(shape["legend"]["values"]) for layer in frontier if (shape := layer["encoding"].get("shape")) is not None
+    }
+    assert set(values) == {row["role"] for row in drawn_rows(charts["frontier"]["frontier-task"])}
+    halos = [layer for layer in frontier if layer["mark"].get("style") == "halo"]
+    assert len(halos) == 4
+    histogram = charts["reliability"]["task-confidence-documents"]
+    top = histogram["layer"][0]["encoding"]["y"]["scale"]["domain"][1]
+    assert top > 1.05 * max(float(row["share"]) for row in drawn_rows(histogram))
+    assert "dashed line: mean confidence" in paper_figures(facts)["confidence-documents-quiz"]["title"]["subtitle"][1]
+
+
+def test_the_plotting_library_is_put_together_once_on_a_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = []
+    monkeypatch.setattr("vl_convert.javascript_bundle", lambda snippet: made.append(snippet) or "globalThis.x = 1;\r\n")
+    texts = []
+    for broken in (False, False, True, False):
+        if broken:
+            (entry,) = (tmp_path / "lambdasweep/figures").iterdir()
+            entry.write_bytes(entry.read_bytes()[:-3])
+        document._bundle.cache_clear()
+        texts.append(document._bundle())
+    document._bundle.cache_clear()
+    assert set(texts) == {"globalThis.x = 1;\r\n"}
+    assert len(made) == 2  # at first, and where what was remembered is damaged
+
+
 def test_every_figure_names_its_axes(run):
     add_quiz(run)
     add_words(run)
@@ -340,7 +402,7 @@ def test_every_chart_keeps_to_the_schema_of_vega_lite(run):
     facts = facts_of(run)
     page_charts, paper = page_figures(facts), paper_figures(facts)
     charts = [chart for name in ("frontier", "reliability", "tasks") for chart in page_charts[name].values()]
-    charts += [page_charts["curves"]["task-ece_width15"], paper["frontier"], paper["reliability-documents"]]
+    charts += [page_charts["curves"]["task-ece_width15"], paper["frontier-quiz"], paper["reliability-documents-quiz"]]
     for chart in charts:
         alt.Chart.from_dict(chart)
     broken = charts[0] | {"layer": [charts[0]["layer"][0] | {"mark": {"type": "lines"}}]}
@@ -501,7 +563,7 @@ CASES = {
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
 def test_a_report_says_what_is_absent(run, make):
     make(run)
-    found = page_of(written(run))
+    found = page_of(written(run, figures=True))
     for says in CASES[make]:
         assert says in found.text
     for wrong in ("nan", "None", "undefined"):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 from sklearn.metrics import log_loss
 
 from calibration.analyse import analyse
-from calibration.frontier.beside import TITLES, beside, markdown
+from calibration.frontier.beside import TITLES, beside, markdown, notes
 from calibration.metrics.rivals import daca_temperature, rival_metrics
 from calibration.metrics.temperature import RANGE, match_temperature
 from calibration.report.facts import gather
@@ -205,14 +206,24 @@ def test_the_terminal_and_the_page_show_the_rows(run):
         console.print(beside_table(one, intervals))
         printed = console.file.getvalue()
         assert max(map(len, printed.splitlines())) <= width
-        assert all(any(line.startswith(title) for line in printed.splitlines()) for title in TITLES.values())
-        assert "no right answer is used" in " ".join(printed.split())
+        labels = " ".join(re.split(r"\s{2,}", line.strip())[0] for line in printed.splitlines())
+        assert " ".join(TITLES.values()) in labels
+        assert "right" not in printed.split()  # what the rivals are is said once, below all tables
+    rivals = {rival.name: rival.temperatures for rival in one.rivals}
+    named, below = notes([one]), notes([*found.found.tasks, *found.found.pools])
+    assert [line.partition(": ")[0] for line in named] == [line.partition(": ")[0] for line in below]
+    assert [line.partition(": ")[0] for line in named] == list(TITLES.values())
+    assert named[1].endswith("no right answer is used ({:.2f} and {:.2f})".format(*rivals["daca"]))
+    every = [t for task in (*found.found.tasks, *found.found.pools) for t in task.rivals[1].temperatures]
+    assert below[1].endswith(f"no right answer is used ({min(every):.2f} to {max(every):.2f})")
     rows = beside(one)
     assert [row.label for row in rows[3 if one.chosen.lam == "0.5" else 2 :]] == list(TITLES.values())
     assert rows[0].gain is None
     facts = gather(found, "ece_width15", "sum")
     html = page(facts, found.sweep, found.plan, [], [])
     assert html.count("<th scope=row>ensemble, log-mean</th>") == 3  # both tasks and the pool
+    assert html.count("no right answer is used") == 1
+    assert "<th scope=row>aligned, DACA temperature ({:.2f} and {:.2f})</th>".format(*rivals["daca"]) in html
     row = rows[-1]
     assert f"{row.nll.value:.4f} [{row.nll.low:.4f}, {row.nll.high:.4f}]" in html
     lines = markdown(one)

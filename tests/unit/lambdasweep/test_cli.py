@@ -735,7 +735,7 @@ def test_figures_for_a_paper_are_written_when_asked_for(begun: RunDir, lambdaswe
     assert lambdasweep("report", begun.root).code == 0
     assert not folder.exists()
     assert lambdasweep("report", begun.root, "--figures").code == 0
-    assert {path.suffix for path in folder.iterdir()} == {".svg", ".png"}
+    assert {path.suffix for path in folder.iterdir()} == {".svg", ".png", ".pdf"}
     assert "figures/" in begun.index_html.read_text(encoding="utf-8")
     assert lambdasweep("report", begun.root).code == 0  # its numbers may be others than those of the figures
     assert list(folder.iterdir()) == []
