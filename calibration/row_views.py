@@ -37,6 +37,9 @@ EXAMPLES = pa.schema(
         pa.field("correct", pa.bool_()),  # a continuation is correct if it is the greedy one; null if that is not known
         pa.field("nll", pa.float64(), nullable=False),  # in nats; infinite where the right answer has probability 0
         pa.field("brier", pa.float64()),  # null in a continuation task
+        pa.field(
+            "probabilities", pa.list_(pa.float64())
+        ),  # of each choice, in their order; null in a continuation task
     ]
 )
 
@@ -70,7 +73,11 @@ def _of_choices(at_lambda: TaskScores, confidence: str) -> dict[str, object]:
         nothing = [None] * len(scores.document)
         correct = pa.array(scores.greedy, mask=~scores.decided)
         nll = 0.0 - scores.logprob  # −x would turn 0 into −0.0
-        return {**dict.fromkeys(("gold", "prediction", "confidence", "brier"), nothing), "correct": correct, "nll": nll}
+        return {
+            **dict.fromkeys(("gold", "prediction", "confidence", "brier", "probabilities"), nothing),
+            "correct": correct,
+            "nll": nll,
+        }
     made = predictions(scores.logits[confidence], scores.gold)
     return {
         "gold": scores.gold,
@@ -79,6 +86,7 @@ def _of_choices(at_lambda: TaskScores, confidence: str) -> dict[str, object]:
         "correct": made.correct,
         "nll": made.nll,
         "brier": made.brier,
+        "probabilities": [row[:size].tolist() for row, size in zip(made.probability, scores.sizes, strict=True)],
     }
 
 

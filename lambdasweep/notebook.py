@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -20,6 +21,8 @@ from contract.rundir import RunDir
 
 if TYPE_CHECKING:
     import altair as alt
+
+    from lambdasweep.tasks.tokens import Tokenizer
 
 Lam = str | int | float | Decimal
 
@@ -185,30 +188,56 @@ class Run:
         _tell(self._run)
         return pa.concat_tables(tables)
 
-    def examples(self, task: str | None = None, lam: Lam | None = None, confidence: str = "sum") -> pa.Table:
+    def examples(
+        self,
+        task: str | None = None,
+        lam: Lam | None = None,
+        confidence: str = "sum",
+        texts: bool | str | os.PathLike[str] = False,
+    ) -> pa.Table:
         """Return one row for each evaluated document.
 
-        Columns: task, lam, doc_id, split, gold, prediction, confidence, correct, nll (nats), brier.
+        Columns: task, lam, point, doc_id, split, gold, prediction, confidence, correct, nll (nats), brier, probabilities (of
+        each choice). With texts: question, choices, and tokens (those of each choice), decoded.
 
         Args:
             task, lam: of the plan.
             confidence: made of the log-probability of a choice (`sum`), that per token (`tokens`) or per byte (`bytes`).
+            texts: whether to decode what the engine was given, which takes transformers and the tokenizer that the run
+                recorded; the directory of that tokenizer, where it lies elsewhere now.
 
         Raises:
-            InputError: there is no such task, λ or confidence.
+            InputError: there is no such task, λ or confidence, or no tokenizer to decode texts with.
             LambdasweepError: a table is missing or damaged.
         """
         from calibration.row_views import EXAMPLES, examples
         from calibration.scores.loader import Loader
+        from lambdasweep.decoded import FIELDS, decode, with_texts
 
-        tables = [EXAMPLES.empty_table()]
+        tokenizer = self._tokenizer(texts) if texts is not False else None
+        schema = EXAMPLES if tokenizer is None else pa.schema([*EXAMPLES, *FIELDS])
+        tables = [schema.empty_table()]
         loaders: dict[str, Loader] = {}
         for name, one in self._points(task, lam):
             if name not in loaders:
                 loaders = {name: Loader(self._run, name)}
-            tables.append(examples(loaders[name], name, one, confidence))
+                decoded = decode(read_table(self._run.requests(name)), tokenizer) if tokenizer else {}
+            found = examples(loaders[name], name, one, confidence)
+            tables.append(with_texts(found, decoded) if tokenizer else found)
         _tell(self._run)
         return pa.concat_tables(tables)
+
+    def _tokenizer(self, texts: bool | str | os.PathLike[str]) -> "Tokenizer":
+        from lambdasweep.tasks.tokens import load_tokenizer
+
+        sweep = read_sweep(self._run)
+        role = sweep.tokenizer or "base"
+        source = Path(sweep.pair[role].source if isinstance(texts, bool) else os.fspath(texts))
+        if not source.is_dir():
+            raise InputError(
+                f"the tokenizer of {source} is not in a directory of this machine: give texts=DIRECTORY, that of {role}'s"
+            )
+        return load_tokenizer(source)
 
     def plot_reliability(self, task: str, lam: Lam, confidence: str = "sum") -> "alt.LayerChart":
         """Draw the reliability diagram of a choice task at one λ; of a continuation task, that of its tokens.

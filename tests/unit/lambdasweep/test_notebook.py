@@ -8,7 +8,9 @@ from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
+from tokenizers import Tokenizer
 
 from calibration import analyse
 from calibration.analyse import write_metrics
@@ -17,6 +19,7 @@ from contract import schemas
 from contract.errors import InputError
 from contract.rundir import RunDir, commit_json, commit_table
 from lambdasweep import open_run
+from lambdasweep.demo import BASE
 from tests.support.paths import ROOT
 from tests.support.reports import add_quiz
 from tests.support.tables import add_scores, add_task
@@ -139,7 +142,30 @@ def test_examples_by_hand(run):
     ]
     assert [row["confidence"] for row in rows] == pytest.approx([0.5, p[1]])
     assert [row["nll"] for row in rows] == pytest.approx([math.log(2), -math.log(p[2])])
+    assert rows[0]["probabilities"] == pytest.approx([0.5, 0.5])  # of its two choices, not of three
+    assert rows[1]["probabilities"] == pytest.approx(p)
     assert [row["brier"] for row in rows] == pytest.approx([0.5, p[0] ** 2 + p[1] ** 2 + (1 - p[2]) ** 2])
+
+
+def test_examples_are_decoded(run, tmp_path):
+    """Against the tokenizer of the demo pair, by the library tokenizers."""
+    tokenizer = Tokenizer.from_file(str(BASE / "tokenizer.json"))
+    add_task(run, "quiz", [2], ["0"])
+    asked, answers = tokenizer.encode("which animal").ids, [tokenizer.encode(text).ids for text in (" cat", " dog")]
+    add_scores(run, "quiz", "0", {r: [-1.0 - r] * len(answers[r]) for r in (0, 1)})
+    requests = pq.read_table(run.requests("quiz"))
+    ids = pa.array([[*asked, *answer] for answer in answers], schemas.REQUESTS.field("token_ids").type)
+    starts = pa.array([len(asked)] * 2, pa.int32())
+    for name, values in (("token_ids", ids), ("continuation_start", starts)):
+        requests = requests.set_column(requests.schema.get_field_index(name), schemas.REQUESTS.field(name), values)
+    commit_table(run.requests("quiz"), requests)
+    (row,) = open_run(run.root).examples("quiz", 0, texts=BASE).to_pylist()
+    assert row["question"] == tokenizer.decode(asked, skip_special_tokens=False)
+    assert row["choices"] == [tokenizer.decode(answer, skip_special_tokens=False) for answer in answers]
+    assert ["".join(tokens) for tokens in row["tokens"]] == row["choices"]
+    assert len(row["probabilities"]) == 2
+    with pytest.raises(InputError, match="give texts=DIRECTORY, that of base's"):
+        open_run(run.root).examples("quiz", 0, texts=True)
 
 
 def test_examples_average_to_the_metrics(run):
