@@ -128,7 +128,7 @@ def test_a_metric_is_one_entry(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> 
     assert "task-doubt" in page_figures(facts)["curves"]
     assert "Doubt" in numbers(facts)[0].header
     html = page(facts, analysis.sweep, analysis.plan, [], [])
-    assert "doubt of the answer, 0 to 1" in html
+    assert '"doubt of the answer","0 to 1, lower is better"' in html  # the two lines of an axis' title
     assert "share of the other choices ↓" in html
     assert "share of the other choices ↓" in json.dumps(paper_figures(facts), ensure_ascii=False)
 
