@@ -29,7 +29,7 @@ from contract import schemas
 from contract.damage import describe
 from contract.errors import InputError
 from contract.points import order
-from contract.records import EachRecord, Plan, SweepRecord, read_asked, read_each, read_sweep
+from contract.records import EachRecord, Plan, SweepRecord, read_asked, read_sweep
 from contract.rundir import RunDir, commit_table
 
 _Row = tuple[Any, ...]  # a row in the order of schemas.METRICS, with a canonical point in the place of λ
@@ -118,14 +118,15 @@ def analyse(
     frontiers: list[Frontier] = []
     means: dict[str, Means] = {}  # by choice task
     walks: dict[tuple[str, str, str], Walk] = {}
-    plan, asked = read_asked(run)  # the plan is read first, because this tells a place that holds no run
+    asked = read_asked(run)  # it is read first, because this tells a place that holds no run
+    plan = asked.plan
     if tasks is not None:
         plan = {task: entry for task, entry in plan.items() if task in tasks}
     outcomes = outcome_rows(run) | measured_rows(run)  # a run has one of the two
     sweep = read_sweep(run)
     parents = sweep.parents
     if margin is None:
-        margin = MARGIN if asked is None else asked
+        margin = MARGIN if asked.margin is None else asked.margin
 
     asked_confidence = confidence
     of_answers, confidence = confidence_of(True, confidence), confidence_of(False, confidence)
@@ -175,7 +176,7 @@ def analyse(
     of_pools = frontiers[len(with_choices) :]
     found = Frontiers(tuple(of_tasks), margin, tuple(of_pools), asked_confidence)
     damaged = tuple(describe(run))
-    return Analysis(metrics, bin_table(binned), found, pools, sweep, plan, walks, damaged, read_each(run))
+    return Analysis(metrics, bin_table(binned), found, pools, sweep, plan, walks, damaged, asked.each)
 
 
 def write_metrics(run: RunDir, analysis: Analysis | None = None) -> pa.Table:

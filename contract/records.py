@@ -200,15 +200,29 @@ def read_plan(run: RunDir) -> dict[str, TaskRecord]:
     return plan_of(run.plan_json, run.plan())
 
 
-def read_asked(run: RunDir) -> tuple[dict[str, TaskRecord], float | None]:
-    """Read plan.json: its tasks, and the accuracy that λ* may give up, as a share of documents, where it was asked for.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Holds all that plan.json says."""
+
+    plan: Plan
+    margin: float | None
+    """The accuracy that λ* may give up, as a share of documents, where it was asked for."""
+    each: EachRecord | None  # the command of the user that measured everything; None where the run is a sweep
+
+
+def read_asked(run: RunDir) -> Asked:
+    """Read plan.json.
 
     Raises:
         InputError: as `read_plan`.
     """
-    value = run.plan()
-    margin = value.get("margin")
-    return plan_of(run.plan_json, value), whole(run.plan_json, lambda: None if margin is None else float(margin))
+    value, path = run.plan(), run.plan_json
+    margin, each = value.get("margin"), value.get("each")
+    return Asked(
+        plan_of(path, value),
+        whole(path, lambda: None if margin is None else float(margin)),
+        whole(path, lambda: each and EachRecord(tuple(each["command"]), dict(each["files"]), tuple(each["lambdas"]))),
+    )
 
 
 def read_each(run: RunDir) -> EachRecord | None:
@@ -217,13 +231,7 @@ def read_each(run: RunDir) -> EachRecord | None:
     Raises:
         InputError: as `read_plan`.
     """
-    value = run.plan().get("each")
-    if value is None:
-        return None
-    return whole(
-        run.plan_json,
-        lambda: EachRecord(tuple(value["command"]), dict(value["files"]), tuple(value["lambdas"])),
-    )
+    return read_asked(run).each
 
 
 def plan_of(path: Location, value: Mapping[str, Any]) -> dict[str, TaskRecord]:

@@ -194,7 +194,7 @@ def check(run: RunDir, sweep: SweepRecord, tasks: Plan) -> dict[str, Any]:
     plan = run.plan() if run.plan_json.is_file() else {"tasks": {}}
     if not run.exists():
         return plan
-    check_is_sweep(run, plan)
+    check_is_sweep(run)
     recorded = run.sweep()
     problems = list(differences("", recorded, sweep.to_json()))
     before = recorded.get("engine", {}).get("max_model_len")
@@ -211,13 +211,13 @@ def check(run: RunDir, sweep: SweepRecord, tasks: Plan) -> dict[str, Any]:
     return plan
 
 
-def check_is_sweep(run: RunDir, plan: Mapping[str, Any]) -> None:
+def check_is_sweep(run: RunDir) -> None:
     """Refuse a run directory that `lambdasweep each` made.
 
     Raises:
         RunMismatchError: it did.
     """
-    if "each" in plan:
+    if run.exists() and run.plan_json.is_file() and "each" in run.plan():
         raise RunMismatchError(
             f"{run.root} is of `lambdasweep each`, whose numbers come from another engine: give another --out"
         )

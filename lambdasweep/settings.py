@@ -45,8 +45,11 @@ def _normalisers(_: Mapping[str, Any]) -> Collection[str]:
     return tuple(NORMALISERS)
 
 
+_CHATS = ("chat", "chat-turns")
+
+
 def _templates(_: Mapping[str, Any]) -> Collection[str]:
-    return "none", "chat", "chat-turns"
+    return "none", *_CHATS
 
 
 def _methods(_: Mapping[str, Any]) -> Collection[str]:
@@ -162,7 +165,7 @@ class TaskSettings:
 
     @property
     def chat(self) -> bool:
-        return self.template != "none"
+        return self.template in _CHATS
 
     @property
     def as_turns(self) -> bool:
@@ -185,7 +188,7 @@ class SamplingSettings:
 
     @property
     def chat(self) -> bool:
-        return self.template != "none"
+        return self.template in _CHATS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

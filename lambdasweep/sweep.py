@@ -54,8 +54,7 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
     """
     record.check_target(config.out)
     run = RunDir(config.out)
-    if run.exists() and run.plan_json.is_file():
-        record.check_is_sweep(run, run.plan())
+    record.check_is_sweep(run)
     with phase("reading the pair and its tasks"):
         prepared = prepare(config, read_sweep(run).engine if run.exists() else None)
     warnings = [*preflight(prepared), *prepared.warnings]

@@ -63,13 +63,13 @@ def gather_runs(places: Sequence[str], margin: float | None = None, resamples: i
     for place in dict.fromkeys(places):
         run = RunDir(locate(place))
         try:
-            (plan, asked), sweep = read_asked(run), read_sweep(run)
+            asked, sweep = read_asked(run), read_sweep(run)
         except InputError as error:
             problems += [f"{error.title}: {one}" for one in error.problems] or [error.title]
             continue
         if sweep.names != (ONLY,):
             problems.append(f"{place} has several aligned checkpoints, so that its points are on no one line")
-        read[place] = run, sweep, plan, asked
+        read[place] = run, sweep, asked.plan, asked.margin
     plans = {place: plan for place, (_, _, plan, _) in read.items()}
     tasks, notices = _common(plans)
     if not problems and not tasks:

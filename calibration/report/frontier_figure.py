@@ -18,6 +18,12 @@ _COLUMNS = (
     *("member", "chosen", "marked", "below", "left", "documents", "membership", "interval"),
 )
 _PADDING = 14  # pixels
+_BESIDE = {
+    "dx": {"expr": "datum.left ? -8 : 8"},
+    "dy": {"expr": "datum.below ? 15 : -9"},
+    "align": {"expr": "datum.left ? 'right' : 'left'"},
+    "fontSize": 11,
+}
 _LETTER = (0.018, 0.05)  # the width and height of a letter, as fractions of the figure's
 
 
@@ -94,19 +100,8 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
         *(_cross(OF_STOP, colour, 1.0) if follows else ()),
         *(hollow, full),
         mark("point", at, ["datum.chosen === 1"], size=330, color=NEUTRAL, strokeWidth=2),
-        *(
-            mark("text", text, [f"datum.label && datum.below == {below:d} && datum.left == {left:d}"], **style, **words)
-            for below, left in _PLACES
-            for words in [
-                {
-                    "dx": -8 if left else 8,
-                    "dy": 15 if below else -9,
-                    "align": "right" if left else "left",
-                    "fontSize": 11,
-                }
-            ]
-            for style in ({"style": HALO}, {})
-        ),
+        # One layer for all places: one without points would leave the axes without an extent.
+        *(mark("text", text, ["datum.label"], **style, **_BESIDE) for style in ({"style": HALO}, {})),
     ]
     if follows:
         layers.append(mark("point", at, [OF_STOP], size=420, strokeWidth=1, strokeDash=[3, 2], color=NEUTRAL))

@@ -703,7 +703,8 @@ def as_table(*rows):
 
 
 def line_of(printed, lam):
-    (line,) = [line for line in printed.splitlines() if line.split()[:1] == [lam]]
+    """The words of a row; a note under the table may begin with a λ, too, but has nothing behind it."""
+    (line,) = [line for line in printed.splitlines() if line.split()[:1] == [lam] and line.split()[1:]]
     return line.split()
 
 
@@ -811,11 +812,11 @@ def test_another_confidence_can_be_shown():
             confidence="bytes",
         ),
     )
-    assert line_of(text(metrics), "0")[3] == "0.5000*"
+    assert line_of(text(metrics), "0")[2] == "0.5000*"
     assert "summed log-probabilities (sum)" in " ".join(text(metrics).split())
     printed = text(metrics, confidence="bytes")
-    assert line_of(printed, "0")[3] == "0.7500*"
-    assert line_of(printed, "0")[4:8] == ["0.2000*", "0.6000*", "3.0000*", "+0.0500*"]  # after temperature scaling
+    assert line_of(printed, "0")[2] == "0.7500*"
+    assert line_of(printed, "0")[3:7] == ["0.2000*", "0.6000*", "3.0000*", "+0.0500*"]  # after temperature scaling
     assert "log-probabilities per byte (bytes)" in " ".join(printed.split())
     with pytest.raises(InputError, match="sum, tokens, bytes"):
         render(metrics, confidence="letters")

@@ -105,11 +105,11 @@ def test_the_margin_is_the_one_that_was_last_reported(tmp_path):
     run = RunDir(tmp_path)
     commit_json(run.sweep_json, SWEEP)
     commit_json(run.plan_json, {"tasks": {}})
-    assert (read_asked(run)[1], reported(run)[0], analyse(run, resamples=10).found.margin) == (None, None, MARGIN)
+    assert (read_asked(run).margin, reported(run)[0], analyse(run, resamples=10).found.margin) == (None, None, MARGIN)
     commit_json(run.plan_json, {"tasks": {}, "margin": 0.03})
-    assert (read_asked(run)[1], reported(run)[0], analyse(run, resamples=10).found.margin) == (0.03, None, 0.03)
+    assert (read_asked(run).margin, reported(run)[0], analyse(run, resamples=10).found.margin) == (0.03, None, 0.03)
     write_frontiers(run, Frontiers((), 0.02))
-    assert (read_asked(run)[1], reported(run)[0]) == (0.03, 0.02)
+    assert (read_asked(run).margin, reported(run)[0]) == (0.03, 0.02)
 
 
 # Tests against the parents

@@ -363,7 +363,7 @@ def test_a_figure_has_room_for_what_it_shows(run):
     }
     assert set(values) == {row["role"] for row in drawn_rows(charts["frontier"]["frontier-task"])}
     halos = [layer for layer in frontier if layer["mark"].get("style") == "halo"]
-    assert len(halos) == 4
+    assert len(halos) == 1
     histogram = charts["reliability"]["task-confidence-documents"]
     top = histogram["layer"][0]["encoding"]["y"]["scale"]["domain"][1]
     assert top > 1.05 * max(float(row["share"]) for row in drawn_rows(histogram))

@@ -942,8 +942,8 @@ def test_flags_win_over_a_config(
                 '{file}: lambdas is [0, True]: give a grid such as "0:1.5:0.1" or [0, 0.25, 1]',
                 "{file}: unknown key 'name': use accelerator_type, address, aligned, aligned_revision, base, base_revision, "
                 "dtype, engine, format, generate, lam_map, lambdas, limit, margin, max_model_len, max_tokens, method, "
-                "normaliser, out, parents, pp, refine, repeats, replicas, samples, seed, shots, task, temperature, "
-                "template, tokenizer, tp, until, vocab",
+                "normaliser, out, parents, pp, refine, repeats, replicas, samples, seed, shots, system_prompt, task, "
+                "temperature, template, think_end_token, tokenizer, tp, until, vocab",
             ],
         ),
         (
@@ -957,7 +957,7 @@ def test_flags_win_over_a_config(
                 "{file}: [[task]] 1 (a): it needs file",
                 "{file}: [[task]] 2: it needs name and file",
                 "{file}: [[task]] 3 (b): unknown key 'split': use name, file, format, shots, seed, limit, template, "
-                "repeats, temperature, max_tokens, until, normaliser",
+                "system_prompt, repeats, temperature, max_tokens, until, normaliser, think_end_token",
                 "{file}: [[task]] 3 (b): limit is 'all': give a whole number",
                 "{file}: [[task]] 3 (b): unknown key 'shot': did you mean shots?",
             ],
@@ -1120,7 +1120,7 @@ def test_a_pair_without_a_chat_template(refused: Callable[..., Result], pair: tu
     )
     assert refused(template="chat", base=chatty, aligned=pair[0]).problems == [problem.replace("aligned", "base", 1)]
     (problem,) = refused(template="yes").problems
-    assert problem == "template is 'yes': use none, chat"
+    assert problem == "template is 'yes': use none, chat, chat-turns"
 
 
 def test_a_chat_template_is_part_of_the_task(
@@ -1162,7 +1162,7 @@ def test_a_chat_template_for_one_task_of_a_file(
     assert [tasks[name]["chat_template_sha256"] is None for name in ("none", "chat")] == [True, False]
     config.write_text(rows.format("some"))
     (problem,) = lambdasweep("plan", *flags(task=None, config=config)).problems
-    assert problem == "template is 'some': use none, chat"
+    assert problem == "template is 'some': use none, chat, chat-turns"
 
 
 # The report at the end of a run
@@ -1305,7 +1305,7 @@ def test_the_margin_of_lambda_star_is_recorded_and_holds_until_another_is_given(
     run = RunDir(tmp_path / "run")
 
     def margins() -> list[float | None]:
-        return [json.loads(run.frontier_json.read_text())["margin"], reported(run)[0], read_asked(run)[1]]
+        return [json.loads(run.frontier_json.read_text())["margin"], reported(run)[0], read_asked(run).margin]
 
     assert lambdasweep("run", *arguments).code == 0
     assert margins() == [0.01] * 3
