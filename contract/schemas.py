@@ -129,6 +129,9 @@ GRADED = pa.schema(
         pa.field(
             "thinking_tokens", pa.int32()
         ),  # tokens before the answer; null where no token was said to end thinking
+        # The token that completes the text of `until` before which the answer was cut; null where it was not cut, and where
+        # the engine itself ended the output there. Not written where no token was said to end thinking.
+        pa.field("answer_end", pa.int32()),
     ]
 )
 

@@ -144,8 +144,8 @@ class Run:
     def graded(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
         """Return what became of written answers, one row for each output, with the task in front.
 
-        It has the columns of schemas.GENERATIONS, then those of schemas.GRADED: answer, answer_class, answer_start, correct
-        and metrics. A λ is there when all of its outputs are.
+        It has the columns of schemas.GENERATIONS, then those of schemas.GRADED: answer, answer_class, answer_start, correct,
+        metrics, thinking_tokens and answer_end. A λ is there when all of its outputs are.
 
         Raises:
             InputError: the plan has no such task whose answers are written, or the task no such λ.

@@ -1,7 +1,8 @@
 """Written answers become arrays over documents: how sure the model was of each output, and which outputs say the same.
 
 An output's confidences are made of the log-probabilities of its tokens, those that end it included and those of thinking
-before its answer left out, under the model at temperature 1:
+before its answer left out, under the model at temperature 1. Where a model thinks first, the engine goes on behind a text
+that ends the answer: an output then counts as ending with the token that completes that text, as it does elsewhere.
 
     sum      the probability of the whole output
     tokens   the geometric mean of its tokens' probabilities
@@ -51,9 +52,9 @@ class AnswerScores:
     voted: Bools  # [S] whether the voted answer is right: the most frequent one, of equally frequent ones the earliest
     votes: Ints  # [S] the outputs that give the voted answer
     classes: Ints  # [S] the number of different answers
-    length: Floats  # [S] tokens of an output, the mean over the outputs
+    length: Floats  # [S] tokens of an output up to the end of its answer, the mean over the outputs
     cut: Floats  # [S] the share of the outputs that were cut at the limit
-    entropy: Floats  # [S] the mean over all tokens of the entropy that they were drawn from, in nats
+    entropy: Floats  # [S] the mean over these tokens of the entropy that they were drawn from, in nats
     left_out: LeftOut
     thinking: Floats | None = (
         None  # [S] tokens before an answer, the mean over the outputs; None where nothing ends them
@@ -155,7 +156,12 @@ def answer_scores(
     lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
     values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
     start = graded["answer_start"].to_numpy().astype(np.int64)
-    if (lengths < 1).any() or not (values <= 0).all() or (start < 0).any() or (start >= lengths).any():
+    stops = schemas.with_columns(graded, schemas.GRADED)["answer_end"]
+    was_cut = pc.is_valid(stops).to_numpy()
+    # Tokens behind the answer's end say nothing of the answer; there are some only where the engine went on behind it.
+    ends = np.where(was_cut, pc.fill_null(stops, 0).to_numpy().astype(np.int64) + 1, lengths)
+    is_damaged = (lengths < 1) | (start < 0) | (start >= lengths) | (ends < 1) | (ends > lengths)
+    if is_damaged.any() or not (values <= 0).all():
         raise LambdasweepError(
             f"{where}: an output has no tokens, or a token no log-probability: delete its generations, and run the same "
             "sweep again"
@@ -165,20 +171,23 @@ def answer_scores(
     thinks = graded["thinking_tokens"].null_count < len(graded)
     thinking = pc.fill_null(graded["thinking_tokens"], 0).to_numpy().astype(np.int64)
     # Of an output that ends with its thinking, the last token stands for the answer that is not there.
-    before = np.minimum(thinking, lengths - 1)
+    before = np.minimum(thinking, ends - 1)
     place = np.arange(len(values)) - np.repeat(begins, lengths)
-    of_answers = np.where(place < np.repeat(before, lengths), 0.0, values)  # log-probabilities are at most 0
+    is_behind = place >= np.repeat(ends, lengths)
+    is_left_out = (place < np.repeat(before, lengths)) | is_behind
+    of_answers = np.where(is_left_out, 0.0, values)  # log-probabilities are at most 0
     if len(lengths):
         sums, lowest = np.add.reduceat(of_answers, begins), np.minimum.reduceat(of_answers, begins)
-        entropy = np.add.reduceat(entropies, begins)
+        entropy = np.add.reduceat(np.where(is_behind, 0.0, entropies), begins)
     else:
         sums = lowest = entropy = np.empty(0)
-    logs = {"sum": sums, "tokens": sums / (lengths - before), "lowest": lowest, "first": values[begins + start]}
+    logs = {"sum": sums, "tokens": sums / (ends - before), "lowest": lowest, "first": values[begins + start]}
     correct = graded["correct"].combine_chunks().to_numpy(zero_copy_only=False).reshape(shape)
     classes = graded["answer_class"].combine_chunks().dictionary_encode().indices.to_numpy().reshape(shape)
     voted, votes, different = _vote(classes, correct)
     is_cut = pc.equal(generations["finish_reason"], "length").combine_chunks().to_numpy(zero_copy_only=False)
-    per_document = lengths.reshape(shape)
+    is_cut = is_cut & ~was_cut
+    per_document = ends.reshape(shape)
     return AnswerScores(
         document=document,
         correct=correct,

@@ -19,6 +19,8 @@ from lambdasweep.tasks.answers import Grader
 from lambdasweep.tasks.prompts import BuiltPrompts
 from lambdasweep.tasks.tokens import Tokenizer
 
+_END = "answer_end"
+
 
 def write_graded(
     run: RunDir, task: str, built: BuiltPrompts, grader: Grader, identity: dict[str, Any], plan: Plan
@@ -53,26 +55,37 @@ def write_graded(
         path = run.unit("graded", task, lam, 0)
         own = identity | {"lam": lam}
         before = read_or_problem(path)[0] if path.is_file() else None
-        if before is not None and identity_of(before.schema) == own:
+        # Tables of thoughts that were graded before they said where answers end are graded again.
+        is_whole = before is not None and (record.think_end_token is None or _END in before.column_names)
+        if is_whole and before is not None and identity_of(before.schema) == own:
             continue
         damaged = len(run.damaged)
         generations = run.generations(task, lam)
         if len(run.damaged) > damaged:
             continue  # its units are sampled again, and then they are graded
-        commit_table(path, graded_table(generations, lam, grader, built.tokenizer, record.think_end_token), own)
+        table = graded_table(
+            generations, lam, grader, built.tokenizer, record.think_end_token, tuple(record.until or ())
+        )
+        commit_table(path, table, own)
         run.damaged.pop(path, None)
 
 
 def graded_table(
-    generations: pa.Table, lam: str, grader: Grader, tokenizer: Tokenizer, think_end_token: str | None = None
+    generations: pa.Table,
+    lam: str,
+    grader: Grader,
+    tokenizer: Tokenizer,
+    think_end_token: str | None = None,
+    until: Sequence[str] = (),
 ) -> pa.Table:
-    """Return `schemas.GRADED` of the outputs at one λ, in their order."""
+    """Return `schemas.GRADED` of the outputs at one λ, in their order; `until` counts only with `think_end_token`."""
     requests, texts = generations["request_id"].to_pylist(), generations["text"].to_pylist()
     grades = grader.grade(list(zip(requests, texts, strict=True)))
-    starts, thinking = [], []
+    starts, thinking, ends = [], [], []
     for ids, text, grade in zip(generations["token_ids"].to_pylist(), texts, grades, strict=True):
         starts.append(answer_start(tokenizer, ids, text, grade.answer, grade.start, think_end_token))
         thinking.append(None if think_end_token is None else thinking_tokens(tokenizer, ids, think_end_token))
+        ends.append(None if think_end_token is None else answer_end(tokenizer, ids, text, until, think_end_token))
     columns = {
         "request_id": requests,
         "sample": generations["sample"],
@@ -83,8 +96,10 @@ def graded_table(
         "correct": [grade.correct for grade in grades],
         "metrics": [sorted(grade.metrics.items()) for grade in grades],
         "thinking_tokens": thinking,
+        _END: ends,
     }
-    return pa.table(columns, schema=schemas.GRADED)
+    table = pa.table(columns, schema=schemas.GRADED)
+    return table.drop_columns([_END]) if think_end_token is None else table
 
 
 def answer_start(
@@ -107,6 +122,22 @@ def answer_start(
     rest = token_ids[part.first :]
     last = max(len(token_ids) - 1, 0)
     return min(part.first + _token_at(tokenizer, rest, part.offset + max(place, 0)), last)
+
+
+def answer_end(
+    tokenizer: Tokenizer, token_ids: Sequence[int], text: str, until: Sequence[str], think_end_token: str
+) -> int | None:
+    """Return the place of the token that completes the text before which an answer was cut; None where it was not cut.
+
+    Were there no thinking, an engine would end the output with that token.
+    """
+    part = answer_part(token_ids, _decoded(tokenizer), think_end_token)
+    behind = part.text[len(text) :]
+    ends = [len(end) for end in until if end and behind.startswith(end)]
+    if not ends:
+        return None
+    place = part.offset + len(text) + min(ends) - 1
+    return part.first + _token_at(tokenizer, token_ids[part.first :], place)
 
 
 def thinking_tokens(tokenizer: Tokenizer, token_ids: Sequence[int], think_end_token: str) -> int:

@@ -124,7 +124,7 @@ def add_written(run, task, documents, lambdas, samples):
     commit_json(run.plan_json, plan)
 
 
-def add_outputs(run, task, lam, outputs, graded=True, thinking=None):
+def add_outputs(run, task, lam, outputs, graded=True, thinking=None, ends=None):
     """Commit the outputs of a λ: of each document its (answer, is right, logprobs, place of the answer, is cut)."""
     rows = [(document, sample, *one) for document, some in outputs.items() for sample, one in enumerate(some)]
     request = [row[0] for row in rows]
@@ -151,6 +151,7 @@ def add_outputs(run, task, lam, outputs, graded=True, thinking=None):
         "answer_class": [row[2] for row in rows],
         "answer_start": [row[5] for row in rows],
         "thinking_tokens": [thinking] * len(rows),
+        "answer_end": [ends] * len(rows),
         "correct": [row[3] for row in rows],
         "metrics": [[("exact_match", float(row[3]))] for row in rows],
     }

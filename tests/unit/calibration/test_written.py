@@ -290,3 +290,33 @@ def test_confidences_are_those_of_the_answer_behind_the_thoughts(tmp_path: Path)
     assert thought["thinks", "all"] == 2.0
     lengths = {row["task"]: row["value"] for row in rows_of if (row["metric"], row["split"]) == ("length", "all")}
     assert lengths == dict.fromkeys(("thinks", "whole", "only"), 4.0)
+
+
+def test_what_comes_behind_the_end_of_an_answer_changes_nothing(tmp_path: Path) -> None:
+    """An output that goes on behind its answer counts as one that the engine ended there."""
+    run = RunDir(tmp_path)
+    own, more = [-4.0, -2.0, -0.5, -0.25], [-8.0, -3.0]
+    kinds = {"ended": (own, False, None), "goes_on": (own + more, True, 3), "limited": (own, True, None)}
+    for task, (logprobs, is_limited, ends) in kinds.items():
+        add_written(run, task, 8, ("0",), 1)
+        rows = {d: [("yes", d % 2 == 0, logprobs, 3, is_limited)] for d in range(8)}
+        add_outputs(run, task, "0", rows, thinking=2, ends=ends)
+    plan = read_plan(run)
+    found = {task: AnswerLoader(run, task, plan[task]).load("0") for task in kinds}
+    ended, goes_on = found["ended"], found["goes_on"]
+    assert {name: float(values[0, 0]) for name, values in goes_on.logs.items()} == {
+        "sum": -0.75,
+        "tokens": -0.375,
+        "lowest": -0.5,
+        "first": -0.25,
+    }
+    for name, values in ended.logs.items():
+        np.testing.assert_array_equal(goes_on.logs[name], values)
+    np.testing.assert_array_equal(goes_on.entropy, np.full(8, -2 * np.mean(own)))
+    np.testing.assert_array_equal(goes_on.length, np.full(8, 4.0))
+    assert [float(one.cut[0]) for one in (ended, goes_on, found["limited"])] == [0.0, 0.0, 1.0]
+    add_written(run, "damaged", 8, ("0",), 1)
+    rows = {d: [("yes", True, own, 3, False)] for d in range(8)}
+    add_outputs(run, "damaged", "0", rows, thinking=2, ends=len(own))
+    with pytest.raises(LambdasweepError, match="an output has no tokens"):
+        AnswerLoader(run, "damaged", read_plan(run)["damaged"]).load("0")

@@ -27,7 +27,7 @@ from lambdasweep.config import load_config
 from lambdasweep.tasks import LmEvalSpec, load_tokenizer
 from lambdasweep.tasks.answers import RowGrader, answers_of
 from lambdasweep.tasks.documents import TaskSpec, read_documents
-from lambdasweep.tasks.grading import answer_start, thinking_tokens, write_graded
+from lambdasweep.tasks.grading import answer_end, answer_start, graded_table, thinking_tokens, write_graded
 from lambdasweep.tasks.lm_eval_tasks.grade import LmEvalGrader
 from lambdasweep.tasks.lm_eval_tasks.load import load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import LEFT_OUT, write_outcomes
@@ -503,6 +503,40 @@ def test_tokens_of_thinking_are_counted_and_an_answer_is_found_behind_them(direc
     for none, count in (("no thoughts", 0), (" unended", 0), ("all of it</think>", None)):
         ids = tokenizer([none])["input_ids"][0]
         assert thinking_tokens(tokenizer, ids, "</think>") == (len(ids) if count is None else count)
+
+
+def test_an_answer_behind_thoughts_ends_where_the_engine_would_have_ended_it(directory: Path) -> None:
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    until = ("Question:", "\n\n", "</s>")
+    for text, cut_text, end in (
+        ("\n\nis it</think>\n it is 7 Question: is 8\n\nno", "it is 7 ", "\n\nis it</think>\n it is 7 Question:"),
+        ("is it</think> 7\n\n8\n\n", "7", "is it</think> 7\n\n"),
+        ("</think>Question: 7", "", "</think>Question:"),
+        ("unended\n\n7", "unended", "unended\n\n"),
+        ("is it</think> it is 7", "it is 7", None),
+        ("all of it</think>", "", None),
+    ):
+        ids = tokenizer([text])["input_ids"][0]
+        at = answer_end(tokenizer, ids, cut_text, until, "</think>")
+        if end is None:
+            assert at is None
+        else:
+            assert at is not None
+            assert len(tokenizer.decode(ids[:at])) < len(end) <= len(tokenizer.decode(ids[: at + 1]))
+
+
+def test_the_end_of_an_answer_is_kept_only_where_thoughts_come_before_it(directory: Path) -> None:
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    ids = tokenizer(["is it</think> 7\n\n8"])["input_ids"][0]
+    outputs = pa.table({"request_id": [0], "sample": pa.array([0], pa.int16()), "token_ids": [ids], "text": ["7"]})
+    grader = RowGrader((("7",),), "auto")
+    table = graded_table(outputs, "0", grader, tokenizer, "</think>", ("\n\n",))
+    assert table.schema == schemas.GRADED
+    (at,) = table["answer_end"].to_pylist()
+    assert tokenizer.decode(ids[: at + 1]).endswith("7\n\n")
+    assert graded_table(outputs, "0", grader, tokenizer, None, ("\n\n",)).column_names == [
+        name for name in schemas.GRADED.names if name != "answer_end"
+    ]
 
 
 @pytest.mark.parametrize(("think_end_token", "stop"), [(None, ["Question:", "</s>"]), ("</think>", [])])
