@@ -27,7 +27,7 @@ def answer_part(
     if think_end_token is None:
         return AnswerPart(decode(token_ids), 0, 0, False)
     first = 0
-    if think_end_token.isdigit():
+    if think_end_token.isdecimal():
         ends = [place for place, token in enumerate(token_ids) if token == int(think_end_token)]
         first = ends[-1] + 1 if ends else 0
         whole = text = decode(token_ids[first:])

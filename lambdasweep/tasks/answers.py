@@ -113,6 +113,28 @@ def end_tokens(stop_token_ids: Sequence[int], tokenizer: Tokenizer) -> tuple[int
     return tuple(sorted({*stop_token_ids, *own}))
 
 
+def think_end_problems(think_end_token: str | None, tokenizer: Tokenizer) -> list[str]:
+    """Return what is wrong with an end of thinking, if anything: one that no output has would make answers of thoughts."""
+    if think_end_token is None:
+        return []
+    asked = f"think_end_token is {think_end_token!r}"
+    if not think_end_token:
+        return [f"{asked}: give a text that ends thinking, or the id of a token"]
+    if think_end_token.isdecimal():
+        if int(think_end_token) in tokenizer.get_vocab().values():
+            return []
+        return [f"{asked}, and the tokenizer has no token with this id: give the id of one, or a text"]
+    ids = tokenizer([think_end_token], add_special_tokens=False)["input_ids"][0]
+    read = tokenizer.decode(ids, skip_special_tokens=True)
+    if think_end_token in read:
+        return []
+    special = [token for token in ids if not tokenizer.decode([token], skip_special_tokens=True)]
+    if special:
+        # Of several the last one: what is behind it is the answer.
+        return [f"{asked}, and the texts of outputs have no special tokens: give {special[-1]}, the id of the token"]
+    return [f"{asked}, and the tokenizer reads it back as {read!r}: give the id of the token that ends thinking"]
+
+
 def answers_of(
     file: TaskFile, tokenizer: Tokenizer, stop_token_ids: Sequence[int], chat: ChatTemplate | None = None
 ) -> tuple[AnswerSpec, BuiltPrompts, RowGrader]:
@@ -125,7 +147,8 @@ def answers_of(
         chat: the chat template, which is needed, and used, only if `file.spec.chat` is set.
 
     Raises:
-        TaskError: the chat template does not render, or rows have no answer that an output could give.
+        TaskError: the chat template does not render, rows have no answer that an output could give, or no output could have
+            what ends its thinking.
     """
     spec = file.spec
     kind = spec.normaliser or NORMALISER
@@ -135,8 +158,8 @@ def answers_of(
         for document in file.documents
         if not any(NORMALISERS[kind](answer).answer_class for answer in document.choices)
     ]
-    if no_answer:
-        raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", no_answer)
+    if problems := no_answer + think_end_problems(spec.think_end_token, tokenizer):
+        raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", problems)
     chat = chat if spec.chat else None
     shots, documents = draw_shots(file.documents, spec.shots, spec.limit, spec.seed)
     prompts = [render(document, file.kind, spec.format) for document in documents]

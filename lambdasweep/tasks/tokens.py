@@ -39,6 +39,8 @@ class Tokenizer(Protocol):
 
     def decode(self, token_ids: Any, **settings: Any) -> str: ...
 
+    def get_vocab(self) -> dict[str, int]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from contract.errors import TaskError
-from lambdasweep.tasks.answers import AnswerSpec, end_tokens, prompts_table, with_end
+from lambdasweep.tasks.answers import AnswerSpec, end_tokens, prompts_table, think_end_problems, with_end
 from lambdasweep.tasks.lm_eval_tasks.answers import read
 from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, LmEvalTask
 from lambdasweep.tasks.prompts import BuiltPrompts
@@ -51,9 +51,14 @@ def build_answers(
         source: the task; it has `outputs`.
         tokenizer: the model's tokenizer, which has the text and the token of its own end.
         stop_token_ids: the ids at which the checkpoint's answers end.
+
+    Raises:
+        TaskError: no output could have what ends its thinking.
     """
     asked = source.outputs
     assert asked is not None
+    if problems := think_end_problems(asked.think_end_token, tokenizer):
+        raise TaskError(f"task {source.name!r} cannot be built from {source.source}", problems)
     spec = AnswerSpec(
         name=source.name,
         source=source.source,

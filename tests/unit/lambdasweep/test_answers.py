@@ -25,7 +25,7 @@ from contract.rundir import RunDir, commit_json, commit_table
 from contract.thinking import answer_part
 from lambdasweep.config import load_config
 from lambdasweep.tasks import LmEvalSpec, load_tokenizer
-from lambdasweep.tasks.answers import RowGrader, answers_of
+from lambdasweep.tasks.answers import RowGrader, answers_of, think_end_problems
 from lambdasweep.tasks.documents import TaskSpec, read_documents
 from lambdasweep.tasks.grading import answer_end, answer_start, graded_table, thinking_tokens, write_graded
 from lambdasweep.tasks.lm_eval_tasks.grade import LmEvalGrader
@@ -537,6 +537,42 @@ def test_the_end_of_an_answer_is_kept_only_where_thoughts_come_before_it(directo
     assert graded_table(outputs, "0", grader, tokenizer, None, ("\n\n",)).column_names == [
         name for name in schemas.GRADED.names if name != "answer_end"
     ]
+
+
+@pytest.mark.parametrize(
+    ("think_end_token", "says"),
+    [
+        ("</think>", None),
+        ("²", None),  # a digit, and no number
+        ("2", None),
+        ("", "think_end_token is '': give a text that ends thinking, or the id of a token"),
+        ("99999", "think_end_token is '99999', and the tokenizer has no token with this id: give the id of one, or a text"),
+        ("</s>", "think_end_token is '</s>', and the texts of outputs have no special tokens: give 1, the id of the token"),
+        (
+            "<s>end</s>",
+            "think_end_token is '<s>end</s>', and the texts of outputs have no special tokens: give 1, the id of the token",
+        ),
+    ],
+)
+def test_an_end_of_thinking_that_no_output_has_is_refused(
+    think_end_token: str, says: str | None, directory: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    assert think_end_problems(think_end_token, tokenizer) == ([] if says is None else [says])
+    assert think_end_problems(None, tokenizer) == []
+    file = write_task(tmp_path / "quiz.jsonl", *QUIZ)
+    rows = read_documents(TaskSpec("quiz", file, format="generate", think_end_token=think_end_token))
+    (task,) = load_lm_eval(LmEvalSpec(str(directory / "sums.yaml"), think_end_token=think_end_token)).tasks
+    if says is None:
+        ids = tokenizer([f"a {think_end_token} b"])["input_ids"][0]
+        assert answers_of(rows, tokenizer, ())[0].think_end_token == think_end_token
+        assert build_answers(task, tokenizer, ())[1].think_end_token == think_end_token
+        assert answer_part(ids, tokenizer.decode, think_end_token).is_after is not think_end_token.isdecimal()
+        return
+    for build in (lambda: answers_of(rows, tokenizer, ()), lambda: build_answers(task, tokenizer, ())):
+        with pytest.raises(TaskError) as refused:
+            build()
+        assert list(refused.value.problems) == [says]
 
 
 @pytest.mark.parametrize(("think_end_token", "stop"), [(None, ["Question:", "</s>"]), ("</think>", [])])
