@@ -7,7 +7,7 @@ that encodes the text, so that the template's `bos_token` is that tokenizer's ow
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from contract.errors import PairError
 
 _FILE = "chat_template.jinja"
 _CONFIG = "tokenizer_config.json"
+_PROBE = "Answer the question with the word blue."  # a system message that no template holds itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class ChatTemplate:
 
     source: str
     tokenizer: Any
+    system_prompt: str | None = None  # was asked for: no system message is then left out
 
     @property
     def sha256(self) -> str:
@@ -32,30 +34,53 @@ class ChatTemplate:
     @property
     def takes_system(self) -> bool:
         """Tell whether the template takes a system message."""
+        return self._shows(_PROBE)
+
+    def asked(self, system_prompt: str | None) -> "ChatTemplate":
+        """Return the template of a task with this system prompt, which it then does not leave out."""
+        return replace(self, system_prompt=system_prompt)
+
+    def _shows(self, system_prompt: str) -> bool:
+        """Tell whether a system message is in what is rendered. A template may refuse it, or skip it without a word."""
         from jinja2.exceptions import TemplateError
 
+        user = {"role": "user", "content": "a"}
         try:
-            self._render([{"role": "system", "content": "a"}, {"role": "user", "content": "a"}], True)
+            with_it = self._render([{"role": "system", "content": system_prompt}, user], True)
         except TemplateError:
             return False
-        return True
+        if system_prompt.strip() not in with_it:
+            return False
+        try:
+            return with_it != self._render([user], True)
+        except TemplateError:
+            return True  # it wants a system message
 
     def check_system(self, system_prompt: str | None) -> list[str]:
         """Return what is wrong with a system prompt, if anything: it must not be left out in silence."""
-        if system_prompt is None or self.takes_system:
+        if system_prompt is None or self._shows(system_prompt):
             return []
+        if self.takes_system:
+            return ["the aligned model's chat template does not show this system prompt: give another --system-prompt"]
         return ["the aligned model's chat template takes no system message: leave --system-prompt out"]
 
     def __call__(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True) -> str:
         """Render messages; system messages are left out where the template refuses them, as lm-eval does.
 
-        Without a generation prompt, the last message is left open, so that it can be continued.
+        Where a system prompt was asked for they are not. Without a generation prompt, the last message is left open, so that
+        it can be continued.
 
         Raises:
             jinja2.exceptions.TemplateError: the template cannot be read, or refuses the messages.
+            PairError: the template left out the system prompt that was asked for.
         """
         from jinja2.exceptions import TemplateError
 
+        if self.system_prompt is not None:
+            text = self._render(messages, add_generation_prompt)
+            if self.system_prompt.strip() not in text:
+                raise PairError("it leaves the system prompt out: leave --system-prompt out, or take other --shots")
+            return text
         try:
             return self._render(messages, add_generation_prompt)
         except TemplateError:

@@ -94,6 +94,7 @@ def in_chat(
         return list(prompts)
     if problems := chat.check_system(spec.system_prompt):
         raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", problems)
+    chat = chat.asked(spec.system_prompt)
     before = [_turn("system", spec.system_prompt)] if spec.system_prompt is not None else []
     for document in shots if spec.as_turns else ():
         solved = render(document, kind, spec.format)

@@ -167,7 +167,7 @@ def load_lm_eval(spec: LmEvalSpec, chat: ChatTemplate | None = None) -> LmEvalTa
             error lists every problem.
     """
     _check_installed()
-    chat = chat if spec.chat else None
+    chat = chat.asked(spec.system_prompt) if spec.chat and chat else None
     problems = problems_of(asdict(spec), TaskSettings, str) + temperature_problems(spec.temperature)
     problems += system_problems(spec.system_prompt, spec.chat)
     problems += chat.check_system(spec.system_prompt) if chat else []

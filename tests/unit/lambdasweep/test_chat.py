@@ -265,6 +265,43 @@ def test_a_system_prompt_is_never_left_out_in_silence(chat: ChatTemplate, tmp_pa
             load_lm_eval(LmEvalSpec(str(path), template="chat", system_prompt="Be brief."), chat)
 
 
+SKIPS = "{% for turn in messages if turn.role != 'system' %}<{{ turn.role }}>\n{{ turn.content }}{% endfor %}" + PROMPT
+SHORT = "{% if messages | length > 2 %}{{ raise_exception('too long') }}{% endif %}" + TURNS + PROMPT
+SWALLOWS = "{% if messages | length > 2 %}{% set messages = messages[1:] %}{% endif %}" + TURNS + PROMPT
+
+
+def test_a_template_that_skips_a_system_prompt_is_refused(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    skips, shows = ChatTemplate(SKIPS, tokenizer), ChatTemplate(TURNS + PROMPT, tokenizer)
+    says = ["the aligned model's chat template takes no system message: leave --system-prompt out"]
+    assert (skips.takes_system, skips.check_system("Be brief."), skips.check_system(None)) == (False, says, [])
+    assert (shows.takes_system, shows.check_system(" Be brief.\n")) == (True, [])
+    fixed = ChatTemplate("Be brief." + SKIPS, tokenizer)  # holds the text without being told
+    assert fixed.check_system("Be brief.") == says
+    first = ChatTemplate(TURNS.replace("trim", "trim | truncate(50, true, '')") + PROMPT, tokenizer)
+    assert first.check_system("Be brief. " * 9) == [
+        "the aligned model's chat template does not show this system prompt: give another --system-prompt"
+    ]
+
+
+def test_a_system_prompt_that_was_asked_for_stays_in_longer_talks(tmp_path: Path) -> None:
+    """A template that takes one turn behind a system message, and refuses or forgets it in front of more."""
+    write_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in CHOICES[:3]))
+    path = write_task(tmp_path, CHOICE, CHOICES[2:], CHOICES[:2])
+    asked: dict[str, Any] = {"template": "chat-turns", "system_prompt": "Be brief.", "shots": 1}
+    for source, says in ((SHORT, "too long"), (SWALLOWS, "it leaves the system prompt out")):
+        chat = ChatTemplate(source, tokenizer)
+        assert chat.check_system("Be brief.") == []
+        with pytest.raises(TaskError, match=says):
+            build_requests(TaskSpec("mine", file, **asked), tokenizer, chat)
+        with pytest.raises(TaskError, match=says):
+            load_lm_eval(LmEvalSpec(str(path), **asked), chat)
+
+
 def test_a_template_that_does_not_render(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     file = tmp_path / "mine.jsonl"
