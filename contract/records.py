@@ -144,6 +144,8 @@ class TaskRecord:
         left_out: tuple[str, ...] = (*_SAMPLED_ONLY, *_ANSWERED_ONLY)
         if self.is_sampled:
             left_out = (*_SCORED_ONLY, *_ANSWERED_ONLY)
+            if self.system_prompt is not None:
+                left_out = tuple(name for name in left_out if name != "system_prompt")
         elif self.is_answered:
             left_out = ("duplicates",)
         return {name: value for name, value in _plain(self).items() if name not in left_out}

@@ -94,6 +94,7 @@ _TEMPLATE = Setting(
     TASKS,
     choices=_templates,
 )
+_SYSTEM_PROMPT = Setting("What the chat template's system message says.", TASKS, "TEXT", default="no such message")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,9 +118,7 @@ class TaskSettings:
     template: Annotated[str, _TEMPLATE] = "none"
     """chat: everything up to the text that is scored goes into a user turn of the aligned model's chat template; chat-turns:
     each solved example is a user's turn and an assistant's turn before it (lm-eval's `fewshot_as_multiturn`)."""
-    system_prompt: Annotated[
-        str | None, Setting("What the chat template's system message says.", TASKS, "TEXT", default="no such message")
-    ] = None
+    system_prompt: Annotated[str | None, _SYSTEM_PROMPT] = None
     repeats: Annotated[
         int | None,
         Setting(
@@ -185,6 +184,7 @@ class SamplingSettings:
     """How many prompts are taken, from the first on; None: all of them."""
     template: Annotated[str, _TEMPLATE] = "none"
     """chat, or chat-turns: each prompt becomes a user turn of the aligned model's chat template."""
+    system_prompt: Annotated[str | None, _SYSTEM_PROMPT] = None
 
     @property
     def chat(self) -> bool:

@@ -24,6 +24,7 @@ from lambdasweep.tasks.documents import (
     named,
     read_bytes,
     read_object,
+    system_problems,
     task_error,
     temperature_problems,
 )
@@ -80,7 +81,7 @@ def read_prompts(spec: GenerateSpec) -> Prompts:
         TaskError: the request or the file has problems; the error lists the first 20 of them, each with its line.
     """
     problems = check_name(spec.name) + problems_of(asdict(spec), SamplingSettings, str)
-    problems += temperature_problems(spec.temperature)
+    problems += temperature_problems(spec.temperature) + system_problems(spec.system_prompt, spec.chat)
     data = read_bytes(spec.name, spec.file, problems)
     documents: list[Document] = []
     ids: list[Any] = []
@@ -119,14 +120,18 @@ def tokenised(
         chat: the chat template, which is needed, and used, only if `file.spec.chat` is set.
 
     Raises:
-        TaskError: the chat template does not render.
+        TaskError: the chat template does not render, or leaves the system prompt out.
     """
     spec = file.spec
     chat = chat if spec.chat else None
     texts = [document.query for document in file.documents]
     if chat is not None:
+        if problems := chat.check_system(spec.system_prompt):
+            raise task_error(spec.name, spec.file, problems)
+        chat = chat.asked(spec.system_prompt)
+        before = [] if spec.system_prompt is None else [{"role": "system", "content": spec.system_prompt}]
         try:
-            texts = [chat([{"role": "user", "content": text}]) for text in texts]
+            texts = [chat([*before, {"role": "user", "content": text}]) for text in texts]
         except Exception as error:  # a template is a program, which may raise anything
             problem = f"the chat template does not render it ({type(error).__name__}: {error})"
             raise task_error(spec.name, spec.file, [problem]) from error

@@ -11,9 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from contract import schemas
+from contract.errors import TaskError
+from contract.records import TaskRecord
 from contract.rundir import RunDir
-from lambdasweep.tasks import load_tokenizer
-from lambdasweep.tasks.prompts import GenerateSpec, build_prompts, prompt_costs, prompt_shards, stop_tokens
+from lambdasweep.tasks import ChatTemplate, load_tokenizer
+from lambdasweep.tasks.prompts import (
+    GenerateSpec,
+    build_prompts,
+    prompt_costs,
+    prompt_shards,
+    read_prompts,
+    stop_tokens,
+)
 from ray_jobs.work import GenerateSource
 from serve.sampling import seed_of
 from serve.settings import Sampling
@@ -151,7 +160,7 @@ def test_tables_of_a_config(
     config.write_text(text + table.format("a", "shots = 1\ntemperature = 'hot'") + "[[generate]]\nname = 'b'\n")
     assert lambdasweep("plan", "--config", config).problems == [
         f"{config}: [[generate]] 1 (a): unknown key 'shots': use "
-        "name, file, samples, temperature, max_tokens, limit, template",
+        "name, file, samples, temperature, max_tokens, limit, template, system_prompt",
         f"{config}: [[generate]] 1 (a): temperature is 'hot': give a number",
         f"{config}: [[generate]] 2 (b): it needs file",
     ]
@@ -209,6 +218,38 @@ def test_texts_are_without_special_tokens(pair: tuple[Path, Path], prompts: Path
     assert work._text([0, *ids, 2]) == "the end , of"
     assert list(source.documents(unit)) == [0, 1, 2]
     assert source.path(source.kind, unit) == RunDir("/run").unit("generations", *unit.key)
+
+
+def test_a_system_prompt_is_that_of_tasks_and_of_samples(
+    lambdasweep: Callable[..., Result],
+    refused: Callable[..., Result],
+    flags: Callable[..., list[object]],
+    prompts: Path,
+    tmp_path: Path,
+) -> None:
+    aligned = write_checkpoint(tmp_path / "aligned", seed=1)
+    (aligned / "chat_template.jinja").write_text(
+        "{% for message in messages %}[{{ message.role }}] {{ message.content }}{% endfor %} [assistant]"
+    )
+    asked = {"aligned": aligned, "generate": f"stories={prompts}", "template": "chat"}
+    result = lambdasweep("run", *flags(**asked, system_prompt="Be brief."))
+    assert result.code == 0, result.err
+    run = RunDir(tmp_path / "run")
+    tokenizer = load_tokenizer(aligned)
+    texts = [f"[system] Be brief.[user] {row['prompt']} [assistant]" for row in PROMPTS]
+    table = pq.read_table(run.requests("stories"))
+    assert table["token_ids"].to_pylist() == [tokenizer(text)["input_ids"] for text in texts]
+    assert {task["system_prompt"] for task in run.plan()["tasks"].values()} == {"Be brief."}
+    assert len(run.plan()["tasks"]) == 2
+    other = refused(**asked, system_prompt="Be long.")
+    assert 'task stories: system_prompt was "Be brief." and is "Be long." now' in other.problems
+    with pytest.raises(TaskError, match="no chat template that it would go into"):
+        read_prompts(GenerateSpec("stories", prompts, system_prompt="Be brief."))
+    skips = ChatTemplate("{{ messages[-1].content }}", tokenizer)
+    with pytest.raises(TaskError, match="takes no system message: leave --system-prompt out"):
+        build_prompts(GenerateSpec("stories", prompts, template="chat", system_prompt="Be brief."), tokenizer, (), skips)
+    # The plans of samples without one are those of before there were any.
+    assert "system_prompt" not in TaskRecord(scored_as="samples").to_json()
 
 
 def test_prompts_go_through_the_chat_template(
