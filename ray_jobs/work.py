@@ -139,6 +139,8 @@ class GenerateSource:
 
     def open(self, unit: Unit) -> "GenerateWork":
         sampling = dataclasses.asdict(self.sampling)
+        if self.sampling.think_end_token is None:
+            del sampling["think_end_token"]  # the tables of tasks without one are those of before there were any
         identity = {"requests_sha256": self.requests_sha256, "task": self.task, "sampling": sampling}
         return GenerateWork(*_parted(self.table, unit), identity, self.sampling, self.tokenizer)
 

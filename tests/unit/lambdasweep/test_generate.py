@@ -4,6 +4,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,11 @@ def test_texts_are_without_special_tokens(pair: tuple[Path, Path], prompts: Path
     work = source.open(unit)
     assert work.prompts["request_id"].to_pylist() == [0, 2]
     assert work.refused.to_pylist() == [{"request_id": 1, "reason": "it kills"}]
+    # What tables say of how they were sampled names an end of thinking only where there is one.
+    plain = {"samples", "temperature", "max_tokens", "stop_token_ids", "top_p", "top_k", "until"}
+    assert work.identity["sampling"].keys() == plain
+    thinking = replace(source, sampling=replace(source.sampling, think_end_token="</think>"))
+    assert thinking.open(unit).identity["sampling"] == work.identity["sampling"] | {"think_end_token": "</think>"}
     ids = tokenizer("the end , of")["input_ids"]
     assert work._text([0, *ids, 2]) == "the end , of"
     assert list(source.documents(unit)) == [0, 1, 2]
