@@ -21,6 +21,7 @@ from contract.rundir import RunDir, commit_bytes
 from contract.schemas import point_of
 from lambdasweep.exchange.lm_eval_samples import FILTER, TaskTexts, hashed, samples_at, standard_error
 from lambdasweep.exchange.texts import texts_of, tokenizer_of
+from lambdasweep.tasks.formats import AS_TURNS
 from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, VERSION
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def write_lm_eval(
 
     Each λ has the folder `<aligned>-lambda-<λ>`, with `results_<time>.json` and a `samples_<task>_<time>.jsonl` for each
     scored task. A λ that a task has not finished leaves that task out, and `say` is told; generate tasks have no samples
-    that lm-eval knows of.
+    that lm-eval knows of. A file has one system prompt and one chat template, those of the first task that has one; each
+    task's own stand in `configs`.
 
     Args:
         run: the run.
@@ -134,6 +136,7 @@ def _results(
     tasks = {name: _of_task(name, one, samples.get(name, [])) for name, one in numbers.items()}
     plan = {name: record for name, record in analysis.plan.items() if name in tasks}
     groups = {name: values for name, values in tasks.items() if name not in analysis.plan}
+    system_prompt = next((one.system_prompt for one in plan.values() if one.system_prompt is not None), None)
     hashes = {
         name: hashed("".join(row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in rows))
         for name, rows in samples.items()
@@ -161,9 +164,9 @@ def _results(
         "model_source": "lambdasweep",
         "model_name": model,
         "model_name_sanitized": _NOT_IN_NAMES.sub("__", model),
-        "system_instruction": None,
-        "system_instruction_sha": None,
-        "fewshot_as_multiturn": False,
+        "system_instruction": system_prompt,
+        "system_instruction_sha": hashed(system_prompt) if system_prompt else None,
+        "fewshot_as_multiturn": any((one.template or "").endswith(AS_TURNS) for one in plan.values()),
         "chat_template": None,
         "chat_template_sha": next(
             (one.chat_template_sha256 for one in plan.values() if one.chat_template_sha256), None

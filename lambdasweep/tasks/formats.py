@@ -14,6 +14,7 @@ from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import Document, Kind, TaskSpec
 
 SHOT_SEPARATOR = "\n\n"
+AS_TURNS = "; examples as turns"  # stands behind a recorded template
 
 # These are recorded with the results. The number of a template grows when it renders the same document as another text.
 TEMPLATES = {
@@ -114,7 +115,7 @@ def _turn(role: str, content: str) -> dict[str, str]:
 
 def template_of(kind: Kind, spec: TaskSpec) -> str:
     """Return what is recorded of how documents become texts."""
-    return TEMPLATES[kind, spec.format] + ("; examples as turns" if spec.as_turns and spec.shots else "")
+    return TEMPLATES[kind, spec.format] + (AS_TURNS if spec.as_turns and spec.shots else "")
 
 
 def draw_shots(

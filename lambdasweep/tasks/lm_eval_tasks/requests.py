@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from contract.errors import TaskError
 from lambdasweep.tasks.answers import AnswerSpec, end_tokens, prompts_table, think_end_problems, with_end
+from lambdasweep.tasks.formats import AS_TURNS
 from lambdasweep.tasks.lm_eval_tasks.answers import read
 from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, LmEvalTask
 from lambdasweep.tasks.prompts import BuiltPrompts
@@ -204,7 +205,7 @@ def _build(
 
 
 def _template(source: LmEvalTask) -> str:
-    turns = "; examples as turns" if source.as_turns and source.shots else ""
+    turns = AS_TURNS if source.as_turns and source.shots else ""
     return f"lm-eval {VERSION} {source.task.OUTPUT_TYPE}{turns}"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import zlib
 from datetime import datetime
 from pathlib import Path
@@ -188,6 +189,27 @@ def test_folders_and_keys_are_those_of_lm_eval(ours: Path, theirs: Path) -> None
         assert results[key] == expected[key], key
     assert results["lm_eval_version"] == expected["lm_eval_version"]
     assert results["config"].keys() >= expected["config"].keys()
+
+
+def test_a_system_prompt_and_examples_as_turns_are_in_the_results(ours: Path, root: Path, tmp_path: Path) -> None:
+    from lm_eval.loggers.evaluation_tracker import GeneralConfigTracker
+
+    keys = ("system_instruction", "system_instruction_sha", "fewshot_as_multiturn")
+    assert [read(ours)[0][key] for key in keys] == [None, None, False]
+    shutil.copytree(root / "run", tmp_path / "run")
+    run = RunDir(tmp_path / "run")
+    plan = run.plan()
+    plan["tasks"]["quiz"] |= {
+        "system_prompt": "Be brief.",
+        "template": "lm-eval 0.4.13 multiple_choice; examples as turns",
+        "shots": 2,
+    }
+    commit_json(run.plan_json, plan)
+    (path,) = write_lm_eval(run, analyse(run, resamples=20), tmp_path / "ours", WHEN, lambda _: None)
+    expected = GeneralConfigTracker()
+    expected.log_experiment_args("lambdasweep", "", "Be brief.", "", True)
+    results, _ = read(path.parent)
+    assert [results[key] for key in keys] == [getattr(expected, key) for key in keys]
 
 
 def test_numbers_are_those_of_lm_eval(ours: Path, theirs: Path) -> None:
