@@ -546,8 +546,14 @@ def test_the_end_of_an_answer_is_kept_only_where_thoughts_come_before_it(directo
         ("²", None),  # a digit, and no number
         ("2", None),
         ("", "think_end_token is '': give a text that ends thinking, or the id of a token"),
-        ("99999", "think_end_token is '99999', and the tokenizer has no token with this id: give the id of one, or a text"),
-        ("</s>", "think_end_token is '</s>', and the texts of outputs have no special tokens: give 1, the id of the token"),
+        (
+            "99999",
+            "think_end_token is '99999', and the tokenizer has no token with this id: give the id of one, or a text",
+        ),
+        (
+            "</s>",
+            "think_end_token is '</s>', and the texts of outputs have no special tokens: give 1, the id of the token",
+        ),
         (
             "<s>end</s>",
             "think_end_token is '<s>end</s>', and the texts of outputs have no special tokens: give 1, the id of the token",

@@ -253,7 +253,9 @@ def test_a_system_prompt_is_that_of_tasks_and_of_samples(
         read_prompts(GenerateSpec("stories", prompts, system_prompt="Be brief."))
     skips = ChatTemplate("{{ messages[-1].content }}", tokenizer)
     with pytest.raises(TaskError, match="takes no system message: leave --system-prompt out"):
-        build_prompts(GenerateSpec("stories", prompts, template="chat", system_prompt="Be brief."), tokenizer, (), skips)
+        build_prompts(
+            GenerateSpec("stories", prompts, template="chat", system_prompt="Be brief."), tokenizer, (), skips
+        )
     # The plans of samples without one are those of before there were any.
     assert "system_prompt" not in TaskRecord(scored_as="samples").to_json()
 
