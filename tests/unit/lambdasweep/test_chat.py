@@ -266,7 +266,7 @@ def test_a_system_prompt_is_never_left_out_in_silence(chat: ChatTemplate, tmp_pa
 
 
 SKIPS = "{% for turn in messages if turn.role != 'system' %}<{{ turn.role }}>\n{{ turn.content }}{% endfor %}" + PROMPT
-SHORT = "{% if messages | length > 2 %}{{ raise_exception('too long') }}{% endif %}" + TURNS + PROMPT
+SHORT = "{% if messages | length > 3 %}{{ raise_exception('too long') }}{% endif %}" + TURNS + PROMPT
 SWALLOWS = "{% if messages | length > 2 %}{% set messages = messages[1:] %}{% endif %}" + TURNS + PROMPT
 
 
