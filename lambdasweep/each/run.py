@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contract.damage import put_aside
-from contract.errors import EXIT_QUARANTINE
+from contract.errors import EXIT_QUARANTINE, InputError
 from contract.records import EachRecord, SweepRecord
 from contract.rundir import RunDir
 from lambdasweep import record as run_record
@@ -83,19 +83,31 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
         record.check(run, sweep, config)
     for warning in pair.warnings:
         say(f"warning: {warning}")
-    with ExitStack() as held:
-        if config.out.is_dir():
+    # The lock is the outer one: the server has ended before another driver may go on here.
+    with ExitStack() as held, Children() as children:
+
+        def hold() -> None:
             held.enter_context(run.lock())
-        done = run.all_measured().keys()
-        left = [lam for lam in config.lambdas if lam not in done]
-        children = held.enter_context(Children())
+            record.check(run, sweep, config)  # another driver may have written since
+
+        # A new directory is made when the server has come up, so that what the server refuses leaves nothing behind.
+        locked = config.out.is_dir()
+        if locked:
+            hold()
+        left = _left(run, config)
         server = None
         if left:
             with phase("starting the server"):
                 flags = server_flags(config.arguments)
                 server = Server.start(children, _pair_flags(config, left[0]), flags, served_name(pair))
-        if not config.out.is_dir():
-            held.enter_context(run.lock())
+        if not locked:
+            try:
+                hold()
+            except InputError:
+                if server is not None:
+                    server.end()
+                raise
+            left = _left(run, config)
         run.sweep_temporaries()
         for line in put_aside(run):
             say(f"warning: damaged, and moved to {run.root / 'damaged'}: {line}")
@@ -112,6 +124,11 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
             raise
         server.end()
         return EachResult(run, len(left) - len(failed), failed)
+
+
+def _left(run: RunDir, config: EachConfig) -> list[str]:
+    done = run.all_measured().keys()
+    return [lam for lam in config.lambdas if lam not in done]
 
 
 @dataclass(frozen=True, slots=True)

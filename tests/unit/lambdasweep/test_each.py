@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ from calibration.analyse import analyse
 from calibration.report.write import write_report
 from calibration.terminal.tables import render
 from contract import schemas
+from contract.errors import RunMismatchError
 from contract.rundir import METADATA_KEY, RunDir, commit_json, commit_table
 from lambdasweep import cli
+from lambdasweep.each.children import Children
 from lambdasweep.each.command import environment, settle
-from lambdasweep.each.server import server_flags
+from lambdasweep.each.server import Server, server_flags
 from lambdasweep.monitor.status import describe
 from tests.support.command_line import Result, contents
 from tests.support.paths import ROOT
@@ -500,3 +504,64 @@ def test_two_drivers_do_not_share_a_directory(each: Each, evaluator: Any, tmp_pa
         result = each(sys.executable, evaluator(), lambdas="0,1")
     assert (result.code, "another lambdasweep process is writing" in result.err) == (2, True)
     assert len(server_lines(tmp_path)) == 2  # no server was started for it
+
+
+def test_two_drivers_that_start_at_once_do_not_share_a_new_directory(
+    each: Each, evaluator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one makes the directory while our server starts."""
+    root, start = tmp_path / "run", Server.start
+    other = ExitStack()
+
+    def slowly(*given: Any) -> Server:
+        server = start(*given)
+        other.enter_context(RunDir(root).lock())
+        return server
+
+    monkeypatch.setattr(Server, "start", slowly)
+    with other:
+        result = each(sys.executable, evaluator(), lambdas="0")
+    assert (result.code, "another lambdasweep process is writing" in result.err) == (2, True)
+    assert seen(tmp_path) == []
+    assert [path.name for path in root.iterdir()] == [".lock"]
+    assert server_lines(tmp_path)[-1] == "ended"
+
+
+def test_what_another_driver_left_while_the_server_started_is_looked_at_again(
+    each: Each, evaluator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, ready, start = tmp_path / "run", tmp_path / "ready", Server.start
+    command = evaluator()
+    assert each(sys.executable, command, lambdas="0").code == 0
+    root.rename(ready)
+
+    def slowly(*given: Any) -> Server:
+        server = start(*given)
+        shutil.copytree(ready, root)
+        return server
+
+    monkeypatch.setattr(Server, "start", slowly)
+    other = each(sys.executable, command, "--fast", lambdas="0")
+    assert (other.code, "holds something else" in other.err) == (2, True)
+    assert contents(root) == contents(ready)
+    shutil.rmtree(root)
+    assert each(sys.executable, command, lambdas="0,1").code == 0
+    assert seen(tmp_path) == ["0", "1"]
+
+
+def test_a_new_directory_is_held_until_the_server_has_ended(
+    each: Each, evaluator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave, held = Children.__exit__, []
+
+    def left(self: Children, *error: Any) -> None:
+        leave(self, *error)
+        try:
+            with RunDir(tmp_path / "run").lock():
+                held.append(False)
+        except RunMismatchError:
+            held.append(True)
+
+    monkeypatch.setattr(Children, "__exit__", left)
+    assert each(sys.executable, evaluator(), lambdas="0").code == 0
+    assert held == [True]
