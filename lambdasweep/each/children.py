@@ -1,15 +1,19 @@
 """Processes that end with this one, however it ends.
 
-A process started here leads a group of its own, so that Ctrl-C in the terminal reaches it through us and in our order. A
-keeper, a few lines of Python that do nothing but wait, is told of each group before the process becomes the command. When
+A process started here leads a session of its own, so that Ctrl-C in the terminal reaches it through us and in our order. A
+keeper, a few lines of Python that do nothing but wait, is told of each session before the process becomes the command. When
 this process is gone, even by SIGKILL, the pipe to the keeper closes, and the keeper ends what is left.
+
+What belongs to a command is known by its session: `timeout` and a shell with `set -m` make groups of their own in it.
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,28 +21,48 @@ from typing import IO, Self
 
 from lambdasweep.held_signals import held_signals
 
-# Each line is the number of a group, or the same with a minus when the group has ended.
+# Each line is the number of a start and its session, or the number with a minus when the session has ended.
 _KEEPER = """
-import os, signal, sys
+import os, signal, sys, time
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
-groups = set()
+sessions = {}
 for line in sys.stdin:
-    group = int(line)
-    groups.add(group) if group > 0 else groups.discard(-group)
-for group in groups:
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+    start, *session = map(int, line.split())
+    if session:
+        sessions[start] = session[0]
+    else:
+        sessions.pop(-start, None)
+def left():
+    for name in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                state, _, _, session = file.read().rpartition(")")[2].split()[:4]
+        except (OSError, ValueError):
+            continue
+        if int(session) in sessions.values() and state not in "ZX":
+            yield int(name)
+for _ in range(500):
+    found = list(left())
+    if not found:
+        break
+    for process in found:
+        try:
+            os.kill(process, signal.SIGKILL)
+        except OSError:
+            pass
+    time.sleep(0.01)
 """
+_PASSES = 500  # looks at what is left of a session that was killed: it may start processes between two of them
+_PAUSE = 0.01  # seconds between two of them
 
 
 class Children:
     """Starts and ends processes; those that are left when the block ends are ended, the last one first."""
 
     def __init__(self) -> None:
-        self._running: list[subprocess.Popen[bytes]] = []
+        self._running: dict[subprocess.Popen[bytes], int] = {}
+        self._starts = itertools.count(1)
 
     def __enter__(self) -> Self:
         self._keeper = subprocess.Popen(
@@ -50,7 +74,7 @@ class Children:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with held_signals():  # a second Ctrl-C finds everything ended
-            for process in reversed(self._running[:]):
+            for process in reversed([*self._running]):
                 self.end(process)
             pipe = self._keeper.stdin
             assert pipe is not None
@@ -67,40 +91,70 @@ class Children:
         """
         pipe = self._keeper.stdin
         assert pipe is not None
-        keeper = pipe.fileno()
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            # In the child, before it is the command: at no moment is there a group that the keeper does not know.
-            preexec_fn=lambda: os.write(keeper, b"%d\n" % os.getpid()),
-        )
-        self._running.append(process)
+        keeper, start = pipe.fileno(), next(self._starts)
+        try:
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # In the child, before it is the command: at no moment is there a session that the keeper does not know.
+                preexec_fn=lambda: os.write(keeper, b"%d %d\n" % (start, os.getpid())),
+            )
+        except OSError:  # its number is free again, and may become another process'
+            self._forget(start)
+            raise
+        self._running[process] = start
         return process
 
     def end(self, process: "subprocess.Popen[bytes]", seconds: float = 10.0) -> None:
-        """End a process and all of its group: by SIGTERM, and after so many seconds by SIGKILL.
+        """End a process and all of its session: by SIGTERM, and after so many seconds by SIGKILL.
 
         What a process that has ended by itself left behind is ended, too, at once.
         """
         if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
+            for one in members(process.pid):
+                _send(one, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(seconds)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        for _ in range(_PASSES):
+            left = members(process.pid)
+            if not left:
+                break
+            for one in left:
+                _send(one, signal.SIGKILL)
+            time.sleep(_PAUSE)
         process.wait()
         if process in self._running:
-            self._running.remove(process)
-            pipe = self._keeper.stdin
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
-                os.write(pipe.fileno(), b"-%d\n" % process.pid)
+            self._forget(self._running.pop(process))
+
+    def _forget(self, start: int) -> None:
+        pipe = self._keeper.stdin
+        assert pipe is not None
+        with contextlib.suppress(BrokenPipeError):
+            os.write(pipe.fileno(), b"-%d\n" % start)
+
+
+def members(session: int) -> list[int]:
+    """Return the processes of a session that have not ended."""
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdecimal():
+            try:
+                state, _, _, of = (path / "stat").read_text(errors="replace").rpartition(")")[2].split()[:4]
+            except (OSError, ValueError):
+                continue  # it has just ended
+            if int(of) == session and state not in "ZX":
+                found.append(int(path.name))
+    return found
+
+
+def _send(process: int, number: signal.Signals) -> None:
+    with contextlib.suppress(OSError):  # it has just ended
+        os.kill(process, number)
 
 
 def last_lines(path: Path, lines: int) -> list[str]:
