@@ -189,11 +189,14 @@ def status(
         from rich.console import Console
 
         from contract.errors import InputError
+        from contract.records import read_each
         from contract.rundir import RunDir
         from lambdasweep.monitor.watch import watch
 
         if is_batch:
             raise InputError(f"{run_dir} is a batch, and --watch shows sweeps: leave it out")
+        if read_each(RunDir(run_dir)) is not None:
+            raise InputError(f"{run_dir} is of `lambdasweep each`, and --watch shows sweeps: leave it out")
         watch(RunDir(run_dir), Console())
     for line in describe_score(batch) if is_batch else describe(run_dir):
         typer.echo(line)
@@ -230,6 +233,7 @@ def report(
 ) -> None:
     """Recompute metrics.parquet from the tables, print it, and write RUN/report/index.html."""
     from calibration.report.write import write_report
+    from contract.records import read_each
     from contract.rundir import RunDir
     from lambdasweep.config import margin_problems
     from lambdasweep.exchange.trackers import check_tracker, log_to
@@ -238,6 +242,11 @@ def report(
     if problems := margin_problems(margin):
         raise InputError(*problems)
     run = RunDir(run_dir)
+    if lm_eval is not None and read_each(run) is not None:
+        raise InputError(
+            f"{run_dir} is of `lambdasweep each`: files of lm-eval that its command wrote lie in {run_dir}/each; leave out "
+            "--lm-eval"
+        )
     for name in log or ():
         check_tracker(name)
     analysis = show_metrics(run, None if margin is None else margin / 100, confidence)

@@ -20,6 +20,18 @@ class Command:
     def __str__(self) -> str:
         return " ".join(self.words)
 
+    def changed(self) -> list[str]:
+        """Return the files that are no longer as they were when the command was settled."""
+        found = []
+        for name, known in self.files.items():
+            try:
+                same = _sha256(Path(name)) == known
+            except OSError:
+                same = False
+            if not same:
+                found.append(name)
+        return found
+
 
 def settle(words: Sequence[str], here: Path, problems: list[str]) -> Command:
     """Make a command of the words that stand behind `--`.
@@ -55,7 +67,8 @@ def environment(around: Mapping[str, str], url: str, key: str, model: str, lam: 
         around: the environment that it would have otherwise.
         url: the server's address, without a path.
         key: the server's key.
-        model: the name that the server knows its model by.
+        model: a name that the server knows its model by, of this λ alone, so that a cache outside of the command's
+            directory, which goes by names, keeps the answers of λs apart.
         lam: the canonical point.
         folder: the command's directory.
     """
@@ -73,6 +86,8 @@ def environment(around: Mapping[str, str], url: str, key: str, model: str, lam: 
         "LAMBDASWEEP_OUT": str(folder),
         "INSPECT_LOG_DIR": str(folder / "logs"),
         "INSPECT_LOG_FORMAT": "json",
+        # It lies in the user's home otherwise, and goes by the names of the model and the address, and by the prompt.
+        "INSPECT_CACHE_DIR": str(folder / "inspect-cache"),
     }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from contract import schemas
+from contract.damage import read_or_problem
 from contract.errors import RunMismatchError
 from contract.points import order
 from contract.records import EachRecord, SweepRecord, read_each
@@ -77,6 +78,16 @@ def write(run: RunDir, sweep: SweepRecord, config: EachConfig) -> EachRecord:
         commit_json(run.sweep_json, sweep.to_json())
     commit_json(run.plan_json, {"tasks": {}, "each": record.to_json()})
     return record
+
+
+def metrics_of(run: RunDir) -> set[tuple[str, str]]:
+    """Return task and metric, as in the tables, of everything that was measured at any λ."""
+    found = set[tuple[str, str]]()
+    for path in run.all_measured().values():
+        table, _ = read_or_problem(path)
+        if table is not None:  # a damaged one is measured again
+            found.update(zip(table.column("task").to_pylist(), table.column("metric").to_pylist(), strict=True))
+    return found
 
 
 def commit(run: RunDir, sweep: SweepRecord, record: EachRecord, lam: str, measured: list[Measured]) -> None:

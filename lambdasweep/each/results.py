@@ -6,7 +6,8 @@ and Inspect (`inspect_ai.log.EvalLog`, version 2 of its format) write.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ _DOCUMENTS = "n"
 # What the standard error of an Inspect scorer is one of: both are the mean over samples.
 _MEANS = ("accuracy", "mean")
 _INSPECT_ERRORS = ("stderr", "bootstrap_stderr")
+_MOST = 2**63 - 1  # documents that the tables can count
+_LOGS = "logs"  # the folder that INSPECT_LOG_DIR names
+# How files of lm-eval and Inspect begin; one that was cut short still does.
+_BEGINS = re.compile(rb'\s*\{\s*"(version"\s*:\s*\d+\s*,\s*"status"|results"\s*:\s*\{)')
 _NONE = (
     f'it left no results in $LAMBDASWEEP_OUT: write {OWN} there ({{"task": {{"metric": value}}}}), or lm-eval\'s results or '
     "Inspect's JSON logs"
@@ -37,7 +42,7 @@ class Measured:
     task: str
     tool: str  # LM_EVAL, INSPECT or COMMAND
     metric: str  # as the tool calls it
-    value: float | None  # None where the tool says NaN
+    value: float | None  # None where the tool says NaN or infinity
     standard_error: float | None  # None where the tool gives none
     n: int  # documents, or samples, by what the tool says; 0 where it does not say
     file: str  # where it stands, below the command's directory
@@ -62,8 +67,8 @@ def collect(folder: Path) -> list[Measured]:
         name = str(path.relative_to(folder))
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            if name == OWN or path.name.startswith("results_"):
+        except (OSError, ValueError, RecursionError) as error:  # the last of JSON that is nested too deep
+            if name == OWN or path.name.startswith("results_") or _was_a_log(path, folder):
                 problems.append(f"{name} is broken: {error}")
             continue
         if name == OWN:
@@ -71,8 +76,10 @@ def collect(folder: Path) -> list[Measured]:
                 found += of_command(value, name)
             except ResultsError as error:
                 problems += error.problems
+            except OverflowError as error:
+                problems.append(f"{name} cannot be used: {error}")
         elif is_of_lm_eval(value):
-            found += of_lm_eval(value, name)
+            found += _read(of_lm_eval, value, name, problems)
         elif is_of_inspect(value):
             logs.append((name, value))
     found += _finished(logs, problems)
@@ -96,6 +103,22 @@ def collect(folder: Path) -> list[Measured]:
     return [merged[key] for key in sorted(merged)]
 
 
+def compare_with(measured: Iterable[Measured], others: Collection[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """Hold which metrics there are at one λ against those of other λs.
+
+    Args:
+        measured: what was measured at this λ.
+        others: task and metric, with the tool before it (`lm_eval/acc,none`), of all that other λs have.
+
+    Returns:
+        The names of what is missing here, and of what is here alone, sorted; without others nothing is here alone.
+    """
+    here = {(one.task, f"{one.tool}/{one.metric}") for one in measured}
+    missing = [f"{metric} of {task}" for task, metric in sorted(set(others) - here)]
+    alone = [f"{metric} of {task}" for task, metric in sorted(here - set(others))] if others else []
+    return missing, alone
+
+
 def of_command(value: Any, file: str = OWN) -> list[Measured]:
     """Read `{"task": {"metric": value}}`.
 
@@ -115,7 +138,7 @@ def of_command(value: Any, file: str = OWN) -> list[Measured]:
         wrong = [name for name, one in metrics.items() if not (one is None or _is_number(one))]
         problems += [f"{file}: {name} of {task} is {metrics[name]!r}: give a number or null" for name in wrong]
         count = metrics.get(_DOCUMENTS)
-        if count is not None and not (isinstance(count, int) and count > 0):
+        if count is not None and not (isinstance(count, int) and 0 < count <= _MOST):
             problems.append(f"{file}: n of {task} is {count!r}: give the number of documents")
         if problems:
             continue
@@ -154,7 +177,7 @@ def of_lm_eval(value: Mapping[str, Any], file: str) -> list[Measured]:
                 continue
             error = _finite(metrics.get(f"{name}{_STDERR},{filtered}"))  # "N/A" where lm-eval has none
             n = of_group.get(key, documents)
-            found.append(Measured(task, LM_EVAL, key, _finite(number), error, int(n), file))
+            found.append(Measured(task, LM_EVAL, key, _finite(number), error, _documents(n), file))
     return found
 
 
@@ -187,23 +210,63 @@ def of_inspect(value: Mapping[str, Any], file: str) -> list[Measured]:
                 continue
             known = error if name in _MEANS else None
             found.append(
-                Measured(value["eval"]["task"], INSPECT, f"{scorer}/{name}", _finite(number), known, int(n or 0), file)
+                Measured(
+                    value["eval"]["task"], INSPECT, f"{scorer}/{name}", _finite(number), known, _documents(n or 0), file
+                )
             )
     return found
 
 
+def _read(
+    reader: Callable[[Mapping[str, Any], str], list[Measured]],
+    value: Mapping[str, Any],
+    name: str,
+    problems: list[str],
+) -> list[Measured]:
+    """Read a file in the shape that its tool does not always keep to: what is wrong with it fails one λ, and no other."""
+    try:
+        return reader(value, name)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        problems.append(f"{name} cannot be used: {type(error).__name__}: {error}")
+        return []
+
+
 def _finished(logs: list[tuple[str, Mapping[str, Any]]], problems: list[str]) -> Iterator[Measured]:
-    """Yield what finished logs say. A log that did not finish is a problem, unless its task was tried again with success."""
-    done = {value["eval"]["task"] for _, value in logs if value["status"] == "success"}
+    """Yield what finished logs say. A log that did not finish is a problem, unless its task was tried again with success.
+
+    Inspect calls a log a success, too, whose samples failed, if --fail-on-error allows so many.
+    """
+    done = {value["eval"]["task"] for _, value in logs if value["status"] == "success" and not _failed_samples(value)}
     for name, value in logs:
         task, status = value["eval"]["task"], value["status"]
-        if status == "success":
-            rows = of_inspect(value, name)
-            if not rows:
+        if status == "success" and (failed := _failed_samples(value)):
+            if task not in done:
+                problems.append(f"{name}: Inspect's log of {task} lacks {failed} of its samples, which failed")
+        elif status == "success":
+            before = len(problems)
+            rows = _read(of_inspect, value, name, problems)
+            if not rows and len(problems) == before:
                 problems.append(f"{name}: Inspect's log of {task} has no metrics")
             yield from rows
         elif task not in done:
             problems.append(f"{name}: Inspect's log of {task} has the status {status}")
+
+
+def _failed_samples(value: Mapping[str, Any]) -> int:
+    results = value.get("results") or {}
+    total, completed = results.get("total_samples"), results.get("completed_samples")
+    return max(0, total - completed) if isinstance(total, int) and isinstance(completed, int) else 0
+
+
+def _was_a_log(path: Path, folder: Path) -> bool:
+    """Tell whether a file that cannot be read as JSON lies where Inspect's logs do, or begins like a file of results."""
+    if path.relative_to(folder).parts[0] == _LOGS:
+        return True
+    try:
+        with open(path, "rb") as file:
+            return _BEGINS.match(file.read(1024)) is not None
+    except OSError:
+        return False
 
 
 def _is_number(value: Any) -> bool:
@@ -211,5 +274,15 @@ def _is_number(value: Any) -> bool:
 
 
 def _finite(value: Any) -> float | None:
-    """Return a number; None for NaN, and for what is none."""
-    return float(value) if _is_number(value) and not math.isnan(value) else None
+    """Return a number; None for NaN and the infinities, and for what is none.
+
+    Raises:
+        OverflowError: it is a whole number that no float is near.
+    """
+    return float(value) if _is_number(value) and math.isfinite(value) else None
+
+
+def _documents(value: Any) -> int:
+    if not 0 <= int(value) <= _MOST:
+        raise OverflowError(f"{value} is no number of documents")
+    return int(value)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contract.damage import put_aside
-from contract.errors import EXIT_QUARANTINE, InputError
+from contract.errors import EXIT_QUARANTINE, InputError, RunMismatchError
 from contract.records import EachRecord, SweepRecord
 from contract.rundir import RunDir
 from lambdasweep import record as run_record
@@ -16,15 +16,19 @@ from lambdasweep.each import record
 from lambdasweep.each.children import Children, last_lines
 from lambdasweep.each.command import environment
 from lambdasweep.each.config import EachConfig
-from lambdasweep.each.results import Measured, ResultsError, collect
+from lambdasweep.each.results import Measured, ResultsError, collect, compare_with
 from lambdasweep.each.server import Position, Server, server_flags
 from lambdasweep.engine_defaults import server_defaults
 from lambdasweep.monitor.phase import phase
 from lambdasweep.monitor.wording import counted, duration
-from lambdasweep.takehome.serve import served_name
+from lambdasweep.takehome.serve import name_at, served_name
 
 _LOG = "command.log"
 _OUT = "out"
+_UNASKED = (
+    "the command asked the server nothing, so its results are refused: answers of another λ may have come out of a cache, "
+    "or it asks another server than $OPENAI_BASE_URL"
+)
 _LINES = 8  # of a failing command that are told
 _LOOK = 0.1  # seconds between two looks at a command that runs
 
@@ -53,9 +57,9 @@ class _FailedError(Exception):
 def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str], None]) -> EachResult:
     """Run the command at every λ that is not measured yet.
 
-    A λ is done when the command ended with 0, the server was at λ before and after and did not move meanwhile, and the
-    results were read. All of that is one committed file. So a λ that was broken off leaves a directory without such a file,
-    which is moved aside before the command runs there again.
+    A λ is done when the command ended with 0, the server was at λ before and after, did not move and was asked something
+    meanwhile, and the results were read, with every metric that other λs have. All of that is one committed file. So a λ
+    that was broken off leaves a directory without such a file, which is moved aside before the command runs there again.
 
     Args:
         config: what is asked for.
@@ -63,7 +67,7 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
         say: told one line of news at a time.
 
     Raises:
-        InputError: bad input; nothing is written.
+        InputError: bad input; nothing is written. RunMismatchError, one of them: a file of the command changed meanwhile.
         EngineError: the server failed.
     """
     from merge.fingerprints import remembered_fingerprint
@@ -95,11 +99,11 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
         if locked:
             hold()
         left = _left(run, config)
-        server = None
+        name, server = served_name(pair), None
         if left:
             with phase("starting the server"):
-                flags = server_flags(config.arguments)
-                server = Server.start(children, _pair_flags(config, left[0]), flags, served_name(pair))
+                names = [name, *(name_at(name, lam) for lam in config.lambdas)]
+                server = Server.start(children, _pair_flags(config, left[0]), server_flags(config.arguments), names)
         if not locked:
             try:
                 hold()
@@ -116,10 +120,10 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
             say(f"{len(config.lambdas) - len(left)} of {len(config.lambdas)} λs are measured already; {len(left)} left")
         if server is None:
             return EachResult(run, 0, ())
-        evaluation = _Evaluation(run, config, sweep, planned, server, children, around, say)
+        evaluation = _Evaluation(run, config, sweep, planned, server, name, children, around, say)
         try:
             failed = tuple(lam for lam in left if not evaluation.at(lam))
-        except SystemExit:  # interrupted: nobody needs the log
+        except (SystemExit, RunMismatchError):  # it was not the server: nobody needs its log
             server.log.unlink(missing_ok=True)
             raise
         server.end()
@@ -140,6 +144,7 @@ class _Evaluation:
     sweep: SweepRecord
     planned: EachRecord
     server: Server
+    name: str  # what the server calls its model at every λ
     children: Children
     around: Mapping[str, str]
     say: Callable[[str], None]
@@ -149,7 +154,7 @@ class _Evaluation:
         began = time.monotonic()
         try:
             with phase(f"λ = {lam}: the command runs"):
-                measured = self._measure(_emptied(self.run, lam), lam)
+                measured = self._measure(_prepared(self.run, lam), lam)
         except _FailedError as error:
             self.say(f"λ = {lam}: {error.lines[0]}")
             for line in error.lines[1:]:
@@ -160,11 +165,12 @@ class _Evaluation:
         self.say(f"λ = {lam}: {metrics} of {tasks} in {duration(time.monotonic() - began)}")
         return True
 
-    def _measure(self, folder: Path, lam: str) -> list[Measured]:
+    def _measure(self, out: Path, lam: str) -> list[Measured]:
         server, command = self.server, self.config.command
+        self._hold_files(lam)
         before = server.move(lam)
-        log, out = folder / _LOG, folder / _OUT
-        told = environment(self.around, server.url, server.key, server.model, lam, out)
+        log = out.parent / _LOG
+        told = environment(self.around, server.url, server.key, name_at(self.name, lam), lam, out)
         with open(log, "wb") as stream:
             try:
                 process = self.children.start(command.words, told, stream, out)
@@ -173,15 +179,32 @@ class _Evaluation:
         status = _wait(process, server)
         self.children.end(process)  # what it left running would ask the server at the next λ
         where = _position(server)
+        self._hold_files(lam)
         if status:
             how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
             raise _FailedError([f"the command {how}; {log} ends with", *(last_lines(log, _LINES) or ["nothing"])])
-        if where != before:
+        if (where.lam, where.moves) != (before.lam, before.moves):
             raise _FailedError([_moved(before, where)])
+        if where.requests == before.requests:
+            raise _FailedError([_UNASKED])
         try:
-            return collect(out)
+            measured = collect(out)
         except ResultsError as error:
             raise _FailedError([f"the command ended with status 0, and {error.title}", *error.problems]) from None
+        missing, alone = compare_with(measured, record.metrics_of(self.run))
+        if missing:
+            raise _FailedError(["the command ended with status 0, and left out what other λs have", *missing])
+        for name in alone:
+            self.say(f"warning: λ = {lam} has {name}, which the λs measured before it lack")
+        return measured
+
+    def _hold_files(self, lam: str) -> None:
+        if changed := self.config.command.changed():
+            raise RunMismatchError(
+                f"files of the command changed meanwhile, so nothing is kept of λ = {lam} and no further λ is measured: put "
+                f"them back and give the same command again, or give another --out",
+                changed,
+            )
 
 
 def _wait(process: "subprocess.Popen[bytes]", server: Server) -> int:
@@ -204,18 +227,29 @@ def _moved(before: Position, where: Position) -> str:
     return f"the server was moved {what} while the command ran, so its results are refused"
 
 
-def _emptied(run: RunDir, lam: str) -> Path:
-    """Return the folder of a λ, with an empty directory for the command; what was there before is moved aside."""
+def _prepared(run: RunDir, lam: str) -> Path:
+    """Return an empty directory for the command at a λ; what was there before is moved aside.
+
+    Each attempt has a directory of its own name, so that nothing that outlived the last one writes into it.
+    """
     folder = run.command_folder(lam)
+    aside = run.root / "aside"
     assert isinstance(folder, Path)
+    assert isinstance(aside, Path)
+    last = max((_number(path, f"{folder.name}.") for path in aside.glob("*")), default=0)
     if folder.exists():
-        aside = run.root / "aside"
-        assert isinstance(aside, Path)
+        here = max((_number(path, f"{_OUT}-") for path in folder.iterdir()), default=0)
+        last = max(here, last + 1)
         aside.mkdir(exist_ok=True)
-        number = 1 + sum(1 for path in aside.iterdir() if path.name.rpartition(".")[0] == folder.name)
-        folder.rename(aside / f"{folder.name}.{number}")
-    (folder / _OUT).mkdir(parents=True)
-    return folder
+        folder.rename(aside / f"{folder.name}.{last}")
+    out = folder / f"{_OUT}-{last + 1}"
+    out.mkdir(parents=True)
+    return out
+
+
+def _number(path: Path, prefix: str) -> int:
+    number = path.name.removeprefix(prefix)
+    return int(number) if number != path.name and number.isdecimal() else 0
 
 
 def _pair_flags(config: EachConfig, lam: str) -> list[str]:

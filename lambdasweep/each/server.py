@@ -33,31 +33,29 @@ class Position:
 
     lam: str  # canonical point
     moves: int  # how often it has moved: one that moved away and back is at the same λ, and has moved twice
+    requests: int  # how many requests it has admitted, moves aside
 
 
 class Server:
     """A server of one pair that runs as a child of this process."""
 
-    def __init__(
-        self, children: Children, process: "subprocess.Popen[bytes]", log: Path, port: int, key: str, model: str
-    ) -> None:
+    def __init__(self, children: Children, process: "subprocess.Popen[bytes]", log: Path, port: int, key: str) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.key = key
-        self.model = model
         self.log = log
         self._children, self._process = children, process
         # A proxy of the environment is for other hosts.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     @classmethod
-    def start(cls, children: Children, pair: Sequence[str], flags: Sequence[str], model: str) -> "Server":
+    def start(cls, children: Children, pair: Sequence[str], flags: Sequence[str], models: Sequence[str]) -> "Server":
         """Start a server and wait until it answers.
 
         Args:
             children: what it is a child of.
             pair: flags of `lambdasweep serve` that say which pair and λ.
             flags: flags of `vllm serve`.
-            model: the name that it serves the model under.
+            models: the names that it serves the model under; it calls itself by the first one.
 
         Raises:
             InputError: it refuses what it was given.
@@ -65,12 +63,12 @@ class Server:
         """
         port, key = _free_port(), secrets.token_hex(16)
         descriptor, name = tempfile.mkstemp(prefix="lambdasweep-server-", suffix=".log")
-        command = [*serve_command(), *pair, "--", *flags, "--port", str(port), "--served-model-name", model]
+        command = [*serve_command(), *pair, "--", *flags, "--port", str(port), "--served-model-name", *models]
         # The key goes through the environment: everybody on the machine sees the words of a command.
         environment = os.environ | {"VLLM_API_KEY": key, "PYTHONUNBUFFERED": "1"}
         with open(descriptor, "wb") as stream:
             process = children.start(command, environment, stream)
-        server = cls(children, process, Path(name), port, key, model)
+        server = cls(children, process, Path(name), port, key)
         try:
             server._wait()
         except SystemExit:
@@ -100,7 +98,7 @@ class Server:
         """
         answer = self._ask()
         try:
-            return Position(str(answer["lam"]), int(answer["moves"]))
+            return Position(str(answer["lam"]), int(answer["moves"]), int(answer["requests"]))
         except (KeyError, TypeError, ValueError):
             raise OSError(f"{self.url} is no server of lambdasweep: it says {answer!r}") from None
 

@@ -53,3 +53,13 @@ def serve_point(source: PointSource, parents: str, flags: Sequence[str], say: Ca
 def served_name(pair: "Pair") -> str:
     """Return the name that the server knows its model by."""
     return f"{'-'.join(Path(one.source).name for one in pair.aligned_by_name.values()) or 'model'}-lambda"
+
+
+def name_at(served: str, lam: str) -> str:
+    """Return a name of the served model that says the λ, without a sign that separates arguments of evaluators.
+
+    Args:
+        served: what `served_name` returns.
+        lam: the canonical point; other points of the same checkpoints have other names.
+    """
+    return f"{served}-{lam.replace('=', '-').replace(',', '-')}"

@@ -81,7 +81,7 @@ class LambdaEndpoint:
     async def show(self) -> JSONResponse:
         if self._gate.failure:
             return problem(503, self._gate.failure)
-        where = {"lam": self._gate.lam, "moves": self._gate.moves}
+        where = {"lam": self._gate.lam, "moves": self._gate.moves, "requests": self._gate.requests}
         return JSONResponse(where | {"route": self._route, "fallback": self._fallback})
 
     async def move(self, request: Request) -> JSONResponse:

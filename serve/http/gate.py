@@ -18,12 +18,14 @@ class Gate:
     Attributes:
         lam: canonical λ; "" before the first move.
         moves: how often the weights have moved to another λ.
+        requests: how many requests have been admitted.
         failure: why nothing is admitted any more, or "".
     """
 
     def __init__(self) -> None:
         self.lam = ""
         self.moves = 0
+        self.requests = 0
         self.failure = ""
         self._open = True
         self._in_flight = 0
@@ -41,6 +43,7 @@ class Gate:
             await self._changed.wait_for(lambda: self._open or self.failure)
             self._check()
             self._in_flight += 1
+            self.requests += 1
         try:
             yield self.lam
         finally:

@@ -13,7 +13,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 KEY = os.environ.get("VLLM_API_KEY", "")
-where: dict[str, Any] = {"lam": sys.argv[sys.argv.index("--lam") + 1], "moves": 1, "route": "none", "fallback": ""}
+where: dict[str, Any] = {
+    "lam": sys.argv[sys.argv.index("--lam") + 1],
+    "moves": 1,
+    "requests": 0,
+    "route": "none",
+    "fallback": "",
+}
 
 
 def note(what: str) -> None:
@@ -46,6 +52,10 @@ class Handler(BaseHTTPRequestHandler):
             return
         if self.path == "/die":
             os._exit(9)
+        if self.path != "/v1/lambda":
+            where["requests"] += 1
+            self.answer(200, {"model": json.loads(body)["model"]})
+            return
         lam = json.loads(body)["lam"]
         if lam == os.environ.get("STAND_IN_BREAKS_AT"):
             self.answer(503, {"error": {"message": f"the move to {lam} failed, restart the server"}})

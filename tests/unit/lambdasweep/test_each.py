@@ -23,9 +23,11 @@ from contract.errors import RunMismatchError
 from contract.rundir import METADATA_KEY, RunDir, commit_json, commit_table
 from lambdasweep import cli
 from lambdasweep.each.children import Children
-from lambdasweep.each.command import environment, settle
+from lambdasweep.each.command import Command, environment, settle
+from lambdasweep.each.run import _prepared
 from lambdasweep.each.server import Server, server_flags
 from lambdasweep.monitor.status import describe
+from lambdasweep.takehome.serve import name_at
 from tests.support.command_line import Result, contents
 from tests.support.paths import ROOT
 from tests.support.waiting import until
@@ -44,6 +46,8 @@ there = ask("/v1/lambda")["lam"]
 lam = os.environ["LAMBDASWEEP_LAM"]
 out = os.environ["LAMBDASWEEP_OUT"]
 assert there == lam and os.path.samefile(out, os.getcwd()) and os.listdir(out) == []
+if not os.path.exists(os.environ["SEEN"] + ".cached"):
+    ask("/v1/completions", json.dumps({"model": os.environ["LAMBDASWEEP_MODEL"]}).encode())
 with open(os.environ["SEEN"], "a") as file:
     file.write(lam + "\\n")
 """
@@ -108,7 +112,9 @@ def test_the_command_runs_at_every_lambda_of_one_server(each: Each, evaluator: A
     began, *rest = server_lines(tmp_path)
     assert rest == ["moved to 0.5", "moved to 1", "ended"]
     assert "--lam 0 --method linear --vocab strict --parents auto -- --port" in began
-    assert "--served-model-name aligned-lambda" in began
+    # A cache of answers that goes by the name of the model keeps λs apart.
+    names = ("aligned-lambda", "aligned-lambda-0", "aligned-lambda-0.5", "aligned-lambda-1")
+    assert began.endswith(f"--served-model-name {' '.join(names)}")
     assert os.environ.get("VLLM_API_KEY") is None
     assert "λ = 0.5: 1 metric of 1 task in" in result.err
     assert "quiz, by the command" in result.out
@@ -186,6 +192,43 @@ def test_results_of_another_lambda_are_refused(
     assert not (tmp_path / "run" / "metrics.parquet").exists()
 
 
+def test_results_without_a_request_are_refused(each: Each, evaluator: Any, tmp_path: Path) -> None:
+    """They may have come out of a cache, which another λ filled."""
+    (tmp_path / "seen.cached").touch()
+    result = each(sys.executable, evaluator(), lambdas="0.5")
+    assert (result.code, "λ = 0.5: the command asked the server nothing" in result.err) == (3, True)
+    assert not RunDir(tmp_path / "run").all_measured()
+
+
+def test_a_lambda_that_lacks_what_others_have_is_refused(each: Each, evaluator: Any, tmp_path: Path) -> None:
+    measures = 'metrics = {"0": ["a"], "0.5": ["a", "b"], "1": ["b"]}[lam]\n'
+    measures += 'open("metrics.json", "w").write(json.dumps({"quiz": dict.fromkeys(metrics, 1)}))\n'
+    result = each(sys.executable, evaluator(measures=measures))
+    assert result.code == 3
+    assert "warning: λ = 0.5 has command/b of quiz, which the λs measured before it lack" in result.err
+    assert (
+        "λ = 1: the command ended with status 0, and left out what other λs have\n    command/a of quiz" in result.err
+    )
+    assert list(RunDir(tmp_path / "run").all_measured()) == ["0", "0.5"]
+
+
+def test_a_file_of_the_command_that_changes_meanwhile_stops_all(each: Each, evaluator: Any, tmp_path: Path) -> None:
+    """What was measured would stand under the checksum of another file."""
+    command = evaluator('if lam == "0.5":\n    open(__file__, "a").write("#")\n')
+    result = each(sys.executable, command)
+    assert (result.code, result.err.endswith(f"\n  - {command}\n")) == (2, True)
+    assert "files of the command changed meanwhile, so nothing is kept of λ = 0.5" in result.err
+    assert seen(tmp_path) == ["0", "0.5"]
+    assert list(RunDir(tmp_path / "run").all_measured()) == ["0"]
+    assert not settle([str(command)], tmp_path, []).changed()
+    gone = Command((str(command),), {str(command): "abc", str(tmp_path / "gone"): "abc"})
+    assert gone.changed() == [str(command), str(tmp_path / "gone")]
+
+
+def test_points_of_several_checkpoints_have_names_without_separators() -> None:
+    assert name_at("a-b-lambda", "dpo=0.35,sft=1") == "a-b-lambda-dpo-0.35-sft-1"
+
+
 def test_results_that_cannot_be_read_are_a_failure(each: Each, evaluator: Any, tmp_path: Path) -> None:
     result = each(sys.executable, evaluator(measures='open("metrics.json", "w").write("[]")'), lambdas="0")
     assert result.code == 3
@@ -204,6 +247,59 @@ def test_what_a_command_leaves_running_is_ended(each: Each, evaluator: Any, tmp_
     assert each(sys.executable, evaluator(left), lambdas="0,1").code == 0
     for pid in (tmp_path / "seen.left").read_text().split():
         until(lambda pid=pid: not lives(int(pid)), 10)
+
+
+def test_what_leaves_the_group_of_the_command_is_ended(tmp_path: Path) -> None:
+    """`timeout` and `set -m` make groups of their own; a killed driver's keeper ends them as well as the driver does."""
+    said = tmp_path / "pids"
+    waits = "import os, sys, time; os.setpgid(0, 0); print(os.getpid(), flush=True); time.sleep(600)"
+    code = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {waits!r}])\n"
+
+    def started(children: Children, more: str) -> list[int]:
+        with open(said, "wb") as log:
+            process = children.start([sys.executable, "-c", code + more], os.environ, log)
+        until(lambda: said.read_text().endswith("\n"), 30)
+        return [process.pid, int(said.read_text())]
+
+    with Children() as children:
+        alone, left = started(children, "")
+        process = next(iter(children._running))
+        assert process.pid == alone
+        process.wait(30)
+        assert lives(left)
+        children.end(process)
+        assert not lives(left)
+        both = started(children, "import time; time.sleep(600)")
+        assert all(map(lives, both))
+        children._running.clear()  # as if this process were gone: the keeper alone knows of them
+    until(lambda: not any(map(lives, both)), 10)
+
+
+def test_a_command_that_cannot_be_started_is_forgotten(tmp_path: Path) -> None:
+    """Its number may become that of a process of somebody else, which the keeper would end."""
+    with Children() as children, open(tmp_path / "log", "wb") as log:
+        written: list[bytes] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "write", lambda _, data: written.append(data))
+            with pytest.raises(FileNotFoundError):
+                children.start([str(tmp_path / "none")], os.environ, log)
+    assert written == [b"-1\n"]  # what the child wrote is in the child's own memory
+
+
+def test_attempts_have_names_of_their_own(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    assert _prepared(run, "0.5") == tmp_path / "each" / "lambda=0.5" / "out-1"
+    assert _prepared(run, "0.5").name == "out-2"
+    assert _prepared(run, "0.5").name == "out-3"
+    assert (tmp_path / "aside" / "lambda=0.5.2" / "out-2").is_dir()
+    shutil.rmtree(tmp_path / "aside" / "lambda=0.5.1")  # a count would give the 2 again
+    assert _prepared(run, "0.5").name == "out-4"
+    assert (tmp_path / "aside" / "lambda=0.5.3" / "out-3").is_dir()
+    shutil.rmtree(tmp_path / "aside")
+    assert _prepared(run, "0.5").name == "out-5"
+    shutil.rmtree(tmp_path / "each")
+    assert _prepared(run, "0.5").name == "out-5"
+    assert _prepared(run, "1").name == "out-1"
 
 
 def test_a_server_that_dies_or_cannot_move_ends_all(
@@ -253,10 +349,11 @@ def test_bad_input_is_told_at_once(each: Each, lambdasweep: Callable[..., Result
         "--tp is 0: give 1 or more",
         "there is no command: give it after --, as in -- ./evaluate.sh",
     ]
-    result = each("./plain.txt", flags=("--engine", "threads=2", "--engine", "port=1"))
+    result = each("./plain.txt", flags=("--engine", "threads=2", "--engine", "port=1", "--engine", "hf_token=hf_x"))
     assert result.problems == [
         "--engine threads is of a sweep's engines: vLLM's server has no such argument",
         "--engine port is set by lambdasweep: leave it out",
+        "--engine hf_token would stand in the run's records: set HF_TOKEN in the environment",
         "./plain.txt cannot be executed: give a program, by its path or as the shell finds it",
     ]
     assert each("nothing-of-that-name").problems == [
@@ -316,6 +413,7 @@ def test_a_proxy_of_the_environment_is_not_asked(tmp_path: Path) -> None:
     assert told["no_proxy"] == told["NO_PROXY"] == "corp,127.0.0.1"
     assert (told["OPENAI_BASE_URL"], told["X"]) == ("http://127.0.0.1:5/v1", "1")
     assert told["LAMBDASWEEP_MODEL"] == "model"
+    assert Path(told["INSPECT_CACHE_DIR"]).is_relative_to(tmp_path)
 
 
 def test_arguments_of_vllm_become_flags() -> None:
@@ -406,7 +504,7 @@ def test_a_driver_that_is_killed_loses_one_lambda_and_leaves_nothing_running(
     (tmp_path / "seen.go").touch()
     assert each(sys.executable, command).code == 0
     assert seen(tmp_path) == ["0", "0.5", "0.5", "1"]
-    assert (tmp_path / "run" / "aside" / "lambda=0.5.1" / "out" / "half").read_text() == "half"
+    assert (tmp_path / "run" / "aside" / "lambda=0.5.1" / "out-1" / "half").read_text() == "half"
     # A run that nobody killed has the same bytes.
     (tmp_path / "run").rename(tmp_path / "killed")
     assert each(sys.executable, command).code == 0
@@ -473,6 +571,16 @@ def test_tables_and_report_of_what_was_measured(tmp_path: Path) -> None:
     assert "nothing is scored" not in html
     assert "0.55 [0.452, 0.648]" in html
     assert html.count('class="figure" id="outcome-') == 3
+
+
+def test_what_is_of_sweeps_alone_is_refused(lambdasweep: Callable[..., Result], tmp_path: Path) -> None:
+    measured_run(tmp_path / "run")
+    result = lambdasweep("status", "--watch", tmp_path / "run")
+    assert (result.code, "and --watch shows sweeps: leave it out" in result.err) == (2, True)
+    result = lambdasweep("report", tmp_path / "run", "--lm-eval", tmp_path / "files")
+    assert (result.code, f"that its command wrote lie in {tmp_path}/run/each" in result.err) == (2, True)
+    assert not (tmp_path / "files").exists()
+    assert not (tmp_path / "run" / "report").exists()
 
 
 def test_a_damaged_table_of_what_was_measured_counts_as_absent(tmp_path: Path) -> None:

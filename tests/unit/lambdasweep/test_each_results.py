@@ -12,6 +12,7 @@ from lambdasweep.each.results import (
     Measured,
     ResultsError,
     collect,
+    compare_with,
     is_of_inspect,
     is_of_lm_eval,
     of_command,
@@ -228,3 +229,73 @@ def test_a_log_of_inspect_that_did_not_finish(tmp_path: Path) -> None:
     assert len(collect(tmp_path)) == 3
     write(tmp_path, "logs/2.json", INSPECT | {"results": {"scores": []}})
     assert problems(tmp_path) == ("logs/2.json: Inspect's log of security/guide has no metrics",)
+
+
+@pytest.mark.parametrize("status", ["success", "started"])
+def test_a_log_that_was_cut_short_is_a_problem(tmp_path: Path, status: str) -> None:
+    """Another log beside it is whole, so that half of the results would be taken for all of them."""
+    write(tmp_path, "logs/whole.json", INSPECT)
+    cut = json.dumps(INSPECT | {"status": status}, indent=2)[:-20]
+    for name in ("logs/cut.json", "elsewhere/cut.json", "logs/deep/cut.json"):
+        write(tmp_path, name, cut)
+    write(tmp_path, "elsewhere/own.json", json.dumps(LM_EVAL)[:-20])
+    write(tmp_path, "elsewhere/rows.json", '{"a": 1}\n{"a": 2}\n')
+    assert [problem.partition(":")[0] for problem in problems(tmp_path)] == [
+        "elsewhere/cut.json is broken",
+        "elsewhere/own.json is broken",
+        "logs/cut.json is broken",
+        "logs/deep/cut.json is broken",
+    ]
+
+
+def test_a_log_of_inspect_whose_samples_failed(tmp_path: Path) -> None:
+    """Inspect calls it a success where --fail-on-error allows so many."""
+    part = copy.deepcopy(INSPECT)
+    part["results"]["completed_samples"] = 6
+    write(tmp_path, "logs/1.json", part)
+    assert problems(tmp_path) == ("logs/1.json: Inspect's log of security/guide lacks 2 of its samples, which failed",)
+    write(tmp_path, "logs/2.json", INSPECT)  # it was tried again
+    assert {one.file for one in collect(tmp_path)} == {"logs/2.json"}
+
+
+def test_metrics_are_held_against_those_of_other_lambdas() -> None:
+    here = of_command({"a": {"x": 1, "y": 2}})
+    assert compare_with(here, set()) == ([], [])
+    assert compare_with(here, {("a", "command/x"), ("a", "command/y")}) == ([], [])
+    others = {("a", "command/x"), ("b", "command/x"), ("a", "lm_eval/y")}
+    assert compare_with(here, others) == (["lm_eval/y of a", "command/x of b"], ["command/y of a"])
+
+
+def test_json_that_no_table_can_hold_is_a_problem_of_one_lambda(tmp_path: Path) -> None:
+    huge = 10**400
+    write(tmp_path, "metrics.json", "[" * 100_000)
+    (problem,) = problems(tmp_path)
+    assert problem.startswith("metrics.json is broken: ")
+    write(tmp_path, "metrics.json", {"a": {"m": huge}})
+    (problem,) = problems(tmp_path)
+    assert problem.startswith("metrics.json cannot be used: ")
+    write(tmp_path, "metrics.json", {"a": {"m": 1, "n": 2**63}})
+    assert "n of a is 9223372036854775808" in problems(tmp_path)[0]
+    (tmp_path / "metrics.json").unlink()
+    for odd in ({"sample_len": huge}, {"sample_len": -1}, {"acc,none": huge}, {"sample_count": [1]}):
+        other = copy.deepcopy(LM_EVAL)
+        other["n-samples"] = {}
+        other["results"]["arc"] |= odd
+        write(tmp_path, "results_1.json", other)
+        (problem,) = problems(tmp_path)
+        assert problem.startswith("results_1.json cannot be used: "), odd
+    (tmp_path / "results_1.json").unlink()
+    log = copy.deepcopy(INSPECT)
+    log["results"]["scores"][0]["metrics"]["accuracy"] = 0.5
+    write(tmp_path, "logs/1.json", log)
+    (problem,) = problems(tmp_path)
+    assert problem.startswith("logs/1.json cannot be used: ")
+
+
+def test_infinities_are_no_values() -> None:
+    found = of_command({"a": {"m": math.inf, "k": -math.inf, "x": 1.0, "x_stderr": math.inf}})
+    assert [(one.metric, one.value, one.standard_error) for one in found] == [
+        ("m", None, None),
+        ("k", None, None),
+        ("x", 1.0, None),
+    ]

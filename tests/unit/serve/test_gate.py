@@ -113,6 +113,21 @@ def test_a_move_that_is_broken_off_while_it_switches_is_a_failed_one() -> None:
     assert play(scene) == ["to 0.5"]
 
 
+def test_requests_are_counted() -> None:
+    async def scene(gate: Gate, seen: list[str]) -> None:
+        await gate.move("0", switching(seen))
+        counts = [gate.requests]
+        done = asyncio.Event()
+        done.set()
+        for name in ("one", "two"):
+            await request(gate, seen, name, done)
+            counts.append(gate.requests)
+        await gate.move("1", switching(seen))
+        seen.append(str([*counts, gate.requests]))
+
+    assert play(scene)[-1] == "[0, 1, 2, 2]"
+
+
 def test_moves_are_counted() -> None:
     """Who comes back to a λ can be seen to have been away; a move to where it is already is none."""
 
