@@ -99,7 +99,8 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
         if locked:
             hold()
         left = _left(run, config)
-        name, server = served_name(pair), None
+        name = served_name(pair)
+        server = None
         if left:
             with phase("starting the server"):
                 names = [name, *(name_at(name, lam) for lam in config.lambdas)]

@@ -660,7 +660,7 @@ def test_what_another_driver_left_while_the_server_started_is_looked_at_again(
 def test_a_new_directory_is_held_until_the_server_has_ended(
     each: Each, evaluator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leave, held = Children.__exit__, []
+    leave, held = Children.__exit__, list[bool]()
 
     def left(self: Children, *error: Any) -> None:
         leave(self, *error)
