@@ -1,6 +1,7 @@
 """What engines are started with where the user left it open."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -85,11 +86,13 @@ def fit(
     recorded: Mapping[str, Any] | None,
     longest: int,
     samples: bool = False,
+    device_total: int | None = None,
 ) -> "EngineSettings":
     """Have engines take requests as long as the longest one, rounded up to a power of two; `--max-model-len` wins.
 
-    How large the KV cache is follows from that, on a GPU only where nothing is sampled: samples are faster the more of them
-    run at a time, so that they get all that is free.
+    How large the KV cache is follows from that. On a GPU it is settled only where nothing is sampled (samples are faster the
+    more of them run at a time, so that they get all that is free), and where it surely fits: vLLM takes a size that it is
+    given without a look at what is free.
 
     A window much larger than what it is used for would take memory of keys and values, and could change what the rotary
     embedding does to short prompts (`ModelSizes.short_window`).
@@ -101,6 +104,7 @@ def fit(
         recorded: `engine` of the run's sweep.json. What a run began with is kept where it is long enough.
         longest: tokens of the longest request.
         samples: whether anything is sampled.
+        device_total: bytes of the smallest GPU that an engine may be on; None where that is not known.
     """
     from merge.model_sizes import sizes_of
 
@@ -114,9 +118,36 @@ def fit(
             cache = recorded["kv_cache_bytes"]
         elif settings.device == "cpu":
             cache = _kv_cache_bytes(length, sizes, settings.dtype, settings.ranks)
-        elif not samples:
-            cache = needs_of(settings, sizes).scoring or None
+        elif not samples and device_total is not None:
+            cache = _scoring_cache(settings, pair, device_total)
     return dataclasses.replace(settings, kv_cache_bytes=cache)
+
+
+def _scoring_cache(settings: "EngineSettings", pair: "Pair", device_total: int) -> int | None:
+    """Return the KV cache with which scoring never waits; None where it may not fit a GPU, or is not known."""
+    from merge.model_sizes import sizes_of
+    from serve.switch.tiers import Room
+
+    need = needs_of(settings, sizes_of(pair))
+    room = Room(
+        0,
+        0,
+        settings.ranks,
+        device_total,
+        device_total - live_bytes(pair, settings.dtype) // settings.ranks,
+        settings.gpu_share,
+        need.scoring,
+        step_bytes=need.step,
+    )
+    return need.scoring if need.scoring and room.device_reserve <= room.device_free else None
+
+
+def live_bytes(pair: "Pair", dtype: str) -> int:
+    """Return the bytes of the weights that an engine computes with, over all ranks."""
+    from merge.text_part import only_text
+
+    tensors = only_text(pair).shaped.tensors.values()
+    return sum(math.prod(info.shape) for info in tensors) * _item(dtype)
 
 
 def needs_of(settings: "EngineSettings", sizes: "ModelSizes") -> "Needs":
@@ -159,6 +190,19 @@ def how_long(settings: "EngineSettings", config: SweepConfig, recorded: Mapping[
         return "the requests are not known"
     why = f"the longest has {longest}"
     return f"{why}, and the run began with so many" if recorded else why
+
+
+def cache_warnings(
+    settings: "EngineSettings", config: SweepConfig, recorded: Mapping[str, Any] | None, samples: bool
+) -> tuple[str, ...]:
+    """Return a warning where samples are drawn on a GPU in a run whose KV cache was settled for scoring."""
+    is_asked_for = "kv_cache_memory_bytes" in config.engine
+    if settings.device == "cpu" or not (recorded and samples) or is_asked_for or settings.kv_cache_bytes is None:
+        return ()
+    return (
+        f"the run began with scoring alone, for which a KV cache of {settings.kv_cache_bytes / 1e9:.1f} GB a rank is "
+        "enough: what is sampled is sampled faster with all that is free, in a run of its own (another --out)",
+    )
 
 
 def rope_warnings(settings: "EngineSettings", pair: "Pair") -> tuple[str, ...]:

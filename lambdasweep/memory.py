@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lambdasweep.engine_defaults import default_replicas, needs_of
+from lambdasweep.engine_defaults import default_replicas, live_bytes, needs_of
 from lambdasweep.monitor.wording import counted, size
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def placed(pair: "Pair", settings: "EngineSettings", asked: str, room: "Room", r
     held, ranks = only_text(pair), settings.ranks
     # Stages are not quite equal: the first has the embedding, the last the LM head.
     parents = held.nbytes // ranks
-    live = sum(elements(info.shape) for info in held.shaped.tensors.values()) * {"float32": 4}.get(settings.dtype, 2)
+    live = live_bytes(pair, settings.dtype)
     if settings.device == "cuda":
         need = needs_of(settings, sizes_of(pair))
         free = room.device_free - live // ranks
@@ -89,7 +89,7 @@ def placed(pair: "Pair", settings: "EngineSettings", asked: str, room: "Room", r
             f"{size(room.device_reserve)} are for the KV cache, steps and vLLM"
         )
         if room.device_reserve > room.device_free:
-            each += ", which does not fit: give more ranks (--tp)"
+            each += ", which may not fit: give more ranks (--tp)"
     else:
         kept = 0 if tier in ("mmap", RELOAD) else replicas * ranks * parents
         host = replicas * (live + ranks * (settings.kv_cache_bytes or 0)) + kept

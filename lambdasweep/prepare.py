@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from contract.errors import InputError, PairError, join
 from contract.points import order
 from lambdasweep.config import SweepConfig
-from lambdasweep.engine_defaults import fit, how_long, rope_warnings, settle
+from lambdasweep.engine_defaults import cache_warnings, fit, how_long, rope_warnings, settle
 from lambdasweep.settings import SamplingSettings, as_flag, names_of
 from lambdasweep.tasks import BuiltTask, ChatTemplate, LmEvalSpec, Tokenizer, load_tokenizer, requests_of, shards
 from lambdasweep.tasks.answers import AnswerSpec, Grader, answers_of
@@ -203,7 +203,7 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
     for file in filter(None, files):
         sampled(file.spec, tokenised(file, tokenizer, stops or (), chat))
     if longest := _longest(tasks, prompts):
-        settings = fit(settings, config, pair, recorded, longest, samples)
+        settings = fit(settings, config, pair, recorded, longest, samples, _device_total(config, device))
     return Prepared(
         config=config,
         pair=pair,
@@ -211,9 +211,16 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
         tasks=tasks,
         harnesses=tuple(harnesses),
         prompts=prompts,
-        engine_warnings=rope_warnings(settings, pair),
+        engine_warnings=(*rope_warnings(settings, pair), *cache_warnings(settings, config, recorded, samples)),
         length=how_long(settings, config, recorded, longest),
     )
+
+
+def _device_total(config: SweepConfig, device: str) -> int | None:
+    """Return the bytes of the smallest GPU that an engine may be on; None of a cluster, whose nodes are not known yet."""
+    from serve.machine import device_memory
+
+    return device_memory() if device == "cuda" and config.address is None else None
 
 
 def _longest(tasks: Mapping[str, PreparedTask], prompts: Mapping[str, PreparedPrompts]) -> int:

@@ -20,10 +20,12 @@ _WINDOWS = (
 )  # fmt: skip
 _KV_HEADS = ("n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups")
 _HEAD_DIMS = ("head_dim", "global_head_dim", "hidden_size_per_head")
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-# What configs of models have whose layers keep something else than keys and values of each token.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_TAKEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k")
+_ATTENTION = {"sliding_attention", "full_attention", "chunked_attention"}
+# What configs of models have some of whose layers keep a state instead of keys and values of each token.
 _STATES = (
-    "kv_lora_rank", "layers_block_type", "hybrid_override_pattern", "mamba_d_state", "mamba_d_ssm", "mamba_num_heads",
+    "layers_block_type", "hybrid_override_pattern", "mamba_d_state", "mamba_d_ssm", "mamba_num_heads",
     "mamba_expand", "state_size", "ssm_state_size", "conv_L_cache", "linear_num_value_heads", "attn_layer_indices",
 )  # fmt: skip
 # Rotary embeddings whose window is written after scaling; that of the others is before, and is multiplied by `factor`.
@@ -48,6 +50,8 @@ class ModelSizes:
     has_plain_cache: bool = False
     """Whether every layer keeps keys and values of each token and nothing else, as far as the config tells: no latent ones,
     no state of a state space or a convolution."""
+    is_hybrid: bool = False
+    """Whether some layers keep a state instead of keys and values, as far as the config tells: no prefix is cached then."""
     vocabulary: int | None = None
     expert_share: float = 1.0  # of its experts that a token is sent to
     step_values_per_token: int = 0
@@ -73,9 +77,12 @@ def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
     if not dims and heads and hidden:
         dims = [hidden // heads]
     kv_heads = next((count for key in _KV_HEADS if (count := _int(read(key)))), heads)
+    if read("multi_query") and not read("new_decoder_architecture"):  # which of Falcon's has groups of heads
+        kv_heads = 1
     values = 2 * layers * kv_heads * max(dims) if layers and kv_heads and dims else 0
     kinds = [str(kind) for kind in read("layer_types") or ()]
-    is_attention = {*kinds} <= {"sliding_attention", "full_attention"} and all(read(key) is None for key in _STATES)
+    is_hybrid = not {*kinds} <= _ATTENTION or any(read(key) is not None for key in _STATES)
+    is_plain = not is_hybrid and "chunked_attention" not in kinds and read("kv_lora_rank") is None
     return ModelSizes(
         window=_window(read, ropes),
         layers=layers,
@@ -84,7 +91,8 @@ def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
         kv_heads=kv_heads,
         windowed_layers=kinds.count("sliding_attention"),
         sliding_window=_int(read("sliding_window")),
-        has_plain_cache=is_attention and values > 0,
+        has_plain_cache=is_plain and values > 0,
+        is_hybrid=is_hybrid,
         vocabulary=_int(read("vocab_size")),
         expert_share=_expert_share(read),
         step_values_per_token=_step_values(read, hidden or 0),
@@ -92,14 +100,19 @@ def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
 
 
 def _expert_share(read: Callable[[str], Any]) -> float:
-    taken = _int(read("num_experts_per_tok"))
+    taken = _taken(read)
     count = next((found for key in _EXPERTS if (found := _int(read(key)))), None)
     return taken / count if taken and count else 1.0
 
 
+def _taken(read: Callable[[str], Any]) -> int | None:
+    """Return how many experts a token is sent to. Where it is a number for each layer, it is not known."""
+    return next((taken for key in _TAKEN if (taken := _int(read(key)))), None)
+
+
 def _step_values(read: Callable[[str], Any], hidden: int) -> int:
     inner = _int(read("intermediate_size")) or 4 * hidden
-    experts = _int(read("num_experts_per_tok")) or 0
+    experts = _taken(read) or 0
     expert = _int(read("moe_intermediate_size")) or inner
     return 6 * hidden + max(3 * inner, experts * (max(2 * expert, hidden) + expert))
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 
@@ -17,6 +18,34 @@ def hardware(device: str) -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def device_memory() -> int | None:
+    """Return the memory of this machine's smallest GPU, in bytes; None where that is not known.
+
+    CUDA would say it, too, but takes memory of the GPU for each process that asks, for as long as the process lives.
+    """
+    command = ["nvidia-smi", "--query-gpu=memory.total,mig.mode.current", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return smallest_gpu(said)
+
+
+def smallest_gpu(said: str) -> int | None:
+    """Return the bytes of the smallest GPU; None where one has parts (MIG), or memory of which nothing is told.
+
+    Args:
+        said: a line for each GPU: its memory in MiB, a comma, and whether it has parts.
+    """
+    found = []
+    for line in said.splitlines():
+        total, _, mode = line.partition(",")
+        if not total.strip().isdigit() or mode.strip() == "Enabled":
+            return None
+        found.append(int(total) << 20)
+    return min(found, default=None)
 
 
 def host_memory() -> tuple[int, int]:

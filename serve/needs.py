@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # Steps whose tokens have room beside the longest request. Two may be in flight, and what choices have in common is kept
 # until the last of them; blocks that are partly filled take room, too.
 _STEPS = 3
+_IN_FLIGHT = 2  # steps on a GPU, where the next one is scheduled while one is computed; stages have one each
 # Logits of all requests of a step in float32: what the head made, a copy that is scored, vLLM's probabilities and its noise.
 _LOGITS_COPIES = 4
 # Rows of logits that are scored at a time, which three passes work on (`serve.hooks`).
@@ -49,7 +50,8 @@ def needs(
     share = -(-heads // tensor) / heads / pipeline
     of_layer = sizes.kv_values_per_token / (sizes.layers or 1) * item * share if sizes.has_plain_cache else 0
     whole, windowed = _padded_layers(sizes)
-    held = min(max_model_len, (sizes.sliding_window or 0) - 1 + step_tokens)
+    in_flight = max(_IN_FLIGHT, pipeline) * step_tokens  # whose tokens are kept beside the window until they are done
+    held = min(max_model_len, (sizes.sliding_window or 0) - 1 + in_flight)
     request = (whole * max_model_len + windowed * held) * of_layer
     scoring = request + _STEPS * step_tokens * (whole + windowed) * of_layer
     wide = step_tokens * sizes.step_values_per_token * item

@@ -33,6 +33,8 @@ _OWNED = {
     "logprobs_mode": "nothing: raw logprobs are what is measured",
 }
 
+_GPU_SHARE = 0.92  # vLLM's default gpu_memory_utilization
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
@@ -70,6 +72,11 @@ class EngineSettings:
     def ranks(self) -> int:
         """Of one replica."""
         return self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def gpu_share(self) -> float:
+        """Of a GPU's memory, what a rank may take."""
+        return float(self.extra.get("gpu_memory_utilization", _GPU_SHARE))
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -1,16 +1,18 @@
 """Where the parents of large models go, by arithmetic over headers alone, held against the table of docs/clusters.md."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lambdasweep.config import load_config
-from lambdasweep.engine_defaults import fit, settle
+from lambdasweep.engine_defaults import cache_warnings, fit, settle
 from lambdasweep.memory import Memory, elements, placed
 from merge.checkpoint import open_checkpoint
 from merge.line import STRAIGHT
 from merge.pair import Pair, join
+from serve.machine import smallest_gpu
 from serve.settings import EngineSettings
 from serve.switch.tiers import Room
 from tests.support.paths import ROOT
@@ -19,6 +21,7 @@ from tests.support.shapes import GEMMA_27B, LLAMA_8B, LLAMA_70B, QWEN_30B_A3B, w
 # An H100 of 80 GB, of which CUDA takes 0.6 GB as it starts, in a machine with memory for everything.
 H100: dict[str, Any] = {"device_total": 85_000_000_000, "device_free": 84_400_000_000, "utilization": 0.92}
 HOST = 2_000_000_000_000
+FLAGS: dict[str, Any] = {"base": "base", "aligned": "aligned", "lambdas": "0,1", "out": "run"}
 SHAPES = {
     "Llama-3.1 8B": LLAMA_8B,
     "Llama-3.1 70B": LLAMA_70B,
@@ -54,10 +57,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Pai
 
 
 def settings_of(pair: Pair, tp: int, longest: int | None, **asked: Any) -> EngineSettings:
-    flags = {"base": "base", "aligned": "aligned", "lambdas": "0,1", "out": "run", "tp": tp}
-    config = load_config(flags | asked, [f"t={ROOT}"], [], [], None)
+    config = load_config(FLAGS | {"tp": tp} | asked, [f"t={ROOT}"], [], [], None)
     settings = settle(config, pair, "cuda", None)
-    return settings if longest is None else fit(settings, config, pair, None, longest)
+    return settings if longest is None else fit(settings, config, pair, None, longest, False, H100["device_total"])
 
 
 def memory(pair: Pair, tp: int, longest: int | None) -> Memory:
@@ -99,8 +101,8 @@ def test_shapes_have_the_parameters_of_the_real_models(
 
 
 def test_what_does_not_fit_is_said(pairs: dict[tuple[str, int], Pair]) -> None:
-    assert "which does not fit: give more ranks" in memory(pairs["Llama-3.1 70B", 1], 1, LONGEST).each
-    assert "does not fit" not in memory(pairs["Llama-3.1 70B", 1], 4, LONGEST).each
+    assert "which may not fit: give more ranks" in memory(pairs["Llama-3.1 70B", 1], 1, LONGEST).each
+    assert "may not fit" not in memory(pairs["Llama-3.1 70B", 1], 4, LONGEST).each
 
 
 def test_a_request_of_the_whole_window_has_room_and_so_do_the_logits_of_a_step(
@@ -123,6 +125,7 @@ def test_a_request_of_the_whole_window_has_room_and_so_do_the_logits_of_a_step(
         (True, {}, 5, 5),  # a run goes on as it began
         (False, {}, 5, 5),
         (False, {"engine": ["kv_cache_memory_bytes=7"]}, 5, 7),
+        (True, {"engine": ["kv_cache_memory_bytes=5"]}, 5, 5),
         (True, {"engine": ["kv_cache_memory_bytes=7"]}, None, 7),
         (False, {"max_model_len": 2048}, None, (2048 + 3 * 8192) * 131_072),
     ],
@@ -131,15 +134,50 @@ def test_the_kv_cache_of_a_sweep_that_only_scores_is_settled(
     pairs: dict[tuple[str, int], Pair], samples: bool, asked: dict[str, Any], recorded: int | None, cache: int | None
 ) -> None:
     pair = pairs["Llama-3.1 8B", 1]
-    flags = {"base": "base", "aligned": "aligned", "lambdas": "0,1", "out": "run"}
     asked, engine = dict(asked), list(asked.get("engine", []))
     asked.pop("engine", None)
-    config = load_config(flags | asked, [f"t={ROOT}"], [], engine, None)
+    config = load_config(FLAGS | asked, [f"t={ROOT}"], [], engine, None)
     eager = {"extra": {"enforce_eager": True}}
     before = {"max_model_len": 1024, "kv_cache_bytes": recorded, **eager} if recorded else None
-    settings = fit(settle(config, pair, "cuda", before, samples), config, pair, before, 9, samples)
+    settings = settle(config, pair, "cuda", before, samples)
+    settings = fit(settings, config, pair, before, 9, samples, H100["device_total"])
     assert settings.kv_cache_bytes == cache
+    is_warned = samples and recorded is not None and not engine  # what was enough for scoring makes sampling slower
+    assert bool(cache_warnings(settings, config, before, samples)) == is_warned
     assert settings.extra["enforce_eager"] == (not samples or recorded is not None)
+
+
+@pytest.mark.parametrize(
+    ("tp", "device_total", "cache"),
+    [
+        (1, 85_000_000_000, (1024 + 3 * 8192) * 2**19),  # tokens, and bytes a token: 2 × 32 layers × 32 heads × 128 × 2
+        (1, 25_400_000_000, None),  # 13.5 GB of weights and 13.4 GB of keys and values are more than a GPU of 24 GB has
+        (2, 25_400_000_000, (1024 + 3 * 8192) * 2**18),
+        (1, None, None),
+    ],
+)
+def test_a_kv_cache_that_may_not_fit_is_left_to_vllm(
+    tmp_path: Path, tp: int, device_total: int | None, cache: int | None
+) -> None:
+    shape = LLAMA_8B | {"num_key_value_heads": 32, "intermediate_size": 11_008, "vocab_size": 32_000}  # Llama-2 7B
+    one = open_checkpoint(str(write_shape(tmp_path / "model", shape)), "base")
+    pair = join({"base": one, "aligned": one}, STRAIGHT)
+    config = load_config(FLAGS | {"tp": tp}, [f"t={ROOT}"], [], [], None)
+    settings = fit(settle(config, pair, "cuda", None), config, pair, None, 9, False, device_total)
+    assert settings.kv_cache_bytes == cache
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("81559, Disabled\n24564, [N/A]\n", 24564 << 20),
+        ("81559, Disabled\n81559, Enabled\n", None),  # its parts have less
+        ("[N/A], [N/A]\n", None),  # memory that it shares with the host
+        ("", None),
+    ],
+)
+def test_the_smallest_gpu_counts(said: str, found: int | None) -> None:
+    assert smallest_gpu(said) == found
 
 
 def test_a_rank_holds_whole_heads(pairs: dict[tuple[str, int], Pair]) -> None:

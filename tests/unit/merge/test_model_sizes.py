@@ -55,6 +55,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 8192,
         "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048},
     },
+    "one head of keys and values": {
+        "model_type": "falcon",
+        "architectures": ["FalconForCausalLM"],
+        "hidden_size": 4544,
+        "num_attention_heads": 71,
+        "num_hidden_layers": 32,
+        "multi_query": True,
+        "new_decoder_architecture": False,
+    },
+    "groups of heads, whatever multi_query says": {
+        "model_type": "falcon",
+        "architectures": ["FalconForCausalLM"],
+        "hidden_size": 8192,
+        "num_attention_heads": 128,
+        "num_kv_heads": 8,
+        "num_hidden_layers": 60,
+        "multi_query": True,
+        "new_decoder_architecture": True,
+    },
     "two kinds of factors": {
         "model_type": "phi3",
         "architectures": ["Phi3ForCausalLM"],
@@ -67,7 +86,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "pad_token_id": 0,
     },
 }
-WINDOWS = [1024, 131072, 131072, 128000, 8192, 8192, 131072]
+WINDOWS = [1024, 131072, 131072, 128000, 8192, 8192, 2048, 2048, 131072]
 
 
 def read(config: dict[str, Any]) -> Checkpoint:
@@ -90,6 +109,38 @@ def test_a_config_that_transformers_does_not_know_is_read_as_it_is_written() -> 
     assert (found.window, found.layers, found.kv_values_per_token) == (2048, 3, 2 * 3 * 2 * 16)
 
 
+@pytest.mark.parametrize(
+    ("config", "share"),
+    [
+        ({"num_experts": 8, "num_experts_per_token": 2}, 0.25),
+        ({"num_experts": 8, "top_k_experts": 2}, 0.25),
+        ({"n_routed_experts": 8, "moe_topk": 2}, 0.25),
+        ({"moe_num_experts": 8, "moe_top_k": 2}, 0.25),
+        ({"num_experts": 8, "moe_topk": [2, 4]}, 1.0),  # another number for each layer
+        ({"num_experts": 8}, 1.0),
+    ],
+)
+def test_the_share_of_experts_is_read_under_all_its_names(config: dict[str, Any], share: float) -> None:
+    assert model_sizes(read({"model_type": "nonesuch", **config})).expert_share == share
+
+
+@pytest.mark.parametrize(
+    ("config", "is_hybrid", "is_plain"),
+    [
+        ({}, False, True),
+        ({"kv_lora_rank": 512}, False, False),
+        ({"mamba_d_state": 16}, True, False),
+        ({"layer_types": ["linear_attention", "full_attention"]}, True, False),
+        ({"layer_types": ["chunked_attention", "full_attention"]}, False, False),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, False, True),
+    ],
+)
+def test_what_layers_keep_is_told_by_the_config(config: dict[str, Any], is_hybrid: bool, is_plain: bool) -> None:
+    sizes = {"model_type": "nonesuch", "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 64}
+    found = model_sizes(read(sizes | config))
+    assert (found.is_hybrid, found.has_plain_cache) == (is_hybrid, is_plain)
+
+
 def test_what_is_not_said_is_not_known() -> None:
     found = model_sizes(read({"model_type": "nonesuch"}))
     assert (found.window, found.layers, found.kv_values_per_token, found.short_window) == (None, None, 0, None)
@@ -100,12 +151,15 @@ def test_sizes_are_those_that_vllm_reads(name: str, tmp_path: Path) -> None:
     pytest.importorskip("vllm")
     from vllm.config.model import _get_and_verify_max_len
     from vllm.transformers_utils.config import get_config
-    from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
+    from vllm.transformers_utils.model_arch_config_convertor import (
+        MODEL_ARCH_CONFIG_CONVERTORS,
+        ModelArchConfigConvertorBase,
+    )
 
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS[name]))
     whole = get_config(str(tmp_path), trust_remote_code=False)
     text = whole.get_text_config()
-    convertor = ModelArchConfigConvertorBase(text, text)
+    convertor = MODEL_ARCH_CONFIG_CONVERTORS.get(text.model_type, ModelArchConfigConvertorBase)(text, text)
     longest = _get_and_verify_max_len(text, convertor.convert(), None, 1, False, None)
     assert longest == 1
     found = model_sizes(read(CONFIGS[name]))

@@ -24,8 +24,10 @@ def sizes(layers: int, windowed: int) -> ModelSizes:
 
 @pytest.mark.parametrize(("layers", "windowed"), [(32, 0), (62, 52), (26, 22), (17, 9), (10, 5)])
 @pytest.mark.parametrize("length", [1024, 20_000, 131_072])
-@pytest.mark.parametrize("tp", [1, 4])
-def test_a_request_takes_what_vllm_says(layers: int, windowed: int, length: int, tp: int) -> None:
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (4, 1), (1, 4)])
+def test_a_request_takes_what_vllm_says(
+    layers: int, windowed: int, length: int, tp: int, pp: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("vllm")
     import torch
     from vllm.config import ModelConfig, SchedulerConfig, VllmConfig
@@ -37,6 +39,9 @@ def test_a_request_takes_what_vllm_says(layers: int, windowed: int, length: int,
             max_num_batched_tokens=STEP, max_model_len=length, max_num_seqs=16, is_encoder_decoder=False
         )
     )
+    config.scheduler_config.async_scheduling = pp == 1  # as on a GPU; vLLM 0.32 has it for one stage only
+    config.parallel_config.pipeline_parallel_size = pp
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")  # as in replicas
     config.cache_config.kv_cache_layout = "NHD"
     config.model_config = ModelConfig.__new__(ModelConfig)  # of which the length alone is read
     config.model_config.max_model_len = length
@@ -49,7 +54,7 @@ def test_a_request_takes_what_vllm_says(layers: int, windowed: int, length: int,
     }
     groups = kv_cache_utils.get_kv_cache_groups(config, specs)
     theirs = kv_cache_utils._max_memory_usage_bytes_from_groups(config, groups)
-    ours = needs(sizes(layers, windowed), length, STEP, 16, 2, tp, 1).request
+    ours = needs(sizes(layers, windowed), length, STEP, 16, 2, tp, pp).request * pp  # of all stages
     assert ours == pytest.approx(theirs, rel=0.03)  # blocks of 16 tokens, and one more of each kind
     if not windowed:
         assert ours == theirs
