@@ -45,6 +45,7 @@ from contract.points import from_path, in_path, order
 
 _TEMPORARY = ".tmp"
 _OF_COMMANDS = ("each", "aside")  # folders in which a command of the user writes, or wrote
+_COMPLETIONS = ("tokens", "generations", "scores")  # the kinds of tables of which one completes a unit
 _SHARD = re.compile(r"shard-(\d{5,})\.parquet")
 METADATA_KEY = b"lambdasweep"
 _LOOKS = 50_000  # tables whose ends are looked at when they are listed
@@ -296,6 +297,18 @@ class RunDir:
     def receipt(self, task: str, lam: str, shard: int) -> dict[str, Any] | None:
         """Return the receipt of a unit, or None where it is missing or damaged."""
         return _read_json(self.unit("receipts", task, lam, shard))
+
+    def receipts(self) -> Iterator[dict[str, Any]]:
+        """Yield the receipts of committed tables, in no order; those that cannot be read are left out."""
+        folder = self.root / "receipts"
+        found: Iterator[Location] = (
+            folder.walk() if isinstance(folder, ObjectPath) else folder.rglob("shard-*.json")  # as they are listed
+        )
+        for path in found:
+            inside = str(path).removeprefix(f"{folder}/").removesuffix(".json")
+            is_committed = any((self.root / kind / f"{inside}.parquet").is_file() for kind in _COMPLETIONS)
+            if is_committed and (value := _read_json(path)) is not None:
+                yield value
 
     def driver(self) -> dict[str, Any] | None:
         """Return driver.json (see `lambdasweep.monitor.heartbeat`), or None where it is missing or damaged."""

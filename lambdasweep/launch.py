@@ -1,7 +1,9 @@
 """This module starts the engines that do what is left, for a sweep and for a batch alike."""
 
+import contextlib
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from contract.errors import InputError, SweepError, join
 from contract.events import Listeners
 from contract.location import Location
 from contract.rundir import RunDir
-from contract.units import Unit
+from contract.units import Receipt, Unit
 from lambdasweep.held_signals import held_signals
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.phase import phase
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from ray_jobs.work import Source
 
 _SPARE_BYTES = 64 << 20
+_READ_SECONDS = 2.0  # for receipts
 
 
 def fingerprint_pair(prepared: Prepared) -> dict[str, str]:
@@ -91,6 +94,7 @@ class Launch:
             identity=dict(self.identity),
             line=self.prepared.pair.line,
             parents=config.parents,
+            probes=known_probes(self.out),
             accelerator_type=config.accelerator_type,
         )
         with progress, tally:
@@ -103,6 +107,22 @@ class Launch:
                 + "\n".join(f"  - {self.called(unit)}: {why}" for unit, why in outcome.given_up)
             )
         return outcome.interrupted
+
+
+def known_probes(out: RunDir) -> dict[str, tuple[str, str]]:
+    """Return what engines said of the probe prompt in a run so far, by hardware: who, and a digest of what.
+
+    Of receipts as many are read as a moment allows.
+    """
+    until, found = time.monotonic() + _READ_SECONDS, dict[str, tuple[str, str]]()
+    for value in out.receipts():
+        with contextlib.suppress(ValueError):
+            receipt = Receipt.from_json(value)
+            if receipt.probe_digest:  # which older receipts have not
+                found.setdefault(receipt.hardware, (f"{receipt.replica} on {receipt.host}", receipt.probe_digest))
+        if time.monotonic() >= until:
+            break
+    return found
 
 
 def say_put_aside(run: RunDir, say: Callable[[str], None]) -> None:

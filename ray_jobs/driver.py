@@ -7,6 +7,7 @@ longer answers its heartbeat, or takes much longer for a unit than others took, 
 """
 
 import errno
+import math
 import signal
 import threading
 import time
@@ -24,7 +25,7 @@ from contract.events import Listener, Listeners
 from contract.units import Receipt, Unit
 from ray_jobs.cluster import Node, cluster, end_process, living_nodes
 from ray_jobs.health import Deadlines
-from ray_jobs.patience import Patience, lacks_memory
+from ray_jobs.patience import Patience
 from ray_jobs.placement import Placement, check_room, find_placement, occupy, ranks_on_node
 from ray_jobs.prometheus import PrometheusMetrics
 from ray_jobs.replica import Replica, Started, SweepSpec
@@ -33,6 +34,7 @@ from ray_jobs.scheduler import Scheduler
 from ray_jobs.splitting import Splitter
 from ray_jobs.weight_ledger import ProbeLedger, WeightLedger
 from ray_jobs.work import Source
+from serve.last_words import lacks_memory
 
 MAX_BOOT_FAILURES = 2  # a node where so many replicas in a row did not start gets no more of them
 _POLL_SECONDS = 0.5
@@ -123,7 +125,7 @@ class _Driver:
         self._patience = Patience()
         self._boot_reason = ""  # the reason why the last replica that did not start failed
         self._said_fallback = self._said_no_room = False
-        self._weights, self._probes = WeightLedger(), ProbeLedger()
+        self._weights, self._probes = WeightLedger(), ProbeLedger(spec.probes)
         # Each task has its own deadlines, because sampling a token takes longer than scoring one.
         self._deadlines = {task: Deadlines() for task in sources}
 
@@ -234,7 +236,9 @@ class _Driver:
 
     def _started(self, handle: ReplicaHandle, started: Started) -> None:
         hardware, fallback = started.hardware, started.fallback
-        if conflict := self._probes.conflict(handle.name, started.host, hardware, started.probe_digest):
+        is_eager = bool(self._spec.settings.extra.get("enforce_eager", self._spec.settings.device == "cpu"))
+        told = started.hardware_of_ranks, started.probe_digest
+        if conflict := self._probes.conflict(handle.name, started.host, *told, is_eager):
             raise SweepError(conflict)
         self._listeners.replica_ready(handle.name)
         self._listeners.message(f"{handle.name} is ready on {hardware}")
@@ -324,7 +328,7 @@ class _Driver:
         if waits is not None:
             self._listeners.message(
                 f"{handle.name} did not start on {where.address}, where the memory of a replica that ended is not free yet: "
-                f"another one is started in {waits:.0f} s"
+                f"another one is started in {math.ceil(waits)} s"
             )
         elif handle.booting:
             self._listeners.message(f"{handle.name} did not start on {where.address}: {reason}")

@@ -4,18 +4,13 @@ A replica that does not start for lack of free memory where another one ended a 
 then gets no replica for a while, and longer each time. Times are seconds of any one clock, which the caller reads.
 """
 
-import re
 from dataclasses import dataclass
+
+from serve.last_words import lacks_memory
 
 FIRST_SECONDS = 2.0  # the first wait; each further one is twice as long
 TRIES = 6  # waits in a row: two minutes in all
 RECENT_SECONDS = 120.0  # a replica ended a moment ago if it is not longer than this
-
-# What vLLM and PyTorch say. The second is vLLM's where memory came back while it measured.
-_NO_MEMORY = re.compile(
-    r"Free memory on device|Error in memory profiling|out of memory|OutOfMemoryError|"
-    r"No available memory for the cache blocks"
-)
 
 
 @dataclass(slots=True)
@@ -23,11 +18,6 @@ class _Node:
     ended: float = float("-inf")  # when a replica ended here
     tries: int = 0  # waits in a row
     until: float = float("-inf")
-
-
-def lacks_memory(reason: str) -> bool:
-    """Tell whether a replica did not start because memory was not free."""
-    return _NO_MEMORY.search(reason) is not None
 
 
 class Patience:
@@ -47,6 +37,8 @@ class Patience:
     def wait(self, node_id: str, reason: str, began: float, now: float) -> float | None:
         """Take in that a replica did not start, and let the node wait if another one's memory was not free yet.
 
+        Replicas that began before the node's last wait was over are one try with the one that made it wait.
+
         Args:
             node_id: where it did not start.
             reason: what it said.
@@ -57,13 +49,15 @@ class Patience:
             The seconds that the node waits; None where the failure is the node's or the engine's.
         """
         node = self._nodes.setdefault(node_id, _Node())
+        if lacks_memory(reason) and began < node.until:
+            return max(0.0, node.until - now)
         is_recent = began - node.ended <= RECENT_SECONDS
         if not lacks_memory(reason) or not (is_recent or node.tries) or node.tries >= TRIES:
             node.tries = 0
             return None
         seconds = FIRST_SECONDS * (1 << node.tries)
         node.tries += 1
-        node.until = now + seconds
+        node.until = max(node.until, now + seconds)
         return seconds
 
     def waits(self, node_id: str, now: float) -> bool:

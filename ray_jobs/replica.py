@@ -4,7 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from merge.line import STRAIGHT, Line
 from merge.remote_parent import RemoteParent, open_here
 from ray_jobs.placement import Placement
 from ray_jobs.work import Source, UnitResult, Work
+from serve.last_words import last_lines
 from serve.multinode import NodePlace, free_port
 from serve.settings import EngineSettings, available_cores
 
@@ -37,6 +38,8 @@ class SweepSpec:
     """The line between the parents."""
     parents: str = "auto"
     """The place where ranks keep the parents, one of `serve.switch.tiers.CHOICES`; it changes no number."""
+    probes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """What engines said of the probe prompt in the run so far, as a digest, by hardware; before it who said it."""
     accelerator_type: str | None = None
     """Ray's name for the kind of GPU to use; None takes any kind."""
 
@@ -55,6 +58,7 @@ class Started:
     """A replica tells this once its engine runs."""
 
     hardware: str
+    hardware_of_ranks: str  # of each rank in order, where they are on different kinds
     fallback: str  # the reason why λ is switched through vLLM's own loader; empty where it is not
     probe_digest: str  # of what the engine said of a fixed prompt
     host: str
@@ -111,7 +115,8 @@ class Replica:
         except EngineError as error:
             raise EngineError(f"{error}{last_words()}") from error
         engine = self._engine
-        return Started(engine.hardware, engine.fallback, engine.probe_digest, socket.gethostname())
+        hardware = engine.hardware, engine.hardware_of_ranks
+        return Started(*hardware, engine.fallback, engine.probe_digest, socket.gethostname())
 
     def probe(self, part: Unit) -> None:
         """Do some rows of a unit and throw the results away.
@@ -237,7 +242,7 @@ def last_words() -> str:
     """Return the last lines that this process and its children wrote to standard error, often the only place of a reason."""
     try:
         log = Path(os.readlink("/proc/self/fd/2"))
-        lines = log.read_text(errors="replace").splitlines()[-_LAST_LINES:] if log.is_file() else []
+        lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
     except OSError:
         return ""
-    return "".join(f"\n    {line}" for line in lines if line.strip())
+    return "".join(f"\n    {line}" for line in last_lines(lines, _LAST_LINES) if line.strip())

@@ -1,7 +1,11 @@
 """The ledgers know what replicas held and said: at a λ one model, and on one kind of hardware the same numbers."""
 
+from collections.abc import Mapping
+
 from contract.points import in_path
 from contract.units import Receipt
+
+SEVERAL = " + "  # between kinds of hardware
 
 
 class WeightLedger:
@@ -28,13 +32,25 @@ class WeightLedger:
 
 
 class ProbeLedger:
-    """Remembers what the engine of each kind of hardware said of the probe prompt when it started."""
+    """Remembers what the engine of each kind of hardware said of the probe prompt when it started.
 
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[str, str]] = {}
+    Args:
+        known: who said what before, by the hardware that receipts tell. Where an engine was on several kinds they do not
+            tell which rank was on which, so that these are left out.
+    """
 
-    def conflict(self, replica: str, host: str, hardware: str, digest: str) -> str | None:
+    def __init__(self, known: Mapping[str, tuple[str, str]] | None = None) -> None:
+        self._seen = {hardware: told for hardware, told in (known or {}).items() if SEVERAL not in hardware}
+
+    def conflict(self, replica: str, host: str, hardware: str, digest: str, is_eager: bool = False) -> str | None:
         """Take in that a replica started; return a message for the user if it says other numbers than an earlier one.
+
+        Args:
+            replica: its name.
+            host: where its engine is.
+            hardware: the kind of its ranks, or of each of its ranks in order.
+            digest: of what it said.
+            is_eager: whether its engine chooses nothing by timing.
 
         Other kinds of hardware may round differently. Weights are checked when an engine starts, and by their digests: what
         differs here is how it computes.
@@ -42,9 +58,14 @@ class ProbeLedger:
         first, said = self._seen.setdefault(hardware, (f"{replica} on {host}", digest))
         if said == digest:
             return None
+        timed = "" if is_eager else "kernels were chosen by timing, "
+        instead = (
+            ""
+            if is_eager
+            else ", or an engine that chooses nothing by timing (--engine enforce_eager=true, in a run of its own)"
+        )
         return (
             f"{first} and {replica} on {host} give other logprobs of the same tokens, with the same weights on one kind of "
-            f"hardware ({hardware}): their drivers or libraries differ, kernels were chosen by timing, or a machine is "
-            "faulty. What is committed stays. Use machines that are alike, or an engine that chooses nothing by timing "
-            "(--engine enforce_eager=true, in a run of its own), and run the same command again"
+            f"hardware ({hardware}): their drivers or libraries differ, {timed}or a machine is faulty. What is committed "
+            f"stays. Use machines that are alike{instead}, and run the same command again"
         )

@@ -27,7 +27,6 @@ from serve.switch.tiers import RELOAD, Room
 from serve.verify import Journey, Probe, Verdict, journey, probe_digest, probe_request, read_probe, way
 
 LOADED = "loaded"  # the route of an engine of one checkpoint
-_GPU_SHARE = 0.92  # vLLM's default gpu_memory_utilization
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +70,8 @@ def process_environment(
         "VLLM_USE_FLASHINFER_SAMPLER": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+        # Ranks log there why they end, which the exception does not say, and the last lines are repeated to the user.
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "TOKENIZERS_PARALLELISM": "false",
     }
     if settings.batch_invariant:
@@ -134,7 +135,9 @@ class Engine:
             self._llm.collective_rpc("interpolation_score_rows")
             self._llm.collective_rpc("interpolation_seeds")
             # Of all nodes; one kind, unless the ranks are on different ones.
-            self.hardware = " + ".join(sorted(set(self._llm.collective_rpc("interpolation_hardware"))))
+            kinds = self._llm.collective_rpc("interpolation_hardware")
+            self.hardware = " + ".join(sorted(set(kinds)))
+            self.hardware_of_ranks = by_rank(kinds)
             limit_prefix_reads(self._llm.llm_engine.engine_core.engine_core.scheduler)
         except Exception as error:
             raise EngineError(f"the vLLM engine did not start: {error}") from error
@@ -309,6 +312,11 @@ class Engine:
         )
 
 
+def by_rank(kinds: Sequence[str]) -> str:
+    """Return the kind of all ranks, or where they differ that of each: which one computes which part changes numbers."""
+    return " + ".join(kinds) if len(set(kinds)) > 1 else kinds[0]
+
+
 def _drawn(
     ends: Sequence[tuple[tuple[int, ...], str]], numbers: npt.NDArray[np.int64], scores: npt.NDArray[np.float64]
 ) -> list[Drawn]:
@@ -416,7 +424,6 @@ def free_memory(settings: EngineSettings, ranks: int) -> Room:
 
         if torch.cuda.is_available():
             free, device_total = torch.cuda.mem_get_info()
-            share = float(settings.extra.get("gpu_memory_utilization", _GPU_SHARE))
             ranks = min(ranks, torch.cuda.device_count())  # the others are on other nodes
-            return Room(total, available, ranks, device_total, free, share, settings.kv_cache_bytes)
+            return Room(total, available, ranks, device_total, free, settings.gpu_share, settings.kv_cache_bytes)
     return Room(total, available, ranks)

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from contract.rundir import commit_json
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.fingerprints import locked, remembered_fingerprint
 from merge.heads import loading_flags, without_flag
+from serve.last_words import last_error
 from serve.machine import hardware
 from serve.plugin import WORKER_EXTENSION, register
 from serve.verify import Probe, Way, probe_request, read_probe
@@ -99,8 +99,7 @@ def _ask(arguments: dict[str, Any], checkpoint: Path) -> Probe:
             subprocess.run(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
         if not said.exists():  # how it ended after that says nothing: ranks may have to be killed
             lines = log.read_text(errors="replace").strip().splitlines() or ["no words"]
-            reason = next((line for line in reversed(lines) if re.search(r"\w(Error|Exception): ", line)), lines[-1])
-            raise EngineError(f"vLLM did not start on {checkpoint}, loaded as it is: {reason.strip()}")
+            raise EngineError(f"vLLM did not start on {checkpoint}, loaded as it is: {last_error(lines)}")
         return tuple(json.loads(said.read_text()))
 
 

@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from contract.errors import SweepError
-from contract.rundir import RunDir
-from contract.units import Unit
-from lambdasweep.launch import Launch
+from contract.rundir import RunDir, commit_bytes, commit_json
+from contract.units import Receipt, Unit
+from lambdasweep.batch.scoredir import ScoreDir
+from lambdasweep.launch import Launch, known_probes
 from lambdasweep.monitor.heartbeat import DriverState, Heartbeat
 from lambdasweep.monitor.progress import SweepProgress
 from merge.line import Line
@@ -53,6 +54,24 @@ def test_the_driver_is_given_what_was_prepared(tmp_path: Path, monkeypatch: pyte
     state = DriverState.read(out)
     assert state is not None
     assert (state.state, state.left) == ("stopped", 2)
+
+
+def test_the_driver_is_told_what_engines_said_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = RunDir(tmp_path / "run")
+    said = [("H100", "11"), ("H200", ""), ("H200", "22"), ("A100", "33")]
+    for shard, (hardware, digest) in enumerate(said):
+        times = 1, 0, 9, 0, 0.0, 1.0, 0.0, "replica-0", "a", hardware, "reload", ("0f",), 0, digest
+        receipt = Receipt("quiz", "0.5", shard, *times)
+        commit_json(out.unit("receipts", *receipt.key), receipt.to_json())
+        if hardware != "A100":  # its table was deleted
+            commit_bytes(out.unit("tokens" if shard else "generations", *receipt.key), b"a table")
+    spec = launched(out, monkeypatch)[1]["spec"]
+    assert spec.probes == {"H100": ("replica-0 on a", "11"), "H200": ("replica-0 on a", "22")}
+    batch = ScoreDir(tmp_path / "scores")
+    commit_json(batch.part("receipts", 3), receipt.to_json())
+    assert known_probes(batch) == {}
+    commit_bytes(batch.part("scores", 3), b"a table")
+    assert known_probes(batch) == {"A100": ("replica-0 on a", "33")}
 
 
 def test_units_that_are_given_up_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,10 @@ from merge.remote_parent import RemoteParent
 from ray_jobs import driver
 from ray_jobs.cluster import Node
 from ray_jobs.patience import FIRST_SECONDS, RECENT_SECONDS, TRIES, Patience
-from ray_jobs.replica import SweepSpec
+from ray_jobs.replica import Started, SweepSpec
 from ray_jobs.replica_handle import ReplicaHandle
+from serve.engine import process_environment
+from serve.last_words import lacks_memory, last_error, last_lines
 from serve.settings import EngineSettings
 
 # As vLLM 0.32 says it.
@@ -39,10 +41,55 @@ def test_a_node_waits_longer_each_time_and_not_for_ever() -> None:
     assert waits == [FIRST_SECONDS * 2**turn for turn in range(TRIES)]
 
 
+def test_replicas_that_fail_at_about_the_same_time_are_one_try() -> None:
+    patience = Patience()
+    patience.ended("a", 0.0)
+    for wave in range(TRIES):
+        began = 100.0 * wave + 1
+        long = FIRST_SECONDS * 2**wave
+        waits = [patience.wait("a", NO_MEMORY, began, began + late) for late in (0.0, 0.25, 0.5, long + 1)]
+        assert waits == [long, long - 0.25, long - 0.5, 0]
+        assert patience.waits("a", began + long - 0.1)
+        assert not patience.waits("a", began + long)
+    assert patience.wait("a", NO_MEMORY, 1000, 1001) is None
+
+
+# The end of what an engine of two ranks writes, as vLLM 0.32 words it.
+OF_RANKS = [
+    "(Worker_TP1 pid=8) ERROR 11-28 02:00:00 [multiproc_executor.py:900] WorkerProc failed to start.",
+    "(Worker_TP1 pid=8) ERROR 11-28 02:00:00 [multiproc_executor.py:900] ValueError: Free memory on device cuda:1 (3.1/79.2 "
+    "GiB) on startup is less than desired GPU memory utilization (0.92, 72.86 GiB).",
+    *[f'  File "engine.py", line {line}, in start' for line in range(40)],
+    "Exception: WorkerProc initialization failed due to an exception in a background process. See stack trace for root "
+    "cause.",
+]
+
+
+def test_what_a_rank_says_of_memory_is_among_the_last_words() -> None:
+    words = last_lines(OF_RANKS, 20)
+    assert len(words) == 20
+    assert words[1:] == OF_RANKS[-19:]
+    assert lacks_memory("".join(words))
+    assert lacks_memory(last_error(OF_RANKS))
+    others = ["WARNING: to avoid running out of memory, give less", *OF_RANKS[2:]]  # which is no error
+    assert last_lines(others, 20) == others[-20:]
+    assert last_error(others) == others[-1]
+    assert last_error(["no words"]) == "no words"
+    assert last_lines(OF_RANKS[:2], 20) == OF_RANKS[:2]
+
+
+def test_ranks_log_where_the_last_words_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    envs = pytest.importorskip("vllm.envs")
+    settings = EngineSettings(device="cuda", dtype="bfloat16", max_model_len=64, tensor_parallel=2)
+    for name, value in process_environment(settings, []).items():
+        monkeypatch.setenv(name, value)
+    assert envs.environment_variables["VLLM_LOGGING_STREAM"]() == "ext://sys.stderr"
+
+
 def test_a_start_ends_a_series() -> None:
     patience = Patience()
     patience.ended("a", 0.0)
-    assert [patience.wait("a", NO_MEMORY, 1, 2), patience.wait("a", NO_MEMORY, 3, 4)] == [2, 4]
+    assert [patience.wait("a", NO_MEMORY, 1, 2), patience.wait("a", NO_MEMORY, 4, 5)] == [2, 4]
     patience.started("a")
     patience.ended("a", 50.0)
     assert patience.wait("a", NO_MEMORY, 51, 52) == 2
@@ -86,13 +133,15 @@ class News(Listener):
 class World:
     """A driver over one node of one GPU, whose replicas exist by name only."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, probes: dict[str, tuple[str, str]] | None = None) -> None:
         self.now = 1000.0
         self.booted: list[ReplicaHandle] = []
         node = Node("n", "10.0.0.1", 1, draining=False)
         settings = EngineSettings(device="cuda", dtype="bfloat16", max_model_len=64)
         parent = RemoteParent.__new__(RemoteParent)
-        spec = SweepSpec(root=str(Path("run")), base=parent, aligned=None, settings=settings, identity={})
+        spec = SweepSpec(
+            str(Path("run")), base=parent, aligned=None, settings=settings, identity={}, probes=probes or {}
+        )
         monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=lambda _: None))
         monkeypatch.setattr(driver, "living_nodes", lambda *_: {"n": node})
         monkeypatch.setattr(driver, "end_process", lambda *_: None)
@@ -129,6 +178,17 @@ def test_the_driver_waits_and_does_not_blame_the_node(monkeypatch: pytest.Monkey
         booted += 1
         assert world.look() == booted
     assert world.news.lost == [True] + [False] * (driver.MAX_BOOT_FAILURES + 1)
+
+
+def test_a_replica_that_says_other_numbers_than_the_run_so_far_stops_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, {"H100": ("replica-0 on a", "11")})
+    world.look()
+    world.driver._started(world.booted[0], Started("H100", "H100", "", "11", "b"))
+    with pytest.raises(SweepError, match="replica-0 on a and replica-0 on b"):
+        world.driver._started(world.booted[0], Started("H100", "H100", "", "12", "b"))
+    mixed = "H100 + H200"  # of four ranks
+    world.driver._started(world.booted[0], Started(mixed, "H100 + H100 + H200 + H200", "", "21", "b"))
+    world.driver._started(world.booted[0], Started(mixed, "H200 + H200 + H100 + H100", "", "22", "b"))
 
 
 def test_the_driver_gives_up_a_node_whose_memory_others_have(monkeypatch: pytest.MonkeyPatch) -> None:

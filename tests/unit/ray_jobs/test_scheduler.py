@@ -20,6 +20,7 @@ from contract.units import Receipt, Unit
 from ray_jobs.scheduler import Scheduler
 from ray_jobs.units import TaskPlan, coarse_first, units_for
 from ray_jobs.weight_ledger import ProbeLedger, WeightLedger
+from serve.engine import by_rank
 from tests.support.paths import ROOT
 
 GRID = tuple(f"{point / 20:.2f}".rstrip("0").rstrip(".") for point in range(31))  # 0:1.5:0.05
@@ -103,6 +104,27 @@ def test_replicas_that_say_other_numbers_on_one_kind_of_hardware_are_named() -> 
     assert conflict is not None
     for word in ("one on a", "four on c", "(H100)"):
         assert word in conflict
+
+
+def test_what_was_said_before_counts_and_eager_engines_are_not_told_to_be_eager() -> None:
+    known = {"H100": ("one on a", "11"), "H100 + H200": ("two on b", "22")}
+    conflict = ProbeLedger(known).conflict("three", "c", "H100", "12")
+    assert conflict is not None
+    assert "one on a and three on c" in conflict
+    assert "enforce_eager" in conflict
+    eager = ProbeLedger(known).conflict("three", "c", "H100", "12", is_eager=True)
+    assert eager is not None
+    assert "timing" not in eager
+    assert "enforce_eager" not in eager
+    ledger = ProbeLedger(known)
+    assert ledger.conflict("three", "c", "H100 + H200", "33") is None  # which rank was where is not known
+    assert ledger.conflict("four", "c", "H200 + H100", "44") is None
+    assert ledger.conflict("five", "c", "H100 + H200", "34") is not None
+
+
+def test_hardware_is_told_of_each_rank_where_ranks_differ() -> None:
+    assert by_rank(["H100", "H100"]) == "H100"
+    assert by_rank(["H100", "H200", "H200"]) == "H100 + H200 + H200"
 
 
 def test_a_receipt_of_before_probes_were_kept_is_read() -> None:

@@ -1,0 +1,34 @@
+"""Which of the lines that the processes of an engine wrote say why it did not start. Known without importing vLLM."""
+
+import re
+from collections.abc import Sequence
+
+_ERROR = re.compile(r"\w(Error|Exception): ")
+# What vLLM and PyTorch say. The second is vLLM's where memory came back while it measured.
+_NO_MEMORY = re.compile(
+    r"Free memory on device|Error in memory profiling|out of memory|OutOfMemoryError|"
+    r"No available memory for the cache blocks"
+)
+
+
+def lacks_memory(reason: str) -> bool:
+    """Tell whether an engine did not start because memory was not free."""
+    return _NO_MEMORY.search(reason) is not None
+
+
+def last_lines(lines: Sequence[str], count: int) -> list[str]:
+    """Return the last `count` lines, or one less and before them the last error that tells of memory.
+
+    A rank of several logs why it ends, and the engine, which only knows that one ended, writes many lines after that.
+    """
+    last = list(lines[-count:])
+    if any(map(lacks_memory, last)):
+        return last
+    telling = [line for line in lines[:-count] if _ERROR.search(line) and lacks_memory(line)]
+    return [telling[-1], *last[1:]] if telling else last
+
+
+def last_error(lines: Sequence[str]) -> str:
+    """Return the last error that tells of memory, else the last error, else the last line; there is at least one."""
+    errors = [line for line in lines if _ERROR.search(line)]
+    return next((line for line in reversed(errors) if lacks_memory(line)), [*lines[-1:], *errors][-1]).strip()
