@@ -22,6 +22,7 @@ FLOPS_PER_GPU = 0.4 * 990e12
 _GPU_BLOCK = 16  # tokens of a block of the KV cache where vLLM chooses
 _SHARDS = 4  # of a task, that are looked at
 _READ_SECONDS = 2.0  # for receipts
+_DONE = {"tokens": "scored", "generations": "sampled"}  # what is done to tokens, by the table that completes a unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,37 +42,58 @@ def ahead(prepared: "Prepared", left: Sequence[Unit], run: RunDir | None) -> Ahe
         left: its units that are not committed.
         run: its directory, where it was begun: what was observed there then counts.
     """
-    shares = {name: computed_share(task, prepared.settings.block_size) for name, task in prepared.tasks.items()}
-    tokens = round(sum(unit.cost * shares.get(unit.task, 1.0) for unit in left))
+    from merge.model_sizes import sizes_of
+
+    caches = not sizes_of(prepared.pair).is_hybrid  # as `serve.prefixes` has it
+    block = prepared.settings.block_size
+    shares = {name: computed_share(task, block) if caches else 1.0 for name, task in prepared.tasks.items()}
+    tokens = dict.fromkeys(_DONE, 0.0)
+    for unit in left:
+        tokens["generations" if unit.task in prepared.prompts else "tokens"] += unit.cost * shares.get(unit.task, 1.0)
     settings, replicas = prepared.settings, prepared.config.replicas
     cores = len(os.sched_getaffinity(0))
     if replicas is None:
         replicas = default_replicas(cores, settings.ranks) if settings.device == "cpu" else 1
-    if run is not None and (seen := _observed(run)):
-        rate, units = seen
-        so_far = f"at {rate:.0f} tokens/s a replica, as in the {counted(units, 'unit')} so far"
-        basis = f"{so_far}, {counted(replicas, 'replica')}"
-        return Ahead(tokens, tokens / (rate * replicas), basis)
-    active = active_parameters(prepared)
-    if settings.device == "cpu":
-        rate, what = FLOPS_PER_CORE * cores, f"{counted(cores, 'core')} at {FLOPS_PER_CORE / 1e9:.0f} GFLOP/s"
+    seen = _observed(run) if run is not None else {}
+    seconds, bases = 0.0, dict[str, str]()
+    for kind, count in tokens.items():
+        if count and kind in seen:
+            rate, units = seen[kind]
+            seconds += count / (rate * replicas)
+            so_far = f"at {rate:.0f} tokens/s a replica, as in the {counted(units, 'unit')} so far"
+            bases[kind] = f"{so_far}, {counted(replicas, 'replica')}"
+    guessed = sum(count for kind, count in tokens.items() if kind not in bases)
+    if guessed or not bases:
+        if settings.device == "cpu":
+            rate, what = FLOPS_PER_CORE * cores, f"{counted(cores, 'core')} at {FLOPS_PER_CORE / 1e9:.0f} GFLOP/s"
+        else:
+            gpus = replicas * settings.ranks
+            rate = FLOPS_PER_GPU * gpus
+            what = f"{counted(gpus, 'GPU')} at {FLOPS_PER_GPU / 1e12:.0f} TFLOP/s, 40 % of an H100's in bfloat16"
+        seconds += 2 * active_parameters(prepared) * guessed / rate
+        flops = f"2 FLOP × parameters × tokens computed, {what}"
+        bases |= {kind: flops for kind, count in tokens.items() if count and kind not in bases}
+    if len({*bases.values()}) > 1:
+        basis = "; ".join(f"{_DONE[kind]} {text}" for kind, text in bases.items())
     else:
-        gpus = replicas * settings.ranks
-        rate = FLOPS_PER_GPU * gpus
-        what = f"{counted(gpus, 'GPU')} at {FLOPS_PER_GPU / 1e12:.0f} TFLOP/s, 40 % of an H100's in bfloat16"
-    return Ahead(tokens, 2 * active * tokens / rate, f"2 FLOP × parameters × tokens computed, {what}")
+        basis = next(iter(bases.values())) if bases else flops
+    return Ahead(round(sum(tokens.values())), seconds, basis)
 
 
-def _observed(run: RunDir) -> tuple[float, int] | None:
-    """Return the tokens that a replica computed in a second so far, switches included, and in how many units."""
+def _observed(run: RunDir) -> dict[str, tuple[float, int]]:
+    """Return the tokens that a replica computed in a second so far, switches included, and in how many units.
+
+    By what completes a unit: a sampled token takes longer than one that is scored.
+    """
     from lambdasweep.monitor.run_counts import RunCounts
 
     counts = RunCounts(run)
     counts.refresh(_READ_SECONDS)
-    spent = counts.spent
-    if not spent.tokens_scheduled or not spent.seconds:
-        return None
-    return spent.tokens_scheduled / spent.seconds, spent.receipts
+    return {
+        kind: (spent.tokens_scheduled / spent.seconds, spent.receipts)
+        for kind, spent in counts.spent_on.items()
+        if spent.tokens_scheduled and spent.seconds
+    }
 
 
 def active_parameters(prepared: "Prepared") -> int:

@@ -42,6 +42,16 @@ class Spent:
     tokens_generated: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)  # the number of requests over all λs, by task
 
+    def add(self, receipt: Receipt) -> None:
+        """Count a receipt."""
+        self.receipts += 1
+        self.seconds += receipt.switch_seconds + receipt.score_seconds + receipt.commit_seconds
+        self.requests += receipt.requests
+        self.tokens_scheduled += receipt.tokens_scheduled
+        self.tokens_cached += receipt.tokens_cached
+        self.tokens_generated += receipt.tokens_generated
+        self.quarantined[receipt.task] += receipt.quarantined
+
 
 class RunCounts(DriverView):
     """Counts the units and receipts that a run has.
@@ -56,6 +66,7 @@ class RunCounts(DriverView):
         self.plan: Plan = {}
         self.tasks: dict[str, TaskCount] = {}
         self.spent = Spent()
+        self.spent_on: dict[str, Spent] = {}  # the same by what completes a unit: tokens, or generations
         self._seen: dict[tuple[str, str], set[int]] = {}  # the shards seen at each task and λ that is not complete
         self._unread: deque[UnitKey] = deque()
         self.refresh(0.0)
@@ -116,14 +127,8 @@ class RunCounts(DriverView):
             if receipt is None:
                 self._unread.append(unit)  # a receipt is written after its table, or never if the replica was killed
                 continue
-            spent = self.spent
-            spent.receipts += 1
-            spent.seconds += receipt.switch_seconds + receipt.score_seconds + receipt.commit_seconds
-            spent.requests += receipt.requests
-            spent.tokens_scheduled += receipt.tokens_scheduled
-            spent.tokens_cached += receipt.tokens_cached
-            spent.tokens_generated += receipt.tokens_generated
-            spent.quarantined[receipt.task] += receipt.quarantined
+            self.spent.add(receipt)
+            self.spent_on.setdefault(self.plan[receipt.task].completion, Spent()).add(receipt)
 
     def _receipt(self, unit: UnitKey) -> Receipt | None:
         """Return the receipt of a unit; None where there is none, or one that cannot be read."""

@@ -575,7 +575,7 @@ GIB = 1 << 30
             "auto",
             {"device_total": 8 * GIB, "device_free": 1 * GIB},
             "parents: pinned, 526 kB a rank beside 263 kB live, of 1.07 GB free, of which 4.31 GB are for the KV cache, "
-            "steps and vLLM, which does not fit: give more ranks (--tp); host memory 526 kB for 1 replica,",
+            "steps and vLLM, which may not fit: give more ranks (--tp); host memory 526 kB for 1 replica,",
         ),
     ],
 )
@@ -591,6 +591,7 @@ def test_a_plan_tells_where_the_parents_go(
         monkeypatch.setattr("serve.settings.installed_device", lambda: "cuda")
         found = Room(64 * GIB, 60 * GIB, 1, **device)
         monkeypatch.setattr("serve.engine.free_memory", lambda settings, ranks: replace(found, ranks=ranks))
+        monkeypatch.setattr("serve.machine.device_memory", lambda: device["device_total"])
     result = lambdasweep("plan", *flags(parents=parents))
     assert (result.code, result.err) == (0, "")
     (line,) = [line for line in result.out.splitlines() if line.startswith("memory")]
@@ -635,6 +636,10 @@ def test_the_line_is_part_of_the_sweep_and_reaches_the_replicas(
 def test_a_plan_for_a_begun_sweep_counts_what_is_left(
     begun: RunDir, lambdasweep: Callable[..., Result], flags: Callable[..., list[object]]
 ) -> None:
+    plan = begun.plan_json.read_bytes()
+    begun.plan_json.unlink()  # a first command was killed before it wrote it
+    assert "units     3 to do of 3 (3 λ)\n" in lambdasweep("plan", *flags()).out
+    begun.plan_json.write_bytes(plan)
     commit_table(begun.unit("tokens", "metals", "0.5", 0), schemas.TOKENS.empty_table())
     assert "2 FLOP × parameters × tokens computed, " in lambdasweep("plan", *flags()).out
     unit = Unit("metals", "0.5", 0, 0, 5, 1)
