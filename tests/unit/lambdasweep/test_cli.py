@@ -638,7 +638,9 @@ def test_a_plan_for_a_begun_sweep_counts_what_is_left(
 ) -> None:
     plan = begun.plan_json.read_bytes()
     begun.plan_json.unlink()  # a first command was killed before it wrote it
-    assert "units     3 to do of 3 (3 λ)\n" in lambdasweep("plan", *flags()).out
+    early = lambdasweep("plan", *flags())
+    assert (early.code, early.err) == (0, "")
+    assert "units     3 to do of 3 (3 λ)\n" in early.out
     begun.plan_json.write_bytes(plan)
     commit_table(begun.unit("tokens", "metals", "0.5", 0), schemas.TOKENS.empty_table())
     assert "2 FLOP × parameters × tokens computed, " in lambdasweep("plan", *flags()).out
