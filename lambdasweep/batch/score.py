@@ -65,9 +65,11 @@ def run_score(config: ScoreConfig, say: Callable[[str], None]) -> ScoreResult:
     rows, units = inputs.rows, len(inputs.shards)
     check_disk(sweep.out, inputs.scored * _BYTES_PER_TOKEN + rows * _BYTES_PER_ROW + units * _BYTES_PER_UNIT)
     if sweep.max_model_len is None:
+        # Of a batch that is begun, it may not change.
+        fewer = "" if out.exists() else ". --max-model-len asks for fewer, which leaves more memory for weights"
         say(
             f"engines take up to {prepared.settings.max_model_len} tokens: how long rows are is not known before they are "
-            "read. --max-model-len asks for fewer, which leaves more memory for weights"
+            f"read{fewer}"
         )
     for warning in prepared.warnings:
         say(f"warning: {warning}")

@@ -537,6 +537,10 @@ def test_another_input_model_or_setting_is_refused_with_what_changed(
     again = score(moved, **{"max-model-len": 512})  # the same files elsewhere
     assert again.code == 0
     assert "engines take up to" not in again.err
+    third = score(moved)
+    assert "engines take up to 512 tokens" in third.err
+    assert "--max-model-len asks for fewer" in first.err
+    assert "--max-model-len asks for fewer" not in third.err  # it may not change
 
     before = contents(tmp_path / "out")
     write(moved / "b.parquet", id=[3, 4], prompt=["x", "z"])
