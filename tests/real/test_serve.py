@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +27,15 @@ import torch
 from contract.location import read_table
 from lambdasweep.takehome.export import export_point
 from lambdasweep.takehome.point import from_flags
+from lambdasweep.takehome.serve import name_at
 from tests.support.checkpoints import VOCAB, write_checkpoint
 from tests.support.paths import ROOT
 from tests.support.waiting import until
 from tests.support.warm_python import descendants, warm_python
 
 KEY = "sesame"
+LAMBDAS = ("0", "0.35", "1")  # at which a command asks
+MODELS = ("after-lambda", *(name_at("after-lambda", lam) for lam in LAMBDAS))
 HEADER = "X-Lambdasweep-Lambda"
 LENGTH = 300  # tokens of a long answer
 
@@ -84,11 +87,18 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serving(
-    base: Path, aligned: Path | str, log: Path, *options: str, lam: str = "0.0", tensor_parallel: int = 1
+    base: Path,
+    aligned: Path | str,
+    log: Path,
+    *options: str,
+    lam: str = "0.0",
+    tensor_parallel: int = 1,
+    models: Sequence[str] = (),
 ) -> Iterator[Server]:
     port = free_port()
     flags = ["--port", str(port), "--api-key", KEY, "--max-num-seqs", "8"]
     flags += ["--tensor-parallel-size", str(tensor_parallel)]
+    flags += ["--served-model-name", *models] if models else []
     command = [
         warm_python(),
         "-m",
@@ -139,7 +149,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def server(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(*pair, tmp_path_factory.mktemp("server") / "log") as server:
+    with serving(*pair, tmp_path_factory.mktemp("server") / "log", models=MODELS) as server:
         yield server
 
 
@@ -208,7 +218,7 @@ def test_the_fast_route_passed_its_check(server: Server) -> None:
 def test_chat_and_models(server: Server) -> None:
     server.move("0.5")
     client = server.client
-    assert [model.id for model in client.models.list()] == ["after-lambda"]
+    assert [model.id for model in client.models.list()] == list(MODELS)
     raw = client.chat.completions.with_raw_response.create(
         model="after-lambda", messages=[{"role": "user", "content": "the other"}], max_tokens=3, temperature=0
     )
@@ -342,16 +352,16 @@ def test_a_command_asks_the_server_at_every_lambda(
         log = tmp_path / "log"
         with open(log, "wb") as stream:
             process = children.start(["sleep", "3600"], os.environ, stream)
-        return Served(children, process, log, int(server.url.rpartition(":")[2]), KEY, "after-lambda")
+        return Served(children, process, log, int(server.url.rpartition(":")[2]), KEY)
 
     monkeypatch.setattr(Served, "start", start)
     (tmp_path / "evaluate.py").write_text(EVALUATOR)
-    flags = {"base": str(pair[0]), "aligned": str(pair[1]), "lambdas": "0,0.35,1", "out": str(tmp_path / "run")}
+    flags = {"base": str(pair[0]), "aligned": str(pair[1]), "lambdas": ",".join(LAMBDAS), "out": str(tmp_path / "run")}
     words = [sys.executable, "evaluate.py", json.dumps(prompt(5))]
     said: list[str] = []
     result = run_each(load_each_config(flags, [], words, tmp_path), os.environ, said.append)
     assert (result.failed, result.done) == ((), 3), said
-    for lam in ("0", "0.35", "1"):
+    for lam in LAMBDAS:
         rows = read_table(result.run.measured(lam)).to_pylist()
         found = {row["metric"].removeprefix("command/"): row["value"] for row in rows}
         assert [found[f"token_{i}"] for i in range(4)] == greedy(lam, [prompt(5)], 4)[0]
