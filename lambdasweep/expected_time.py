@@ -1,5 +1,6 @@
 """How long a sweep takes, as far as that can be told beforehand: how many tokens are computed, and how fast."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ from typing import TYPE_CHECKING
 from contract.rundir import RunDir
 from contract.units import Unit
 from lambdasweep.engine_defaults import default_replicas
-from lambdasweep.memory import elements
 from lambdasweep.monitor.wording import counted
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def active_parameters(prepared: "Prepared") -> int:
 
     tensors: Mapping[str, TensorInfo] = only_text(prepared.pair).shaped.tensors
     share = sizes_of(prepared.pair).expert_share
-    return round(sum(elements(info.shape) * (share if ".experts." in name else 1) for name, info in tensors.items()))
+    return round(sum(math.prod(info.shape) * (share if ".experts." in name else 1) for name, info in tensors.items()))
 
 
 def computed_share(task: "PreparedTask", block: int | None) -> float:

@@ -123,11 +123,3 @@ def describe_cache(prepared: "Prepared") -> str:
     """Say how large the KV cache of a rank is."""
     cache = prepared.settings.kv_cache_bytes
     return f"KV cache {size(cache)} a rank" if cache is not None else "KV cache of what vLLM finds free"
-
-
-def elements(shape: tuple[int, ...]) -> int:
-    """Return the number of elements of a tensor."""
-    count = 1
-    for side in shape:
-        count *= side
-    return count

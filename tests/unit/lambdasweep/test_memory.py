@@ -1,5 +1,6 @@
 """Where the parents of large models go, by arithmetic over headers alone, held against the table of docs/clusters.md."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 from lambdasweep.config import load_config
 from lambdasweep.engine_defaults import cache_warnings, fit, settle
-from lambdasweep.memory import Memory, elements, placed
+from lambdasweep.memory import Memory, placed
 from merge.checkpoint import open_checkpoint
 from merge.line import STRAIGHT
 from merge.pair import Pair, join
@@ -95,7 +96,7 @@ def test_shapes_have_the_parameters_of_the_real_models(
     pairs: dict[tuple[str, int], Pair], name: str, parameters: int
 ) -> None:
     pair = pairs[name, 1]
-    assert sum(elements(info.shape) for info in pair.base.tensors.values()) == parameters
+    assert sum(math.prod(info.shape) for info in pair.base.tensors.values()) == parameters
     found = memory(pair, 1, LONGEST)
     assert (found.live, found.parents) == (2 * parameters, 4 * parameters)
 
