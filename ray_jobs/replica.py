@@ -15,7 +15,7 @@ from merge.line import STRAIGHT, Line
 from merge.remote_parent import RemoteParent, open_here
 from ray_jobs.placement import Placement
 from ray_jobs.work import Source, UnitResult, Work
-from serve.last_words import last_lines
+from serve.last_words import telling_lines
 from serve.multinode import NodePlace, free_port
 from serve.settings import EngineSettings, available_cores
 
@@ -245,4 +245,4 @@ def last_words() -> str:
         lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
     except OSError:
         return ""
-    return "".join(f"\n    {line}" for line in last_lines(lines, _LAST_LINES) if line.strip())
+    return "".join(f"\n    {line}" for line in telling_lines(lines, _LAST_LINES) if line.strip())

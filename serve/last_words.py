@@ -16,7 +16,7 @@ def lacks_memory(reason: str) -> bool:
     return _NO_MEMORY.search(reason) is not None
 
 
-def last_lines(lines: Sequence[str], count: int) -> list[str]:
+def telling_lines(lines: Sequence[str], count: int) -> list[str]:
     """Return the last `count` lines, or one less and before them the last error that tells of memory.
 
     A rank of several logs why it ends, and the engine, which only knows that one ended, writes many lines after that.

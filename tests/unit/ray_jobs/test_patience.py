@@ -16,7 +16,7 @@ from ray_jobs.patience import FIRST_SECONDS, RECENT_SECONDS, TRIES, Patience
 from ray_jobs.replica import Started, SweepSpec
 from ray_jobs.replica_handle import ReplicaHandle
 from serve.engine import process_environment
-from serve.last_words import lacks_memory, last_error, last_lines
+from serve.last_words import lacks_memory, last_error, telling_lines
 from serve.settings import EngineSettings
 
 # As vLLM 0.32 says it.
@@ -66,16 +66,16 @@ OF_RANKS = [
 
 
 def test_what_a_rank_says_of_memory_is_among_the_last_words() -> None:
-    words = last_lines(OF_RANKS, 20)
+    words = telling_lines(OF_RANKS, 20)
     assert len(words) == 20
     assert words[1:] == OF_RANKS[-19:]
     assert lacks_memory("".join(words))
     assert lacks_memory(last_error(OF_RANKS))
     others = ["WARNING: to avoid running out of memory, give less", *OF_RANKS[2:]]  # which is no error
-    assert last_lines(others, 20) == others[-20:]
+    assert telling_lines(others, 20) == others[-20:]
     assert last_error(others) == others[-1]
     assert last_error(["no words"]) == "no words"
-    assert last_lines(OF_RANKS[:2], 20) == OF_RANKS[:2]
+    assert telling_lines(OF_RANKS[:2], 20) == OF_RANKS[:2]
 
 
 def test_ranks_log_where_the_last_words_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
