@@ -226,6 +226,15 @@ def test_texts_are_without_special_tokens(pair: tuple[Path, Path], prompts: Path
     assert source.path(source.kind, unit) == RunDir("/run").unit("generations", *unit.key)
 
 
+def chatty(root: Path) -> Path:
+    """A checkpoint whose chat template names each message's role."""
+    aligned = write_checkpoint(root / "aligned", seed=1)
+    (aligned / "chat_template.jinja").write_text(
+        "{% for message in messages %}[{{ message.role }}] {{ message.content }}{% endfor %} [assistant]"
+    )
+    return aligned
+
+
 def test_a_system_prompt_is_that_of_tasks_and_of_samples(
     lambdasweep: Callable[..., Result],
     refused: Callable[..., Result],
@@ -233,10 +242,7 @@ def test_a_system_prompt_is_that_of_tasks_and_of_samples(
     prompts: Path,
     tmp_path: Path,
 ) -> None:
-    aligned = write_checkpoint(tmp_path / "aligned", seed=1)
-    (aligned / "chat_template.jinja").write_text(
-        "{% for message in messages %}[{{ message.role }}] {{ message.content }}{% endfor %} [assistant]"
-    )
+    aligned = chatty(tmp_path)
     asked = {"aligned": aligned, "generate": f"stories={prompts}", "template": "chat"}
     result = lambdasweep("run", *flags(**asked, system_prompt="Be brief."))
     assert result.code == 0, result.err
@@ -266,10 +272,7 @@ def test_prompts_go_through_the_chat_template(
     prompts: Path,
     tmp_path: Path,
 ) -> None:
-    aligned = write_checkpoint(tmp_path / "aligned", seed=1)
-    (aligned / "chat_template.jinja").write_text(
-        "{% for message in messages %}[{{ message.role }}] {{ message.content }}{% endfor %} [assistant]"
-    )
+    aligned = chatty(tmp_path)
     (aligned / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
     asked = {"aligned": aligned, "task": None, "generate": f"stories={prompts}", "template": "chat"}
     result = lambdasweep("run", *flags(**asked))
