@@ -12,7 +12,8 @@ from contract.location import Location, locate
 from contract.points import ONLY, by_name, parse_points
 from lambdasweep.aligned_flags import parse_aligned, parse_revisions
 from lambdasweep.config_file import read_toml
-from lambdasweep.settings import PairSettings, SamplingSettings, TaskSettings, as_flag, names_of, problems_of
+from lambdasweep.settings import AUTO, PairSettings, SamplingSettings, TaskSettings, as_flag, names_of, problems_of
+from lambdasweep.settings import settings as settings_of
 from lambdasweep.tasks.documents import FORMATS, GENERATE, WRITTEN, TaskSpec
 from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, LmEvalSpec
 from lambdasweep.tasks.prompts import GenerateSpec
@@ -191,7 +192,7 @@ def read_parents(values: dict[str, Any]) -> dict[str, str]:
 def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     """Return what is wrong with values of `ENGINE_FIELDS` and with further arguments of vLLM.
 
-    Writes a map as the record has it, and the tokenizer that goes with shared vocabularies, into `values`.
+    Writes a map as the record has it, None for auto, and the tokenizer that goes with shared vocabularies, into `values`.
     """
     from merge.lam_map import parse_map
     from merge.line import Line
@@ -202,6 +203,7 @@ def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[st
         if not (type(settings[name]) is int and settings[name] > 0)
     ]
     problems += problems_of(values, PairSettings)
+    values |= {name: None for name, _, said in settings_of(PairSettings) if said.auto and values.get(name) == AUTO}
     if values.get("lam_map"):
         try:
             values["lam_map"] = ",".join(sorted(rule.text for rule in parse_map(values["lam_map"])))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lambdasweep.aligned_flags import relative_to
-from lambdasweep.settings import PairSettings, SamplingSettings, TaskSettings, names_of, settings
+from lambdasweep.settings import AUTO, PairSettings, SamplingSettings, TaskSettings, names_of, settings
 from lambdasweep.tasks.datasets import PREFIX as DATASET
 from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, LmEvalSpec, resolved
 
@@ -22,6 +22,7 @@ _KINDS: dict[str, type] = {"base": str, "aligned": str, "lambdas": str, "out": s
 _KINDS |= {"refine": int, "margin": float, "engine": dict, "task": list, "generate": list}
 _KINDS |= {name: kind for group in (PairSettings, TaskSettings, SamplingSettings) for name, kind, _ in settings(group)}
 _KEYS = sorted(_KINDS.keys() - {"name", "file"})
+_MAY_BE_AUTO = {name for name, _, said in settings(PairSettings) if said.auto}
 _WANTED = {str: "a string", int: "a whole number", float: "a number"}
 
 
@@ -102,8 +103,16 @@ def _check(key: str, value: Any) -> str | None:
     if kind is list:
         is_rows = isinstance(value, list) and all(isinstance(row, dict) for row in value)
         return None if is_rows else f"{key} is not a list of tables: write [[{key}]]"
+    if key in _MAY_BE_AUTO and value == AUTO:
+        return None
     fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-    wanted = 'a grid such as "0:1.5:0.1" or [0, 0.25, 1]' if key == "lambdas" else _WANTED[kind]
+    wanted = (
+        "a whole number or auto"
+        if key in _MAY_BE_AUTO
+        else 'a grid such as "0:1.5:0.1" or [0, 0.25, 1]'
+        if key == "lambdas"
+        else _WANTED[kind]
+    )
     return None if fits else f"{key} is {value!r}: give {wanted}"
 
 

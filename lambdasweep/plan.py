@@ -51,8 +51,9 @@ def describe(config: SweepConfig) -> Iterator[str]:
     yield f"line      {pair.line}"
     yield f"lambdas   {shortened(config.lambdas)}"
     yield describe_memory(prepared)
+    chosen = " (auto)" if settings.device == "cuda" and config.tp is None and recorded is None else ""
     yield (
-        f"engine    {settings.device}, {settings.dtype}, TP {settings.tensor_parallel}, PP {settings.pipeline_parallel}, "
+        f"engine    {settings.device}, {settings.dtype}, TP {settings.tensor_parallel}{chosen}, PP {settings.pipeline_parallel}, "
         f"requests up to {settings.max_model_len} tokens ({prepared.length}), "
         f"{describe_cache(prepared)}" + (f", {counted(settings.threads, 'thread')} a rank" if settings.threads else "")
     )
@@ -126,7 +127,7 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
             failures.append(error)
     if failures or pair is None:
         raise join(failures)
-    yield _describe_pair(pair, config.tp * config.pp)
+    yield _describe_pair(pair, (config.tp or 1) * config.pp)
     yield f"line      {pair.line}"
     yield f"lambdas   {shortened(config.lambdas)}"
     for name, count in counts.items():

@@ -32,6 +32,7 @@ from lambdasweep.tasks.prompts import (
 
 if TYPE_CHECKING:
     from merge.pair import Pair
+    from serve.machine import Gpus
     from serve.settings import EngineSettings
 
 T = TypeVar("T")
@@ -202,8 +203,8 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
             tasks[name] = PreparedTask(spec, built, runs, tuple(token_counts(built.table, runs)))
     for file in filter(None, files):
         sampled(file.spec, tokenised(file, tokenizer, stops or (), chat))
-    if longest := _longest(tasks, prompts):
-        settings = fit(settings, config, pair, recorded, longest, samples, _device_total(config, device))
+    longest = _longest(tasks, prompts)
+    settings = fit(settings, config, pair, recorded, longest, samples, _gpus(device))
     return Prepared(
         config=config,
         pair=pair,
@@ -216,11 +217,10 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
     )
 
 
-def _device_total(config: SweepConfig, device: str) -> int | None:
-    """Return the bytes of the smallest GPU that an engine may be on; None of a cluster, whose nodes are not known yet."""
-    from serve.machine import device_memory
+def _gpus(device: str) -> "Gpus | None":
+    from serve.machine import gpus
 
-    return device_memory() if device == "cuda" and config.address is None else None
+    return gpus() if device == "cuda" else None
 
 
 def _longest(tasks: Mapping[str, PreparedTask], prompts: Mapping[str, PreparedPrompts]) -> int:

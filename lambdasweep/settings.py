@@ -15,6 +15,7 @@ from contract.points import by_name, parent_names
 # The groups that `--help` shows flags in.
 PAIR, LINE, GRID, TASKS, SAMPLING = "Pair", "Line between the two", "Grid", "Tasks", "Sampling"
 RUN, ENGINE, CLUSTER = "Run", "Engine", "Cluster"
+AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Setting:
     )
     default: str | None = None  # says in words what holds where the field is None
     flag: bool = True  # else a settings file alone has it
+    auto: bool = False  # whether a number may also be `auto`, which is the same as not to give it
 
 
 def _formats(_: Mapping[str, Any]) -> Collection[str]:
@@ -222,7 +224,16 @@ class PairSettings:
             "Where vocabularies differ: refuse, or take aligned's rows of other tokens.", LINE, choices=_vocabularies
         ),
     ] = "strict"
-    tp: Annotated[int, Setting("Tensor-parallel ranks of each engine.", metavar="N", least=1)] = 1
+    tp: Annotated[
+        int | None,
+        Setting(
+            "Tensor-parallel ranks of each engine; auto: the fewest whose GPUs hold the model, one on a CPU.",
+            metavar="[N|auto]",
+            least=1,
+            default=AUTO,
+            auto=True,
+        ),
+    ] = None
     pp: Annotated[int, Setting("Pipeline stages of each engine, of --tp ranks each.", metavar="N", least=1)] = 1
     dtype: Annotated[
         str, Setting("What engines compute in; auto: float32 on a CPU, the checkpoint's on a GPU.", choices=_dtypes)
@@ -306,7 +317,7 @@ def problems_of(values: Mapping[str, Any], group: type, called: Callable[[str], 
     found = []
     for name, _, said in settings(group):
         value = values.get(name)
-        if value is None:
+        if value is None or (said.auto and value == AUTO):
             continue
         if said.least is not None and not said.least <= value <= (said.most or value):
             wanted = f"{said.least} or more" if said.most is None else f"{said.least} to {said.most}"

@@ -97,7 +97,11 @@ def load_each_config(flags: Mapping[str, Any], engine: Sequence[str], words: Seq
     line = Line(values.get("method", "linear"), values.get("lam_map", ""), values.get("vocab", "strict"))
     given = values.get("aligned_revision")
     revisions = parse_revisions(given, names) if given else {}
-    arguments = {known: values[name] for name, known in _ARGUMENTS.items() if name in values and values[name] != "auto"}
+    arguments = {
+        known: values[name]
+        for name, known in _ARGUMENTS.items()
+        if name in values and values[name] not in (None, "auto")
+    }
     return EachConfig(
         base=str(values["base"]),
         aligned=names,

@@ -41,6 +41,7 @@ from lambdasweep.config import load_config
 from lambdasweep.tasks import load_tokenizer
 from merge.line import Line
 from ray_jobs.driver import SweepResult
+from serve.machine import Gpus
 from serve.switch.tiers import Room
 from tests.support.checkpoints import write_checkpoint
 from tests.support.command_line import (
@@ -591,9 +592,11 @@ def test_a_plan_tells_where_the_parents_go(
         monkeypatch.setattr("serve.settings.installed_device", lambda: "cuda")
         found = Room(64 * GIB, 60 * GIB, 1, **device)
         monkeypatch.setattr("serve.engine.free_memory", lambda settings, ranks: replace(found, ranks=ranks))
-        monkeypatch.setattr("serve.machine.device_memory", lambda: device["device_total"])
+        monkeypatch.setattr("serve.machine.gpus", lambda: Gpus(2, total) if (total := device["device_total"]) else None)
     result = lambdasweep("plan", *flags(parents=parents))
     assert (result.code, result.err) == (0, "")
+    (engine,) = [line for line in result.out.splitlines() if line.startswith("engine")]
+    assert (", TP 1 (auto), PP 1," in engine) == bool(device)
     (line,) = [line for line in result.out.splitlines() if line.startswith("memory")]
     assert says in line
 
@@ -944,7 +947,7 @@ def test_flags_win_over_a_config(
             [
                 "{file}: unknown key 'bass': did you mean base?",
                 "{file}: unknown key 'lambda': did you mean lambdas?",
-                "{file}: tp is 'two': give a whole number",
+                "{file}: tp is 'two': give a whole number or auto",
                 "{file}: shots is True: give a whole number",
                 '{file}: lambdas is [0, True]: give a grid such as "0:1.5:0.1" or [0, 0.25, 1]',
                 "{file}: unknown key 'name': use accelerator_type, address, aligned, aligned_revision, base, base_revision, "
