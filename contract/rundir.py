@@ -10,6 +10,7 @@
     RUN/quarantine/…                                  what could not be scored or sampled and why, in the same layout
     RUN/receipts/….json                               times, hosts and cache counts, in the same layout; no results
     RUN/driver.json                                   how the driver does, replaced every few seconds; no result either
+    RUN/history.json                                  the commands, and the kinds of hardware; no result either
     RUN/lm_eval/task=<task>.parquet                   lm-eval's own metrics of its tasks, computed from the tables
     RUN/each/lambda=0.35/…                            what a command of the user wrote at a λ; nobody reads it afterwards
     RUN/aside/lambda=0.35.1/…                         the same of a λ that was broken off, or failed
@@ -137,6 +138,10 @@ class RunDir:
     @property
     def driver_json(self) -> Location:
         return self.root / "driver.json"
+
+    @property
+    def history_json(self) -> Location:
+        return self.root / "history.json"
 
     @property
     def metrics_parquet(self) -> Location:
@@ -313,6 +318,14 @@ class RunDir:
     def driver(self) -> dict[str, Any] | None:
         """Return driver.json (see `lambdasweep.monitor.heartbeat`), or None where it is missing or damaged."""
         return _read_json(self.driver_json)
+
+    def history(self) -> tuple[list[str], list[str]]:
+        """Return the commands in history.json, in their order, and the kinds of hardware, sorted (see
+        `lambdasweep.monitor.history`); none where it is missing or damaged."""
+        value = _read_json(self.history_json)
+        found = [value.get(key) if isinstance(value, dict) else None for key in ("commands", "hardware")]
+        commands, hardware = ([*map(str, one)] if isinstance(one, list) else [] for one in found)
+        return commands, hardware
 
     def tokens(self, task: str, lam: str) -> pa.Table:
         """Return the committed rows of one task at one λ, in request order; no rows where nothing is committed.

@@ -52,8 +52,9 @@ def describe(config: SweepConfig) -> Iterator[str]:
     yield f"lambdas   {shortened(config.lambdas)}"
     yield describe_memory(prepared)
     chosen = " (auto)" if settings.device == "cuda" and config.tp is None and recorded is None else ""
+    ranks = f"TP {settings.tensor_parallel}{chosen}, PP {settings.pipeline_parallel}"
     yield (
-        f"engine    {settings.device}, {settings.dtype}, TP {settings.tensor_parallel}{chosen}, PP {settings.pipeline_parallel}, "
+        f"engine    {settings.device}, {settings.dtype}, {ranks}, "
         f"requests up to {settings.max_model_len} tokens ({prepared.length}), "
         f"{describe_cache(prepared)}" + (f", {counted(settings.threads, 'thread')} a rank" if settings.threads else "")
     )

@@ -13,6 +13,7 @@ from lambdasweep import record
 from lambdasweep.config import SweepConfig
 from lambdasweep.launch import Launch, check_disk, fingerprint_pair, say_put_aside
 from lambdasweep.monitor.heartbeat import Heartbeat
+from lambdasweep.monitor.history import History, command_line
 from lambdasweep.monitor.phase import phase
 from lambdasweep.monitor.progress import SweepProgress
 from lambdasweep.monitor.wording import counted
@@ -134,6 +135,7 @@ class _Refinement:
 
 def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Callable[[str], None]) -> SweepResult:
     prepared = refinement.prepared
+    history = History(run, command_line())
     left, total = units_left(run, prepared)
     if not left and (left := refinement.units()):
         total += len(left)
@@ -152,6 +154,7 @@ def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Cal
             total=total,
             called=lambda unit: f"{unit.task} λ = {unit.lam} shard {unit.shard}",
             more=refinement.units,
+            listeners=(history,),
         )
         interrupted = launch.units(left, tally, progress, say)
     if not interrupted:

@@ -60,7 +60,7 @@ class ModelSizes:
     activation function and comes out of it, or into and out of those of the experts that the token goes to."""
 
     def can_be_dealt_to(self, ranks: int) -> bool:
-        """Tell whether tensor-parallel ranks get whole heads, as vLLM wants it: several of keys and values, or one of them each.
+        """Tell whether tensor-parallel ranks get whole heads, as vLLM wants it. Several may share one of keys and values.
 
         What the config does not say is no hindrance.
         """

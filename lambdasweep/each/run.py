@@ -19,6 +19,7 @@ from lambdasweep.each.config import EachConfig
 from lambdasweep.each.results import Measured, ResultsError, collect, compare_with
 from lambdasweep.each.server import Position, Server, server_flags
 from lambdasweep.engine_defaults import server_defaults
+from lambdasweep.monitor.history import History, command_line
 from lambdasweep.monitor.phase import phase
 from lambdasweep.monitor.wording import counted, duration
 from lambdasweep.takehome.serve import name_at, served_name
@@ -119,6 +120,7 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
         for line in put_aside(run):
             say(f"warning: damaged, and moved to {run.root / 'damaged'}: {line}")
         planned = record.write(run, sweep, config)
+        History(run, command_line())
         if len(left) < len(config.lambdas):
             say(f"{len(config.lambdas) - len(left)} of {len(config.lambdas)} λs are measured already; {len(left)} left")
         if server is None:

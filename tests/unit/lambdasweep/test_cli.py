@@ -130,6 +130,10 @@ def test_a_bad_grid(refused: Callable[..., Result], lambdas: str, says: str) -> 
             {"engine": "trust-remote-code=true"},
             "trust_remote_code is set by lambdasweep: use nothing: code from a checkpoint",
         ),
+        (
+            {"engine": "hf_token=secret"},
+            "hf_token is set by lambdasweep: use HF_TOKEN in the environment: arguments stand",
+        ),
         ({"engine": ["seed=1", "seed=2"]}, "--engine cannot be used: seed is given twice"),
         ({"engine": "block_size=many"}, "--engine block_size is 'many': give a whole number above 0"),
         ({"engine": "threads=0"}, "--engine threads is 0: give a whole number above 0"),
@@ -355,6 +359,7 @@ def test_requests_that_no_plan_names_are_written_anew(
     begun.sweep_json.unlink()
     begun.plan_json.unlink()
     begun.driver_json.unlink()
+    begun.history_json.unlink()
     begun.metrics_parquet.unlink()
     shutil.rmtree(begun.root / "report")
     write_task(tmp_path / "metals.jsonl", WATER, IRON)
