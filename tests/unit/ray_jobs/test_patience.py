@@ -1,5 +1,6 @@
 """A node whose replica ended waits for its memory. The driver is tried without Ray and with a clock of its own."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -131,19 +132,25 @@ class News(Listener):
 
 
 class World:
-    """A driver over one node of one GPU, whose replicas exist by name only."""
+    """A driver over nodes of one GPU each, one node or those that are given, whose replicas exist by name only."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, probes: dict[str, tuple[str, str]] | None = None) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        probes: dict[str, tuple[str, str]] | None = None,
+        names: str = "n",
+        stages: int = 1,
+    ) -> None:
         self.now = 1000.0
         self.booted: list[ReplicaHandle] = []
-        node = Node("n", "10.0.0.1", 1, draining=False)
-        settings = EngineSettings(device="cuda", dtype="bfloat16", max_model_len=64)
+        self.nodes = {name: Node(name, f"10.0.0.{name}", 1, draining=False) for name in names}
+        settings = EngineSettings(device="cuda", dtype="bfloat16", max_model_len=64, pipeline_parallel=stages)
         parent = RemoteParent.__new__(RemoteParent)
         spec = SweepSpec(
             str(Path("run")), base=parent, aligned=None, settings=settings, identity={}, probes=probes or {}
         )
         monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=lambda _: None))
-        monkeypatch.setattr(driver, "living_nodes", lambda *_: {"n": node})
+        monkeypatch.setattr(driver, "living_nodes", lambda *_: dict(self.nodes))
         monkeypatch.setattr(driver, "end_process", lambda *_: None)
         monkeypatch.setattr(ReplicaHandle, "boot", lambda handle, *_: self._boot(handle))
         monkeypatch.setattr(ReplicaHandle, "end", lambda handle: None)
@@ -201,3 +208,19 @@ def test_the_driver_gives_up_a_node_whose_memory_others_have(monkeypatch: pytest
     assert len(world.booted) == 2
     with pytest.raises(SweepError, match="no replica starts"):
         world.look()
+
+
+def test_the_other_nodes_of_a_replica_that_is_moved_wait_for_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, names="ab", stages=2)
+    world.look()
+    (moved,) = world.booted
+    moved.booting = False
+    world.nodes |= {"b": replace(world.nodes["b"], draining=True), "c": Node("c", "10.0.0.c", 1, draining=False)}
+    world.look()
+    world.driver._hand_out(moved)
+    assert world.look() == 2
+    assert {share.node.node_id for share in world.booted[-1].placement} == {"a", "c"}
+    assert world.booted[-1].node.node_id == "a"
+    world.fails(NO_MEMORY)
+    assert world.news.messages[-1].endswith("is not free yet: another one is started in 2 s")
+    assert world.news.lost == [False, False]
