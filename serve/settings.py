@@ -150,6 +150,11 @@ def cores_by_rank(cores: Sequence[int], ranks: int, threads: int) -> str:
     return "|".join(",".join(rank) for rank in mine)
 
 
+def threads_of_rank(cores: int, ranks: int) -> int:
+    """Return how many threads each of `ranks` gets that share so many cores: an equal part, and at least one."""
+    return max(1, cores // ranks)
+
+
 def available_cores() -> list[int]:
     """Return the CPU cores this process may run on."""
     return sorted(os.sched_getaffinity(0))

@@ -16,6 +16,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.logger import init_logger
 
 import serve.text_part  # noqa: F401 a rank loads its weights through what it registers
 from contract.errors import InputError
@@ -30,7 +31,9 @@ from serve.hooks.continuation_scores import ContinuationHead
 from serve.hooks.seeded_draws import SeededDraws
 from serve.machine import hardware, host_memory
 from serve.needs import needs
+from serve.numa import bind_to_node
 from serve.plugin import CONFIG_KEY, RESIDENT
+from serve.settings import available_cores, threads_of_rank
 from serve.switch.recorder import UntraceableError
 from serve.switch.reload import ReloadRoute, Route
 from serve.switch.resident import ResidentRoute
@@ -39,6 +42,8 @@ from serve.switch.tiers import RELOAD, Room, choose
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.config.weight_transfer import WeightTransferConfig
+
+logger = init_logger(f"vllm.{__name__}")  # vLLM's handlers print what is below its own name
 
 
 @dataclass
@@ -72,7 +77,7 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
         part = text_part(pair.shaped)
         names = part.names if part else {}
         whole, pair = pair, only_text(pair)
-        rules = tensor_rules(pair)
+        rules = tensor_rules(pair, _settle(device, vllm_config, parents["ranks"]))
         self.digest = ""
         self.tier = ""
         self.reason = ""  # why there is no resident route
@@ -171,6 +176,22 @@ class WorkerExtension:
     def interpolation_draws_taken(self) -> Any:
         """Return `SeededDraws.take` of the last pipeline stage, which is the one that samples."""
         return self.interpolation_draws.take() if get_pp_group().is_last_rank else None
+
+
+def _settle(device: torch.device, vllm_config: "VllmConfig", ranks: int) -> int | None:
+    """Bind a GPU's rank to the processors beside the GPU; return how many threads it may use while it starts.
+
+    They are counted here because PyTorch has one thread in this process: Ray gives no more to an actor without processors,
+    and vLLM wants no more between steps. On a CPU the settings say how many it has, and None is returned.
+    """
+    if device.type != "cuda":
+        return None
+    threads = threads_of_rank(len(available_cores()), ranks)
+    if not vllm_config.parallel_config.numa_bind:
+        found: Any = torch.cuda.get_device_properties(device)
+        address = f"{found.pci_domain_id:04x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
+        logger.info("%s", bind_to_node(address))
+    return threads
 
 
 def _room(device: torch.device, vllm_config: "VllmConfig", ranks: int, pair: Pair) -> Room:

@@ -1035,6 +1035,9 @@ def test_a_begun_sweep_keeps_what_was_left_to_lambdasweep(
     assert begun.sweep_json.read_bytes() == before
     assert lambdasweep("run", *flags(out=begun.root.parent / "new")).code == 0
     assert RunDir(begun.root.parent / "new").sweep()["engine"]["threads"] == 32
+    shared = begun.root.parent / "shared"
+    assert lambdasweep("run", *flags(out=shared), "--tp", 2, "--replicas", 3).code == 0
+    assert RunDir(shared).sweep()["engine"]["threads"] == 64 // (2 * 3)
 
 
 # Tasks of lm-eval

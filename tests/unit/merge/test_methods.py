@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,24 @@ def test_a_method_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert made.keys() == expected.keys()
         assert all(torch.equal(made[name], expected[name]) for name in made)
     assert _formula(LineRecord("step"), ()) == "θ(λ) = step(base, aligned; λ)"
+
+
+def test_as_many_tensors_are_read_at_a_time_as_there_are_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = torch.get_num_threads() + 3
+    together = threading.Barrier(threads)  # it opens when all of them wait at it
+
+    def path(*_: object) -> None:
+        if not passed.is_set():
+            together.wait(timeout=60)
+            passed.set()
+
+    passed = threading.Event()
+    monkeypatch.setitem(METHODS, "slow", Method("slow", path))
+    parents = str(write_checkpoint(tmp_path / "base", 0)), str(write_checkpoint(tmp_path / "aligned", 1))
+    tensor_rules(open_pair(*parents, None, None, Line("slow")), threads)
+    assert passed.is_set()
 
 
 @pytest.mark.parametrize(

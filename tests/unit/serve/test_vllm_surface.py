@@ -212,14 +212,14 @@ def test_the_registry_of_weight_transfer_backends_is_a_mapping() -> None:
     assert isinstance(WeightTransferEngineFactory._registry, dict)
 
 
-def test_the_sizes_that_a_rank_reads_are_in_vllms_configs() -> None:
-    """`serve/switch/backend.py` plans a GPU's memory by them."""
+def test_what_a_rank_reads_is_in_vllms_configs() -> None:
+    """`serve/switch/backend.py` plans a GPU's memory by the sizes, and sees there who binds a rank to processors."""
     from vllm.config import CacheConfig, ModelConfig, ParallelConfig, SchedulerConfig
 
     read = {
         CacheConfig: {"gpu_memory_utilization", "kv_cache_memory_bytes"},
         ModelConfig: {"max_model_len", "dtype"},
-        ParallelConfig: {"tensor_parallel_size", "pipeline_parallel_size"},
+        ParallelConfig: {"tensor_parallel_size", "pipeline_parallel_size", "numa_bind"},
         SchedulerConfig: {"max_num_batched_tokens", "max_num_seqs"},
     }
     for config, names in read.items():
