@@ -48,7 +48,7 @@ logger = init_logger(f"vllm.{__name__}")  # vLLM's handlers print what is below 
 
 @dataclass
 class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]
-    """Nothing: the parents are known from `additional_config`."""
+    """There is nothing to tell at the start: the parents are known from `additional_config`."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
 
 
 class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
-    """One per vLLM worker. If a switch raises, the weights are half-written and the worker must not score again."""
+    """Each vLLM worker has one backend. If a switch raises, its weights are half-written, and it must not score again."""
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
@@ -94,7 +94,7 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
                     pair, rules, model, device, lambda size: choose(parents["tier"], size, room), dtype, names
                 )
             except InputError:
-                raise  # what was asked for does not fit
+                raise  # the place that was asked for is too small
             except Exception as error:  # vLLM's loader, fed with tensors it did not expect, may raise anything
                 self.reason = str(error) if isinstance(error, UntraceableError) else f"{type(error).__name__}: {error}"
             else:
@@ -108,30 +108,30 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
             self._routes = {route: self._route}
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
-        """Nothing to connect to."""
+        """Do nothing: there is nobody to connect to."""
 
     def start_weight_update(self) -> None:
-        """Nothing: a switch is one update."""
+        """Do nothing: a switch is one update."""
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Make θ(λ) live in this rank."""
         self.digest = self._route.switch(update_info.lam)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """As in the base class, which synchronises through an API that CPU builds of PyTorch lack."""
+        """Update as the base class does, which synchronises through an API that CPU builds of PyTorch lack."""
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
 
     def finish_weight_update(self) -> None:
-        """Nothing: see `start_weight_update`."""
+        """Do nothing: a switch is one update."""
 
     def shutdown(self) -> None:
-        """Nothing is held beyond the model's own lifetime."""
+        """Do nothing: what the backend holds lives no longer than the model."""
 
 
 class WorkerExtension:
-    """What the engine can ask of each of its workers, by name, through vLLM's `collective_rpc`."""
+    """These are the calls that the engine can make to each of its workers, by name, through vLLM's `collective_rpc`."""
 
     weight_transfer_engine: InterpolationEngine
     model_runner: Any
