@@ -389,7 +389,7 @@ def test_a_sweep_and_a_command_share_no_directory(
 ) -> None:
     assert lambdasweep("run", *flags(out=tmp_path / "run")).code == 0
     result = each(sys.executable, evaluator(), lambdas="0")
-    assert (result.code, "is of `lambdasweep run`" in result.err) == (2, True)
+    assert (result.code, "belongs to a sweep of `lambdasweep run`" in result.err) == (2, True)
     (tmp_path / "run").rename(tmp_path / "swept")
     assert each(sys.executable, evaluator(), lambdas="0").code == 0
     result = lambdasweep("run", *flags(out=tmp_path / "run"))
