@@ -1,4 +1,4 @@
-"""Methods of lines: a new one is one module, none needs torch to be asked for, and texts follow from names."""
+"""A new method of lines is one module, asking for methods needs no torch, and texts follow from names."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ from tests.support.checkpoints import write_checkpoint
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Base before a threshold, aligned behind it."""
+    """This path is base before a threshold, and aligned behind it."""
 
     at: float
 

@@ -1,4 +1,4 @@
-"""What of vLLM is touched beyond its public interface: by name and signature, so that a new release fails in one place.
+"""vLLM still has what we touch beyond its public interface, by name and signature: a new release fails in one place.
 
 Where a line fails, the module of the last column is what to read and mend. The tests on real engines say whether it then
 does what is wanted.
@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-# Module, name in it, parameters that are passed or taken, where it is used.
+# Each row has a module, a name in it, the parameters that are passed or taken, and where it is used.
 CALLED = [
     ("vllm", "LLM.init_weight_transfer_engine", ["request"], "serve/engine.py"),
     ("vllm", "LLM.start_weight_update", [], "serve/engine.py"),
@@ -114,7 +114,7 @@ CALLED = [
     ("vllm.config.model", "ModelConfig.get_vocab_size", [], "serve/engine.py"),
 ]
 
-# Module, class, what its source must still set or read, where it is used.
+# Each row has a module, a class, what its source must still set or read, and where it is used.
 READ = [
     ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "self.discard_request_mask", "serve/hooks/seeded_draws.py"),
     ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "self.query_start_loc", "serve/hooks/continuation_scores.py"),
