@@ -118,7 +118,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     | {"head_dim": 32, "shared_expert_intermediate_size": 64}
     | {"layer_types": ["linear_attention", "full_attention"]},
 }
-# This is one family of each kind.
+# One family of each kind.
 KINDS = ("Qwen3Moe", "GptOss", "DeepseekV3", "Falcon", "FalconH1")
 
 

@@ -94,8 +94,8 @@ class Facts:
 
     tasks: tuple[TaskFacts, ...]  # the tasks in the order of the plan, then the pools
     grid: tuple[str, ...]  # the λs that any task has finished, ascending
-    confidence: str  # the confidence of choice tasks
-    answer_confidence: str  # the confidence of written answers
+    confidence: str  # of choices
+    answer_confidence: str  # of written answers
     error: str  # the calibration error of the frontier
     bins: pa.Table  # the rows of schemas.BINS for these confidences, split all and finished λs
     stops: tuple[str, ...]  # the λs that the slider stops at: the whole grid, unless that is too much for a page

@@ -71,7 +71,7 @@ def alive(processes: list[psutil.Process]) -> bool:
 
 
 def committed(out: Path) -> dict[str, bytes]:
-    """Return every file of the results by its path; receipts and the plan's history are not part of them."""
+    """Every file of the results, by its path; receipts and the plan's history are not part of them."""
     kinds = ("requests", "tokens", "generations", "quarantine", "metrics.parquet")
     return {
         str(path.relative_to(out)): path.read_bytes()

@@ -125,7 +125,7 @@ def add_written(run, task, documents, lambdas, samples):
 
 
 def add_outputs(run, task, lam, outputs, graded=True, thinking=None, ends=None):
-    """Commit the outputs of a λ. Each document has (answer, is right, logprobs, place of the answer, is cut)."""
+    """Commit the outputs of a λ: of each document its (answer, is right, logprobs, place of the answer, is cut)."""
     rows = [(document, sample, *one) for document, some in outputs.items() for sample, one in enumerate(some)]
     request = [row[0] for row in rows]
     common = {"request_id": request, "sample": [row[1] for row in rows], **schemas.place_columns(lam, len(rows))}

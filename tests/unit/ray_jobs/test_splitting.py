@@ -113,7 +113,7 @@ def test_a_unit_of_offenders_only_is_given_up_and_no_other_is_split() -> None:
 def test_deadlines_follow_what_units_take() -> None:
     deadlines = Deadlines()
     first = deadlines.allowed(1000)
-    assert first == deadlines.allowed(10**9) == 3600  # nothing is known about the unit yet
+    assert first == deadlines.allowed(10**9) == 3600  # nothing is known yet
     deadlines.observe(10.0, 1000)
     deadlines.observe(30.0, 1000)
     assert deadlines.allowed(1000) == 20 * 20 * 1.0
