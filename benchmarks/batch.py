@@ -1,11 +1,12 @@
-"""Batch scoring: `lambdasweep score` against a plain loop over `vllm.LLM.generate(prompt_logprobs=0)`, and its memory.
+"""This compares `lambdasweep score` with a plain loop over `vllm.LLM.generate(prompt_logprobs=0)`, and its memory.
 
     python benchmarks/batch.py --model DIR [--quick] | --tiny
 
-Two workloads of generated text: whole prompts of distinct words, where nothing can be shared, and questions with four
-answers each, a row an answer. Both sides read the same Parquet file and tokenise it, with the same engine settings and all
-cores, each in a process of its own; the engine's start is not counted. Then the demo model scores whole prompts once and 20
-times as many, from one large row group; shown are the highest resident sizes of the driver and of the replica.
+There are two workloads of generated text: whole prompts of distinct words, where nothing can be shared, and questions with
+four answers each, a row an answer. Both sides read the same Parquet file and tokenise it, with the same engine settings
+and all cores, each in a process of its own; the engine's start is not counted. Then the demo model scores whole prompts
+once and 20 times as many, from one large row group, and the highest resident sizes of the driver and of the replica are
+shown.
 """
 
 import argparse
@@ -39,13 +40,13 @@ def words(generator: random.Random, count: int) -> str:
 
 
 def documents(rows: int, length: int) -> pa.Table:
-    """Whole prompts of `length` words."""
+    """Return whole prompts of `length` words."""
     generator = random.Random(0)
     return pa.table({"id": range(rows), "prompt": [words(generator, length) for _ in range(rows)]})
 
 
 def choices(rows: int) -> pa.Table:
-    """Questions of 60 words with four short answers."""
+    """Return questions of 60 words with four short answers."""
     generator = random.Random(1)
     prompts = [words(generator, 60) + "\nAnswer:" for _ in range(rows // 4)]
     return pa.table(
@@ -74,7 +75,7 @@ def ours(model: Path, file: Path, out: Path) -> dict[str, Any]:
                     replica = next((child for child in children if child.cmdline()[0].startswith("ray::Replica")), None)
                 if replica is not None:
                     peaks["replica"] = max(peaks["replica"], replica.memory_info().rss)
-            except psutil.Error:  # it ended just now
+            except psutil.Error:  # the process ended just now
                 pass
             time.sleep(0.1)
     if process.returncode:

@@ -1,11 +1,11 @@
-"""Random kills during a sweep on a Ray cluster of several nodes: is any unit lost or done twice, does any byte change?
+"""This kills at random during a sweep on a Ray cluster of several nodes: is any unit lost or done twice, does a byte change?
 
     python benchmarks/chaos.py [--quick] [--kills N] [--seed N]
 
-The demo pair with real vLLM engines on the CPU, tensor parallel 2, driven by `lambdasweep run --address`. One undisturbed
-sweep is the reference. A second one goes through seeded kills: of a replica's process, of one of its tensor-parallel
-ranks, of a whole node (another joins later), and of the driver (the same command is given again). Nodes are raylets on
-this machine; Ray's token authentication is on.
+The sweep is of the demo pair with real vLLM engines on the CPU, tensor parallel 2, and `lambdasweep run --address` drives
+it. One undisturbed sweep is the reference. A second one goes through seeded kills: of a replica's process, of one of its
+tensor-parallel ranks, of a whole node (another joins later), and of the driver (the same command is given again). Nodes
+are raylets on this machine; Ray's token authentication is on.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("replica", "rank", "node", "driver")
-EXIT_DONE = (0, 3)  # 3: with one document in quarantine
+EXIT_DONE = (0, 3)  # status 3: one document is in quarantine
 
 
 def write_inputs(root: Path, documents: int) -> list[str]:
@@ -47,7 +47,7 @@ def write_inputs(root: Path, documents: int) -> list[str]:
 
 
 class Chaos:
-    """A cluster, the driver's process, and what can be killed of them."""
+    """This has a cluster and the driver's process, and kills parts of them."""
 
     def __init__(self, arguments: list[str], out: Path, nodes: int, seed: int) -> None:
         from ray._private.internal_api import get_state_from_address
@@ -75,7 +75,7 @@ class Chaos:
     def add_node(self) -> Any:
         """Start a node. Ray gives it 30 s, which a busy machine may exceed: then another is started."""
         for _ in range(3):
-            with contextlib.suppress(Exception):  # Ray raises a bare one
+            with contextlib.suppress(Exception):  # Ray raises a bare Exception
                 return self.cluster.add_node(num_cpus=2)
         return self.cluster.add_node(num_cpus=2)
 
@@ -135,7 +135,7 @@ class Chaos:
                     log(f"{self.tables()}/{units} tables: killed a {kind}")
                     following = self.tables() + apart
                     if len(self.nodes) < 2:
-                        self.nodes.append(self.add_node())  # joins while the sweep runs
+                        self.nodes.append(self.add_node())  # the new node joins while the sweep runs
             time.sleep(0.05)
         while self.driver.poll() not in EXIT_DONE:
             self.check()
@@ -160,7 +160,7 @@ class Chaos:
 
 
 def ranks(replica: psutil.Process) -> list[psutil.Process]:
-    """The tensor-parallel ranks of a replica."""
+    """Return the tensor-parallel ranks of a replica."""
     try:
         return [child for child in replica.children() if "resource_tracker" not in " ".join(child.cmdline())]
     except psutil.Error:
@@ -168,7 +168,7 @@ def ranks(replica: psutil.Process) -> list[psutil.Process]:
 
 
 def results(out: Path) -> dict[str, bytes]:
-    """Every file of the results by its path."""
+    """Return every file of the results by its path."""
     kinds = ("requests", "tokens", "quarantine", "metrics.parquet")
     paths = [path for path in sorted(out.rglob("*")) if path.is_file() and path.relative_to(out).parts[0] in kinds]
     return {str(path.relative_to(out)): path.read_bytes() for path in paths}
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     kills = options.kills or (4 if options.quick else 20)
-    # Before Ray is imported: its processes and the driver's talk with a token.
+    # This comes before Ray is imported, because its processes and the driver's talk with a token.
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid.uuid4().hex, RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
     print(f"hardware  {len(os.sched_getaffinity(0))} cores; {platform.platform()}; Python {sys.version.split()[0]}")
     print(f"settings  {kills} kills, seed {options.seed}", flush=True)

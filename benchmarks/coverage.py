@@ -1,4 +1,4 @@
-"""How often the intervals hold the truth, and what λ* costs, in worlds whose truth is known, against what was done before.
+"""This counts how often intervals hold the truth and what λ* costs, in worlds whose truth is known, and by simpler rules.
 
     python benchmarks/coverage.py [--quick | --tiny] [--seed N]
 
@@ -42,15 +42,15 @@ OF_TASK = ("ece_width", "ece_mass", "ece_classwise", "smece", "brier_reliability
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is simulated."""
+    """The size says how much is simulated."""
 
-    trials: int  # of each cell
+    trials: int  # the trials of each cell
     resamples: int
-    documents: tuple[int, ...]  # of the cells of ECE
-    questions: int  # of the demo's world; 0 leaves it out
-    tasks: int  # of the pool
-    worlds: tuple[str, ...]  # that λ* is chosen in
-    sizes: tuple[int, ...]  # the documents that it is chosen on
+    documents: tuple[int, ...]  # the numbers of documents of the cells of ECE
+    questions: int  # the questions of the demo's world; 0 leaves it out
+    tasks: int  # the tasks of the pool
+    worlds: tuple[str, ...]  # the worlds that λ* is chosen in
+    sizes: tuple[int, ...]  # the numbers of documents that λ* is chosen on
 
 
 FULL = Size(2000, 1000, (100, 300, 1000), 6000, 57, ("letters", "cloze", "flat", "peak", "rise"), (300, 1000, 4000))
@@ -153,7 +153,7 @@ def samples(
 
 
 def ece_cells(size: Size, seed: int) -> Shares:
-    """ECE and its kin, and differences of ECE, at every true ECE and number of documents."""
+    """Measure ECE and its kin, and differences of ECE, at every true ECE and number of documents."""
     shares, world = Shares(), surer(FACTORS)
     places = range(len(FACTORS))
     for documents in size.documents:
@@ -178,7 +178,7 @@ def ece_cells(size: Size, seed: int) -> Shares:
 
 
 def pooled(world: World, at: int, size: Size, seed: int, documents: int = 100) -> Shares:
-    """Many small tasks of one world: the ECE of the pool, and the mean of the tasks' ECEs, as before."""
+    """Measure, for many small tasks of one world, the ECE of the pool, and as before the mean of the tasks' ECEs."""
     shares = Shares()
     aligned = world.grid.index("1")
     truth, theirs = world.truth.ece_width[at], world.truth.ece_width[aligned]
@@ -221,10 +221,10 @@ def rule_before(curve: Curve) -> int:
 
 @dataclass(slots=True)
 class Rule:
-    """What came of a rule of λ* in many samples."""
+    """This collects what a rule of λ* chose in many samples."""
 
     places: list[int]
-    regrets: list[tuple[float, float]]  # true NLL and ECE above the lowest of the grid
+    regrets: list[tuple[float, float]]  # by how much the true NLL and ECE are above the lowest of the grid
 
     def add(self, place: int, truth: Truth) -> None:
         self.places.append(place)
@@ -238,7 +238,7 @@ class Rule:
 def stars(
     world: World, documents: int, size: Size, seed: int
 ) -> tuple[dict[str, Rule], Shares, dict[str, list[float]]]:
-    """λ* by both rules, how honest its numbers are, and the tests against the parents."""
+    """Choose λ* by both rules, and measure how honest its numbers and the tests against the parents are."""
     rules, shares = {"now": Rule([], []), "before": Rule([], [])}, Shares()
     off: dict[str, list[float]] = {"accuracy": [], "nll": [], "error": []}
     truth = world.truth

@@ -1,9 +1,9 @@
-"""Diversity of samples at one λ, and sacrebleu's own sentence BLEU of the same pairs: 1000 prompts × 16 samples of 50 words.
+"""This times the diversity of samples at one λ, and sacrebleu's own sentence BLEU of the same pairs.
 
     python benchmarks/diversity.py [--quick]
 
-The texts are drawn from an invented vocabulary by Zipf's law. sacrebleu is timed on a part of the prompts; both in
-processor time of one core, for where others load the machine.
+There are 1000 prompts × 16 samples of 50 words, drawn from an invented vocabulary by Zipf's law. sacrebleu is timed on a
+part of the prompts. Both times are processor time of one core, so that other load on the machine does not count.
 """
 
 import argparse

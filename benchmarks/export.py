@@ -1,10 +1,10 @@
-"""θ(λ) to disk: ours, mergekit's linear merge, and a plain copy of as many bytes.
+"""This compares writing θ(λ) to disk by lambdasweep, by mergekit's linear merge, and by a plain copy of as many bytes.
 
     python benchmarks/export.py --pair DIR [--shape 1b] [--quick] | --tiny
 
 DIR holds `base` and `aligned` (benchmarks/real_pair.py makes one); with --shape it is made if it is not there, of that shape
-with random weights. In one run, interleaved, after both parents were read once, so that they are in the page cache as far as
-it holds them:
+with random weights. Both parents are read once, so that they are in the page cache as far as it holds them. Then these
+run in turn:
 
     (a) `lambdasweep export`: a fresh process, imports, fingerprints of both parents and all else included
     (b) mergekit-yaml: a fresh process too; with its lazy loader, CPU
@@ -133,7 +133,7 @@ def main() -> None:
     pair = arguments.pair.resolve()
     if arguments.shape and not pair.exists():
         write_random_pair(pair, arguments.shape)
-    # Making its environment is not in the time.
+    # The time to make mergekit's environment does not count.
     mergekit = None if arguments.tiny else environment("mergekit", MERGEKIT).with_name("mergekit-yaml")
 
     from merge.export import ExportPlan, export

@@ -1,4 +1,4 @@
-"""Small random models of each family: θ(λ) live, a fresh engine on the export, and transformers in float32.
+"""This runs small random models of each family: θ(λ) live, a fresh engine on the export, and transformers in float32.
 
     python benchmarks/families.py [--only NAME,NAME | --tiny] [--results FILE.json] [--table FILE.md] [--work DIR]
 
@@ -30,11 +30,11 @@ from lambdasweep.takehome.point import from_flags
 from serve.settings import EngineSettings, available_cores, installed_device
 
 LAMBDAS = ("0", "0.35", "1")
-_TO_TRANSFORMERS = 1e-4  # nats; where a fresh engine is farther away, so may the live one be
+_TO_TRANSFORMERS = 1e-4  # nats; where a fresh engine is farther away, the live one may be as far
 
 
 def settings() -> EngineSettings:
-    """Return those of the engines."""
+    """Return the settings of the engines."""
     device = installed_device()
     return EngineSettings(
         device=device,
@@ -56,7 +56,7 @@ def live(work: Path) -> dict[str, Any]:
     """Return the route, and logprobs at each λ."""
     from serve import reference
 
-    # As in a process of its own, which would import vLLM anew.
+    # A fork behaves like a process of its own, which would import vLLM anew.
     reference._ask = lambda arguments, checkpoint: tuple(
         forked(work / "reference.log", lambda: reference.probe(arguments | {"model": str(checkpoint)}))
     )
@@ -149,7 +149,7 @@ def _export(work: Path) -> Path:
 
 
 def _is_refused(message: str, work: Path) -> bool:
-    """Whether a family is refused for what it is: it was said so, or a fresh vLLM does not run it, either."""
+    """Tell whether a family is refused: an engine said so in a sentence, or a fresh vLLM does not run it, either."""
     if message.startswith(("WrongWeightsError", "InputError", "PairError")):
         return True
     try:

@@ -1,4 +1,4 @@
-"""The families of benchmarks/families.py: a small shape of each, and a pair of random checkpoints of that shape."""
+"""This has a small shape of each family of benchmarks/families.py, and writes a pair of random checkpoints of a shape."""
 
 import shutil
 from pathlib import Path
@@ -39,9 +39,9 @@ _LATENT = _ROUTED_EXPERTS | {
     "v_head_dim": 128,
 }
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": 32}
-# Name of transformers' classes, without Config and ForCausalLM: what differs from the dense shape.
+# By the name of transformers' classes, without Config and ForCausalLM, this says what differs from the dense shape.
 FAMILIES: dict[str, dict[str, Any]] = {
-    # Plain dense ones.
+    # These families are plain and dense.
     "Llama": {},
     "Qwen2": {},
     "Qwen3": {"head_dim": 32},
@@ -72,10 +72,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "intermediate_size": [256] * 4,
         "sliding_window": 48,
     },
-    # Their loaders do more than copy.
+    # The loaders of these families do more than copy.
     "Falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "Phi": {},
-    # Experts.
+    # These families have experts.
     "Mixtral": _LOCAL_EXPERTS,
     "Qwen2Moe": _EXPERTS | {"shared_expert_intermediate_size": 64},
     "Qwen3Moe": _EXPERTS | {"head_dim": 32},
@@ -86,13 +86,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Llama4Text": {"num_local_experts": 4, "num_experts_per_tok": 1}
     | {"intermediate_size_mlp": 256, "head_dim": 32, "interleave_moe_layer_step": 1},
     "GptOss": _LOCAL_EXPERTS | {"head_dim": 32, "sliding_window": 48},
-    # The second half of it is what vLLM reads, which transformers 5 writes under other names.
+    # vLLM reads the second half of it, which transformers 5 writes under other names.
     "MiMoV2Flash": _ROUTED_EXPERTS
     | {"head_dim": 32, "v_head_dim": 32, "sliding_window": 48}
     | {"hybrid_layer_pattern": [0, 1], "moe_layer_freq": [0, 1], "layernorm_epsilon": 1e-5, "sliding_window_size": 48}
     | {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_head_dim": 32, "swa_v_head_dim": 32}
     | {"rope_theta": 5e6, "swa_rope_theta": 1e4, "partial_rotary_factor": 0.334, "add_swa_attention_sink_bias": True},
-    # Multi-head latent attention, with experts. Kimi-K2 has the architecture of DeepSeek-V3.
+    # These families have multi-head latent attention, with experts. Kimi-K2 has the architecture of DeepSeek-V3.
     "DeepseekV2": _LATENT | {"topk_method": "greedy"},
     "DeepseekV3": _LATENT | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "Glm4MoeLite": _LATENT | {"q_lora_rank": 64},
@@ -100,7 +100,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "HYV4": _ROUTED_EXPERTS
     | {"num_key_value_heads": 4, "head_dim": 64, "q_lora_rank": 64, "kv_lora_rank": 512}
     | {"qk_nope_head_dim": 128, "v_head_dim": 128},
-    # State spaces, alone or beside attention.
+    # These families have state spaces, alone or beside attention.
     "Mamba2": {"num_heads": 8, "head_dim": 32, "state_size": 16, "n_groups": 1, "chunk_size": 32},
     "FalconH1": _MAMBA | {"head_dim": 32, "mamba_d_ssm": 256},
     "GraniteMoeHybrid": _MAMBA
@@ -123,7 +123,7 @@ KINDS = ("Qwen3Moe", "GptOss", "DeepseekV3", "Falcon", "FalconH1")
 
 
 def make_pair(family: str, out: Path) -> None:
-    """Write `out`/base and `out`/aligned: random weights, and those with half as much added, in bfloat16."""
+    """Write `out`/base with random weights and `out`/aligned with half as much added, in bfloat16."""
     import torch
     import transformers
 

@@ -1,4 +1,4 @@
-"""Work in forks of a process that has imported vLLM once: importing it takes longer than a tiny engine takes to start."""
+"""This runs work in forks of a process that has imported vLLM once, which takes longer than a tiny engine takes to start."""
 
 import importlib
 import json
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# What a small engine imports while it starts.
+# A small engine imports these while it starts.
 _LATE = (
     "transformers",
     "serve.switch.backend",
@@ -29,11 +29,11 @@ def import_vllm() -> None:
     from vllm.model_executor.models import registry
     from vllm.platforms import current_platform
 
-    # What vLLM asks of an architecture's class it asks in a process of its own, which imports vLLM anew. A fork is one.
+    # vLLM asks an architecture's class in a process of its own, which imports vLLM anew. A fork is such a process.
     registry._run_in_subprocess = lambda ask: ask()
     if (
         current_platform.is_cpu()
-    ):  # what each engine would do again: it looks through every module for kernels to replace
+    ):  # each engine would do this again: it looks through every module for kernels to replace
         current_platform.register_triton_kernel_overrides()
         type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
 

@@ -1,13 +1,14 @@
-"""Written answers: a sweep of GSM8K against mergekit and lm-eval's vLLM backend per λ, and what logprobs cost.
+"""This compares a sweep of GSM8K with mergekit and lm-eval's vLLM backend for each λ, and measures what logprobs cost.
 
     python benchmarks/generate.py --pair DIR --data DIR [--quick]
     python benchmarks/generate.py --tiny
 
-11 λs of a local GSM8K task (100 documents, 5 shots, at most 64 new tokens, greedy). The usual way is measured at three λs
-and multiplied, from the start of each command to its end, with our dtype, threads and settings. Then, on one engine at
-λ = 0.5: the time with each token's scores over that of the same requests through the same engine without them
-(`logprob_overhead`), and our output tokens a second over those of plain `vllm.LLM.generate` in a process of its own
-(`throughput_ratio`), each the best of three. `output_mismatches` and `metric_mismatches` are held against the peer.
+The sweep has 11 λs of a local GSM8K task (100 documents, 5 shots, at most 64 new tokens, greedy). The usual way is
+measured at three λs and multiplied, from the start of each command to its end, with our dtype, threads and settings.
+Then, on one engine at λ = 0.5: the time with each token's scores over that of the same requests through the same engine
+without them (`logprob_overhead`), and our output tokens a second over those of plain `vllm.LLM.generate` in a process of
+its own (`throughput_ratio`), each the best of three. `output_mismatches` and `metric_mismatches` are held against the
+peer.
 
 DIR of --pair is what benchmarks/real_pair.py makes; that of --data holds gsm8k_500.jsonl. --tiny takes the demo pair
 and made-up rows, leaves the sweep and its peer out (`sweep_speedup` is null), and holds outputs and metrics at λ = 0 against
@@ -44,7 +45,7 @@ from serve.engine import process_environment
 from serve.settings import EngineSettings, available_cores
 
 GRID, LAMBDAS = "0:1:0.1", 11
-PEER_LAMBDAS = ("0", "0.5", "1")  # which mergekit does not round
+PEER_LAMBDAS = ("0", "0.5", "1")  # mergekit does not round these
 DOCUMENTS, SHOTS, NEW_TOKENS = 100, 5, 64
 
 
@@ -266,7 +267,7 @@ def full(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         sys.exit("generate: --data is needed, or LAMBDASWEEP_DATA")
     pair, documents = arguments.pair.resolve(), DOCUMENTS // (10 if arguments.quick else 1)
     settings = engine_settings(2048)
-    environment("mergekit", MERGEKIT), lm_eval()  # not in the time
+    environment("mergekit", MERGEKIT), lm_eval()  # this does not count as time
     print(header("written answers: 11 λ of GSM8K", settings, pair) + f"; {MERGEKIT}, {LM_EVAL}", flush=True)
     lines = (arguments.data / "gsm8k_500.jsonl").read_text(encoding="utf-8").splitlines()[: SHOTS + documents]
     rows = [

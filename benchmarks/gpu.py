@@ -1,4 +1,4 @@
-"""What a GPU shows of lambdasweep: right bits first, then speed. One command, about 7 minutes on an H100.
+"""This command shows what lambdasweep does on a GPU: right bits first, then speed. It takes about 7 minutes on an H100.
 
     python benchmarks/gpu.py [--out DIR] [--shape 8b] [--budget SECONDS] [--only STEP,STEP] [--tiny]
 
@@ -34,7 +34,7 @@ from random_pair import SHAPES, write_random_pair
 from serve.machine import hardware
 from serve.settings import installed_device
 
-# Seconds at most, on an H100; and whether the step needs the big pair.
+# Each step may take so many seconds on an H100, and either needs the big pair or does not.
 STEPS = {
     "bits": (120, False),
     "live": (180, False),

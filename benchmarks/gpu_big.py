@@ -83,7 +83,7 @@ def start(pair: Path, shape: str, parents: str, what: str) -> tuple[Any, int]:
 def switching(engine: Any, nbytes: int, what: str) -> None:
     """Time switches, each to another λ, beside a copy of as many bytes as must move."""
     tier = engine.route.split()[-1]
-    live_bytes = nbytes * (1 if CUDA else 2)  # float32 on the CPU
+    live_bytes = nbytes * (1 if CUDA else 2)  # the CPU computes in float32
     moved = 2 * nbytes + (live_bytes if tier == "device" or not CUDA else 0)
     with finding(what) as found:
         seconds = []
@@ -141,7 +141,7 @@ def big(pair: str, shape: str) -> None:
                 "requests_per_s": round(table.num_rows / seconds),
                 "tokens_per_s": round(sum(map(len, table.column("token_ids").to_pylist())) / seconds),
                 "computed_tokens_per_s": round(computed / seconds),
-                # Two products and sums a weight and token; attention is left out.
+                # Each weight takes a product and a sum for each token; attention is left out.
                 "TFLOP/s": round(computed * nbytes / seconds / 1e12, 1),
                 "plain_requests_per_s": round(few.num_rows / plain_s, 1),
                 "speedup": round((table.num_rows / seconds) / (few.num_rows / plain_s), 1),
@@ -193,7 +193,7 @@ def pinned(pair: str, shape: str) -> None:
 
 
 def plain(pair: str, shape: str) -> None:
-    """The same requests and samples through vLLM alone, with its own choice of a model runner."""
+    """Run the same requests and samples through vLLM alone, with its own choice of a model runner."""
     chosen = alone(shape)
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"

@@ -1,4 +1,4 @@
-"""The formula on both devices, the one pass over memory that writes weights, and the speed of the memory."""
+"""This compares the formula on both devices, and times the pass over memory that writes weights, and the memory."""
 
 import time
 

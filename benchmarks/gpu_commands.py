@@ -1,4 +1,4 @@
-"""The commands that users run on a GPU: the demo's sweep through Ray, and the OpenAI server."""
+"""This runs the commands that users run on a GPU: the demo's sweep through Ray, and the OpenAI server."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ def command_line(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def sweep() -> None:
-    """The demo's pair and tasks, on a GPU that others use, too."""
+    """Sweep the demo's pair and tasks, on a GPU that others use, too."""
     config = WORK / "demo.toml"
     tasks = [
         f'[[task]]\nname = "{form}"\nfile = "{ROOT}/lambdasweep/demo/{form}.jsonl"\nformat = "{form}"\nlimit = 40\n'
@@ -37,7 +37,7 @@ def sweep() -> None:
 
 
 def serve() -> None:
-    """`lambdasweep serve`: a completion with logprobs at two λs, and back."""
+    """Ask `lambdasweep serve` for a completion with logprobs at two λs, and at the first one again."""
     import urllib.request
 
     def ask(path: str, body: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""What the steps of benchmarks/gpu.py share: how findings are written down, and settings of engines.
+"""The steps of benchmarks/gpu.py share this: it writes findings down, and has the settings of engines.
 
 Every finding is a line of WORK/results.jsonl as soon as it is there, so that a run that is cut off loses nothing. A step
 that fails says so in such a line; the others go on.
@@ -19,7 +19,7 @@ from serve.settings import EngineSettings, available_cores, installed_device
 
 CUDA = installed_device() == "cuda"
 BASE, ALIGNED = ROOT / "lambdasweep/demo/base", ROOT / "lambdasweep/demo/aligned"
-WORK = Path(sys.argv[2]) if len(sys.argv) > 2 else Path()  # of the step that this process is
+WORK = Path(sys.argv[2]) if len(sys.argv) > 2 else Path()  # the name of the step that this process runs
 
 
 def tell(what: str, **values: Any) -> None:
@@ -55,7 +55,7 @@ def settings(**changes: Any) -> EngineSettings:
         "kv_cache_bytes": 256 << 20 if CUDA else 64 << 20,
         "max_num_batched_tokens": 8192 if CUDA else 2048,
         "max_num_seqs": 1024 if CUDA else 256,
-        # Of the GPU, what vLLM wants to find free when it starts.
+        # vLLM wants to find this share of the GPU free when it starts.
         "extra": {"gpu_memory_utilization": 0.3, "enforce_eager": True} if CUDA else {},
     }
     return EngineSettings(**(values | changes))

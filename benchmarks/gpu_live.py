@@ -1,4 +1,4 @@
-"""The demo pair on every tier, held against fresh engines and against transformers on the CPU."""
+"""This holds the demo pair on every tier against fresh engines, and against transformers on the CPU."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from peers import ROOT
 from contract import schemas
 from serve.settings import EngineSettings, Sampling, available_cores
 
-PATH = ("0", "1", "0.35", "0.35", "1.5", "0")  # of the demo pair's engines; it comes back
+PATH = ("0", "1", "0.35", "0.35", "1.5", "0")  # the way of the demo pair's engines, which comes back to where it began
 COLUMNS = ("request_id", "logprobs", "ranks", "top1_ids", "top1_logprobs")
 
 
@@ -100,7 +100,7 @@ def live() -> None:
     jobs: dict[str, dict[str, Any]] = {"device": pair, "fresh": fresh}
     jobs |= {tier: pair | {"parents": tier} for tier in ("pinned", "mmap", "reload")}
     if CUDA:
-        # Vendor kernels that are compiled at start are left out: they take minutes and are not what is looked at.
+        # Vendor kernels that are compiled at the start are left out: they take minutes, and nothing here is about them.
         graphs = settings(extra={"gpu_memory_utilization": 0.3, "kernel_config": {"enable_jit_warmup": False}})
         jobs |= {
             "graphs": pair | {"settings": graphs},
@@ -126,7 +126,7 @@ def run_walks(jobs: dict[str, dict[str, Any]], at_a_time: int) -> None:
             file = WORK / f"{name}.json"
             values = {**job, "name": name, "settings": job["settings"].to_json(), "cores": own}
             file.write_text(json.dumps(values, default=str))
-            # Each compiles for itself: whether two compilations give the same bits is looked at.
+            # Each engine compiles for itself, to see whether two compilations give the same bits.
             caches = {"VLLM_CACHE_ROOT": WORK / "cache" / name, "TORCHINDUCTOR_CACHE_DIR": WORK / "inductor" / name}
             with open(WORK / f"{name}.log", "w") as log:
                 command = [sys.executable, str(Path(__file__).with_name("gpu_steps.py")), "walk", str(WORK), str(file)]

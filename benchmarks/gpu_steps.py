@@ -1,4 +1,4 @@
-"""The steps of benchmarks/gpu.py, each in a process of its own: `python gpu_steps.py STEP WORK SHAPE`."""
+"""This runs one step of benchmarks/gpu.py in a process of its own: `python gpu_steps.py STEP WORK SHAPE`."""
 
 import sys
 from collections.abc import Callable

@@ -1,10 +1,10 @@
-"""Writes answers with lambdasweep's engine, as a replica does, and with the same engine as if there were no lambdasweep.
+"""This script writes answers with lambdasweep's engine, as a replica does, and with the same engine through vLLM alone.
 
     python our_answers.py JOB.json
 
-The job: {"settings", "cores", "base", "aligned", "lam", "task": a YAML file, "limit", "out"}. Written are the seconds of a
-unit with its tokens' scores and those of the same requests through `vllm.LLM.generate` on the same engine, in turn, three
-times; the tokens that they made; the texts; and the prompts' tokens.
+The job is {"settings", "cores", "base", "aligned", "lam", "task": a YAML file, "limit", "out"}. The script writes the
+seconds of a unit with its tokens' scores and those of the same requests through `vllm.LLM.generate` on the same engine,
+in turn, three times; the tokens that they made; the texts; and the prompts' tokens.
 """
 
 import json
@@ -37,7 +37,7 @@ def main(job: dict[str, Any]) -> None:
     built, asked = build_answers(task, tokenizer, ())
     (part,) = built.parts.values()
     assert isinstance(part, BuiltPrompts)
-    # Nothing but the most tokens ends an output, so that both sides make as many.
+    # Only the greatest number of tokens ends an output, so that both sides make as many.
     sampling = Sampling(1, 0.0, asked.max_tokens, (), until=())
     engine = Engine(Path(job["base"]), Path(job["aligned"]), settings)
     engine.switch(job["lam"])

@@ -1,10 +1,10 @@
-"""Scores task files with lambdasweep's engine, unit by unit as a replica does, in a process of its own.
+"""This script scores task files with lambdasweep's engine, unit by unit as a replica does, in a process of its own.
 
     python our_scores.py JOB.json
 
-The job: {"settings", "cores", "base", "aligned", "lam", "workloads": {name: {"file", "format", "shots", "limit"}}, "out"}.
-Written are, for each workload, the seconds of scoring (the engine is started before), [log-likelihood, greedy] of each
-request, the tokens computed, and the fewest that they could have been.
+The job is {"settings", "cores", "base", "aligned", "lam", "workloads": {name: {"file", "format", "shots", "limit"}}, "out"}.
+For each workload it writes the seconds of scoring (the engine is started before), [log-likelihood, greedy] of each request,
+the tokens computed, and the fewest that they could have been.
 """
 
 import json
@@ -27,7 +27,7 @@ def fewest_tokens(requests: pa.Table, block: int | None) -> int:
     A request is computed up to its last token but one. Prompts that are equal are one; of the others each distinct block,
     with all that is before it, is computed once, and what does not fill a block is computed for each.
     """
-    assert block is not None  # our settings for a benchmark say it
+    assert block is not None  # our settings for a benchmark give the size
     prompts = {tuple(ids[:-1]) for ids in requests.column("token_ids").to_pylist()}
     blocks = {ids[:end] for ids in prompts for end in range(block, len(ids) + 1, block)}
     return block * len(blocks) + sum(len(ids) % block for ids in prompts)

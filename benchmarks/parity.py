@@ -1,9 +1,10 @@
-"""Are our numbers lm-evaluation-harness's? Log-likelihoods and accuracies against its `hf` and `vllm` models.
+"""This compares log-likelihoods and accuracies with those of lm-evaluation-harness's `hf` and `vllm` models.
 
     python benchmarks/parity.py --pair DIR --data DIR [--quick | --tiny]
 
-ARC-Easy and PIQA, full text and letters, and LAMBADA: the first 200 documents of each, on the pair's base, in one dtype.
-Both sides get texts, so tokenisation is compared too. DIR holds arc_easy.jsonl, piqa.jsonl and lambada_1000.jsonl.
+The tasks are ARC-Easy and PIQA, in full text and letters, and LAMBADA: the first 200 documents of each, on the pair's base,
+in one dtype. Both sides get texts, so tokenisation is compared too. DIR holds arc_easy.jsonl, piqa.jsonl and
+lambada_1000.jsonl.
 """
 
 import json

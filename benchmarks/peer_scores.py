@@ -1,9 +1,9 @@
-"""Scores (context, continuation) texts with one of lm-eval's models. Runs in lm-eval's environment; see peers.py.
+"""This script scores (context, continuation) texts with one of lm-eval's models, in the environment that peers.py makes.
 
     python peer_scores.py JOB.json
 
-The job: {"model": "vllm" or "hf", "arguments": {…}, "workloads": {name: [[context, continuation], …]}, "out": file}. Written
-are, for each workload, the seconds of scoring (the model is loaded before) and [log-likelihood, greedy] of each text.
+The job is {"model": "vllm" or "hf", "arguments": {…}, "workloads": {name: [[context, continuation], …]}, "out": file}. For
+each workload it writes the seconds of scoring (the model is loaded before) and [log-likelihood, greedy] of each text.
 """
 
 import json

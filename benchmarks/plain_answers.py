@@ -1,11 +1,11 @@
-"""Writes answers with vLLM alone, or with one of lm-eval's models; each in a process of its own.
+"""This script writes answers with vLLM alone, or with one of lm-eval's models, in a process of its own.
 
     python plain_answers.py vllm JOB.json
     python plain_answers.py lm-eval JOB.json
 
-The job of vllm: {"model", "settings", "prompts": token ids, "max_tokens", "out"}; written are the best seconds of three of
-`vllm.LLM.generate` and the tokens that it made. The job of lm-eval: {"model": "hf", "arguments", "tasks": a folder, "task",
-"limit", "out"}; written are the texts, and the task's metrics.
+The job of vllm is {"model", "settings", "prompts": token ids, "max_tokens", "out"}; the script writes the best seconds of
+three of `vllm.LLM.generate` and the tokens that it made. The job of lm-eval is {"model": "hf", "arguments", "tasks": a
+folder, "task", "limit", "out"}; the script writes the texts, and the task's metrics.
 """
 
 import json

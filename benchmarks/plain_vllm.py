@@ -1,9 +1,9 @@
-"""Scores Parquet files with vLLM alone, as one would without lambdasweep: `LLM.generate` with prompt logprobs, in a loop.
+"""This script scores Parquet files with vLLM alone: `LLM.generate` with prompt logprobs, in a loop.
 
     python plain_vllm.py JOB.json
 
-The job: {"model", "settings", "files", "out"}. Written are, for each file, the seconds of reading, tokenising and scoring
-(the engine is started before) and the sum of the logprobs of each row's continuation, or of all of a prompt behind BOS.
+The job is {"model", "settings", "files", "out"}. For each file it writes the seconds of reading, tokenising and scoring (the
+engine is started before) and the sum of the logprobs of each row's continuation, or of all of a prompt behind BOS.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-BATCH = 256  # rows
+BATCH = 256  # so many rows are sent at a time
 
 
 def main(job: dict[str, Any]) -> None:

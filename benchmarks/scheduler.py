@@ -1,12 +1,12 @@
-"""The scheduler alone, at 1,000 replicas and a million units: how near to the lower bound, and at what cost a unit.
+"""This runs the scheduler alone, at 1,000 replicas and a million units: how near is it to the bound, what does a unit cost?
 
     python benchmarks/scheduler.py [--quick] [--seed N]
 
-Replicas are simulated (see simulate.py); the scheduler's own time is real. Three questions:
+Replicas are simulated (see simulate.py); the scheduler's own time is real. There are three questions:
 1. Without failures, with a tenth of the replicas joining late: makespan over a bound that no schedule beats.
 2. With replicas lost, units failing and late receipts: is any unit lost or done twice?
-3. What does taking coarse λs first buy? The part of the sweep after which a coarse frontier is there (both ends of the
-   grid, no gap above 10 points, complete over all tasks), against taking λs in ascending order. It buys much where
+3. What does taking coarse λs first buy? It shows after which part of the sweep a coarse frontier is there (both ends of the
+   grid, no gap above 10 points, complete over all tasks), beside taking λs in ascending order. It buys much where
    replicas are fewer than λs, and nothing where they are more: then all λs are under way from the start.
 """
 
@@ -25,7 +25,7 @@ from ray_jobs.scheduler import Scheduler
 from ray_jobs.units import TaskPlan, units_for
 
 GRID = [f"{point / 100:.2f}".rstrip("0").rstrip(".") for point in range(101)]  # 0:1:0.01
-COARSE_STEP = 10  # grid points
+COARSE_STEP = 10  # so many grid points
 TASKS = 5
 
 

@@ -1,10 +1,11 @@
-"""Scoring: ours against lm-evaluation-harness's vLLM backend, on the same model, prompts, threads and engine settings.
+"""This compares scoring with lm-evaluation-harness's vLLM backend, on the same model, prompts, threads and engine settings.
 
     python benchmarks/scoring.py --pair DIR --data DIR [--quick | --tiny]
 
-Four workloads of ARC-Easy: five-shot letter questions; five-shot, zero-shot and zero-shot with a long context (150 tokens or
-more: text of LAMBADA in front of the question), all in full text. Each side runs in a process of its own; the engine's
-start is not counted. Shown with them: the tokens we compute over the fewest possible at the cache's block size.
+There are four workloads of ARC-Easy: five-shot letter questions; five-shot, zero-shot and zero-shot with a long context
+(150 tokens or more: text of LAMBADA in front of the question), all in full text. Each side runs in a process of its own;
+the engine's start is not counted. Beside the times it shows the tokens we compute over the fewest possible at the cache's
+block size.
 
 DIR holds arc_easy.jsonl and lambada_1000.jsonl; --pair is what benchmarks/real_pair.py makes; the model is its base.
 """
@@ -31,7 +32,7 @@ from tiny import WINDOW
 
 from lambdasweep.tasks import TaskSpec
 
-LONG_CHARACTERS = 900  # of English text: more than 150 tokens
+LONG_CHARACTERS = 900  # characters of English text, which are more than 150 tokens
 SIZES = {"letters": 100, "cloze_fewshot": 40, "cloze_long": 100, "cloze_short": 250}
 
 
@@ -52,7 +53,7 @@ def main() -> None:
     arguments = parse_arguments(__doc__)
     pair = arguments.pair.resolve()
     settings = engine_settings(WINDOW if arguments.tiny else 2048)
-    python = Path(sys.executable) if arguments.tiny else lm_eval()  # not in the time
+    python = Path(sys.executable) if arguments.tiny else lm_eval()  # this does not count as time
     print(header("scoring", settings, pair) + f"; {LM_EVAL}", flush=True)
     result: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:

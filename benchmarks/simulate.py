@@ -1,4 +1,4 @@
-"""An event-driven cluster for the scheduler: replicas of uneven speed that switch λ, die, come back and join late.
+"""This simulates a cluster for the scheduler: replicas of uneven speed switch λ, die, come back and join late.
 
 It plays the driver's part by the scheduler's rules and keeps books of its own, so that a unit that the scheduler loses
 or does twice shows up whatever the scheduler says of itself. Times are simulated seconds.
@@ -15,18 +15,18 @@ from collections.abc import Iterable, Sequence
 from contract.units import Unit, UnitKey
 from ray_jobs.scheduler import Scheduler
 
-LATE_BY = 30.0  # seconds after which the receipt of a replica thought lost comes in
+LATE_BY = 30.0  # after so many seconds comes the receipt of a replica that was thought to be lost
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cluster:
-    """What the replicas are like. A unit lasts cost × a log-normal factor of mean 1."""
+    """This says what the replicas are like. A unit lasts cost × a log-normal factor of mean 1."""
 
     starts: Sequence[float]  # when each replica joins
-    sigma: float = 0.3  # of the factor's logarithm
+    sigma: float = 0.3  # the standard deviation of the factor's logarithm
     switch_seconds: float = 2.0
-    mean_life: float = math.inf  # of a replica until it is lost
-    down_seconds: float = 60.0  # until a lost replica is back
+    mean_life: float = math.inf  # the mean of the seconds until a replica is lost
+    down_seconds: float = 60.0  # the seconds until a lost replica is back
     failure_rate: float = 0.0  # chance that a unit fails, its replica living on
     poison: frozenset[UnitKey] = frozenset()  # units that always fail
     charge_rate: float = 1.0  # chance that a failure or a loss is charged to the unit
@@ -37,15 +37,15 @@ class Cluster:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
     makespan: float
-    bound: float  # no schedule is faster; says nothing where replicas are lost or units fail
+    bound: float  # seconds that no schedule beats; it means nothing where replicas are lost or units fail
     switches: int
-    losses: int  # of replicas
-    failures: int  # of units on living replicas
+    losses: int  # how often replicas were lost
+    failures: int  # how often units failed on living replicas
     done: int
     given_up: int
     lost: int  # units neither done nor given up
     duplicated: int  # units counted twice, handed out at two places at once, or handed out again when done
-    finished_at: dict[str, float]  # λ → when its last unit was done
+    finished_at: dict[str, float]  # when the last unit of each λ was done
 
 
 def simulate(units: Sequence[Unit], scheduler: Scheduler, cluster: Cluster) -> Outcome:
@@ -86,8 +86,8 @@ class _Run:
         self.events: list[tuple[float, int, str, str, Unit | None]] = []
         self.tickets = itertools.count()
         self.now = 0.0
-        self.up: dict[str, int] = {}  # living replica → the ticket of the end of its life
-        self.busy: dict[str, tuple[Unit, int]] = {}  # replica → its unit, and the ticket of that unit's end
+        self.up: dict[str, int] = {}  # the ticket of the end of its life, for each living replica
+        self.busy: dict[str, tuple[Unit, int]] = {}  # each replica's unit, and the ticket of that unit's end
         self.idle: dict[str, None] = {}  # replicas that were told None
         self.lam: dict[str, str] = {}
         self.holder: dict[UnitKey, str] = {}
@@ -189,7 +189,7 @@ class _Run:
             if unit.key not in self.cluster.poison and self.chance(self.cluster.late_rate):
                 self.post(self.now + LATE_BY, "late", replica, unit)
         self.scheduler.lost(replica, self.chance(self.cluster.charge_rate))
-        # Some come back under their own name, some as a replica never seen before.
+        # Some replicas come back under their own name, and some as a replica that was never seen before.
         name = replica if self.chance(0.5) else f"{replica}'"
         self.post(self.now + self.cluster.down_seconds, "join", name)
         self.wake()

@@ -1,9 +1,10 @@
-"""A whole sweep: `lambdasweep run`, and the usual way, where each λ is merged to disk and scored by lm-evaluation-harness.
+"""This compares a whole `lambdasweep run` with the usual way, a merge to disk and lm-evaluation-harness for each λ.
 
     python benchmarks/sweep.py --pair DIR [--quick] | --tiny
 
-DIR holds `base`, `aligned` and `arc_easy.jsonl` (benchmarks/real_pair.py makes one). 11 λs, twice: five-shot letter
-questions, and zero-shot answers in full text. The peer is mergekit's linear merge to disk and lm-eval with its vLLM
+DIR holds `base`, `aligned` and `arc_easy.jsonl` (benchmarks/real_pair.py makes one). It sweeps 11 λs
+twice: with five-shot letter questions, and with zero-shot answers in full text. The peer is mergekit's linear merge to
+    disk and lm-eval with its vLLM
 backend, each in an environment and a process of its own, with our dtype, threads and engine settings, on the same prompts,
 character by character. It is measured at three λs and multiplied. Everything is counted from the start of the command to
 its end.
@@ -41,12 +42,12 @@ from serve.engine import process_environment
 from serve.settings import EngineSettings, available_cores
 
 GRID, LAMBDAS = "0:1:0.1", 11
-PEER_LAMBDAS = ("0", "0.5", "1")  # which mergekit does not round
+PEER_LAMBDAS = ("0", "0.5", "1")  # mergekit does not round these
 
 
 @dataclass(frozen=True)
 class Job:
-    """One format of the task."""
+    """This is one format of the task."""
 
     name: str
     format: str
@@ -141,7 +142,7 @@ def main() -> None:
     peer_lambdas = () if arguments.tiny else PEER_LAMBDAS[1:2] if arguments.quick else PEER_LAMBDAS
     settings = engine_settings(WINDOW if arguments.tiny else 1024)
     if peer_lambdas:
-        environment("mergekit", MERGEKIT), lm_eval()  # not in the time
+        environment("mergekit", MERGEKIT), lm_eval()  # this does not count as time
     print(header("a sweep of 11 λ over ARC-Easy", settings, pair) + f"; {MERGEKIT}, {LM_EVAL}", flush=True)
     result: dict[str, Any] = {"acc_mismatches": 0}
     with tempfile.TemporaryDirectory(dir=pair.parent) as folder:

@@ -1,10 +1,10 @@
-"""The λ switch: ours, vLLM's own reload of a merged checkpoint, and the usual way, a merge to disk and a new engine.
+"""This compares the λ switch with vLLM's own reload of a merged checkpoint, and with a merge to disk and a new engine.
 
     python benchmarks/switch.py --pair DIR [--shape 8b] [--parents TIER] [--quick]
     python benchmarks/switch.py --tiny    # the demo pair, without (c): does it run?
 
 DIR holds `base` and `aligned` (benchmarks/real_pair.py makes one); with --shape it is made if it is not there, of that shape
-with random weights. In one run, on one engine, interleaved:
+with random weights. These run in turn, the first two on one engine:
 
     (a) lambdasweep's switch, each to another λ
     (b) vLLM's `reload_weights` from a merged checkpoint on disk
@@ -37,7 +37,7 @@ from lambdasweep.takehome.export import export_point
 from lambdasweep.takehome.point import from_flags
 from serve.settings import EngineSettings, available_cores, installed_device
 
-LAM = "0.35"  # of the merged checkpoints
+LAM = "0.35"  # the λs of the merged checkpoints
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
@@ -63,7 +63,7 @@ def copy_bandwidth(device: str, tier: str) -> float:
 
 
 class PeakMemory:
-    """How far this process's own memory (no page cache) rises above where it began, in bytes."""
+    """Return how far this process's own memory (no page cache) rises above where it began, in bytes."""
 
     def __enter__(self) -> "PeakMemory":
         self._begin = self._now()
@@ -166,7 +166,7 @@ def run_child(job: dict[str, Any]) -> dict[str, Any]:
         return result
 
 
-# What a user of the usual way starts for each λ: the same engine without anything of ours, ready to score.
+# In the usual way a user starts this for each λ: the same engine without anything of ours, ready to score.
 COLD = """
 import sys, json
 from vllm import LLM
@@ -245,7 +245,7 @@ def main() -> None:
     if arguments.tiny:
         print(header("λ switch", settings, pair), flush=True)
     else:
-        environment("mergekit", MERGEKIT)  # not in the time
+        environment("mergekit", MERGEKIT)  # this does not count as time
         print(header("λ switch", settings, pair) + f"; {MERGEKIT} in an environment of its own", flush=True)
     turns, colds = (1, 0) if arguments.tiny else (3, 1) if arguments.quick else (10, 3)
     with tempfile.TemporaryDirectory(dir=None if arguments.tiny else pair.parent) as folder:

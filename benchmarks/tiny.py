@@ -1,4 +1,4 @@
-"""The inputs of the benchmarks' smallest runs (`--tiny`): the demo pair and its questions, in a folder like DIR of --pair.
+"""This makes the inputs of the benchmarks' smallest runs (`--tiny`): the demo pair and its questions, in one folder.
 
 Such a run takes seconds, needs no file and no other tool's environment, and is a test that the benchmark works.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from lambdasweep.demo import ALIGNED, BASE, CLOZE, LETTERS
 
 ROWS = 24
-WINDOW = 512  # tokens: the demo pair has no more
+WINDOW = 512  # tokens, which is the demo pair's window
 
 
 def write_tiny_inputs(folder: Path) -> Path:
@@ -20,13 +20,13 @@ def write_tiny_inputs(folder: Path) -> Path:
         (folder / name).symlink_to(parent)
     letters, cloze = _rows(LETTERS), _rows(CLOZE)
     _write(folder / "arc_easy.jsonl", [{key: row[key] for key in ("query", "choices", "gold")} for row in letters])
-    # Two answers, the right one second in every other row.
+    # Each row has two answers, and in every other row the second one is right.
     halves = [(row["choices"][row["gold"]], row["choices"][row["gold"] - 1]) for row in cloze]
     pairs = [pair[:: -1 if number % 2 else 1] for number, pair in enumerate(halves)]
     two = [{"query": row["query"], "choices": pairs[n], "gold": n % 2} for n, row in enumerate(cloze)]
     _write(folder / "piqa.jsonl", two)
     passages = [{"context": row["query"] + "\nAnswer:", "continuation": row["choices"][row["gold"]]} for row in cloze]
-    _write(folder / "lambada_1000.jsonl", passages * 20)  # some are put together to one long text
+    _write(folder / "lambada_1000.jsonl", passages * 20)  # several texts are put together to a long one
     return folder
 
 

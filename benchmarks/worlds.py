@@ -1,4 +1,4 @@
-"""Worlds in which the truth about every λ is known exactly: the demo's, and synthetic ones.
+"""This module has worlds in which the truth about every λ is known exactly: the demo's, and synthetic ones.
 
 A world is a finite population of questions with the true probability of each choice and a model's log-probabilities at each
 λ. A sample draws questions with replacement and their right choices from the true probabilities. So the true accuracy, NLL
@@ -23,7 +23,7 @@ GRID = tuple(f"{point / 10:g}" for point in range(16))
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """The true values [L] at L λs."""
+    """The truth holds the true values [L] at L λs."""
 
     accuracy: Floats
     nll: Floats  # nats
@@ -38,7 +38,7 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A population of P questions with C choices at L λs."""
+    """A world is a population of P questions with C choices at L λs."""
 
     name: str
     grid: tuple[str, ...]
@@ -158,9 +158,9 @@ def demo(task: str, questions: int, grid: tuple[str, ...] = GRID, seed: int = 1)
 @dataclass(frozen=True, slots=True)
 class _Request:
     question: int
-    choices: tuple[int, ...]  # the choices that this scores: all of them where each is one token
-    tokens: list[int]  # context and, but for its last token, the continuation
-    targets: list[list[int]]  # [choices][tokens of the continuation]
+    choices: tuple[int, ...]  # the choices that one prompt scores: all of them where each is one token
+    tokens: list[int]  # the context and the continuation without its last token
+    targets: list[list[int]]  # one entry for each choice: the tokens of its continuation
 
 
 def _requests(task: str, drawn: list[Any], tokenizer: Any) -> list[_Request]:

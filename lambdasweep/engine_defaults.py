@@ -36,7 +36,7 @@ def settle(
         InputError: a setting does not fit the model, or text cannot be scored with it.
     """
     from merge.model_sizes import sizes_of
-    from serve.settings import EngineSettings, available_cores
+    from serve.settings import EngineSettings, available_cores, threads_of_rank
 
     recorded, sizes = recorded or {}, sizes_of(pair)
     dtype = config.dtype
@@ -61,7 +61,7 @@ def settle(
     if device == "cpu":
         cores = len(available_cores())
         replicas = config.replicas or default_replicas(cores, ranks)
-        threads = extra.pop("threads", None) or recorded.get("threads") or max(1, cores // (replicas * ranks))
+        threads = extra.pop("threads", None) or recorded.get("threads") or threads_of_rank(cores, replicas * ranks)
         kv_cache_bytes = kv_cache_bytes or _kv_cache_bytes(max_model_len, sizes, dtype, ranks)
     return EngineSettings(
         device=device,

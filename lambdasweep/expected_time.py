@@ -1,4 +1,4 @@
-"""How long a sweep takes, as far as that can be told beforehand: how many tokens are computed, and how fast."""
+"""This module estimates how long a sweep takes, from how many tokens are computed and how fast."""
 
 import math
 import os
@@ -15,23 +15,24 @@ if TYPE_CHECKING:
     from lambdasweep.prepare import Prepared, PreparedTask
     from merge.checkpoint import TensorInfo
     from serve.engine import Prompt
+    from serve.settings import EngineSettings
 
-# What a replica is assumed to reach of its peak. CPU: float32 GEMMs of a small model in vLLM. GPU: bf16 on an H100.
+# So fast a replica is assumed to be: on a CPU like float32 GEMMs of a small model in vLLM, on a GPU like bf16 on an H100.
 FLOPS_PER_CORE = 60e9
 FLOPS_PER_GPU = 0.4 * 990e12
-_GPU_BLOCK = 16  # tokens of a block of the KV cache where vLLM chooses
-_SHARDS = 4  # of a task, that are looked at
-_READ_SECONDS = 2.0  # for receipts
-_DONE = {"tokens": "scored", "generations": "sampled"}  # what is done to tokens, by the table that completes a unit
+_GPU_BLOCK = 16  # tokens in a block of the KV cache, where vLLM chooses the size
+_SHARDS = 4  # so many shards of a task are looked at
+_READ_SECONDS = 2.0  # receipts are read for so long
+_DONE = {"tokens": "scored", "generations": "sampled"}  # what a unit does with tokens, by the table that completes it
 
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """What is left of a sweep, by estimate."""
+    """This says how much of a sweep is left, by estimate."""
 
-    tokens: int  # computed
-    seconds: float  # engine starts apart
-    basis: str  # what the seconds rest on
+    tokens: int  # the tokens that are still to be computed
+    seconds: float  # the time they take, without engine starts
+    basis: str  # what the estimate of the seconds rests on
 
 
 def ahead(prepared: "Prepared", left: Sequence[Unit], run: RunDir | None) -> Ahead:
@@ -42,48 +43,57 @@ def ahead(prepared: "Prepared", left: Sequence[Unit], run: RunDir | None) -> Ahe
         left: its units that are not committed.
         run: its directory, where it was begun: what was observed there then counts.
     """
+    cores = len(os.sched_getaffinity(0))
+    settings, replicas = prepared.settings, prepared.config.replicas
+    if replicas is None:
+        replicas = default_replicas(cores, settings.ranks) if settings.device == "cpu" else 1
+    tokens = _tokens_left(prepared, left)
+    seen = _observed(run) if run is not None else {}
+    seconds, bases = 0.0, dict[str, str]()
+    for kind in tokens.keys() & seen.keys():
+        rate, units = seen[kind]
+        seconds += tokens[kind] / (rate * replicas)
+        so_far = f"at {rate:.0f} tokens/s a replica, as in the {counted(units, 'unit')} so far"
+        bases[kind] = f"{so_far}, {counted(replicas, 'replica')}"
+    guessed = tokens.keys() - bases.keys()
+    if guessed or not bases:
+        flops, what = _assumed_speed(settings, cores, replicas)
+        seconds += 2 * active_parameters(prepared) * sum(tokens[kind] for kind in guessed) / flops
+        bases |= dict.fromkeys(guessed or _DONE, f"2 FLOP × parameters × tokens computed, {what}")
+    texts = [(kind, bases[kind]) for kind in _DONE if kind in bases]
+    if len({text for _, text in texts}) > 1:
+        basis = "; ".join(f"{_DONE[kind]} {text}" for kind, text in texts)
+    else:
+        basis = texts[0][1]
+    return Ahead(round(sum(tokens.values())), seconds, basis)
+
+
+def _tokens_left(prepared: "Prepared", left: Sequence[Unit]) -> dict[str, float]:
+    """Return how many tokens some units still compute, by the table that completes a unit; none of them is 0."""
     from merge.model_sizes import sizes_of
 
-    caches = not sizes_of(prepared.pair).is_hybrid  # as `serve.prefixes` has it
+    caches = not sizes_of(prepared.pair).is_hybrid  # `serve.prefixes` decides it by the same property
     block = prepared.settings.block_size
     shares = {name: computed_share(task, block) if caches else 1.0 for name, task in prepared.tasks.items()}
     tokens = dict.fromkeys(_DONE, 0.0)
     for unit in left:
         tokens["generations" if unit.task in prepared.prompts else "tokens"] += unit.cost * shares.get(unit.task, 1.0)
-    settings, replicas = prepared.settings, prepared.config.replicas
-    cores = len(os.sched_getaffinity(0))
-    if replicas is None:
-        replicas = default_replicas(cores, settings.ranks) if settings.device == "cpu" else 1
-    seen = _observed(run) if run is not None else {}
-    seconds, bases = 0.0, dict[str, str]()
-    for kind, count in tokens.items():
-        if count and kind in seen:
-            rate, units = seen[kind]
-            seconds += count / (rate * replicas)
-            so_far = f"at {rate:.0f} tokens/s a replica, as in the {counted(units, 'unit')} so far"
-            bases[kind] = f"{so_far}, {counted(replicas, 'replica')}"
-    guessed = sum(count for kind, count in tokens.items() if kind not in bases)
-    if guessed or not bases:
-        if settings.device == "cpu":
-            rate, what = FLOPS_PER_CORE * cores, f"{counted(cores, 'core')} at {FLOPS_PER_CORE / 1e9:.0f} GFLOP/s"
-        else:
-            gpus = replicas * settings.ranks
-            rate = FLOPS_PER_GPU * gpus
-            what = f"{counted(gpus, 'GPU')} at {FLOPS_PER_GPU / 1e12:.0f} TFLOP/s, 40 % of an H100's in bfloat16"
-        seconds += 2 * active_parameters(prepared) * guessed / rate
-        flops = f"2 FLOP × parameters × tokens computed, {what}"
-        bases |= {kind: flops for kind, count in tokens.items() if count and kind not in bases}
-    if len({*bases.values()}) > 1:
-        basis = "; ".join(f"{_DONE[kind]} {text}" for kind, text in bases.items())
-    else:
-        basis = next(iter(bases.values())) if bases else flops
-    return Ahead(round(sum(tokens.values())), seconds, basis)
+    return {kind: count for kind, count in tokens.items() if count}
+
+
+def _assumed_speed(settings: "EngineSettings", cores: int, replicas: int) -> tuple[float, str]:
+    """Return the FLOP/s of all replicas together, where nothing was observed, and what is assumed there in words."""
+    if settings.device == "cpu":
+        return FLOPS_PER_CORE * cores, f"{counted(cores, 'core')} at {FLOPS_PER_CORE / 1e9:.0f} GFLOP/s"
+    gpus = replicas * settings.ranks
+    each = f"{FLOPS_PER_GPU / 1e12:.0f} TFLOP/s, 40 % of an H100's in bfloat16"
+    return FLOPS_PER_GPU * gpus, f"{counted(gpus, 'GPU')} at {each}"
 
 
 def _observed(run: RunDir) -> dict[str, tuple[float, int]]:
     """Return the tokens that a replica computed in a second so far, switches included, and in how many units.
 
-    By what completes a unit: a sampled token takes longer than one that is scored.
+    The numbers stand by the table that completes a unit, because a sampled token takes longer than one that is scored.
     """
     from lambdasweep.monitor.run_counts import RunCounts
 
@@ -97,7 +107,7 @@ def _observed(run: RunDir) -> dict[str, tuple[float, int]]:
 
 
 def active_parameters(prepared: "Prepared") -> int:
-    """Return the parameters that a token goes through: of experts, those that it is sent to."""
+    """Return how many parameters a token goes through; among experts, only those that it is sent to count."""
     from merge.model_sizes import sizes_of
     from merge.text_part import only_text
 
@@ -109,8 +119,8 @@ def active_parameters(prepared: "Prepared") -> int:
 def computed_share(task: "PreparedTask", block: int | None) -> float:
     """Return which share of the tokens of a task's requests is computed, judging by some of its shards.
 
-    What prompts of a unit begin with alike is computed once, in whole blocks of `block` tokens; requests of a document that
-    differ in their last token only are one prompt (`serve.scoring`).
+    Where prompts of a unit begin alike, that beginning is computed once, in whole blocks of `block` tokens. Requests of a
+    document that differ in their last token only are one prompt (`serve.scoring`).
     """
     from serve.scoring import plan, read_requests
 
@@ -130,7 +140,8 @@ def computed_tokens(prompts: "Sequence[Prompt]", block: int) -> int:
 
     A prompt reads the cache in whole blocks, at most up to its first row that matters.
     """
-    known: dict[tuple[int, tuple[int, ...]], int] = {}  # a block and what is before it
+    # The number of each block, by the number of the one before it and its tokens.
+    known: dict[tuple[int, tuple[int, ...]], int] = {}
     computed = 0
     for prompt in prompts:
         ids, at, read, is_known = prompt.token_ids, 0, 0, True

@@ -120,13 +120,18 @@ def needed(point: str, rule: Rule = PLAIN) -> tuple[int, ...]:
     return away if [lam for lam in weighed if lam != "0"] == ["1"] else (0, *away)
 
 
-def tensor_rules(pair: Pair) -> dict[str, Rule]:
-    """Return the rule of every tensor by its name; where tensors have paths of their own, this reads both parents once."""
+def tensor_rules(pair: Pair, threads: int | None = None) -> dict[str, Rule]:
+    """Return the rule of every tensor by its name; where tensors have paths of their own, this reads both parents once.
+
+    Args:
+        pair: the parents and the line.
+        threads: how many tensors are read at the same time; None: as many as PyTorch has threads.
+    """
     paths: dict[str, Path | None] = {}
     if path := METHODS[pair.line.method].path:
         base, aligned = mapped(pair.base), mapped(pair.aligned)
         # One thread does a whole tensor, so that its sums have one order.
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        with ThreadPoolExecutor(threads or torch.get_num_threads()) as pool:
             found = pool.map(
                 lambda name: path(whole(base[name]), whole(aligned[name]), pair.aligned_rows.get(name, ())), aligned
             )

@@ -322,9 +322,6 @@ class _Driver:
         waits = None
         if handle.booting and charge:
             waits = self._patience.wait(where.node_id, reason, handle.began, time.monotonic())
-        if not (handle.booting and lacks_memory(reason)):  # one that found no memory leaves none
-            for share in handle.placement:
-                self._patience.ended(share.node.node_id, time.monotonic())
         if waits is not None:
             self._listeners.message(
                 f"{handle.name} did not start on {where.address}, where the memory of a replica that ended is not free yet: "
@@ -344,6 +341,9 @@ class _Driver:
     def _retire(self, handle: ReplicaHandle, charge: bool, reason: str = "") -> Unit | None:
         """Kill a replica and put back the unit it has, if any; return the unit if it is given up instead."""
         handle.end()
+        if not (handle.booting and lacks_memory(reason)):  # a replica that found no memory leaves none
+            for share in handle.placement:
+                self._patience.ended(share.node.node_id, time.monotonic())
         self._handles.remove(handle)
         self._ended.append(handle)
         self._pending = {reference: other for reference, other in self._pending.items() if other is not handle}

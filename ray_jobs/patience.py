@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 from serve.last_words import lacks_memory
 
-FIRST_SECONDS = 2.0  # the first wait; each further one is twice as long
-TRIES = 6  # waits in a row: two minutes in all
-RECENT_SECONDS = 120.0  # a replica ended a moment ago if it is not longer than this
+FIRST_SECONDS = 2.0  # the length of the first wait; each further one is twice as long
+TRIES = 6  # a node waits at most so often in a row, which is two minutes in all
+RECENT_SECONDS = 120.0  # a replica ended a moment ago if it was not longer ago than this
 
 
 @dataclass(slots=True)
 class _Node:
     ended: float = float("-inf")  # when a replica ended here
-    tries: int = 0  # waits in a row
-    until: float = float("-inf")
+    tries: int = 0  # how often the node has waited in a row
+    until: float = float("-inf")  # when the wait is over
 
 
 class Patience:
@@ -27,11 +27,11 @@ class Patience:
         self._nodes: dict[str, _Node] = {}
 
     def ended(self, node_id: str, now: float) -> None:
-        """Take in that a replica ended which may have had memory of the node."""
+        """Take in that a replica ended, which may have held memory of the node."""
         self._nodes.setdefault(node_id, _Node()).ended = now
 
     def started(self, node_id: str) -> None:
-        """Take in that a replica started."""
+        """Take in that a replica started, which ends a series of waits."""
         self._nodes.setdefault(node_id, _Node()).tries = 0
 
     def wait(self, node_id: str, reason: str, began: float, now: float) -> float | None:
@@ -40,8 +40,8 @@ class Patience:
         Replicas that began before the node's last wait was over are one try with the one that made it wait.
 
         Args:
-            node_id: where it did not start.
-            reason: what it said.
+            node_id: the node where it did not start.
+            reason: the replica's last words.
             began: when its start began.
             now: the time.
 

@@ -1,1 +1,1 @@
-"""vLLM with θ(λ) live: the engine, the λ switch, and the scorer."""
+"""This package runs vLLM with θ(λ) live: it has the engine, the λ switch, and the scorer."""

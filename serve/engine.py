@@ -1,4 +1,4 @@
-"""One vLLM engine that holds θ(λ) and moves in place."""
+"""This module has the engine: one vLLM engine that holds θ(λ) and moves in place."""
 
 import copy
 import os
@@ -26,21 +26,22 @@ from serve.settings import EngineSettings, Sampling, cores_by_rank
 from serve.switch.tiers import RELOAD, Room
 from serve.verify import Journey, Probe, Verdict, journey, probe_digest, probe_request, read_probe, way
 
-LOADED = "loaded"  # the route of an engine of one checkpoint
+LOADED = "loaded"  # what the route is called where an engine has one checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One call of the engine. Row r of a prompt predicts the token after token r."""
+    """A prompt is one request to the engine. Its row r predicts the token after token r."""
 
     token_ids: Sequence[int]
-    first_row: int  # the first of which something is wanted
-    last: Sequence[int]  # the tokens of which the last row's prediction is wanted; other rows predict the prompt's own
+    first_row: int  # the first row of which something is wanted
+    # The tokens that the last row is asked about. Every other row is asked about the prompt's next token.
+    last: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineScores:
-    """What the engine says of several prompts, one entry for each token that was asked about, in no order."""
+    """The scores of several prompts have one entry for each token that was asked about, in no order."""
 
     prompt: npt.NDArray[np.int64]  # [T] index into the prompts
     row: npt.NDArray[np.int64]  # [T]
@@ -49,8 +50,8 @@ class EngineScores:
     rank: npt.NDArray[np.int64]  # [T] 1 = most likely
     top1: npt.NDArray[np.int64]  # [T] the most likely token
     top1_logprob: npt.NDArray[np.float64]  # [T] nats
-    prompt_tokens: int  # of all prompts
-    cached_tokens: int  # of those, read from the prefix cache
+    prompt_tokens: int  # the tokens of all prompts
+    cached_tokens: int  # how many of them were read from the prefix cache
 
 
 def process_environment(
@@ -58,19 +59,20 @@ def process_environment(
 ) -> dict[str, str]:
     """Return the environment that a process needs before it imports torch or vLLM.
 
-    The engine core runs in the process itself: nothing to lose contact with, and all requests of a unit are added before
-    its first step. On the CPU each of this node's ranks gets `settings.threads` of `cores`. Where the engine spans several
-    `nodes`, this one is reached at `address`.
+    The engine core runs in the process itself, so that there is no contact to lose, and so that all requests of a unit are
+    added before its first step. On the CPU each of this node's ranks gets `settings.threads` of `cores`. Where the engine
+    spans several `nodes`, this one is reached at `address`.
     """
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        # The hooks of serve.hooks.continuation_scores are made for this runner; on the CPU there is no other.
+        # The hooks of serve.hooks.continuation_scores are made for the V1 runner, and on the CPU there is no other.
         "VLLM_USE_V2_MODEL_RUNNER": "0",
-        # It is compiled when an engine starts, which takes minutes and fails where there is no nvcc.
+        # FlashInfer's sampler is compiled when an engine starts, which takes minutes and fails where there is no nvcc.
         "VLLM_USE_FLASHINFER_SAMPLER": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
-        # Ranks log there why they end, which the exception does not say, and the last lines are repeated to the user.
+        # Ranks log why they end, which the exception does not say. The last lines of standard error are repeated to the
+        # user.
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "TOKENIZERS_PARALLELISM": "false",
     }
@@ -82,13 +84,14 @@ def process_environment(
         environment["VLLM_CPU_OMP_THREADS_BIND"] = cores_by_rank(cores, settings.ranks // nodes, settings.threads)
         environment["OMP_NUM_THREADS"] = str(settings.threads)
         if settings.extra.get("enforce_eager", True):
-            # Models are not compiled, but vLLM's count of ranks would be at each start: it takes longer than the start does.
+            # Models are not compiled here, but vLLM would compile how it counts ranks, which takes longer than the start
+            # itself.
             environment["TORCHDYNAMO_DISABLE"] = "1"
     return environment
 
 
 class Engine:
-    """A vLLM engine over a pair. Not thread-safe. After any `EngineError` the process must end.
+    """An engine is vLLM over a pair. It is not thread-safe. After any `EngineError` the process must end.
 
     When it starts, it is taken along the line as `serve.verify` says: a route of switching λ is used only if it makes the
     weights that vLLM itself loads, bit by bit. Where that is not the fast route, every switch goes through vLLM's loader,
@@ -100,9 +103,9 @@ class Engine:
             only λ is 0.
         settings: see `EngineSettings`.
         parents: where ranks keep the parents, one of `serve.switch.tiers.CHOICES`; changes no number.
-        ranks_on_node: of all engines that share this machine's memory; None: of this one.
-        line: between the parents, which were checked to fit it.
-        node_place: of an engine over several nodes, this one being the first.
+        ranks_on_node: how many ranks of all engines share this machine's memory; None: this engine's ranks only.
+        line: the line between the parents, which were checked to fit it.
+        node_place: the place of this node among those of an engine over several, of which it is the first.
     """
 
     def __init__(
@@ -119,13 +122,13 @@ class Engine:
 
         self.settings = settings
         self.lam: str | None = None
-        self.digests: tuple[str, ...] = ()  # of each rank's live weights
+        self.digests: tuple[str, ...] = ()  # the digest of each rank's live weights
         arguments = llm_arguments(base, aligned, settings, parents, ranks_on_node, line, node_place)
         tiers: list[tuple[str, str]] = []
         if aligned is not None:
             on = way(base, by_name(aligned), line, Path(arguments["model"]))
-            # An engine over several nodes is held against what its own routes agree on there: another one like it, to load
-            # the other parents, would need the same machines.
+            # An engine over several nodes has no references: an engine that loads another parent would need the same
+            # machines. There it is enough that its own routes agree.
             references = {} if node_place is not None else reference_probes(arguments, on, settings.device)
         try:
             self._llm = LLM(**arguments)
@@ -134,7 +137,7 @@ class Engine:
                 tiers = self._llm.collective_rpc("interpolation_tier")
             self._llm.collective_rpc("interpolation_score_rows")
             self._llm.collective_rpc("interpolation_seeds")
-            # Of all nodes; one kind, unless the ranks are on different ones.
+            # All ranks answer, those of other nodes too; they are mostly on one kind of hardware.
             kinds = self._llm.collective_rpc("interpolation_hardware")
             self.hardware = " + ".join(sorted(set(kinds)))
             self.hardware_of_ranks = by_rank(kinds)
@@ -174,7 +177,7 @@ class Engine:
         self._llm.collective_rpc("interpolation_use", args=(route, only))
 
     def _travel(self, going: Journey) -> Verdict:
-        """Do what a journey says. The weights are then those of wherever it ended."""
+        """Do what a journey says. Afterwards the weights are those of the point where the journey ended."""
         answer: Probe | None = None
         while True:
             try:
@@ -217,8 +220,8 @@ class Engine:
         """
         from vllm import SamplingParams
 
-        # One output token is the fewest, and nobody reads it. Making and copying these anew for each prompt would take as
-        # long as a small model does.
+        # vLLM makes at least one output token, which nobody reads. The parameters are made once and shared, because making
+        # and copying them for each prompt would take as long as a small model does.
         shared = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, ignore_eos=True, skip_clone=True)
 
         def parameters(number: int, prompt: Prompt) -> SamplingParams:
@@ -255,20 +258,22 @@ class Engine:
     def sample(self, draws: Sequence[Draw], sampling: Sampling, tokenizer: Any = None) -> Draws:
         """Add all draws in order, run them, and return what came of them.
 
-        From the softmax of logits / temperature over the whole vocabulary; temperature 0 takes the likeliest token.
+        Tokens are drawn from the softmax of logits / temperature over the whole vocabulary; temperature 0 takes the
+        likeliest.
 
         Args:
             draws: what is sampled; `sampling.samples` does not count here.
-            sampling: how. A sample ends with the token that completes one of the texts of `until`.
-            tokenizer: of the transformers library, which `until` needs to be seen; vLLM then has the tokens made text.
+            sampling: how it is sampled. A sample ends with the token that completes one of the texts of `until`.
+            tokenizer: a tokenizer of the transformers library, with which vLLM turns tokens into text to see those of
+                `until`.
 
         Raises:
             EngineError: the engine failed, or did not tell what it drew.
         """
         from vllm import SamplingParams
 
-        # Where a model thinks first, a text of `until` may stand in its thoughts: then end tokens alone end a sample, as in
-        # lm-eval's vllm model.
+        # Where a model thinks first, a text of `until` may stand in its thoughts. End tokens alone then end a sample, as
+        # they do in lm-eval's vllm model.
         is_seen = tokenizer is not None and sampling.think_end_token is None
         until = [text for text in sampling.until or () if text] if is_seen else []
         processor = self._llm.llm_engine.output_processor  # the engine itself was started without a tokenizer
@@ -286,7 +291,8 @@ class Engine:
                             max_tokens=sampling.max_tokens,
                             stop=until,
                             stop_token_ids=list(sampling.stop_token_ids),
-                            ignore_eos=True,  # those of the checkpoint that the engine was started with
+                            # The end tokens of the checkpoint that the engine started with do not count.
+                            ignore_eos=True,
                             detokenize=bool(until),
                             skip_special_tokens=False,  # an end of turn may be among the texts that a sample ends at
                             extra_args={NUMBER: number},
@@ -313,7 +319,7 @@ class Engine:
 
 
 def by_rank(kinds: Sequence[str]) -> str:
-    """Return the kind of all ranks, or where they differ that of each: which one computes which part changes numbers."""
+    """Return the kind of hardware of all ranks; where kinds differ, that of each rank, because their order matters."""
     return " + ".join(kinds) if len(set(kinds)) > 1 else kinds[0]
 
 
@@ -353,13 +359,13 @@ def llm_arguments(
     line: Line,
     node_place: NodePlace | None = None,
 ) -> dict[str, Any]:
-    """Return the arguments of `vllm.LLM` for an `Engine`, of which these are the arguments."""
+    """Return the arguments of `vllm.LLM` for the `Engine` that would be made with the same arguments as this function."""
     from vllm.config.weight_transfer import WeightTransferConfig
 
     from serve.plugin import register
     from serve.text_part import text_arguments
 
-    register()  # also without the package's entry points, in this process
+    register()  # this process then knows the backend even where the package's entry points are not installed
     paths = by_name(aligned) if aligned is not None else {}
     extra = dict(settings.extra)
     if settings.dtype != "float32" and settings.head_dtype != "auto":
@@ -409,7 +415,7 @@ def llm_arguments(
 
 
 def _same_kernels(asked: Any) -> dict[str, Any]:
-    """Have Inductor choose kernels by rule: by timing, two engines may choose differently, and differ in the last bits."""
+    """Have Inductor choose kernels by rule: by timing, two engines could choose some that differ in the last bits."""
     config = dict(asked or {})
     return config | {
         "inductor_compile_config": {"deterministic": True} | dict(config.get("inductor_compile_config", {}))
@@ -417,7 +423,7 @@ def _same_kernels(asked: Any) -> dict[str, Any]:
 
 
 def free_memory(settings: EngineSettings, ranks: int) -> Room:
-    """Measure this machine for `ranks` ranks; without a GPU, what is said of the device is 0."""
+    """Measure the memory that this machine has for `ranks` ranks; without a GPU, the numbers of the device are 0."""
     total, available = host_memory()
     if settings.device == "cuda":
         import torch

@@ -1,10 +1,10 @@
-"""Which of the lines that the processes of an engine wrote say why it did not start. Known without importing vLLM."""
+"""This module finds, among the lines that an engine's processes wrote, those that say why it did not start."""
 
 import re
 from collections.abc import Sequence
 
 _ERROR = re.compile(r"\w(Error|Exception): ")
-# What vLLM and PyTorch say. The second is vLLM's where memory came back while it measured.
+# vLLM and PyTorch say these. vLLM says the second where memory came back while it measured.
 _NO_MEMORY = re.compile(
     r"Free memory on device|Error in memory profiling|out of memory|OutOfMemoryError|"
     r"No available memory for the cache blocks"

@@ -1,4 +1,4 @@
-"""What the machine is and has: the kind of its processor, and its memory."""
+"""This module asks the machine what hardware it has, and how much memory."""
 
 import os
 import platform
@@ -61,10 +61,10 @@ def device_memory() -> int | None:
 
 
 def smallest_gpu(said: str) -> int | None:
-    """Return the bytes of the smallest GPU; None where one has parts (MIG), or memory of which nothing is told.
+    """Return the bytes of the smallest GPU; None where one is partitioned (MIG), or its memory is not known.
 
     Args:
-        said: a line for each GPU: its memory in MiB, a comma, and whether it has parts.
+        said: nvidia-smi's line for each GPU: its memory in MiB, a comma, and whether MIG partitions it.
     """
     found = []
     for line in said.splitlines():
@@ -95,5 +95,6 @@ def host_memory() -> tuple[int, int]:
         return total, available
     if limit.isdigit() and int(limit) < total:
         total = int(limit)
-        available = min(available, total - used + cached)  # the page cache counts as used, but gives way
+        # The page cache counts as used, but the kernel takes it back when memory is asked for.
+        available = min(available, total - used + cached)
     return total, available

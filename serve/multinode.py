@@ -1,4 +1,4 @@
-"""One engine over several nodes: where their processes meet, and the half that runs on nodes without the scheduler.
+"""This module puts one engine over several nodes: it says where their processes meet, and runs ranks on the further nodes.
 
 vLLM's multiprocessing executor takes several nodes itself: node 0 has the engine core, and its executor talks to the ranks
 of all nodes; the other nodes' executors start their ranks and watch over them. Each node holds whole pipeline stages.
@@ -22,14 +22,14 @@ class NodePlace:
 
     nodes: int
     rank: int
-    """Of the node; 0 has the engine core."""
+    """The number of this node; node 0 has the engine core."""
     address: str
-    """Of node 0."""
+    """The address of node 0."""
     port: int
-    """Where the first rank of node 0 listens for the others while they start, and as long as they live."""
+    """The port where the first rank of node 0 listens for the others while they start, and as long as they live."""
 
     def arguments(self) -> dict[str, Any]:
-        """Return vLLM's."""
+        """Return this place as arguments of vLLM."""
         return {
             "nnodes": self.nodes,
             "node_rank": self.rank,
@@ -41,12 +41,14 @@ class NodePlace:
 def network_environment(address: str) -> dict[str, str]:
     """Return the environment in which vLLM, gloo and NCCL talk over the interface that has this node's `address`.
 
-    Left to themselves they take the address of the host's name, or of the default route, which other nodes need not reach.
+    Otherwise they take the address of the host's name, or of the default route, which other nodes need not reach.
     """
     environment, name = {"VLLM_HOST_IP": address}, _interface(address)
     if name:
-        environment |= {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}  # NCCL takes a prefix else
-    return {key: os.environ.get(key, value) for key, value in environment.items()}  # who set one knows the network
+        # Without the = NCCL takes the name for a prefix.
+        environment |= {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": f"={name}"}
+    # A variable that the user set is kept.
+    return {key: os.environ.get(key, value) for key, value in environment.items()}
 
 
 def _interface(address: str) -> str | None:

@@ -1,7 +1,8 @@
-"""What an engine needs of a GPU besides its weights: arithmetic over the sizes of a model. Known without importing torch.
+"""This module computes what an engine needs of a GPU besides its weights, from the sizes of a model. It needs no torch.
 
-Of keys and values: a request of the greatest length, and what the requests of a few steps hold. Requests that are scored end
-with the step that computes them, so that more is of use only to samples. Beside that the largest of what a step makes.
+Keys and values need room for a request of the greatest length, and for the requests of a few steps. Requests that are scored
+end with the step that computes them, so that only samples make use of more room. Steps need room for the largest thing that
+they make.
 """
 
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from merge.model_sizes import ModelSizes
 
-# Steps whose tokens have room beside the longest request. Two may be in flight, and what choices have in common is kept
-# until the last of them; blocks that are partly filled take room, too.
+# The tokens of so many steps have room beside the longest request. Two steps may be in flight, the tokens that choices have
+# in common are kept until the last of the choices, and blocks that are partly filled take room, too.
 _STEPS = 3
-_IN_FLIGHT = 2  # steps on a GPU, where the next one is scheduled while one is computed; stages have one each
-# Logits of all requests of a step in float32: what the head made, a copy that is scored, vLLM's probabilities and its noise.
+_IN_FLIGHT = 2  # on a GPU the next step is scheduled while one is computed; pipeline stages have one step each
+# A step holds the logits of all its requests in float32 so many times: the head's output, a copy that is scored, vLLM's
+# probabilities, and its noise.
 _LOGITS_COPIES = 4
-# Rows of logits that are scored at a time, which three passes work on (`serve.hooks`).
+# So many bytes of logits are scored at a time, and three passes work on them (`serve.hooks`).
 _SCORED_BYTES = 3 * (512 << 20)
 _LOGITS_ITEM = 4  # float32
 _ALIKE = 1.5  # of the counts of two kinds of layers: see `_padded_layers`
@@ -26,8 +28,8 @@ _ALIKE = 1.5  # of the counts of two kinds of layers: see `_padded_layers`
 class Needs:
     """What a rank needs, in bytes."""
 
-    request: int  # keys and values of a request of the greatest length; 0 where the config does not tell
-    scoring: int  # keys and values with which scoring never waits; 0 likewise
+    request: int  # for the keys and values of a request of the greatest length; 0 where the config does not tell
+    scoring: int  # for so many keys and values that scoring never waits; 0 where the config does not tell
     step: int  # the most that a step makes: what its widest layer does, or its logits
 
 
@@ -37,7 +39,7 @@ def needs(
     """Return what a rank needs.
 
     Args:
-        sizes: of the model.
+        sizes: the sizes of the model.
         max_model_len: tokens of the longest request.
         step_tokens: tokens of a step, at most.
         step_requests: requests of a step, at most.
@@ -45,7 +47,7 @@ def needs(
         tensor: ranks that share each layer.
         pipeline: stages.
     """
-    # A rank has whole heads: where there are fewer than ranks, several have the same one.
+    # A rank has whole heads. Where there are fewer heads than ranks, several ranks have the same one.
     heads = sizes.kv_heads or tensor
     share = -(-heads // tensor) / heads / pipeline
     of_layer = sizes.kv_values_per_token / (sizes.layers or 1) * item * share if sizes.has_plain_cache else 0
@@ -60,7 +62,7 @@ def needs(
 
 
 def _padded_layers(sizes: "ModelSizes") -> tuple[int, int]:
-    """Return how many layers vLLM makes room for, without and with a sliding window, which hold what the window sees.
+    """Return for how many layers vLLM makes room: without a sliding window, and with one, which keep what it sees.
 
     vLLM deals the layers to groups of one size, that of the smaller kind or, where both are about as many, of the larger
     one, and fills the last group of each kind up.

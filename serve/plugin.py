@@ -1,6 +1,6 @@
-"""Entry point `vllm.general_plugins`: makes vLLM's processes know the `interpolation` weight-transfer backend.
+"""This plugin makes vLLM's processes know the weight-transfer backend `interpolation`.
 
-On a CPU it mends vLLM's rotary embedding, too.
+vLLM finds it by the entry point `vllm.general_plugins`. On a CPU it mends vLLM's rotary embedding, too.
 """
 
 import ctypes
@@ -16,10 +16,10 @@ RESIDENT = "resident"
 
 
 class ParentsConfig:
-    """What vLLM carries to its workers as `additional_config`: under CONFIG_KEY, where the parents are.
+    """vLLM carries this to its workers as `additional_config`; under CONFIG_KEY it says where the parents are.
 
     vLLM keys its cache of compiled code by a hash of this. Nothing in it changes what is compiled, so the hash is the same
-    for every pair, tier and number of ranks; a plain dict would have each compiled anew.
+    for every pair, tier and number of ranks. With a plain dict, vLLM would compile anew for each of them.
     """
 
     def __init__(self, values: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ def register() -> None:
 def _die_with_parent() -> None:
     """Have the kernel end a rank's process with the process that owns the engine, whatever the rank is doing then.
 
-    vLLM's ranks notice by themselves, in a thread, but not while they are stuck; they would keep memory and cores.
+    vLLM's ranks notice by themselves, in a thread, but not while they are stuck; then they would keep memory and cores.
     """
     if multiprocessing.parent_process() and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
         set_parent_death_signal = 1

@@ -1,17 +1,17 @@
-"""Whether an engine computes a context once where several prompts begin with it."""
+"""This module decides whether an engine computes a context once where several prompts begin with it."""
 
 from collections.abc import Mapping
 from typing import Any
 
-# Those of vllm.LLM's arguments that say which model it is.
+# These arguments of vllm.LLM say which model it is.
 _ABOUT = ("model", "skip_tokenizer_init", "dtype", "max_model_len", "hf_overrides", "config_format")
 
 
 def shares_prefixes(arguments: Mapping[str, Any]) -> bool:
     """Return whether a model's prefixes may be cached.
 
-    They may where every layer is attention. Of a state space or a convolution vLLM would keep a state for each block,
-    which fails on the CPU, and has been tried nowhere else.
+    They may where every layer is attention. For a state space or a convolution, vLLM would keep a state for each block,
+    which fails on the CPU, and which has been tried nowhere else.
 
     Args:
         arguments: those of `vllm.LLM`.

@@ -1,4 +1,4 @@
-"""What vLLM itself makes of a parent: what an engine says of the probe prompt that loads the parent and then ends.
+"""This module asks what vLLM itself makes of a parent: an engine loads the parent, answers the probe prompt, and ends.
 
 It runs before the engine in question starts, so that the two need no memory at the same time, and what it said is
 remembered, so that it runs once for each parent, kind of engine, hardware and version:
@@ -31,9 +31,10 @@ from serve.verify import Probe, Way, probe_request, read_probe
 
 # Arguments of vLLM that are there for λ only.
 _SWITCHES = ("model", "weight_transfer_config", "additional_config", "worker_extension_cls")
-# What changes an engine's numbers without being one of its arguments.
+# These variables change an engine's numbers without being among its arguments.
 _ENVIRONMENT = ("OMP_NUM_THREADS", "VLLM_BATCH_INVARIANT", "VLLM_ATTENTION_BACKEND", "VLLM_USE_V2_MODEL_RUNNER")
-_MENDED = ("serve.hooks.rotary_on_cpu",)  # what changes vLLM's numbers, and is in no version of vLLM
+# These modules change vLLM's numbers, and vLLM's version does not tell of them.
+_MENDED = ("serve.hooks.rotary_on_cpu",)
 
 
 def reference_probes(arguments: Mapping[str, Any], on: Way, device: str) -> dict[str, Probe]:
@@ -41,7 +42,7 @@ def reference_probes(arguments: Mapping[str, Any], on: Way, device: str) -> dict
 
     Args:
         arguments: those of `vllm.LLM` that the engine in question is started with.
-        on: its way.
+        on: the way of that engine.
         device: cpu or cuda.
 
     Raises:
@@ -51,7 +52,7 @@ def reference_probes(arguments: Mapping[str, Any], on: Way, device: str) -> dict
     found = {}
     for point, path in on.others.items():
         checkpoint = open_checkpoint(str(path), "parent")
-        if not checkpoint.is_adapter:  # vLLM loads no checkpoint of what an adapter makes of base
+        if not checkpoint.is_adapter:  # there is no checkpoint of base with an adapter that vLLM could load
             found[point] = _reference(_told(plain, checkpoint), checkpoint, path, device)
     return found
 
@@ -66,7 +67,7 @@ def _told(arguments: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any
 def _reference(arguments: dict[str, Any], opened: Checkpoint, checkpoint: Path, device: str) -> Probe:
     try:
         weights = remembered_fingerprint(opened, "parent")
-    except PairError:  # weights that are no numbers: what comes of them is not worth remembering
+    except PairError:  # some weights are no numbers, and an answer from such weights is not worth remembering
         return _ask(arguments, checkpoint)
     parts = {
         "weights": weights,
@@ -80,7 +81,7 @@ def _reference(arguments: dict[str, Any], opened: Checkpoint, checkpoint: Path, 
     }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
     entry = cache_folder("probes") / f"{key}.json"
-    with locked(entry.with_suffix(".lock")):  # of several replicas on a node, one asks
+    with locked(entry.with_suffix(".lock")):  # if a node has several replicas, one of them asks
         with contextlib.suppress(OSError, ValueError):
             return tuple(json.loads(entry.read_text()))
         said = _ask(arguments, checkpoint)
@@ -97,7 +98,7 @@ def _ask(arguments: dict[str, Any], checkpoint: Path) -> Probe:
         said = job.with_suffix(".out")
         with open(log, "w") as stream:
             subprocess.run(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
-        if not said.exists():  # how it ended after that says nothing: ranks may have to be killed
+        if not said.exists():  # its exit status says nothing, because ranks may have to be killed
             lines = log.read_text(errors="replace").strip().splitlines() or ["no words"]
             raise EngineError(f"vLLM did not start on {checkpoint}, loaded as it is: {last_error(lines)}")
         return tuple(json.loads(said.read_text()))
@@ -118,7 +119,7 @@ def probe(arguments: Mapping[str, Any]) -> Probe:
 
     register()
     llm = LLM(**arguments, worker_extension_cls=WORKER_EXTENSION)
-    # It changes no weights, and makes the buffers between pipeline stages, which vLLM forgets on the CPU.
+    # This call changes no weights. It makes the buffers between pipeline stages, which vLLM forgets on the CPU.
     llm.collective_rpc("interpolation_score_rows")
     config = llm.llm_engine.model_config
     ids, parameters = probe_request(config.get_vocab_size(), config.max_model_len)

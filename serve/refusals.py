@@ -1,4 +1,4 @@
-"""Why a request cannot be scored, or a prompt not be sampled: a plan counts what the engine will refuse. Knows no torch."""
+"""This module says why a request or a prompt is refused, so that a plan can count them. It needs no torch."""
 
 from collections.abc import Sequence
 

@@ -1,10 +1,10 @@
-"""Requests in, logprobs out: the scoring plan of one unit and what becomes of the engine's answers.
+"""This module scores the requests of one unit: it plans the prompts, and turns the engine's answers into logprobs.
 
 A continuation's tokens are predicted by the rows from the last context token to the one before its end, so a prompt is the
 request without its last token. Requests of a document that differ in their last token only share one prompt: answers of one
 token each (letters) cost one prompt per document. Where a request begins like an earlier one of its document, even beyond
-the context, the rows they have in common are scored once, in the earlier one. What prompts of a unit have in common
-besides, context and few-shot examples, they share through the prefix cache, block by block.
+the context, the rows they have in common are scored once, in the earlier one. Whatever else prompts of a unit have in
+common, such as context and few-shot examples, they share through the prefix cache, block by block.
 
 A unit's result depends on the unit alone: the cache starts empty, and all prompts are added, in a fixed order, before the
 engine's first step.
@@ -37,7 +37,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Per continuation token. Logprobs in nats."""
+    """The scores of a request have one entry for each continuation token. Logprobs are in nats."""
 
     logprobs: list[float]
     ranks: list[int]
@@ -47,12 +47,12 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class UnitScores:
-    """A unit's tables and what they cost."""
+    """The outcome has a unit's tables, and says what they cost."""
 
     tokens: pa.Table
     quarantine: pa.Table
-    prompt_tokens: int  # of all prompts
-    cached_tokens: int  # of those, read from the prefix cache
+    prompt_tokens: int  # the tokens of all prompts
+    cached_tokens: int  # how many of them were read from the prefix cache
 
 
 def score_unit(engine: Engine, requests: pa.Table, lam: str) -> UnitScores:
@@ -138,7 +138,7 @@ def plan(requests: Sequence[Request]) -> tuple[list[Prompt], list[list[Source]]]
 
 @dataclass(slots=True)
 class _Draft:
-    """A prompt in the making."""
+    """A prompt that is being made."""
 
     token_ids: list[int]
     first_row: int
@@ -161,7 +161,7 @@ def read_requests(requests: pa.Table) -> Iterator[Request]:
 
 
 def _finite(score: Score) -> Score | str:
-    """A score is right or absent: NaN and +∞ are no logprobs (−∞, probability 0, is one)."""
+    """Tell whether scores can be kept: NaN and +∞ are no logprobs, and −∞ (probability 0) is one."""
     numbers = [*score.logprobs, *score.top1_logprobs]
     if any(math.isnan(value) or value == math.inf for value in numbers):
         return "the engine returned NaN or infinity"

@@ -1,4 +1,4 @@
-"""Engine settings: everything about the engine that can change a number. Known without importing vLLM."""
+"""This module has the engine's settings, which are everything about it that can change a number. It needs no vLLM."""
 
 import dataclasses
 import json
@@ -39,14 +39,14 @@ _GPU_SHARE = 0.92  # vLLM's default gpu_memory_utilization
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How every replica's vLLM engine is started. Part of a sweep's identity."""
+    """The settings say how every replica's vLLM engine is started. They are part of a sweep's identity."""
 
     device: str
     """cpu or cuda."""
     dtype: str
     """What the engine computes in: float32, bfloat16 or float16. Parents of another dtype are converted on load."""
     max_model_len: int
-    """Longest request in tokens, context and continuation; longer ones are quarantined."""
+    """The longest request in tokens, context and continuation; longer ones are quarantined."""
     tensor_parallel: int = 1
     """Ranks that share each layer; always of one node."""
     pipeline_parallel: int = 1
@@ -71,12 +71,12 @@ class EngineSettings:
 
     @property
     def ranks(self) -> int:
-        """Of one replica."""
+        """Return how many ranks one replica has."""
         return self.tensor_parallel * self.pipeline_parallel
 
     @property
     def gpu_share(self) -> float:
-        """Of a GPU's memory, what a rank may take."""
+        """Return the share of a GPU's memory that a rank may take."""
         return float(self.extra.get("gpu_memory_utilization", _GPU_SHARE))
 
     def to_json(self) -> dict[str, Any]:
@@ -89,14 +89,14 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a task is sampled."""
+    """These settings say how a task is sampled."""
 
-    samples: int  # of each prompt
+    samples: int  # how many samples each prompt gets
     temperature: float
     max_tokens: int
     stop_token_ids: tuple[int, ...]
-    top_p: float = 1.0  # the likeliest tokens that have this probability together are drawn from
-    top_k: int = 0  # so many likeliest tokens are drawn from; 0: all
+    top_p: float = 1.0  # tokens are drawn from the likeliest ones that have this probability together
+    top_k: int = 0  # tokens are drawn from so many likeliest ones; 0: from all
     until: tuple[str, ...] | None = None
     """The texts that a sample ends before, for outputs that are answers; None for samples that are no answers."""
     think_end_token: str | None = None
@@ -146,9 +146,14 @@ def parse_extra(pairs: list[str]) -> dict[str, Any]:
 
 
 def cores_by_rank(cores: Sequence[int], ranks: int, threads: int) -> str:
-    """Return what VLLM_CPU_OMP_THREADS_BIND is, so that each rank gets `threads` cores; too few are shared in turn."""
+    """Return VLLM_CPU_OMP_THREADS_BIND for ranks of `threads` cores each, which ranks share where there are too few."""
     mine = [[str(cores[(rank * threads + one) % len(cores)]) for one in range(threads)] for rank in range(ranks)]
     return "|".join(",".join(rank) for rank in mine)
+
+
+def threads_of_rank(cores: int, ranks: int) -> int:
+    """Return how many threads each of `ranks` gets that share so many cores: an equal part, and at least one."""
+    return max(1, cores // ranks)
 
 
 def available_cores() -> list[int]:

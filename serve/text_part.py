@@ -1,6 +1,6 @@
-"""How vLLM comes to load the language model of a checkpoint that wraps one for several modalities.
+"""This module has vLLM load the language model of a checkpoint that wraps one for several modalities.
 
-vLLM would load the wrapper, with everything that images need: their libraries, a tokenizer, memory. Here it is given
+Otherwise vLLM would load the wrapper, with everything that images need: libraries, a tokenizer, memory. Here it is given
 another parser of configs and another loader of weights, which show it the language model that `merge.text_part` finds.
 """
 
@@ -23,7 +23,7 @@ TEXT_PART = "lambdasweep_text_part"  # the name of the parser and of the loader
 
 
 def text_arguments(model: Path) -> dict[str, Any]:
-    """Return the arguments of `vllm.LLM` with which it loads the language model that a checkpoint wraps; none elsewhere.
+    """Return the arguments of `vllm.LLM` for loading the language model that a checkpoint wraps; none where it wraps none.
 
     Raises:
         PairError: the language model cannot be had.

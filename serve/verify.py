@@ -1,4 +1,4 @@
-"""Whether a route makes the weights that vLLM loads by itself: what every engine travels before it scores.
+"""This module checks whether a route makes the weights that vLLM loads by itself. Every engine is checked before it scores.
 
 Two routes of ours that agree prove nothing: both may make the same mistake. So each is held against vLLM's own loads, of
 every parent. An engine answers a probe prompt first with the weights that vLLM loaded, before anything of ours has touched
@@ -23,22 +23,22 @@ from contract.errors import WrongWeightsError
 from contract.points import named, parents
 from merge.line import Line
 
-# The probe prompt's tokens, and those the model then writes: some weights are used in one of the two only.
+# The probe prompt has so many tokens, and the model then writes so many: some weights are used in only one of the two.
 _PROMPT_TOKENS, _WRITTEN_TOKENS = 48, 4
-_BETWEEN = "0.35"  # no parent, and not 0.5, where fused and unfused multiply-adds agree by chance
+_BETWEEN = "0.35"  # this is no parent, and at 0.5 fused and unfused multiply-adds would agree by chance
 
 Probe = tuple[float, ...]
 """What an engine says of the probe prompt: the logprob (nats) of each of its tokens but the first, then the id and the
 logprob of each token that the model writes at temperature 0."""
-_NAN = 1.0  # stands for a logprob that is no number, so that it equals itself; no logprob is positive
+_NAN = 1.0  # it stands for a logprob that is NaN, so that equal answers are equal; no real logprob is positive
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """Where an engine is taken. Points are canonical."""
+    """The way says where an engine is taken. Points are canonical."""
 
     loaded: str | None
-    """The point whose weights vLLM loaded; None where no point has exactly those."""
+    """The point that has the weights which vLLM loaded; None where no point has exactly those."""
     others: Mapping[str, Path]
     """The other parents: for each point the checkpoint that has its weights."""
     between: str
@@ -46,7 +46,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What is to be done next."""
+    """A step says what is to be done next."""
 
     kind: Literal["use", "go", "probe"]
     """use a route from now on; go to a point; answer the probe prompt."""
@@ -56,10 +56,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How the engine moves from now on."""
+    """The verdict says how the engine moves from now on."""
 
     route: str
-    reason: str  # why it is not the first route; "" where it is
+    reason: str  # why the route is not the first one; "" where it is
     said: tuple[Probe, ...] = field(default=(), compare=False)
     """What the engine said of the probe prompt: with the weights that vLLM loaded, and between the parents."""
 
@@ -71,9 +71,9 @@ def way(base: Path, aligned: Mapping[str, Path], line: Line, model: Path) -> Way
     """Return where an engine that loaded `model`, one of the parents, is to be taken."""
     points = parents(aligned)
     found: dict[str, Path] = {}
-    if not line.has_aligned_shapes:  # else base's vocabulary is not that of λ = 0
+    if not line.has_aligned_shapes:  # elsewhere base has another vocabulary than θ(0)
         found[points["base"]] = base
-    if not line.lam_map:  # else λ = 1 is another point
+    if not line.lam_map:  # elsewhere λ = 1 is another point than aligned
         found |= {named(dict.fromkeys(aligned, "0") | {name: "1"}): path for name, path in aligned.items()}
     loaded = next((point for point, path in found.items() if path == model), None)
     others = {point: path for point, path in found.items() if point != loaded}
@@ -94,7 +94,7 @@ def journey(routes: Mapping[str, str], on: Way, references: Mapping[str, Probe])
     wanted = dict(references)
     untouched = yield from _answer(Step("probe"))
     if on.loaded is not None:
-        wanted[on.loaded] = untouched  # comes last: what another parent leaves behind shows there
+        wanted[on.loaded] = untouched  # the start comes last, because what another parent leaves behind shows there
     # Where no load of vLLM's is at hand, the routes are held against each other.
     between = (on.between, *(point for point in on.others if point not in references))
     crossed: dict[str, list[Probe]] = {}
@@ -120,7 +120,7 @@ def journey(routes: Mapping[str, str], on: Way, references: Mapping[str, Probe])
     yield from cross(fast)
     for route in slower:
         yield from cross(route)
-    # Only now, so that what another route leaves behind in the engine shows, too.
+    # The route is used only now, so that what another route leaves behind in the engine shows, too.
     yield from travel(fast)
     if not slower:
         if wrong[fast]:
@@ -132,7 +132,7 @@ def journey(routes: Mapping[str, str], on: Way, references: Mapping[str, Probe])
     yield from travel(slow)
     if wrong[fast] and wrong[slow]:
         raise WrongWeightsError(_message(wrong))
-    if wrong[slow]:  # what it says elsewhere is worth nothing
+    if wrong[slow]:  # nothing that it says elsewhere counts
         return Verdict(fast, routes[fast], (untouched, crossed[fast][0]))
     elsewhere = [f"λ = {point}" for point, *said in zip(between, *crossed.values(), strict=True) if said[0] != said[1]]
     return Verdict(slow, _wrong(fast, wrong[fast] or elsewhere), (untouched, crossed[slow][0]))
@@ -163,7 +163,7 @@ def probe_digest(said: Sequence[Probe]) -> str:
 
 
 def probe_request(vocab_size: int, max_model_len: int) -> tuple[list[int], dict[str, Any]]:
-    """Return a fixed prompt, different tokens all over the vocabulary, and the arguments of its `SamplingParams`."""
+    """Return a fixed prompt, of different tokens from all over the vocabulary, and the arguments of its `SamplingParams`."""
     written = min(_WRITTEN_TOKENS, max_model_len - 1)
     length = min(_PROMPT_TOKENS, max_model_len - written)
     ids = [(11 + 7919 * position) % vocab_size for position in range(length)]

@@ -1,4 +1,4 @@
-"""What vLLM says of further arguments before an engine starts: asked in a process of its own, because vLLM is heavy."""
+"""This module asks vLLM about further arguments before an engine starts, in a process of its own, because vLLM is heavy."""
 
 import dataclasses
 import difflib
@@ -15,7 +15,7 @@ from contract.points import by_name
 from merge.line import Line
 from serve.settings import EngineSettings
 
-_LINES = 6  # of what vLLM says
+_LINES = 6  # so many lines of what vLLM says are repeated
 
 
 def argument_problems(
@@ -26,7 +26,7 @@ def argument_problems(
     On a machine without a GPU, vLLM for GPUs is only asked whether it knows the names.
 
     Args:
-        base, aligned, settings, parents, line: as those of `serve.engine.Engine`.
+        base, aligned, settings, parents, line: the same as those of `serve.engine.Engine`.
     """
     asked = {
         "base": str(base),
@@ -77,7 +77,7 @@ def _ask(asked: dict[str, Any]) -> list[str]:
     fields = {field.name for field in dataclasses.fields(EngineArgs)}
     try:
         EngineArgs(**{name: value for name, value in arguments.items() if name in fields}).create_engine_config()
-    except Exception as error:  # pydantic's, vLLM's, Python's
+    except Exception as error:  # pydantic, vLLM and Python raise different classes
         return [f"--engine cannot be used; vLLM says: {first_lines(error)}"]
     return []
 

@@ -1,4 +1,4 @@
-"""Which tests are real, and the fixtures of the command line."""
+"""This marks the real tests, and loads the fixtures of the command line."""
 
 from pathlib import Path
 

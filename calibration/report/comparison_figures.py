@@ -12,7 +12,7 @@ from calibration.report.data import chart_data
 from calibration.report.style import NEUTRAL
 from calibration.report.vega import Spec, end, following, mark, nominal, quantitative
 
-# Those of M. Okabe and K. Ito that are readable on a light and on a dark page; from the eighth run on they come again.
+# These colours of M. Okabe and K. Ito are readable on a light and on a dark page. From the eighth run on they come again.
 _COLOURS = ("#2f7fc1", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7d8792")
 _DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 _SELECT = "#task"

@@ -12,7 +12,7 @@ from contract.rundir import commit_bytes
 
 @dataclass(frozen=True, slots=True)
 class ComparisonTable:
-    """The table of a task, or of pooled tasks."""
+    """This is the table of a task, or of pooled tasks."""
 
     title: str
     header: tuple[str, ...]

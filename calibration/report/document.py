@@ -10,7 +10,7 @@ from importlib import metadata, resources
 from typing import Any
 
 import vl_convert
-from jinja2 import Environment
+from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup
 
 from calibration.report.style import theme
@@ -35,8 +35,8 @@ def document(template: str, drawn: Mapping[str, Spec], **context: Any) -> str:
     bundle, script = Markup(_bundle()), Markup(_file("page.js"))
     data = {"specs": specs, "datasets": datasets, "themes": {name: theme(name, _FONT) for name in ("light", "dark")}}
     # A task's name cannot become markup: jinja2 escapes it in HTML, and the JSON has no "<" at all.
-    made = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_file(template))
-    return made.render(
+    environment = Environment(loader=FunctionLoader(_file), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(template).render(
         **context,
         style=Markup(_file("page.css")),
         bundle=bundle,

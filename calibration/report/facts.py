@@ -19,12 +19,12 @@ from contract.points import coordinates, order
 from contract.records import EachRecord, ParentRecord, Plan, TaskRecord
 from contract.schemas import point_of
 
-MAX_BIN_ROWS = 12_000  # so many bins take half a megabyte of a page
+MAX_BIN_ROWS = 12_000  # a page shows at most so many bins, which take half a megabyte
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A number of the metrics table."""
+    """A cell is one number of the metrics table."""
 
     value: float | None  # the number, which may be infinite
     low: float | None
@@ -39,11 +39,11 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class TaskFacts:
-    """The facts of one task."""
+    """These are the facts of one task."""
 
     name: str
     record: TaskRecord
-    kind: Task  # what it is scored as, or a pool of choice tasks; choices where nothing is scored yet
+    kind: Task  # how the task is scored, or pool for several choice tasks; choices where nothing is scored yet
     lambdas: tuple[str, ...]  # the finished λs, ascending: every document is scored, or known not to be
     partial: tuple[str, ...]  # the λs that are begun and not finished, ascending
     cells: Mapping[tuple[str, str, str], Cell]  # the numbers by λ, metric and split
@@ -90,7 +90,7 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The facts of a run."""
+    """These are the facts of a run."""
 
     tasks: tuple[TaskFacts, ...]  # the tasks in the order of the plan, then the pools
     grid: tuple[str, ...]  # the λs that any task has finished, ascending
@@ -101,7 +101,7 @@ class Facts:
     stops: tuple[str, ...]  # the λs that the slider stops at: the whole grid, unless that is too much for a page
     parents: Mapping[str, str]  # the point of each parent that is on the line
     judged_elsewhere: tuple[str, ...]
-    """The tasks that have only lm-eval's metrics: their documents are neither choices nor one continuation each."""
+    """The tasks that have only lm-eval's metrics, because their documents are neither choices nor one continuation each."""
     outcomes: tuple[Outcomes, ...]
     walks: Mapping[tuple[str, str], Walk]  # the cumulative differences under `confidence`, by task and λ
     damaged: tuple[str, ...] = ()  # a line for each damaged table

@@ -107,7 +107,7 @@ def paper_figures(facts: Facts) -> dict[str, Spec]:
     return found
 
 
-_LINES = "solid line: accuracy; dashed line: mean confidence"  # of a histogram
+_LINES = "solid line: accuracy; dashed line: mean confidence"  # the legend of a histogram
 _SIZE: Spec = {"width": 320, "height": 220}
 
 

@@ -17,7 +17,7 @@ _COLUMNS = (
     *("task", "lambda", "lam", "point", "role", "label", "x", "x_low", "x_high", "y", "y_low", "y_high"),
     *("member", "chosen", "marked", "below", "left", "documents", "membership", "interval"),
 )
-_PADDING = 14  # pixels
+_PADDING = 14  # pixels around the points
 _BESIDE = {
     "dx": {"expr": "datum.left ? -8 : 8"},
     "dy": {"expr": "datum.below ? 15 : -9"},
@@ -100,12 +100,12 @@ def frontier_chart(facts: Facts, rows: list[dict[str, Any]], follows: bool = Fal
         *(_cross(OF_STOP, colour, 1.0) if follows else ()),
         *(hollow, full),
         mark("point", at, ["datum.chosen === 1"], size=330, color=NEUTRAL, strokeWidth=2),
-        # One layer for all places: one without points would leave the axes without an extent.
+        # One layer draws the labels of all places, because a layer without points would leave the axes without an extent.
         *(mark("text", text, ["datum.label"], **style, **_BESIDE) for style in ({"style": HALO}, {})),
     ]
     if follows:
         layers.append(mark("point", at, [OF_STOP], size=420, strokeWidth=1, strokeDash=[3, 2], color=NEUTRAL))
-    # Hollow points have their colour on the stroke: one legend for hollow and filled points could not be a gradient.
+    # Hollow points have their colour on the stroke, and a legend of hollow and filled points could not be a gradient.
     resolve = {"legend": {"color": "independent"}}
     return {"data": chart_data(rows, _COLUMNS), "layer": layers, "resolve": resolve}
 
@@ -118,8 +118,8 @@ def _labels(facts: Facts, frontier: Frontier, others: Sequence[tuple[float, floa
 
     Args:
         facts: the run.
-        frontier: what is drawn.
-        others: what else is drawn, as error and accuracy.
+        frontier: the frontier that is drawn.
+        others: the error and the accuracy of all other points that are drawn.
     """
     words = {lam: name if facts.coordinates else f"{lam} {name}" for name, lam in facts.parents.items()}
     star = frontier.chosen.lam
@@ -138,20 +138,20 @@ def _labels(facts: Facts, frontier: Frontier, others: Sequence[tuple[float, floa
             place: sum(box.holds(*one) for one in dots if one != dot) + 2 * sum(map(box.meets, kept))
             for place, box in boxes.items()
         }
-        place = min(hidden, key=hidden.__getitem__)  # of equals the first
+        place = min(hidden, key=hidden.__getitem__)  # the first one of equally good places is taken
         if point.lam in words or not hidden[place]:
             kept.append(boxes[place])
             found[point.lam] = {"label": label, "below": int(place[0]), "left": int(place[1])}
     return found
 
 
-# Where a label may stand, the best place first: (below its point, left of it).
+# A label may stand at these places, the best first: (below its point, left of it).
 _PLACES = ((False, False), (True, False), (False, True), (True, True))
 
 
 @dataclass(frozen=True, slots=True)
 class _Box:
-    """The place of a label, in fractions of the figure."""
+    """This is the place of a label, in fractions of the figure."""
 
     left: float
     right: float

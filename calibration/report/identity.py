@@ -26,7 +26,7 @@ _TASK_KEYS = (
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """One reason why requests of a task could not be scored."""
+    """This is one reason why requests of a task could not be scored."""
 
     task: str
     reason: str

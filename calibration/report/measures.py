@@ -1,4 +1,4 @@
-"""The metrics that a report draws along λ, with what their axes say."""
+"""This module says which metrics a report draws along λ, and what their axes say."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from calibration.catalogue import Task, shown
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A metric."""
+    """A measure is a metric that is drawn."""
 
     metric: str
     title: str
     axis: str  # what the numbers are, with their unit and which are better
-    scaled: str | None = None  # the same of aligned after temperature scaling
+    scaled: str | None = None  # the name of the same metric of aligned after temperature scaling
     floor: str = ""  # the metric that says what noise alone gives; empty where there is none
     form: str = ".4f"
     is_main: bool = False
-    is_error: bool = False  # less of it is better
+    is_error: bool = False  # whether less of it is better
 
 
 def drawn_measures(task: Task, confidence: str = "sum") -> tuple[Measure, ...]:

@@ -8,14 +8,14 @@ from calibration.report.measures import Measure, drawn_measures
 from contract.points import order
 
 ROWS = 400  # if the tables of a page would have more rows, they show only parents, λ* and frontier
-COMMAND_METRICS = 8  # of a task, in the table of what a command measured
+COMMAND_METRICS = 8  # a task has at most so many metrics in the table of what a command measured
 _MISSING = "–"
 _PLAIN = Measure("", "", "", form=".5g")
 
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """The table of one task."""
+    """This is the table of one task."""
 
     task: str
     header: tuple[str, ...]

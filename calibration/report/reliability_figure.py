@@ -64,7 +64,7 @@ def reliability_chart(rows: Sequence[dict[str, Any]], grid: Sequence[str], of: s
     Args:
         rows: what `bin_dicts` yields for one task and λ, or for more that a transform or a facet filters to one.
         grid: all λs of the run, which decide the colour.
-        of: documents, tokens or answers.
+        of: the name of what a bin counts: documents, tokens or answers.
     """
     title = "confidence, probability"
     y = quantitative("accuracy", title=f"accuracy, share of {of}", scale=_UNIT)

@@ -8,7 +8,7 @@ from calibration.report.facts import Facts
 
 @dataclass(frozen=True, slots=True)
 class RivalTable:
-    """The table of one frontier."""
+    """This is the table of one frontier."""
 
     task: str
     header: tuple[str, ...]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Spec = dict[str, Any]
-"""A Vega-Lite specification, or a part of one."""
+"""A Vega-Lite specification or a part of one is a dict."""
 
 
 def quantitative(field: str, **properties: Any) -> Spec:
@@ -35,10 +35,10 @@ def mark(kind: str, encoding: Mapping[str, Any], transform: Sequence[Spec | str]
     """Return a layer.
 
     Args:
-        kind: of the mark, like `line`.
+        kind: the kind of the mark, like `line`.
         encoding: the channels by their names.
-        transform: what happens to the data before; a text is a filter.
-        properties: of the mark.
+        transform: the transforms of the data before it is drawn; a text is a filter.
+        properties: further properties of the mark.
     """
     steps = [{"filter": step} if isinstance(step, str) else step for step in transform]
     return {
@@ -62,9 +62,9 @@ def facet(chart: Spec, channels: Spec, **properties: Any) -> Spec:
     """Return a chart drawn once for each value of a field.
 
     Args:
-        chart: what is drawn; its data become those of the whole.
+        chart: the chart that is drawn; its data become those of the whole.
         channels: one channel, or those of `row` and `column`.
-        properties: of the whole.
+        properties: further properties of the whole.
     """
     inner = {key: value for key, value in chart.items() if key != "data"}
     return {"data": chart["data"], "facet": channels, "spec": inner} | properties

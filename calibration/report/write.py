@@ -24,7 +24,8 @@ from contract.rundir import RunDir, commit_bytes, names
 # The first font comes with the converter, so that figures look the same on every machine.
 _FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 _PPI = 200.0
-_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # says which Vega-Lite the figures are written for
+# This says which version of Vega-Lite the figures are written for.
+_SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 
 
 def write_report(

@@ -1,10 +1,11 @@
-"""Processes that end with this one, however it ends.
+"""This module starts processes that end with this one, however it ends.
 
 A process started here leads a session of its own, so that Ctrl-C in the terminal reaches it through us and in our order. A
 keeper, a few lines of Python that do nothing but wait, is told of each session before the process becomes the command. When
 this process is gone, even by SIGKILL, the pipe to the keeper closes, and the keeper ends what is left.
 
-What belongs to a command is known by its session: `timeout` and a shell with `set -m` make groups of their own in it.
+Processes that belong to a command are known by their session, because `timeout` and a shell with `set -m` make process
+groups of their own.
 """
 
 import contextlib
@@ -53,12 +54,12 @@ for _ in range(500):
             pass
     time.sleep(0.01)
 """
-_PASSES = 500  # looks at what is left of a session that was killed: it may start processes between two of them
-_PAUSE = 0.01  # seconds between two of them
+_PASSES = 500  # a killed session is looked at so often, because it may start processes between two looks
+_PAUSE = 0.01  # seconds between two looks
 
 
 class Children:
-    """Starts and ends processes; those that are left when the block ends are ended, the last one first."""
+    """This starts and ends processes. Those that are left when the block ends are ended, the last one first."""
 
     def __init__(self) -> None:
         self._running: dict[subprocess.Popen[bytes], int] = {}
@@ -101,10 +102,11 @@ class Children:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                # In the child, before it is the command: at no moment is there a session that the keeper does not know.
+                # The child tells the keeper before it becomes the command, so that the keeper knows every session at
+                # every moment.
                 preexec_fn=lambda: os.write(keeper, b"%d %d\n" % (start, os.getpid())),
             )
-        except OSError:  # its number is free again, and may become another process'
+        except OSError:  # the process' number is free again, and another process may get it
             self._forget(start)
             raise
         self._running[process] = start
@@ -113,7 +115,7 @@ class Children:
     def end(self, process: "subprocess.Popen[bytes]", seconds: float = 10.0) -> None:
         """End a process and all of its session: by SIGTERM, and after so many seconds by SIGKILL.
 
-        What a process that has ended by itself left behind is ended, too, at once.
+        If the process has ended by itself, whatever it left behind is ended at once.
         """
         if process.poll() is None:
             for one in members(process.pid):
@@ -146,14 +148,14 @@ def members(session: int) -> list[int]:
             try:
                 state, _, _, of = (path / "stat").read_text(errors="replace").rpartition(")")[2].split()[:4]
             except (OSError, ValueError):
-                continue  # it has just ended
+                continue  # the process has just ended
             if int(of) == session and state not in "ZX":
                 found.append(int(path.name))
     return found
 
 
 def _send(process: int, number: signal.Signals) -> None:
-    with contextlib.suppress(OSError):  # it has just ended
+    with contextlib.suppress(OSError):  # the process has just ended
         os.kill(process, number)
 
 

@@ -1,4 +1,4 @@
-"""The user's command: which words it has, which files it is made of, and what its environment tells it."""
+"""This module describes the user's command: its words, the files among them, and what its environment tells it."""
 
 import hashlib
 import os
@@ -36,13 +36,14 @@ class Command:
 def settle(words: Sequence[str], here: Path, problems: list[str]) -> Command:
     """Make a command of the words that stand behind `--`.
 
-    It runs in a directory of its own at each λ. So a word that names a file in `here` (with a / or an ending, so that the
-    name of a task is no file by accident) becomes the file's whole path. A directory does not: `.` is the command's own.
+    The command runs in a directory of its own at each λ, so a word that names a file in `here` becomes the file's whole
+    path. The word must have a / or an ending, so that the name of a task is no file by accident. Directories are left: `.`
+    is the command's own.
 
     Args:
         words: the words.
         here: the directory that the user is in.
-        problems: gets what is wrong.
+        problems: a list to which everything that is wrong is added.
     """
     if not words:
         problems.append("there is no command: give it after --, as in -- ./evaluate.sh")
@@ -50,7 +51,7 @@ def settle(words: Sequence[str], here: Path, problems: list[str]) -> Command:
     settled = [_settled(word, here) for word in words]
     program = settled[0]
     if os.sep in program:
-        program = str(here / program)  # one that is no file is no command, either
+        program = str(here / program)  # a path that is no file is no command, either
         settled[0] = program
     if shutil.which(program) is None:
         what = "cannot be executed" if Path(program).is_file() else "is no command"
@@ -67,8 +68,8 @@ def environment(around: Mapping[str, str], url: str, key: str, model: str, lam: 
         around: the environment that it would have otherwise.
         url: the server's address, without a path.
         key: the server's key.
-        model: a name that the server knows its model by, of this λ alone, so that a cache outside of the command's
-            directory, which goes by names, keeps the answers of λs apart.
+        model: the server's name for the model at this λ alone, so that a cache which goes by names keeps the answers of λs
+            apart.
         lam: the canonical point.
         folder: the command's directory.
     """
@@ -79,14 +80,16 @@ def environment(around: Mapping[str, str], url: str, key: str, model: str, lam: 
         **dict.fromkeys(_NO_PROXY, local),
         "OPENAI_BASE_URL": f"{url}/v1",
         "OPENAI_API_KEY": key,
-        "LAMBDASWEEP_BASE_URL": f"{url}/v1",  # as Inspect's provider openai-api/lambdasweep/… looks for them
+        # Inspect's provider openai-api/lambdasweep/… looks for them under these names.
+        "LAMBDASWEEP_BASE_URL": f"{url}/v1",
         "LAMBDASWEEP_API_KEY": key,
         "LAMBDASWEEP_LAM": lam,
         "LAMBDASWEEP_MODEL": model,
         "LAMBDASWEEP_OUT": str(folder),
         "INSPECT_LOG_DIR": str(folder / "logs"),
         "INSPECT_LOG_FORMAT": "json",
-        # It lies in the user's home otherwise, and goes by the names of the model and the address, and by the prompt.
+        # Otherwise Inspect's cache lies in the user's home, and goes by the prompt and the names of the model and the
+        # address.
         "INSPECT_CACHE_DIR": str(folder / "inspect-cache"),
     }
 

@@ -1,4 +1,4 @@
-"""What the user asks of `lambdasweep each`: flags and a command → one checked `EachConfig`."""
+"""This module makes one checked `EachConfig` of the flags and the command that `lambdasweep each` is given."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from lambdasweep.each.command import Command, settle
 if TYPE_CHECKING:
     from merge.line import Line
 
-# Settings that flags of `vllm serve` say, by the names of its arguments.
+# These settings are flags of `vllm serve`; they stand under the names of its arguments.
 _ARGUMENTS = {
     "tp": "tensor_parallel_size",
     "pp": "pipeline_parallel_size",
@@ -22,17 +22,17 @@ _ARGUMENTS = {
     "max_model_len": "max_model_len",
 }
 _NEEDED = ("base", "aligned", "lambdas", "out")
-_OF_SWEEPS = ("threads", "head_dtype")  # further arguments of a sweep's engine that are not vLLM's
+_OF_SWEEPS = ("threads", "head_dtype")  # a sweep's engine takes these further arguments, and vLLM does not
 _OURS = ("host", "port", "uds", "api_key", "served_model_name", "root_path", "ssl_keyfile", "ssl_certfile")
 
 
 @dataclass(frozen=True, slots=True)
 class EachConfig:
-    """One evaluation at every λ, as asked for."""
+    """The config says which evaluation is asked for, and at which λs."""
 
     base: str
     aligned: Mapping[str, str]
-    """Directory or hub id of each aligned checkpoint, by name; an only one's is ""."""
+    """Directory or hub id of each aligned checkpoint, by name; the name of an only one is ""."""
     base_revision: str | None
     aligned_revision: Mapping[str, str | None]
     line: "Line"
@@ -41,17 +41,17 @@ class EachConfig:
     out: Path
     command: Command
     parents: str
-    """Where the server keeps the parents, as in a sweep."""
+    """The place where the server keeps the parents, as in a sweep."""
     arguments: Mapping[str, Any]
-    """Arguments of vLLM that were asked for."""
+    """The arguments of vLLM that were asked for."""
 
 
 def load_each_config(flags: Mapping[str, Any], engine: Sequence[str], words: Sequence[str], here: Path) -> EachConfig:
     """Check everything that can be checked without opening a checkpoint.
 
     Args:
-        flags: by name with underscores; None where a flag was not given.
-        engine: `KEY=VALUE` of each `--engine`.
+        flags: the flags by their names with underscores; None where a flag was not given.
+        engine: the `KEY=VALUE` of each `--engine`.
         words: the command.
         here: the directory that the user is in.
 

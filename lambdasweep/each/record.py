@@ -1,4 +1,4 @@
-"""sweep.json and plan.json of a run directory whose numbers come from a command of the user."""
+"""This module reads and writes sweep.json and plan.json where a command of the user measures the numbers."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -26,10 +26,10 @@ def sweep_record(
         pair: the parents.
         fingerprints: the parents' fingerprints, by role.
         device: what the server runs on.
-        arguments: its arguments of vLLM, its defaults included.
+        arguments: the server's arguments of vLLM, with defaults.
     """
     engine = {
-        "served": True,  # by vLLM's server; a sweep has engines of its own
+        "served": True,  # vLLM's server answers here, where a sweep has engines of its own
         "device": device,
         "dtype": arguments.get("dtype", "auto"),
         "tensor_parallel": arguments.get("tensor_parallel_size", 1),
@@ -55,10 +55,10 @@ def check(run: RunDir, sweep: SweepRecord, config: EachConfig) -> None:
         return
     planned = read_each(run) if run.plan_json.is_file() else None
     if planned is None and run.plan_json.is_file():
-        raise RunMismatchError(f"{run.root} is of `lambdasweep run`, whose numbers are its own: give another --out")
+        raise RunMismatchError(f"{run.root} belongs to a sweep of `lambdasweep run`: give another --out")
     problems = differences("", run.sweep(), sweep.to_json())
     if planned is None:
-        pass  # it was killed between its two records
+        pass  # an earlier call was killed between writing the two records
     elif planned.command != config.command.words:
         problems.append(f"the command was {' '.join(planned.command)} and is {config.command} now")
     elif planned.files != dict(config.command.files):
@@ -85,7 +85,7 @@ def metrics_of(run: RunDir) -> set[tuple[str, str]]:
     found = set[tuple[str, str]]()
     for path in run.all_measured().values():
         table, _ = read_or_problem(path)
-        if table is not None:  # a damaged one is measured again
+        if table is not None:  # λs with damaged tables are measured again
             found.update(zip(table.column("task").to_pylist(), table.column("metric").to_pylist(), strict=True))
     return found
 

@@ -1,7 +1,7 @@
-"""What a command measured: metrics.json, results of lm-evaluation-harness and logs of Inspect become `Measured` rows.
+"""This module reads what a command measured: its metrics.json, lm-evaluation-harness's results and logs of Inspect.
 
-The readers are pure functions of parsed JSON. The shapes are those that lm-eval 0.4.13 (`lm_eval.result_schema.EvalResults`)
-and Inspect (`inspect_ai.log.EvalLog`, version 2 of its format) write.
+Each reader is a pure function from parsed JSON to `Measured` rows. The shapes are those that lm-eval 0.4.13
+(`lm_eval.result_schema.EvalResults`) and Inspect (`inspect_ai.log.EvalLog`, version 2 of its format) write.
 """
 
 import json
@@ -15,15 +15,15 @@ from typing import Any
 from contract.errors import InputError
 
 OWN = "metrics.json"
-LM_EVAL, INSPECT, COMMAND = "lm_eval", "inspect", "command"  # whose metric it is: the prefix of its name in the tables
+LM_EVAL, INSPECT, COMMAND = "lm_eval", "inspect", "command"  # tools; in the tables a metric's name begins with its tool
 _STDERR = "_stderr"
 _DOCUMENTS = "n"
-# What the standard error of an Inspect scorer is one of: both are the mean over samples.
+# The standard error of an Inspect scorer belongs to these metrics, which are both the mean over samples.
 _MEANS = ("accuracy", "mean")
 _INSPECT_ERRORS = ("stderr", "bootstrap_stderr")
-_MOST = 2**63 - 1  # documents that the tables can count
+_MOST = 2**63 - 1  # the greatest number of documents that the tables can hold
 _LOGS = "logs"  # the folder that INSPECT_LOG_DIR names
-# How files of lm-eval and Inspect begin; one that was cut short still does.
+# Files of lm-eval and Inspect begin like this, and so does one that was cut short.
 _BEGINS = re.compile(rb'\s*\{\s*"(version"\s*:\s*\d+\s*,\s*"status"|results"\s*:\s*\{)')
 _NONE = (
     f'it left no results in $LAMBDASWEEP_OUT: write {OWN} there ({{"task": {{"metric": value}}}}), or lm-eval\'s results or '
@@ -32,7 +32,7 @@ _NONE = (
 
 
 class ResultsError(InputError):
-    """What a command left behind cannot be taken as its results."""
+    """The files that a command left behind cannot be taken as its results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,11 @@ class Measured:
 
     task: str
     tool: str  # LM_EVAL, INSPECT or COMMAND
-    metric: str  # as the tool calls it
+    metric: str  # the tool's own name of it
     value: float | None  # None where the tool says NaN or infinity
     standard_error: float | None  # None where the tool gives none
-    n: int  # documents, or samples, by what the tool says; 0 where it does not say
-    file: str  # where it stands, below the command's directory
+    n: int  # documents or samples, as the tool counts them; 0 where it does not tell
+    file: str  # the file that it was read from, relative to the command's directory
 
 
 def collect(folder: Path) -> list[Measured]:
@@ -67,7 +67,7 @@ def collect(folder: Path) -> list[Measured]:
         name = str(path.relative_to(folder))
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:  # the last of JSON that is nested too deep
+        except (OSError, ValueError, RecursionError) as error:  # JSON that is nested too deep raises the last of these
             if name == OWN or path.name.startswith("results_") or _was_a_log(path, folder):
                 problems.append(f"{name} is broken: {error}")
             continue
@@ -108,10 +108,10 @@ def compare_with(measured: Iterable[Measured], others: Collection[tuple[str, str
 
     Args:
         measured: what was measured at this λ.
-        others: task and metric, with the tool before it (`lm_eval/acc,none`), of all that other λs have.
+        others: the task and the metric, with the tool before it (`lm_eval/acc,none`), of everything that other λs have.
 
     Returns:
-        The names of what is missing here, and of what is here alone, sorted; without others nothing is here alone.
+        The names that are missing here, and the names that are here alone, sorted. Without other λs no name is here alone.
     """
     here = {(one.task, f"{one.tool}/{one.metric}") for one in measured}
     missing = [f"{metric} of {task}" for task, metric in sorted(set(others) - here)]
@@ -175,7 +175,8 @@ def of_lm_eval(value: Mapping[str, Any], file: str) -> list[Measured]:
             name, comma, filtered = key.partition(",")
             if not comma or name.endswith(_STDERR) or not _is_number(number):
                 continue
-            error = _finite(metrics.get(f"{name}{_STDERR},{filtered}"))  # "N/A" where lm-eval has none
+            # lm-eval writes "N/A" where it has no standard error.
+            error = _finite(metrics.get(f"{name}{_STDERR},{filtered}"))
             n = of_group.get(key, documents)
             found.append(Measured(task, LM_EVAL, key, _finite(number), error, _documents(n), file))
     return found
@@ -223,7 +224,7 @@ def _read(
     name: str,
     problems: list[str],
 ) -> list[Measured]:
-    """Read a file in the shape that its tool does not always keep to: what is wrong with it fails one λ, and no other."""
+    """Read a file whose tool does not always keep to its shape: an error of any kind fails this λ, and no other."""
     try:
         return reader(value, name)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -232,9 +233,9 @@ def _read(
 
 
 def _finished(logs: list[tuple[str, Mapping[str, Any]]], problems: list[str]) -> Iterator[Measured]:
-    """Yield what finished logs say. A log that did not finish is a problem, unless its task was tried again with success.
+    """Yield the metrics of finished logs. Another log is a problem, unless its task was tried again with success.
 
-    Inspect calls a log a success, too, whose samples failed, if --fail-on-error allows so many.
+    Inspect also calls a log a success if some samples failed, where --fail-on-error allows so many.
     """
     done = {value["eval"]["task"] for _, value in logs if value["status"] == "success" and not _failed_samples(value)}
     for name, value in logs:
@@ -274,10 +275,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _finite(value: Any) -> float | None:
-    """Return a number; None for NaN and the infinities, and for what is none.
+    """Return a number, or None for NaN, for the infinities, and for a value that is no number.
 
     Raises:
-        OverflowError: it is a whole number that no float is near.
+        OverflowError: it is a whole number that is too large for a float.
     """
     return float(value) if _is_number(value) and math.isfinite(value) else None
 

@@ -1,4 +1,4 @@
-"""`lambdasweep each`: serve the pair once, go from λ to λ, run the command, and collect what it measured."""
+"""This module runs `lambdasweep each`: it serves the pair, and at each λ runs the command and collects its results."""
 
 import subprocess
 import time
@@ -30,17 +30,17 @@ _UNASKED = (
     "the command asked the server nothing, so its results are refused: answers of another λ may have come out of a cache, "
     "or it asks another server than $OPENAI_BASE_URL"
 )
-_LINES = 8  # of a failing command that are told
+_LINES = 8  # so many last lines of a failing command's log are told
 _LOOK = 0.1  # seconds between two looks at a command that runs
 
 
 @dataclass(frozen=True, slots=True)
 class EachResult:
-    """How `run_each` ended."""
+    """The result says how `run_each` ended."""
 
     run: RunDir
-    done: int  # λs that this call measured
-    failed: tuple[str, ...]  # λs at which the command failed, or its results were refused
+    done: int  # the number of λs that this call measured
+    failed: tuple[str, ...]  # the number of λs at which the command failed, or its results were refused
 
     @property
     def exit_code(self) -> int:
@@ -59,13 +59,13 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
     """Run the command at every λ that is not measured yet.
 
     A λ is done when the command ended with 0, the server was at λ before and after, did not move and was asked something
-    meanwhile, and the results were read, with every metric that other λs have. All of that is one committed file. So a λ
-    that was broken off leaves a directory without such a file, which is moved aside before the command runs there again.
+    meanwhile, and the results were read, with every metric that other λs have. The results are one committed file. A λ that
+    was broken off leaves a directory without that file, which is moved aside before the command runs there again.
 
     Args:
         config: what is asked for.
         around: the environment of this process.
-        say: told one line of news at a time.
+        say: a function that is told one line of news at a time.
 
     Raises:
         InputError: bad input; nothing is written. RunMismatchError, one of them: a file of the command changed meanwhile.
@@ -90,14 +90,14 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
         record.check(run, sweep, config)
     for warning in pair.warnings:
         say(f"warning: {warning}")
-    # The lock is the outer one: the server has ended before another driver may go on here.
+    # The lock is the outer block, so that the server has ended before another driver may go on here.
     with ExitStack() as held, Children() as children:
 
         def hold() -> None:
             held.enter_context(run.lock())
-            record.check(run, sweep, config)  # another driver may have written since
+            record.check(run, sweep, config)  # another driver may have written since the first check
 
-        # A new directory is made when the server has come up, so that what the server refuses leaves nothing behind.
+        # A new directory is made only when the server is up, so that a refusal by the server leaves nothing behind.
         locked = config.out.is_dir()
         if locked:
             hold()
@@ -128,7 +128,7 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
         evaluation = _Evaluation(run, config, sweep, planned, server, name, children, around, say)
         try:
             failed = tuple(lam for lam in left if not evaluation.at(lam))
-        except (SystemExit, RunMismatchError):  # it was not the server: nobody needs its log
+        except (SystemExit, RunMismatchError):  # the server is not at fault, so nobody needs its log
             server.log.unlink(missing_ok=True)
             raise
         server.end()
@@ -142,14 +142,14 @@ def _left(run: RunDir, config: EachConfig) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Evaluation:
-    """Holds what is the same at every λ."""
+    """This holds everything that is the same at every λ."""
 
     run: RunDir
     config: EachConfig
     sweep: SweepRecord
     planned: EachRecord
     server: Server
-    name: str  # what the server calls its model at every λ
+    name: str  # the server's name for the model at each λ
     children: Children
     around: Mapping[str, str]
     say: Callable[[str], None]
@@ -182,7 +182,7 @@ class _Evaluation:
             except OSError as error:
                 raise _FailedError([f"the command cannot be started: {error}"]) from None
         status = _wait(process, server)
-        self.children.end(process)  # what it left running would ask the server at the next λ
+        self.children.end(process)  # processes that the command left running would ask the server at the next λ
         where = _position(server)
         self._hold_files(lam)
         if status:

@@ -1,4 +1,4 @@
-"""The server that commands ask: `lambdasweep serve` in a process of its own, at the λ that it itself says it is at."""
+"""This module runs the server that commands ask: `lambdasweep serve`, in a process that says at which λ it is."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from lambdasweep.each.children import Children, last_lines
 if TYPE_CHECKING:
     import subprocess
 
-_LINES = 12  # of the server's log that are shown where it fails
+_LINES = 12  # so many last lines of the server's log are shown where it fails
 _LOOK = 0.5  # seconds between two looks at a server that starts
 _START = 3600.0  # seconds that an engine may take to start
 _ANSWER = 3600.0  # seconds that a move may take: it waits for requests that are in flight
@@ -29,11 +29,11 @@ _ANSWER = 3600.0  # seconds that a move may take: it waits for requests that are
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a server says that it is."""
+    """The position is where a server says that it is."""
 
-    lam: str  # canonical point
-    moves: int  # how often it has moved: one that moved away and back is at the same λ, and has moved twice
-    requests: int  # how many requests it has admitted, moves aside
+    lam: str  # the canonical point
+    moves: int  # how often it has moved, which tells of a move away and back
+    requests: int  # how many requests it has admitted; moves do not count
 
 
 class Server:
@@ -44,7 +44,7 @@ class Server:
         self.key = key
         self.log = log
         self._children, self._process = children, process
-        # A proxy of the environment is for other hosts.
+        # A proxy that the environment names is meant for other hosts.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     @classmethod
@@ -52,19 +52,19 @@ class Server:
         """Start a server and wait until it answers.
 
         Args:
-            children: what it is a child of.
-            pair: flags of `lambdasweep serve` that say which pair and λ.
+            children: the block at whose end the server ends at the latest.
+            pair: the flags of `lambdasweep serve` that say which pair and λ.
             flags: flags of `vllm serve`.
-            models: the names that it serves the model under; it calls itself by the first one.
+            models: the names under which it serves the model; the first one is its own.
 
         Raises:
-            InputError: it refuses what it was given.
-            EngineError: it ended, or did not come up.
+            InputError: the server refuses what it was given.
+            EngineError: the server ended, or did not come up.
         """
         port, key = _free_port(), secrets.token_hex(16)
         descriptor, name = tempfile.mkstemp(prefix="lambdasweep-server-", suffix=".log")
         command = [*serve_command(), *pair, "--", *flags, "--port", str(port), "--served-model-name", *models]
-        # The key goes through the environment: everybody on the machine sees the words of a command.
+        # The key goes through the environment, because everybody on the machine can see the words of a command.
         environment = os.environ | {"VLLM_API_KEY": key, "PYTHONUNBUFFERED": "1"}
         with open(descriptor, "wb") as stream:
             process = children.start(command, environment, stream)
@@ -93,8 +93,8 @@ class Server:
         """Ask where the server is.
 
         Raises:
-            OSError: it does not answer, or not as our server does.
-            EngineError: a move of it failed, so that nothing is answered.
+            OSError: nobody answers, or another kind of server does.
+            EngineError: a move has failed, so that the server answers nothing any more.
         """
         answer = self._ask()
         try:
@@ -139,7 +139,7 @@ class Server:
         if self._process.returncode != EXIT_BAD_INPUT:
             return self.failure(f"ended with status {self._process.returncode} while it started")
         lines = last_lines(self.log, 200)
-        # Our own message is the last thing that it says; where vLLM's parser of flags refuses, its line is.
+        # The server's last words are our own message, or that of vLLM's parser where it refuses a flag.
         start = max((place for place, line in enumerate(lines) if line.startswith("lambdasweep: ")), default=-1)
         said = [re.sub(r"^(lambdasweep: |\s+- )", "", line) for line in lines[start:]]
         self.log.unlink(missing_ok=True)

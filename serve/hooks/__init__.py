@@ -1,1 +1,1 @@
-"""What is hung into vLLM: scores of chosen tokens, draws of samples, and a CPU kernel that is given what it takes."""
+"""This package hooks into vLLM: it scores chosen tokens, draws samples, and gives a CPU kernel what that kernel can take."""

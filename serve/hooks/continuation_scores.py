@@ -1,4 +1,4 @@
-"""Scores of chosen tokens, computed inside the worker from the rows of hidden states that predict them.
+"""This module scores chosen tokens inside the worker, from the rows of hidden states that predict them.
 
 vLLM's own prompt logprobs run the LM head on every row of a prompt, turn all of them into log-probabilities, and leave rows
 uninitialised, without a word, where the prefix cache was read. Here a prompt says which row is the first that matters
@@ -15,14 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-# Rows of logits at a time. On the CPU 256: with a vocabulary of 128,000, 131 MB of float32. A GPU wants larger products, and
-# takes as many rows as make 512 MiB of float32; the passes after the product need about three times that beside the cache.
+# So many rows of logits are computed at a time. The CPU takes 256, which are 131 MB of float32 with a vocabulary of
+# 128,000. A GPU wants larger products: it takes as many rows as make 512 MiB of float32, and the passes that follow need
+# three times that.
 _CPU_ROWS, _CUDA_LOGITS_BYTES = 256, 512 << 20
-EXTRA = "lambdasweep"  # in extra_args: [number of the prompt, first row, *tokens that the last row predicts]
+# Its entry in extra_args is [number of the prompt, first row, *tokens that the last row is asked about].
+EXTRA = "lambdasweep"
 
 
 class ContinuationHead:
-    """The worker's half: what is done with the hidden states of a step.
+    """The head is the worker's half: it scores from the hidden states of each step.
 
     Args:
         runner: vLLM's V1 model runner, which calls `_get_prompt_logprobs_dict` after each step on its last pipeline stage.
@@ -53,7 +55,7 @@ class ContinuationHead:
 
     def _after_step(self, hidden_states: torch.Tensor, num_scheduled_tokens: dict[str, int]) -> Any:
         rows: list[int] = []  # of hidden_states
-        of: list[int] = []  # for each target, which of `rows` predicts it; ascending
+        of: list[int] = []  # the place in `rows` of the row that predicts each target; ascending
         # For each target, the number of its prompt, its row there, and the token.
         numbers: list[int] = []
         places: list[int] = []
@@ -87,16 +89,16 @@ class ContinuationHead:
         return self._prompt_logprobs(hidden_states, num_scheduled_tokens)
 
     def _score(self, hidden_states: torch.Tensor, rows: list[int], of: list[int], targets: list[int]) -> None:
-        """Score a step's targets without ever waiting for the device: what is where is known to the CPU."""
+        """Score a step's targets. The CPU knows where each row is, so that nothing waits for the device."""
         indices = on_device(np.array([*rows, *of, *targets], np.int64), hidden_states.device)
         index, place, wanted = torch.split(indices, [len(rows), len(of), len(targets)])
         every = hidden_states[index]
         limit = self._rows_at_a_time(hidden_states.device)
         for begin in range(0, len(rows), limit):
             logits = self._runner.model.compute_logits(every[begin : begin + limit])
-            if logits is None:  # they are gathered on another rank
+            if logits is None:  # the logits are gathered on another rank
                 continue
-            # As log_softmax does: relative to the largest logit, which keeps what is subtracted small.
+            # Logits are taken relative to the largest one, as log_softmax does, so that only small numbers are subtracted.
             highest, top1 = logits.max(-1)
             relative = logits.float().sub_(highest.float()[:, None])
             norm = relative.exp().sum(-1).log()
@@ -122,7 +124,7 @@ def on_device(values: np.ndarray[Any, Any], device: torch.device) -> torch.Tenso
 
 
 def limit_prefix_reads(scheduler: Any) -> None:
-    """The scheduler's half: a prompt reads the prefix cache at most up to its first row that matters."""
+    """Let a prompt read the prefix cache at most up to its first row that matters. This is the scheduler's half."""
     manager = scheduler.kv_cache_manager
     coordinator = manager.coordinator
     computed_blocks, longest_hit = manager.get_computed_blocks, coordinator.find_longest_cache_hit

@@ -1,9 +1,9 @@
 """vLLM's rotary embedding on the CPU is mended for queries of three dimensions.
 
 vLLM 0.32's CPU kernel `rotary_embedding` takes the last stride but one of queries and keys for the distance between tokens.
-That holds of [tokens, heads × size]. Of [tokens, heads, size] it is the distance between heads, so that every token but the
-first is rotated at another's place: DeepSeek-V2 and -V3 were 3.7 nats and LFM2-MoE 1.1 nats from transformers. Here the
-kernel is given two dimensions.
+For [tokens, heads × size] this is true. For [tokens, heads, size] it is the distance between heads, so that every token but
+the first is rotated at the place of another one: DeepSeek-V2 and -V3 were 3.7 nats and LFM2-MoE 1.1 nats from
+transformers. Here the kernel is given two dimensions.
 """
 
 from functools import wraps
@@ -31,7 +31,7 @@ def mend_rotary_embedding() -> None:
         flat = [None if x is None else x.reshape(positions.numel(), -1) for x in (query, key)]
         kernel(positions, *flat, *rest, **named)
         for x, turned in zip((query, key), flat, strict=True):
-            # The kernel works in place: where the flat tensor is a copy, what it holds goes back.
+            # The kernel works in place. Where the flat tensor is a copy, its values must be copied back.
             if x is not None and turned is not None and x.data_ptr() != turned.data_ptr():
                 x.copy_(turned.view_as(x))
 

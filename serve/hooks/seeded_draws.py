@@ -1,13 +1,13 @@
-"""What vLLM's sampler needs to be right about requests with a seed: draws for tokens that are kept, from numbers only.
+"""This module makes vLLM's sampler right about requests with a seed: it draws once for each kept token, from numbers only.
 
 Each seeded request has a generator of its own. vLLM lets it draw in every step, also where only a part of the prompt was
 computed, and then takes the draw back, which fails on the CPU (whose generators have no offset) and on the GPU goes by a
 count of steps. Here a generator is put aside in such a step, so that a request's n-th token is made with its n-th draw,
-however the prompt was cut. And NaN is no reason for the sampler to stop: it picks some token. Here the rows of logits that
-hold NaN or infinity, or nothing but −∞, are told.
+however the prompt was cut. NaN does not stop the sampler either: it picks some token. Here it is told which rows of logits
+hold NaN or infinity, or nothing but −∞.
 
 Each token that is kept is also scored from the row of logits that it was drawn from, before the sampler divides or masks
-them: so its scores are those of the model at temperature 1, and they cost no second pass through the model.
+them. Its scores are therefore those of the model at temperature 1, and they cost no second pass through the model.
 
 `SeededDraws` hooks into vLLM's V1 model runner, on each rank.
 """
@@ -22,12 +22,12 @@ import torch
 
 from serve.hooks.continuation_scores import on_device
 
-NUMBER = "lambdasweep_sample"  # in extra_args: the number of the request, which is then watched
+NUMBER = "lambdasweep_sample"  # its entry in extra_args is the number of a request, whose draws are then recorded
 
-# Rows of logits at a time. What is computed of a few rows stays in a core's cache; a GPU takes as many as make 512 MiB of
-# float32.
+# So many rows of logits are computed at a time. On the CPU a few rows stay in a core's cache; a GPU takes as many as make
+# 512 MiB of float32.
 _CPU_ROWS, _CUDA_LOGITS_BYTES = 8, 512 << 20
-_LEAST = -1e4  # exp of it is 0, and so is its product with it; −∞ would give NaN there
+_LEAST = -1e4  # its exp is 0, and so is the product of both; −∞ would give NaN there
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,13 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class TokenRecord:
-    """What the model at temperature 1 says of the N tokens of a sample."""
+    """The record holds what the model at temperature 1 says of the N tokens of a sample."""
 
     logprob: npt.NDArray[np.float32]  # [N] nats
     rank: npt.NDArray[np.int32]  # [N] 1 = most likely
     top1: npt.NDArray[np.int32]  # [N] the most likely token
     top1_logprob: npt.NDArray[np.float32]  # [N] nats
-    entropy: npt.NDArray[np.float32]  # [N] nats, of the distribution over the whole vocabulary
+    entropy: npt.NDArray[np.float32]  # [N] nats: the entropy of the distribution over the whole vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +55,21 @@ class Drawn:
 
     token_ids: tuple[int, ...]  # the stop token included
     finish_reason: str  # stop, length
-    is_finite: bool  # False: a token came from logits of NaN or infinity, and nothing of it means anything
+    is_finite: bool  # False where a token came from logits of NaN or infinity: the sample then means nothing
     record: TokenRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """What some draws came to, in their order."""
+    """The results of several draws, in the order of the draws."""
 
     drawn: list[Drawn]
-    prompt_tokens: int  # of all prompts
-    cached_tokens: int  # of those, read from the prefix cache
+    prompt_tokens: int  # the tokens of all prompts
+    cached_tokens: int  # how many of them were read from the prefix cache
 
 
 class SeededDraws:
-    """The worker's half of sampling.
+    """This is the worker's half of sampling.
 
     Args:
         runner: vLLM's V1 model runner, which calls `_sample` and then `_bookkeeping_sync` in each step.
@@ -79,7 +79,7 @@ class SeededDraws:
         self._runner = runner
         self._sample, self._bookkeeping = runner._sample, runner._bookkeeping_sync
         self._aside: dict[int, torch.Generator] = {}
-        self._numbers: list[int] = []  # of the request of each token that was drawn, in the order of the steps
+        self._numbers: list[int] = []  # the request's number for each token that was drawn, in the order of the steps
         self._scores: list[torch.Tensor] = []  # [tokens, 7] each; they stay on the device
         runner._sample, runner._bookkeeping_sync = self._before, self._after
 
@@ -110,7 +110,7 @@ class SeededDraws:
         every = len(rows) == len(logits)
         is_greedy = batch.sampling_metadata.all_greedy
         kept = logits if every else logits[index]
-        if every and not is_greedy:  # the sampler then divides and masks the logits where they are
+        if every and not is_greedy:  # the sampler then divides and masks the logits in place
             kept = logits.clone()
         sampled = self._sample(logits, *rest)
         self._numbers += numbers
@@ -131,14 +131,15 @@ class SeededDraws:
     def _score(self, logits: torch.Tensor, token: torch.Tensor, is_greedy: bool) -> None:
         """Score a token [rows] for each row of logits, as `take` returns it, without ever waiting for the device.
 
-        Where each is known to be the likeliest, nothing has to be looked for, which saves two thirds of the time on a CPU.
+        Where every token is known to be the likeliest, ranks are not searched for, which saves two thirds of the time on
+        a CPU.
         """
         limit = _CPU_ROWS
         if logits.device.type != "cpu":
             limit = max(limit, _CUDA_LOGITS_BYTES // (4 * logits.shape[1]))
         for begin in range(0, len(logits), limit):
             part, drawn = logits[begin : begin + limit], token[begin : begin + limit, None]
-            # As log_softmax does: relative to the largest logit, which keeps what is subtracted small.
+            # Logits are taken relative to the largest one, as log_softmax does, so that only small numbers are subtracted.
             highest, top1 = (part.gather(-1, drawn)[:, 0], drawn[:, 0]) if is_greedy else part.max(-1)
             relative = part.float() - highest.float()[:, None]
             value = relative.gather(-1, drawn)

@@ -1,7 +1,8 @@
-"""Entry point `vllm.endpoint_plugins`: the route `/v1/lambda` of vLLM's API server, and the λ in every response.
+"""This module gives vLLM's API server the route `/v1/lambda`, and names λ in every response.
 
-The middleware stands inside vLLM's own: what has no valid key does not reach it where vLLM asks for one, and it asks for
-one itself on every other path that does something.
+vLLM finds it by the entry point `vllm.endpoint_plugins`. The middleware stands inside vLLM's own. Where vLLM asks for a
+key, a request without a valid one does not get this far; on every other path that does something the middleware asks for
+it.
 """
 
 import itertools
@@ -40,10 +41,10 @@ logger = init_logger(f"vllm.{__name__}")  # vLLM's handlers print what is below 
 
 
 class LambdaEndpoint:
-    """Moves the server's engine between its parents. One per API server."""
+    """The endpoint moves the server's engine between its parents. Each API server has one."""
 
     name = "lambdasweep"
-    required_tasks = None  # whatever the model can do, it does it at some λ
+    required_tasks = None  # every task of a model can be done at every λ
 
     def __init__(self) -> None:
         self._gate = Gate()
@@ -59,7 +60,7 @@ class LambdaEndpoint:
         app.add_api_route(PATH, self.move, methods=["POST"])
 
     async def init_state(self, engine_client: "EngineClient | None", state: State, args: Namespace) -> None:
-        """Before the first request: settle by which route λ moves, and go to the first one."""
+        """Settle by which route λ moves, and go to the first λ. vLLM calls this before the first request."""
         self._engine = engine_client
         parents = args.additional_config[CONFIG_KEY]
         self._names = tuple(parents["aligned"])
@@ -97,7 +98,7 @@ class LambdaEndpoint:
         return JSONResponse({"lam": lam, "seconds": round(time.perf_counter() - began, 3)})
 
     async def _switch(self, lam: str) -> None:
-        """Make θ(λ) live. The gate holds requests back; the engine may still be busy with what a client broke off."""
+        """Make θ(λ) live. The gate holds requests back, but the engine may still work for a client that hung up."""
         await self._engine.pause_generation(mode="wait")  # also empties all caches
         if not await self._engine.reset_prefix_cache():
             raise EngineError("vLLM did not reset its prefix cache")

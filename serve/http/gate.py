@@ -1,6 +1,6 @@
-"""Who is served at which λ: requests in flight finish on the λ they were admitted under, new ones wait for the next.
+"""The gate decides at which λ a request is served: those in flight finish on their λ, and new ones wait for the next.
 
-Plain asyncio on one event loop; knows no engine.
+It is plain asyncio on one event loop, and it knows no engine.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 
 class FailedMoveError(Exception):
-    """A move failed half-way: nothing may be answered from these weights."""
+    """A move failed half-way, so that nothing may be answered from these weights."""
 
 
 class Gate:

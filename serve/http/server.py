@@ -1,4 +1,4 @@
-"""vLLM's own OpenAI-compatible server over a pair: its arguments, and its start."""
+"""This module starts vLLM's own OpenAI-compatible server over a pair, and makes its arguments."""
 
 import argparse
 import dataclasses
@@ -45,15 +45,15 @@ _REFUSED = {
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What to serve. `defaults` are vLLM arguments that flags win over."""
+    """This says what to serve. `defaults` are arguments of vLLM that hold where no flag says otherwise."""
 
     base: Path
-    aligned: Path | Mapping[str, Path]  # by name where there are several
-    line: Line  # between them
-    lam: str  # canonical point, to begin with
+    aligned: Path | Mapping[str, Path]  # paths by name where there are several
+    line: Line  # the line between the parents
+    lam: str  # the canonical point that is served first
     parents: str  # one of serve.switch.tiers.CHOICES
     name: str
-    flags: tuple[str, ...]  # of `vllm serve`
+    flags: tuple[str, ...]  # flags of `vllm serve`
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
@@ -64,7 +64,7 @@ def serve(serving: Serving) -> None:
         InputError: vLLM flags that cannot be used.
     """
     os.environ |= {
-        # Names the plugins that vLLM loads, in all of its processes: ours, and those the user named.
+        # All processes of vLLM load the plugins that this names: ours, and those that the user named.
         "VLLM_PLUGINS": ",".join(filter(None, [os.environ.get("VLLM_PLUGINS"), "lambdasweep"])),
         "VLLM_SERVER_DEV_MODE": "0",  # its routes change weights behind our back
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
@@ -86,7 +86,7 @@ def serve(serving: Serving) -> None:
     if installed_device() == "cpu" and not shares_prefixes(vars(args)):
         args.enable_prefix_caching = False
     ranks = args.tensor_parallel_size * args.pipeline_parallel_size
-    if ranks > 1 and installed_device() == "cpu":  # left to itself vLLM wants a NUMA node for each rank
+    if ranks > 1 and installed_device() == "cpu":  # otherwise vLLM wants a NUMA node for each rank
         cores = available_cores()
         bound = cores_by_rank(cores, ranks, max(1, len(cores) // ranks))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bound)

@@ -1,1 +1,1 @@
-"""The λ switch of a rank: how θ(λ) gets into its live parameters, and where its parents are kept."""
+"""This package is the λ switch of a rank: it keeps the parents, and brings θ(λ) into the live parameters."""

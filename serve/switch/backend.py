@@ -16,6 +16,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.logger import init_logger
 
 import serve.text_part  # noqa: F401 a rank loads its weights through what it registers
 from contract.errors import InputError
@@ -30,7 +31,9 @@ from serve.hooks.continuation_scores import ContinuationHead
 from serve.hooks.seeded_draws import SeededDraws
 from serve.machine import hardware, host_memory
 from serve.needs import needs
+from serve.numa import bind_to_node
 from serve.plugin import CONFIG_KEY, RESIDENT
+from serve.settings import available_cores, threads_of_rank
 from serve.switch.recorder import UntraceableError
 from serve.switch.reload import ReloadRoute, Route
 from serve.switch.resident import ResidentRoute
@@ -40,10 +43,12 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.config.weight_transfer import WeightTransferConfig
 
+logger = init_logger(f"vllm.{__name__}")  # vLLM's handlers print what is below its own name
+
 
 @dataclass
 class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]
-    """Nothing: the parents are known from `additional_config`."""
+    """There is nothing to tell at the start: the parents are known from `additional_config`."""
 
 
 @dataclass
@@ -54,7 +59,7 @@ class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
 
 
 class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
-    """One per vLLM worker. If a switch raises, the weights are half-written and the worker must not score again."""
+    """Each vLLM worker has one backend. If a switch raises, its weights are half-written, and it must not score again."""
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
@@ -72,7 +77,7 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
         part = text_part(pair.shaped)
         names = part.names if part else {}
         whole, pair = pair, only_text(pair)
-        rules = tensor_rules(pair)
+        rules = tensor_rules(pair, _settle(device, vllm_config, parents["ranks"]))
         self.digest = ""
         self.tier = ""
         self.reason = ""  # why there is no resident route
@@ -89,7 +94,7 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
                     pair, rules, model, device, lambda size: choose(parents["tier"], size, room), dtype, names
                 )
             except InputError:
-                raise  # what was asked for does not fit
+                raise  # the place that was asked for is too small
             except Exception as error:  # vLLM's loader, fed with tensors it did not expect, may raise anything
                 self.reason = str(error) if isinstance(error, UntraceableError) else f"{type(error).__name__}: {error}"
             else:
@@ -103,30 +108,30 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
             self._routes = {route: self._route}
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
-        """Nothing to connect to."""
+        """Do nothing: there is nobody to connect to."""
 
     def start_weight_update(self) -> None:
-        """Nothing: a switch is one update."""
+        """Do nothing: a switch is one update."""
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Make θ(λ) live in this rank."""
         self.digest = self._route.switch(update_info.lam)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """As in the base class, which synchronises through an API that CPU builds of PyTorch lack."""
+        """Update as the base class does, which synchronises through an API that CPU builds of PyTorch lack."""
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
 
     def finish_weight_update(self) -> None:
-        """Nothing: see `start_weight_update`."""
+        """Do nothing: a switch is one update."""
 
     def shutdown(self) -> None:
-        """Nothing is held beyond the model's own lifetime."""
+        """Do nothing: what the backend holds lives no longer than the model."""
 
 
 class WorkerExtension:
-    """What the engine can ask of each of its workers, by name, through vLLM's `collective_rpc`."""
+    """These are the calls that the engine can make to each of its workers, by name, through vLLM's `collective_rpc`."""
 
     weight_transfer_engine: InterpolationEngine
     model_runner: Any
@@ -171,6 +176,22 @@ class WorkerExtension:
     def interpolation_draws_taken(self) -> Any:
         """Return `SeededDraws.take` of the last pipeline stage, which is the one that samples."""
         return self.interpolation_draws.take() if get_pp_group().is_last_rank else None
+
+
+def _settle(device: torch.device, vllm_config: "VllmConfig", ranks: int) -> int | None:
+    """Bind a GPU's rank to the processors beside the GPU; return how many threads it may use while it starts.
+
+    They are counted here because PyTorch has one thread in this process: Ray gives no more to an actor without processors,
+    and vLLM wants no more between steps. On a CPU the settings say how many it has, and None is returned.
+    """
+    if device.type != "cuda":
+        return None
+    threads = threads_of_rank(len(available_cores()), ranks)
+    if not vllm_config.parallel_config.numa_bind:
+        found: Any = torch.cuda.get_device_properties(device)
+        address = f"{found.pci_domain_id:04x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
+        logger.info("%s", bind_to_node(address))
+    return threads
 
 
 def _room(device: torch.device, vllm_config: "VllmConfig", ranks: int, pair: Pair) -> Room:

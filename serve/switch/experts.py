@@ -1,4 +1,4 @@
-"""Mixtures of experts whose weights a kernel keeps in a layout of its own.
+"""This module handles mixtures of experts whose weights a kernel keeps in a layout of its own.
 
 vLLM 0.32 makes that layout after the first load only: on a later load it finds the kernel there and leaves the weights as
 the loader writes them. The layout often has the loader's shape, strides and dtype, so that nothing but the kernel's class
@@ -22,7 +22,7 @@ def kernel_of(module: torch.nn.Module) -> Any:
 
 
 def lay_out_again(module: torch.nn.Module) -> None:
-    """Make the kernel's layout of weights that a reload left in the loader's, in the memory that the kernel reads."""
+    """Put weights that a reload left in the loader's layout into the kernel's, in the memory that the kernel reads."""
     before = dict(module.named_parameters(recurse=False))
     kernel_of(module).process_weights_after_loading(module)
     for name, parameter in before.items():

@@ -1,4 +1,4 @@
-"""One pass over memory on a GPU: read both parents, write θ(λ), and take its digest on the way.
+"""This module does a switch in one pass over a GPU's memory: it reads both parents, writes θ(λ), and takes its digest.
 
 Done one after the other, the interpolation and the digest read and write θ(λ) three times where once is enough, in a dozen
 kernels a block. The arithmetic is that of `merge.interpolate`: `torch.lerp` on CUDA is a fused multiply-add from the nearer
@@ -15,7 +15,7 @@ import torch
 from merge.digest import WeightDigest
 
 _COLUMNS = 4096  # elements of a row that one program takes at a time
-_ROWS = 4  # of them one after another: fewer additions to the digest
+_ROWS = 4  # a program takes so many runs of a row one after another, which makes fewer additions to the digest
 
 _kernel: Any = None
 
@@ -40,9 +40,9 @@ def write(
     Args:
         base, aligned: contiguous, of one shape, dtype (float16, bfloat16, float32) and device; whole rows.
         lam: canonical λ of this tensor, after its weight; at "0" and "1" the parent is copied.
-        out: likewise; may not overlap with a parent.
-        key: of the parameter in the digest.
-        first_row: of the parameter, which `out` begins with.
+        out: a tensor like the parents; it may not overlap with one.
+        key: the parameter's key in the digest.
+        first_row: the row of the parameter that `out` begins with.
         words: whether the digest takes the parameter in words of 8 bytes, see `merge.digest.takes_words`.
 
     Raises:
@@ -72,7 +72,7 @@ def _compiled() -> Any:
     import triton
     import triton.language as tl
 
-    # `key`, `first_row` and `rows` differ from parameter to parameter: no variant of the kernel for each kind of number.
+    # `key`, `first_row` and `rows` differ from parameter to parameter, and are no reason to compile the kernel again.
     @triton.jit(do_not_specialize=["factor", "rows", "key", "first_row"])  # type: ignore[untyped-decorator]
     def kernel(  # type: ignore[no-untyped-def]
         base, aligned, out, sums, factor, rows, columns, key, first_row,

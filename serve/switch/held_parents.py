@@ -1,4 +1,4 @@
-"""Where a rank keeps its parents: on its device, in pinned host memory, or in the page cache.
+"""This module keeps the parents of a rank: on its device, in pinned host memory, or in the page cache.
 
     device   beside the live parameters: a switch costs memory bandwidth
     pinned   page-locked host memory: a switch costs the bus to the device
@@ -24,24 +24,24 @@ from serve.switch.views import View
 # kernel costs nothing beside running it; where parents come over the bus, two blocks are on their way at a time.
 CPU_BLOCK, CUDA_BLOCK, STAGED_BLOCK = 1 << 20, 256 << 20, 32 << 20
 
-Block = tuple[Piece, View, list[torch.Tensor]]  # what it is of, place in the parameter, base and each aligned one
-Tensors = Mapping[str, torch.Tensor | Computed]  # of a checkpoint
+Block = tuple[Piece, View, list[torch.Tensor]]  # its piece, its place in the parameter, base and each aligned tensor
+Tensors = Mapping[str, torch.Tensor | Computed]  # the tensors of a checkpoint, by name
 _ALIGN = 256  # bytes
 
 
 class Parents(Protocol):
-    """All parents of one rank."""
+    """An object that has all parents of one rank."""
 
     def blocks(self, target: Target, limit: int, whole: bool) -> Iterator[Block]:
         """Yield what a parameter is made of, in blocks of at most `limit` bytes of each parent.
 
-        Where a piece is kept, aligned stands for base, too. `whole`: all pieces move alike, so that a block may be of
-        several; it is then said to be of the first.
+        A piece whose rows are aligned's at every λ is read from aligned in base's place, too. `whole` says that all pieces
+        move alike: then a block may span several of them, and the first stands for all.
         """
 
 
 class MappedParents:
-    """The checkpoint files, read where a block needs them."""
+    """These parents are the checkpoint files, which are read where a block needs them."""
 
     def __init__(self, parents: Sequence[Tensors]) -> None:
         """`parents`: base and each aligned one."""
@@ -56,10 +56,10 @@ class MappedParents:
 
 
 class HeldParents:
-    """Copies of this rank's share, laid out as its parameters; in one allocation each.
+    """These parents are copies of this rank's share, laid out as its parameters are, each in one allocation.
 
     Args:
-        targets: of this rank.
+        targets: the parameters of this rank.
         parents: base's tensors, and those of each aligned checkpoint.
         device: where to hold them.
         pin: page-lock them, so that copies to the GPU overlap with its work.
@@ -105,8 +105,8 @@ class HeldParents:
 def _page_lock(memory: torch.Tensor) -> None:
     """Page-lock host memory for as long as it lives.
 
-    Not pin_memory=True: PyTorch's pinned allocator rounds up to a power of two, twice the memory at worst. What is freed
-    while CUDA holds it for locked could not be locked again when it comes back from the allocator.
+    pin_memory=True would not do: PyTorch's pinned allocator rounds up to a power of two, twice the memory at worst. Memory
+    is unlocked when it is freed, because memory that CUDA holds for locked cannot be locked again.
 
     Raises:
         torch.cuda.CudaError: the system does not let that much memory be locked.

@@ -1,7 +1,7 @@
-"""Parameters that vLLM's loader computes: the loader itself makes them again, out of interpolated tensors.
+"""This module has vLLM's loader make the parameters that it computes again, out of interpolated tensors.
 
-Of a state space's decay −exp(A_log), say, or of projections that a checkpoint has in another order, θ(λ) is what the loader
-makes of the tensors at λ. It is fed with those alone, and writes into memory of its own.
+A state space's decay −exp(A_log) is such a parameter, and so are projections that a checkpoint has in another order. At λ
+they are what the loader makes of the tensors at λ. It is fed with those alone, and writes into memory of its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from serve.switch.trace import Target, on_meta
 
 
 class LoaderMade:
-    """What makes the computed parameters of one rank.
+    """This makes the computed parameters of one rank.
 
     Args:
         pair: the parents.
@@ -58,7 +58,7 @@ class LoaderMade:
         tensors = {}
         for name, tensor in interpolated_tensors(self._pair, lam, self._rules, self._device, self._names):
             digest.add_whole(name, tensor)
-            # At a parent it is the parent's own memory, and a loader may change what it is given.
+            # At a parent the tensor is the parent's own memory, and a loader may change what it is given.
             tensors[self._called.get(name, name)] = tensor.clone()
         with on_meta(self._model), torch.no_grad():
             for target, attributes in zip(self._targets, self._attributes, strict=True):

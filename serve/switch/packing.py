@@ -1,4 +1,4 @@
-"""Weights that vLLM's CPU backend keeps packed for its kernels: one layer at a time, unpacked, filled and packed again."""
+"""This module fills weights that vLLM's CPU backend keeps packed: layer by layer they are laid out, filled and packed."""
 
 import ctypes
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +16,8 @@ from serve.switch.trace import Target
 class Packer:
     """Rebuilds the layers of one rank's model on the CPU.
 
-    Needs no memory beyond the model but one scratch buffer of the largest layer: a layer's old packed copy is freed before
-    the new one is made.
+    Beyond the model it needs the memory of one scratch buffer, as large as the largest layer: a layer's old packed copy
+    is freed before the new one is made.
 
     Args:
         model: this rank's loaded model.
@@ -31,7 +31,8 @@ class Packer:
         self._tied = tied_modules(model)
         everything = [target for targets in layers.values() for target in targets]
         self._kept: dict[str, Any] = {target.path: target.live for target in everything}
-        # What is not as the loader writes it: mostly nothing at all, where the kernel's own copy took its place.
+        # These parameters are not as the loader writes them. Mostly they are empty, because the kernel's own copy took
+        # their place.
         self._packed = {target.path for target in everything if not is_as_loaded(target)}
         unknown = [t.path for t in everything if t.path in self._packed and not _is_processed(t.module)]
         if unknown:
@@ -75,7 +76,7 @@ class Packer:
             module.register_parameter(target.attribute, kept)
 
     def finish(self) -> None:
-        """Pack what is made of another module's parameter: a tied LM head."""
+        """Pack a module that shares another module's parameter, as a tied LM head does."""
         for module in self._tied:
             _process(module)
 
@@ -98,7 +99,7 @@ class _PackWhenUsed:
 
 
 def is_as_loaded(target: Target) -> bool:
-    """Whether a live parameter has the layout that the loader writes."""
+    """Tell whether a live parameter has the layout that the loader writes."""
     is_matrix = target.layout.dim() > 2  # the weights of all experts; a bias of each is taken as it is loaded
     return target.is_plain and not (is_matrix and kernel_of(target.module) is not None)
 

@@ -1,4 +1,4 @@
-"""What vLLM's loader does with checkpoint tensors, written down operation by operation.
+"""This module writes down what vLLM's loader does with checkpoint tensors, operation by operation.
 
 Tensors and parameters have no memory while it runs, so that nothing is read, computed or written. Each tensor that comes
 about carries the names of the checkpoint tensors that went into it. So a parameter is known either as copies of views of
@@ -33,16 +33,17 @@ class Copy:
 
 @dataclass(slots=True)
 class Writes:
-    """All that the loader writes into one parameter."""
+    """This holds all that the loader writes into one parameter."""
 
     copies: list[Copy] = field(default_factory=list)
     is_zeroed: bool = False  # before, or where nothing is copied
-    computed_from: set[str] = field(default_factory=set)  # of checkpoint tensors, where something computed is written
-    computed: int = 0  # elements written so
+    # The names of checkpoint tensors, where something computed is written.
+    computed_from: set[str] = field(default_factory=set)
+    computed: int = 0  # the number of elements that are written so
 
     @property
     def names(self) -> set[str]:
-        """The checkpoint tensors that the parameter is made of."""
+        """Return the names of the checkpoint tensors that the parameter is made of."""
         return self.computed_from | {copy.name for copy in self.copies}
 
 
@@ -74,10 +75,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._write(target, func, args)
             return args[0]
         if func is _aten._to_copy.default and args[0].is_meta:
-            kwargs.pop("device", None)  # there is nothing to be brought anywhere
+            kwargs.pop("device", None)  # tensors without memory need not be brought anywhere
         names = set().union(*(self._names_of(tensor) for tensor in given))
         found = func(*args, **kwargs)
-        for tensor in written:  # what is changed in place is no copy any more
+        for tensor in written:  # a tensor that is changed in place is no copy any more
             self._names.setdefault(storage_of(tensor), set()).update(names)
             self._sources.pop(storage_of(tensor), None)
             self._moved.pop(storage_of(tensor), None)

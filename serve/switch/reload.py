@@ -1,4 +1,4 @@
-"""How θ(λ) gets into the live parameters of one rank: the interface, and the route that is always right.
+"""This module has the interface of a route that brings θ(λ) into a rank's parameters, and the route that is always right.
 
 The reload route goes through vLLM's own loader, so it knows every layout that vLLM can load. `serve.switch.resident` is the
 fast one; each engine holds the two against each other when it starts.
@@ -31,7 +31,7 @@ class Route(Protocol):
             `merge.digest` of what was made live; two ranks with the same share of the model and the same route agree.
 
         Raises:
-            Exception: of any kind; the parameters are then half-written.
+            Exception: any; the parameters are then half-written.
         """
 
 
@@ -53,7 +53,7 @@ class ReloadRoute:
         names: Mapping[str, str] | None = None,
     ) -> None:
         """`names` says what the model calls the checkpoint's tensors, where it is not as the checkpoint does."""
-        # Not on the CPU of a GPU's rank, which may have a single thread.
+        # Tensors are interpolated on the rank's device: on a CPU with one thread it would take minutes.
         self._device = device
         self._pair, self._rules, self._names = pair, rules, names or {}
         self._model: Any = model  # vLLM's models have load_weights

@@ -1,4 +1,4 @@
-"""The resident route: θ(λ) straight from its parents into the live parameters, at the speed of memory.
+"""This module has the resident route, which brings θ(λ) straight from its parents into the live parameters.
 
 On a GPU the live parameters have the layout that vLLM's loader writes; each block of them is one lerp, or a few sums, and,
 where the parents are in host memory, the next block is copied while this one is computed. On the CPU vLLM packs linear
@@ -32,7 +32,7 @@ from serve.switch.trace import Target, derived, trace
 
 
 class ResidentRoute:
-    """The parents of one rank, and the way from them to its live parameters.
+    """The route holds the parents of one rank, and knows the way from them to its live parameters.
 
     Args:
         pair: the parents.
@@ -87,7 +87,7 @@ class ResidentRoute:
         self._fuses = device.type == "cuda" and fused.is_available()
         # What the blocks of a parameter are does not change. On a GPU, which is faster than Python, they are made once.
         self._blocks: dict[str, list[Block]] = {}
-        # A block that is computed of the files when it is read would be held for good.
+        # Elsewhere a block may be computed from the files when it is read, and would be held for good.
         is_read_anew = self.tier == "mmap" and any(
             isinstance(one, Computed) for one in chain(*map(dict.values, parents))
         )

@@ -1,6 +1,6 @@
-"""Which tier a rank's parents go to: pure arithmetic over measured memory. Known without importing torch.
+"""This module decides which tier a rank's parents go to, by arithmetic over measured memory. It needs no torch.
 
-What the tiers are is told in `serve.switch.held_parents`. The fastest that fits is taken; on the CPU that is always mmap.
+`serve.switch.held_parents` says what the tiers are. The fastest that fits is taken; on the CPU that is always mmap.
 """
 
 from dataclasses import dataclass
@@ -11,46 +11,46 @@ TIERS = ("device", "pinned", "mmap")
 RELOAD = "reload"  # not a tier: every switch goes through vLLM's own loader
 CHOICES = ("auto", *TIERS, RELOAD)
 
-# Of the GPU, what is left at least for the KV cache when it was given no size, and for what a step makes.
+# These parts of the GPU are left for the KV cache, where it was given no size, and for what a step makes.
 _KV_SHARE, _STEP_SHARE, _STEP_BYTES = 0.10, 0.06, 4 << 30
-# Of the host's memory, what page-locked parents may take: the rest is for the page cache they are read through, and others.
+# Page-locked parents may take this part of the host's memory. The rest is for the page cache, which they are read through.
 _PINNED_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """The memory one rank finds, in bytes."""
+    """The memory that one rank finds, in bytes."""
 
     host_total: int
     host_available: int
-    ranks: int  # of all replicas on the node
+    ranks: int  # the number of ranks of all replicas on the node
     device_total: int = 0  # 0: the engine runs on the CPU
-    device_free: int = 0  # with the live parameters already there
-    utilization: float = 1.0  # of device_total, what the engine may take
+    device_free: int = 0  # what is free once the live parameters are there
+    utilization: float = 1.0  # the share of device_total that the engine may take
     kv_cache_bytes: int | None = None  # None: whatever is left
-    request_bytes: int = 0  # of keys and values that the longest request takes
-    step_bytes: int = 0  # what a step makes, at most
+    request_bytes: int = 0  # what the keys and values of the longest request take
+    step_bytes: int = 0  # the most that a step makes
 
     @property
     def kept_for_cache(self) -> int:
-        """Return what keys and values have of the device, at least."""
+        """Return how much of the device keys and values have, at least."""
         if self.kv_cache_bytes is not None:
             return self.kv_cache_bytes
         return max(round(_KV_SHARE * self.device_total), self.request_bytes)
 
     @property
     def kept_for_steps(self) -> int:
-        """Return what steps have of the device."""
+        """Return how much of the device steps have."""
         return max(_STEP_BYTES, round(_STEP_SHARE * self.device_total), self.step_bytes)
 
     @property
     def kept_unused(self) -> int:
-        """Return what vLLM leaves of the device, for CUDA, NCCL and what allocation loses."""
+        """Return how much of the device vLLM leaves for CUDA, for NCCL, and for what allocation loses."""
         return round((1 - self.utilization) * self.device_total)
 
     @property
     def device_reserve(self) -> int:
-        """What parents must leave free on the device."""
+        """Return how much of the device parents must leave free."""
         return self.kept_unused + self.kept_for_cache + self.kept_for_steps
 
 

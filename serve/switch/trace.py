@@ -1,9 +1,10 @@
-"""Where each checkpoint tensor goes in a rank's parameters, learnt by watching vLLM's own loader.
+"""This module learns where each checkpoint tensor goes in a rank's parameters, by watching vLLM's own loader.
 
 Every architecture in vLLM loads itself: it renames tensors, fuses projections, takes its tensor-parallel slice, and in the
 end mostly copies a view of a checkpoint tensor into a view of a parameter. `trace` lets it do so once with tensors and
-parameters that have no memory, and writes the copies down (`serve.switch.recorder`). Of a parameter that the loader computes
-it writes down what of: the loader makes it again (`serve.switch.loader_made`). What is neither is refused, not guessed.
+parameters that have no memory, and writes the copies down (`serve.switch.recorder`). For a parameter that the
+loader computes it writes down from which tensors, and the loader makes it again (`serve.switch.loader_made`). A parameter
+that is neither is refused, and never guessed.
 """
 
 import contextlib
@@ -34,36 +35,36 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One parameter of a rank, as its loader sees it, and all that goes into it.
+    """A target is one parameter of a rank, as its loader sees it, with all that goes into it.
 
     `layout` is the loader's parameter without memory: contiguous, with its dtype and attributes, before post-processing.
     """
 
     module: torch.nn.Module
     attribute: str
-    path: str  # as in named_parameters()
+    path: str  # the name that named_parameters() has for it
     layout: torch.Tensor
     pieces: tuple[Piece, ...]
-    computed_from: tuple[str, ...]  # the checkpoint tensors of what the loader computes; there are no pieces then
-    dtype: torch.dtype  # of the checkpoint's tensors; where it is computed, of the layout
+    computed_from: tuple[str, ...]  # the checkpoint tensors that the loader computes it from; it then has no pieces
+    dtype: torch.dtype  # the dtype of the checkpoint's tensors; where the parameter is computed, that of the layout
     key: int  # for the digest
     words: bool  # for the digest
 
     @property
     def live(self) -> torch.Tensor:
-        """What the model computes with now; of another layout where post-processing replaced it."""
+        """Return what the model computes with now; it has another layout where post-processing replaced it."""
         tensor: torch.Tensor = getattr(self.module, self.attribute)
         return tensor
 
     @property
     def is_plain(self) -> bool:
-        """The live tensor has the layout that the loader writes."""
+        """Tell whether the live tensor has the layout that the loader writes."""
         live, layout = self.live, self.layout
         return (live.shape, live.stride(), live.dtype) == (layout.shape, layout.stride(), layout.dtype)
 
     @property
     def columns(self) -> int:
-        """Elements in a row."""
+        """Return the number of elements in a row."""
         return View.of(self.layout).shape[-1]
 
 
@@ -76,7 +77,7 @@ def trace(
     """Return the parameters that a checkpoint fills, in the model's order.
 
     Args:
-        model: a loaded vLLM model of this rank; left as it is.
+        model: a loaded vLLM model of this rank, which is left as it is.
         tensors: the whole checkpoint, each tensor with a storage of its own; no element is read.
         aligned_rows: see `merge.pair.Pair`; pieces are cut where these begin and end.
         names: what the model calls the checkpoint's tensors, where it is not as the checkpoint does.
@@ -134,8 +135,8 @@ def on_meta(model: torch.nn.Module) -> Iterator[None]:
 def derived(model: torch.nn.Module) -> dict[Any, list[str]]:
     """Return the modules that make parameters of their own out of loaded ones, and those parameters' names.
 
-    They were not there when vLLM made the model, and are in no checkpoint: of multi-head latent attention, say, what is
-    absorbed of a projection. Their module makes them anew in its `process_weights_after_loading`.
+    They were not there when vLLM made the model, and are in no checkpoint. Multi-head latent attention, for example,
+    absorbs a projection in this way. Their module makes them anew in its `process_weights_after_loading`.
     """
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 

@@ -1,4 +1,4 @@
-"""A strided window on a tensor: where something lies in it, in numbers that fit any tensor of the same layout."""
+"""This module has strided windows: they say where something lies in a tensor, for any tensor of the same layout."""
 
 from dataclasses import dataclass
 
@@ -15,16 +15,16 @@ class View:
 
     @staticmethod
     def of(tensor: torch.Tensor, start: int = 0) -> "View":
-        """The window that `tensor` is on the tensor whose first element is element `start` of the storage."""
+        """Return the window that `tensor` is on the tensor whose first element is element `start` of the storage."""
         if tensor.dim() == 0:
             tensor = tensor.expand(1)
         return View(tuple(tensor.shape), tuple(tensor.stride()), int(tensor.storage_offset()) - start)
 
     def on(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The same window on `tensor`."""
+        """Return the same window on `tensor`."""
         return tensor.as_strided(self.shape, self.stride, tensor.storage_offset() + self.offset)
 
     def block(self, index: tuple[slice, ...]) -> "View":
-        """The part of the window that `index`, from `merge.interpolate.chunks`, cuts out."""
+        """Return the part of the window that `index`, from `merge.interpolate.chunks`, cuts out."""
         offset = self.offset + sum(part.start * step for part, step in zip(index, self.stride, strict=True))
         return View(tuple(part.stop - part.start for part in index), self.stride, offset)

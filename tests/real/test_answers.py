@@ -1,5 +1,5 @@
-"""Written answers of a real engine at a λ between the parents: outputs, metrics and scores are those of lm-eval's own `hf`
-model and of transformers on the exported θ(λ), in fp32 on the CPU."""
+"""A real engine writes answers at a λ between the parents: outputs, metrics and scores are those of lm-eval's own `hf` model
+and of transformers on the exported θ(λ), in fp32 on the CPU."""
 
 import json
 from collections.abc import Iterator
@@ -86,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(pair: tuple[Path, Path], folder: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """The task greedily, and with four samples a document, as one engine wrote them at λ."""
+    """Return the task's answers as one engine wrote them at λ: greedily, and with four samples a document."""
     root = tmp_path_factory.mktemp("engine")
     tokenizer = load_tokenizer(pair[0])
     specs = {
@@ -154,7 +154,8 @@ def test_greedy_outputs_and_metrics_are_those_of_lm_evals_hf_model(run: RunDir, 
 
     model = HFLM(pretrained=str(merged), device="cpu", dtype="float32", batch_size=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluator, "add_env_info", lambda results: None)  # it asks pip and the compiler: seconds
+        # lm-eval asks pip and the compiler, which takes seconds.
+        patch.setattr(evaluator, "add_env_info", lambda results: None)
         patch.setattr(evaluator, "get_git_commit_hash", lambda: None)
         expected = evaluator.simple_evaluate(
             model=model,
@@ -168,7 +169,8 @@ def test_greedy_outputs_and_metrics_are_those_of_lm_evals_hf_model(run: RunDir, 
     rows = run.generations("sums", LAM).to_pylist()
     assert {row["request_id"]: row["text"] for row in rows} == theirs
     assert {row["finish_reason"] for row in rows} == {"stop", "length"}
-    assert any(len(row["token_ids"]) < NEW_TOKENS and row["token_ids"][-1] != 1 for row in rows)  # a text ended it
+    # One of the texts ended it.
+    assert any(len(row["token_ids"]) < NEW_TOKENS and row["token_ids"][-1] != 1 for row in rows)
     values = {row["metric"]: row["value"] for row in pq.read_table(run.outcomes("sums")).to_pylist()}
     assert values.pop(LEFT_OUT) == 0
     results = expected["results"]["sums"]
@@ -199,7 +201,7 @@ def test_samples_have_the_scores_of_the_model_at_temperature_1(run: RunDir, merg
 
 
 def test_tokens_of_an_answer(run: RunDir, pair: tuple[Path, Path]) -> None:
-    """An answer begins in the token that the grades name."""
+    """The grades name the token in which an answer begins."""
     tokenizer = load_tokenizer(pair[0])
     seen = 0
     for row, grade in zip(run.generations("drawn", LAM).to_pylist(), run.graded("drawn", LAM).to_pylist(), strict=True):

@@ -1,4 +1,4 @@
-"""The smallest run of each benchmark: it ends, and its last line is one JSON object with what it is about."""
+"""The smallest run of each benchmark ends, and its last line is one JSON object with what it is about."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from tests.support.waiting import run
 from tests.support.warm_python import warm_python
 
-# What is asserted of it holds on any machine: speed is claimed by benchmarks and never by a test.
+# These assertions hold on any machine. Speed is claimed by benchmarks, and never by a test.
 SMALLEST = {
     "switch.py --tiny": lambda found: found["our_logprob_diff"] == 0 and found["switch_s"] > 0 and not found["cold_s"],
     "diversity.py --quick": lambda found: found["max_rel_diff"] < 1e-6,

@@ -1,4 +1,4 @@
-"""The report in a real browser: it draws, follows its controls, fetches nothing, and fits a phone in light and dark."""
+"""In a real browser the report draws, follows its controls, fetches nothing, and fits a phone in light and dark."""
 
 import os
 import re
@@ -139,7 +139,8 @@ def test_the_slider_works_from_the_keyboard(opened):
 def test_the_list_of_tasks_moves_all_figures(opened):
     page = opened()
     figures = ("#frontier-task", "#task-brier", "#task-reliability-documents")
-    assert "<script>alert(1)" in page.text_content("#frontier-task")  # as text: a dialog would fail the test
+    # The markup is shown as text, because a dialog would fail the test.
+    assert "<script>alert(1)" in page.text_content("#frontier-task")
     before = [page.inner_html(figure) for figure in figures]
     page.select_option("#task", "quiz")
     page.wait_for_timeout(300)

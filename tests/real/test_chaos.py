@@ -1,4 +1,4 @@
-"""The short run of benchmarks/chaos.py: a replica, one of its ranks, a node and the driver are killed during a sweep."""
+"""In the short run of benchmarks/chaos.py a replica, one of its ranks, a node and the driver are killed during a sweep."""
 
 import json
 

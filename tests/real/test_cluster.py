@@ -1,4 +1,4 @@
-"""What the driver sees of a cluster's nodes, on a real Ray cluster of several raylets; no engine is started."""
+"""The driver sees a cluster's nodes as they are, on a real Ray cluster of several raylets. No engine is started."""
 
 import os
 import signal
@@ -73,6 +73,6 @@ def test_a_cluster_leaves_no_signal_handler_behind() -> None:
     settings = EngineSettings(device="cpu", dtype="float32", max_model_len=64, threads=1)
     numbers = signal.SIGINT, signal.SIGTERM
     before = [signal.getsignal(number) for number in numbers]
-    with cluster(None, settings, 1):  # what Ray installs is gone at once: the driver's own handlers end it in order
+    with cluster(None, settings, 1):  # Ray's handlers are gone at once, so that the driver's own end it in order
         assert [signal.getsignal(number) for number in numbers] == before
     assert [signal.getsignal(number) for number in numbers] == before

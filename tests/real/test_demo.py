@@ -18,7 +18,7 @@ FILES = {"letters": LETTERS, "cloze": CLOZE}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """The parents of the demo pair, measured by the whole pipeline: Ray, vLLM, tables, metrics."""
+    """Return the run that measured the parents of the demo pair by the whole pipeline: Ray, vLLM, tables, metrics."""
     out = tmp_path_factory.mktemp("demo") / "run"
     config = out.with_suffix(".toml")
     tasks = "".join(f'[[task]]\nname = "{task}"\nfile = "{file}"\nformat = "{task}"\n' for task, file in FILES.items())
@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 
 def measured(run: RunDir, task: str, lam: str) -> tuple[np.ndarray, np.ndarray]:
-    """[questions, 4] summed logprobs of the choices, and their softmax, straight from the tokens table."""
+    """Return the summed logprobs of the choices [questions, 4], and their softmax, straight from the tokens table."""
     logprobs = np.array([sum(row) for row in run.tokens(task, lam).column("logprobs").to_pylist()]).reshape(-1, 4)
     odds = np.exp(logprobs - logprobs.max(1, keepdims=True))
     return logprobs, odds / odds.sum(1, keepdims=True)
@@ -77,12 +77,12 @@ def test_logprobs_are_those_of_transformers(run: RunDir, task: str, lam: str, pa
 @pytest.mark.parametrize("task", FILES)
 @pytest.mark.parametrize("lam", ["0", "1"])
 def test_accuracy_and_ece_agree_with_the_true_posterior(run: RunDir, task: str, lam: str) -> None:
-    """Gold answers are draws from the known posterior, so what a metric should be is known up to their sampling error."""
+    """Gold answers are drawn from the known posterior, so each metric is known up to their sampling error."""
     questions = world.evaluation()[task]
     truth = np.array([question.posterior for question in questions])
     _, odds = measured(run, task, lam)
     guess, confidence = odds.argmax(1), odds.max(1)
-    right = truth[np.arange(len(truth)), guess]  # the exact chance that each guess is right
+    right = truth[np.arange(len(truth)), guess]  # the exact probability that each guess is right
     spread = np.sqrt((right * (1 - right)).sum()) / len(right)
     assert abs(metric(run, task, lam, "acc") - right.mean()) < 3 * spread
     assert abs(metric(run, task, lam, "overconfidence") - (confidence - right).mean()) < 3 * spread
@@ -95,6 +95,6 @@ def test_accuracy_and_ece_agree_with_the_true_posterior(run: RunDir, task: str, 
     assert abs(metric(run, task, lam, "ece_width15") - exact) < 1.5 * noise
     divergence = (truth * np.log(truth / odds)).sum(1).mean()
     if lam == "0":
-        assert divergence < 0.15  # nats: the base has learned the world
+        assert divergence < 0.15  # in nats; the base has learned the world
     else:
-        assert (confidence - right).mean() > 0.1  # and post-training made it surer than the evidence
+        assert (confidence - right).mean() > 0.1  # post-training made it surer than the evidence allows

@@ -1,7 +1,6 @@
-"""The engine and the scorer, on real vLLM.
+"""The engine and the scorer are tested on real vLLM.
 
-The engines' processes are started once for all tests of this file: those that switch, and a fresh one for each exported
-θ(λ).
+The engines' processes are started once for all tests of this file. Some switch, and a fresh one scores each exported θ(λ).
 """
 
 import itertools
@@ -21,18 +20,18 @@ from tests.support.checkpoints import write_checkpoint
 from tests.support.scored_requests import BLOCK, VOCAB, export, make_requests
 
 LAMBDAS = ("0", "0.35", "1", "1.5")
-# A path that comes back: each stop must give what going straight there gives.
+# The path comes back, and each stop must give what going straight there gives.
 PATH = ("0", "1.3", "0.35", "0.35", "1", "1.5", "0")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A pair and the engine over it. A live engine walks along PATH; a fresh one has the merged checkpoint for both."""
+    """This is a pair and its engine. A live engine walks along PATH; a fresh one has the merged checkpoint for both."""
 
     name: str
     ranks: int = 1
     stages: int = 1
-    step: int = 2048  # tokens: fewer make several steps, of which a pipeline works on two at a time
+    step: int = 2048  # tokens; fewer make several steps, and a pipeline works on two steps at a time
     dtype: str = "float32"
     tied: bool = True
     parents: str = "auto"
@@ -40,7 +39,7 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """What a fresh engine must share with this one."""
+        """Return what a fresh engine must share with this one."""
         return f"tp{self.ranks} pp{self.stages} {self.dtype} {'tied' if self.tied else 'untied'}"
 
 
@@ -59,7 +58,7 @@ FRESH = {(case.kind, lam): case for case in LIVE for lam in FRESH_AT.get(case.na
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Path, Path]]:
-    """A tied and an untied pair."""
+    """Return a tied and an untied pair."""
     found = {}
     for tied in (True, False):
         root = tmp_path_factory.mktemp("pair")
@@ -72,7 +71,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, tuple[Path, Pa
 
 @pytest.fixture(scope="module")
 def results(pairs: dict[bool, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """By engine: the tables of its steps, and what it counted."""
+    """Return for each engine the tables of its steps, and what it counted."""
     root = tmp_path_factory.mktemp("engines")
     requests = root / "requests.parquet"
     pq.write_table(make_requests()[0], requests)
@@ -140,7 +139,7 @@ def test_digests_tell_the_points_apart(results: dict[str, Any], case: Case) -> N
 
 
 def test_each_stage_holds_its_own_layers(results: dict[str, Any]) -> None:
-    """A digest is a sum over parameters: those of the stages add up to the whole model's."""
+    """A digest is a sum over parameters, so that the digests of the stages add up to the whole model's."""
     whole, stages = (
         [step["digests"] for step in results[name][1]] for name in ("held untied bfloat16", "pipeline untied")
     )
@@ -156,7 +155,7 @@ def test_stages_give_the_numbers_of_one_rank(results: dict[str, Any]) -> None:
 
 
 def test_digests_agree_between_engines(results: dict[str, Any]) -> None:
-    """One that was asked to reload and one that fell back to it hold the same models."""
+    """An engine that was asked to reload and one that fell back to it hold the same models."""
     reload, sabotaged = ([step["digests"] for step in results[name][1]] for name in ("reload", "sabotaged"))
     assert reload == sabotaged
 
@@ -209,7 +208,7 @@ def test_only_whole_blocks_before_the_first_row_that_counts_are_read_from_the_ca
         for row in document:
             ids = row["token_ids"]
             known = max([row["continuation_start"], *(shared(ids, other) for other in earlier)])
-            if ids[:-1] not in [other[:-1] for other in earlier]:  # else it is the same prompt
+            if ids[:-1] not in [other[:-1] for other in earlier]:  # otherwise it is the same prompt
                 prompt_tokens += len(ids) - 1
                 cached_tokens += (known - 1) // BLOCK * BLOCK if earlier else 0
             earlier.append(ids)
@@ -218,7 +217,7 @@ def test_only_whole_blocks_before_the_first_row_that_counts_are_read_from_the_ca
 
 
 def shared(one: list[int], two: list[int]) -> int:
-    """How many tokens two sequences begin with in common."""
+    """Return how many tokens two sequences have in common at their beginning."""
     return next((at for at, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
 
 
@@ -244,7 +243,7 @@ def test_a_unit_is_a_pure_function_of_the_unit(results: dict[str, Any]) -> None:
 
 
 def test_what_overflows_at_some_points_only_is_quarantined_there(tmp_path: Path) -> None:
-    """Every weight is finite at every λ; beyond the parents the last norm's output is not, and NaN comes out."""
+    """Every weight is finite at every λ. Beyond the parents the last norm's output is infinite, and logprobs are NaN."""
     base, aligned = (write_checkpoint(tmp_path / role, seed=0) for role in ("base", "aligned"))
     weights = load_file(aligned / "model.safetensors")
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], 1e37)
@@ -272,8 +271,8 @@ def test_what_overflows_at_some_points_only_is_quarantined_there(tmp_path: Path)
     assert tables[1].num_rows == 0
     for step in (0, 2, 3):
         assert set(tables[step].column("request_id").to_pylist()) == fit
-    assert tables[3].equals(tables[0])  # nothing of it stays behind
-    # A sampler picks some token of NaN, too.
+    assert tables[3].equals(tables[0])  # nothing of that λ stays behind
+    # A sampler picks some token even where logits are NaN.
     assert [row["request_id"] for row in counted[4]["quarantine"]] == prompts["request_id"].to_pylist()
     assert {row["reason"] for row in counted[4]["quarantine"]} == {"the engine's logits were NaN or infinity"}
     assert (tables[4].num_rows, tables[5].num_rows, counted[5]["quarantine"]) == (0, 2 * prompts.num_rows, [])

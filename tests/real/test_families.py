@@ -1,4 +1,4 @@
-"""A small random model of each kind of architecture, on real vLLM, held against a fresh engine and against transformers."""
+"""A small random model of each kind of architecture is held against a fresh engine and against transformers."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.waiting import run
 
-# What each kind needs beyond plain copies, and the route it must take.
+# Each kind needs something beyond plain copies, and must take this route.
 KINDS = {
     "Qwen3Moe": "experts that a kernel keeps in a layout of its own",
     "GptOss": "what the model copies by itself: experts with biases, and sinks",
@@ -20,11 +20,11 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """The row of each family."""
+    """Return the row of each family."""
     root = tmp_path_factory.mktemp("families")
     results = root / "results.json"
     flags = ["--tiny", "--results", str(results), "--work", str(root / "work")]
-    # It forks by itself, which torch forbids in a fork whose number of threads was set.
+    # The benchmark forks by itself, which torch forbids in a fork whose number of threads was set.
     done = run([sys.executable, "benchmarks/families.py", *flags])
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
@@ -40,5 +40,5 @@ def test_live_is_a_fresh_engine_on_the_export_and_what_transformers_says(
     assert row["to_fresh"] == 0
     assert 0 < row["to_transformers"] <= 1e-4
     assert row["fresh_to_transformers"] <= 1e-4
-    assert row["tells_apart"] > 1e-2  # else it would be right of anything
+    assert row["tells_apart"] > 1e-2  # if the λs gave equal numbers, any engine would pass
     assert (row["route"], row["why"]) == ("resident mmap", "")

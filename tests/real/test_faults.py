@@ -1,4 +1,4 @@
-"""A replica that hangs and requests that kill engines, with real engines."""
+"""Sweeps with real engines survive a replica that hangs and requests that kill engines."""
 
 import json
 import sys
@@ -32,8 +32,8 @@ def test_a_hung_replica_is_replaced_and_a_deadly_request_is_quarantined(
     for name, of_task in (("deadly", rows), ("harmless", rows[:1])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of_task))
     monkeypatch.setattr(driver, "Replica", FaultyReplica)
-    monkeypatch.setattr(sys, "executable", warm_python())  # of which Ray makes its workers
-    silence = round(15 / share_of_a_core())  # on a busy machine a sound replica may take longer to answer
+    monkeypatch.setattr(sys, "executable", warm_python())  # Ray makes its workers from this Python
+    silence = round(15 / share_of_a_core())  # a sound replica may take long to answer on a busy machine
     monkeypatch.setattr(health, "SILENCE_SECONDS", float(silence))
     monkeypatch.setattr(health, "PING_SECONDS", 1.0)
     monkeypatch.setenv("LAMBDASWEEP_FAULTS", str(tmp_path))
@@ -64,7 +64,7 @@ def test_a_deadly_row_of_a_batch_is_quarantined(tmp_path: Path, monkeypatch: pyt
     file = tmp_path / "in.parquet"
     pq.write_table(pa.table({"id": list("abcde"), "prompt": [f"text number {n}" for n in range(5)]}), file)
     monkeypatch.setattr(driver, "Replica", FaultyReplica)
-    monkeypatch.setattr(sys, "executable", warm_python())  # of which Ray makes its workers
+    monkeypatch.setattr(sys, "executable", warm_python())  # Ray makes its workers from this Python
     monkeypatch.setenv("LAMBDASWEEP_FAULTS", str(tmp_path))
     (tmp_path / "hung").touch()  # none hangs
     flags = {"model": str(tmp_path / "model"), "out": str(tmp_path / "out"), "replicas": 1, "max_model_len": 128}

@@ -1,4 +1,4 @@
-"""A sweep as a job of a real Ray cluster, as `ray job submit` runs it: stopped, gone on with, and measured by Prometheus.
+"""A sweep runs as a job of a real Ray cluster, as `ray job submit` runs it: it is stopped, continued, and measured.
 
 The cluster is one node of its own with token authentication, on loopback ports that nobody else uses.
 """
@@ -77,7 +77,7 @@ def is_loopback(address: str) -> bool:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running Ray head, and how to speak to it."""
+    """This is a running Ray head, and how to speak to it."""
 
     environment: dict[str, str]
     dashboard: str
@@ -108,14 +108,15 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    where = tempfile.mkdtemp(prefix="ray-")  # short: socket names have a limit
+    where = tempfile.mkdtemp(prefix="ray-")  # the path is short, because socket names have a limit
     ports = [free_port() for _ in range(5)]
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback only, as lambdasweep does it where it starts Ray itself
+        # Ray listens on loopback only, as it does where lambdasweep starts it.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_JOB_STOP_WAIT_TIME_S": "60",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_metrics_report_interval_ms": "1000",
@@ -141,7 +142,7 @@ def cluster() -> Iterator[Cluster]:
 def test_a_job_is_stopped_gone_on_with_and_measured(cluster: Cluster, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run = RunDir(out)
-    assert cluster.job("list", token=False).returncode != 0  # nobody without the token
+    assert cluster.job("list", token=False).returncode != 0  # nobody gets in without the token
 
     entry = [sys.executable, "-m", "lambdasweep", *sweep_arguments(out), "--address", "auto"]
     submitted = cluster.job("submit", "--submission-id", "first", "--no-wait", "--", *entry)
@@ -158,7 +159,7 @@ def test_a_job_is_stopped_gone_on_with_and_measured(cluster: Cluster, tmp_path: 
     done, left = exported["lambdasweep_units_done"], exported["lambdasweep_units_left"]
     samples = until(lambda: (now := cluster.samples()).get(done) and now, 240)
 
-    # Each metric of ours is one that the code defines, with the labels it defines; what has happened is all there.
+    # Each metric of ours is one that the code defines, with its labels, and everything that happened is counted.
     ours = {name for name in samples if "lambdasweep" in name}
     assert ours <= set(exported.values())
     unheard = ("units_given_up", "requests_quarantined", "failures", "tokens_generated")
@@ -169,7 +170,7 @@ def test_a_job_is_stopped_gone_on_with_and_measured(cluster: Cluster, tmp_path: 
             assert set(one.labels) <= labels.keys()
     committed = tables()
     assert 0 < sum(value for _, value in samples[done]) <= committed
-    assert all(value == 1 for _, value in samples[done])  # one shard
+    assert all(value == 1 for _, value in samples[done])  # the task has one shard
     assert UNITS - committed <= sum(value for _, value in samples[left]) < UNITS
     assert {labels["lam"] for labels, _ in samples[left]} == set(lambdas)
     assert {labels["replica"] for labels, _ in samples[exported["lambdasweep_tokens_scheduled"]]} == {"replica-0"}
@@ -178,7 +179,7 @@ def test_a_job_is_stopped_gone_on_with_and_measured(cluster: Cluster, tmp_path: 
     ((_, requests),) = samples[exported["lambdasweep_requests"]]
     assert requests == sum(value for _, value in samples[done]) * per_unit.pop()
 
-    # The job is stopped: what is committed is kept, and whoever looks at the directory is told.
+    # The job is stopped. Committed tables are kept, and `status` says that it was stopped.
     assert cluster.job("stop", "first").returncode == 0
     assert cluster.status("first") == "STOPPED"
     state = DriverState.read(run)
@@ -195,7 +196,7 @@ def test_a_job_is_stopped_gone_on_with_and_measured(cluster: Cluster, tmp_path: 
     state = until(lambda: (now := DriverState.read(run)) and now.state == "done" and now, shows=tables)
     assert (state.done, state.left) == (UNITS - kept, 0)
     assert tables() == UNITS
-    cluster.job("stop", "second")  # it computes the metrics of 201 λs, which other tests look at
+    cluster.job("stop", "second")  # other tests look at the metrics of 201 λs that it would compute
 
 
 def test_a_sweep_of_one_machine_listens_on_loopback_only(tmp_path: Path) -> None:

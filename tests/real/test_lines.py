@@ -1,4 +1,4 @@
-"""Other ways from base to aligned, on real vLLM: the arc, weights on λ by module, and a vocabulary shared in part.
+"""Real vLLM goes other ways from base to aligned: the arc, weights on λ by module, and a vocabulary shared in part.
 
 Each case has a live engine and, for each λ, a fresh engine on a θ(λ) that is made here with none of the code under test.
 """
@@ -25,7 +25,7 @@ PATH = ("0", "1.3", "0.35", "1", "0")
 
 @dataclass(frozen=True)
 class Case:
-    """An engine over a line."""
+    """This is an engine over a line."""
 
     name: str
     line: Line
@@ -69,7 +69,7 @@ def requests() -> pa.Table:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[bool, bool], tuple[Path, Path]]:
-    """By whether it is tied, and whether its vocabulary is shared in part only."""
+    """Return pairs by whether they are tied, and whether their vocabulary is shared in part only."""
     kinds = {(case.tied, is_shared(case.line)) for case in CASES}
     return {kind: write_pair(tmp_path_factory.mktemp("pair"), *kind) for kind in kinds}
 
@@ -78,7 +78,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[bool, bool], t
 def results(
     pairs: dict[tuple[bool, bool], tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """By engine: the tables of its steps, and what it counted."""
+    """Return for each engine the tables of its steps, and what it counted."""
     root = tmp_path_factory.mktemp("engines")
     pq.write_table(requests(), root / "requests.parquet")
 

@@ -1,4 +1,4 @@
-"""Several aligned checkpoints in real engines: live is what a fresh engine on the exported checkpoint is, bit by bit."""
+"""With several aligned checkpoints, a live engine has the bits of a fresh engine on the exported checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tests.support.scored_requests import make_requests
 
 INNER, AXIS = "dpo=0.5,sft=0.25", "dpo=0.35,sft=0"
 PATH = (INNER, AXIS, "dpo=0,sft=0", "dpo=-0.5,sft=1", "dpo=0,sft=1", INNER)
-FRESH = {INNER: 0, AXIS: 1}  # and where they are on the path
+FRESH = {INNER: 0, AXIS: 1}  # points with a fresh engine, and their places on the path
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def parents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def results(parents: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """By engine: the tables of its steps, and what it counted. The axis is an export of base and dpo alone."""
+    """Return for each engine the tables of its steps, and what it counted. The axis is an export of base and dpo alone."""
     root = tmp_path_factory.mktemp("engines")
     requests = root / "requests.parquet"
     pq.write_table(make_requests()[0], requests)

@@ -1,4 +1,4 @@
-"""A whole sweep over two aligned checkpoints through the command line: a grid of points, grown and gone on with."""
+"""The command line sweeps a grid of points over two aligned checkpoints, which is grown and continued."""
 
 import json
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""A replica over two nodes: real Ray, two raylets on this machine, a real vLLM engine with a pipeline stage on each.
+"""A replica is over two nodes: real Ray has two raylets on this machine, and real vLLM has a pipeline stage on each.
 
-The reference has both stages in one node. What the nodes do, and what is killed of them, must change no byte.
+The reference has both stages in one node. Neither the nodes nor the kills may change a byte.
 """
 
 import json
@@ -33,7 +33,7 @@ def main(out: Path, arguments: list[str]) -> None:
     nodes = [patiently(lambda: cluster.add_node(num_cpus=1)) for _ in range(2)]
 
     def family(name: str) -> list[psutil.Process]:
-        """The actor processes of a class, each followed by its ranks."""
+        """Return the actor processes of a class, each followed by its ranks."""
         found = []
         for node in nodes:
             for process in descendants(node.all_processes["raylet"][0].process.pid):

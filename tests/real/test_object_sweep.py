@@ -1,4 +1,4 @@
-"""A whole sweep into an object store: real vLLM, real Ray, a kill; the tables are those of the same sweep on the disk."""
+"""A whole sweep into an object store, with a kill, writes the tables that the same sweep writes on the disk."""
 
 import os
 import signal
@@ -66,7 +66,7 @@ def test_a_killed_and_resumed_sweep_into_a_store_is_that_on_the_disk(store: Stor
     psutil.wait_procs(tree[1:], timeout=30)
     before = sum(map(len, run.all_committed().values()))
     assert 0 < before < 11
-    assert (run.root / "lease.json").is_file()  # its process is gone, so it does not count
+    assert (run.root / "lease.json").is_file()  # the driver's process is gone, so its lease does not count
     assert finish(start(URL, log), log) == 0, log.read_text()
     assert "of 11 units are committed already" in log.read_text()
 
@@ -92,7 +92,7 @@ def test_a_killed_and_resumed_sweep_into_a_store_is_that_on_the_disk(store: Stor
     assert there.tokens() == here.tokens()
     assert there.explode(lam="0.5") == here.explode(lam="0.5")
 
-    # The secret is nowhere in what was written or said, in whatever encoding of a table.
+    # The secret is nowhere in the files and the output, in no encoding of a table.
     everything = [*stored.values(), log.read_bytes(), printed.encode(), *(name.encode() for name in stored)]
     tables = [location.read_table(run.root / name) for name in stored if name.endswith(".parquet")]
     everything += [repr(table.to_pydict()).encode() + repr(table.schema.metadata).encode() for table in tables]

@@ -1,4 +1,4 @@
-"""Log-likelihoods and accuracies against lm-eval's own `hf` model: the same texts, the same checkpoint, the same dtype."""
+"""Log-likelihoods and accuracies are those of lm-eval's own `hf` model: same texts, same checkpoint, same dtype."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ from tests.support import engine_process
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lambdasweep[lm-eval]")
 
 DOCUMENTS = 40
-Scores = list[tuple[float, bool]]  # log-likelihood, greedy; one of each request
+Scores = list[tuple[float, bool]]  # the log-likelihood of each request, and whether it is greedy
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def letters_context(row: dict[str, Any]) -> str:
     return f"{row['query']}{listed}\nAnswer:"
 
 
-# Written out here, so that a format that renders other texts than README says is found too.
+# The texts are written out here, so that a format that renders other texts than README says fails, too.
 CLOZE_TEXTS = [(cloze_context(row), f" {choice}") for row in rows_of(CLOZE) for choice in row["choices"]]
 LETTERS_TEXTS = [(letters_context(row), f" {letter}") for row in rows_of(LETTERS) for letter in "ABCD"]
 CONTINUATION_TEXTS = [(cloze_context(row), f" {row['choices'][row['gold']]}") for row in rows_of(CLOZE)]
@@ -45,7 +45,7 @@ TEXTS = {"cloze": CLOZE_TEXTS, "letters": LETTERS_TEXTS, "continuation": CONTINU
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scores]:
-    """All tasks as one unit of a real engine."""
+    """Return the scores of all tasks, as one unit of a real engine."""
     root = tmp_path_factory.mktemp("parity")
     tokenizer = load_tokenizer(BASE)
     rows = [{"context": context, "continuation": text.strip()} for context, text in CONTINUATION_TEXTS]
@@ -58,7 +58,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scores]:
     }
     parts = {name: build_requests(spec, tokenizer).table for name, spec in specs.items()}
     windows, counts = encode_windows(tokenizer, ROLLING_TEXTS, 256)
-    assert counts == [1] * DOCUMENTS  # over several windows lm-eval's own models differ
+    assert counts == [1] * DOCUMENTS  # lm-eval's own models differ where a text takes several windows
     ids = [str(number) for number in range(DOCUMENTS)]
     parts["rolling"] = requests_table(pa.array(ids), [0] * DOCUMENTS, [windows], [1] * DOCUMENTS, [True] * DOCUMENTS)
     every = [row | {"doc_id": f"{name}-{row['doc_id']}"} for name, part in parts.items() for row in part.to_pylist()]
@@ -119,7 +119,7 @@ def test_accuracies_are_those_of_lm_eval(
         normalised = [score / len(text) for score, text in zip(raw, texts, strict=True)]
         found.append([accuracy(raw, golds), accuracy(normalised, golds)])
     assert found[0] == found[1]
-    assert found[0][0] > 0.3  # well above chance: the golds are the right ones
+    assert found[0][0] > 0.3  # an accuracy well above chance shows that the golds are the right ones
 
 
 def accuracy(scores: list[float], golds: list[int]) -> float:

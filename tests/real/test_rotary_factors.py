@@ -18,13 +18,13 @@ from tests.support.checkpoints import VOCAB, write_tokenizer
 
 LAM = "0.35"
 PATH = ("0", LAM)
-SHORT, WINDOW = 96, 2048  # tokens that the short factors are meant for, and that the model takes
+SHORT, WINDOW = 96, 2048  # so many tokens the short factors are meant for, and so many the model takes
 LENGTHS = (9, 33, SHORT)
 
 
 def write(directory: Path, seed: int) -> Path:
     """Write a two-layer Phi-3 whose long factors differ much from its short ones."""
-    dims = 16  # half of a head
+    dims = 16  # a head has half as many factors as elements
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": SHORT}
     rope |= {"short_factor": [1.0 + place / 20 for place in range(dims)], "long_factor": [4.0] * dims}
     config = Phi3Config(
@@ -72,7 +72,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def length(pair: Path) -> int:
-    """What a sweep of short prompts has its engines take."""
+    """Return how long requests a sweep of short prompts lets its engines take."""
     (pair / "prompts.jsonl").write_text('{"prompt": "Say"}\n')
     flags = {"base": str(pair / "base"), "aligned": str(pair / "aligned"), "lambdas": "0,1", "out": str(pair / "run")}
     prompts = [f"stories={pair / 'prompts.jsonl'}"]
@@ -83,7 +83,7 @@ def length(pair: Path) -> int:
 
 @pytest.fixture(scope="module")
 def results(pair: Path, length: int) -> dict[str, Any]:
-    """By how long requests an engine takes: the tables of its steps."""
+    """Return the tables of an engine's steps, by how long requests it takes."""
     pq.write_table(requests(), pair / "requests.parquet")
     jobs = {
         name: {
@@ -100,7 +100,7 @@ def results(pair: Path, length: int) -> dict[str, Any]:
 
 
 def gap(found: pa.Table, checkpoint: Path) -> float:
-    """The largest difference to transformers in float32, in nats."""
+    """Return the largest difference to transformers in float32, in nats."""
     model = Phi3ForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
     worst = 0.0
     for ids, ours in zip(requests()["token_ids"].to_pylist(), found["logprobs"].to_pylist(), strict=True):

@@ -1,5 +1,5 @@
-"""Samples of real engines: the same again and again, whatever came before and however prompts were cut, and from the
-model's own distribution. What is no prompt is quarantined."""
+"""Samples of real engines are the same again and again, whatever came before and however prompts were cut, and they are from
+the model's own distribution. Rows that are no prompts are quarantined."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ LENGTHS = (1, 5, 31, 32, 33, 70, 100, 150)
 BAD = {"empty": [], "long": [5] * 245, "vocabulary": [5, VOCAB]}
 TEXTS = ("The sea and the", "Which is a metal?", "A", "Question: who?\n\nAnswer:", "Once upon a time", "2 + 2 =")
 REASONS = ["empty prompt", "245 tokens and 12 to be sampled are more than the 256", "a token id outside the vocabulary"]
-# λ, sampling; None: another unit, scored
+# each entry is λ and the sampling; None is another unit, which is scored
 GREEDY = {"samples": 2, "temperature": 0.0}
 STEPS = (
     ("0.5", {}),
@@ -56,8 +56,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def results(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """By engine: the tables of its steps, and what it counted. The narrow one cuts prompts, and takes few at a time;
-    the wide one starts with what the other ends with."""
+    """Return for each engine the tables of its steps, and what it counted. The narrow one cuts prompts, and takes few at a
+    time; the wide one starts with the unit that the narrow one ends with."""
     root = tmp_path_factory.mktemp("engines")
     pq.write_table(prompts_table(), root / "prompts.parquet")
     pq.write_table(prompts_table().slice(1, 1), root / "one.parquet")
@@ -91,15 +91,15 @@ def test_a_unit_is_the_same_again_after_others(results: dict[str, Any]) -> None:
     tables, counted = results["narrow"]
     assert tables[0].equals(tables[4])
     assert json.dumps(counted[0]) == json.dumps(counted[4])
-    assert not tables[0]["token_ids"].equals(tables[3]["token_ids"])  # λ matters
+    assert not tables[0]["token_ids"].equals(tables[3]["token_ids"])  # the samples differ between λs
     assert tables[0]["seed"].equals(tables[3]["seed"])
 
 
 def test_how_prompts_are_cut_changes_no_sample(results: dict[str, Any]) -> None:
-    """And a fresh engine, in another order of units, gives the same: the n-th token is made with the n-th draw."""
+    """A fresh engine gives the same in another order of units, because the n-th token is made with the n-th draw."""
     assert results["wide"][0][0].equals(results["narrow"][0][0])
     assert results["wide"][0][2].equals(results["wide"][0][0])
-    assert results["wide"][1][0]["cached_tokens"] > 0  # samples share their prompt
+    assert results["wide"][1][0]["cached_tokens"] > 0  # the samples of a prompt share it
 
 
 def test_the_table_says_what_was_drawn(results: dict[str, Any]) -> None:
@@ -151,7 +151,7 @@ def test_temperature_0_is_greedy_as_in_transformers(results: dict[str, Any], mer
 
 
 def test_a_sample_ends_at_a_text(results: dict[str, Any], pair: tuple[Path, Path]) -> None:
-    """With the token that completes it, wherever in the token it lies; its text is what lm-eval makes of the whole."""
+    """It ends with the token that completes the text, even inside it; its text is what lm-eval makes of the whole."""
     tokenizer = load_tokenizer(pair[0])
     without, table = (results["narrow"][0][step].to_pylist() for step in (5, 6))
     inside = 0
@@ -167,14 +167,14 @@ def test_a_sample_ends_at_a_text(results: dict[str, Any], pair: tuple[Path, Path
         assert is_cut or ids == whole["token_ids"]
         inside += is_cut and not text.endswith(tuple(until))
         assert len(row["logprobs"]) == len(ids)
-    assert inside  # somewhere it ends inside a token
+    assert inside  # in some samples the text ends inside a token
     assert len({row["finish_reason"] for row in table}) == 2
 
 
 def test_tokens_have_the_scores_of_the_model_at_temperature_1(
     results: dict[str, Any], merged: LlamaForCausalLM
 ) -> None:
-    """Greedy, sampled at 1 and sampled at 0.7: against transformers."""
+    """Tokens that are greedy, sampled at 1 and sampled at 0.7 have the scores that transformers gives them."""
     prompts = prompts_table()["token_ids"].to_pylist()
     sampled, hot = results["narrow"][0][0].to_pylist(), results["wide"][0][1].to_pylist()
     for row in [*results["narrow"][0][2].to_pylist()[::2], *sampled[::7], *hot[:5]]:
@@ -191,7 +191,7 @@ def test_tokens_have_the_scores_of_the_model_at_temperature_1(
 
 
 def test_samples_are_from_the_models_distribution(results: dict[str, Any], merged: LlamaForCausalLM) -> None:
-    """A chi-squared test of 2000 first tokens at temperature 0.7, the rare tokens together."""
+    """A chi-squared test takes 2000 first tokens at temperature 0.7, with the rare tokens in one class."""
     prompt = prompts_table()["token_ids"].to_pylist()[1]
     with torch.no_grad():
         logits = merged(torch.tensor([prompt])).logits[0, -1].double()

@@ -1,4 +1,4 @@
-"""Whole batches through the command line: a real Ray cluster, real vLLM engines, real kills."""
+"""The command line scores whole batches, with a real Ray cluster, real vLLM engines and real kills."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ SMALL = ["--max-model-len", "256", "--engine", "kv_cache_memory_bytes=67108864"]
 
 
 class Score(Sweep):
-    """One `lambdasweep score` process."""
+    """This is one `lambdasweep score` process."""
 
     command = "score"
 
@@ -38,7 +38,7 @@ def of_pair(pair: Path, lam: str) -> list[str]:
 
 
 def results(out: Path) -> dict[str, bytes]:
-    """Every file of the results, by its path; receipts are not part of them."""
+    """Return every file of the results by its path; receipts are not part of them."""
     kinds = ("scores", "quarantine", "score.json", "repeated_ids.parquet")
     return {
         str(path.relative_to(out)): path.read_bytes()
@@ -55,11 +55,11 @@ def test_kills_change_no_byte(pair: Path, tmp_path: Path) -> None:
     ids[5], ids[4000], prompts[7] = None, 6, "far too long " * 300
     table = pa.table({"key": ids, "prompt": prompts, "continuation": continuations})
     pq.write_table(table.slice(0, 3000), tmp_path / "a.parquet", row_group_size=400, use_dictionary=False)
-    pq.write_table(table.slice(3000), tmp_path / "b.parquet", use_dictionary=False)  # one row group, several units
+    pq.write_table(table.slice(3000), tmp_path / "b.parquet", use_dictionary=False)  # one row group makes several units
     arguments = [*of_pair(pair, "0.35"), "--requests", str(tmp_path / "?.parquet"), "--id", "key", *SMALL]
     arguments += ["--replicas", "2"]
 
-    # Killed: first the replicas, then the driver; then gone on with.
+    # First the replicas are killed, then the driver, and then the batch is continued.
     out = ScoreDir(tmp_path / "killed")
     batch = Score(out.root, arguments)
     batch.until(lambda: out.parts("scores"))
@@ -78,7 +78,7 @@ def test_kills_change_no_byte(pair: Path, tmp_path: Path) -> None:
     assert batch.wait() == 3, batch.text()
     assert f"of {total} units are committed already" in batch.text()
 
-    # Undisturbed.
+    # Nothing disturbs this batch.
     reference = ScoreDir(tmp_path / "reference")
     batch = Score(reference.root, arguments)
     assert batch.wait() == 3, batch.text()
@@ -119,7 +119,7 @@ def test_scores_are_those_of_a_sweep(pair: Path, tmp_path: Path) -> None:
     tokens = {"prompt_token_ids": [a for a, _ in cut], "continuation_token_ids": [b for _, b in cut]}
     pq.write_table(pa.table({"id": range(60), **tokens}), tmp_path / "tokens.parquet")
     cases = {
-        "texts": (["--model", str(pair / "base")], "0"),  # one checkpoint, without a pair
+        "texts": (["--model", str(pair / "base")], "0"),  # one checkpoint is scored, without a pair
         "tokens": (of_pair(pair, "0.35"), "0.35"),
     }
     for name, (model, lam) in cases.items():
@@ -146,7 +146,8 @@ def test_whole_prompts_are_those_of_transformers(pair: Path, tmp_path: Path) -> 
         ids = tokenizer(text)["input_ids"]
         assert row["num_tokens"] == len(ids)
         expected: list[float] = []
-        while len(expected) < len(ids):  # windows of 254 tokens behind one that was scored before, the last one full
+        # Windows of 254 tokens follow one that was scored before, and the last one is full.
+        while len(expected) < len(ids):
             end = min(len(expected) + 254, len(ids))
             window = [tokenizer.bos_token_id, *ids[:end]] if end <= 254 else ids[end - 255 : end]
             with torch.no_grad():

@@ -1,6 +1,6 @@
-"""vLLM's server with θ(λ) live, through the openai client; held against transformers on the exported θ(λ).
+"""vLLM's server with θ(λ) live answers the openai client as transformers does on the exported θ(λ).
 
-One server for most tests of this file, and one that is broken on purpose.
+Most tests of this file use one server, and one server is broken on purpose.
 """
 
 import contextlib
@@ -34,10 +34,10 @@ from tests.support.waiting import until
 from tests.support.warm_python import descendants, warm_python
 
 KEY = "sesame"
-LAMBDAS = ("0", "0.35", "1")  # at which a command asks
+LAMBDAS = ("0", "0.35", "1")  # the λs at which a command asks
 MODELS = ("after-lambda", *(name_at("after-lambda", lam) for lam in LAMBDAS))
 HEADER = "X-Lambdasweep-Lambda"
-LENGTH = 300  # tokens of a long answer
+LENGTH = 300  # the tokens of a long answer
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def continuations(base: Path, aligned: str, root: Path) -> Any:
     models: dict[str, Any] = {}
 
     def answers(lam: str, prompts: list[list[int]], length: int = LENGTH) -> list[list[int]]:
-        """The continuations of prompts of one length."""
+        """Return the continuations of prompts of one length."""
         if lam not in models:
             export_point(from_flags(None, str(base), aligned, None, None, lam), root / lam, "aligned", "5GB", print)
             models[lam] = AutoModelForCausalLM.from_pretrained(root / lam, dtype=torch.float32).eval()
@@ -182,7 +182,7 @@ def continuations(base: Path, aligned: str, root: Path) -> Any:
 
 
 def prompt(seed: int, length: int = 70) -> list[int]:
-    """Longer than two blocks of the prefix cache."""
+    """Return a prompt that is longer than two blocks of the prefix cache."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCAB, (length,), generator=generator).tolist()
 
@@ -199,7 +199,8 @@ def complete(server: Server, ids: list[int], length: int = 40, model: str = "aft
 def test_answers_before_and_after_a_move_are_those_of_each_point(server: Server, greedy: Any) -> None:
     ids = prompt(1)
     seen = []
-    for lam in ("0", "0.35", "1.3", "1", "0.35"):  # the same prompt: nothing of it may be left in the prefix cache
+    # It is the same prompt, and nothing of it may be left in the prefix cache.
+    for lam in ("0", "0.35", "1.3", "1", "0.35"):
         server.move(lam)
         assert server.lam == lam
         named, found = complete(server, ids)
@@ -258,7 +259,7 @@ def test_streams_finish_on_the_lambda_that_they_name(server: Server, greedy: Any
             assert [one.result() for one in new] == [("1.3", ids) for ids in after]
         return asked < min(ended)
 
-    # On a busy machine the streams may be over before this thread has its turn: then the move had nothing to wait for.
+    # On a busy machine the streams may be over before this thread has its turn. Then the move had nothing to wait for.
     assert any(waited() for _ in range(10))
 
 
@@ -323,7 +324,7 @@ def test_several_aligned_checkpoints_are_moved_between_on_two_ranks(pair: tuple[
         assert server.lam == axis
 
 
-# A user's evaluator: it asks for the tokens and the log-probabilities of a greedy answer.
+# This is a user's evaluator, which asks for the tokens and the log-probabilities of a greedy answer.
 EVALUATOR = """
 import json, os, sys, urllib.request
 body = {"model": os.environ["LAMBDASWEEP_MODEL"], "prompt": json.loads(sys.argv[1]), "max_tokens": 4, "temperature": 0,
@@ -343,7 +344,7 @@ open("metrics.json", "w").write(json.dumps({"greedy": found}))
 def test_a_command_asks_the_server_at_every_lambda(
     server: Server, pair: tuple[Path, Path], greedy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`lambdasweep each` with the server of this file in the place of one of its own."""
+    """Let `lambdasweep each` use the server of this file in the place of one of its own."""
     from lambdasweep.each.config import load_each_config
     from lambdasweep.each.run import run_each
     from lambdasweep.each.server import Server as Served
@@ -407,7 +408,7 @@ def test_it_listens_on_this_machine_only(server: Server) -> None:
 
 
 def test_after_a_failed_move_the_reason_is_all_there_is(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """With no parent in memory, a file that is gone fails a move half-way."""
+    """Where no parent is in memory, a file that is gone fails a move half-way."""
     base = write_checkpoint(tmp_path / "before", seed=0)
     with serving(base, pair[1], tmp_path / "log", "--parents", "reload") as server:
         assert server.ask("/v1/lambda")[1]["route"] == "reload"

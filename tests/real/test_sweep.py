@@ -1,4 +1,4 @@
-"""Whole sweeps through the command line: a real Ray cluster, real vLLM engines, real kills.
+"""The command line runs whole sweeps, with a real Ray cluster, real vLLM engines and real kills.
 
 One undisturbed sweep is the reference. A second directory goes through everything that can happen to a sweep, and must end
 with the same bytes.
@@ -33,7 +33,7 @@ def fill(file: Path) -> None:
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Arguments of the sweep: a tiny pair, one task file in both formats, and prompts, through a config file."""
+    """Return the arguments of a sweep of a tiny pair, one task file in both formats, and prompts, through a config file."""
     root = tmp_path_factory.mktemp("inputs")
     write_checkpoint(root / "base", seed=0)
     write_checkpoint(root / "aligned", seed=1)
@@ -45,8 +45,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         }
         for n in range(250)
     ]
-    rows[7]["query"] = "far too long " * 300  # quarantined, in both formats
-    prompts = ["One day", "The end of", "word " * 300, "1, 2, 3,"]  # the third is quarantined
+    rows[7]["query"] = "far too long " * 300  # this row is quarantined in both formats
+    prompts = ["One day", "The end of", "word " * 300, "1, 2, 3,"]  # the third prompt is quarantined
     (root / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (root / "sweep.toml").write_text(
@@ -60,16 +60,16 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def reference(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep that nothing happened to."""
+    """Return a sweep that nothing happened to."""
     out = tmp_path_factory.mktemp("reference") / "run"
     sweep = Sweep(out, [*inputs, "--lambdas", LAMBDAS, "--replicas", "2"])
-    assert sweep.wait() == 3, sweep.text()  # finished, with one document in quarantine
+    assert sweep.wait() == 3, sweep.text()  # the sweep finished, with one document in quarantine
     return out
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own that can be filled; a plain directory where mounting is not allowed."""
+    """Return a file system of its own that can be filled, or a plain directory where mounting is not allowed."""
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m", "tmpfs", str(tmp_path)], capture_output=True)
     yield tmp_path
     if mounted.returncode == 0:
@@ -78,7 +78,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_the_reference_is_complete(reference: Path) -> None:
     run = RunDir(reference)
-    assert tables(reference) == units(reference) >= 16 * 2 * len(TASKS)  # several shards a task
+    assert tables(reference) == units(reference) >= 16 * 2 * len(TASKS)  # each task has several shards
     for task in TASKS:
         requests = pq.read_table(run.requests(task))
         long = {7}
@@ -94,7 +94,7 @@ def test_the_reference_is_complete(reference: Path) -> None:
         keys = list(zip(samples["request_id"].to_pylist(), samples["sample"].to_pylist(), strict=True))
         assert keys == [(prompt, sample) for prompt in (0, 1, 3) for sample in range(3)]
         assert run.quarantine("stories", lam)["request_id"].to_pylist() == [2]
-        assert samples["seed"].equals(run.generations("stories", "0")["seed"])  # the same at every λ
+        assert samples["seed"].equals(run.generations("stories", "0")["seed"])  # it is the same at every λ
     assert not run.generations("stories", "1")["text"].equals(run.generations("stories", "0")["text"])
     metrics = pq.read_table(run.metrics_parquet)
     assert {"self_bleu", "distinct_2", "distinct_answers"} <= set(metrics["metric"].to_pylist())
@@ -109,7 +109,7 @@ def test_kills_a_full_disk_and_signals_change_no_byte(inputs: list[str], referen
     arguments = [*inputs, "--lambdas", LAMBDAS, "--replicas", "2"]
     total = units(reference)
 
-    # The replicas are killed: others take their places, and the sweep goes on. One alone would do all units meanwhile.
+    # All replicas are killed, because one alone would do all units meanwhile. Others take their places.
     sweep = Sweep(out, arguments)
     sweep.until(lambda: tables(out) >= 2)
     victims = sweep.replicas()
@@ -117,16 +117,16 @@ def test_kills_a_full_disk_and_signals_change_no_byte(inputs: list[str], referen
     for victim in victims:
         victim.kill()
     sweep.until(lambda: "replica-0.2 is ready" in sweep.text() and "replica-1.2 is ready" in sweep.text())
-    # Then the driver is: no engine outlives it, and in the end nothing does (Ray's agents take a minute to notice).
+    # Then the driver is killed. No engine outlives it, and in the end nothing does (Ray's agents take a minute to notice).
     engines, left_behind = sweep.replicas(), sweep.descendants()
     assert len(engines) == 2
     sweep.process.kill()
     sweep.process.wait()
     until(lambda: not alive(engines), 30)
-    after_kill = tables(out)  # an engine may commit what it had in hand before it notices
+    after_kill = tables(out)  # an engine may commit its unit before it notices
     assert after_kill < total
 
-    # The disk fills up: the sweep stops, says so, and leaves nothing half-written.
+    # When the disk fills up, the sweep stops, says so, and leaves nothing half-written.
     filler = small_disk / "filler"
     if os.path.ismount(small_disk):
         sweep = Sweep(out, arguments)

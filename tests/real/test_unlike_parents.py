@@ -1,7 +1,7 @@
-"""Parents that are not alike as they lie on disk, on real vLLM: adapters, LM heads in one of them, two dtypes.
+"""Real vLLM takes parents that are not alike on the disk: adapters, LM heads in one of them, two dtypes.
 
 Each case has a live engine and fresh engines on exports; where the ends can be had without ours, from transformers and PEFT,
-their logprobs are held against those, too.
+their logprobs must agree, too.
 """
 
 import json
@@ -30,7 +30,7 @@ Model = Any
 
 @dataclass(frozen=True)
 class Case:
-    """A pair, the points that its engine goes to, and what says what the last of them is."""
+    """This is a pair, with the points that its engine goes to, and a reference for the last of them."""
 
     name: str
     path: tuple[str, ...]
@@ -55,7 +55,7 @@ def loaded(directory: Path) -> Model:
 
 
 def merged(root: Path) -> Model:
-    """Base with the one adapter in it, as PEFT makes it."""
+    """Write base with the one adapter in it, as PEFT makes it."""
     from peft import PeftModel
 
     return PeftModel.from_pretrained(loaded(root / "base"), root / "aligned").merge_and_unload()
@@ -113,7 +113,7 @@ def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str
 
 @pytest.fixture(scope="module")
 def results(roots: dict[str, tuple[Path, str]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """By engine: the tables of its steps, and what it counted."""
+    """Return for each engine the tables of its steps, and what it counted."""
     work = tmp_path_factory.mktemp("engines")
     pq.write_table(requests(), work / "requests.parquet")
     common = {"settings": engine_process.settings().to_json(), "requests": work / "requests.parquet"}

@@ -1,4 +1,4 @@
-"""Language models that checkpoints wrap for several modalities, on real vLLM, against exports and transformers' wrappers."""
+"""Language models that checkpoints wrap for several modalities agree with exports, and with transformers' wrappers."""
 
 import shutil
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def pair(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with both parents, `export`, and `merged`: θ(0.35) made with none of the code under test."""
+    """Return a folder with both parents, `export`, and `merged`, which is θ(0.35) made with none of the code under test."""
     root = tmp_path_factory.mktemp(kind)
     for seed, role in enumerate(("base", "aligned")):
         write_wrapped(root / role, kind, seed)
@@ -53,7 +53,7 @@ def pair(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(pair: Path) -> dict[str, Any]:
-    """By engine: the tables of its steps, and what it counted."""
+    """Return for each engine the tables of its steps, and what it counted."""
     pq.write_table(requests(), pair / "requests.parquet")
 
     def jobs() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -70,7 +70,7 @@ def results(pair: Path) -> dict[str, Any]:
 
 
 def transformers_says(kind: str, checkpoint: Path) -> list[list[float]]:
-    """The logprobs of each request's tokens but the first, by the whole wrapper, in float32."""
+    """Return the logprobs of each request's tokens but the first, by the whole wrapper, in float32."""
     model = type(KINDS[kind]()).from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
     found = []
     for ids in requests()["token_ids"].to_pylist():

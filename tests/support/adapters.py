@@ -1,4 +1,4 @@
-"""LoRA adapters as PEFT saves them, and what PEFT merges them to."""
+"""This writes LoRA adapters as PEFT saves them, and returns what PEFT merges them to."""
 
 from pathlib import Path
 from typing import Any

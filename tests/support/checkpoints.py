@@ -1,4 +1,4 @@
-"""Tiny checkpoints with random weights, made in a second, that transformers and vLLM can run."""
+"""This makes, in a second, tiny checkpoints with random weights that transformers and vLLM can run."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def write_checkpoint(
 
 
 def write_tokenizer(directory: Path) -> None:
-    """Write a byte-level BPE tokenizer: bytes, a space with each ASCII letter (so that " A" is one token), some pairs."""
+    """Write a byte-level BPE tokenizer of bytes, " A" and its like for each ASCII letter, and some pairs."""
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
     merges = [("Ġ", letter) for letter in letters] + [(pair[0], pair[1]) for pair in _PAIRS.split()]
     strings = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(one + two for one, two in merges)]

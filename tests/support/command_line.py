@@ -1,4 +1,4 @@
-"""The command line in this process, with a stub where it would go on to a cluster."""
+"""This runs the command line in this process, with a stub in the place of the cluster."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ WATER = {"query": "Which is wet?", "choices": ["sand", "water", "salt"], "gold":
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended."""
+    """The result says how a command ended."""
 
     code: int
     out: str
@@ -24,14 +24,15 @@ class Result:
 
     @property
     def problems(self) -> list[str]:
-        """The lines of the message under its title; the title itself where it has none."""
+        """Return the lines of the message under its title, or the title itself where it has none."""
         lines = self.err.rstrip("\n").split("\n")
         return [line.removeprefix("  - ") for line in lines[1:]] or [lines[0].removeprefix("lambdasweep: ")]
 
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    from tests.support.checkpoints import write_checkpoint  # here: every test run loads these fixtures
+    # This is imported here because every test run loads these fixtures.
+    from tests.support.checkpoints import write_checkpoint
 
     root = tmp_path_factory.mktemp("pair")
     return write_checkpoint(root / "base", seed=0), write_checkpoint(root / "aligned", seed=1)
@@ -50,8 +51,8 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return SweepResult(done=0, given_up=(), interrupted=False, hardware=())
 
     monkeypatch.setattr(ray_jobs.driver, "run_units", run_units)
-    monkeypatch.setattr("lambdasweep.monitor.phase.PATIENCE", 1e9)  # what is said does not depend on the machine's load
-    # It starts a process that loads vLLM; tests/real has it.
+    monkeypatch.setattr("lambdasweep.monitor.phase.PATIENCE", 1e9)  # messages must not depend on the machine's load
+    # The check starts a process that loads vLLM, and tests/real has a test of it.
     monkeypatch.setattr("serve.vllm_arguments.argument_problems", lambda *_: [])
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # `run` sets it, and other tests must not see it
     return calls
@@ -119,7 +120,7 @@ def write_task(file: Path, *rows: object) -> Path:
 
 
 def contents(root: Path) -> dict[str, bytes | None]:
-    """Every path below a directory and what is in it, apart from the lock and what tells how the driver does."""
+    """Return every path below a directory with its content, apart from the lock and the driver's news."""
     return {
         str(path.relative_to(root)): path.read_bytes() if path.is_file() else None
         for path in root.rglob("*")

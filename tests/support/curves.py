@@ -1,4 +1,4 @@
-"""Curves with chosen values."""
+"""This makes curves with chosen values."""
 
 import numpy as np
 
@@ -13,8 +13,10 @@ def estimates(values, resampled, documents=50):
 
 
 def track(accuracy, error, nll=None, noise=0.0, seed=0, shared=0.0):
-    """Values, and resamples that scatter around them by `noise`, and all together by `shared`; the NLL is the error if it is
-    not given."""
+    """Return a curve of these values, whose resamples scatter around them by `noise`, and all together by `shared`.
+
+    Without an NLL the error stands for it.
+    """
     rng = np.random.default_rng(seed)
     made = []
     for values in (accuracy, error if nll is None else nll, error):

@@ -1,7 +1,7 @@
-"""Real vLLM engines, each in a process of its own, because one process holds one engine.
+"""This runs real vLLM engines, each in a process of its own, because one process holds one engine.
 
-The process is a warm Python, `python -m tests.support.engine_process JOB`, and its ranks are forks of it. That ranks can be
-spawned, and find the plugin by themselves, is seen where sweeps and servers run with several.
+The process is a warm Python, `python -m tests.support.engine_process JOB`, and its ranks are forks of it. Tests of
+sweeps and servers with several ranks see that ranks can be spawned, and that they find the plugin by themselves.
 
 A job says where to go: `{"base", "aligned" (one, several by name, or null), "settings", "requests", "parents", "line",
 "steps": [[λ or null, output.parquet], …]}`; a null λ scores the weights the engine was started with. A
@@ -33,7 +33,7 @@ from tests.support.warm_python import warm_python
 
 
 def settings(tensor_parallel: int = 1, **changes: Any) -> EngineSettings:
-    """Settings of a small CPU engine."""
+    """Return the settings of a small CPU engine."""
     values: dict[str, Any] = {
         "device": "cpu",
         "dtype": "float32",
@@ -114,7 +114,7 @@ def work(job: Path) -> None:
 
     values = json.loads(job.read_text())
     engine_settings = EngineSettings.from_json(values["settings"])
-    assert engine_settings.threads == 1  # what OpenMP was loaded with
+    assert engine_settings.threads == 1  # OpenMP was loaded with one thread
     os.environ.update(process_environment(engine_settings, [0]))
     multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
     if values.get("sabotage"):
@@ -123,7 +123,7 @@ def work(job: Path) -> None:
         right = resident.theta
         resident.theta = lambda parents, lam, out, rule: right(parents[::-1], f"{float(lam) - 0.1}", out, rule)
     line = Line.from_json(values.get("line", {}))
-    # None: a fresh engine, which nothing of ours has touched since vLLM loaded its weights.
+    # None is a fresh engine: only vLLM has touched its weights.
     aligned = {name: Path(path) for name, path in by_name(values["aligned"]).items()} if values["aligned"] else None
     reference._ask = _ask_a_fork
     engine = Engine(Path(values["base"]), aligned, engine_settings, values["parents"], line=line)
@@ -165,7 +165,7 @@ def work(job: Path) -> None:
 
 
 def _ask_a_fork(arguments: dict[str, Any], checkpoint: Path) -> Any:
-    """As `serve.reference` asks a process of its own what vLLM makes of a parent, which would import vLLM anew."""
+    """Ask in a fork what vLLM makes of a parent. `serve.reference` asks a new process, which would import vLLM anew."""
     from serve import reference
 
     with tempfile.TemporaryDirectory() as folder:

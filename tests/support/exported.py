@@ -1,4 +1,4 @@
-"""Numbers at the edges of each format, and what is to be seen of an exported checkpoint."""
+"""This has numbers at the edges of each format, and looks at an exported checkpoint."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +24,7 @@ def files(directory: Path) -> dict[str, bytes]:
 
 
 def mixed(seed: int) -> Tensors:
-    """Tensors of every dtype and of shapes that cut badly into blocks."""
+    """Return tensors of every dtype and of shapes that cut badly into blocks."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -36,14 +36,14 @@ def mixed(seed: int) -> Tensors:
         "model.layers.0.odd": draw(7, dtype=torch.float32),
         "model.layers.0.scalar": draw(),
         "model.layers.0.empty": draw(0, 4),
-        "model.layers.1.flat": draw(BLOCK + 3, dtype=torch.float16),  # one row of two blocks and a bit
+        "model.layers.1.flat": draw(BLOCK + 3, dtype=torch.float16),  # one row is two blocks and a bit
         "model.layers.2.cube": draw(3, 300, 501, dtype=torch.float32),
         "model.layers.10.w": draw(1, 1),
     }
 
 
 UNIT = Fraction(1, 1 << 24)
-# Digits of the significand after the point, and the exponent of the smallest normal number.
+# These are the digits of the significand after the point, and the exponent of the smallest normal number.
 FORMATS = {torch.bfloat16: (7, -126), torch.float16: (10, -14), torch.float32: (23, -126)}
 EDGES = [
     0.0,
@@ -62,7 +62,7 @@ EDGES = [
 
 
 def ulp(value: Fraction, dtype: torch.dtype) -> Fraction:
-    """The distance of neighbouring numbers of a dtype around a value."""
+    """Return the distance of neighbouring numbers of a dtype around a value."""
     digits, smallest = FORMATS[dtype]
     exponent = smallest
     while value and Fraction(2) ** (exponent + 1) <= abs(value):

@@ -1,4 +1,4 @@
-"""Replicas with real engines that fail in chosen ways. `LAMBDASWEEP_FAULTS` names a folder that remembers what happened."""
+"""This has replicas with real engines fail in chosen ways. The folder `LAMBDASWEEP_FAULTS` remembers what happened."""
 
 import os
 import signal
@@ -7,11 +7,11 @@ from pathlib import Path
 from contract.units import Unit
 from ray_jobs.replica import Replica
 
-POISON = 3  # the request that ends every process that scores it
+POISON = 3  # this request ends every process that scores it
 
 
 class FaultyReplica(Replica):
-    """Stops dead at its first unit, once in a sweep; dies of `POISON`."""
+    """This replica hangs at its first unit, once in a sweep, and dies of `POISON`."""
 
     def _work(self, unit: Unit):
         if POISON in {*range(unit.first_row, unit.end_row)} - {row for row, _ in unit.offenders}:

@@ -1,4 +1,4 @@
-"""A model hub on this machine: an HTTP server that speaks as much of the hub's API as a push of a checkpoint needs."""
+"""This is a model hub on this machine: an HTTP server with as much of the hub's API as a push of a checkpoint needs."""
 
 import base64
 import contextlib
@@ -20,17 +20,18 @@ TOKEN = "hf_of_the_test"
 @dataclass
 class Repository:
     private: bool
-    files: dict[str, tuple[bytes, bool]] = field(default_factory=dict)  # the content, and whether it is a large file
+    # The content of a file, and whether it is a large one.
+    files: dict[str, tuple[bytes, bool]] = field(default_factory=dict)
     commits: int = 0
 
 
 @dataclass
 class Hub:
-    """The state of the hub, and what is wrong with it."""
+    """This is the state of the hub, and says what is wrong with it."""
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
-    large: dict[str, bytes] = field(default_factory=dict)  # by SHA-256
+    large: dict[str, bytes] = field(default_factory=dict)  # the content of large files by their SHA-256
     requests: list[str] = field(default_factory=list)
     fails: str = ""  # requests whose method and path match this answer with status 500
     loses: str = ""  # a file of this name does not get into a commit
@@ -44,7 +45,7 @@ class Hub:
             return 401, {"error": "Invalid credentials in Authorization header"}
         if path == "/api/whoami-v2":
             return 200, {"type": "user", "name": "tester", "orgs": []}
-        if path == "/api/validate-yaml":  # of a model card's front matter
+        if path == "/api/validate-yaml":  # the hub checks a model card's front matter
             return 200, {"errors": [], "warnings": []}
         if path == "/api/repos/create":
             return self._create(json.loads(body))

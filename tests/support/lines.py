@@ -1,4 +1,4 @@
-"""A tiny pair with a vocabulary that is shared in part, and θ(λ) of it made with none of the code under test."""
+"""This makes a tiny pair whose vocabulary is shared in part, and its θ(λ) with none of the code under test."""
 
 import json
 import math
@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from merge.line import Line
 from tests.support.checkpoints import VOCAB, write_checkpoint
 
-# By hand for the two layers of the tiny pair; what it does not name moves with λ.
+# The map is written by hand for the two layers of the tiny pair; tensors that it does not name move with λ.
 MAP = "layers.1=0.4,layers.0.mlp=0,layers.0.self_attn.k_proj=-0.5,embed=0.75"
 WEIGHTS = {"embed_tokens": "0.75", "layers.0.mlp": "0", "layers.0.self_attn.k_proj": "-0.5", "layers.1": "0.4"}
-EXTRA = 3  # rows that aligned has and base has not
-OTHER = {17: "Ā!", 331: "<|turn|>"}  # strings of aligned at ids that have another, or none, in base
+EXTRA = 3  # aligned has these rows, and base has not
+OTHER = {17: "Ā!", 331: "<|turn|>"}  # aligned has these strings at ids that have another string, or none, in base
 
 
 def write_pair(root: Path, tied: bool, shared: bool) -> tuple[Path, Path]:
@@ -29,7 +29,7 @@ def write_pair(root: Path, tied: bool, shared: bool) -> tuple[Path, Path]:
 
 
 def made(base: Path, aligned: Path, line: Line, lam: str) -> dict[str, torch.Tensor]:
-    """θ(λ) of a tiny pair, tensor by tensor: fp32, rounded once."""
+    """Return θ(λ) of a tiny pair, tensor by tensor, computed in fp32 and rounded once."""
     one, two = load_file(base / "model.safetensors"), load_file(aligned / "model.safetensors")
     found = {}
     for name, there in two.items():

@@ -1,4 +1,4 @@
-"""A real S3-speaking server on loopback, behind a proxy that counts requests and can answer some of them itself."""
+"""This is a real server of S3 on loopback, behind a proxy that counts requests and can answer some of them itself."""
 
 import contextlib
 import http.client
@@ -24,7 +24,7 @@ _CODES = {403: "AccessDenied", 500: "InternalError", 503: "SlowDown"}
 
 
 class Store:
-    """The server; `requests` are (method, path with query), `refuse` may name a status to answer one with."""
+    """This is the server. `requests` are (method, path with query), and `refuse` may name a status to answer one with."""
 
     def __init__(self, port: int) -> None:
         self.moto = f"http://127.0.0.1:{port}"
@@ -55,7 +55,7 @@ class Store:
         )
 
     def objects(self, prefix: str = "") -> dict[str, bytes]:
-        """Every object below a prefix, by the rest of its key, as another client sees it."""
+        """Return every object below a prefix, by the rest of its key, as another client sees it."""
         client = self.client()
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
@@ -118,7 +118,7 @@ def _handler(store: Store, port: int) -> type[BaseHTTPRequestHandler]:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
                 if name.lower() == "expect":
-                    continue  # answered here
+                    continue  # the proxy answers this one itself
                 connection.putheader(name, value)
             connection.endheaders(body)
             reply = connection.getresponse()
@@ -141,7 +141,7 @@ def _handler(store: Store, port: int) -> type[BaseHTTPRequestHandler]:
             length = str(len(body))
             for name, value in headers:
                 if name.lower() == "content-length":
-                    length = value  # of a HEAD, that of the object
+                    length = value  # the answer to a HEAD has the object's length
                 elif name.lower() not in ("transfer-encoding", "connection"):
                     self.send_header(name, value)
             self.send_header("Content-Length", length)

@@ -1,4 +1,4 @@
-"""Where this tree is."""
+"""This says where this tree is."""
 
 from pathlib import Path
 

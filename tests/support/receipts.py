@@ -1,4 +1,4 @@
-"""Receipts of units."""
+"""This makes receipts of units."""
 
 from typing import Any
 

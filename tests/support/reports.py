@@ -1,4 +1,4 @@
-"""Runs whose numbers have a known shape, and their reports."""
+"""This makes runs whose numbers have a known shape, and their reports."""
 
 import math
 
@@ -13,7 +13,7 @@ GRID = ("0", "0.5", "1", "1.5")
 
 
 def add_quiz(run, task="quiz", documents=40, grid=GRID, scored=None, sure=2.0, seed=0):
-    """A choice task whose λs are ever surer of the same answers, three of four of them right."""
+    """Write a choice task whose λs are ever surer of the same answers, of which three of four are right."""
     rng = np.random.default_rng(seed)
     add_task(run, task, [2] * documents, grid)
     right = rng.random(documents) < 0.75
@@ -29,7 +29,7 @@ def add_quiz(run, task="quiz", documents=40, grid=GRID, scored=None, sure=2.0, s
 
 
 def add_words(run, task="words", documents=6, grid=GRID):
-    """A continuation task."""
+    """Write a continuation task."""
     add_task(run, task, [1] * documents, grid)
     for lam in grid:
         add_scores(

@@ -1,4 +1,4 @@
-"""The files of a run directory, and a table to put there."""
+"""This lists the files of a run directory, and makes a table to put there."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Requests that meet every branch of the scorer, and θ(λ) as a checkpoint to hold a live engine against."""
+"""This makes requests that meet every branch of the scorer, and θ(λ) as a checkpoint to hold a live engine against."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ VOCAB = 512
 
 
 def make_requests() -> tuple[pa.Table, dict[str, list[int]]]:
-    """Requests that meet every branch of the scorer, and the request ids of each kind."""
+    """Return requests that meet every branch of the scorer, and the request ids of each kind."""
     generator = torch.Generator().manual_seed(7)
 
     def tokens(count: int) -> list[int]:
@@ -46,13 +46,14 @@ def make_requests() -> tuple[pa.Table, dict[str, list[int]]]:
         context = tokens(length)
         for _ in range(3):
             add("full", f"full-{number}", context, tokens(6))
-    context = tokens(2 * BLOCK)  # ends with its block: the row of the first continuation token is in the cached prefix
+    # The context ends with its block, so that the row of the first continuation token is in the cached prefix.
+    context = tokens(2 * BLOCK)
     for _ in range(3):
         add("block", "block", context, tokens(5))
     context, common = tokens(BLOCK - 3), tokens(8)  # the choices' first tokens fill a block together with the context
     for _ in range(3):
         add("shared", "shared", context, common + tokens(4))
-    add("longest", "longest", tokens(250), tokens(6))  # exactly max_model_len
+    add("longest", "longest", tokens(250), tokens(6))  # this request has exactly max_model_len tokens
     add("too long", "too long", tokens(250), tokens(7))
     add("empty", "empty", tokens(9), [])
     add("no context", "no context", [], tokens(2))

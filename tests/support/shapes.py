@@ -1,6 +1,6 @@
-"""Checkpoints of the shapes of real models that are headers and nothing else: their files are long, and empty.
+"""This makes checkpoints of the shapes of real models that are headers and nothing else: their files are long, and empty.
 
-What is planned from headers can be tested with them at any size.
+Plans that are made from headers can be tested with them at any size.
 """
 
 import json

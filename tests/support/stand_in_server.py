@@ -1,4 +1,4 @@
-"""A program in the place of `lambdasweep serve`: it moves nothing, and says where it is, as `/v1/lambda` does.
+"""This program stands in for `lambdasweep serve`: it moves nothing, and says where it is, as `/v1/lambda` does.
 
 A file named by STAND_IN_LOG gets a line for each thing that happens to it. STAND_IN_REFUSES makes it end with status 2, as
 the real one does where it is given something that it cannot use.

@@ -1,4 +1,4 @@
-"""`lambdasweep run` and its like as processes of their own, and what they leave behind."""
+"""This runs `lambdasweep run` and its like as processes of their own, and looks at what they leave behind."""
 
 import subprocess
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tests.support.warm_python import descendants, warm_python
 
 
 class Sweep:
-    """One `lambdasweep run` process, a warm Python as its replicas are."""
+    """This is one `lambdasweep run` process, a warm Python as its replicas are."""
 
     command = "run"
 
@@ -46,7 +46,7 @@ class Sweep:
         return until(holds, shows=lambda: (self.log.stat().st_size, self.tables()))
 
     def tables(self) -> int:
-        """How many tables are committed; a batch has one folder of them."""
+        """Return how many tables are committed; a batch has one folder of them."""
         return tables(self.out) + len([*self.out.glob("scores/*.parquet")])
 
     def text(self) -> str:

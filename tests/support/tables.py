@@ -1,4 +1,4 @@
-"""Small run directories, written table by table."""
+"""This writes small run directories, table by table."""
 
 import pyarrow as pa
 
@@ -15,8 +15,8 @@ SWEEP = {
 
 
 def add_task(run, task, documents, lambdas, gold=None, sizes=None, continuations=None):
-    """Write one task: `documents` is the number of choices of each; of each request, `sizes` is the bytes and
-    `continuations` the token ids that are scored."""
+    """Write one task. `documents` has the number of choices of each document, `sizes` the bytes of each request, and
+    `continuations` the token ids of each that are scored."""
     requests = [(f"doc{d}", choice) for d, count in enumerate(documents) for choice in range(count)]
     gold = gold or [0] * len(documents)
     is_gold = [choice == gold[d] for d, count in enumerate(documents) for choice in range(count)]
@@ -40,7 +40,7 @@ def lengthen(run, task, scores):
     """Give the requests of a choice task continuations as long as their scores."""
     requests = read_table(run.requests(task))
     if len(set(requests["doc_id"].to_pylist())) == len(requests):
-        return  # a continuation task, where the tests say what the tokens are
+        return  # in a continuation task the tests say what the tokens are
     ids = requests["token_ids"].to_pylist()
     for request, row in scores.items():
         if 0 <= request < len(ids) and row:
@@ -51,7 +51,7 @@ def lengthen(run, task, scores):
 
 
 def add_scores(run, task, lam, scores, shard=0, ranks=None, top1=None, inside=None):
-    """Commit one shard: `scores`, `ranks` and `top1` (ids) are {request_id: one per token}, `inside` the λ in the rows."""
+    """Commit one shard: `scores`, `ranks` and `top1` (ids) are {request_id: one per token}. The rows say λ `inside`."""
     lengthen(run, task, scores)
     columns = {
         "request_id": list(scores),
@@ -87,7 +87,7 @@ def add_prompts(run, task, prompts, lambdas, samples=2):
 
 
 def add_samples(run, task, lam, texts, shard=0):
-    """Commit one shard: `texts` are {prompt: its samples}."""
+    """Commit one shard. `texts` are {prompt: its samples}."""
     rows = [(prompt, sample, text) for prompt, some in texts.items() for sample, text in enumerate(some)]
     columns = {
         "request_id": [prompt for prompt, _, _ in rows],

@@ -1,4 +1,4 @@
-"""Waiting for processes, on machines that are busy with something else too."""
+"""This waits for processes, on machines that may be busy with something else."""
 
 import contextlib
 import os
@@ -16,11 +16,11 @@ def until(condition: Callable[[], Any], seconds: float = 240.0, shows: Callable[
     """Wait until a condition holds, and return what it returned.
 
     Args:
-        condition: what must come true.
+        condition: the condition that must come true.
         seconds: how long that may take on a quiet machine. Where more processes want to run than there are cores, a second
             counts as the share of it that one process gets.
-        shows: something that changes as the work goes on, such as the length of a log; `seconds` then count from its last
-            change.
+        shows: a function whose result changes as the work goes on, such as the length of a log; `seconds` then count from
+            its last change.
     """
     left, seen, before = seconds, shows(), time.monotonic()
     while not (value := condition()):
@@ -38,13 +38,13 @@ def until(condition: Callable[[], Any], seconds: float = 240.0, shows: Callable[
 def patiently(start: Callable[[], Any]) -> Any:
     """Start a node of Ray, which gives it 30 s. A busy machine may exceed them, and then it is tried again."""
     for _ in range(3):
-        with contextlib.suppress(Exception):  # Ray raises a bare one
+        with contextlib.suppress(Exception):  # Ray raises a bare Exception
             return start()
     return start()
 
 
 def share_of_a_core() -> float:
-    """What of a core a process gets now, if all that want to run get equal shares: at most 1."""
+    """Return the share of a core that a process gets now if all that want to run get equal shares, at most 1."""
     one_minute, _, _, running, _ = Path("/proc/loadavg").read_text().split()
     wanted = max(float(one_minute), float(running.partition("/")[0]))
     return min(1.0, len(os.sched_getaffinity(0)) / max(wanted, 1.0))

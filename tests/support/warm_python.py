@@ -1,10 +1,10 @@
-"""A Python that has imported vLLM, torch, transformers and Ray already: each command it is given is a fork of one process.
+"""This is a Python that has imported vLLM, torch, transformers and Ray: each command it is given is a fork of one process.
 
 Importing them takes a process 15 to 25 s of processor time on a slow core, many times what a tiny engine takes to start, and
 a sweep starts nine such processes: the command, Ray's own and each replica. `warm_python()` is the path of an executable
 that does what `sys.executable` does with `-m MODULE …` and `SCRIPT …`, in a fork; whatever a fork starts by its own
-`sys.executable` is one again: Ray's workers, and what multiprocessing spawns. All else is handed to the real Python. That
-everything can be imported anew is seen where tests use `sys.executable` itself.
+`sys.executable` is one again: Ray's workers, and what multiprocessing spawns. All else is handed to the real Python. Tests
+that use `sys.executable` itself see that everything can be imported anew.
 
 The executable is a process of its own that waits for the fork: it passes signals on and ends as the fork does, and if it is
 killed, so is the fork. But a fork is no child of it, so `descendants` finds what psutil would look for in vain.
@@ -58,7 +58,7 @@ _IMPORTED = (
     "vllm.v1.worker.cpu_worker",
 )
 
-# It runs without the site module, so that it starts in milliseconds.
+# The executable runs without the site module, so that it starts in milliseconds.
 _EXECUTABLE = """#!{python} -IS
 import array, json, os, signal, socket, sys
 
@@ -140,7 +140,7 @@ def _folder() -> Path:
     It ends when the last process of the test run that asked has ended.
     """
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
-    # Short, because the names of sockets have a limit; a fork that asks finds the one it is of.
+    # The path is short, because the names of sockets have a limit. A fork that asks finds the process that it comes from.
     folder = Path(os.environ.setdefault("LAMBDASWEEP_WARM", f"{tempfile.gettempdir()}/warm-{run[:16]}"))
     folder.mkdir(exist_ok=True)
     with open(folder / "lock", "w") as lock:
@@ -208,7 +208,7 @@ def _serve(folder: Path) -> None:
     del sys.modules["ray"]
     from vllm.platforms import current_platform
 
-    # What each engine would do again: it looks through every module for kernels to replace.
+    # Each engine would do this again: it looks through every module for kernels to replace.
     current_platform.register_triton_kernel_overrides()
     type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)  # type: ignore[method-assign]
     gc.collect()
@@ -288,7 +288,7 @@ def _become(asked: dict[str, Any], fds: list[int]) -> NoReturn:
     status = 1
     try:
         os.setsid()
-        away = [fcntl.fcntl(fd, fcntl.F_DUPFD, _HIGH) for fd in fds]  # where no target lies
+        away = [fcntl.fcntl(fd, fcntl.F_DUPFD, _HIGH) for fd in fds]  # no target lies here
         os.closerange(3, _HIGH)
         for fd, target in zip(away, asked["fds"], strict=True):
             os.dup2(fd, target)

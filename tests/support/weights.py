@@ -1,4 +1,4 @@
-"""Checkpoints with a few tensors, written by hand."""
+"""This writes checkpoints with a few tensors by hand."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tiny checkpoints of language models that are wrapped for several modalities, with random weights."""
+"""This makes tiny checkpoints of language models that are wrapped for several modalities, with random weights."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import transformers
 
 from tests.support.checkpoints import POSITIONS, VOCAB, write_tokenizer
 
-WINDOW = 16  # tokens that a layer with a sliding window sees
+WINDOW = 16  # a layer with a sliding window sees so many tokens
 _TEXT: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
@@ -30,9 +30,7 @@ _VISION: dict[str, Any] = {
     "image_size": 28,
     "patch_size": 14,
 }
-PROCESSOR = (
-    '{"image_mean": [0.5, 0.5, 0.5]}\n'  # a file that goes with images, and so with a checkpoint that takes them
-)
+PROCESSOR = '{"image_mean": [0.5, 0.5, 0.5]}\n'  # the file of a checkpoint that takes images
 
 
 def gemma3() -> Any:
@@ -85,12 +83,13 @@ KINDS = {"gemma3": gemma3, "mistral3": mistral3, "qwen25vl": qwen25vl}
 
 def write_wrapped(directory: Path, kind: str, seed: int) -> Path:
     """Write a checkpoint of one of KINDS in bfloat16, with seeded weights, a tokenizer and a processor's file."""
-    torch.manual_seed(seed)  # buffers and what a class initialises by itself
+    torch.manual_seed(seed)  # a class fills its buffers, and some parameters, from this seed
     model = KINDS[kind]()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            is_plain_norm = "norm" in name and "bias" not in name and kind != "gemma3"  # Gemma's is 1 + its weight
+            # Gemma's norms multiply by 1 + their weight.
+            is_plain_norm = "norm" in name and "bias" not in name and kind != "gemma3"
             parameter.copy_(0.15 * torch.randn(parameter.shape, generator=generator) + float(is_plain_norm))
     model.to(torch.bfloat16).save_pretrained(directory)
     write_tokenizer(directory)

@@ -94,7 +94,7 @@ assert problems({}, "tries = 'x'\\norder = 3") == [
 
 
 def test_the_setting(tmp_path: Path) -> None:
-    """In a process of its own, where the fields are there before anything reads them."""
+    """The example runs in a process of its own, where the fields are there before anything reads them."""
     code = code_of("A setting") + SETTING
     found = subprocess.run(
         [sys.executable, "-c", code],

@@ -1,4 +1,4 @@
-"""Who may import whom: the tree is the data flow, and `--help`, `status` and `report` run without torch, vllm or ray."""
+"""Imports follow the data flow of the tree, and `--help`, `status` and `report` run without torch, vllm or ray."""
 
 import ast
 import functools
@@ -24,7 +24,7 @@ STANDS_ON: dict[str, tuple[str, ...]] = {
     "benchmarks": ("lambdasweep",),
 }
 PACKAGED = tuple(folder for folder in STANDS_ON if folder != "benchmarks")
-# Which packaged folders may know a heavy library, wherever the import stands.
+# These packaged folders may know a heavy library, wherever the import stands.
 MAY_KNOW = {
     "torch": {"merge", "serve"},
     "vllm": {"serve"},
@@ -59,13 +59,13 @@ LIGHT = {
     "serve.switch.tiers",
 }
 HEAVY = ("torch", "vllm", "ray", "transformers", "safetensors", "huggingface_hub", "lm_eval", "datasets")
-# What only the report and `plot_reliability` load.
+# Only the report and `plot_reliability` load these.
 PLOTTING = ("altair", "vl_convert", "jinja2")
 
 
 @functools.cache
 def modules() -> dict[str, Path]:
-    """Every module of ours by its dotted name."""
+    """Return every module of ours by its dotted name."""
     found = {}
     for folder in STANDS_ON:
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -113,7 +113,7 @@ def below(folder: str) -> set[str]:
 
 
 def offences(name: str, source: str) -> list[str]:
-    """What a module imports that it must not, one line each."""
+    """Return what a module imports that it must not, one line each."""
     folder = name.partition(".")[0]
     found = []
     for imported, place, line in imports(name, source):

@@ -1,4 +1,4 @@
-"""Waits of the tests end where nothing goes on, and not before."""
+"""Waits of the tests end when nothing goes on any more, and not before."""
 
 import itertools
 import sys
@@ -11,7 +11,7 @@ from tests.support import waiting
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that nobody else uses."""
+    """Stand for a machine that nobody else uses."""
     monkeypatch.setattr(waiting, "share_of_a_core", lambda: 1.0)
 
 

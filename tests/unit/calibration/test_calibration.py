@@ -1,4 +1,4 @@
-"""From the tables of a small run directory to its metrics and to the tables in a terminal."""
+"""The tables of a small run directory become its metrics, and the tables in a terminal."""
 
 import io
 import json
@@ -27,7 +27,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def summarise(run):
-    """The metrics with few resamples: quick, and their number changes no value."""
+    """Return the metrics with few resamples, which is quick; their number changes no value."""
     return analyse.analyse(run, resamples=20).metrics
 
 
@@ -37,7 +37,7 @@ def run(tmp_path):
 
 
 def values(table, task="quiz", lam="0", split="all"):
-    """{(metric, confidence): (value, n)} of one task, λ and split."""
+    """Return {(metric, confidence): (value, n)} of one task, λ and split."""
     return {
         (row["metric"], row["confidence"]): (row["value"], row["n"])
         for row in table.to_pylist()
@@ -46,7 +46,7 @@ def values(table, task="quiz", lam="0", split="all"):
 
 
 def text(metrics, width=80, **options):
-    file = io.StringIO()  # not a terminal: what a pipe or a log gets
+    file = io.StringIO()  # the stream is no terminal, as for a pipe or a log
     console = Console(width=width, file=file)
     for table in render(metrics, **options):
         console.print(table)
@@ -57,7 +57,7 @@ def text(metrics, width=80, **options):
 
 
 def test_the_three_confidences_by_hand(run):
-    # Summed: −4, −3, −6; per token: −2, −3, −1.5; per byte: −1, −1.5, −3. Each predicts another choice.
+    # The sums are −4, −3, −6; per token −2, −3, −1.5; per byte −1, −1.5, −3. Each predicts another choice.
     add_task(run, "quiz", [3], ["0"], gold=[2], sizes=[4, 2, 2])
     add_scores(run, "quiz", "0", {0: [-1.0, -3.0], 1: [-3.0], 2: [-1.0, -2.0, -1.0, -2.0]})
     found = values(summarise(run))
@@ -77,7 +77,7 @@ def test_the_three_confidences_by_hand(run):
         assert found["ece_mass15", confidence] == (pytest.approx(abs(max(p) - right)), 1)
         assert found["brier", confidence] == (pytest.approx(p[0] ** 2 + p[1] ** 2 + (p[2] - 1) ** 2), 1)
         assert found["nll", confidence] == (pytest.approx(-math.log(p[2])), 1)
-    expected = {"sum": 33 + 3 + 3, "tokens": 33, "bytes": 33}  # λ = 0 has no parent to differ from
+    expected = {"sum": 33 + 3 + 3, "tokens": 33, "bytes": 33}  # at λ = 0 there is no parent to differ from
     assert {name: sum(key[1] == name for key in found) for name in expected} == expected
 
 
@@ -89,7 +89,7 @@ def test_metrics_equal_a_loop_over_rows(run):
     sizes = rng.integers(1, 30, total).tolist()
     scores = {r: (-rng.exponential(2, rng.integers(1, 9))).astype(np.float32).tolist() for r in range(total)}
     add_task(run, "quiz", counts, ["0"], gold, sizes)
-    cut = sum(counts[:70])  # two shards, the second written first
+    cut = sum(counts[:70])  # there are two shards, and the second is written first
     add_scores(run, "quiz", "0", {r: scores[r] for r in range(cut, total)}, shard=1)
     add_scores(run, "quiz", "0", {r: scores[r] for r in range(cut)}, shard=0)
     found = values(summarise(run))
@@ -133,7 +133,7 @@ def test_equal_choices_tie_also_after_others_of_great_or_infinite_score(run):
     add_task(run, "quiz", [2, 2], ["0"], gold=[0, 0])
     add_scores(run, "quiz", "0", {0: [-1e6, -0.1], 1: [-INF, -1.0], 2: [-0.1, -0.3], 3: [-0.1, -0.3]})
     found = values(summarise(run))
-    assert found["acc", "sum"] == (1.0, 2)  # of equals the first
+    assert found["acc", "sum"] == (1.0, 2)  # the first of equals is predicted
     assert found["confidence", "sum"] == (0.75, 2)
 
 
@@ -149,7 +149,8 @@ def test_minus_infinity_is_probability_0(run):
 
 def test_documents_that_are_not_complete_are_left_out_and_counted(run):
     add_task(run, "quiz", [2, 3, 2, 2, 2], ["0"])
-    # doc0 complete; doc1 quarantined in part; doc2 not scored; doc3 has no probability at all; doc4 not scored in part.
+    # doc0 is complete, doc1 is quarantined in part, doc2 is not scored, doc3 has no probability at all, and doc4 is
+    # scored in part.
     add_scores(run, "quiz", "0", {0: [-1.0], 1: [-1.0], 2: [-1.0], 4: [-1.0]}, shard=0)
     add_scores(run, "quiz", "0", {7: [-INF], 8: [-INF], 10: [-1.0]}, shard=2)
     add_quarantine(run, "quiz", "0", [3])
@@ -209,7 +210,8 @@ def test_a_point_where_all_is_quarantined_says_so(run):
 
 def test_a_continuation_task_has_accuracy_likelihood_and_perplexity_only(run):
     add_task(run, "words", [1] * 5, ["0"], continuations=[[5, 6], [7], [5, 7], [8], [9]])
-    scores = {3: [-4.0], 0: [-1.0, -2.0], 1: [-0.5], 2: [-0.5, -0.25]}  # in no order; document 4 is not there
+    # The rows are in no order, and document 4 is not there.
+    scores = {3: [-4.0], 0: [-1.0, -2.0], 1: [-0.5], 2: [-0.5, -0.25]}
     ranks = {0: [1, 1], 1: [2], 2: [1, None], 3: [1]}
     add_scores(run, "words", "0", scores, ranks=ranks)
     nll = (3.0 + 0.5 + 0.75 + 4.0) / 4
@@ -217,11 +219,11 @@ def test_a_continuation_task_has_accuracy_likelihood_and_perplexity_only(run):
         ("acc", "sum"): (pytest.approx(2 / 3), 3),
         ("nll", "sum"): (nll, 4),
         ("perplexity", "sum"): (pytest.approx(math.exp(nll)), 4),
-        ("bits_per_byte", "sum"): (pytest.approx(nll / math.log(2)), 4),  # of one byte each
+        ("bits_per_byte", "sum"): (pytest.approx(nll / math.log(2)), 4),  # each token is one byte
         ("token_ece_width15", "sum"): (
             pytest.approx(0.2),
             4,
-        ),  # of five known tokens, all at probability 1, one is missed
+        ),  # five tokens are known, all at probability 1, and one of them is missed
         ("docs_quarantined", "sum"): (0.0, 5),
         ("docs_unfinished", "sum"): (1.0, 5),
         ("docs_undefined", "sum"): (0.0, 5),
@@ -259,7 +261,7 @@ def test_a_continuation_is_greedy_only_if_every_token_is(run):
         ([None, None], [5, 6], (1.0, 1)),
         ([1, None], [None, 6], (1.0, 1)),
         ([1, None], [5, 7], (0.0, 1)),  # a missing rank does not hide a miss
-        ([None, 2], [None, 8], (0.0, 1)),  # one miss decides, whatever the other is
+        ([None, 2], [None, 8], (0.0, 1)),  # one miss decides, whatever the other token is
         ([None, None], [None, 9], (0.0, 1)),
         ([1, None], [5, None], (None, 0)),
         ([2, 1], [5, 6], (0.0, 1)),  # the rank counts where there is one
@@ -298,7 +300,7 @@ def test_a_continuation_task_with_nothing_complete_has_no_value(run):
 
 
 def add_quiz(run, lambdas, documents=60, seed=5, sharpness=1.0):
-    """A choice task of documents with four choices of two tokens, whose answers get surer with λ."""
+    """Write a choice task of documents with four choices of two tokens, whose answers get surer with λ."""
     rng = np.random.default_rng(seed)
     gold = rng.integers(0, 4, documents).tolist()
     add_task(run, "quiz", [4] * documents, lambdas, gold, continuations=[[5, 6]] * 4 * documents)
@@ -332,10 +334,11 @@ def test_every_value_has_an_interval_and_the_number_of_its_resamples(run):
             "docs_unfinished",
             "docs_undefined",
         )
-        if row["metric"] != "ks_p":  # absent where few errors are expected
+        if row["metric"] != "ks_p":  # the metric is absent where few errors are expected
             assert row["value"] is not None, row
         assert (row["ci_low"] is None) == (row["ci_high"] is None) == unvarying, row
-        assert (row["resamples"] is None) == (unvarying or row["metric"] == "mce15"), row  # whose interval is exact
+        # The interval of accuracy is exact.
+        assert (row["resamples"] is None) == (unvarying or row["metric"] == "mce15"), row
         if not unvarying:
             assert row["ci_low"] <= row["ci_high"]
             assert row["resamples"] in (300, None)
@@ -396,7 +399,7 @@ def test_a_difference_is_of_the_documents_that_both_have(run):
     add_quiz(run, ["0", "0.5", "1"])
     for lam in ("0.5", "0"):
         path = run.unit("tokens", "quiz", lam, 0)
-        commit_table(path, pq.read_table(path).slice(0, 160))  # 40 of 60 documents
+        commit_table(path, pq.read_table(path).slice(0, 160))  # accuracy: 40 of 60 documents
         if lam == "0.5":
             found = values(summarise(run), lam="0.5")
     cut = values(summarise(run), lam="0")
@@ -411,7 +414,8 @@ def test_a_difference_is_of_the_documents_that_both_have(run):
 def test_agreement_option_mass_and_tokens_by_hand(run):
     add_task(run, "quiz", [2, 2], ["0", "1"], gold=[0, 1], continuations=[[5], [6], [7], [8, 9]])
     add_scores(run, "quiz", "0", {0: [math.log(0.5)], 1: [math.log(0.25)], 2: [math.log(0.1)], 3: [math.log(0.2), 0.0]})
-    # At λ = 1 the first document is answered otherwise. Of the right choices' tokens 5, 8, 9 the first is most likely.
+    # At λ = 1 the first document is answered otherwise. The first of the right choices' tokens 5, 8, 9 is the most likely
+    # one.
     scores = {0: [math.log(0.1)], 1: [math.log(0.3)], 2: [math.log(0.09)], 3: [math.log(0.2), math.log(0.5)]}
     add_scores(run, "quiz", "1", scores, top1={0: [5], 1: [5], 2: [0], 3: [4, 4]})
     table = summarise(run)
@@ -421,7 +425,7 @@ def test_agreement_option_mass_and_tokens_by_hand(run):
     assert values(table)["option_mass", "sum"] == (pytest.approx((0.75 + 0.3) / 2), 2)
     # All top-1 probabilities are 1 in these tables.
     assert found["token_ece_width15", "sum"] == (pytest.approx(2 / 3), 2)
-    assert values(table)["token_ece_width15", "sum"] == (None, 0)  # the engine says nothing
+    assert values(table)["token_ece_width15", "sum"] == (None, 0)  # the engine tells nothing about it
 
 
 def test_scaling_is_fitted_on_the_other_half(run):
@@ -491,7 +495,7 @@ def test_a_frontier_is_of_the_finished_points_of_the_choice_tasks(run):
     add_task(run, "words", [1] * 5, ["0"])
     add_scores(run, "words", "0", {r: [-1.0] for r in range(5)})
     path = run.unit("tokens", "quiz", "0.5", 0)
-    commit_table(path, pq.read_table(path).slice(0, 160))  # the others are still to be scored
+    commit_table(path, pq.read_table(path).slice(0, 160))  # the other documents are still to be scored
     analysis = analyse.analyse(run, resamples=50)
     (found,) = analysis.found.tasks
     assert (found.task, [point.lam for point in found.points]) == ("quiz", ["0", "1"])
@@ -703,7 +707,7 @@ def as_table(*rows):
 
 
 def line_of(printed, lam):
-    """The words of a row; a note under the table may begin with a λ, too, but has nothing behind it."""
+    """Return the words of a row. A note under the table may begin with a λ, too, but has nothing behind it."""
     (line,) = [line for line in printed.splitlines() if line.split()[:1] == [lam] and line.split()[1:]]
     return line.split()
 
@@ -816,7 +820,8 @@ def test_another_confidence_can_be_shown():
     assert "summed log-probabilities (sum)" in " ".join(text(metrics).split())
     printed = text(metrics, confidence="bytes")
     assert line_of(printed, "0")[2] == "0.7500*"
-    assert line_of(printed, "0")[3:7] == ["0.2000*", "0.6000*", "3.0000*", "+0.0500*"]  # after temperature scaling
+    # The value after temperature scaling.
+    assert line_of(printed, "0")[3:7] == ["0.2000*", "0.6000*", "3.0000*", "+0.0500*"]
     assert "log-probabilities per byte (bytes)" in " ".join(printed.split())
     with pytest.raises(InputError, match="sum, tokens, bytes"):
         render(metrics, confidence="letters")
@@ -853,7 +858,7 @@ def test_wide_numbers_and_names_fit_80_columns_whole():
     printed = text(as_table(*rows), stars={"[bold]mmlu[/bold]": "1"})
     assert max(map(len, printed.splitlines())) <= 80
     assert "…" not in printed
-    assert printed.startswith("[bold]mmlu[/bold]")  # a name is no markup
+    assert printed.startswith("[bold]mmlu[/bold]")  # names are not taken for markup
     for word in (*lams, "base,", "partial", "aligned,", "λ*", "12.3456", "+0.0500", "14042"):
         assert word in printed.split()
 
@@ -871,7 +876,7 @@ def test_intervals_fit_100_columns_whole():
     assert "…" not in printed
     assert line_of(printed, "-12.123456")[2:6] == ["0.6123", ".601–.620", "0.1000", ".000–.100"]
     assert line_of(printed, "1")[2:6] == ["1.0000*", "1.000–1.000", "0.1000*", ".000–.100"]
-    assert line_of(printed, "2")[1:3] == ["0.5000", "0.1000*"]  # no interval of one document
+    assert line_of(printed, "2")[1:3] == ["0.5000", "0.1000*"]  # one document has no interval
     assert "95 %" not in text(as_table(rows))
 
 

@@ -1,4 +1,4 @@
-"""The catalogue of metrics: it knows what a run's table has, and one new entry is seen in everything that shows metrics."""
+"""The catalogue of metrics knows what a run's table has, and one new entry is seen in everything that shows metrics."""
 
 import dataclasses
 import io
@@ -44,7 +44,7 @@ DOUBT = Metric(
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    """A choice task that grows surer with λ, a continuation task, and a generate task."""
+    """Return a run of a choice task that grows surer with λ, a continuation task, and a generate task."""
     run = RunDir(tmp_path / "run")
     add_task(run, "quiz", [2] * DOCUMENTS, GRID)
     add_task(run, "words", [1] * 4, GRID)
@@ -61,7 +61,7 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def test_the_catalogue_is_what_a_table_has(run: RunDir) -> None:
-    add_quiz(run, "other", grid=GRID)  # with the other one it makes a pool
+    add_quiz(run, "other", grid=GRID)  # with the other task it makes a pool
     add_written(run, "sums", 8, GRID, 3)
     for lam in GRID:
         outputs = [(f"say {d % 3}", d % 2 == 0, [-0.1 - d / 9, -float(lam)], 0, False) for d in range(24)]
@@ -128,7 +128,7 @@ def test_a_metric_is_one_entry(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> 
     assert "task-doubt" in page_figures(facts)["curves"]
     assert "Doubt" in numbers(facts)[0].header
     html = page(facts, analysis.sweep, analysis.plan, [], [])
-    assert '"doubt of the answer","0 to 1, lower is better"' in html  # the two lines of an axis' title
+    assert '"doubt of the answer","0 to 1, lower is better"' in html  # an axis' title has two lines
     assert "share of the other choices ↓" in html
     assert "share of the other choices ↓" in json.dumps(paper_figures(facts), ensure_ascii=False)
 

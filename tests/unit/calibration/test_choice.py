@@ -1,4 +1,4 @@
-"""A choice task at one λ: what a resample's metrics are."""
+"""A resample's metrics of a choice task at one λ are those of the sample that it is."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ NO_TOKENS = TokenScores(np.empty(0, np.int64), np.empty(0), np.empty(0, np.bool_
 
 
 def scores_of(documents, seed=0, decimals=1):
-    """Documents of one to four choices; rounded, so that some confidences are equal."""
+    """Return documents of one to four choices, rounded so that some confidences are equal."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 5, documents)
     logits = {}
@@ -23,7 +23,7 @@ def scores_of(documents, seed=0, decimals=1):
 
 
 def copies(scores, count):
-    """The sample in which document d is there `count[d]` times."""
+    """Return the sample in which document d is there `count[d]` times."""
     document = np.repeat(scores.document, count)
     logits = {confidence: rows[document] for confidence, rows in scores.logits.items()}
     return ChoiceScores(document, scores.sizes[document], scores.gold[document], logits, scores.left_out)
@@ -74,7 +74,7 @@ def test_a_parent_agrees_with_itself_and_is_matched_to_itself():
 
 
 def test_equal_confidences_have_equal_metrics_under_their_own_names(monkeypatch):
-    """Where choices are one token each, they are computed once."""
+    """Where choices are one token each, the metrics of all confidences are computed once."""
     scores, resamples = scores_of(60), draw("quiz", 60, 8)
     scores.logits["tokens"] = scores.logits["sum"].copy()
     parent = {"aligned": parent_predictions(scores)}

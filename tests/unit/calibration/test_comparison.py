@@ -1,4 +1,4 @@
-"""Several runs side by side: what is compared and refused, and that page and tables say what the runs' frontiers say."""
+"""Several runs side by side are compared or refused, and page and tables say what the runs' frontiers say."""
 
 import html as markup
 import io
@@ -28,7 +28,7 @@ GRID = ("0", "0.5", "1")
 
 @pytest.fixture
 def places(tmp_path):
-    """Two runs that have `arc` and `quiz` in common, on different grids; each has a task of its own."""
+    """Return two runs that have `arc` and `quiz` in common, on different grids, and a task of their own each."""
     for name, grid, own, sure in (("sft", GRID, "words", 2.0), ("dpo", (*GRID, "1.5"), "letters", 4.0)):
         run = RunDir(tmp_path / name)
         for seed, task in enumerate(("quiz", "arc", own)):
@@ -47,9 +47,10 @@ def test_runs_are_compared_on_the_tasks_that_both_have(places):
     )
     for place, run in zip(places, found.runs, strict=True):
         alone = {one.task: one for one in analyse(RunDir(place), resamples=60).found.tasks}
-        for task in ("arc", "quiz"):  # what a run says of a task does not depend on what it is compared with
+        for task in ("arc", "quiz"):  # a run's numbers of a task do not depend on the run beside it
             assert run.frontiers[task] == alone[task]
-        assert run.frontiers["all tasks"].points[0].documents == 80  # of the common tasks, not of the run's own
+        # The pool is of the common tasks, and not of the run's own.
+        assert run.frontiers["all tasks"].points[0].documents == 80
 
 
 def test_rows_and_tables_say_what_the_frontiers_say(places):
@@ -101,7 +102,7 @@ def test_figures_have_every_run_on_the_same_axes(places):
         "frontiers": 1,
     }
     rows = rows_of(figures["along"]["along-nll"])
-    assert len(rows) == 3 * (3 + 4)  # titles, by the λs of both
+    assert len(rows) == 3 * (3 + 4)  # the titles, by the λs of both
     (row,) = (row for row in rows if (row["task"], row["label"], row["lambda"]) == ("arc", "dpo", "1.5"))
     point = found.runs[1].frontiers["arc"].points[-1]
     assert [float(row[name]) for name in ("value", "low", "high")] == pytest.approx(
@@ -121,7 +122,7 @@ def test_figures_have_every_run_on_the_same_axes(places):
     assert figures["gains"]["gain-error"]["params"] == figures["star"]["lambda-star"]["params"]
     for charts in figures.values():
         for chart in charts.values():
-            alt.Chart.from_dict(chart)  # which raises what is not in the schema of Vega-Lite
+            alt.Chart.from_dict(chart)  # altair raises where a chart does not fit the schema of Vega-Lite
 
 
 def test_the_same_tables_give_the_same_page(places, tmp_path):
@@ -180,7 +181,7 @@ def test_a_pool_has_the_same_tasks_in_all_runs(places):
     for lam in ("0", "0.5", "1", "1.5"):
         path = run.unit("tokens", "arc", lam, 0)
         path.unlink()
-        add_scores(run, "arc", lam, {r: [-1.0 - r % 2] for r in range(4)})  # two documents of forty
+        add_scores(run, "arc", lam, {r: [-1.0 - r % 2] for r in range(4)})  # this is two documents of forty
     found = gather_runs(places, resamples=40)
     assert sorted(found.titles) == ["more", "quiz"]  # the pools have three and two tasks
     assert "Not finished in all runs, hence not compared: arc." in found.notices

@@ -1,4 +1,4 @@
-"""Cumulative differences, consistency bars, skill, bits per byte and E-AURC, each against a second implementation."""
+"""Cumulative differences, consistency bars, skill, bits per byte and E-AURC each agree with a second implementation."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ from tests.support.tables import add_scores, add_task
 
 
 def answers(documents, off=0.0, seed=0, decimals=9):
-    """Confidences, and answers that are right `off` more seldom than they say."""
+    """Return confidences, and answers that are right more seldom than these say, by `off`."""
     rng = np.random.default_rng(seed)
     confidence = np.round(rng.uniform(0.3, 1, documents), decimals)
     return confidence, rng.uniform(size=documents) < confidence - off
@@ -47,7 +47,7 @@ def test_the_statistic_is_the_largest_sum_in_any_order_of_ties():
 
 
 def test_without_ties_it_is_the_distance_of_scipy_for_weighted_samples():
-    """The distance of two distribution functions of confidence: of all documents by confidence, and by correctness."""
+    """Return the distance of two distributions of confidence: one weighs documents by confidence, one by correctness."""
     confidence, correct = answers(300, 0.1)
     order = np.argsort(confidence)
     by_confidence = np.cumsum(confidence[order])
@@ -60,7 +60,7 @@ def test_the_p_value_is_that_of_a_random_walk():
     heights = np.abs(rng.choice([-1.0, 1.0], (4000, 4000)).cumsum(axis=1)).max(axis=1) / math.sqrt(4000)
     for height in (0.6, 1.0, 1.5, 2.2414):
         assert exceeded(height) == pytest.approx((heights > height).mean(), abs=0.025)
-    assert exceeded(2.2414) == pytest.approx(0.05, abs=1e-4)  # 2 P(|N| > 2.2414), as the reflection principle has it
+    assert exceeded(2.2414) == pytest.approx(0.05, abs=1e-4)  # this is 2 P(|N| > 2.2414), by the reflection principle
     assert exceeded(2.2414) == pytest.approx(2 * scipy.stats.norm.sf(2.2414) * 2, abs=1e-4)
     assert (exceeded(0.0), exceeded(50.0)) == (1, pytest.approx(0, abs=1e-9))
 
@@ -140,9 +140,9 @@ def test_skill_is_the_share_of_the_references_loss_that_is_gone():
         loss = log_loss(gold, reference, labels=range(4))
         assert found[f"nll_skill_{name}"][0] == pytest.approx(1 - nll.mean() / loss, rel=1e-6)
     assert found["nll_skill_prior"][0] < found["nll_skill_uniform"][0]
-    # What knows no more than how many choices there are has no skill, however the documents are mixed.
+    # A model that knows only how many choices there are has no skill, however the documents are mixed.
     blind = np.log(sizes)
-    even = np.arange(300) // 2 % sizes  # each place is right as often
+    even = np.arange(300) // 2 % sizes  # each place is right equally often
     add_references(mixed := Layout(300), sizes, even)
     of_blind = skill_metrics(mixed, mixed.matrix.sums(ones(300)), np.array([blind.sum()]))
     assert of_blind["nll_skill_uniform"][0] == pytest.approx(0, abs=1e-9)
@@ -162,14 +162,14 @@ def test_eaurc_is_the_excess_over_all_wrong_ones_last():
         found = Ranking(confidence, correct).metrics(ones(150))
         ordered = correct[np.argsort(-confidence)]
         assert found["eaurc"][0] == pytest.approx(area(ordered) - area(np.sort(ordered)[::-1]))
-        risk = 1 - correct.mean()  # Geifman's integral, which the sum comes near
+        risk = 1 - correct.mean()  # the sum comes near Geifman's integral
         assert found["aurc"][0] - found["eaurc"][0] == pytest.approx(risk + (1 - risk) * np.log(1 - risk), abs=6e-3)
     assert Ranking(np.array([0.9, 0.8, 0.3]), np.array([True, True, False])).metrics(ones(3))["eaurc"][0] == 0
 
 
 @pytest.fixture
 def run(tmp_path):
-    """A choice task whose right choices have 3 and 5 bytes, and a continuation task."""
+    """Write a choice task whose right choices have 3 and 5 bytes, and a continuation task."""
     run = RunDir(tmp_path / "run")
     add_task(run, "quiz", [2] * 40, ["0", "1"], gold=[d % 2 for d in range(40)], sizes=[3, 5] * 40)
     add_task(run, "words", [1] * 4, ["0"], sizes=[2, 4, 6, 9])

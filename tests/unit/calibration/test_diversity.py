@@ -1,4 +1,4 @@
-"""Diversity of samples, held against sacrebleu and against counting by hand; and what a run shows of it."""
+"""The diversity of samples agrees with sacrebleu and with counting by hand, and a run shows it."""
 
 import io
 import itertools
@@ -37,7 +37,7 @@ texts = st.lists(
 
 
 def by_hand(samples: list[str]) -> dict[str, float]:
-    """The metrics of one prompt, each from its definition."""
+    """Return the metrics of one prompt, each from its definition."""
     bleu = BLEU(effective_order=True)
     words = [bleu.tokenizer(text.rstrip()).split() for text in samples]
     found = {}
@@ -64,10 +64,11 @@ def test_metrics_are_those_of_their_definitions(prompts: list[list[str]]) -> Non
 def test_metrics_by_hand() -> None:
     samples = ["the cat sat", "The cat sat!", "a dog ran off"]
     ((one, two, three, bleu, answers),) = diversity(np.zeros(3, np.int64), samples, 1)
-    # 3 + 4 + 4 words, of which "cat" and "sat" are twice there
+    # there are 3 + 4 + 4 words, and "cat" and "sat" are there twice
     assert (one, two, three) == pytest.approx((9 / 11, 7 / 8, 5 / 5))
-    assert answers == 2  # articles, case and punctuation apart
-    forth = (2 / 3 * 1 / 2 * 1 / 2 / 1) ** (1 / 3) * math.exp(1 - 4 / 3)  # no common triple: half of one
+    assert answers == 2  # articles, case and punctuation do not count
+    # A triple that is nowhere in common counts as half of one.
+    forth = (2 / 3 * 1 / 2 * 1 / 2 / 1) ** (1 / 3) * math.exp(1 - 4 / 3)
     back = (2 / 4 * 1 / 3 * 1 / 2 / 2 * 1 / 4 / 1) ** (1 / 4)
     assert bleu == pytest.approx((forth + back) / 6)
 
@@ -82,13 +83,14 @@ def test_answers_are_normalised_as_in_squad(text: str, expected: str) -> None:
 
 def test_what_does_not_exist_is_nan() -> None:
     found = diversity(np.array([0, 2, 2]), ["alone", "two", "two"], 3)
-    np.testing.assert_array_equal(found[0], [1, np.nan, np.nan, np.nan, 1])  # no pair of words, no pair of samples
+    # There is no pair of words, and no pair of samples.
+    np.testing.assert_array_equal(found[0], [1, np.nan, np.nan, np.nan, 1])
     assert np.isnan(found[1]).all()
     np.testing.assert_array_equal(found[2], [0.5, np.nan, np.nan, 1, 1])
 
 
 GRID = ("0", "0.5", "1")
-WORDS = {  # ever more alike
+WORDS = {  # the samples grow more alike with λ
     "0": [["red fox runs", "blue cow sits", "a pig"], ["one two", "three four", "five six"], ["x y z", "x y w", "u v"]],
     "0.5": [["red fox runs", "red fox sits", "a pig"], ["one two", "one four", "five six"], ["x y z"] * 2 + ["u v"]],
     "1": [["red fox runs"] * 3, ["one two", "one two", "One two."], ["x y z"] * 3],
@@ -97,7 +99,7 @@ WORDS = {  # ever more alike
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    """A generate task of six prompts at three λs, of which the middle one lacks a prompt and quarantines one."""
+    """Write a generate task of six prompts at three λs; the middle λ lacks one prompt and quarantines another."""
     run = RunDir(tmp_path / "run")
     add_prompts(run, "stories", 6, GRID, samples=3)
     for lam, texts in WORDS.items():
@@ -123,7 +125,7 @@ def test_metrics_of_a_run_are_means_over_prompts(run: RunDir) -> None:
             row = found[lam, metric, "all"]
             each = np.array([by_hand(WORDS[lam][prompt % 3])[metric] for prompt in prompts])
             assert row["value"] == pytest.approx(np.nanmean(each)), (lam, metric)
-            assert row["n"] == np.count_nonzero(~np.isnan(each))  # of two words each there are no triples
+            assert row["n"] == np.count_nonzero(~np.isnan(each))  # samples of two words have no triples
             assert row["ci_low"] <= row["value"] <= row["ci_high"]
     in_report = draw("stories", 6, 0).in_report
     shares = [by_hand(WORDS["0"][prompt % 3])["self_bleu"] for prompt in np.flatnonzero(in_report)]

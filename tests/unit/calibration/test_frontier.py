@@ -1,4 +1,4 @@
-"""The frontier, λ*, the tests against the parents and the answer, worked out by hand."""
+"""The frontier, λ*, the tests against the parents and the answer are as worked out by hand."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def test_the_frontier_by_hand():
     assert half.gains["aligned"].accuracy.value == pytest.approx(0.02)
     assert half.gains["aligned"].error.value == pytest.approx(-0.1)
     assert half.gains["aligned"].nll.value == pytest.approx(-0.1)
-    # Up to accuracy 0.6 the error 0.05 is to be had, up to 0.65 the error 0.1.
+    # Up to an accuracy of 0.6 some point has an error of 0.05, and up to 0.65 one has 0.1.
     assert found.hypervolume == pytest.approx(0.6 * 0.95 + 0.05 * 0.9)
     assert set(found.points[0].gains) == {"aligned"}  # no parent is compared with itself
     assert found.points[0].p_accuracy is None
@@ -39,7 +39,7 @@ def test_the_frontier_by_hand():
 def test_membership_is_how_often_a_point_is_on_the_frontier():
     near = curve(["0", "0.5", "1"], [0.6, 0.6, 0.2], [0.1, 0.1, 0.9], noise=0.02)
     shares = [point.membership for point in frontier(near).points]
-    # Two exchangeable points: a quarter of the time either dominates the other.
+    # The two points are exchangeable, so that each dominates the other in a quarter of the resamples.
     assert shares[:2] == pytest.approx([0.75, 0.75], abs=0.08)
     assert shares[2] == 0
     assert frontier(near).points[0].on_frontier
@@ -51,13 +51,13 @@ def test_membership_is_how_often_a_point_is_on_the_frontier():
 
 def test_of_the_accurate_ones_the_one_of_lowest_nll_is_chosen():
     accuracy, nll = [0.60, 0.645, 0.65, 0.62], [0.90, 0.95, 1.00, 0.92]
-    error = [0.5, 0.4, 0.1, 0.0]  # has no say
+    error = [0.5, 0.4, 0.1, 0.0]  # this point has no say
     assert choose(track(accuracy, error, nll)) == 1  # the margin of a point: 0.645 is within, 0.62 is not
     assert choose(track(accuracy, error, nll), margin=0.004) == 2
     assert choose(track(accuracy, error, nll), margin=0.03) == 3
     assert choose(track(accuracy, error, nll), margin=0.05) == 0
-    assert choose(track([0.6, 0.6, 0.6], error[:3], [1.0, 0.9, 0.9])) == 1  # of equals the lowest
-    assert choose(track([0.6, 0.59, 0.6], error[:3], [1.0, 0.9, 0.9])) == 2  # of equals the most accurate
+    assert choose(track([0.6, 0.6, 0.6], error[:3], [1.0, 0.9, 0.9])) == 1  # the lowest of equals is taken
+    assert choose(track([0.6, 0.59, 0.6], error[:3], [1.0, 0.9, 0.9])) == 2  # the most accurate of equals is taken
 
 
 def test_two_standard_errors_of_the_difference_count_where_they_are_more_than_the_margin():
@@ -66,7 +66,7 @@ def test_two_standard_errors_of_the_difference_count_where_they_are_more_than_th
     assert choose(track(accuracy, nll, nll, noise=0.01)) == 1
     assert choose(track(accuracy, nll, nll, noise=0.012)) == 3  # two standard errors are 0.034
     assert choose(track(accuracy, nll, nll, noise=0.012), margin=0.06) == 3
-    # What varies together is not told apart the less for it.
+    # Numbers that vary together can still be told apart.
     assert choose(track(accuracy, nll, nll, noise=0.001, shared=0.05)) == 1
 
 
@@ -138,7 +138,8 @@ def test_what_is_tested_is_chosen_on_one_half_and_measured_on_the_other():
         sign = 1 if one.metric == "accuracy" else -1
         drawn = sign * (there.resampled - parent.resampled)
         gain = sign * (there.value - parent.value)
-        # One claim alone: how often the resamples move by as much as the gain, each in its own standard error.
+        # This is one claim alone: the p-value is how often resamples move by as much as the gain, in their own standard
+        # errors.
         assert one.p == pytest.approx((1 + np.sum(drawn - gain >= gain)) / (1 + R))
         assert one.p_worse == pytest.approx((1 + np.sum(gain - drawn >= -gain)) / (1 + R))
     assert claim_of(made, MARGIN).evidence.lam == "0.5"
@@ -154,11 +155,12 @@ def claim_curve(accuracy, error, noise=0.002, parents=None):
     ("accuracy", "error", "noise", "verdict"),
     [
         ([0.60, 0.64, 0.62], [0.05, 0.04, 0.20], 0.002, "yes"),
-        ([0.60, 0.64, 0.62], [0.05, 0.12, 0.20], 0.002, "not shown"),  # better than aligned, not by half
-        ([0.60, 0.64, 0.64], [0.05, 0.04, 0.20], 0.002, "not shown"),  # as accurate as aligned
-        ([0.60, 0.64, 0.62], [0.05, 0.04, 0.20], 0.050, "not shown"),  # too few documents
-        ([0.65, 0.64, 0.62], [0.05, 0.04, 0.20], 0.002, "no"),  # less accurate than base
-        ([0.60, 0.64, 0.62], [0.05, 0.25, 0.20], 0.002, "no"),  # worse calibrated than aligned
+        # It is better calibrated than aligned, but not twice as well.
+        ([0.60, 0.64, 0.62], [0.05, 0.12, 0.20], 0.002, "not shown"),
+        ([0.60, 0.64, 0.64], [0.05, 0.04, 0.20], 0.002, "not shown"),  # it is only as accurate as aligned
+        ([0.60, 0.64, 0.62], [0.05, 0.04, 0.20], 0.050, "not shown"),  # there are too few documents
+        ([0.65, 0.64, 0.62], [0.05, 0.04, 0.20], 0.002, "no"),  # it is less accurate than base
+        ([0.60, 0.64, 0.62], [0.05, 0.25, 0.20], 0.002, "no"),  # it is worse calibrated than aligned
     ],
 )
 def test_the_claim_of_a_point_better_than_both_parents(accuracy, error, noise, verdict):
@@ -206,7 +208,7 @@ def test_the_table_is_adjusted_for_all_points_and_all_parents():
             alone = max(step_down(gains[k : k + 1], moved[k : k + 1])[0] for k, (j, _) in enumerate(pairs) if j == i)
             assert worst >= alone
             harder += worst > alone
-        assert harder  # there are more chances for luck
+        assert harder  # more claims have more chances for luck
     without = dataclasses.replace(made, parents={"base": "0", "aligned": "2"})
     assert {point.p_accuracy for point in frontier(without).points} == {None}
 
@@ -253,7 +255,7 @@ def test_pooled_tasks_have_means_over_tasks_beside():
     macro = {"nll": (Estimate(1, nothing, 9), Estimate(0.85, nothing, 9)), "brier": (Estimate(1, nothing, 9),) * 2}
     found = frontier(dataclasses.replace(made, macro=macro))
     assert found.is_pooled
-    assert found.macro["nll"].value == 0.85  # of λ*
+    assert found.macro["nll"].value == 0.85  # the mean is that of λ*
     assert found.answer.endswith(
         "ECE is of all documents pooled, where opposite errors of tasks cancel; as means over tasks, NLL 0.85, Brier 1.00."
     )

@@ -1,4 +1,4 @@
-"""The metrics against hand-computed cases, scikit-learn, and loops that restate each definition."""
+"""The metrics agree with cases computed by hand, with scikit-learn, and with loops that restate each definition."""
 
 import itertools
 import math
@@ -21,14 +21,14 @@ from calibration.uncertainty.resample import ones
 
 
 def made_of(confidence, correct):
-    """Predictions of which only these are known."""
+    """Return predictions of which only these are known."""
     confidence, correct = np.asarray(confidence, np.float64), np.asarray(correct, np.bool_)
     unknown = np.zeros(len(confidence))
     return Predictions(unknown.astype(int), unknown[:, None], confidence, correct, unknown, unknown)
 
 
 def errors(found, weights):
-    """Metrics by name; those that come as the summands of an error are summed up."""
+    """Return metrics by name; those that come as the summands of an error are summed up."""
     summed = {name: np.abs(value).sum(axis=0) if value.ndim == 2 else value for name, value in found.items()}
     return {name: value[0] if weights.shape[1] == 1 else value for name, value in summed.items()}
 
@@ -93,7 +93,7 @@ def mass_by_loop(confidence, correct, bins=BINS):
     return total
 
 
-# Edges of the bins, both neighbours of each, and few distinct values, so that ties and edges come up all the time.
+# These are the edges of the bins and both neighbours of each: few distinct values, so that ties and edges are frequent.
 edges = st.sampled_from([k / BINS for k in range(BINS + 1)])
 near_edges = st.builds(lambda c, to: float(np.nextafter(c, to)), edges, st.sampled_from([0.0, 1.0]))
 confidences = st.one_of(edges, near_edges, st.floats(0, 1), st.sampled_from([0.25, 0.5, 1.0]))
@@ -159,8 +159,8 @@ def test_ece_mass_by_hand():
 
 
 def test_documents_of_equal_confidence_share_their_accuracy_across_bins_of_equal_mass():
-    # Three right and one wrong at 0.5, cut into two bins: 0.25 whichever document is where; cut as they stand, 0.25 or
-    # 0.5 by their order.
+    # Three right and one wrong document at 0.5 are cut into two bins: 0.25 wherever each is. Cut as they stand, it is
+    # 0.25 or 0.5 by their order.
     for correct in ([True, True, True, False], [True, False, True, True]):
         assert ece_mass(*arrays([0.5] * 4, correct), bins=2) == pytest.approx(0.25)
     for correct in ([True, True, False, False], [True, False, True, False]):
@@ -233,7 +233,7 @@ def test_padding_changes_nothing():
 
 def test_extreme_scores_neither_overflow_nor_lose_the_likelihood():
     made = predictions(np.array([[-1e300, -5e4, -5e4 - 800], [-1000.0, -3000.0, -4000.0]]), np.array([2, 0]))
-    assert made.nll.tolist() == [800.0, 0.0]  # log p, not the log of a p that became 0
+    assert made.nll.tolist() == [800.0, 0.0]  # log p is used, and not the log of a p that became 0
     assert made.confidence.tolist() == [1.0, 1.0]
 
 
@@ -271,7 +271,7 @@ def test_perplexity():
     found = perplexity(np.array([math.log(20), math.inf, 800.0]))
     assert found[0] == pytest.approx(20)
     assert found[1] == math.inf
-    assert np.isnan(found[2])  # finite, but above the largest float
+    assert np.isnan(found[2])  # the number is finite, but above the largest float
 
 
 # Beyond equal-width ECE
@@ -289,7 +289,7 @@ def test_auroc_equals_scikit_learn(pairs):
 
 
 def selective(confidence, correct):
-    """Mean error rate over all coverages, and accuracy at 80 %, of documents in the order given."""
+    """Return the mean error rate over all coverages, and the accuracy at 80 %, of documents in the order given."""
     wrong = np.cumsum(~correct)
     most = math.ceil(0.8 * len(correct) - 1e-9)
     return np.mean(wrong / np.arange(1, len(wrong) + 1)), 1 - wrong[most - 1] / most
@@ -373,7 +373,7 @@ def test_squared_ece_is_right_on_average_whatever_the_noise():
         debiased = np.array([one["ece_squared"] for one in found])
         assert debiased.mean() == pytest.approx(truth, abs=4 * debiased.std() / 300**0.5)
         plain = np.mean([one["ece_width"] for one in found]) ** 2
-        assert plain > truth + 0.002  # what it is for
+        assert plain > truth + 0.002  # the plain estimate is too large, which is why there is another one
 
 
 def test_a_bin_of_one_document_does_not_count_in_squared_ece():
@@ -402,7 +402,7 @@ def test_matched_ece_has_the_accuracy_it_is_asked_for():
     confidence, correct = [0.9] * 4, [True, True, False, False]
     assert reliability(confidence, correct, target=0.75)["ece_width_matched"] == pytest.approx(0.9 - 0.75)
     assert reliability(confidence, correct, target=0.5)["ece_width_matched"] == pytest.approx(0.4)
-    assert np.isnan(reliability([0.9], [True], target=0.5)["ece_width_matched"])  # no wrong ones to weight up
+    assert np.isnan(reliability([0.9], [True], target=0.5)["ece_width_matched"])  # there are no wrong ones to weight up
     assert reliability([0.9], [True], target=1.0)["ece_width_matched"] == pytest.approx(0.1)
 
 

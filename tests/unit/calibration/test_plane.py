@@ -1,4 +1,4 @@
-"""Runs over several aligned checkpoints: their tables have points, and say what tables of λs with the same scores say."""
+"""Runs over several aligned checkpoints have tables of points, which say what tables of λs with the same scores say."""
 
 import io
 import json
@@ -30,12 +30,12 @@ from lambdasweep.monitor.run_counts import RunCounts
 from tests.support.tables import SWEEP, add_prompts, add_samples, add_scores, add_task
 
 POINTS = parse_points("dpo=0,0.5,1,sft=0,1", ["dpo", "sft"])
-# The same scores along a line: base and dpo are where base and aligned are there.
+# A run along a line has the same scores: base and dpo have the places of base and aligned.
 LINE = dict(zip(POINTS, ("0", "2", "0.5", "3", "1", "4"), strict=True))
 
 
 def add_quiz(run, task, place, seed=0):
-    """A choice task that is most accurate at dpo=0.5,sft=0 and ever surer with dpo."""
+    """Write a choice task that is most accurate at dpo=0.5,sft=0 and ever surer with dpo."""
     documents = 60
     rng = np.random.default_rng(seed)
     order = rng.permutation(documents)
@@ -93,7 +93,7 @@ def test_tables_have_a_point_beside_a_lambda_that_is_null(plane):
     for made in (run.explode(task="one"), run.examples(task="one")):
         assert list(dict.fromkeys(made["point"].to_pylist())) == sorted(POINTS)
         assert made["lam"].null_count == len(made)
-    read = pq.read_table(plane.root / "tokens", partitioning="hive")  # as others read it: the folder is decoded
+    read = pq.read_table(plane.root / "tokens", partitioning="hive")  # other tools decode the folder's name like this
     assert set(read["lambda"].to_pylist()) == set(POINTS)
     with pytest.raises(InputError, match="'sft' is missing"):
         run.tokens(task="one", lam="dpo=0.5")
@@ -216,7 +216,7 @@ def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
 
 
 def test_a_run_whose_tables_have_no_point_is_reported(line, tmp_path):
-    """Such tables were written before all tables had one."""
+    """Tables without points were written before all tables had them."""
     old = RunDir(tmp_path / "old")
     shutil.copytree(line.root, old.root)
     for path in old.root.rglob("tokens/**/*.parquet"):
@@ -271,7 +271,7 @@ def test_three_coordinates_have_tables_and_no_plane(tmp_path):
 
 
 def test_samples_at_points_are_those_of_the_same_samples_along_a_line(tmp_path):
-    """Prompts of a generate task: alike at one point, different at the next."""
+    """Write prompts of a generate task whose samples are alike at one point and different at the next."""
     runs = {}
     for name, places in (("plane", dict(zip(POINTS, POINTS, strict=True))), ("line", LINE)):
         run = runs[name] = RunDir(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Pooled tasks: the numbers of the documents of all, with the means over tasks beside."""
+"""Pooled tasks have the numbers of all documents, with the means over tasks beside them."""
 
 import io
 import json
@@ -77,7 +77,7 @@ def test_pooled_numbers_are_those_of_all_documents(run):
 
 def test_opposite_errors_of_tasks_cancel_in_the_pooled_ece(tmp_path):
     run = RunDir(tmp_path / "run")
-    for task, right in (("timid", 20), ("bold", 12)):  # at confidence 0.8 of 20 documents, 16 would be right
+    for task, right in (("timid", 20), ("bold", 12)):  # at a confidence of 0.8, 16 of 20 documents would be right
         add_task(run, task, [2] * 20, ["0"], gold=[0] * right + [1] * (20 - right))
         add_scores(run, task, "0", {r: [float(np.log(0.2 if r % 2 else 0.8))] for r in range(40)})
     found = analyse(run, resamples=50)
@@ -88,7 +88,7 @@ def test_opposite_errors_of_tasks_cancel_in_the_pooled_ece(tmp_path):
 
 
 def test_a_resample_has_as_many_documents_of_each_task_as_the_sample(run):
-    """So the pooled mean varies as the weighted mean of the tasks' own means does."""
+    """The pooled mean therefore varies as the weighted mean of the tasks' own means does."""
     found = analyse(run, resamples=300)
     values = {
         task: one(found.metrics, task=task, lam="0", metric="brier", split="all", confidence="sum")
@@ -148,7 +148,7 @@ def test_a_group_has_rows_of_its_own_in_every_table(run):
 
 def test_a_pool_has_the_points_that_all_its_tasks_have_finished(run):
     add_random(run, "c", [2] * 10, 4, scored=("0", "1"))
-    add_scores(run, "c", "0.5", {0: [-1.0], 1: [-2.0, -2.0]})  # one document of ten
+    add_scores(run, "c", "0.5", {0: [-1.0], 1: [-2.0, -2.0]})  # this is one document of ten
     found = analyse(run, resamples=40)
     (pool,) = found.found.pools
     assert [point.lam for point in pool.points] == ["0", "1"]
@@ -236,7 +236,7 @@ def test_tables_of_a_task_are_read_once_for_it_and_its_pools(run, monkeypatch):
     monkeypatch.setattr(RunDir, "tokens", lambda self, task, lam: reads.append((task, lam)) or tokens(self, task, lam))
     assert analyse(run, resamples=20).metrics.equals(expected.metrics)
     assert sorted(reads) == [(task, lam) for task in "ab" for lam in GRID]
-    # What has no room is read again, with the same numbers.
+    # Scores that have no room are read again, with the same numbers.
     monkeypatch.setattr("calibration.analyse.Shelf", lambda: Shelf(1000))
     assert analyse(run, resamples=20).metrics.equals(expected.metrics)
     assert len(reads) > 2 * 6

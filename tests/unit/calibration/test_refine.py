@@ -1,4 +1,4 @@
-"""Which λs are added to a coarse grid: that they find what a dense one finds, and are a function of the tables alone."""
+"""λs that are added to a coarse grid find what a dense grid finds, and they are a function of the tables alone."""
 
 import dataclasses
 from decimal import Decimal
@@ -20,7 +20,7 @@ from tests.support.curves import curve, estimates
 from tests.support.tables import add_quarantine, add_scores, add_task
 
 GRID = ("0", "0.25", "0.5", "0.75", "1")
-V = [0.30, 0.20, 0.10, 0.15, 0.25]  # lowest between 0.5 and 0.75
+V = [0.30, 0.20, 0.10, 0.15, 0.25]  # the error is lowest between 0.5 and 0.75
 
 
 def test_the_gap_into_which_the_nll_falls_is_split_first():
@@ -38,10 +38,18 @@ def test_the_gap_into_which_the_nll_falls_is_split_first():
 
 
 def test_a_gap_is_split_at_the_roundest_number_of_its_middle_half():
-    for low, high, middle in [("0.1", "0.2", "0.15"), ("0", "1", "0.5"), ("0.4", "0.6", "0.5"), ("-1", "1", "0"),
-                              ("0.25", "0.4", "0.3"), ("0.000001", "0.000004", "0.000002"), ("10", "30", "20")]:  # fmt: skip
+    for low, high, middle in [
+        ("0.1", "0.2", "0.15"),
+        ("0", "1", "0.5"),
+        ("0.4", "0.6", "0.5"),
+        ("-1", "1", "0"),
+        # fmt: skip.
+        ("0.25", "0.4", "0.3"),
+        ("0.000001", "0.000004", "0.000002"),
+        ("10", "30", "20"),
+    ]:
         assert suggest(curve((low, high), [0.6, 0.6], [0.1, 0.2]), 1).lambdas == (middle,)
-    assert suggest(curve(("0", "0.000001"), [0.6, 0.6], [0.1, 0.2]), 1).lambdas == ()  # nothing lies between
+    assert suggest(curve(("0", "0.000001"), [0.6, 0.6], [0.1, 0.2]), 1).lambdas == ()  # no λ lies between
 
 
 def test_what_is_there_is_never_suggested_and_all_are_canonical():
@@ -65,7 +73,7 @@ def test_no_gap_is_split_in_which_the_documents_cannot_tell_lambdas_apart():
 # Against a dense grid, on documents whose scores move smoothly along λ
 
 
-SHAPES = {  # λ → skill, sharpness
+SHAPES = {  # skill and sharpness by λ
     "sharper only": lambda lam: (1.2, 0.8 + 1.6 * lam),
     "skill peaks": lambda lam: (1.3 - 1.2 * (lam - 0.6) ** 2, 0.7 + 1.5 * lam),
     "skill saturates": lambda lam: (0.4 + 1.2 * (1 - np.exp(-3 * lam)), 0.6 + 1.2 * lam),
@@ -75,7 +83,7 @@ SHAPES = {  # λ → skill, sharpness
 
 
 class World:
-    """Documents of four choices, and their metrics at any λ in shared resamples."""
+    """These are documents of four choices, with their metrics at any λ in shared resamples."""
 
     def __init__(self, shape, documents, seed, resamples=200):
         rng = np.random.default_rng([seed, documents])
@@ -116,7 +124,7 @@ def refined(world, coarse, most):
     return lambdas[choose(world.curve(lambdas).tracks["all"])], lambdas
 
 
-OTHERS = 1000  # seeds of other documents
+OTHERS = 1000  # these seeds give other documents
 GRIDS = [("0:1.5:0.05", "0:1.5:0.25", 3), ("0:1.5:0.02", "0:1.5:0.1", 9)]
 
 
@@ -148,13 +156,13 @@ def test_a_coarse_grid_and_refinement_find_the_lambda_of_a_dense_grid():
     rows = simulate(seeds=4)
     off, noise, share, excess = (np.array(column) for column in list(zip(*rows, strict=True))[3:])
     assert share.max() <= 1 / 3
-    # Which of a dense grid's λs is λ* is a matter of the documents; what refining adds to that is small.
+    # The documents decide which of a dense grid's λs is λ*, and refining adds little to how far that varies.
     assert np.mean(off <= 1) > np.mean(noise <= 1) + 0.1
     assert np.mean(off <= 2) > np.mean(noise <= 2) + 0.1
-    assert np.quantile(excess, 0.9) <= 0.01  # where it is another λ, it is hardly a worse one
+    assert np.quantile(excess, 0.9) <= 0.01  # where it finds another λ, that is hardly a worse one
 
 
-# The curve that it is about
+# This is the curve that is refined
 
 
 @pytest.fixture

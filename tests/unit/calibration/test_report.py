@@ -1,4 +1,4 @@
-"""From tables to RUN/report: what the page and the figures show, and what they admit not to know."""
+"""The page and the figures in RUN/report show what the tables say, and admit what is not known."""
 
 import csv
 import io
@@ -55,7 +55,7 @@ def run(tmp_path):
 
 
 class Page(HTMLParser):
-    """The text of a page outside of scripts, its elements by name, and what is not closed."""
+    """This parser has the text of a page outside of scripts, its elements by name, and what is not closed."""
 
     def __init__(self, html):
         super().__init__()
@@ -83,12 +83,12 @@ def page_of(html):
 
 
 def found_links(found):
-    """The links of a page."""
+    """This parser has the links of a page."""
     return [attributes["href"] for tag, attributes in found.elements if tag == "a"]
 
 
 def drawn_rows(spec):
-    """The rows of a chart's data, as dicts of text."""
+    """Return the rows of a chart's data, as dicts of text."""
     values = spec["data"]["values"]
     return list(csv.DictReader(io.StringIO(values)))
 
@@ -124,14 +124,14 @@ def test_bins_add_up_to_the_metrics(run):
 
 def test_the_interval_of_a_bin_by_hand(run):
     add_task(run, "quiz", [2] * 10, ["0"])
-    add_scores(run, "quiz", "0", {r: [-0.1 if r % 2 == (r >= 14) else -3.0] for r in range(20)})  # 7 of 10 right
+    add_scores(run, "quiz", "0", {r: [-0.1 if r % 2 == (r >= 14) else -3.0] for r in range(20)})  # 7 of 10 are right
     (row,) = [
         row
         for row in analysed(run).bins.to_pylist()
         if (row["events"], row["confidence"], row["split"]) == ("documents", "sum", "all")
     ]
     assert (row["n"], row["accuracy"], row["bin"]) == (10, 0.7, 14)
-    # The roots of (p̂ − p)² = z² p (1 − p) / n.
+    # The ends are the roots of (p̂ − p)² = z² p (1 − p) / n.
     z2 = 1.959963984540054**2
     roots = np.roots([1 + z2 / 10, -2 * 0.7 - z2 / 10, 0.49])
     assert (row["ci_low"], row["ci_high"]) == pytest.approx(tuple(sorted(roots)))
@@ -383,7 +383,7 @@ def test_the_plotting_library_is_put_together_once_on_a_machine(monkeypatch, tmp
         texts.append(document._bundle())
     document._bundle.cache_clear()
     assert set(texts) == {"globalThis.x = 1;\r\n"}
-    assert len(made) == 2  # at first, and where what was remembered is damaged
+    assert len(made) == 2  # it is made at first, and where the remembered copy is damaged
 
 
 def test_every_figure_names_its_axes(run):
@@ -396,7 +396,7 @@ def test_every_figure_names_its_axes(run):
 
 
 def test_every_chart_keeps_to_the_schema_of_vega_lite(run):
-    """Altair has a copy of the schema, and raises what a chart has that is not in it."""
+    """Altair has a copy of the schema, and raises where a chart does not fit it."""
     add_quiz(run)
     add_words(run)
     facts = facts_of(run)
@@ -624,7 +624,7 @@ def test_tasks_that_only_lm_eval_can_judge(run, alone):
         "outcome-1",
     ]
     assert ("select", {"id": "lm-eval", "autocomplete": "off"}) in found.elements
-    # What follows the slider must find one.
+    # Figures that follow the slider must find one.
     sliders = [attributes for _, attributes in found.elements if attributes.get("id") == "lambda"]
     assert len(sliders) == (not alone)
     assert ("#lambda" in found.data) == (not alone)
@@ -638,7 +638,7 @@ def test_the_metrics_of_lm_eval_are_drawn_along_lambda(run):
     rows += [("all", "0", "acc,strict", 0.125, 80)]
     add_outcomes(run, "all", rows)
     facts = facts_of(run)
-    assert facts.every_lam == facts.grid  # so that a λ has the same colour as ever
+    assert facts.every_lam == facts.grid  # colours follow the whole grid, so that a λ keeps its own
     charts = page_figures(facts)["outcomes"]
     assert [chart["title"] for chart in charts.values()] == [
         "acc_norm",
@@ -680,7 +680,7 @@ def test_where_the_line_does_not_end_at_aligned_nothing_is_called_that(run):
     (found,) = analysis.found.tasks
     assert [set(point.gains) for point in found.points] == [set(), {"base"}, {"base"}, {"base"}]
     assert "aligned" not in found.answer
-    # In figures too: the role of λ = 1 and its label.
+    # Figures also show the role of λ = 1 and its label.
     for mark in (",aligned,", "1 aligned"):
         assert mark in plain.data
         assert mark not in weighed.data

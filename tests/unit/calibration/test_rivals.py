@@ -1,4 +1,4 @@
-"""What needs no merging, against scipy's minimiser and NumPy by hand: a temperature without labels, and ensembles."""
+"""Rivals that need no merging agree with scipy's minimiser and with NumPy: a temperature without labels, and ensembles."""
 
 import io
 import json
@@ -33,7 +33,7 @@ DOCUMENTS = 120
 
 
 def parents(documents=DOCUMENTS, seed=0):
-    """Log-probabilities [D, 4] of a base and of an aligned that is surer and often says something else, and gold."""
+    """Return log-probabilities [D, 4] of base, and of an aligned that is surer and often says something else, and gold."""
     rng = np.random.default_rng(seed)
     truth = rng.normal(0, 1.5, (documents, 4))
     base = log_softmax(truth + rng.normal(0, 0.7, truth.shape), axis=1)
@@ -48,7 +48,7 @@ def scores_of(logits, gold, document=None):
 
 
 def minimal(base, aligned):
-    """The T of lowest mean KL(base || softmax(aligned / T)) on the documents where both predict the same."""
+    """Return the T of lowest mean KL(base || softmax(aligned / T)) on the documents where both predict the same."""
     same = base.argmax(axis=1) == aligned.argmax(axis=1)
     assert 0.3 < same.mean() < 0.9
 
@@ -63,9 +63,10 @@ def test_daca_is_the_temperature_of_least_divergence_where_both_agree():
     found = daca_temperature(base, aligned)
     assert found == pytest.approx(minimal(base, aligned), rel=1e-5)
     assert found > 1.5  # aligned is too sure
-    assert daca_temperature(base + 7, aligned - 3) == pytest.approx(found)  # up to a constant for each document
+    # log-probabilities count up to a constant for each document.
+    assert daca_temperature(base + 7, aligned - 3) == pytest.approx(found)
     with_all = match_temperature(aligned, softmax(base, axis=1))
-    assert with_all > 1.1 * found  # where they differ, base says nothing of aligned
+    assert with_all > 1.1 * found  # where predictions differ, base says nothing about aligned
 
 
 def test_padding_and_impossible_choices_do_not_count():
@@ -76,7 +77,7 @@ def test_padding_and_impossible_choices_do_not_count():
     # A choice that base believes in and aligned excludes has an infinite divergence at every T.
     one, other = np.array([[-0.1, -3.0, -3.0]]), np.array([[-0.1, -np.inf, -2.0]])
     assert match_temperature(other, softmax(one, axis=1)) is None
-    assert daca_temperature(one, one[:, ::-1]) is None  # they agree on nothing
+    assert daca_temperature(one, one[:, ::-1]) is None  # the two agree on no document
     assert daca_temperature(np.empty((0, 4)), np.empty((0, 4))) is None
     uniform = np.log(np.full((1, 4), 0.25))
     assert match_temperature(np.array([[0.0, -1, -2, -3]]), np.exp(uniform)) == RANGE[1]
@@ -135,9 +136,8 @@ def test_rivals_are_of_the_documents_that_both_parents_have():
     mixed = (softmax(base, axis=1) + softmax(aligned, axis=1))[both] / 2
     assert mean.value == pytest.approx(np.square(mixed - np.eye(4)[gold[both]]).sum(axis=1).mean())
     assert mean.n == len(both)
-    assert (
-        found["log-mean"].estimates["brier", "sum", "all"].n == len(both) - 1
-    )  # it gives no choice of document 7 a chance
+    # The model gives no choice of document 7 any probability.
+    assert found["log-mean"].estimates["brier", "sum", "all"].n == len(both) - 1
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_each_is_a_row_beside_the_answer(run):
             assert rival.nll.low < rival.nll.value < rival.nll.high
             assert rival.gain.nll.value == pytest.approx(star.nll.value - rival.nll.value)
             assert rival.gain.nll.low < rival.gain.nll.value < rival.gain.nll.high
-            # In pairs: the difference varies less than it would on documents of its own.
+            # Differences are taken in pairs, so that they vary less than they would on other documents.
             width = np.hypot(star.nll.high - star.nll.low, rival.nll.high - rival.nll.low)
             assert rival.gain.nll.high - rival.gain.nll.low < 0.8 * width
     scaled = {
@@ -182,12 +182,12 @@ def test_each_is_a_row_beside_the_answer(run):
 
 
 def open_run_rows(run, found):
-    """The rows of metrics.parquet at aligned."""
+    """Return the rows of metrics.parquet at aligned."""
     return [row for row in found.metrics.to_pylist() if str(row["lam"]).startswith("1")]
 
 
 def test_a_rival_in_a_run_is_that_of_its_rows(run):
-    """From the documents that a notebook shows, by NumPy."""
+    """Compute the same by NumPy from the documents that a notebook shows."""
     found = analyse(run, resamples=20)
     opened = open_run(run.root)
     mean = next(one for task in found.found.tasks if task.task == "quiz" for one in task.rivals if one.name == "mean")
@@ -208,7 +208,7 @@ def test_the_terminal_and_the_page_show_the_rows(run):
         assert max(map(len, printed.splitlines())) <= width
         labels = " ".join(re.split(r"\s{2,}", line.strip())[0] for line in printed.splitlines())
         assert " ".join(TITLES.values()) in labels
-        assert "right" not in printed.split()  # what the rivals are is said once, below all tables
+        assert "right" not in printed.split()  # a note below all tables says once what the rivals are
     rivals = {rival.name: rival.temperatures for rival in one.rivals}
     named, below = notes([one]), notes([*found.found.tasks, *found.found.pools])
     assert [line.partition(": ")[0] for line in named] == [line.partition(": ")[0] for line in below]
@@ -221,7 +221,7 @@ def test_the_terminal_and_the_page_show_the_rows(run):
     assert rows[0].gain is None
     facts = gather(found, "ece_width15", "sum")
     html = page(facts, found.sweep, found.plan, [], [])
-    assert html.count("<th scope=row>ensemble, log-mean</th>") == 3  # both tasks and the pool
+    assert html.count("<th scope=row>ensemble, log-mean</th>") == 3  # these are both tasks and the pool
     assert html.count("no right answer is used") == 1
     assert "<th scope=row>aligned, DACA temperature ({:.2f} and {:.2f})</th>".format(*rivals["daca"]) in html
     row = rows[-1]

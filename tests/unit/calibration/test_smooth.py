@@ -1,4 +1,4 @@
-"""Smooth ECE against its authors' package."""
+"""Smooth ECE agrees with its authors' package."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_the_width_equals_the_error():
     assert smooth_ece_at(total, n, found)[0] == pytest.approx(found[0], abs=2e-4)
     widths = np.geomspace(1e-3, 1, 30)
     errors = [smooth_ece_at(total, n, np.array([width]))[0] for width in widths]
-    assert (np.diff(errors) <= 1e-9).all()  # it falls, so there is one such width
+    assert (np.diff(errors) <= 1e-9).all()  # the error falls with the width, so there is one such width
 
 
 def test_errors_of_one_sign_are_their_mean_at_every_width():

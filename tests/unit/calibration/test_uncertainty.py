@@ -28,7 +28,7 @@ def test_each_half_is_resampled_to_its_own_size(documents):
 
 def test_weights_are_multinomial():
     found = draw("quiz", 400, 500)
-    assert found.counts.var() == pytest.approx(1 - 1 / 200, abs=0.01)  # 200 draws of 200 documents
+    assert found.counts.var() == pytest.approx(1 - 1 / 200, abs=0.01)  # these are 200 draws of 200 documents
     assert found.counts.mean(axis=1) == pytest.approx(np.ones(400), abs=5 * 500**-0.5)
 
 
@@ -65,7 +65,8 @@ def estimate(value, resampled, n=10):
 
 
 def test_the_percentile_interval_is_of_order_statistics():
-    drawn = np.random.default_rng(0).permutation(np.arange(1.0, 2000.0))  # 1 … 1999: the 50th and the 1950th
+    # The values are 1 … 1999, and these are the 50th and the 1950th.
+    drawn = np.random.default_rng(0).permutation(np.arange(1.0, 2000.0))
     found = interval(estimate(1000.0, drawn), "acc")
     assert (found.low, found.high, found.resamples) == (50, 1950, 1999)
 
@@ -81,7 +82,7 @@ def test_an_honest_interval_is_made_of_how_far_the_value_can_be_off():
     assert interval(above, "ece_width15").low <= 0.12
     below = Estimate(0.12, known.resampled, 10, over + 0.03, over + 0.02)
     assert interval(below, "ece_width15").high == 0.12
-    # Of a difference, one may be as far above as the other is below.
+    # A difference may be as far above the value as below it.
     other = Estimate(0.02, known.resampled, 10, over / 2, under / 2)
     difference = known.minus(other)
     assert difference.over.tolist() == (over - under / 2).tolist()
@@ -89,7 +90,7 @@ def test_an_honest_interval_is_made_of_how_far_the_value_can_be_off():
 
 
 def test_squared_ece_has_a_normal_interval():
-    drawn = np.random.default_rng(0).normal(0.3, 0.02, 1999)  # their mean is not the value
+    drawn = np.random.default_rng(0).normal(0.3, 0.02, 1999)  # the mean of the resamples is not the value
     found = interval(estimate(0.01, drawn), "ece_squared15")
     assert (found.low, found.high) == (
         pytest.approx(0.01 - 1.96 * drawn.std(), abs=1e-4),
@@ -98,7 +99,7 @@ def test_squared_ece_has_a_normal_interval():
 
 
 def test_gaps_are_bounded_by_hand():
-    # Resamples of three gaps: 0.2 is far from 0, −0.01 is not, and an empty bin is 0.
+    # These are resamples of three gaps: 0.2 is far from 0, −0.01 is not, and an empty bin is 0.
     gaps = np.array([0.2, -0.01, 0.0])
     drawn = np.array([[0.21, 0.19, 0.22, 0.18], [0.01, -0.03, -0.02, 0.0], [0.0, 0.0, 0.0, 0.0]])
     found = of_gaps(gaps, drawn, 100)
@@ -130,7 +131,7 @@ def test_the_largest_gap_has_exact_bounds_for_all_bins_at_once():
 
 
 def shares_held(calibrated, documents, trials=60):
-    """How often the honest interval of ECE and the one before, 2 · value − percentiles, hold the truth and the value."""
+    """Count how often the honest interval of ECE and the basic one, 2 · value − percentiles, hold truth and value."""
     rng = np.random.default_rng(documents)
     held = before = 0
     for trial in range(trials):
@@ -160,7 +161,7 @@ def shares_held(calibrated, documents, trials=60):
 def test_the_interval_of_ece_holds_the_truth_where_it_is_0_and_where_it_is_not(documents):
     held, before = shares_held(True, documents)
     assert held >= 0.93
-    assert before < 0.8  # why it is not the basic interval
+    assert before < 0.8  # this is why the basic interval is not used
     assert shares_held(False, documents)[0] >= 0.9
 
 
@@ -188,25 +189,26 @@ def test_the_best_of_many_null_effects_is_seldom_significant():
     false = alone = 0
     for _ in range(300):
         common = rng.normal(size=(80, 1)) * 0.5
-        data = rng.normal(size=(80, 20)) + common  # 20 effects of 0 on the same 80 documents
+        data = rng.normal(size=(80, 20)) + common  # there are 20 effects of 0 on the same 80 documents
         counts = rng.multinomial(80, np.full(80, 1 / 80), 200)
         gain, resampled = data.mean(axis=0), (counts @ data / 80).T
         false += (step_down(gain, resampled) <= 0.05).any()
         alone += any(step_down(gain[i : i + 1], resampled[i : i + 1])[0] <= 0.05 for i in range(20))
-    assert 0.02 < false / 300 < 0.1  # 5 %, give or take the sampling error
-    assert alone / 300 > 0.3  # what not adjusting would do
+    assert 0.02 < false / 300 < 0.1  # it is 5 % up to the sampling error
+    assert alone / 300 > 0.3  # without adjustment this happens
 
 
 def test_a_large_effect_is_found_among_small_ones_and_helps_the_next():
     rng = np.random.default_rng(2)
     noise = rng.normal(size=(3, 4000))
     noise /= noise.std(axis=1, keepdims=True)
-    noise[2] = noise[1]  # two effects that are one: only one is tested
+    noise[2] = noise[1]  # the two effects are the same one, so only one is tested
     gain = np.array([8.0, 2.1, -5.0])
     p = step_down(gain, gain[:, None] + noise)
     assert p[0] == 1 / 4001
     assert p[2] > 0.99
-    assert p[1] == pytest.approx(np.mean(noise[1] >= 2.1), abs=1e-3)  # the first is out of the way
+    # The first hypothesis is rejected and does not count any more.
+    assert p[1] == pytest.approx(np.mean(noise[1] >= 2.1), abs=1e-3)
     assert p[1] < 0.7 * np.mean(noise.max(axis=0) >= 2.1)
 
 
@@ -220,7 +222,7 @@ def test_bands_hold_all_differences_at_once():
     rng = np.random.default_rng(3)
     drawn = rng.normal(size=(40, 5000))
     critical = np.quantile(np.abs(drawn).max(axis=0), 0.95)
-    assert critical > 3  # 1.96 for one
+    assert critical > 3  # one effect would need 1.96
     difference = np.full(40, critical - 0.1)
     difference[::2] = -(critical + 0.1)
     within = indistinguishable(difference, difference[:, None] + drawn)

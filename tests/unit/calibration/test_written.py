@@ -1,4 +1,4 @@
-"""Written answers: their metrics against scikit-learn and against their definitions, and where a run shows them."""
+"""Metrics of written answers agree with scikit-learn and with their definitions, and a run shows them."""
 
 import io
 import itertools
@@ -30,7 +30,7 @@ GRID = ("0", "0.5", "1")
 
 
 def outputs(seed: int, documents: int = DOCUMENTS, samples: int = SAMPLES, sure: float = 1.0):
-    """Outputs of documents of unequal difficulty, surer where they are right."""
+    """Return outputs of documents of unequal difficulty, which are surer where they are right."""
     rng = np.random.default_rng(seed)
     found = {}
     for document in range(documents):
@@ -69,7 +69,7 @@ def test_confidences_are_those_of_their_definitions(run: RunDir) -> None:
             assert found == pytest.approx(expected, abs=1e-12)
             assert scores.correct[document, sample] == right
         answers = [row[0] for row in some]
-        winner = max(answers, key=answers.count)  # of equally frequent ones the earliest
+        winner = max(answers, key=answers.count)  # the earliest of equally frequent answers wins
         assert scores.votes[document] == answers.count(winner)
         assert scores.voted[document] == some[answers.index(winner)][1]
         assert scores.classes[document] == len(set(answers))
@@ -127,7 +127,7 @@ def test_platt_scaling_is_that_of_scikit_learn_and_cross_fitted(run: RunDir) -> 
     assert found["nll_scaled", "tokens", "all"].value == pytest.approx(log_loss(right, scaled), abs=1e-5)
     unlike = found["ece_width15", "sum", "all"].value, found["ece_width15_scaled", "sum", "all"].value
     assert unlike[1] < unlike[0]
-    # Where all are right, there is a line, too.
+    # There is a line where all are right, too.
     always = fit_platt(np.array([1.0, 2.0, 3.0]), np.ones(3, np.bool_))
     assert isinstance(always, Platt)
     assert always.scaled(np.array([2.0]))[0] == pytest.approx(4 / 5, abs=1e-4)
@@ -186,7 +186,7 @@ def test_a_run_shows_them(run: RunDir, capsys: pytest.CaptureFixture[str]) -> No
     assert rows["auroc_vs_aligned", "votes", "0.5"]["ci_low"] is not None
     (frontier,) = analysis.found.tasks
     assert (frontier.confidence, frontier.points[1].accuracy.value) == ("votes", pytest.approx(scores.voted.mean()))
-    # λ* goes by what is scaled, at every λ alike, and so there is no cheap alternative.
+    # λ* goes by scaled confidences at every λ, and so there is no cheap alternative.
     assert frontier.points[1].nll.value == pytest.approx(rows["nll_floored_scaled", "votes", "0.5"]["value"])
     assert "scaling" not in frontier.answer
     (of_sum,) = analyse(run, resamples=20, confidence="sum").found.tasks
@@ -236,7 +236,7 @@ def test_what_is_not_there_is_counted(run: RunDir) -> None:
     assert [value[name, "0.5"] for name in names] == [2, 1]
     assert [value[name, "1"] for name in names] == [0, DOCUMENTS]
     assert value["mean_at_k", "1"] is None
-    # Differences are taken on what both have.
+    # Differences are taken on the documents that both have.
     base = load(run, "0").restricted(np.array(sorted(kept)))
     expected = load(run, "0.5").correct.mean() - base.correct.mean()
     assert value["mean_at_k_vs_base", "0.5"] == pytest.approx(expected)

@@ -1,4 +1,4 @@
-"""Points over several aligned checkpoints: their names, their order, and grids of them."""
+"""Points over several aligned checkpoints have names and an order, and make grids."""
 
 from decimal import Decimal
 

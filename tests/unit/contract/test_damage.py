@@ -22,7 +22,7 @@ def empty(path: Path) -> None:
 
 
 def overwrite_pages(path: Path) -> None:
-    """Spoil rows and leave the ends as they are: only reading shows it."""
+    """Spoil rows and leave both ends of the file as they are, so that only reading shows it."""
     data = bytearray(path.read_bytes())
     data[4:60] = bytes(56)
     path.write_bytes(data)
@@ -68,7 +68,7 @@ def test_its_ends_tell_a_damaged_table_before_it_is_read(
 
 
 def test_a_table_of_every_length_but_its_own_is_damaged(run: RunDir) -> None:
-    """However much of a copy arrived."""
+    """It does not matter how much of a copy arrived."""
     path = run.unit("tokens", "arc", "0", 1)
     assert isinstance(path, Path)
     data = path.read_bytes()

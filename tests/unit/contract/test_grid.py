@@ -1,4 +1,4 @@
-"""The λ grid: canonical names, ranges, and every way to write it wrong."""
+"""The λ grid has canonical names and ranges, and every way to write it wrong is refused."""
 
 import itertools
 import re
@@ -13,7 +13,7 @@ from contract.grid import MAX_POINTS, canonical, parse_grid
 
 CANONICAL = re.compile(r"0|-?(0|[1-9]\d*)\.\d{0,5}[1-9]|-?[1-9]\d*")
 
-# λ as a whole number of millionths: exact, and in range.
+# λ is a whole number of millionths, which is exact and in range.
 millionths = st.integers(-999_999_999_999, 999_999_999_999)
 
 
@@ -42,7 +42,7 @@ def exact(count: int) -> Decimal:
         ("0.1234560000", "0.123456"),
         ("999999.999999", "999999.999999"),
         (" 0.35 ", "0.35"),
-        ("٣", "3"),  # a digit, if not an ASCII one: the name is
+        ("٣", "3"),  # any digit is taken, and the canonical name has ASCII digits
         (2, "2"),
         (-1, "-1"),
         (Decimal("0.50"), "0.5"),
@@ -105,7 +105,7 @@ def test_two_points_are_one_exactly_when_their_names_are(one: int, two: int) -> 
         ("-0.5:0.5:0.25", ["-0.5", "-0.25", "0", "0.25", "0.5"]),
         ("1:3:1", ["1", "2", "3"]),
         ("1,0.25,0", ["0", "0.25", "1"]),
-        ("2,10,-3", ["-3", "2", "10"]),  # by value, not by text
+        ("2,10,-3", ["-3", "2", "10"]),  # λs are ordered by value, not by text
         ("1.50", ["1.5"]),
         ("0:1:0.5,1.25,2:3:1", ["0", "0.5", "1", "1.25", "2", "3"]),
         (" 0 : 1 : 0.5 , 1.5 ", ["0", "0.5", "1", "1.5"]),
@@ -167,7 +167,7 @@ def test_a_grid_is_in_ascending_order_however_it_was_written(counts: list[int], 
         ("0::0.1", ["λ '' is not a decimal number: write it like 0.35"]),
         ("0:1:0.0000001", ["λ 0.0000001 has more than 6 decimals: round it"]),
         ("0:1:0.000001", ["'0:1:0.000001' has 1000001 points: at most 100000 are taken"]),
-        # Everything at once.
+        # All problems are told at once.
         (
             "0,1e-3,,0.5:0:0.1,0,2000000",
             [

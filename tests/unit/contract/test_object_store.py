@@ -1,4 +1,4 @@
-"""A run directory in an object store: real uploads to a real server, and what can go wrong with them."""
+"""A run directory in an object store takes real uploads to a real server, and whatever goes wrong with them is told."""
 
 import errno
 import gc
@@ -35,7 +35,7 @@ from tests.support.run_files import everything, tokens
 from tests.support.tables import add_quarantine, add_scores, add_task
 from tests.support.waiting import until
 
-BIG = bytes(12 << 20)  # more than a single upload takes: parts
+BIG = bytes(12 << 20)  # this is more than a single upload takes, so that it is uploaded in parts
 
 HOLDER = """
 import sys, time
@@ -208,7 +208,7 @@ def test_an_upload_that_fails_leaves_what_was_there(store: Store, url: str, befo
         commit_bytes(path, BIG)
     assert raised.value.errno == errno.EACCES
     del raised
-    gc.collect()  # nothing is left that waits for the server, which needs the interpreter to answer
+    gc.collect()  # no thread is left that waits for the server, which needs the interpreter to answer
     store.refuse = lambda method, asked: None
     assert store.objects(below(url)) == ({} if before is None else {"file": before})
     commit_bytes(path, BIG)
@@ -306,7 +306,7 @@ def test_a_store_that_fails_while_requests_are_read_is_no_damaged_file(
 
 
 def said(url: str, command: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """What a user is told; one message and exit status 2."""
+    """A user is told one message, and the exit status is 2."""
     arguments = [command, url]
     if command == "run":
         demo = Path(location.__file__).parent / "demo"
@@ -350,7 +350,7 @@ def test_a_place_that_holds_something_else(store: Store, url: str, capsys: pytes
 
 
 def test_wrong_credentials(url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The server checks signatures here, so it is one of its own."""
+    """This test has a server of its own, which checks signatures."""
     with serve() as strict:
         users = strict.client("iam")
         users.create_user(UserName="user")

@@ -1,4 +1,4 @@
-"""sweep.json and plan.json as records: what is read is what was written, and a command reads each once."""
+"""sweep.json and plan.json are records: what is read is what was written, and a command reads each once."""
 
 import ast
 import dataclasses

@@ -1,4 +1,4 @@
-"""The run directory: a file under its final name is complete, equal tables are equal files, one driver at a time."""
+"""In a run directory a file under its final name is complete, equal tables are equal files, and one driver runs."""
 
 import os
 import re
@@ -38,7 +38,7 @@ def test_a_commit_makes_one_complete_file_and_replaces_the_one_before(tmp_path: 
 
 
 class Full:
-    """A file on a full disk: takes some bytes, then no more."""
+    """This is a file on a full disk, which takes some bytes and then no more."""
 
     def __init__(self, file: Any) -> None:
         self.file = file

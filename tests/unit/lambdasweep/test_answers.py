@@ -1,4 +1,4 @@
-"""Tasks whose answers the model writes: of the same outputs lm-eval's own metrics, and rows of one's own.
+"""Tasks whose answers the model writes have lm-eval's own metrics on the same outputs, and rows of one's own are taken.
 
 The tasks are YAML files over local JSON, and outputs are made up, so nothing is downloaded and no engine is started.
 """
@@ -116,7 +116,7 @@ def share(items):
 
 
 def made_up(prompt: str, sample: int) -> str:
-    """An output that says the right number about two times in three, in different forms."""
+    """Return an output that says the right number about two times in three, in different forms."""
     value = zlib.crc32(f"{prompt} {sample % 5}".encode())
     asked = re.findall(r"What is (\d) and (\d)", prompt)[-1]
     number = sum(map(int, asked)) if value % 3 else value % 9
@@ -200,7 +200,8 @@ def peer(directory: Path) -> Callable[..., tuple[dict[str, Any], list[tuple[str,
     def evaluate(source: str, shots: int | None = None, **more: Any) -> Any:
         model = Fake()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(evaluator, "add_env_info", lambda results: None)  # it asks pip and the compiler: seconds
+            # lm-eval asks pip and the compiler, which takes seconds.
+            patch.setattr(evaluator, "add_env_info", lambda results: None)
             patch.setattr(evaluator, "get_git_commit_hash", lambda: None)
             found = evaluator.simple_evaluate(
                 model=model,
@@ -313,7 +314,7 @@ def test_metrics_and_prompts_are_those_of_lm_eval(
 
 
 def test_single_outputs_are_graded(directory: Path, tmp_path: Path) -> None:
-    """Each as lm-eval's first filter and exact_match make of it; filters that need several outputs are passed over."""
+    """lm-eval's first filter and exact_match decide; filters that need several outputs are passed over."""
     run = RunDir(tmp_path / "run")
     sweep(directory, run, LmEvalSpec(str(directory / "voted.yaml")))
     prompts = [f"Question: {row['q']}\nAnswer:" for row in ROWS]
@@ -478,7 +479,8 @@ def test_an_answer_after_thinking_is_that_of_lm_eval(directory: Path) -> None:
             assert cut(part.text, until) == postprocess_generated_text(text, until, "</think>")
             assert part.is_after == ("</think>" in text)
             assert tokenizer.decode(ids)[part.offset :] == part.text
-    # By the id of a token, as lm-eval's hf model does: what follows the last one, without white space in front.
+    # The end of thinking is the id of a token, as in lm-eval's hf model. The answer is what follows the last one,
+    # stripped in front.
     ids = tokenizer(["hm z a z  so 7"])["input_ids"][0]
     (end,) = tokenizer([" z"])["input_ids"][0]
     assert ids.count(end) == 2
@@ -543,7 +545,7 @@ def test_the_end_of_an_answer_is_kept_only_where_thoughts_come_before_it(directo
     ("think_end_token", "says"),
     [
         ("</think>", None),
-        ("²", None),  # a digit, and no number
+        ("²", None),  # this is a digit, and no number
         ("2", None),
         ("", "think_end_token is '': give a text that ends thinking, or the id of a token"),
         (
@@ -585,7 +587,7 @@ def test_an_end_of_thinking_that_no_output_has_is_refused(
 def test_texts_in_thoughts_end_no_output(
     think_end_token: str | None, stop: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in lm-eval's vllm model: only end tokens end an output of a model that thinks."""
+    """Only end tokens end an output of a model that thinks, as in lm-eval's vllm model."""
     asked: list[dict[str, Any]] = []
     vllm = types.ModuleType("vllm")
     vllm.SamplingParams = lambda **given: asked.append(given)  # type: ignore[attr-defined]
@@ -630,7 +632,8 @@ def test_normalisers(normaliser: str, text: str, answer: str, answer_class: str)
 def test_an_answer_is_right_by_its_class() -> None:
     assert is_right(NORMALISERS["number"]("it is 12.0"), ["12", "13"], "number")
     assert not is_right(NORMALISERS["number"]("it is 14"), ["12", "13"], "number")
-    assert not is_right(NORMALISERS["number"]("nothing"), ["none"], "number")  # no answer is never right
+    # An output without an answer is never right.
+    assert not is_right(NORMALISERS["number"]("nothing"), ["none"], "number")
     grades = RowGrader((("Paris", "the city of light"),), "squad").grade(
         [(0, " paris. "), (0, "Rome"), (0, "City of Light")]
     )
@@ -775,7 +778,7 @@ def test_settings_of_answers_need_answers(refused: Callable[..., Result]) -> Non
 
 
 def test_a_task_of_another_format_says_nothing_of_written_answers(tmp_path: Path) -> None:
-    """A row of a settings file that says it is a mistake; what is said of all tasks at once is not."""
+    """A row of a settings file that says it is a mistake; a setting of all tasks at once is none."""
     file = tmp_path / "sweep.toml"
     head = 'base = "a"\naligned = "b"\nlambdas = "0,1"\nout = "o"\nrepeats = 2\n'
     rows = (
@@ -791,7 +794,7 @@ def test_a_task_of_another_format_says_nothing_of_written_answers(tmp_path: Path
         "leave them out, or give format generate",
     )
     with pytest.raises(InputError) as refused:
-        load_config({"format": "letters"}, [], [], [], file)  # flags win
+        load_config({"format": "letters"}, [], [], [], file)  # flags win over the file
     assert [problem.split(": ")[1] for problem in refused.value.problems] == ["[[task]] 1 (one)", "[[task]] 2 (two)"]
     file.write_text(f'format = "generate"\n{head}{rows}')
     found = load_config({}, [], [], [], file).tasks

@@ -1,4 +1,4 @@
-"""Batches: what becomes of the input files before an engine sees them, and of the scores after; no engine is started."""
+"""Input files of batches become requests, and scores become output files. No engine is started."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def write(path: Path, row_group_size: int | None = None, **columns: Any) -> Path
 
 
 def requests_of(built: Any) -> list[tuple[int, list[int], int]]:
-    """The owner, tokens and start of each request."""
+    """Return the owner, tokens and start of each request."""
     table = built.requests
     assert table.schema.equals(schemas.REQUESTS)
     assert table["request_id"].to_pylist() == list(range(table.num_rows))
@@ -84,7 +84,7 @@ def test_pairs_are_encoded_as_tasks_do_it(tokenizer: Any) -> None:
             (0, whole, context),  # white space at the end of the prompt counts as part of the continuation
             (1, whole, context),
             (2, [BOS, *tokenizer("x")["input_ids"]], 1),
-            (3, whole[:context], context),  # nothing to score: the scorer quarantines it
+            (3, whole[:context], context),  # there is nothing to score, so that the scorer quarantines it
         ]
     )
     assert built.requests["doc_id"].to_pylist() == ["0", "0", "2", "3"]
@@ -122,11 +122,11 @@ def test_a_whole_prompt_is_scored_behind_one_bos_in_windows(tokenizer: Any, fron
     ids = list(range(10, 21))
     columns = Columns("id", pa.int64(), "prompt_token_ids", None)
     rows = pa.table({"id": [1, 2], "prompt_token_ids": [front + ids, [*front, 30]]})
-    built = build(rows, columns, {}, tokenizer, 6)  # windows of 4 tokens that are scored, and one before them
+    built = build(rows, columns, {}, tokenizer, 6)  # windows have 4 tokens that are scored, and one before them
     assert requests_of(built) == [
         (0, [BOS, 10, 11, 12, 13], 1),
         (0, [13, 14, 15, 16, 17], 1),
-        (0, [16, 17, 18, 19, 20], 2),  # the last one is as long as the others
+        (0, [16, 17, 18, 19, 20], 2),  # the last window is as long as the others
         (1, [BOS, 30], 1),
     ]
     scored = [token for _, tokens, start in requests_of(built)[:3] for token in tokens[start:]]
@@ -239,7 +239,7 @@ def test_units_are_runs_of_row_groups_or_parts_of_one(tmp_path: Path) -> None:
     ids = iter(range(10_000))
 
     def file(name: str, *groups: tuple[int, int]) -> None:
-        """Row groups of (rows, tokens a row)."""
+        """Write row groups of (rows, tokens a row)."""
         schema = pa.schema([("id", pa.int64()), ("prompt_token_ids", pa.list_(pa.int32()))])
         with pq.ParquetWriter(tmp_path / name, schema) as writer:
             for rows, tokens in groups:
@@ -330,7 +330,8 @@ def test_what_others_keep_in_a_directory_is_left_out(tmp_path: Path) -> None:
     for request in ("data", "data/**/*.parquet"):
         ours = open_inputs([str(tmp_path / request)], "id", 1000).files
         assert [file.path for file in ours] == sorted(theirs)
-    (asked,) = open_inputs([str(tmp_path / "data" / "_meta*.parquet")], "id", 1000).files  # by name
+    # A hidden file that is named is taken.
+    (asked,) = open_inputs([str(tmp_path / "data" / "_meta*.parquet")], "id", 1000).files
     assert asked.path.endswith("_metadata.parquet")
 
 
@@ -399,7 +400,7 @@ def test_a_source_goes_to_another_process_and_reads_its_rows_there(
     work = source.open(Unit("scores", "0", 0, 0, 3, 10))
     assert work.built.refused == {0: "repeated id"}
     assert (work.file, work.first_row) == ("in/a.parquet", 0)
-    # What a unit that is split does: a part of it, and all of it without an offender.
+    # A unit that is split does a part of itself, and all of itself without an offender.
     part = Unit("scores", "0", 0, 1, 3, 10)
     assert list(source.documents(part)) == [1, 2]
     assert source.open(part).rows["id"].to_pylist() == [2, 3]
@@ -534,13 +535,14 @@ def test_another_input_model_or_setting_is_refused_with_what_changed(
 
     moved = tmp_path / "moved"
     data.rename(moved)
-    again = score(moved, **{"max-model-len": 512})  # the same files elsewhere
+    again = score(moved, **{"max-model-len": 512})  # the same files lie elsewhere
     assert again.code == 0
     assert "engines take up to" not in again.err
     third = score(moved)
     assert "engines take up to 512 tokens" in third.err
     assert "--max-model-len asks for fewer" in first.err
-    assert "--max-model-len asks for fewer" not in third.err  # it may not change
+    # The length of a begun batch may not change, so no hint asks for that.
+    assert "--max-model-len asks for fewer" not in third.err
 
     before = contents(tmp_path / "out")
     write(moved / "b.parquet", id=[3, 4], prompt=["x", "z"])

@@ -1,4 +1,4 @@
-"""Chat templates: the same tokens as lm-eval's own evaluator asks for with `apply_chat_template`."""
+"""Chat templates give the tokens that lm-eval's own evaluator asks for with `apply_chat_template`."""
 
 import json
 from dataclasses import replace
@@ -78,7 +78,7 @@ FORMATS: dict[str, tuple[list[dict[str, Any]], str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module", params=TEMPLATES)
 def chat(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ChatTemplate:
-    """A template, and a tokenizer that puts BOS in front of what does not begin with it."""
+    """Write a template, and a tokenizer that puts BOS in front of texts that do not begin with it."""
     directory = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -118,7 +118,7 @@ def write_task(root: Path, settings: dict[str, Any], rows: list[dict[str, Any]],
 def asked_by_lm_eval(
     path: Path, shots: int, chat: ChatTemplate, turns: bool = False, system_prompt: str | None = None
 ) -> list[tuple[list[int], int]]:
-    """The tokens, and where the continuation starts, of all that lm-eval's evaluator asks its `hf` model."""
+    """Return the tokens, and where the continuation starts, of everything that lm-eval's evaluator asks its `hf` model."""
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lambdasweep[lm-eval]")
     from lm_eval import evaluator
     from lm_eval.api.model import TemplateLM
@@ -157,7 +157,8 @@ def asked_by_lm_eval(
 
     model = Recorder()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluator, "add_env_info", lambda results: None)  # it asks pip and the compiler: seconds
+        # lm-eval asks pip and the compiler, which takes seconds.
+        patch.setattr(evaluator, "add_env_info", lambda results: None)
         patch.setattr(evaluator, "get_git_commit_hash", lambda: None)
         evaluator.simple_evaluate(
             model=model,
@@ -277,7 +278,7 @@ def test_a_template_that_skips_a_system_prompt_is_refused(tmp_path: Path) -> Non
     says = ["the aligned model's chat template takes no system message: leave --system-prompt out"]
     assert (skips.takes_system, skips.check_system("Be brief."), skips.check_system(None)) == (False, says, [])
     assert (shows.takes_system, shows.check_system(" Be brief.\n")) == (True, [])
-    fixed = ChatTemplate("Be brief." + SKIPS, tokenizer)  # holds the text without being told
+    fixed = ChatTemplate("Be brief." + SKIPS, tokenizer)  # this template has the text without being told
     assert fixed.check_system("Be brief.") == says
     first = ChatTemplate(TURNS.replace("trim", "trim | truncate(50, true, '')") + PROMPT, tokenizer)
     assert first.check_system("Be brief. " * 9) == [
@@ -286,7 +287,7 @@ def test_a_template_that_skips_a_system_prompt_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_system_prompt_that_was_asked_for_stays_in_longer_talks(tmp_path: Path) -> None:
-    """A template that takes one turn behind a system message, and refuses or forgets it in front of more."""
+    """Write a template that takes one turn behind a system message, and refuses or forgets it in front of more."""
     write_tokenizer(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     file = tmp_path / "mine.jsonl"

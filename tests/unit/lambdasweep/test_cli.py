@@ -1,4 +1,4 @@
-"""The command line as a user meets it: one clear message for each bad input, and nothing written.
+"""The command line has one clear message for each bad input, and then writes nothing.
 
 No engine is started: where a command would go on to one, `run_units` is replaced by a stub that does nothing.
 """
@@ -55,7 +55,7 @@ from tests.support.receipts import receipt
 
 
 def test_signals_are_its_callers_again_when_a_command_ends(lambdasweep: Callable[..., Result], tmp_path: Path) -> None:
-    """SIGTERM to pytest, say, ends pytest, and not the test that runs then."""
+    """SIGTERM to pytest ends pytest, and not the test that runs then."""
 
     def mine(*_: object) -> None: ...
 
@@ -331,7 +331,7 @@ def test_what_is_no_run(lambdasweep: Callable[..., Result], tmp_path: Path, comm
 
 @pytest.fixture
 def begun(lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], tmp_path: Path) -> RunDir:
-    """A run directory of the sound flags in which nothing is done yet."""
+    """Return a run directory of the sound flags in which nothing is done yet."""
     assert lambdasweep("run", *flags()).code == 0
     return RunDir(tmp_path / "run")
 
@@ -372,7 +372,8 @@ def test_the_same_command_again_changes_nothing(
 ) -> None:
     before = contents(begun.root)
     assert lambdasweep("run", *flags()).code == 0
-    assert lambdasweep("run", *flags(lambdas="0.50,1.0", replicas=1)).code == 0  # fewer engines are the same sweep
+    # It is the same sweep with fewer engines.
+    assert lambdasweep("run", *flags(lambdas="0.50,1.0", replicas=1)).code == 0
     assert contents(begun.root) == before
     assert [len(call["units"]) for call in handed] == [3, 3, 2]
 
@@ -445,7 +446,7 @@ def test_changed_weights_are_another_sweep(begun: RunDir, refused: Callable[...,
 
 def test_a_changed_task_file_is_another_sweep(begun: RunDir, refused: Callable[..., Result], tmp_path: Path) -> None:
     write_task(tmp_path / "metals.jsonl", IRON, WATER | {"gold": 0})
-    (problem,) = refused().problems  # that its requests are others follows, and is not said
+    (problem,) = refused().problems  # it follows that its requests are others, so that is not said
     assert problem.startswith("task metals: sha256 was ")
 
 
@@ -593,7 +594,7 @@ def test_a_plan_tells_where_the_parents_go(
     device: dict[str, int],
     says: str,
 ) -> None:
-    if device:  # a machine with a GPU
+    if device:  # this stands for a machine with a GPU
         monkeypatch.setattr("serve.settings.installed_device", lambda: "cuda")
         found = Room(64 * GIB, 60 * GIB, 1, **device)
         monkeypatch.setattr("serve.engine.free_memory", lambda settings, ranks: replace(found, ranks=ranks))
@@ -645,7 +646,7 @@ def test_a_plan_for_a_begun_sweep_counts_what_is_left(
     begun: RunDir, lambdasweep: Callable[..., Result], flags: Callable[..., list[object]]
 ) -> None:
     plan = begun.plan_json.read_bytes()
-    begun.plan_json.unlink()  # a first command was killed before it wrote it
+    begun.plan_json.unlink()  # a first command was killed before it wrote the plan
     early = lambdasweep("plan", *flags())
     assert (early.code, early.err) == (0, "")
     assert "units     3 to do of 3 (3 λ)\n" in early.out
@@ -653,7 +654,8 @@ def test_a_plan_for_a_begun_sweep_counts_what_is_left(
     commit_table(begun.unit("tokens", "metals", "0.5", 0), schemas.TOKENS.empty_table())
     assert "2 FLOP × parameters × tokens computed, " in lambdasweep("plan", *flags()).out
     unit = Unit("metals", "0.5", 0, 0, 5, 1)
-    commit_json(begun.unit("receipts", "metals", "0.5", 0), receipt(unit, tokens_scheduled=7200).to_json())  # in 36 s
+    # The unit took 36 s.
+    commit_json(begun.unit("receipts", "metals", "0.5", 0), receipt(unit, tokens_scheduled=7200).to_json())
     before = contents(begun.root)
     result = lambdasweep("plan", *flags(lambdas="0:1.5:0.5"))
     assert "engine start apart (at 200 tokens/s a replica, as in the 1 unit so far, " in result.out
@@ -752,7 +754,7 @@ def test_figures_for_a_paper_are_written_when_asked_for(begun: RunDir, lambdaswe
     assert lambdasweep("report", begun.root, "--figures").code == 0
     assert {path.suffix for path in folder.iterdir()} == {".svg", ".png", ".pdf"}
     assert "figures/" in begun.index_html.read_text(encoding="utf-8")
-    assert lambdasweep("report", begun.root).code == 0  # its numbers may be others than those of the figures
+    assert lambdasweep("report", begun.root).code == 0  # the page's numbers may be others than those of the figures
     assert list(folder.iterdir()) == []
 
 
@@ -863,7 +865,7 @@ def test_no_exception_is_a_traceback(
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
 def test_a_terminal_that_has_no_lambda(begun: RunDir, encoding: str) -> None:
-    """Of a process of its own: what Python makes of the terminal is settled before the command begins."""
+    """Return the output of a new process, because Python settles how it writes to a terminal before the command begins."""
     done = subprocess.run(
         [sys.executable, "-m", "lambdasweep", "status", str(begun.root)],
         env=os.environ | {"PYTHONIOENCODING": encoding},
@@ -880,7 +882,7 @@ def test_a_terminal_that_has_no_lambda(begun: RunDir, encoding: str) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path, pair: tuple[Path, Path]) -> Path:
-    """A directory with a sweep.toml whose relative paths start there."""
+    """Return a directory with a sweep.toml whose relative paths start there."""
     project = tmp_path / "project"
     project.mkdir()
     for role, parent in zip(("base", "aligned"), pair, strict=True):
@@ -1043,6 +1045,9 @@ def test_a_begun_sweep_keeps_what_was_left_to_lambdasweep(
     assert begun.sweep_json.read_bytes() == before
     assert lambdasweep("run", *flags(out=begun.root.parent / "new")).code == 0
     assert RunDir(begun.root.parent / "new").sweep()["engine"]["threads"] == 32
+    shared = begun.root.parent / "shared"
+    assert lambdasweep("run", *flags(out=shared), "--tp", 2, "--replicas", 3).code == 0
+    assert RunDir(shared).sweep()["engine"]["threads"] == 64 // (2 * 3)
 
 
 # Tasks of lm-eval
@@ -1050,7 +1055,7 @@ def test_a_begun_sweep_keeps_what_was_left_to_lambdasweep(
 
 @pytest.fixture
 def yaml_task(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A task of lm-eval over a local file."""
+    """Return a task of lm-eval over a local file."""
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lambdasweep[lm-eval]")
     import datasets
 
@@ -1121,7 +1126,7 @@ CHAT = "{{ bos_token }}{% for turn in messages %}<{{ turn.role }}>{{ turn.conten
 
 @pytest.fixture
 def chatty(pair: tuple[Path, Path], tmp_path: Path) -> Path:
-    """The aligned checkpoint, with a chat template."""
+    """Return the aligned checkpoint, with a chat template."""
     shutil.copytree(pair[1], tmp_path / "chatty")
     (tmp_path / "chatty" / "chat_template.jinja").write_text(CHAT)
     return tmp_path / "chatty"
@@ -1201,7 +1206,7 @@ def test_a_run_ends_with_its_report(
     commit_table(begun.unit("quarantine", "metals", "0.5", 0), rows)
     commit_table(begun.unit("tokens", "metals", "0.5", 0), schemas.TOKENS.empty_table())
     result = lambdasweep("run", *flags())
-    assert result.code == 3  # the sweep's
+    assert result.code == 3  # this is the sweep's status
     assert f"no report (no such glyph): lambdasweep report {begun.root} tries again\n" in result.err
     assert f"run directory: {begun.root}\n" in result.out
 
@@ -1210,14 +1215,14 @@ def test_a_run_ends_with_its_report(
 
 
 class Killed(BaseException):
-    """What ends a process without a word."""
+    """This stands for a signal that ends a process without a word."""
 
 
 @pytest.fixture
 def scoring(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[list[str]]]:
     """Replace the cluster by a stub that commits scores, best calibrated near 0.62, and is killed after so many units.
 
-    Returns what to call for it: the λs of each round are in the list that it returns.
+    It returns a function that installs the stub, which returns a list that gets the λs of each round.
     """
 
     def score(kill_after: int = -1) -> list[list[str]]:
@@ -1287,7 +1292,7 @@ def test_refining_goes_on_where_it_was_killed_and_stops_when_all_is_there(
         assert sweep(out, kill_after=kill_after)[0] == 137
         assert sweep(out)[0] == 0
         assert results(out) == whole
-    # The same again, or less: nothing. More: that much more.
+    # Asking for as many again, or for fewer, adds nothing; asking for more adds the rest.
     assert sweep("whole") == (0, [])
     assert sweep("whole", refine=3) == (0, [])
     assert results("whole") == whole
@@ -1324,9 +1329,8 @@ def test_the_margin_of_lambda_star_is_recorded_and_holds_until_another_is_given(
 
     assert lambdasweep("run", *arguments).code == 0
     assert margins() == [0.01] * 3
-    assert (
-        lambdasweep("run", *arguments, "--margin", 2.5).code == 0
-    )  # everything is scored: this makes the report again
+    # Everything is scored, so that this makes the report again.
+    assert lambdasweep("run", *arguments, "--margin", 2.5).code == 0
     assert margins() == [0.025] * 3
     assert "at most 2.5 points, or two standard errors, below the best" in run.index_html.read_text()
     assert lambdasweep("report", run.root, "--margin", 0).code == 0

@@ -1,4 +1,4 @@
-"""Rows of data sets as task files: what ARC, MMLU, PIQA and WinoGrande call things, and what is refused."""
+"""Rows of data sets become task files by the names that ARC, MMLU, PIQA and WinoGrande use; others are refused."""
 
 import json
 from collections.abc import Callable
@@ -143,7 +143,7 @@ def test_a_format_of_one_task(
     lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], tmp_path: Path
 ) -> None:
     file = tmp_path / "metals.jsonl"
-    odd = write_task(tmp_path / "odd:letters", IRON)  # a file of that very name
+    odd = write_task(tmp_path / "odd:letters", IRON)  # there is a file of that very name
     plan = lambdasweep("plan", *flags(task=[f"a={file}", f"b={file}:letters", f"c={odd}"]))
     assert plan.code == 0, plan.err
     lines = [line for line in plan.out.splitlines() if line.startswith("task ")]

@@ -17,7 +17,7 @@ FILES = {"letters": LETTERS, "cloze": CLOZE}
 
 @pytest.mark.parametrize("place", world.PLACES)
 def test_posterior_is_bayes_rule_over_the_joint_distribution(place: str) -> None:
-    """Against the joint P(animal, clues) by enumeration: it sums to 1, and the posterior is the joint's conditional."""
+    """The joint P(animal, clues) is enumerated: it sums to 1, and the posterior is its conditional."""
     kinds = list(world.CLUES)[:3]
     total = 0.0
     for clues in itertools.product(*kinds):
@@ -58,7 +58,7 @@ def test_training_never_sees_an_evaluation_question() -> None:
     held_out = {question.query for questions in world.evaluation().values() for question in questions}
     seen = Counter(question.query for question in itertools.islice(world.training(Random(2)), 5000))
     assert not held_out & seen.keys()
-    assert max(seen.values()) > 1  # the world is small: without the filter it would have
+    assert max(seen.values()) > 1  # questions repeat in a world this small, so that only a filter keeps the others out
 
 
 def test_the_pair_fits_together() -> None:

@@ -1,4 +1,4 @@
-"""The files that start lambdasweep elsewhere: held against Ray's own validation, their commands against our command line.
+"""The files that start lambdasweep elsewhere pass Ray's own validation, and our command line takes their commands.
 
 None of them was run on a cloud, on Kubernetes or under Slurm.
 """
@@ -30,7 +30,7 @@ FILES = (*CLUSTERS, EXAMPLES / "rayjob.yaml", EXAMPLES / "slurm.sbatch")
 
 
 def joined(file: Path) -> list[str]:
-    """Lines of a shell script, or of a comment that holds one, with continued ones made one."""
+    """Return the lines of a shell script, or of a comment that holds one; continued lines become one."""
     lines = [re.sub(r"^#\s+", "", line) for line in file.read_text().splitlines()]
     return "\n".join(lines).replace("\\\n", " ").split("\n")
 
@@ -124,7 +124,7 @@ def test_the_cluster_on_aws_scales_to_nothing() -> None:
 
 
 def test_the_ray_job_of_kubernetes() -> None:
-    """Held against what the RayJob resource requires; its schema does not come with Ray."""
+    """The file has what the RayJob resource requires; its schema does not come with Ray."""
     job = yaml.safe_load((EXAMPLES / "rayjob.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     assert job["metadata"]["name"]
@@ -164,7 +164,7 @@ def test_the_slurm_script() -> None:
     context = symmetric_run.make_context("symmetric-run", words[:separator])
     assert (context.params["address"], context.params["min_nodes"]) == ("8:6379", 8)
     start = curate_and_validate_ray_start_args(words[:separator])
-    assert start  # what is left is for `ray start`
+    assert start  # the remaining words are for `ray start`
     ray_command.commands["start"].make_context("start", start)
 
 

@@ -1,4 +1,4 @@
-"""`lambdasweep each`: every λ, what is told to the command, what is refused, and what a kill leaves; without an engine."""
+"""`lambdasweep each` runs a command at every λ, refuses false results, and survives kills. No engine is started."""
 
 import json
 import os
@@ -35,7 +35,7 @@ from tests.support.waiting import until
 STAND_IN = ROOT / "tests" / "support" / "stand_in_server.py"
 Each = Callable[..., Result]
 
-# Asks the server where it is, as a user's evaluator would, and writes what it saw.
+# The evaluator asks the server where it is, as a user's would, and writes what it saw.
 EVALUATOR = """
 import json, os, urllib.request
 def ask(path, body=None):
@@ -130,7 +130,7 @@ def test_the_command_runs_at_every_lambda_of_one_server(each: Each, evaluator: A
     assert identity["command"] == [sys.executable, str(tmp_path / "evaluate.py")]
     assert identity["base"] == run.sweep()["pair"]["base"]["fingerprint"]
     assert identity["engine"]["served"] is True
-    assert identity["engine"]["arguments"]["block_size"] == 32  # what the server starts with on a CPU
+    assert identity["engine"]["arguments"]["block_size"] == 32  # the server starts with these arguments on a CPU
 
 
 def test_again_nothing_runs_and_more_lambdas_run_alone(each: Each, evaluator: Any, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_again_nothing_runs_and_more_lambdas_run_alone(each: Each, evaluator: An
     assert each(sys.executable, command, lambdas="0,1").code == 0
     before = {name: data for name, data in contents(tmp_path / "run").items() if "measured" in name}
     assert each(sys.executable, command, lambdas="0,1").code == 0
-    assert len(server_lines(tmp_path)) == 3  # no second server
+    assert len(server_lines(tmp_path)) == 3  # no second server was started
     result = each(sys.executable, command, lambdas="0,0.25,1")
     assert (result.code, seen(tmp_path)) == (0, ["0", "1", "0.25"])
     assert "2 of 3 λs are measured already; 1 left" in result.err
@@ -193,7 +193,7 @@ def test_results_of_another_lambda_are_refused(
 
 
 def test_results_without_a_request_are_refused(each: Each, evaluator: Any, tmp_path: Path) -> None:
-    """They may have come out of a cache, which another λ filled."""
+    """The results may have come out of a cache that another λ filled."""
     (tmp_path / "seen.cached").touch()
     result = each(sys.executable, evaluator(), lambdas="0.5")
     assert (result.code, "λ = 0.5: the command asked the server nothing" in result.err) == (3, True)
@@ -213,7 +213,7 @@ def test_a_lambda_that_lacks_what_others_have_is_refused(each: Each, evaluator: 
 
 
 def test_a_file_of_the_command_that_changes_meanwhile_stops_all(each: Each, evaluator: Any, tmp_path: Path) -> None:
-    """What was measured would stand under the checksum of another file."""
+    """Results would otherwise stand under the checksum of another file."""
     command = evaluator('if lam == "0.5":\n    open(__file__, "a").write("#")\n')
     result = each(sys.executable, command)
     assert (result.code, result.err.endswith(f"\n  - {command}\n")) == (2, True)
@@ -238,7 +238,7 @@ def test_results_that_cannot_be_read_are_a_failure(each: Each, evaluator: Any, t
 
 
 def test_what_a_command_leaves_running_is_ended(each: Each, evaluator: Any, tmp_path: Path) -> None:
-    """It would ask the server at the next λ, and call the answers those of this one."""
+    """The process would ask the server at the next λ, and take the answers for those of this one."""
     left = (
         "import subprocess, sys\n"
         'process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])\n'
@@ -271,19 +271,19 @@ def test_what_leaves_the_group_of_the_command_is_ended(tmp_path: Path) -> None:
         assert not lives(left)
         both = started(children, "import time; time.sleep(600)")
         assert all(map(lives, both))
-        children._running.clear()  # as if this process were gone: the keeper alone knows of them
+        children._running.clear()  # only the keeper knows of them, as if this process were gone
     until(lambda: not any(map(lives, both)), 10)
 
 
 def test_a_command_that_cannot_be_started_is_forgotten(tmp_path: Path) -> None:
-    """Its number may become that of a process of somebody else, which the keeper would end."""
+    """The number may become that of somebody else's process, which the keeper would end."""
     with Children() as children, open(tmp_path / "log", "wb") as log:
         written: list[bytes] = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "write", lambda _, data: written.append(data))
             with pytest.raises(FileNotFoundError):
                 children.start([str(tmp_path / "none")], os.environ, log)
-    assert written == [b"-1\n"]  # what the child wrote is in the child's own memory
+    assert written == [b"-1\n"]  # the child wrote into its own copy of memory
 
 
 def test_attempts_have_names_of_their_own(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_attempts_have_names_of_their_own(tmp_path: Path) -> None:
     assert _prepared(run, "0.5").name == "out-2"
     assert _prepared(run, "0.5").name == "out-3"
     assert (tmp_path / "aside" / "lambda=0.5.2" / "out-2").is_dir()
-    shutil.rmtree(tmp_path / "aside" / "lambda=0.5.1")  # a count would give the 2 again
+    shutil.rmtree(tmp_path / "aside" / "lambda=0.5.1")  # counting the files would give the number 2 again
     assert _prepared(run, "0.5").name == "out-4"
     assert (tmp_path / "aside" / "lambda=0.5.3" / "out-3").is_dir()
     shutil.rmtree(tmp_path / "aside")
@@ -388,7 +388,7 @@ def test_a_sweep_and_a_command_share_no_directory(
 ) -> None:
     assert lambdasweep("run", *flags(out=tmp_path / "run")).code == 0
     result = each(sys.executable, evaluator(), lambdas="0")
-    assert (result.code, "is of `lambdasweep run`" in result.err) == (2, True)
+    assert (result.code, "belongs to a sweep of `lambdasweep run`" in result.err) == (2, True)
     (tmp_path / "run").rename(tmp_path / "swept")
     assert each(sys.executable, evaluator(), lambdas="0").code == 0
     result = lambdasweep("run", *flags(out=tmp_path / "run"))
@@ -424,7 +424,7 @@ def test_arguments_of_vllm_become_flags() -> None:
 
 def test_several_aligned_checkpoints(each: Each, evaluator: Any, pair: tuple[Path, Path], tmp_path: Path) -> None:
     measures = 'open("metrics.json", "w").write(json.dumps({"quiz": {"length": len(lam)}}))\n'
-    named = ("--aligned", f"sft={pair[1]},dpo={pair[0]}")  # of equal flags the last holds
+    named = ("--aligned", f"sft={pair[1]},dpo={pair[0]}")  # the last of equal flags holds
     result = each(sys.executable, evaluator(measures=measures), lambdas="dpo=0,1,sft=0.5", flags=named)
     assert result.code == 0, result.err
     assert seen(tmp_path) == ["dpo=0,sft=0.5", "dpo=1,sft=0.5"]
@@ -433,7 +433,7 @@ def test_several_aligned_checkpoints(each: Each, evaluator: Any, pair: tuple[Pat
 
 
 class Driver:
-    """`lambdasweep each` in a process of its own, which can be killed."""
+    """This runs `lambdasweep each` in a process of its own, which can be killed."""
 
     def __init__(self, pair: tuple[Path, Path], root: Path, command: Path) -> None:
         code = (
@@ -518,7 +518,7 @@ def test_a_driver_that_is_killed_loses_one_lambda_and_leaves_nothing_running(
 
 
 def measured_run(root: Path, lambdas: tuple[str, ...] = ("0", "0.5", "1")) -> RunDir:
-    """A run whose command measured all but the last λ."""
+    """Return a run whose command measured all but the last λ."""
     run = RunDir(root)
     parent = {"source": "/models/base", "fingerprint": "f"}
     engine = {"served": True, "device": "cpu", "dtype": "float32", "tensor_parallel": 1}
@@ -560,7 +560,7 @@ def test_tables_and_report_of_what_was_measured(tmp_path: Path) -> None:
         ["100", "100"],
     ]
     assert str(tables[0].caption) == "95 %: ± 1.96 standard errors, by lm-eval"
-    assert list(tables[1].columns[-1].cells) == ["–", "–"]  # it did not say how many documents
+    assert list(tables[1].columns[-1].cells) == ["–", "–"]  # the command did not say how many documents there were
     write_report(run, analysis, figures=True)
     html = run.index_html.read_text(encoding="utf-8")
     assert "A command measured everything here" in html
@@ -616,7 +616,7 @@ def test_two_drivers_do_not_share_a_directory(each: Each, evaluator: Any, tmp_pa
 def test_two_drivers_that_start_at_once_do_not_share_a_new_directory(
     each: Each, evaluator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other one makes the directory while our server starts."""
+    """Another driver makes the directory while our server starts."""
     root, start = tmp_path / "run", Server.start
     other = ExitStack()
 

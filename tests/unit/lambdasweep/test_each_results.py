@@ -1,4 +1,4 @@
-"""What a command measured: files in the shapes of lm-eval, Inspect and metrics.json, and what is wrong with them."""
+"""Files in the shapes of lm-eval, Inspect and metrics.json are read, and whatever is wrong with them is told."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from lambdasweep.each.results import (
     of_lm_eval,
 )
 
-# As lm-eval 0.4.13 writes it (`EvalAcc._to_eval_results`, `EvaluationTracker.save_results_aggregated`), some keys left out.
+# lm-eval 0.4.13 writes this (`EvalAcc._to_eval_results`, `EvaluationTracker.save_results_aggregated`), and more keys.
 LM_EVAL: dict[str, Any] = {
     "results": {
         "both": {
@@ -58,7 +58,7 @@ LM_EVAL: dict[str, Any] = {
     "n-samples": {"arc": {"original": 100, "effective": 19}},
 }
 
-# As Inspect writes it (version 2 of its format), some keys left out.
+# Inspect writes this (version 2 of its format), and more keys.
 INSPECT: dict[str, Any] = {
     "version": 2,
     "status": "success",
@@ -117,7 +117,7 @@ def test_results_of_lm_eval() -> None:
 
 
 def test_a_file_that_lm_eval_itself_wrote(tmp_path: Path) -> None:
-    """Its own code puts the results together and names the file, so that the shape here is not only ours."""
+    """lm-eval's own code makes the results and names the file, so that the shape is not only what we take it for."""
     pytest.importorskip("lm_eval")
     from lm_eval.evaluator_utils import EvalAcc
     from lm_eval.loggers import EvaluationTracker
@@ -183,7 +183,7 @@ def test_everything_that_a_command_left_is_collected(tmp_path: Path) -> None:
     write(tmp_path, "metrics.json", {"mine": {"score": 1}})
     write(tmp_path, "m/results_2026-11-28T00-00-00.json", LM_EVAL)
     write(tmp_path, "logs/one.json", INSPECT)
-    # What is none of the three says nothing.
+    # Files that are none of the three say nothing.
     write(tmp_path, "data.json", '{"a": 1}\n{"a": 2}\n')
     write(tmp_path, "deep/metrics.json", {"other": {"score": 2}})
     write(tmp_path, "config.json", {"results": 1})
@@ -225,7 +225,7 @@ def test_a_log_of_inspect_that_did_not_finish(tmp_path: Path) -> None:
     broken = copy.deepcopy(INSPECT) | {"status": "error", "results": None}
     write(tmp_path, "logs/1.json", broken)
     assert problems(tmp_path) == ("logs/1.json: Inspect's log of security/guide has the status error",)
-    write(tmp_path, "logs/2.json", INSPECT)  # it was tried again
+    write(tmp_path, "logs/2.json", INSPECT)  # the task was tried again
     assert len(collect(tmp_path)) == 3
     write(tmp_path, "logs/2.json", INSPECT | {"results": {"scores": []}})
     assert problems(tmp_path) == ("logs/2.json: Inspect's log of security/guide has no metrics",)
@@ -233,7 +233,7 @@ def test_a_log_of_inspect_that_did_not_finish(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", ["success", "started"])
 def test_a_log_that_was_cut_short_is_a_problem(tmp_path: Path, status: str) -> None:
-    """Another log beside it is whole, so that half of the results would be taken for all of them."""
+    """Another log beside it is whole, and half of the results would be taken for all of them."""
     write(tmp_path, "logs/whole.json", INSPECT)
     cut = json.dumps(INSPECT | {"status": status}, indent=2)[:-20]
     for name in ("logs/cut.json", "elsewhere/cut.json", "logs/deep/cut.json"):
@@ -249,12 +249,12 @@ def test_a_log_that_was_cut_short_is_a_problem(tmp_path: Path, status: str) -> N
 
 
 def test_a_log_of_inspect_whose_samples_failed(tmp_path: Path) -> None:
-    """Inspect calls it a success where --fail-on-error allows so many."""
+    """Inspect calls such a log a success where --fail-on-error allows so many failures."""
     part = copy.deepcopy(INSPECT)
     part["results"]["completed_samples"] = 6
     write(tmp_path, "logs/1.json", part)
     assert problems(tmp_path) == ("logs/1.json: Inspect's log of security/guide lacks 2 of its samples, which failed",)
-    write(tmp_path, "logs/2.json", INSPECT)  # it was tried again
+    write(tmp_path, "logs/2.json", INSPECT)  # the task was tried again
     assert {one.file for one in collect(tmp_path)} == {"logs/2.json"}
 
 

@@ -1,4 +1,4 @@
-"""examples/sweep.toml: the real reader takes it, and every key that the reader knows stands in it."""
+"""The real reader takes examples/sweep.toml, and every key that the reader knows stands in it."""
 
 import dataclasses
 import re
@@ -38,7 +38,7 @@ def with_every_line(text: str) -> str:
 
 
 def candidates() -> set[str]:
-    """Every name that a key of a file could have: flags of `run`, and fields of what a file is read into."""
+    """Return every name that a key of a file could have: flags of `run`, and fields of what a file is read into."""
     command = typer.main.get_command(cli.app).commands["run"]  # type: ignore[attr-defined]
     names = {str(parameter.name) for parameter in command.params}
     for kind in (SweepConfig, TaskSpec, LmEvalSpec, GenerateSpec):
@@ -75,7 +75,7 @@ def test_the_example_is_a_sweep_of_the_demo() -> None:
 
 
 def test_settings_without_a_comment_sign_are_the_defaults(tmp_path: Path) -> None:
-    """What the file says of all tasks and engines is what holds without it, so that nobody is misled by the example."""
+    """The file gives the defaults of all tasks and engines, so that the example misleads nobody."""
     text = SWEEP.read_text(encoding="utf-8").partition("\n[[task]]")[0]
     file = tmp_path / "sweep.toml"
     tables = '[[task]]\nname = "t"\nfile = "t.jsonl"\n[[generate]]\nname = "g"\nfile = "g.jsonl"\n'

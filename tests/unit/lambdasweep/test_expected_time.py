@@ -1,4 +1,4 @@
-"""How many tokens are computed and what a token costs, held against counts by hand and against what model cards say."""
+"""Tokens that are computed, and what a token costs, agree with counts by hand and with model cards."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,11 +31,11 @@ from tests.support.shapes import LLAMA_8B, QWEN_30B_A3B, write_shape
 def test_what_prompts_begin_with_alike_is_computed_once_in_whole_blocks() -> None:
     shared = list(range(40))
     prompts = [
-        Prompt([*shared, 100], 40, []),  # 41
-        Prompt([*shared, 101], 40, []),  # 32 of 40 are read
-        Prompt([*shared, 102], 20, []),  # 16: rows from 20 on are wanted
-        Prompt([7, *shared], 40, []),  # nothing: another beginning
-        Prompt(shared[:16], 15, []),  # nothing: the last row of a block is wanted
+        Prompt([*shared, 100], 40, []),  # all 41 are computed
+        Prompt([*shared, 101], 40, []),  # 32 of 40 are read from the cache
+        Prompt([*shared, 102], 20, []),  # 16 are read: rows from 20 on are wanted
+        Prompt([7, *shared], 40, []),  # nothing is read: it begins otherwise
+        Prompt(shared[:16], 15, []),  # nothing is read: the last row of a block is wanted
         Prompt([*shared, 103], 40, []),
     ]
     assert computed_tokens(prompts, 16) == 41 + 9 + 25 + 41 + 16 + 9
@@ -55,7 +55,8 @@ def test_letters_after_examples_cost_a_fraction_of_their_tokens() -> None:
     table = pa.Table.from_pylist(rows, schema=schemas.REQUESTS)
     runs = ((0, 80), (80, 160))
     task: Any = SimpleNamespace(shards=runs, costs=token_counts(table, runs), built=SimpleNamespace(table=table))
-    # Two units; in each the examples once, of which 496 are whole blocks, and 84 tokens of each of the other 19 documents.
+    # Each of two units computes the examples once, and 84 tokens of each of its other 19 documents: 496 tokens are whole
+    # blocks.
     assert computed_share(task, 16) == pytest.approx(2 * (580 + 19 * 84) / (160 * 581))
 
 
@@ -86,7 +87,7 @@ def test_what_is_scored_and_what_is_sampled_go_at_their_own_speeds(
         return ahead(prepared, left, run)
 
     assert ahead(prepared, left, run).seconds == pytest.approx(5000 * flops)
-    half = commit("quiz", "tokens", 2000)  # in ten seconds
+    half = commit("quiz", "tokens", 2000)  # the unit took ten seconds
     assert half.tokens == 5000
     assert half.seconds == pytest.approx(4000 / (2 * 200) + 1000 * flops)
     assert half.basis.startswith(

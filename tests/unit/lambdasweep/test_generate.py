@@ -1,4 +1,4 @@
-"""`--generate` as a user meets it: what is refused, what is recorded, and what a plan says. No engine is started."""
+"""`--generate` refuses bad prompts, and its sweep is recorded and planned. No engine is started."""
 
 import hashlib
 import json
@@ -173,7 +173,7 @@ def test_prompts_are_cut_into_shards_by_what_they_cost(pair: tuple[Path, Path], 
     table = build_prompts(spec, tokenizer, ()).table
     assert table["token_ids"].to_pylist() == [tokenizer(row["prompt"])["input_ids"] for row in PROMPTS]
     lengths = [len(ids) for ids in table["token_ids"].to_pylist()]
-    assert lengths[1] == 0  # it keeps its row, and is quarantined
+    assert lengths[1] == 0  # the prompt keeps its row, and is quarantined
     assert prompt_costs(spec.samples, spec.max_tokens, table) == [length + 20 for length in lengths]
     assert prompt_shards([5, 5, 5, 20, 1], 10) == [(0, 2), (2, 4), (4, 5)]
     assert prompt_shards([5], 10) == [(0, 1)]
@@ -199,7 +199,7 @@ def test_where_answers_end(tmp_path: Path) -> None:
 def test_seeds_are_of_the_prompt_and_the_sample() -> None:
     seeds = {seed_of(prompt, ids, sample) for prompt in (0, 1) for ids in ([1, 2], [2]) for sample in range(16)}
     assert len(seeds) == 64
-    assert len({seed % 2**32 for seed in seeds}) == 64  # what the CPU uses of it
+    assert len({seed % 2**32 for seed in seeds}) == 64  # the CPU uses these bits of a seed
     assert all(0 <= seed < 2**63 for seed in seeds)
     digest = hashlib.sha256(struct.pack("<4q", 0, 3, 1, 2)).digest()
     assert seed_of(0, [1, 2], 3) == struct.unpack("<Q", digest[:8])[0] // 2
@@ -215,7 +215,7 @@ def test_texts_are_without_special_tokens(pair: tuple[Path, Path], prompts: Path
     work = source.open(unit)
     assert work.prompts["request_id"].to_pylist() == [0, 2]
     assert work.refused.to_pylist() == [{"request_id": 1, "reason": "it kills"}]
-    # What tables say of how they were sampled names an end of thinking only where there is one.
+    # Tables name an end of thinking only where there is one.
     plain = {"samples", "temperature", "max_tokens", "stop_token_ids", "top_p", "top_k", "until"}
     assert work.identity["sampling"].keys() == plain
     thinking = replace(source, sampling=replace(source.sampling, think_end_token="</think>"))
@@ -227,7 +227,7 @@ def test_texts_are_without_special_tokens(pair: tuple[Path, Path], prompts: Path
 
 
 def chatty(root: Path) -> Path:
-    """A checkpoint whose chat template names each message's role."""
+    """Return a checkpoint whose chat template names each message's role."""
     aligned = write_checkpoint(root / "aligned", seed=1)
     (aligned / "chat_template.jinja").write_text(
         "{% for message in messages %}[{{ message.role }}] {{ message.content }}{% endfor %} [assistant]"

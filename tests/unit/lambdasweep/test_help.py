@@ -1,4 +1,4 @@
-"""What the command line says of itself, and that it takes what its help shows."""
+"""The command line says what it does, and takes what its help shows."""
 
 import shlex
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from lambdasweep.settings import PairSettings, SamplingSettings, TaskSettings, s
 from tests.support.command_line import Result
 
 TOP: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
-# Every command by the words that call it.
+# These words call every command.
 COMMANDS: dict[tuple[str, ...], Any] = {(name,): one for name, one in TOP.items() if not hasattr(one, "commands")}
 COMMANDS |= {(top, name): one for top, group in TOP.items() for name, one in getattr(group, "commands", {}).items()}
 
 
 @pytest.fixture
 def said(lambdasweep: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """The help of a command on a wide terminal, its white space as one space."""
+    """Return the help of a command on a wide terminal, with single spaces."""
     monkeypatch.setenv("COLUMNS", "240")
 
     def text(*arguments: str) -> str:
@@ -74,9 +74,9 @@ def test_every_command_has_an_example_that_it_takes(words: tuple[str, ...], said
     given = shlex.split(example.replace("\\\n", " "))
     assert given[: len(words) + 1] == ["lambdasweep", *words]
     assert " ".join(example.replace("\\\n", "\\ ").split()) in text
-    # It raises where a flag is unknown or a value has another type.
+    # Parsing raises where a flag is unknown or a value has another type.
     COMMANDS[words].make_context(words[-1], given[len(words) + 1 :])
-    assert all(len(line) < 79 for line in example.splitlines())  # or a terminal would break it
+    assert all(len(line) < 79 for line in example.splitlines())  # a terminal would break a longer line
 
 
 def test_the_version(lambdasweep: Callable[..., Result]) -> None:

@@ -1,4 +1,4 @@
-"""`export --push-to`: huggingface_hub talks to a hub on this machine, and nothing that is half there goes unnoticed."""
+"""In `export --push-to` huggingface_hub talks to a hub on this machine, and a push that is half done is noticed."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

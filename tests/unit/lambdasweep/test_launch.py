@@ -1,4 +1,4 @@
-"""One launch for a sweep and for a batch: what the driver is given, and what is said of units that are given up."""
+"""A sweep and a batch share one launch, which tells the driver what to do and names units that are given up."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who listens to the driver: a listener overrides what it needs, all are told the same, and one of them counts."""
+"""A listener of the driver overrides what it needs, all listeners are told the same, and one of them counts."""
 
 import inspect
 import io

@@ -1,4 +1,4 @@
-"""The files of `report --lm-eval`: held against the files that lm-eval itself writes of the same scores, and read by it."""
+"""The files of `report --lm-eval` are those that lm-eval itself writes of the same scores, and it reads them."""
 
 import json
 import math
@@ -37,7 +37,7 @@ WHEN = datetime(2026, 1, 2, 3, 4, 5, 678)
 
 
 def scores(tokens: list[int], start: int) -> tuple[list[float], list[int]]:
-    """A fake model's log-probability and most likely token at each place from `start` on."""
+    """Return a fake model's log-probability and most likely token at each place from `start` on."""
     hashes = [zlib.crc32(np.array(tokens[: end + 1], "<i4").tobytes()) for end in range(start, len(tokens))]
     logprobs = [float(np.float32(-5 * (value % 10007) / 10007 - 0.01)) for value in hashes]
     return logprobs, [token + (value % 5 == 0) for token, value in zip(tokens[start:], hashes, strict=True)]
@@ -77,7 +77,7 @@ def _cache(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def theirs(root: Path) -> Path:
-    """The folder that lm-eval's own evaluator and tracker write of the fake model."""
+    """Return the folder that lm-eval's own evaluator and tracker write of the fake model."""
     from lm_eval import evaluator
     from lm_eval.api.model import TemplateLM
     from lm_eval.loggers import EvaluationTracker
@@ -107,7 +107,8 @@ def theirs(root: Path) -> Path:
 
     tracker = EvaluationTracker(output_path=str(root / "theirs"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a machine")  # it asks pip: seconds
+        # lm-eval asks pip, which takes seconds.
+        patch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a machine")
         found = evaluator.simple_evaluate(
             model=Fake(),
             model_args={"pretrained": "aligned-lambda-0.5"},
@@ -127,7 +128,7 @@ def theirs(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(root: Path) -> Path:
-    """The folder of one λ that we write of a run whose tables hold the same scores."""
+    """Return the folder of one λ that we write of a run whose tables hold the same scores."""
     harness = load_lm_eval(LmEvalSpec(str(root / "quiz.yaml")))
     built = tuple(build_instances(task, load_tokenizer(root / "tokenizer"), 64) for task in harness.tasks)
     run = RunDir(root / "run")

@@ -1,4 +1,4 @@
-"""lm-eval's tasks: the same requests, and from the same scores the same metrics, as its own evaluator.
+"""lm-eval's tasks have the requests of its own evaluator, and from the same scores its metrics.
 
 A fake model gives every token a log-probability that is a function of the tokens up to it. lm-eval's `simple_evaluate` asks
 it its way; our tables are filled with the same numbers. The tasks are YAML files over local JSON, so nothing is downloaded.
@@ -30,7 +30,7 @@ from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask, build_inst
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lambdasweep[lm-eval]")
 
-WINDOW = 24  # the engine's length in tokens
+WINDOW = 24  # the longest request of the engine, in tokens
 IDENTITY = {"base": "f", "aligned": "f"}
 
 QUESTIONS = [
@@ -108,7 +108,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 def scores(tokens: list[int], start: int) -> tuple[list[float], list[int]]:
-    """The fake model's log-probability and most likely token at each place from `start` on."""
+    """Return the fake model's log-probability and most likely token at each place from `start` on."""
     hashes = [zlib.crc32(np.array(tokens[: end + 1], "<i4").tobytes()) for end in range(start, len(tokens))]
     logprobs = [float(np.float32(-5 * (value % 10007) / 10007 - 0.01)) for value in hashes]
     return logprobs, [token + (value % 5 == 0) for token, value in zip(tokens[start:], hashes, strict=True)]
@@ -116,7 +116,7 @@ def scores(tokens: list[int], start: int) -> tuple[list[float], list[int]]:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tokenizer, the data, and a YAML file for each task."""
+    """Return a folder with a tokenizer, the data, and a YAML file for each task."""
     from tests.support.checkpoints import write_tokenizer
 
     root = tmp_path_factory.mktemp("harness")
@@ -204,7 +204,8 @@ def peer(directory: Path) -> Callable[..., dict[str, Any]]:
     def evaluate(source: str, shots: int | None = None, limit: int | None = None, seed: int = 1234) -> dict[str, Any]:
         model = Fake()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(evaluator, "add_env_info", lambda results: None)  # it asks pip and the compiler: seconds
+            # lm-eval asks pip and the compiler, which takes seconds.
+            patch.setattr(evaluator, "add_env_info", lambda results: None)
             patch.setattr(evaluator, "get_git_commit_hash", lambda: None)
             found = evaluator.simple_evaluate(
                 model=model,
@@ -288,7 +289,7 @@ def replaced(table: pa.Table, column: str, rows: list[Any]) -> pa.Table:
 
 
 def outcomes(run: RunDir, name: str, lam: str = "0") -> dict[str, dict[str, tuple[float, int]]]:
-    """By task and metric: value and n."""
+    """Return value and n by task and metric."""
     found: dict[str, dict[str, tuple[float, int]]] = {}
     for row in pq.read_table(run.outcomes(name)).to_pylist():
         if row["lam"] == Decimal(lam):
@@ -297,7 +298,7 @@ def outcomes(run: RunDir, name: str, lam: str = "0") -> dict[str, dict[str, tupl
 
 
 def theirs(results: dict[str, Any]) -> dict[str, float]:
-    """lm-eval's metrics, without what it says of them."""
+    """Return lm-eval's metrics, without what it says about them."""
     return {key: value for key, value in results.items() if "," in key and "_stderr" not in key}
 
 
@@ -324,7 +325,7 @@ def test_tokens_are_those_of_lm_eval(name: str, shots: int | None, directory: Pa
     _, (built,) = build(directory, LmEvalSpec(str(directory / f"{name}.yaml"), shots=shots))
     rows = [row for part in built.parts.values() for row in part.table.to_pylist()]
     ours = [(row["token_ids"], row["continuation_start"]) for row in rows]
-    # The unconditional ones are a table of their own here.
+    # Unconditional requests have a table of their own here.
     assert sorted(ours) == sorted(peer(name, shots)["asked"])
 
 
@@ -631,7 +632,7 @@ def test_a_group_is_in_the_metrics(group: Path, sweep) -> None:
     metrics = analyse(sweep(LmEvalSpec(str(group))), resamples=10).metrics
     rows = [row for row in metrics.to_pylist() if row["task"] == "both"]
     assert [row["metric"] for row in rows] == ["lm_eval/acc,none", "lm_eval/acc_norm,none", "lm_eval/docs_left_out"]
-    assert len(render(metrics)) == 6  # two tasks by ours and by lm-eval, and their group by either
+    assert len(render(metrics)) == 6  # two tasks have our metrics and lm-eval's, and so has their group
 
 
 # What is refused
@@ -672,7 +673,7 @@ def test_members_whose_outputs_cannot_be_judged_are_named(directory: Path) -> No
 
 
 def test_a_target_that_is_a_list_is_refused(directory: Path) -> None:
-    """What lm-eval makes of it is no text, and its own model would end in an AttributeError."""
+    """lm-eval makes no text of such a row, and its own model would end in an AttributeError."""
     write_task(directory, "two", {**TASKS["lambada"], "doc_to_target": "a"})
     with pytest.raises(TaskError, match=r"two: doc_to_text or doc_to_target of document 0 is a list, where"):
         load_lm_eval(LmEvalSpec(str(directory / "two.yaml")))
@@ -751,7 +752,7 @@ def test_a_changed_document_is_another_task(directory: Path) -> None:
         return built.parts["changing"].sha256, built.parts["changing"].requests_sha256
 
     (one, requests), (other, same) = sha256("one"), sha256("another word")
-    assert requests == same  # no request shows that word, but a metric may
+    assert requests == same  # no request shows that word, but a metric may use it
     assert one != other
 
 

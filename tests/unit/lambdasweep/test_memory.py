@@ -1,4 +1,4 @@
-"""Where the parents of large models go, by arithmetic over headers alone, held against the table of docs/clusters.md."""
+"""The parents of large models go where the table of docs/clusters.md says, by arithmetic over headers alone."""
 
 import math
 from dataclasses import replace
@@ -22,7 +22,7 @@ from serve.switch.tiers import Room
 from tests.support.paths import ROOT
 from tests.support.shapes import GEMMA_27B, LLAMA_8B, LLAMA_70B, QWEN_30B_A3B, write_shape
 
-# An H100 of 80 GB, of which CUDA takes 0.6 GB as it starts, in a machine with memory for everything.
+# This is an H100 of 80 GB, of which CUDA takes 0.6 GB as it starts, in a machine with memory for everything.
 H100: dict[str, Any] = {"device_total": 85_000_000_000, "device_free": 84_400_000_000, "utilization": 0.92}
 GPUS = Gpus(8, H100["device_total"])  # of a node
 HOST = 2_000_000_000_000
@@ -34,7 +34,7 @@ SHAPES = {
     "Qwen3 30B-A3B": QWEN_30B_A3B,
 }
 LONGEST = 4096
-# The model, how many aligned checkpoints there are, ranks, and tokens of the longest request; None: not known.
+# Each row has the model, the number of aligned checkpoints, ranks, and tokens of the longest request (None: not known).
 ROWS: list[tuple[str, int, int, int | None]] = [
     ("Llama-3.1 8B", 1, 1, LONGEST),
     ("Llama-3.1 8B", 2, 1, LONGEST),
@@ -50,7 +50,7 @@ ROWS: list[tuple[str, int, int, int | None]] = [
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Pair]:
-    """Pairs of these shapes, by the model's name and the number of aligned checkpoints."""
+    """Return pairs of these shapes, by the model's name and the number of aligned checkpoints."""
     folder = tmp_path_factory.mktemp("shapes")
     found = {}
     for number, (name, config) in enumerate(SHAPES.items()):
@@ -90,7 +90,7 @@ def test_the_table_in_the_documents_is_what_the_code_computes(pairs: dict[tuple[
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [  # as their model cards count them
+    [  # their model cards count parameters so
         ("Llama-3.1 8B", 8_030_261_248),
         ("Llama-3.1 70B", 70_553_706_496),
         ("Qwen3 30B-A3B", 30_532_122_624),
@@ -210,9 +210,11 @@ def test_a_request_of_the_whole_window_has_room_and_so_do_the_logits_of_a_step(
     pair = pairs["Llama-3.1 8B", 1]
     window, short = memory(pair, 1, None).room, memory(pair, 1, LONGEST).room
     assert window.kv_cache_bytes is None
-    assert window.kept_for_cache == 131_072 * 131_072  # tokens, and bytes a token: 2 × 32 layers × 8 heads × 128 × 2
+    # These are tokens, times the bytes a token: 2 × 32 layers × 8 heads × 128 × 2.
+    assert window.kept_for_cache == 131_072 * 131_072
     assert short.kept_for_cache < window.kept_for_cache
-    # Four times 1,024 requests' logits of 262,208 words in float32, and three passes over 512 MiB of them.
+    # A step makes the logits of 1,024 requests over 262,208 words in float32 four times, and three passes over 512 MiB of
+    # them.
     assert memory(pairs["Gemma-3 27B", 1], 1, LONGEST).room.kept_for_steps == 4 * 1024 * 262_208 * 4 + 3 * (512 << 20)
 
 
@@ -241,7 +243,8 @@ def test_the_kv_cache_of_a_sweep_that_only_scores_is_settled(
     settings = settle(config, pair, "cuda", before, samples)
     settings = fit(settings, config, pair, before, 9, samples, GPUS)
     assert settings.kv_cache_bytes == cache
-    is_warned = samples and recorded is not None and not engine  # what was enough for scoring makes sampling slower
+    # A cache that was enough for scoring makes sampling slower.
+    is_warned = samples and recorded is not None and not engine
     assert bool(cache_warnings(settings, config, before, samples)) == is_warned
     assert settings.extra["enforce_eager"] == (not samples or recorded is not None)
 
@@ -249,7 +252,8 @@ def test_the_kv_cache_of_a_sweep_that_only_scores_is_settled(
 @pytest.mark.parametrize(
     ("tp", "device_total", "cache"),
     [
-        (1, 85_000_000_000, (1024 + 3 * 8192) * 2**19),  # tokens, and bytes a token: 2 × 32 layers × 32 heads × 128 × 2
+        # These are tokens, times the bytes a token: 2 × 32 layers × 32 heads × 128 × 2.
+        (1, 85_000_000_000, (1024 + 3 * 8192) * 2**19),
         (1, 25_400_000_000, None),  # 13.5 GB of weights and 13.4 GB of keys and values are more than a GPU of 24 GB has
         (2, 25_400_000_000, (1024 + 3 * 8192) * 2**18),
         (1, None, None),
@@ -271,8 +275,8 @@ def test_a_kv_cache_that_may_not_fit_is_left_to_vllm(
     ("said", "found"),
     [
         ("81559, Disabled\n24564, [N/A]\n", 24564 << 20),
-        ("81559, Disabled\n81559, Enabled\n", None),  # its parts have less
-        ("[N/A], [N/A]\n", None),  # memory that it shares with the host
+        ("81559, Disabled\n81559, Enabled\n", None),  # MIG's parts have less
+        ("[N/A], [N/A]\n", None),  # this GPU shares its memory with the host
         ("", None),
     ],
 )
@@ -281,7 +285,7 @@ def test_the_smallest_gpu_counts(said: str, found: int | None) -> None:
 
 
 def test_a_rank_holds_whole_heads(pairs: dict[tuple[str, int], Pair]) -> None:
-    pair = pairs["Qwen3 30B-A3B", 1]  # of four
+    pair = pairs["Qwen3 30B-A3B", 1]  # it has four heads of keys and values
     caches = {tp: settings_of(pair, tp, LONGEST).kv_cache_bytes or 0 for tp in (1, 2, 4, 8)}
     assert [caches[1] // caches[tp] for tp in (1, 2, 4, 8)] == [1, 2, 4, 4]
 

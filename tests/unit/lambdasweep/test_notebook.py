@@ -1,4 +1,4 @@
-"""`open_run`: a run's tables as Arrow, and the examples that use them."""
+"""`open_run` gives a run's tables as Arrow, and the examples use them."""
 
 import importlib.util
 import math
@@ -112,7 +112,7 @@ def test_a_task_or_lambda_that_is_not_there_is_named(run):
 
 def test_exploded_tokens_by_hand(run):
     add_task(run, "words", [1, 1, 1], ["0", "1"], continuations=[[7, 8], [9], [10, 11]])
-    scores = {2: [-3.0, -4.0], 0: [-1.0, -2.0]}  # in no order; request 1 is not there
+    scores = {2: [-3.0, -4.0], 0: [-1.0, -2.0]}  # the rows are in no order, and request 1 is not there
     add_scores(run, "words", "1", scores, ranks={2: [1, None]}, top1={0: [7, 99]})
     table = open_run(run.root).explode("words")
     assert table.to_pylist() == [
@@ -132,7 +132,8 @@ def test_exploded_tokens_by_hand(run):
 
 def test_examples_by_hand(run):
     add_task(run, "quiz", [2, 3, 2], ["0"], gold=[0, 2, 1])
-    add_scores(run, "quiz", "0", {0: [-1.0], 1: [-1.0], 2: [-3.0], 3: [-1.0], 4: [-2.0]})  # the last is not scored
+    # The last document is not scored.
+    add_scores(run, "quiz", "0", {0: [-1.0], 1: [-1.0], 2: [-3.0], 3: [-1.0], 4: [-2.0]})
     rows = open_run(run.root).examples("quiz", 0).to_pylist()
     odds = [math.exp(x) for x in (-3, -1, -2)]
     p = [one / sum(odds) for one in odds]
@@ -142,13 +143,13 @@ def test_examples_by_hand(run):
     ]
     assert [row["confidence"] for row in rows] == pytest.approx([0.5, p[1]])
     assert [row["nll"] for row in rows] == pytest.approx([math.log(2), -math.log(p[2])])
-    assert rows[0]["probabilities"] == pytest.approx([0.5, 0.5])  # of its two choices, not of three
+    assert rows[0]["probabilities"] == pytest.approx([0.5, 0.5])  # the document has two choices, not three
     assert rows[1]["probabilities"] == pytest.approx(p)
     assert [row["brier"] for row in rows] == pytest.approx([0.5, p[0] ** 2 + p[1] ** 2 + (1 - p[2]) ** 2])
 
 
 def test_examples_are_decoded(run, tmp_path):
-    """Against the tokenizer of the demo pair, by the library tokenizers."""
+    """Decoded texts are those of the library tokenizers, with the tokenizer of the demo pair."""
     tokenizer = Tokenizer.from_file(str(BASE / "tokenizer.json"))
     add_task(run, "quiz", [2], ["0"])
     asked, answers = tokenizer.encode("which animal").ids, [tokenizer.encode(text).ids for text in (" cat", " dog")]

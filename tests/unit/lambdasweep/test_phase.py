@@ -1,4 +1,4 @@
-"""What is said while a command works, and signals that wait for the end of a start."""
+"""A command says what it works on, and signals wait for the end of a start."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from lambdasweep.monitor.phase import phase
 
 
 class Written(io.StringIO):
-    """A stream that tells when something was written to it."""
+    """This stream tells when something was written to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def test_a_terminal_has_a_spinner() -> None:
 
 @pytest.fixture
 def came() -> Iterator[list[int]]:
-    """The signals that came through to a handler of ours."""
+    """Return the signals that came through to a handler of ours."""
     got: list[int] = []
     before = {
         number: signal.signal(number, lambda one, _: got.append(one)) for number in (signal.SIGINT, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What cannot run is refused by `plan` and by `run` alike, with one message, before anything is written or started."""
+"""`plan` and `run` refuse with one message what cannot run, before anything is written or started."""
 
 import re
 import socket
@@ -175,4 +175,4 @@ def test_no_cluster_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(InputError, match="--address auto: no Ray cluster runs on this machine"):
         check_address("auto", noted=tmp_path / "none")
     monkeypatch.setattr("ray_jobs.reach._runs_here", lambda: True)
-    check_address("auto", noted=tmp_path / "none")  # one that Ray finds by its process
+    check_address("auto", noted=tmp_path / "none")  # Ray finds this cluster by its process

@@ -1,4 +1,4 @@
-"""What is prepared for a sweep is what was checked."""
+"""A sweep is prepared from the same bytes that were checked."""
 
 import hashlib
 import json
@@ -60,18 +60,18 @@ def settings_of(
 @pytest.mark.parametrize(
     ("device", "asked", "recorded", "longest", "length"),
     [
-        ("cuda", None, None, None, 131072),  # nothing is known of the requests
+        ("cuda", None, None, None, 131072),  # nothing is known about the requests
         ("cpu", None, None, None, 8192),
         ("cuda", None, None, 9, 1024),
         ("cuda", None, None, 1024, 1024),
         ("cuda", None, None, 1025, 2048),
         ("cuda", None, None, 100_000, 131072),
-        ("cuda", None, None, 200_000, 131072),  # which is quarantined
+        ("cuda", None, None, 200_000, 131072),  # that request is quarantined
         ("cpu", None, None, 5000, 8192),
         ("cpu", None, None, 9000, 8192),
         ("cuda", 300, None, 9, 300),
         ("cuda", 100_000, None, 9, 100_000),
-        ("cuda", None, 2048, 9, 2048),  # a run keeps what it began with,
+        ("cuda", None, 2048, 9, 2048),  # a run keeps the length that it began with,
         ("cuda", None, 2048, 2049, 4096),  # and where that is too short it is another run
         ("cuda", None, 777, 777, 777),
     ],

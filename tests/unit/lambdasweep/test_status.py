@@ -1,4 +1,4 @@
-"""`lambdasweep status` and its live view: what is counted, how little is read for it, and what a stale driver looks like."""
+"""`lambdasweep status` and its live view count what is done, read little for it, and show a stale driver as such."""
 
 import io
 import itertools
@@ -117,16 +117,16 @@ def test_rates_are_of_the_recent_past() -> None:
     tally = Tally(units, clock=lambda: now)
     tally.unit_started("replica-0", units[0])
     assert tally.rates() is None
-    for n in range(400):  # slow first: 10 s a unit
+    for n in range(400):  # the first units are slow, at 10 s each
         now += 10
         tally.unit_done(receipt(units[n]))
-    for n in range(400, 800):  # then 2 s
+    for n in range(400, 800):  # the next ones take 2 s each
         now += 2
         tally.unit_done(receipt(units[n]))
     assert tally.left == 200
     requests, tokens, left = tally.rates() or pytest.fail("no rates")
     assert (requests, tokens, left) == pytest.approx((50, 375, 400))
-    now += 600  # and if nothing comes any more, it shows
+    now += 600  # if no unit is done any more, the rate falls
     assert (tally.rates() or pytest.fail("no rates"))[0] < 25
 
 
@@ -239,7 +239,7 @@ def test_the_plan_may_grow_while_it_is_watched(run: RunDir) -> None:
 def test_cost_is_seconds_times_ranks(tmp_path: Path, device: str, cost: str) -> None:
     run = begin(tmp_path / "run", ["arc"], LAMBDAS, 2, device)
     for shard in (0, 1):
-        commit(run, unit(shard=shard))  # 36 s on 8 ranks, on a CPU of 3 threads
+        commit(run, unit(shard=shard))  # this is 36 s on 8 ranks, on a CPU with 3 threads each
     assert f"{cost}, 2000 tokens, 25% of them cached" in list(describe(run.root))
 
 
@@ -265,7 +265,7 @@ def test_status_of_a_running_driver(run: RunDir) -> None:
     ],
 )
 def test_status_of_a_driver_that_is_gone(run: RunDir, values: dict[str, Any], says: str) -> None:
-    if "written" in values:  # ago: when the tests were collected does not matter
+    if "written" in values:  # times are relative to now, whenever the tests were collected
         values = values | {"written": time.time() + values["written"]}
     state(run, **values)
     *_, last = describe(run.root)
@@ -279,7 +279,7 @@ def test_a_strange_driver_json_is_as_good_as_none(run: RunDir, text: str) -> Non
 
 
 def test_a_driver_that_was_killed_on_this_machine_is_gone(run: RunDir) -> None:
-    """SIGKILL leaves a driver.json that says it runs, with minutes left; its process says otherwise."""
+    """SIGKILL leaves a driver.json that says the driver runs, with minutes left, but its process is gone."""
     process = subprocess.Popen(["sleep", "600"])
     state(run, pid=process.pid, host="here", began_as=process_identity(process.pid))
     assert "driver runs on here" in "\n".join(describe(run.root))
@@ -289,7 +289,7 @@ def test_a_driver_that_was_killed_on_this_machine_is_gone(run: RunDir) -> None:
     assert last.startswith("driver ended without a word, seen 0 s ago (process ")
     assert "on this machine is gone); the same command goes on" in last
     assert not RunCounts(run).driver_runs
-    # Another process with its number, and a process of another machine or container, are told apart.
+    # A driver is told from another process with its number, and from a process of another machine or container.
     state(run, pid=os.getpid(), began_as=process_identity(process.pid))
     assert RunCounts(run).driver_is_gone
     elsewhere = "another-boot pid:[1] " + process_identity(os.getpid()).rpartition(" ")[2]
@@ -304,7 +304,7 @@ def test_a_run_without_its_report_says_so(run: RunDir) -> None:
         commit(run, unit(task, lam, shard))
     assert says in list(describe(run.root))
     state(run)
-    assert says not in list(describe(run.root))  # it may be at it
+    assert says not in list(describe(run.root))  # a driver may be working
     run.driver_json.unlink()
     run.index_html.parent.mkdir()
     run.index_html.write_text("here")
@@ -339,9 +339,9 @@ def test_the_view_of_a_large_run_fits_the_terminal(tmp_path: Path, width: int, h
     assert len(lines) <= height
     assert max(line.cell_len for line in lines) <= width
     rows = [line for line in text if line[2:8] == "_mmlu_"]
-    assert [row for row in rows if row.startswith("40")]  # what is in work comes before all others
+    assert [row for row in rows if row.startswith("40")]  # λs in work come before all others
     if height >= 24:
-        assert sum(" 49 %" in row for row in rows) == 2  # then what is begun
+        assert sum(" 49 %" in row for row in rows) == 2  # λs that are begun come next
     (folded,) = [line for line in text if " more " in line and "%" in line]
     assert len(rows) + int(folded.split()[0]) == 57
     (now,) = [line for line in text if line.startswith("▼ now")]

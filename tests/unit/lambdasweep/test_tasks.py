@@ -1,4 +1,4 @@
-"""Task files → the requests table: every bad input, the text of each format, tokens at the boundary, and shards."""
+"""Task files become the requests table: bad inputs are refused, formats have their texts, and shards are cut."""
 
 import hashlib
 import io
@@ -28,7 +28,7 @@ PARIS = {"context": "The capital of France is", "continuation": "Paris"}
 
 
 class Characters:
-    """A tokenizer of one token a character; "~" is nothing."""
+    """This tokenizer makes one token of each character, and none of "~"."""
 
     bos_token_id: int | None = None
     eos_token_id: int | None = 0
@@ -57,7 +57,7 @@ def spec(tmp_path: Path):
 
 
 def texts(built: BuiltTask) -> list[tuple[str, str]]:
-    """(context, continuation) of each request of a task built with `Characters`."""
+    """Return (context, continuation) of each request of a task built with `Characters`."""
     rows = zip(built.table["token_ids"].to_pylist(), built.table["continuation_start"].to_pylist(), strict=True)
     return [("".join(map(chr, ids[:start])), "".join(map(chr, ids[start:]))) for ids, start in rows]
 
@@ -197,7 +197,8 @@ def test_lines_are_counted_as_editors_count_them(spec) -> None:
     separator = json.dumps({**IRON, "query": "one\u2028line"}, ensure_ascii=False)
     rows = [b"\xef\xbb\xbf" + json.dumps(IRON).encode() + b"\r", "", separator, "  ", IRON, ""]
     assert [document.line for document in read_documents(spec(*rows)).documents] == [1, 3, 5]
-    assert len(read_documents(spec(json.dumps(IRON).replace(", ", ",\r"))).documents) == 1  # white space to JSON
+    # JSON takes this for white space.
+    assert len(read_documents(spec(json.dumps(IRON).replace(", ", ",\r"))).documents) == 1
 
 
 def test_other_keys_are_ignored(spec) -> None:
@@ -306,7 +307,7 @@ def rows_of(count: int) -> list[dict[str, Any]]:
 def test_shots_stand_in_front_and_are_not_evaluated(spec) -> None:
     built = build_requests(spec(*rows_of(6), shots=2, seed=5), Characters())
     first, second = random.Random(5).sample(range(6), 2)
-    assert first > second  # shots are shown as drawn
+    assert first > second  # shots are shown in the order in which they were drawn
     answers = ["a", "b"]
     front = "".join(f"Q{i}?\nAnswer: {answers[i % 2]}{i}\n\n" for i in (first, second))
     rest = [i for i in range(6) if i not in (first, second)]
@@ -369,7 +370,7 @@ def make_tokenizer(
         backend.post_processor = processors.TemplateProcessing(
             single=template, special_tokens=[("<s>", 0), ("</s>", 1)]
         )
-    backend.enable_truncation(8)  # a setting found in published files, which must not cut anything here
+    backend.enable_truncation(8)  # published files have this setting, which must not cut anything here
     names = {name: token for name, token, wanted in (("bos_token", "<s>", bos), ("eos_token", "</s>", eos)) if wanted}
     PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(directory)
     backend.save(str(directory / "tokenizer.json"))
@@ -392,7 +393,7 @@ def encoded(built: BuiltTask, tokenizer: Any) -> list[tuple[list[str], list[str]
     return [(tokens[:start], tokens[start:]) for tokens, start in names]
 
 
-# Expected tokens after lm-evaluation-harness 0.4.13 (TemplateLM.loglikelihood over the hf backend's tok_encode).
+# lm-evaluation-harness 0.4.13 expects these tokens (TemplateLM.loglikelihood over the hf backend's tok_encode).
 @pytest.mark.parametrize(
     ("context", "continuation", "expected"),
     [
@@ -415,7 +416,7 @@ def test_the_boundary_of_context_and_continuation(
     built = build_requests(task, plain)
     assert encoded(built, plain) == [expected]
     assert built.warnings == ()
-    front = [] if expected[0][0] == "<s>" else ["<s>"]  # never twice
+    front = [] if expected[0][0] == "<s>" else ["<s>"]  # BOS is never there twice
     assert encoded(build_requests(task, with_bos), with_bos) == [([*front, *expected[0]], expected[1])]
 
 
@@ -513,7 +514,7 @@ def test_hashes(spec) -> None:
     built = build_requests(task, Characters())
     assert built.sha256 == hashlib.sha256(task.file.read_bytes()).hexdigest()
     assert built.requests_sha256 == content_sha256(built.table)
-    # Pinned: a change here makes every earlier run directory look changed.
+    # The hash is pinned, because a change of it makes every earlier run directory look changed.
     assert built.requests_sha256 == "24f0b41adf45f9475619ca448aa536b2e5caa3f99e2e66a808d9c3a0a335f5b2"
 
 
@@ -552,7 +553,7 @@ def test_the_content_hash_sees_every_value(spec) -> None:
     }
     for name, value in other.items():
         found.add(content_sha256(pa.Table.from_pylist([*rows[:2], {**rows[2], name: value}, *rows[3:]], table.schema)))
-    # The same values with another boundary between rows.
+    # These are the same values with another boundary between rows.
     longer, shorter = rows[2]["token_ids"] + rows[3]["token_ids"][:1], rows[3]["token_ids"][1:]
     moved = [*rows[:2], {**rows[2], "token_ids": longer}, {**rows[3], "token_ids": shorter}, *rows[4:]]
     found.add(content_sha256(pa.Table.from_pylist(moved, table.schema)))
@@ -567,7 +568,7 @@ def test_the_content_hash_sees_every_value(spec) -> None:
 
 
 def make_table(common: int, documents: list[tuple[int, list[int]]]) -> pa.Table:
-    """A table of documents (context tokens after the common ones, continuation tokens of each choice)."""
+    """Return a table of documents (context tokens after the common ones, continuation tokens of each choice)."""
     rows = []
     for number, (context, continuations) in enumerate(documents):
         for choice, length in enumerate(continuations):
@@ -583,7 +584,7 @@ def make_table(common: int, documents: list[tuple[int, list[int]]]) -> pa.Table:
 
 
 def cost(table: pa.Table, begin: int, end: int, common: int) -> int:
-    """Tokens computed for rows [begin, end), the plain way."""
+    """Count the tokens computed for rows [begin, end) in the plain way."""
     contexts, total = {}, common
     for row in table.slice(begin, end - begin).to_pylist():
         contexts[row["doc_id"]] = row["continuation_start"] - common
@@ -669,7 +670,8 @@ def test_a_directory_or_a_glob_is_its_files_one_after_the_other(tmp_path: Path) 
     for name, row in zip(("b/two", "a/one", "_tmp/three", ".four"), rows, strict=True):
         path = tmp_path / "rows" / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row).encode())  # without a line's end, and with a mark
+        # The file lacks a line's end, and has a byte order mark.
+        path.write_bytes(b"\xef\xbb\xbf" + json.dumps(row).encode())
     for asked in ("rows", "rows/*/*.jsonl"):
         read = read_documents(TaskSpec("t", tmp_path / asked))
         assert [(one.query, one.doc_id) for one in read.documents] == [("Q1", "1"), ("Q0", "2")]

@@ -1,4 +1,4 @@
-"""`report --log`: what a tracker has of a run, read back from its own files; nothing uses a network."""
+"""Trackers have what `report --log` gave them, read back from their own files. Nothing uses a network."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ GRID = ("0", "0.25", "1", "1.5")
 
 
 def _png() -> bytes:
-    """A picture of one pixel: trackers look into the pictures that they are given."""
+    """Return a picture of one pixel, because trackers look into the pictures that they are given."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -117,7 +117,7 @@ def wandb_records(data: bytes) -> Iterator[bytes]:
             continue
         length, kind = struct.unpack_from("<HB", data, place + 4)  # a checksum comes first
         whole += data[place + 7 : place + 7 + length]
-        if kind in (1, 4):  # the whole record, or its last piece
+        if kind in (1, 4):  # the piece is the whole record, or its last part
             yield whole
             whole = b""
         place += 7 + length

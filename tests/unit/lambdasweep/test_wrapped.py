@@ -1,4 +1,4 @@
-"""A pair of wrappers for several modalities on the command line: what is scored, what is exported, what is refused."""
+"""The command line scores and exports the language models of a pair of wrappers, or refuses them."""
 
 import json
 from collections.abc import Callable

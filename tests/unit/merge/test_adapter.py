@@ -1,4 +1,4 @@
-"""LoRA adapters as parents, held against PEFT's own merge and against float64."""
+"""LoRA adapters as parents agree with PEFT's own merge and with float64."""
 
 import json
 import math
@@ -24,12 +24,12 @@ from tests.support.adapters import write_adapter
 from tests.support.checkpoints import write_checkpoint
 from tests.support.exported import Tensors, bits
 
-BF16_UNIT = 2.0**-8  # half a unit in the last place, relative
+BF16_UNIT = 2.0**-8  # this is half a unit in the last place, relative
 
 
 @dataclass(frozen=True)
 class Case:
-    """An adapter, and how many of base's tensors it changes."""
+    """This is an adapter, and how many of base's tensors it changes."""
 
     name: str
     config: dict[str, Any]
@@ -122,7 +122,7 @@ def test_a_tensor_is_rounded_once_from_exact_factors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("is_transposed", [False, True])
 def test_any_window_has_the_bits_of_the_whole(is_transposed: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    rows, columns, rank = 57, 1031, 9  # rows that cut badly into the parts that are computed at a time
+    rows, columns, rank = 57, 1031, 9  # these rows cut badly into the parts that are computed at a time
     up, down = torch.randn(rows, rank, generator=generator), torch.randn(rank, columns, generator=generator)
     stored = torch.randn(rows, columns, generator=generator).bfloat16()
     if is_transposed:

@@ -1,4 +1,4 @@
-"""Checkpoints as they lie around: damaged indices, stale buffers, the hub's cache, other dtypes, quantised ones."""
+"""Checkpoints are taken or refused as they lie around: damaged indices, stale buffers, the hub's cache, quantised ones."""
 
 import json
 import shutil
@@ -141,8 +141,8 @@ def test_more_rows_name_the_flag_that_takes_them(tmp_path: Path) -> None:
     ]
 
 
-# What each kind of quantised checkpoint looks like: config.json, tensors of one layer, and files beside them. The names are
-# those that the tools write: AutoGPTQ, AutoAWQ, bitsandbytes, gpt-oss, llm-compressor, DeepSeek, ModelOpt.
+# Each kind of quantised checkpoint has a config.json, tensors of one layer, and files beside them, with the names that the
+# tools write: AutoGPTQ, AutoAWQ, bitsandbytes, gpt-oss, llm-compressor, DeepSeek, ModelOpt.
 CODES = torch.zeros(2, 2, dtype=torch.int32)
 FOUND: tuple[tuple[str, dict[str, Any], Tensors, tuple[str, ...]], ...] = (
     ("FP8", {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}, {}, ()),

@@ -20,7 +20,7 @@ PLAIN = (
 )  # fmt: skip
 WRAPPED = ("gemma3", "qwen2_5_vl", "mistral3", "llama4")
 ALL = (*PLAIN, *WRAPPED)
-# Each change of these is read by the class, which takes a second for each kind.
+# The class of these kinds reads each change, which takes a second for each kind.
 OF_EACH_SORT = (
     "llama",
     "qwen2",
@@ -47,13 +47,13 @@ WRITTEN_BY_4 = {
 
 @functools.cache
 def written(kind: str) -> dict[str, Any]:
-    """The config of a kind with every default written out, as transformers 5 does it."""
+    """Return the config of a kind with every default written out, as transformers 5 does it."""
     made: dict[str, Any] = CONFIG_MAPPING[kind]().to_dict()
     return made | {"architectures": [f"{kind}ForCausalLM"]}
 
 
 def spelled_by_4(config: dict[str, Any], extras: dict[str, Any]) -> dict[str, Any]:
-    """The same config as transformers 4 spells it."""
+    """Return the same config as transformers 4 spells it."""
     old = {key: value for key, value in copy.deepcopy(config).items() if key not in ("dtype", "rope_parameters")}
     for key, part in old.items():
         if key.endswith("_config") and isinstance(part, dict):
@@ -87,7 +87,7 @@ def without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def left_out(kind: str) -> dict[str, Any]:
-    """The config with as few defaults as transformers writes."""
+    """Return the config with as few defaults as transformers writes."""
     short: dict[str, Any] = CONFIG_MAPPING[kind]().to_diff_dict()
     return short | {"architectures": [f"{kind}ForCausalLM"]}
 
@@ -112,7 +112,7 @@ def test_no_spelling_is_refused_without_transformers(kind: str) -> None:
 
 
 def changes(config: dict[str, Any], at: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    """Another value for every leaf of a config, by its keys."""
+    """Yield another value for every leaf of a config, by its keys."""
     found: list[tuple[tuple[str, ...], Any]] = []
     for key, value in config.items():
         if isinstance(value, dict):
@@ -135,9 +135,9 @@ def with_change(config: dict[str, Any], keys: tuple[str, ...], value: Any) -> di
 
 
 WINDOW = {"max_position_embeddings", "sliding_window", "use_sliding_window", "max_window_layers"}
-# Each is held by hand: no forward pass of any of these kinds reads it.
+# These keys were looked up by hand: no forward pass of any of these kinds reads them.
 UNREAD = {
-    "tie_word_embeddings",  # which is told from the tensors
+    "tie_word_embeddings",  # the tensors tell this
     "dtype", "transformers_version", "use_cache", "return_dict", "output_hidden_states", "output_router_logits",
     "chunk_size_feed_forward", "problem_type", "initializer_range", "initializer_factor", "init_std", "pretraining_tp",
     "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "router_aux_loss_coef", "router_jitter_noise",

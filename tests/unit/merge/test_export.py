@@ -1,4 +1,4 @@
-"""θ(λ) on disk: against references that share none of its code, through kills, and every refusal."""
+"""θ(λ) on disk agrees with references that share none of its code, survives kills, and has its refusals."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def make(base: Path, aligned: Path, lam: str, out: Path, shard: str = "5GB", lik
 
 @pytest.fixture(scope="module")
 def mixed_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two parents of all dtypes, dealt out over files in two ways."""
+    """Write two parents of all dtypes, dealt out over files in two ways."""
     root = tmp_path_factory.mktemp("mixed")
     return write(root / "base", mixed(0), shards=3), write(root / "aligned", mixed(1), shards=2)
 
@@ -134,7 +134,7 @@ def test_blocks_cover_a_tensor_once(shape: tuple[int, ...], itemsize: int) -> No
 
 
 def test_a_file_has_the_digest_of_its_tensors(mixed_pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """However the blocks are cut, and in whatever order threads finish them."""
+    """It does not matter how the blocks are cut, or in what order threads finish them."""
     from merge.weight_writer import WeightWriter
 
     pair = open_pair(*map(str, mixed_pair))
@@ -165,7 +165,7 @@ LAMBDAS = st.one_of(
     ),
 )
 def test_the_error_bound_holds(lam: str, dtype: torch.dtype, pairs: list[tuple[float, float]]) -> None:
-    """The bounds that merge.methods.linear derives, in exact arithmetic."""
+    """Compute the bounds that merge.methods.linear derives, in exact arithmetic."""
     base, aligned = (torch.tensor(column, dtype=torch.float64).to(dtype) for column in zip(*pairs, strict=True))
     made = interpolate(base, aligned, lam, out=torch.empty_like(base))
     exact_lam = Fraction(lam)
@@ -178,7 +178,7 @@ def test_the_error_bound_holds(lam: str, dtype: torch.dtype, pairs: list[tuple[f
             assert abs(theta) > 65504
             continue
         error = abs(Fraction(found) - theta)
-        tiny = Fraction(2) ** -149  # of fp32: below it nothing is exact
+        tiny = Fraction(2) ** -149  # the least normal number of fp32, below which nothing is exact
         bound = (4 * largest if inside else 8 * max(largest, abs(exact_lam * (b - a)))) * UNIT * (1 + 16 * UNIT) + tiny
         if dtype is torch.float32:
             assert error <= bound
@@ -204,7 +204,7 @@ def test_what_overflows_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     assert caught.value.problems == ("model.layers.2.w", "model.layers.10.w")
     assert "too large for F16 in 2 tensors" in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["aligned", "base"]
-    make(base, aligned, "1.02", tmp_path / "out")  # 62400: it fits
+    make(base, aligned, "1.02", tmp_path / "out")  # 62400 fits
 
 
 def test_a_directory_that_exists_is_not_touched(mixed_pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def start(pair: tuple[Path, Path], lam: str, out: Path) -> "subprocess.Popen[str
 
 @pytest.fixture(scope="module")
 def large_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """200 MB in 200 files: enough to be killed in the middle of."""
+    """Write 200 MB in 200 files, which takes long enough to be killed in the middle."""
     root = tmp_path_factory.mktemp("large")
     parents = []
     for seed, role in enumerate(("base", "aligned")):
@@ -381,7 +381,7 @@ def test_one_at_a_time(mixed_pair: tuple[Path, Path], tmp_path: Path) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path, mixed_pair: tuple[Path, Path]) -> RunDir:
-    """A run over two tasks in which 0.5 is the most accurate λ of both."""
+    """Return a run over two tasks in which 0.5 is the most accurate λ of both."""
     run = RunDir(tmp_path / "run")
     for task in ("one", "two"):
         add_task(run, task, [2] * 20, ["0", "0.5", "1"])

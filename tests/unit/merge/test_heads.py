@@ -1,4 +1,4 @@
-"""LM heads are told from the tensors: each case is held against what transformers makes of the parents."""
+"""LM heads are known from the tensors, and each case agrees with what transformers makes of the parents."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ TOKENS = torch.tensor([[5, 17, 31, 8, 2, 40, 77, 300]])
 
 
 def parent(root: Path, role: str, head: str, flag: bool | None) -> Path:
-    """A checkpoint with no head, a copy of the embedding or a head of its own, and a flag that may be absent."""
+    """Write a checkpoint with no head, a copy of the embedding or a head of its own, and a flag that may be absent."""
     directory = write_checkpoint(root / role, seed=len(role), tie=True)
     weights = load_file(directory / SINGLE)
     if head == "copy":
@@ -49,7 +49,7 @@ def logprobs(directory: Path) -> torch.Tensor:
 
 
 CASES = (
-    # base's head and flag, aligned's head and flag; whether θ(λ) has a head; the parents that a warning is about
+    # Each row has base's head and flag, aligned's head and flag, whether θ(λ) has a head, and the parents that are warned of
     ("none", True, "none", True, False, ()),
     ("own", False, "own", False, True, ()),
     ("own", None, "own", None, True, ()),

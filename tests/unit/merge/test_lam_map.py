@@ -1,4 +1,4 @@
-"""Weights on λ by module, rows that no line goes through, and the arc: the parts of a line, without an engine."""
+"""The parts of a line work without an engine: weights on λ by module, rows that keep still, and the arc."""
 
 import json
 import math
@@ -66,7 +66,7 @@ def test_names_of_other_architectures() -> None:
 @pytest.mark.parametrize(
     ("text", "by_layer"),
     [
-        ("layers=0.2:1", ["0.2", "0.272727", "0.345455", "0.418182"]),  # thirds of nothing: rounded to six decimals
+        ("layers=0.2:1", ["0.2", "0.272727", "0.345455", "0.418182"]),  # a third is rounded to six decimals
         ("layers.0-4=0:1", ["0", "0.25", "0.5", "0.75", "1"]),
         ("layers.2-10.mlp=1:0:-1", [None, None, "1", "0.75", "0.5", "0.25", "0", "-0.25", "-0.5", "-0.75", "-1", None]),
         ("layers.7=0.2:1", [None] * 7 + ["0.2", None]),
@@ -152,7 +152,7 @@ def write(directory: Path, rows: int, strings: dict[int, str], width: int = 4, *
     return str(directory)
 
 
-BASE = {0: "a", 1: "b", 2: "c", 3: "d", 4: "e"}  # of 7 rows: 5 and 6 are padding
+BASE = {0: "a", 1: "b", 2: "c", 3: "d", 4: "e"}  # rows 5 and 6 of 7 are padding
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ BASE = {0: "a", 1: "b", 2: "c", 3: "d", 4: "e"}  # of 7 rows: 5 and 6 are paddin
         (7, BASE, None),  # the padding is interpolated
         (7, BASE | {5: "<turn>"}, ((5, 6),)),
         (7, BASE | {0: "<pad>", 3: "x", 4: "y"}, ((0, 1), (3, 5))),
-        (7, {0: "a", 1: "b", 2: "c", 3: "d"}, ((4, 5),)),  # a string of base only
+        (7, {0: "a", 1: "b", 2: "c", 3: "d"}, ((4, 5),)),  # only base has this string
         (9, BASE, ((7, 9),)),  # base has no such rows
         (9, BASE | {6: "z", 7: "<turn>"}, ((6, 9),)),
         (6, BASE, None),  # base has more padding
@@ -214,7 +214,7 @@ def test_runs_cover_every_row_once(kept: set[int], first: int, length: int) -> N
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("lam", ["0.5", "0.35", "1.3", "-0.5"])
 def test_the_arc_is_its_formula(dtype: torch.dtype, lam: str) -> None:
-    """Against float64; fp32 products and their sum are off by at most three roundings of their largest term."""
+    """It agrees with float64 up to three roundings of the largest term in fp32."""
     one, two = (torch.randn(37, 21, generator=torch.Generator().manual_seed(seed)).to(dtype) for seed in (0, 1))
     a, b = one.double(), two.double()
     angle = math.acos(float((a * b).sum() / (a.norm() * b.norm())))

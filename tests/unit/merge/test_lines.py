@@ -1,4 +1,4 @@
-"""Other ways from base to aligned on disk: the arc, weights on λ by module, and a vocabulary shared in part."""
+"""Exports go other ways from base to aligned: the arc, weights on λ by module, and a vocabulary shared in part."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from merge.line import Line
 from merge.pair import open_pair
 from tests.support.lines import MAP, is_shared, made, write_pair
 
-CASES = {  # a line, and whether the pair's head is tied to its embeddings
+CASES = {  # each case is a line, and whether the pair's head is tied to its embeddings
     "shared": (Line(vocab="shared"), True),
     "arc and map": (Line("slerp", MAP), False),
     "shared and map": (Line("linear", MAP, "shared"), True),
@@ -20,7 +20,7 @@ CASES = {  # a line, and whether the pair's head is tied to its embeddings
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """By case."""
+    """Return the pair of each case."""
     return {
         name: write_pair(tmp_path_factory.mktemp("pair"), tied, is_shared(line)) for name, (line, tied) in CASES.items()
     }

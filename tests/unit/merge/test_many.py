@@ -1,4 +1,4 @@
-"""Several aligned checkpoints over one base: the formula in exact arithmetic, and what is written to disk."""
+"""Several aligned checkpoints over one base keep to the formula in exact arithmetic, in memory and on disk."""
 
 import itertools
 import json
@@ -43,7 +43,7 @@ def point(*lams: str) -> str:
 
 @given(st.lists(LAMS, min_size=2, max_size=3), DTYPES, st.lists(st.tuples(*[VALUES] * 4), min_size=1, max_size=40))
 def test_the_error_bound_holds(lams: list[str], dtype: torch.dtype, rows: list[tuple[float, ...]]) -> None:
-    """The bound that merge.interpolate derives, in exact arithmetic."""
+    """Compute the bound that merge.interpolate derives, in exact arithmetic."""
     parents = [torch.tensor(column, dtype=torch.float64).to(dtype) for column in zip(*rows, strict=True)]
     parents = parents[: 1 + len(lams)]
     copies = [parent.clone() for parent in parents]
@@ -62,7 +62,7 @@ def test_the_error_bound_holds(lams: list[str], dtype: torch.dtype, rows: list[t
             assert dtype is torch.float16
             assert abs(exact) > 65504
             continue
-        tiny = len(steps) * Fraction(2) ** -149  # of fp32: below it nothing is exact
+        tiny = len(steps) * Fraction(2) ** -149  # the least normal number of fp32, below which nothing is exact
         bound = (len(steps) + 3) * UNIT * (1 + 16 * UNIT) * size + tiny
         error = abs(Fraction(found.item()) - exact)
         if dtype is not torch.float32:
@@ -78,7 +78,7 @@ def test_slices_and_outputs_are_the_same_bits(lams: list[str], weight: str, dtyp
     read = needed(point(*lams), Rule(weight))
     for start, stop in ((0, 67), (0, 1), (3, 40), (64, 67)):
         some = [parent[start:stop] for parent in parents]
-        # What is not read may be anything.
+        # Parents that are not read may hold anything.
         some = [part if place in read else torch.full_like(part, math.nan) for place, part in enumerate(some)]
         out = torch.empty_like(some[0])
         assert theta(some, point(*lams), out, Rule(weight)) is out
@@ -95,7 +95,7 @@ def test_a_weight_is_on_every_coordinate() -> None:
 
 @pytest.fixture(scope="module")
 def mixed_parents(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Base and two aligned parents of all dtypes, dealt out over files in three ways."""
+    """Write base and two aligned parents of all dtypes, dealt out over files in three ways."""
     root = tmp_path_factory.mktemp("mixed")
     return [write(root / name, mixed(seed), shards=3 - seed) for seed, name in enumerate(("base", "dpo", "sft"))]
 
@@ -192,7 +192,7 @@ def test_flags_of_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert parse_aligned("/models/sft=1,dpo=2") == {"": "/models/sft=1,dpo=2"}  # a path does not begin with a name
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sft=1,dpo=2").mkdir()
-    assert parse_aligned("sft=1,dpo=2") == {"": "sft=1,dpo=2"}  # what exists as it stands wins
+    assert parse_aligned("sft=1,dpo=2") == {"": "sft=1,dpo=2"}  # a path that exists as it stands wins
     for bad, problem in itertools.chain(
         [("sft=x", "give two checkpoints or more with names, or one without"), ("sft=x,sft=y", "'sft' is named twice")],
         [("SFT=x,dpo=y", "'SFT' is no name: use a–z, 0–9, - and _"), ("sft=,dpo=y", "'sft' has no checkpoint")],

@@ -1,4 +1,4 @@
-"""A pair of checkpoints: every bad input and its message, the fingerprint, and the one formula against references."""
+"""A pair of checkpoints is checked, has a fingerprint, and keeps to the one formula, as references say."""
 
 import json
 import struct
@@ -27,7 +27,7 @@ from tests.support.checkpoints import write_checkpoint
 from tests.support.weights import CONFIG, Tensors, tensors, write, write_vocabulary
 
 BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
-# Digits of the significand after the point, and the exponent of the smallest normal number.
+# These are the digits of the significand after the point, and the exponent of the smallest normal number.
 FORMATS = {torch.bfloat16: (7, -126), torch.float16: (10, -14), torch.float32: (23, -126)}
 
 
@@ -65,7 +65,7 @@ def test_a_single_file_is_known_from_its_header(tmp_path: Path) -> None:
 
 
 def test_shards_are_one_checkpoint_in_natural_order(tmp_path: Path) -> None:
-    names = list(tensors())  # layer 2 before layer 10
+    names = list(tensors())  # layer 2 comes before layer 10
     single = open_checkpoint(str(write(tmp_path / "single", tensors())), "base")
     sharded = open_checkpoint(str(write(tmp_path / "sharded", tensors(), shards=3)), "base")
     assert list(single.tensors) == list(sharded.tensors) == names
@@ -224,7 +224,8 @@ def unknown_dtype(data: bytes, header: int) -> bytes:
 
 
 def negative_offset(data: bytes, header: int) -> bytes:
-    return data.replace(b'"data_offsets":[0,48]', b'"data_offsets":[-9,39]', 1).replace(b" ", b"", 1)  # of the padding
+    # The rows of the padding.
+    return data.replace(b'"data_offsets":[0,48]', b'"data_offsets":[-9,39]', 1).replace(b" ", b"", 1)
 
 
 def a_list(data: bytes, header: int) -> bytes:
@@ -528,7 +529,8 @@ def test_a_fingerprint_changes_with_whatever_changes_a_score(tmp_path: Path) -> 
 def test_tensors_larger_than_a_chunk_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = write(tmp_path / "one", tensors())
     whole = fingerprint_of(directory)
-    monkeypatch.setattr("merge.fingerprints._CHUNK", 20)  # 48 bytes each: two full chunks and a part
+    # Each tensor has 48 bytes, which are two full chunks and a part.
+    monkeypatch.setattr("merge.fingerprints._CHUNK", 20)
     assert fingerprint_of(directory) == whole
     weights = tensors()
     weights["model.layers.4.w"][2, 7] = float("inf")
@@ -559,12 +561,12 @@ def test_nan_and_infinity_are_refused_by_name(tmp_path: Path, dtype: torch.dtype
 
 
 def exact(base: torch.Tensor, aligned: torch.Tensor, lam: str) -> torch.Tensor:
-    """θ(λ) in float64: independent of `torch.lerp` and of float32."""
+    """Return θ(λ) in float64, independent of `torch.lerp` and of float32."""
     return base.double() + float(Decimal(lam)) * (aligned.double() - base.double())
 
 
 def ulp(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Distance between neighbouring numbers of `dtype` at float64 `value`."""
+    """Return the distance between neighbouring numbers of `dtype` at float64 `value`."""
     digits, smallest = FORMATS[dtype]
     exponent = torch.frexp(value).exponent - 1  # 2**exponent <= |value| < 2**(exponent + 1)
     return torch.ldexp(torch.ones_like(value), exponent.clamp(min=smallest) - digits)
@@ -575,7 +577,7 @@ dtypes = st.sampled_from([torch.bfloat16, torch.float16, torch.float32])
 
 
 def parents(seed: int, dtype: torch.dtype, count: int = 4096) -> tuple[torch.Tensor, torch.Tensor]:
-    """A pair as post-training makes it: a third moved a little, a third a lot, a third not at all; some zeros."""
+    """Return a pair as post-training makes it: a third moved a little, a third a lot, a third not at all; some are zeros."""
     generator = torch.Generator().manual_seed(seed)
     base = 0.05 * torch.randn(count, generator=generator)
     moved = torch.tensor([0.001, 0.1, 0.0]).repeat(count // 3 + 1)[:count]
@@ -591,7 +593,7 @@ def test_the_ends_of_the_line_are_the_parents_bit_for_bit(dtype: torch.dtype) ->
     aligned = torch.tensor([1.0, -0.0, -0.0, largest.min, -0.0, 0.1], dtype=dtype)
     assert same_bits(interpolate(base, aligned, "0"), base)
     assert same_bits(interpolate(base, aligned, "1"), aligned)
-    # What that is about: the formula as it stands loses the sign.
+    # The copy is needed, because the formula as it stands loses the sign.
     assert not same_bits(torch.lerp(base, aligned, 0.0), base)
 
 
@@ -611,7 +613,7 @@ def test_theta_is_lerp_in_float32_rounded_once(lam: str, dtype: torch.dtype, see
 def test_theta_is_the_exact_line_but_for_one_rounding(lam: str, dtype: torch.dtype, seed: int) -> None:
     base, aligned = parents(seed, dtype, 200)
     line = exact(base, aligned, lam)
-    # Five roundings in float32 (λ, the difference, 1 − λ, the product, the sum), none of a number above the bound.
+    # float32 rounds five times (λ, the difference, 1 − λ, the product, the sum), and no number is above the bound.
     bound = (1 + abs(float(lam))) * (base.double().abs() + aligned.double().abs())
     error = (interpolate(base, aligned, lam).double() - line).abs()
     assert (error <= 0.5 * ulp(line, dtype) + 5 * 2.0**-24 * bound).all()
@@ -622,7 +624,7 @@ def test_theta_is_the_exact_line_but_for_one_rounding(lam: str, dtype: torch.dty
 def test_theta_is_half_an_ulp_from_the_line(lam: str, dtype: torch.dtype) -> None:
     base, aligned = parents(3, dtype, 200_000)
     line = exact(base, aligned, lam)
-    # Where base and λ · (aligned − base) all but cancel, float32's own rounding of them shows.
+    # Where base and λ · (aligned − base) almost cancel, float32's own rounding of them shows.
     wide = line.abs() >= 2.0**-8 * torch.maximum(base.double().abs(), aligned.double().abs())
     wide &= line.abs() >= 2.0 ** FORMATS[dtype][1]
     assert wide.double().mean() > 0.8
@@ -647,7 +649,7 @@ def test_any_shape_and_layout(shape: tuple[int, ...]) -> None:
 def test_a_checkpoint_is_interpolated_tensor_by_tensor(tmp_path: Path, lam: str) -> None:
     base, aligned = tensors(0), tensors(1)
     write(tmp_path / "base", base, shards=2)
-    write(tmp_path / "aligned", aligned, shards=3)  # dealt out otherwise: paired by name, not by file
+    write(tmp_path / "aligned", aligned, shards=3)  # tensors are dealt out otherwise, and paired by name, not by file
     pair = open_pair(str(tmp_path / "base"), str(tmp_path / "aligned"))
     yielded = list(interpolated_tensors(pair, lam))
     assert [name for name, _ in yielded] == list(base)

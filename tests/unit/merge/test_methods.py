@@ -1,7 +1,8 @@
-"""Methods of lines: a new one is one module, none needs torch to be asked for, and texts follow from names."""
+"""A new method of lines is one module, asking for methods needs no torch, and texts follow from names."""
 
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from tests.support.checkpoints import write_checkpoint
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Base before a threshold, aligned behind it."""
+    """This path is base before a threshold, and aligned behind it."""
 
     at: float
 
@@ -64,6 +65,24 @@ def test_a_method_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert made.keys() == expected.keys()
         assert all(torch.equal(made[name], expected[name]) for name in made)
     assert _formula(LineRecord("step"), ()) == "θ(λ) = step(base, aligned; λ)"
+
+
+def test_as_many_tensors_are_read_at_a_time_as_there_are_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = torch.get_num_threads() + 3
+    together = threading.Barrier(threads)  # it opens when all of them wait at it
+
+    def path(*_: object) -> None:
+        if not passed.is_set():
+            together.wait(timeout=60)
+            passed.set()
+
+    passed = threading.Event()
+    monkeypatch.setitem(METHODS, "slow", Method("slow", path))
+    parents = str(write_checkpoint(tmp_path / "base", 0)), str(write_checkpoint(tmp_path / "aligned", 1))
+    tensor_rules(open_pair(*parents, None, None, Line("slow")), threads)
+    assert passed.is_set()
 
 
 @pytest.mark.parametrize(

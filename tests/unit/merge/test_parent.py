@@ -24,12 +24,12 @@ SCAN = fingerprints.scan
 
 @pytest.fixture(autouse=True)
 def scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The checkpoints whose weights were read; the cache is the test's own, and files count as settled at once."""
+    """Return the checkpoints whose weights were read; the cache is the test's own, and files count as settled at once."""
     read: list[Path] = []
 
     def watched(checkpoint: Checkpoint, role: str) -> dict[str, str]:
         read.append(checkpoint.path)
-        time.sleep(0.05)  # others ask meanwhile
+        time.sleep(0.05)  # other threads ask meanwhile
         return SCAN(checkpoint, role)
 
     monkeypatch.setattr(fingerprints, "scan", watched)
@@ -99,7 +99,7 @@ def replace_by_a_copy(file: Path) -> None:
 def test_a_changed_file_is_read_again(tmp_path: Path, scans: list[Path], change: Callable[[Path], None]) -> None:
     directory = write(tmp_path / "one", tensors(), shards=2)
     before = remember(directory)
-    time.sleep(0.02)  # a tick of the file system's clock
+    time.sleep(0.02)  # the file system's clock ticks once
     change(max(directory.glob("*.safetensors")))
     assert remember(directory) == made_afresh(open_checkpoint(str(directory), "base"), "base") != before
     assert scans == [directory] * 2
@@ -159,7 +159,7 @@ def test_the_very_files_of_the_driver_are_not_read(tmp_path: Path, scans: list[P
 
 def test_a_copy_is_read_once(tmp_path: Path, scans: list[Path]) -> None:
     parent = sent(write(tmp_path / "one", tensors()))
-    copy = write(tmp_path / "copy", tensors(), shards=3)  # split otherwise: what counts is the content
+    copy = write(tmp_path / "copy", tensors(), shards=3)  # the files are split otherwise, and only the content counts
     there = replace(parent, source=str(copy))
     assert open_here(there) == open_here(there) == copy
     assert scans == [copy]
@@ -179,7 +179,7 @@ def test_another_checkpoint_is_refused(tmp_path: Path, scans: list[Path]) -> Non
     scans.clear()
     with pytest.raises(PairError, match=says + "tensors, shapes or dtypes"):
         open_here(replace(parent, source=str(other)))
-    assert scans == []  # headers tell
+    assert scans == []  # the headers tell
 
 
 def test_a_hub_id_is_resolved_again_by_its_commit(

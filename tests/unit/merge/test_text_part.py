@@ -1,4 +1,4 @@
-"""Which part of a checkpoint is a language model."""
+"""The part of a checkpoint that is a language model is found by its tensors and its config."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A start of Ray that fails is tried again, and said; a signal ends the waits. Ray is replaced, or it would have to fail."""
+"""A start of Ray that fails is told and tried again, and a signal ends the waits. A stub stands for Ray."""
 
 import signal
 import threading
@@ -25,7 +25,7 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[dict[str, Any
 
         def init(**arguments: Any) -> None:
             given.append(arguments)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray leaves a handler behind
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray leaves a signal handler behind
             if len(given) <= count:
                 raise Exception("The current node timed out during startup.\nRead the logs")
 

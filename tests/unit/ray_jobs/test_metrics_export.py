@@ -1,4 +1,4 @@
-"""What the driver's events make of the Prometheus metrics; that they appear on Ray's endpoint is in `test_job.py`."""
+"""The driver's events change the Prometheus metrics. `test_job.py` sees that these appear on Ray's endpoint."""
 
 from collections.abc import Callable
 from typing import Any

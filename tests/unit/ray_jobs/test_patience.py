@@ -1,5 +1,6 @@
 """A node whose replica ended waits for its memory. The driver is tried without Ray and with a clock of its own."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from serve.engine import process_environment
 from serve.last_words import lacks_memory, last_error, telling_lines
 from serve.settings import EngineSettings
 
-# As vLLM 0.32 says it.
+# vLLM 0.32 says this.
 NO_MEMORY = (
     "EngineError: the vLLM engine did not start: Free memory on device cuda:0 (3.1/79.2 GiB) on startup is less than "
     "desired GPU memory utilization (0.92, 72.86 GiB). Decrease GPU memory utilization or reduce GPU memory used by other "
@@ -54,7 +55,7 @@ def test_replicas_that_fail_at_about_the_same_time_are_one_try() -> None:
     assert patience.wait("a", NO_MEMORY, 1000, 1001) is None
 
 
-# The end of what an engine of two ranks writes, as vLLM 0.32 words it.
+# An engine of two ranks ends its log like this, in the words of vLLM 0.32.
 OF_RANKS = [
     "(Worker_TP1 pid=8) ERROR 11-28 02:00:00 [multiproc_executor.py:900] WorkerProc failed to start.",
     "(Worker_TP1 pid=8) ERROR 11-28 02:00:00 [multiproc_executor.py:900] ValueError: Free memory on device cuda:1 (3.1/79.2 "
@@ -71,7 +72,7 @@ def test_what_a_rank_says_of_memory_is_among_the_last_words() -> None:
     assert words[1:] == OF_RANKS[-19:]
     assert lacks_memory("".join(words))
     assert lacks_memory(last_error(OF_RANKS))
-    others = ["WARNING: to avoid running out of memory, give less", *OF_RANKS[2:]]  # which is no error
+    others = ["WARNING: to avoid running out of memory, give less", *OF_RANKS[2:]]  # this line is no error
     assert telling_lines(others, 20) == others[-20:]
     assert last_error(others) == others[-1]
     assert last_error(["no words"]) == "no words"
@@ -106,7 +107,7 @@ def test_a_start_ends_a_series() -> None:
             True,
         ),
         ("ValueError: the model is not supported", 10.0, False),
-        (NO_MEMORY, RECENT_SECONDS + 1, False),  # what ended is long gone: others hold the memory
+        (NO_MEMORY, RECENT_SECONDS + 1, False),  # the replica ended long ago, and others hold the memory
     ],
 )
 def test_only_a_lack_of_memory_after_an_end_is_waited_for(reason: str, began: float, waits: bool) -> None:
@@ -117,7 +118,7 @@ def test_only_a_lack_of_memory_after_an_end_is_waited_for(reason: str, began: fl
 
 
 class News(Listener):
-    """Keeps what the driver tells."""
+    """This listener keeps what the driver tells."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -131,19 +132,25 @@ class News(Listener):
 
 
 class World:
-    """A driver over one node of one GPU, whose replicas exist by name only."""
+    """This is a driver over nodes of one GPU each, whose replicas exist by name only."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, probes: dict[str, tuple[str, str]] | None = None) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        probes: dict[str, tuple[str, str]] | None = None,
+        names: str = "n",
+        stages: int = 1,
+    ) -> None:
         self.now = 1000.0
         self.booted: list[ReplicaHandle] = []
-        node = Node("n", "10.0.0.1", 1, draining=False)
-        settings = EngineSettings(device="cuda", dtype="bfloat16", max_model_len=64)
+        self.nodes = {name: Node(name, f"10.0.0.{name}", 1, draining=False) for name in names}
+        settings = EngineSettings(device="cuda", dtype="bfloat16", max_model_len=64, pipeline_parallel=stages)
         parent = RemoteParent.__new__(RemoteParent)
         spec = SweepSpec(
             str(Path("run")), base=parent, aligned=None, settings=settings, identity={}, probes=probes or {}
         )
         monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=lambda _: None))
-        monkeypatch.setattr(driver, "living_nodes", lambda *_: {"n": node})
+        monkeypatch.setattr(driver, "living_nodes", lambda *_: dict(self.nodes))
         monkeypatch.setattr(driver, "end_process", lambda *_: None)
         monkeypatch.setattr(ReplicaHandle, "boot", lambda handle, *_: self._boot(handle))
         monkeypatch.setattr(ReplicaHandle, "end", lambda handle: None)
@@ -170,7 +177,7 @@ def test_the_driver_waits_and_does_not_blame_the_node(monkeypatch: pytest.Monkey
     world.booted[-1].booting = False  # it scores
     world.fails("it was killed")
     booted = world.look()
-    for turn in range(driver.MAX_BOOT_FAILURES + 1):  # more often than a node may fail
+    for turn in range(driver.MAX_BOOT_FAILURES + 1):  # it happens more often than a node may fail
         world.fails(NO_MEMORY)
         assert world.news.messages[-1].endswith(f"another one is started in {2 ** (turn + 1)} s")
         assert world.look() == booted
@@ -186,7 +193,7 @@ def test_a_replica_that_says_other_numbers_than_the_run_so_far_stops_the_sweep(m
     world.driver._started(world.booted[0], Started("H100", "H100", "", "11", "b"))
     with pytest.raises(SweepError, match="replica-0 on a and replica-0 on b"):
         world.driver._started(world.booted[0], Started("H100", "H100", "", "12", "b"))
-    mixed = "H100 + H200"  # of four ranks
+    mixed = "H100 + H200"  # the engine has four ranks
     world.driver._started(world.booted[0], Started(mixed, "H100 + H100 + H200 + H200", "", "21", "b"))
     world.driver._started(world.booted[0], Started(mixed, "H200 + H200 + H100 + H100", "", "22", "b"))
 
@@ -201,3 +208,19 @@ def test_the_driver_gives_up_a_node_whose_memory_others_have(monkeypatch: pytest
     assert len(world.booted) == 2
     with pytest.raises(SweepError, match="no replica starts"):
         world.look()
+
+
+def test_the_other_nodes_of_a_replica_that_is_moved_wait_for_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, names="ab", stages=2)
+    world.look()
+    (moved,) = world.booted
+    moved.booting = False
+    world.nodes |= {"b": replace(world.nodes["b"], draining=True), "c": Node("c", "10.0.0.c", 1, draining=False)}
+    world.look()
+    world.driver._hand_out(moved)
+    assert world.look() == 2
+    assert {share.node.node_id for share in world.booted[-1].placement} == {"a", "c"}
+    assert world.booted[-1].node.node_id == "a"
+    world.fails(NO_MEMORY)
+    assert world.news.messages[-1].endswith("is not free yet: another one is started in 2 s")
+    assert world.news.lost == [False, False]

@@ -1,4 +1,4 @@
-"""Which node a replica goes to, and what there is room for."""
+"""Replicas go to the nodes that have room for them."""
 
 import pytest
 
@@ -43,11 +43,12 @@ def shares(nodes: list[Node], settings: EngineSettings) -> list[list[tuple[str, 
     ("rooms", "depth", "found"),
     [
         ([2, 1], 1, [[("0", 0, 1)], [("0", 1, 1)], [("1", 0, 1)]]),
-        ([1, 3], 1, [[("1", 0, 1)], [("1", 1, 1)], [("0", 0, 1)], [("1", 2, 1)]]),  # the emptiest first
+        ([1, 3], 1, [[("1", 0, 1)], [("1", 1, 1)], [("0", 0, 1)], [("1", 2, 1)]]),  # the emptiest nodes come first
         ([1, 1], 2, [[("0", 0, 1), ("1", 0, 1)]]),
         ([1, 1, 1], 2, [[("0", 0, 1), ("1", 0, 1)]]),
-        ([5, 1, 1], 2, [[("0", 0, 2)], [("0", 2, 2)], [("1", 0, 1), ("2", 0, 1)]]),  # what fits into a node stays in it
-        ([2, 3, 1, 1], 4, [[("1", 0, 2), ("0", 0, 2)]]),  # fewest nodes
+        # A replica that fits into a node stays in it.
+        ([5, 1, 1], 2, [[("0", 0, 2)], [("0", 2, 2)], [("1", 0, 1), ("2", 0, 1)]]),
+        ([2, 3, 1, 1], 4, [[("1", 0, 2), ("0", 0, 2)]]),  # it takes as few nodes as will do
         ([2, 1, 1, 1], 4, [[("0", 0, 1), ("1", 0, 1), ("2", 0, 1), ("3", 0, 1)]]),
         ([2, 2, 1], 3, [[("0", 0, 1), ("1", 0, 1), ("2", 0, 1)]]),
         ([2, 2], 3, []),  # each node takes equally many

@@ -1,4 +1,4 @@
-"""The scheduler against a brute-force reading of its rules, and in simulated clusters."""
+"""The scheduler does what a brute-force reading of its rules says, also in simulated clusters."""
 
 import collections
 import dataclasses
@@ -117,7 +117,7 @@ def test_what_was_said_before_counts_and_eager_engines_are_not_told_to_be_eager(
     assert "timing" not in eager
     assert "enforce_eager" not in eager
     ledger = ProbeLedger(known)
-    assert ledger.conflict("three", "c", "H100 + H200", "33") is None  # which rank was where is not known
+    assert ledger.conflict("three", "c", "H100 + H200", "33") is None  # it is not known which rank was where
     assert ledger.conflict("four", "c", "H200 + H100", "44") is None
     assert ledger.conflict("five", "c", "H100 + H200", "34") is not None
 
@@ -173,9 +173,9 @@ def test_own_lambda_then_unowned_then_most_work_per_replica() -> None:
     assert (first, second) == (unit("0", 0), unit("1", 0, 4))
     assert (scheduler.current("a"), scheduler.current("b"), scheduler.current("c")) == ("0", "1", None)
     scheduler.done("a", unit("0", 0))
-    assert scheduler.next("a") == unit("0", 1)  # own, though 1 has more work
+    assert scheduler.next("a") == unit("0", 1)  # it is the replica's own λ, though 1 has more work
     scheduler.done("a", unit("0", 1))
-    assert scheduler.next("a") == unit("0.5", 0, 3)  # nobody is there, though 1 has more work
+    assert scheduler.next("a") == unit("0.5", 0, 3)  # no replica is there, though 1 has more work
     assert scheduler.next("c") == unit("1", 1, 4)
 
 
@@ -312,7 +312,7 @@ def test_wrong_use_is_refused() -> None:
 
 
 class Rules(RuleBasedStateMachine):
-    """The rules by brute force. Every unit that the scheduler hands out must be the one that follows from them."""
+    """This restates the rules by brute force. Each unit that the scheduler hands out must be the one that they say."""
 
     names = st.sampled_from("abcde")
 
@@ -441,7 +441,7 @@ class Rules(RuleBasedStateMachine):
             assert self.scheduler.current(replica) == self.at.get(replica)
 
     def teardown(self) -> None:
-        """Whatever came before, two more replicas and no more failures finish the sweep."""
+        """Let two more replicas finish the sweep without failures, whatever came before."""
         if not hasattr(self, "units"):
             return
         for _ in range(len(self.units) + 1):
@@ -462,7 +462,7 @@ TestRules = Rules.TestCase
 
 
 def rough(seed: int) -> tuple[list[Unit], Cluster]:
-    """A small sweep in which everything goes wrong now and then."""
+    """Simulate a small sweep in which everything goes wrong now and then."""
     source = random.Random(seed)
     units = make_units(source.randint(1, 12), source.randint(1, 30), seed)
     replicas = source.randint(1, 12)
@@ -525,14 +525,15 @@ def test_makespan_is_near_the_bound(replicas: int, lambdas: int, shards: int) ->
 def test_no_needless_switch() -> None:
     units = make_units(31, 20)
     outcome = simulate(units, Scheduler(units), Cluster([0.0] * 4))
-    assert outcome.switches <= 31 + 4 * 3  # each λ once, and some joining at the end
+    assert outcome.switches <= 31 + 4 * 3  # each λ is switched to once, and some replicas join at the end
 
 
 def test_lower_bound() -> None:
     assert lower_bound([0, 0], work=100, longest=5, lambdas=4, switch_seconds=1) == 52
     assert lower_bound([0, 0, 0], work=30, longest=28, lambdas=1, switch_seconds=1) == 29
     assert lower_bound([0, 20], work=100, longest=5, lambdas=1, switch_seconds=0) == 60
-    assert lower_bound([0, 1000], work=100, longest=5, lambdas=1, switch_seconds=0) == 100  # too late to help
+    # This replica joins too late to help.
+    assert lower_bound([0, 1000], work=100, longest=5, lambdas=1, switch_seconds=0) == 100
 
 
 def test_coarse_frontier_at() -> None:
@@ -553,7 +554,7 @@ def test_coarse_order_shows_a_coarse_frontier_early() -> None:
 
 
 def _answers(seed: int) -> list[tuple[str, str | Unit | None]]:
-    """Every answer of a scheduler that lives through a rough sweep."""
+    """Return every answer of a scheduler that lives through a rough sweep."""
     units, cluster = rough(seed)
     log: list[tuple[str, str | Unit | None]] = []
 

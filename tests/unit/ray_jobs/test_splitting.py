@@ -1,4 +1,4 @@
-"""Units that kill engines: the offending requests are found by halving, whatever dies by chance meanwhile."""
+"""The requests that kill engines are found by halving a unit, whatever dies by chance meanwhile."""
 
 import random
 
@@ -21,7 +21,7 @@ def split(rows: int, starts: list[int], kills, charge=lambda: True) -> tuple[lis
             break
         part, commits = handed
         assert part.key == whole.key
-        assert splitter.next("another") is None  # one part of a unit at a time
+        assert splitter.next("another") is None  # one part of a unit is tried at a time
         left_out = {row for row, _ in part.offenders}
         if any(kills(row) for row in range(part.first_row, part.end_row) if row not in left_out):
             is_charged = charge()
@@ -50,17 +50,17 @@ def test_exactly_the_offenders_are_left_out(seed: int) -> None:
     assert done is not None
     assert done.offenders == tuple((row, REASON) for row in sorted(bad))
     assert (done.first_row, done.end_row) == (100, 100 + rows)
-    # Whole documents first: a part that cuts through one lies within it.
+    # Whole documents come first: a part that cuts through a document lies within it.
     for part in tried[:-1]:
         edges = [edge for edge in (part.first_row, part.end_row) if edge not in {*starts, 100 + rows}]
         assert not edges or not any(part.first_row < start < part.end_row for start in starts)
-    assert len(tried) <= 3 + 2 * len(bad) * (2 * rows.bit_length() + 2)  # by halving, not one by one
+    assert len(tried) <= 3 + 2 * len(bad) * (2 * rows.bit_length() + 2)  # this is halving, and not one by one
 
 
 def test_a_chance_death_quarantines_nothing() -> None:
     splitter = Splitter(lambda unit: [0, 1, 2, 3])
     splitter.add(Unit("task", "0", 0, 0, 4, 1))
-    deaths = {0, 1, 3}  # at a half, and once at each of two requests alone
+    deaths = {0, 1, 3}  # a half fails once, and each of two requests alone
     for number in range(20):
         handed = splitter.next(f"replica-{number}")
         assert handed is not None
@@ -105,7 +105,7 @@ def test_a_unit_of_offenders_only_is_given_up_and_no_other_is_split() -> None:
         kills += 1
         if splitter.failed("a"):
             break
-    assert (splitter.open, kills) == (0, 2 + 3 * 2)  # both documents, and three requests alone, each twice
+    assert (splitter.open, kills) == (0, 2 + 3 * 2)  # both documents and three requests alone are tried, each twice
     assert not splitter.add(Unit("task", "0", 1, 4, 8, 1))
     assert splitter.open == 0
 

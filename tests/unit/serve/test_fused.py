@@ -1,4 +1,4 @@
-"""The fused pass of the switch: Triton's interpreter here, and a GPU where there is one.
+"""The fused pass of the switch runs in Triton's interpreter, and on a GPU where there is one.
 
 The interpreter rounds products of a fused multiply-add and converts to bfloat16 otherwise than a GPU, so interpolated
 elements may be one unit in the last place off there; what was written, and its digest, must agree to the bit everywhere.
@@ -31,7 +31,7 @@ def cases(device: torch.device) -> list[dict[str, Any]]:
     for dtype in DTYPES:
         for shape in SHAPES:
             base, aligned = (torch.randn(shape, generator=generator).to(dtype).to(device) for _ in range(2))
-            base.view(-1)[0] = aligned.view(-1)[1] = -0.0  # which only a copy keeps
+            base.view(-1)[0] = aligned.view(-1)[1] = -0.0  # only a copy keeps −0.0
             base.view(-1)[1] = 1
             words = takes_words(dtype.itemsize, shape[-1], ())
             for lam in LAMBDAS:
@@ -40,7 +40,7 @@ def cases(device: torch.device) -> list[dict[str, Any]]:
                 fused.write(base, aligned, lam, out, mine, parameter_key("x"), FIRST_ROW, words)
                 steps = [step // shape[-1] for step in out.stride()[:-1]]
                 wanted.add(out, parameter_key("x"), FIRST_ROW, steps, words)
-                # In units of the dtype's resolution at the parents' size.
+                # The difference is in units of the dtype's resolution at the parents' size.
                 scale = torch.finfo(dtype).eps * (base.float().abs() + aligned.float().abs())
                 error = float(((out.float() - exact.float()).abs() / scale).max())
                 same = torch.equal(out.view(torch.uint8), exact.view(torch.uint8))
@@ -53,7 +53,7 @@ def cases(device: torch.device) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def interpreted() -> list[dict[str, Any]]:
-    """The cases under Triton's interpreter, which is chosen when Triton is imported: in a process of its own."""
+    """Run the cases in a process of its own, because Triton's interpreter is chosen when Triton is imported."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Who is served at which λ, without an engine."""
+"""The gate decides who is served at which λ, without an engine."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -129,7 +129,7 @@ def test_requests_are_counted() -> None:
 
 
 def test_moves_are_counted() -> None:
-    """Who comes back to a λ can be seen to have been away; a move to where it is already is none."""
+    """A move away and back can be seen, and a move to the current λ is no move."""
 
     async def scene(gate: Gate, seen: list[str]) -> None:
         counts = [gate.moves]

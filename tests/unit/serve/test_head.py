@@ -1,4 +1,4 @@
-"""The LM head over chosen rows: which operations a step takes. Its numbers are held elsewhere, on real engines."""
+"""A step of the LM head over chosen rows waits for nothing. Tests on real engines look at its numbers."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from serve.hooks.continuation_scores import EXTRA, ContinuationHead
 from serve.hooks.seeded_draws import NUMBER, SeededDraws
 
-# On a GPU the CPU waits for these: their results, or the shapes of those, must be known to go on.
-DRAWN = 4  # what the sampler of these tests draws
+# On a GPU the CPU waits for these operations, because it needs their results or the shapes of those.
+DRAWN = 4  # the sampler of these tests draws this token
 WAITING = {"nonzero", "_local_scalar_dense", "item", "masked_select", "unique", "unique2", "is_nonzero", "equal"}
 
 
 class NeverWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Raises at an operation that would wait for a GPU, which none does on the CPU."""
+    """This mode raises at an operation that would wait for a GPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func.__name__.split(".")[0] not in WAITING, f"{func.__name__} waits for the device"
@@ -46,7 +46,7 @@ def runner(
     def sample(logits: torch.Tensor) -> Any:
         if greedy:
             return SimpleNamespace(sampled_token_ids=logits.nan_to_num(-torch.inf).argmax(-1, keepdim=True).int())
-        logits.div_(0.7)  # as vLLM's sampler does, in place
+        logits.div_(0.7)  # vLLM's sampler works in place, too
         return SimpleNamespace(sampled_token_ids=torch.full((len(prompts), 1), DRAWN, dtype=torch.int32))
 
     return SimpleNamespace(
@@ -90,7 +90,7 @@ def test_a_draw_is_watched_without_waiting(greedy: bool) -> None:
     mine = runner(
         {name: (ids, {NUMBER: number}) for name, number in (("a", 7), ("b", 8), ("c", 9))}, [0, 3, 6], 11, greedy
     )
-    mine.discard_request_mask.np[2] = True  # its prompt is not computed to the end
+    mine.discard_request_mask.np[2] = True  # this request's prompt is not computed to the end
     draws = SeededDraws(mine)
     logits = torch.randn(3, 11, generator=torch.Generator().manual_seed(2))
     logits[0, 5] = -torch.inf
@@ -101,7 +101,7 @@ def test_a_draw_is_watched_without_waiting(greedy: bool) -> None:
     exact_later = later.double().log_softmax(-1)
     with NeverWaits():
         mine._sample(logits)
-        mine.discard_request_mask.np[2] = False  # now every row's token is kept
+        mine.discard_request_mask.np[2] = False  # in this step every row's token is kept
         mine._sample(later)
     taken = draws.take()
     assert taken is not None

@@ -1,6 +1,6 @@
-"""What logits in bfloat16 cost, and what `head_dtype=float32` gives back: vLLM's own projection under our head, on the CPU.
+"""Logits in bfloat16 lose what `head_dtype=float32` gives back, with vLLM's own projection under our head on the CPU.
 
-The truth is the same product in float64: what an engine whose numbers are float32 comes to, up to the hidden states.
+The truth is the same product in float64, which is what a float32 engine comes to, up to the hidden states.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ LETTERS = [11, 12, 13, 14]
 
 @dataclass(frozen=True)
 class Scored:
-    """What a head says of each prompt's letters, and what is true."""
+    """These are a head's logprobs of each prompt's letters, and the true ones."""
 
     logprobs: np.ndarray[Any, Any]  # [prompts, letters]
     exact: np.ndarray[Any, Any]
-    highest: float  # of all logits
+    highest: float  # the greatest of all logits
 
     @property
     def ties(self) -> int:
@@ -48,7 +48,7 @@ def scored(head_dtype: torch.dtype) -> Scored:
     head = torch.nn.Module()
     head.weight = torch.nn.Parameter(weight.bfloat16(), requires_grad=False)
     head.quant_method = UnquantizedEmbeddingMethod()
-    head.cpu_linear = torch.nn.functional.linear  # as vLLM sets it where oneDNN packs nothing
+    head.cpu_linear = torch.nn.functional.linear  # vLLM sets this where oneDNN packs nothing
     processor = SimpleNamespace(head_dtype=head_dtype)
     names = [f"p{number}" for number in range(PROMPTS)]
     runner = SimpleNamespace(
@@ -86,6 +86,6 @@ def test_logits_in_bfloat16_tie_letters_and_those_in_float32_do_not() -> None:
     assert rounded.off.max() > 0.03
     assert rounded.off.mean() > 0.003
     assert whole.off.max() < 3e-5
-    # Who is the likeliest is another letter for some.
+    # For some prompts another letter is the likeliest.
     assert (rounded.logprobs.argmax(1) != rounded.exact.argmax(1)).sum() > PROMPTS / 50
     assert (whole.logprobs.argmax(1) == whole.exact.argmax(1)).all()

@@ -1,4 +1,4 @@
-"""What a request takes of the KV cache, held against vLLM's own count."""
+"""Our count of what a request takes of the KV cache is vLLM's own count."""
 
 from typing import Any
 
@@ -39,11 +39,11 @@ def test_a_request_takes_what_vllm_says(
             max_num_batched_tokens=STEP, max_model_len=length, max_num_seqs=16, is_encoder_decoder=False
         )
     )
-    config.scheduler_config.async_scheduling = pp == 1  # as on a GPU; vLLM 0.32 has it for one stage only
+    config.scheduler_config.async_scheduling = pp == 1  # a GPU does this; vLLM 0.32 has it for one stage only
     config.parallel_config.pipeline_parallel_size = pp
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")  # as in replicas
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")  # replicas do this, too
     config.cache_config.kv_cache_layout = "NHD"
-    config.model_config = ModelConfig.__new__(ModelConfig)  # of which the length alone is read
+    config.model_config = ModelConfig.__new__(ModelConfig)  # only the length of this is read
     config.model_config.max_model_len = length
     common: dict[str, Any] = {"block_size": 16, "num_kv_heads": 16 // tp, "head_size": 128, "dtype": torch.bfloat16}
     specs = {
@@ -54,15 +54,15 @@ def test_a_request_takes_what_vllm_says(
     }
     groups = kv_cache_utils.get_kv_cache_groups(config, specs)
     theirs = kv_cache_utils._max_memory_usage_bytes_from_groups(config, groups)
-    ours = needs(sizes(layers, windowed), length, STEP, 16, 2, tp, pp).request * pp  # of all stages
-    assert ours == pytest.approx(theirs, rel=0.03)  # blocks of 16 tokens, and one more of each kind
+    ours = needs(sizes(layers, windowed), length, STEP, 16, 2, tp, pp).request * pp  # the sum over all stages
+    assert ours == pytest.approx(theirs, rel=0.03)  # blocks have 16 tokens, and there is one more of each kind
     if not windowed:
         assert ours == theirs
 
 
 def test_scoring_has_the_longest_request_and_three_steps() -> None:
     found = needs(sizes(62, 52), 1024, STEP, 16, 2, 1, 1)
-    assert found.scoring - found.request == 3 * STEP * 70 * 2 * 16 * 128 * 2  # layers, eight of which are padding
+    assert found.scoring - found.request == 3 * STEP * 70 * 2 * 16 * 128 * 2  # eight of these layers are padding
 
 
 def test_stages_share_the_layers() -> None:

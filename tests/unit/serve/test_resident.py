@@ -36,7 +36,7 @@ Loader = Any
 
 
 class Fused(torch.nn.Module):
-    """A linear layer fused of q, k and v along its rows, of which each rank has a share; with a bias."""
+    """This is a linear layer fused of q, k and v along its rows, with a bias, of which each rank has a share."""
 
     def __init__(self, rank: int, ranks: int, width: int, rows: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Fused(torch.nn.Module):
 
 
 class Model(torch.nn.Module):
-    """An embedding that is padded and tied to the head, a fused layer, a row-parallel layer, a norm, experts, a number."""
+    """This model has a padded, tied embedding, a fused layer, a row-parallel layer, a norm, experts and a number."""
 
     def __init__(self, rank: int, ranks: int, width: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ def write_pair(root: Path, width: int, dtype: torch.dtype, first_seed: int = 0) 
     for seed, role in enumerate(("base", "aligned"), first_seed):
         generator = torch.Generator().manual_seed(100 * width + seed)
         made = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes(width).items()}
-        made["norm.weight"][0] = -0.0  # which only a copy keeps
+        made["norm.weight"][0] = -0.0  # only a copy keeps −0.0
         (root / role).mkdir(parents=True, exist_ok=True)
         (root / role / "config.json").write_text("{}")
         save_file(made, root / role / "model.safetensors")
@@ -112,7 +112,7 @@ def write_pair(root: Path, width: int, dtype: torch.dtype, first_seed: int = 0) 
 
 
 def expected(pair: Pair, lam: str, rank: int, ranks: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The parameters of a rank at θ(λ), by slicing and concatenating whole tensors made in fp32 and rounded once."""
+    """Return the parameters of a rank at θ(λ), by slicing and joining whole tensors made in fp32 and rounded once."""
     from safetensors.torch import load_file
 
     one, two = (load_file(parent.path / "model.safetensors") for parent in (pair.base, pair.aligned))
@@ -128,7 +128,7 @@ def expected(pair: Pair, lam: str, rank: int, ranks: int, dtype: torch.dtype) ->
 
 
 def parameters(full: dict[str, torch.Tensor], rank: int, ranks: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The parameters of a rank, of the tensors of a checkpoint."""
+    """Return the parameters of a rank, from the tensors of a checkpoint."""
 
     def rows(name: str) -> torch.Tensor:
         return full[name].chunk(ranks)[rank]
@@ -223,7 +223,7 @@ def test_other_lines_are_those_of_the_checkpoint(
     limit: int,
     packed: bool,
 ) -> None:
-    """Pieces of one parameter that move differently, and rows of aligned, two of which base has not."""
+    """Pieces of one parameter move differently, and some rows are aligned's, two of which base does not have."""
     pair = write_pair(root / "lines", 8, torch.bfloat16)
     file = pair.base.path / "model.safetensors"
     tensors = {name: tensor.clone() for name, tensor in whole(pair).items()}
@@ -391,7 +391,7 @@ def test_what_does_not_come_from_the_checkpoint_alone_is_refused(root: Path, kin
 
 
 class Computing(Model):
-    """A norm as a state space's decay is loaded, a row-parallel layer that is turned, and q, k, v in another order."""
+    """This loads a norm as a state space's decay, turns a row-parallel layer, and has q, k, v in another order."""
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         waiting: dict[str, torch.Tensor] = {}
@@ -444,7 +444,7 @@ def test_what_the_loader_computes_it_makes_again(root: Path, place: tuple[int, i
 
 
 class Turning(Model):
-    """Moves elements before it copies them, as GPT-OSS does with its experts; and changes its input where it may."""
+    """This loader moves elements before it copies them, as GPT-OSS does with its experts, and may change its input."""
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         for name, tensor in tensors:
@@ -492,7 +492,7 @@ def test_a_reload_fills_what_a_model_copies_by_itself(root: Path, kind: type[Mod
 
 
 class Decaying(Model):
-    """A norm that is loaded as a state space's decay is: by a weight loader of vLLM's."""
+    """This norm is loaded as a state space's decay is, by a weight loader of vLLM's."""
 
     def __init__(self, rank: int, ranks: int, width: int, dtype: torch.dtype) -> None:
         from vllm.model_executor.model_loader.weight_utils import composed_weight_loader, default_weight_loader
@@ -531,7 +531,7 @@ def test_a_reload_that_leaves_a_parameter_as_it_was_says_which(root: Path) -> No
 
 
 class Packing:
-    """A quantisation method that keeps a packed copy and throws the weight away, as vLLM's on the CPU, or changes it."""
+    """This quantisation method keeps a packed copy and throws the weight away, as vLLM's on the CPU, or changes it."""
 
     def __init__(self, keep: bool) -> None:
         self.keep = keep
@@ -670,7 +670,7 @@ def test_words_only_where_everything_lies_on_their_edges() -> None:
 
 
 class Recorded:
-    """Stands for a CUDA stream or event on the CPU and writes down what happens."""
+    """This stands for a CUDA stream or event on the CPU, and writes down what happens."""
 
     log: ClassVar[list[tuple[str, Any]]] = []
 
@@ -697,7 +697,7 @@ def test_staging_never_overwrites_a_block_that_is_in_use(monkeypatch: pytest.Mon
     for turn in range(5):
         sources = [torch.full((2, 3), value, dtype=torch.bfloat16).t() for value in (turn, -turn)]
         base, aligned = staging.load(sources, (1,) if turn == 3 else (0, 1))
-        assert torch.equal(base, sources[0]) == (turn != 3)  # what is not read is not copied
+        assert torch.equal(base, sources[0]) == (turn != 3)  # parents that are not read are not copied
         assert torch.equal(aligned, sources[1])
         seen.append(base.data_ptr())
         staging.release()
@@ -705,8 +705,8 @@ def test_staging_never_overwrites_a_block_that_is_in_use(monkeypatch: pytest.Mon
     for turn in range(5):
         (one, released), (two, filled), (three, waited), (four, done) = Recorded.log[4 * turn : 4 * turn + 4]
         assert (one, two, three, four) == ("wait", "record", "wait", "record")
-        assert filled is waited  # computed with once it is there
-        assert released is done is staging._released[turn % 2]  # filled again once that is over
+        assert filled is waited  # it is computed with once it is there
+        assert released is done is staging._released[turn % 2]  # it is filled again once that is over
 
 
 def room(**changes: Any) -> Room:
@@ -724,7 +724,7 @@ def room(**changes: Any) -> Room:
 @pytest.mark.parametrize(
     ("parents", "changes", "tier"),
     [
-        (35 * GIB, {}, "device"),  # 60 free, of which 8 + 8 + 4.8 must stay
+        (35 * GIB, {}, "device"),  # 60 are free, of which 8 + 8 + 4.8 must stay so
         (40 * GIB, {}, "pinned"),
         (40 * GIB, {"kv_cache_bytes": 4 * GIB}, "device"),
         (40 * GIB, {"host_total": 390 * GIB}, "mmap"),  # all eight ranks count
@@ -798,7 +798,7 @@ def test_page_locked_parents_are_unlocked_when_they_are_freed_or_do_not_all_fit(
     block = next(held.blocks(targets[0], 1 << 20, whole=True))[2]
     del held
     gc.collect()
-    assert len(locked) == 2  # a block of each is still there
+    assert len(locked) == 2  # a block of each parent is still there
     del block
     gc.collect()
     assert locked == {}

@@ -1,4 +1,4 @@
-"""vLLM's own rotary embedding on the CPU, against the rotation written out in float64."""
+"""vLLM's own rotary embedding on the CPU does the rotation that is written out in float64."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ TOKENS, HEADS, SIZE = 7, 4, 64
 
 
 def turned(x: torch.Tensor, angles: torch.Tensor, neox: bool) -> torch.Tensor:
-    """The rotation of [tokens, heads, size] by each token's angles [tokens, size / 2]."""
+    """Return [tokens, heads, size] rotated by each token's angles [tokens, size / 2]."""
     whole = x.double()
     one, two = whole.chunk(2, -1) if neox else (whole[..., ::2], whole[..., 1::2])
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
@@ -23,7 +23,8 @@ def turned(x: torch.Tensor, angles: torch.Tensor, neox: bool) -> torch.Tensor:
 @pytest.mark.parametrize("neox", [False, True])
 @pytest.mark.parametrize("layout", ["heads", "flat", "views"])
 def test_each_token_is_turned_by_its_own_angles(layout: str, neox: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_ops, "rotary_embedding", vllm_ops.rotary_embedding)  # puts it back in the end
+    # The fixture puts the kernel back at the end.
+    monkeypatch.setattr(vllm_ops, "rotary_embedding", vllm_ops.rotary_embedding)
     mend_rotary_embedding()
     mend_rotary_embedding()  # a second time changes nothing
     generator = torch.Generator().manual_seed(0)
@@ -32,7 +33,7 @@ def test_each_token_is_turned_by_its_own_angles(layout: str, neox: bool, monkeyp
     cache = torch.cat([angles.cos(), angles.sin()], -1).float()
     rows = torch.zeros(int(positions[-1]) + 1, SIZE)
     rows[positions] = cache
-    # DeepSeek's: a part of each head is turned, and one key is for all heads.
+    # DeepSeek turns a part of each head, and has one key for all heads.
     query = torch.randn(TOKENS, HEADS, 128 + SIZE, generator=generator)[..., 128:]
     key = torch.randn(TOKENS, 1, 512 + SIZE, generator=generator)[..., 512:]
     if layout != "views":

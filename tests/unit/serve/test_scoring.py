@@ -1,4 +1,4 @@
-"""The scoring plan: every continuation token is asked about once, in the right place, and nothing is computed in vain.
+"""The scoring plan asks about every continuation token once, in the right place, and computes nothing in vain.
 
 The engine is a table of numbers that stands for any model: what it says of a token depends on all tokens before it.
 """
@@ -22,7 +22,7 @@ VOCAB = 5
 
 
 def says(prefix: Sequence[int], token: int) -> tuple[float, int, int, float]:
-    """Logprob, rank, top-1 and its logprob of a token after a prefix."""
+    """Return the logprob and rank of a token after a prefix, and the most likely token with its logprob."""
     seed = hash((tuple(prefix), "model"))
     logits = np.random.default_rng(abs(seed)).normal(size=VOCAB)
     logprobs = logits - np.log(np.exp(logits).sum())
@@ -35,7 +35,7 @@ def says(prefix: Sequence[int], token: int) -> tuple[float, int, int, float]:
 
 
 class Table:
-    """EngineScores prompts as `serve.engine.Engine` does, in an order of its own."""
+    """This scores prompts as `serve.engine.Engine` does, in an order of its own."""
 
     vocab_size = VOCAB
     settings = type("Settings", (), {"max_model_len": 12})
@@ -87,7 +87,7 @@ tokens = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=4)
 documents = st.lists(
     st.one_of(
         st.tuples(tokens, st.lists(tokens, min_size=1, max_size=4)).map(lambda d: [(d[0], one) for one in d[1]]),
-        st.lists(st.tuples(tokens, tokens), min_size=1, max_size=3),  # contexts of their own
+        st.lists(st.tuples(tokens, tokens), min_size=1, max_size=3),  # the requests have contexts of their own
     ),
     max_size=4,
 )

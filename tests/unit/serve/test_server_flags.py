@@ -1,4 +1,4 @@
-"""Which flags of vLLM's server are taken."""
+"""Flags of vLLM's server are taken or refused."""
 
 import socket
 from pathlib import Path

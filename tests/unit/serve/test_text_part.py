@@ -1,4 +1,4 @@
-"""What vLLM is shown of a checkpoint that wraps a language model: its config, and its tensors."""
+"""vLLM is shown the config and the tensors of the language model that a checkpoint wraps."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,9 +47,8 @@ def test_a_server_starts_with_the_text_config(pair: tuple[Path, Path]) -> None:
 
     args = arguments(Serving(*pair, STRAIGHT, "0", "auto", "name", (), {"max_model_len": 128, "dtype": "float32"}))
     assert (args.load_format, args.config_format) == (TEXT_PART, TEXT_PART)
-    assert {"load_format", "config_format"} <= engine_arguments(
-        args
-    ).keys()  # those of the engines that it is held against
+    # The reference engines get these arguments, too.
+    assert {"load_format", "config_format"} <= engine_arguments(args).keys()
     config = AsyncEngineArgs.from_cli_args(args).create_model_config()
     assert config.architectures == ["Gemma3ForCausalLM"]
     assert not config.is_multimodal_model

@@ -1,4 +1,4 @@
-"""The start-up check's journey, with engines that are right and wrong in each way; real ones travel it in other tests."""
+"""Engines that are right, and wrong in each way, travel the start-up check. Real ones travel it in other tests."""
 
 import json
 import math
@@ -15,14 +15,14 @@ from serve.verify import Probe, Verdict, Way, journey, probe_digest, probe_reque
 
 BASE, ALIGNED, OTHER = Path("/base"), Path("/aligned"), Path("/other")
 BOTH = {"resident": "", "reload": ""}
-TRUE = {"0": 10.0, "0.35": 13.5, "1": 20.0}  # what weights at each point make of the probe prompt
+TRUE = {"0": 10.0, "0.35": 13.5, "1": 20.0}  # the answers of the weights at each point to the probe prompt
 
 ON = way(BASE, {"": ALIGNED}, STRAIGHT, BASE)
-REFERENCES: dict[str, Probe] = {"1": (20.0,)}  # what vLLM makes of aligned by itself
+REFERENCES: dict[str, Probe] = {"1": (20.0,)}  # the answer of vLLM's own load of aligned
 
 
 class Engine:
-    """Moves by routes, each a function from a point and the weights before to the new weights."""
+    """This engine moves by routes, which are functions from a point and the weights before to the new weights."""
 
     def __init__(self, loaded: str, **routes: Callable[[str, float], float]) -> None:
         self.weights, self.routes, self.route = TRUE[loaded], routes, ""
@@ -59,7 +59,7 @@ def writes_nothing(point: str, before: float) -> float:
 
 
 def derived_stays(point: str, before: float) -> float:
-    """Something that is derived at load stays the loaded parent's, which no return to that parent shows."""
+    """A parameter that is derived at load stays the loaded parent's, which a return to that parent does not show."""
     return TRUE[point] + (0.5 if point != "0" else 0)
 
 
@@ -153,7 +153,7 @@ def test_a_parent_of_which_nothing_is_known_is_where_routes_are_held_against_eac
 
 
 def output(prompt: list[float], written: list[float]) -> Any:
-    """What vLLM returns for a probe, of some logprobs; token n has id n."""
+    """Return what vLLM returns for a probe with these logprobs; token n has id n."""
     rows: list[Any] = [None, *({number: SimpleNamespace(logprob=one)} for number, one in enumerate(prompt, 1))]
     ends = [{number: SimpleNamespace(logprob=one)} for number, one in enumerate(written)]
     end = SimpleNamespace(token_ids=list(range(len(written))), logprobs=ends)
@@ -168,7 +168,7 @@ def test_a_probe_tells_the_smallest_difference_and_takes_nan_for_nan() -> None:
     assert said != read_probe(output([math.nextafter(-1.5, 0), nan, -inf], [-0.5]))
     assert said != read_probe(output([-1.5, -inf, -inf], [-0.5]))
     assert said != read_probe(output([-1.5, nan, -inf], [math.nextafter(-0.5, 0)]))
-    assert tuple(json.loads(json.dumps(said))) == said  # as it is remembered
+    assert tuple(json.loads(json.dumps(said))) == said  # answers are remembered in this form
 
 
 @pytest.mark.parametrize("length", [2, 3, 7, 40, 256])

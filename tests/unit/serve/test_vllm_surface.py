@@ -1,4 +1,4 @@
-"""What of vLLM is touched beyond its public interface: by name and signature, so that a new release fails in one place.
+"""vLLM still has what we touch beyond its public interface, by name and signature: a new release fails in one place.
 
 Where a line fails, the module of the last column is what to read and mend. The tests on real engines say whether it then
 does what is wanted.
@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-# Module, name in it, parameters that are passed or taken, where it is used.
+# Each row has a module, a name in it, the parameters that are passed or taken, and where it is used.
 CALLED = [
     ("vllm", "LLM.init_weight_transfer_engine", ["request"], "serve/engine.py"),
     ("vllm", "LLM.start_weight_update", [], "serve/engine.py"),
@@ -114,7 +114,7 @@ CALLED = [
     ("vllm.config.model", "ModelConfig.get_vocab_size", [], "serve/engine.py"),
 ]
 
-# Module, class, what its source must still set or read, where it is used.
+# Each row has a module, a class, what its source must still set or read, and where it is used.
 READ = [
     ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "self.discard_request_mask", "serve/hooks/seeded_draws.py"),
     ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "self.query_start_loc", "serve/hooks/continuation_scores.py"),
@@ -212,14 +212,14 @@ def test_the_registry_of_weight_transfer_backends_is_a_mapping() -> None:
     assert isinstance(WeightTransferEngineFactory._registry, dict)
 
 
-def test_the_sizes_that_a_rank_reads_are_in_vllms_configs() -> None:
-    """`serve/switch/backend.py` plans a GPU's memory by them."""
+def test_what_a_rank_reads_is_in_vllms_configs() -> None:
+    """`serve/switch/backend.py` plans a GPU's memory by the sizes, and sees there who binds a rank to processors."""
     from vllm.config import CacheConfig, ModelConfig, ParallelConfig, SchedulerConfig
 
     read = {
         CacheConfig: {"gpu_memory_utilization", "kv_cache_memory_bytes"},
         ModelConfig: {"max_model_len", "dtype"},
-        ParallelConfig: {"tensor_parallel_size", "pipeline_parallel_size"},
+        ParallelConfig: {"tensor_parallel_size", "pipeline_parallel_size", "numa_bind"},
         SchedulerConfig: {"max_num_batched_tokens", "max_num_seqs"},
     }
     for config, names in read.items():
