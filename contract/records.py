@@ -18,7 +18,7 @@ T = TypeVar("T")
 # Only one kind of tasks has these fields in the file.
 _SCORED_ONLY = ("format", "shots", "seed", "template", "system_prompt", "duplicates", "groups")
 _SAMPLED_ONLY = ("samples", "temperature", "max_tokens", "stop_token_ids")
-_ANSWERED_ONLY = ("top_p", "top_k", "until", "normaliser", "metric", "think_end_token")
+_ANSWERED_ONLY = ("top_p", "top_k", "until", "normaliser", "metric", "think_end_token", "p_true")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,7 @@ class TaskRecord:
     normaliser: str | None = None  # says which answers are the same
     metric: str | None = None  # what an output is right by
     think_end_token: str | None = None  # a text, or a token's id, that ends the thinking before an answer
+    p_true: str | None = None  # the question whether an answer is right
 
     @property
     def is_sampled(self) -> bool:

@@ -115,6 +115,13 @@ GENERATIONS = pa.schema(
     ]
 )
 
+# Further columns of GENERATIONS, where the model was asked whether an answer is right: what it says of the letters for yes
+# and for no, in nats.
+P_TRUE = (
+    pa.field("true_logprob", pa.float32()),
+    pa.field("false_logprob", pa.float32()),
+)
+
 # What became of each output of a task whose answers are written: computed of its generations, without an engine.
 GRADED = pa.schema(
     [

@@ -210,7 +210,7 @@ def report(
         str,
         typer.Option(
             help="The confidence that λ* is chosen by: sum, tokens or bytes of choices; of written answers sum, tokens, "
-            "lowest, first or votes. A task without it takes sum.",
+            "lowest, first, votes, or p_true where it was asked for. A task without it takes sum.",
             metavar="NAME",
         ),
     ] = "sum",

@@ -131,7 +131,7 @@ class Run:
         return pa.concat_tables([_named("", schemas.TOKENS.empty_table()), *tables])
 
     def generations(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
-        """Return the committed rows of schemas.GENERATIONS, with the task in front.
+        """Return the committed rows of schemas.GENERATIONS, with the task in front; those of schemas.P_TRUE where they are.
 
         Raises:
             InputError: the plan has no such generate task, or the task no such λ.
@@ -139,7 +139,7 @@ class Run:
         points = self._points(task, lam, "generations")
         tables = [_named(name, self._run.generations(name, one)) for name, one in points]
         _tell(self._run)
-        return pa.concat_tables([_named("", schemas.GENERATIONS.empty_table()), *tables])
+        return _joined([_named("", schemas.GENERATIONS.empty_table()), *tables])
 
     def graded(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
         """Return what became of written answers, one row for each output, with the task in front.
@@ -168,7 +168,7 @@ class Run:
                 generations = generations.append_column(field, graded[field.name])
             tables.append(_named(name, generations))
         _tell(self._run)
-        return pa.concat_tables(tables)
+        return _joined(tables)
 
     def explode(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
         """Return one row for each scored token.
@@ -308,6 +308,11 @@ class Run:
 def _tell(run: RunDir) -> None:
     if run.damaged:
         warnings.warn(f"{run.root}: rows of damaged tables are absent: {'; '.join(describe(run))}", stacklevel=3)
+
+
+def _joined(tables: list[pa.Table]) -> pa.Table:
+    """Return the rows of several tables; columns that some of them lack are null there."""
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _named(task: str, table: pa.Table) -> pa.Table:

@@ -226,7 +226,7 @@ def _device_total(config: SweepConfig, device: str) -> int | None:
 def _longest(tasks: Mapping[str, PreparedTask], prompts: Mapping[str, PreparedPrompts]) -> int:
     """Return the tokens of the longest request, with what may be sampled after it; 0 where there is none."""
     scored = [_most(task.built.table) for task in tasks.values()]
-    sampled = [_most(one.built.table) + one.spec.max_tokens for one in prompts.values()]
+    sampled = [_most(one.built.table) + one.spec.max_tokens + one.built.question_tokens for one in prompts.values()]
     return max([*scored, *sampled], default=0)
 
 

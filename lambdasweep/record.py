@@ -41,7 +41,7 @@ _TASK_IDENTITY = (
     ),
 )
 _SAMPLING = ("samples", "temperature", "max_tokens", "stop_token_ids")  # of generate tasks and of answers
-_ANSWERS = ("top_p", "top_k", "until", "normaliser", "metric", "think_end_token")
+_ANSWERS = ("top_p", "top_k", "until", "normaliser", "metric", "think_end_token", "p_true")
 
 
 def check_target(out: Location, record: str = "sweep.json", early: str = "requests") -> None:
@@ -156,6 +156,7 @@ def _answered(task: PreparedPrompts, spec: AnswerSpec) -> TaskRecord:
         normaliser=spec.normaliser,
         metric=spec.metric,
         think_end_token=spec.think_end_token,
+        p_true=spec.p_true,
     )
 
 

@@ -161,6 +161,15 @@ class TaskSettings:
             default="all of an output is the answer",
         ),
     ] = None
+    p_true: Annotated[
+        str | None,
+        Setting(
+            "Question whether a written answer is right: kadavath, or a text with A for yes and B for no.",
+            TASKS,
+            "TEXT",
+            default="the model is not asked",
+        ),
+    ] = None
 
     @property
     def chat(self) -> bool:

@@ -183,7 +183,9 @@ def _sources(root: str, prepared: Prepared) -> "dict[str, Source]":
             sampling = dataclasses.replace(
                 sampling, top_p=asked.top_p, top_k=asked.top_k, until=asked.until, think_end_token=asked.think_end_token
             )
-        found[name] = GenerateSource(root, name, built.table, built.requests_sha256, sampling, built.tokenizer)
+        found[name] = GenerateSource(
+            root, name, built.table, built.requests_sha256, sampling, built.tokenizer, built.question
+        )
     return found
 
 

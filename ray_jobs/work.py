@@ -16,6 +16,7 @@ from serve.settings import Sampling
 
 if TYPE_CHECKING:
     from serve.engine import Engine
+    from serve.sampling import Question
     from serve.scoring import UnitScores
 
 
@@ -132,6 +133,8 @@ class GenerateSource:
     sampling: Sampling
     tokenizer: Any
     """A fast tokenizer of the transformers library."""
+    question: "Question | None" = None
+    """Asks the model whether an answer is right."""
 
     @property
     def kind(self) -> str:
@@ -142,7 +145,9 @@ class GenerateSource:
         if self.sampling.think_end_token is None:
             del sampling["think_end_token"]  # the tables of tasks without one are those of before there were any
         identity = {"requests_sha256": self.requests_sha256, "task": self.task, "sampling": sampling}
-        return GenerateWork(*_parted(self.table, unit), identity, self.sampling, self.tokenizer)
+        if self.question is not None:
+            identity["p_true"] = self.question.identity
+        return GenerateWork(*_parted(self.table, unit), identity, self.sampling, self.tokenizer, self.question)
 
     def documents(self, unit: Unit) -> range:
         return range(unit.first_row, unit.end_row)  # each prompt is a document
@@ -161,11 +166,12 @@ class GenerateWork:
     identity: dict[str, Any]
     sampling: Sampling
     tokenizer: Any
+    question: "Question | None" = None
 
     def run(self, engine: "Engine", lam: str) -> UnitResult:
         from serve.sampling import sample_unit
 
-        found = sample_unit(engine, self.prompts, lam, self.sampling, self._text, self.tokenizer)
+        found = sample_unit(engine, self.prompts, lam, self.sampling, self._text, self.tokenizer, self.question)
         return UnitResult(
             found.generations,
             _with(found.quarantine, self.refused),

@@ -8,11 +8,13 @@ that ends the answer: an output then counts as ending with the token that comple
     tokens   the geometric mean of its tokens' probabilities
     lowest   the lowest probability of a token
     first    the probability of the token that the answer begins in
+    p_true   what the model said of the answer being right, P(yes) / (P(yes) + P(no)), where it was asked
     votes    the share of a document's outputs whose answers are of the most frequent class (self-consistency); this is a
              confidence of the document's voted answer, and not of an output
 
 Sources: sum and tokens: A. Malinin, M. Gales, "Uncertainty estimation in autoregressive structured prediction", ICLR 2021;
-lowest: N. Varshney et al., "A stitch in time saves nine", arXiv 2307.03987; votes: X. Wang et al., "Self-consistency
+lowest: N. Varshney et al., "A stitch in time saves nine", arXiv 2307.03987; p_true: S. Kadavath et al., "Language models
+(mostly) know what they know", arXiv 2207.05221; votes: X. Wang et al., "Self-consistency
 improves chain of thought reasoning in language models", ICLR 2023.
 """
 
@@ -24,22 +26,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calibration.arrays import Bools, Floats, Ints
-from calibration.scores.per_document import CONFIDENCES, LeftOut
+from calibration.scores.confidences import P_TRUE
+from calibration.scores.per_document import LeftOut
 from contract import schemas
 from contract.damage import read_or_problem
 from contract.errors import LambdasweepError
 from contract.records import TaskRecord
 from contract.rundir import RunDir
-
-VOTES = "votes"
-OF_OUTPUTS = ("sum", "tokens", "lowest", "first")  # confidences of one output
-ANSWER_CONFIDENCES = (*OF_OUTPUTS, VOTES)
-EVERY_CONFIDENCE = tuple(dict.fromkeys((*CONFIDENCES, *ANSWER_CONFIDENCES)))
-
-
-def confidence_of(written: bool, asked: str) -> str:
-    """Return the confidence that a kind of tasks is shown under: the one asked for where it has it, else the first."""
-    return asked if asked in (ANSWER_CONFIDENCES if written else CONFIDENCES) else CONFIDENCES[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +41,7 @@ class AnswerScores:
 
     document: Ints  # [S] the index of each document in the requests table
     correct: Bools  # [S, K] whether each output is right
-    logs: dict[str, Floats]  # [S, K] the log of the confidence in each output, by each of OF_OUTPUTS, in nats
+    logs: dict[str, Floats]  # [S, K] the log of each confidence in each output, in nats; NaN where an output has none
     voted: Bools  # [S] whether the voted answer is right: the most frequent one, of equally frequent ones the earliest
     votes: Ints  # [S] the outputs that give the voted answer
     classes: Ints  # [S] the number of different answers
@@ -182,6 +175,10 @@ def answer_scores(
     else:
         sums = lowest = entropy = np.empty(0)
     logs = {"sum": sums, "tokens": sums / (ends - before), "lowest": lowest, "first": values[begins + start]}
+    if schemas.P_TRUE[0].name in generations.column_names:
+        right, wrong = (generations[field.name].to_numpy().astype(np.float64) for field in schemas.P_TRUE)
+        with np.errstate(invalid="ignore"):  # where both have probability 0 there is no confidence
+            logs[P_TRUE] = right - np.logaddexp(right, wrong)
     correct = graded["correct"].combine_chunks().to_numpy(zero_copy_only=False).reshape(shape)
     classes = graded["answer_class"].combine_chunks().dictionary_encode().indices.to_numpy().reshape(shape)
     voted, votes, different = _vote(classes, correct)

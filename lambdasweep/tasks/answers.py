@@ -15,6 +15,7 @@ from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import TaskFile, unescaped
 from lambdasweep.tasks.formats import draw_shots, in_chat, render, template_of
 from lambdasweep.tasks.normalise import NORMALISERS, is_right
+from lambdasweep.tasks.p_true import question_of
 from lambdasweep.tasks.prompts import BuiltPrompts
 from lambdasweep.tasks.requests import batches, content_sha256
 from lambdasweep.tasks.tokens import Tokenizer, encode_prompts
@@ -34,6 +35,7 @@ class AnswerSpec:
         normaliser: one of `normalise.NORMALISERS`.
         metric: what an output is right by, where it is 1: exact_match, or lm-eval's `metric,filter`.
         think_end_token: a text, or a token's id, that ends the thinking before an answer.
+        p_true: the words that ask the model whether an answer is right.
     """
 
     name: str
@@ -53,6 +55,7 @@ class AnswerSpec:
     chat: bool = False
     system_prompt: str | None = None
     think_end_token: str | None = None
+    p_true: str | None = None
     groups: tuple[str, ...] = ()
 
 
@@ -158,9 +161,10 @@ def answers_of(
         for document in file.documents
         if not any(NORMALISERS[kind](answer).answer_class for answer in document.choices)
     ]
-    if problems := no_answer + think_end_problems(spec.think_end_token, tokenizer):
-        raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", problems)
     chat = chat if spec.chat else None
+    question, of_question = question_of(spec.p_true, tokenizer, chat)
+    if problems := no_answer + think_end_problems(spec.think_end_token, tokenizer) + of_question:
+        raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", problems)
     shots, documents = draw_shots(file.documents, spec.shots, spec.limit, spec.seed)
     prompts = [render(document, file.kind, spec.format) for document in documents]
     texts = [prompt.context for prompt in in_chat(prompts, shots, file.kind, spec, chat)]
@@ -186,6 +190,7 @@ def answers_of(
         chat=spec.chat,
         system_prompt=spec.system_prompt,
         think_end_token=spec.think_end_token,
+        p_true=question.asked if question else None,
     )
     table = prompts_table([document.doc_id for document in documents], texts, tokenizer)
     built = BuiltPrompts(
@@ -197,6 +202,7 @@ def answers_of(
         tokenizer=tokenizer,
         chat_template_sha256=chat.sha256 if chat else None,
         template=template_of(file.kind, spec),
+        question=question,
     )
     return settled, built, RowGrader(tuple(document.choices for document in documents), settled.normaliser)
 

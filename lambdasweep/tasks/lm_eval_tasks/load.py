@@ -56,6 +56,7 @@ class LmEvalSpec:
             one text, in which a backslash and an n are a new line.
         normaliser: says which of these answers are the same.
         think_end_token: ends the thinking before these answers; an argument of lm-eval's models.
+        p_true: asks the model whether such an answer is right.
     """
 
     source: str
@@ -71,6 +72,7 @@ class LmEvalSpec:
     until: str | None = None
     normaliser: str | None = None
     think_end_token: str | None = None
+    p_true: str | None = None
 
     @property
     def chat(self) -> bool:
@@ -112,6 +114,7 @@ class Outputs:
     metric: str
     filters: tuple[str, ...]
     think_end_token: str | None = None
+    p_true: str | None = None
 
     @property
     def samples(self) -> int:
@@ -412,6 +415,7 @@ def _outputs(name: str, task: Any, asked: Sequence[Asked], spec: LmEvalSpec) -> 
         metric=metric,
         filters=filters,
         think_end_token=spec.think_end_token,
+        p_true=spec.p_true,
     )
 
 

@@ -21,7 +21,7 @@ from calibration.terminal.tables import render
 from calibration.uncertainty.resample import draw
 from contract.errors import InputError, LambdasweepError
 from contract.records import read_plan
-from contract.rundir import RunDir
+from contract.rundir import RunDir, commit_json
 from lambdasweep import open_run
 from tests.support.tables import add_outputs, add_quarantine, add_written
 
@@ -320,3 +320,69 @@ def test_what_comes_behind_the_end_of_an_answer_changes_nothing(tmp_path: Path) 
     add_outputs(run, "damaged", "0", rows, thinking=2, ends=len(own))
     with pytest.raises(LambdasweepError, match="an output has no tokens"):
         AnswerLoader(run, "damaged", read_plan(run)["damaged"]).load("0")
+
+
+def test_p_true_is_one_confidence_more(run: RunDir) -> None:
+    """Outputs of which the model said nothing are left out of it, and counted."""
+    plan = run.plan()
+    plan["tasks"]["sums"]["p_true"] = "Is it right? A: yes. B: no."
+    commit_json(run.plan_json, plan)
+    rng = np.random.default_rng(8)
+    for number, lam in enumerate(GRID):
+        rows = outputs(number)
+        right = np.array([row[1] for some in rows.values() for row in some])
+        said = np.log(rng.uniform(0.05, 0.6, (len(right), 2)) + 0.3 * np.stack([right, ~right], axis=1))
+        if lam == "0.5":
+            said[[0, 1, 2, 3, 4, 17]] = -np.inf  # all outputs of a document, and one of another
+        add_outputs(run, "sums", lam, rows, said=said.tolist())
+    scores = load(run, "0.5")
+    said = np.stack([run.generations("sums", "0.5")[name].to_numpy() for name in ("true_logprob", "false_logprob")])
+    has = np.isfinite(said[0])
+    sure, right = np.exp(said[0])[has] / np.exp(said).sum(axis=0)[has], scores.correct.ravel()[has]
+    resamples = draw("sums", DOCUMENTS, 20)
+    found = answer_estimates(scores, resamples)
+    one = {name: value for (name, of, split), value in found.items() if (of, split) == ("p_true", "all")}
+    assert one["brier"].value == pytest.approx(brier_score_loss(right, sure))
+    assert one["auroc"].value == pytest.approx(roc_auc_score(right, sure))
+    assert one["acc"].value == pytest.approx(right.mean())
+    assert one["missing"].value == pytest.approx(6 / len(has))
+    assert (one["brier"].n, one["missing"].n) == (DOCUMENTS - 1, DOCUMENTS)
+    assert ("missing", "tokens", "all") not in found
+    halves = [split for split in ("select", "report") if found["brier", "p_true", split].n < len(found)]
+    for split in halves:
+        is_in = resamples.in_report if split == "report" else ~resamples.in_report
+        kept = np.repeat(is_in, SAMPLES)[has]
+        assert found["brier", "p_true", split].value == pytest.approx(brier_score_loss(right[kept], sure[kept]))
+        assert found["auroc", "p_true", split].value == pytest.approx(roc_auc_score(right[kept], sure[kept]))
+    # A resample of documents is one of their outputs: the sum over the outputs of each, by how often it was drawn.
+    counts = np.repeat(resamples.counts[:, 3], SAMPLES)[has]
+    assert found["brier", "p_true", "all"].resampled[3] == pytest.approx(
+        brier_score_loss(right, sure, sample_weight=counts), rel=1e-5
+    )
+    for split, is_in in (("all", None), ("report", resamples.in_report)):
+        kept = np.ones(len(sure), np.bool_) if is_in is None else np.repeat(is_in, SAMPLES)[has]
+        assert found["auroc", "p_true", split].resampled[3] == pytest.approx(
+            roc_auc_score(right[kept], sure[kept], sample_weight=counts[kept])
+        )
+    analysis = analyse(run, resamples=30, confidence="p_true")
+    (frontier,) = analysis.found.tasks
+    assert frontier.confidence == "p_true"
+    text = io.StringIO()
+    for table in render(analysis.metrics, "p_true"):
+        Console(file=text, width=110).print(table)
+    assert "what the model says of its answer being right (p_true)" in text.getvalue()
+    assert "without this confidence: 2.0 % of the outputs at λ 0.5" in text.getvalue()
+    write_report(run, analysis, confidence="p_true", figures=False)
+    assert "Outputs without this confidence" in run.index_html.read_text()
+    add_written(run, "plain", DOCUMENTS, ("0",), SAMPLES)
+    add_outputs(run, "plain", "0", outputs(1))
+    for table in (open_run(run.root).graded(), open_run(run.root).generations()):
+        assert table["true_logprob"].null_count == DOCUMENTS * SAMPLES  # those of the task that was not asked
+        assert len(table) == 4 * DOCUMENTS * SAMPLES
+
+
+def test_a_confidence_that_no_task_has_is_refused(run: RunDir) -> None:
+    with pytest.raises(
+        InputError, match=r"give an error of .* and a confidence of sum, tokens, bytes, lowest, first, votes$"
+    ):
+        analyse(run, resamples=2, confidence="p_true")
