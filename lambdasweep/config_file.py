@@ -19,9 +19,10 @@ TABLES = {
 }
 # What each key takes: those of settings follow from their fields.
 _KINDS: dict[str, type] = {"base": str, "aligned": str, "lambdas": str, "out": str, "name": str, "file": str}
-_KINDS |= {"refine": int, "margin": float, "engine": dict, "task": list, "generate": list}
+_KINDS |= {"refine": int, "rescore": str, "margin": float, "engine": dict, "task": list, "generate": list}
 _KINDS |= {name: kind for group in (PairSettings, TaskSettings, SamplingSettings) for name, kind, _ in settings(group)}
 _KEYS = sorted(_KINDS.keys() - {"name", "file"})
+_GRIDS = ("lambdas", "rescore")
 _WANTED = {str: "a string", int: "a whole number", float: "a number"}
 
 
@@ -43,8 +44,7 @@ def read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
         return {}
     before = len(problems)
     here = file.parent
-    if "lambdas" in values:
-        values["lambdas"] = _grid(values["lambdas"])
+    values |= {key: _grid(values[key]) for key in _GRIDS if key in values}
     values = {key: _with_floats(value) for key, value in values.items()}
     problems += [f"{file}: {problem}" for problem in _problems(values, _KEYS)]
     for table, keys in TABLES.items():
@@ -103,7 +103,7 @@ def _check(key: str, value: Any) -> str | None:
         is_rows = isinstance(value, list) and all(isinstance(row, dict) for row in value)
         return None if is_rows else f"{key} is not a list of tables: write [[{key}]]"
     fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-    wanted = 'a grid such as "0:1.5:0.1" or [0, 0.25, 1]' if key == "lambdas" else _WANTED[kind]
+    wanted = 'a grid such as "0:1.5:0.1" or [0, 0.25, 1]' if key in _GRIDS else _WANTED[kind]
     return None if fits else f"{key} is {value!r}: give {wanted}"
 
 

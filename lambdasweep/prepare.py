@@ -256,6 +256,7 @@ def _check_written(config: SweepConfig, loaded: list[TaskFile | LmEvalTasks]) ->
     """Refuse settings of written answers where no answer is written."""
     given = sorted({name for spec in config.tasks for name in WRITTEN if getattr(spec, name, None) is not None})
     given = [name for name in given if not (config.generate and name in names_of(SamplingSettings))]
+    given += ["rescore"] if config.rescore else []
     if given and not any(_is_written(one) for one in loaded):
         flags = ", ".join(as_flag(name) for name in given)
         raise InputError(f"{flags}: no task has answers that the model writes: leave it out, or give --format generate")

@@ -14,7 +14,7 @@ from calibration import catalogue
 from calibration.arrays import BINS
 from calibration.catalogue import COUNTED, FLOOR, Column, Direction, Metric, Task
 from calibration.measured_rows import tool_of
-from calibration.scores.confidences import ALWAYS_KNOWN, IN_WORDS, confidence_of, in_order
+from calibration.scores.confidences import ALWAYS_KNOWN, confidence_of, in_order, in_words
 from calibration.scores.per_document import CONFIDENCES
 from calibration.task_at_lambda import PARENTS
 from calibration.terminal.diversity import diversity_table
@@ -187,7 +187,7 @@ def _notes(lines: Sequence[_Line], kind: Task, confidence: str, intervals: bool,
         notes[0] += "; λ*: lowest NLL among λs of nearly the best accuracy, as the answer below says"
     if kind == "answers":
         notes.append("mean@k, vote@k, pass@k: right outputs; right voted answers; documents with a right output")
-        notes.append(f"confidence: {IN_WORDS[confidence]} ({confidence}); Brier: in [0, 1]")
+        notes.append(f"confidence: {in_words(confidence)} ({confidence}); Brier: in [0, 1]")
         notes.append("P: after Platt scaling, fitted on the other half of the documents")
         lacking = [line for line in lines if line.values.get("missing")]
         if lacking:

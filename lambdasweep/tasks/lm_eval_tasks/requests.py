@@ -81,6 +81,7 @@ def build_answers(
         system_prompt=source.system_prompt,
         think_end_token=asked.think_end_token,
         p_true=question.asked if question else None,
+        verbalised=asked.verbalised,
         groups=source.groups,
     )
     doc_ids = [f"{source.task.task_name}/{one.number}" for one in source.asked]
