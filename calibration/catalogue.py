@@ -382,6 +382,7 @@ _ANSWERS = (
     Metric("eaurc", "Excess of that area over the best order", "0 to 1", "down", "percentile", "Geifman 2019"),
     Metric("acc_at_80", "Accuracy of the surest 80 %", _OUTPUTS, "up", "percentile", "El-Yaniv 2010"),
     Metric("acc_at_50", "Accuracy of the surest 50 %", _OUTPUTS, "up", "percentile", "El-Yaniv 2010"),
+    Metric("missing", "Outputs without this confidence", _OUTPUTS, "none", drawn=True),
     Metric("token_entropy", "Entropy of tokens", "nats per token", "none", once=True, drawn=True),
     Metric("single_cluster", "Documents whose outputs all say the same", _SHARE, "none", once=True, drawn=True),
     Metric(

@@ -6,6 +6,7 @@
     RUN/tokens/task=<task>/lambda=<λ>/shard-00017.parquet
                                                       the scores; a point with several coordinates is percent-encoded
     RUN/generations/…                                 the samples of generate tasks and answers, in the same layout
+    RUN/rescored/task=<task>@<λ>/…                    the scores of these under another λ, in the same layout
     RUN/graded/…                                      what became of the answers, computed of them; one table for each λ
     RUN/quarantine/…                                  what could not be scored or sampled and why, in the same layout
     RUN/receipts/….json                               times, hosts and cache counts, in the same layout; no results
@@ -43,10 +44,11 @@ from contract.errors import InputError, RunMismatchError
 from contract.lease import hold
 from contract.location import Location, ObjectPath, locate, read_schema
 from contract.points import from_path, in_path, order
+from contract.units import rescored_name
 
 _TEMPORARY = ".tmp"
 _OF_COMMANDS = ("each", "aside")  # folders in which a command of the user writes, or wrote
-_COMPLETIONS = ("tokens", "generations", "scores")  # the kinds of tables of which one completes a unit
+_COMPLETIONS = ("tokens", "generations", "rescored", "scores")  # the kinds of tables of which one completes a unit
 _SHARD = re.compile(r"shard-(\d{5,})\.parquet")
 METADATA_KEY = b"lambdasweep"
 _LOOKS = 50_000  # tables whose ends are looked at when they are listed
@@ -199,7 +201,7 @@ class RunDir:
         return {lam: found[lam] for lam in sorted(found, key=order)}
 
     def unit(self, kind: str, task: str, lam: str, shard: int) -> Location:
-        """Return the path of one unit's file; `kind` is tokens, generations, quarantine or receipts."""
+        """Return the path of one unit's file; `kind` is tokens, generations, rescored, quarantine or receipts."""
         suffix = "json" if kind == "receipts" else "parquet"
         return self.root / kind / f"task={task}" / f"lambda={in_path(lam)}" / f"shard-{shard:05d}.{suffix}"
 
@@ -342,6 +344,10 @@ class RunDir:
         """Return what became of the outputs of one task at one λ, in the order of its prompts."""
         return self._rows("graded", task, lam)
 
+    def rescored(self, task: str, lam: str, under: str) -> pa.Table:
+        """Return what another λ, `under`, makes of the outputs of one task at a λ, in the order of its prompts."""
+        return self._rows("rescored", rescored_name(task, under), lam)
+
     def quarantine(self, task: str, lam: str) -> pa.Table:
         """Return the requests of one task that could not be scored or sampled at one λ, and why."""
         return self._rows("quarantine", task, lam)
@@ -350,6 +356,7 @@ class RunDir:
         from contract import schemas
 
         known = {"tokens": schemas.TOKENS, "generations": schemas.GENERATIONS, "graded": schemas.GRADED}
+        known["rescored"] = schemas.RESCORED
         schema = known.get(kind, schemas.QUARANTINE)
         paths = [self.unit(kind, task, lam, shard) for shard in sorted(self.committed(task, lam, kind))]
         if isinstance(self.root, ObjectPath) and len(paths) > 1:

@@ -115,6 +115,24 @@ GENERATIONS = pa.schema(
     ]
 )
 
+# Further columns of GENERATIONS, where the model was asked whether an answer is right: what it says of the letters for yes
+# and for no, in nats.
+P_TRUE = (
+    pa.field("true_logprob", pa.float32()),
+    pa.field("false_logprob", pa.float32()),
+)
+
+# What another λ makes of the outputs of a λ, by their token ids.
+RESCORED = pa.schema(
+    [
+        pa.field("request_id", pa.int64(), nullable=False),
+        pa.field("sample", pa.int16(), nullable=False),
+        *PLACE,  # where they were written
+        pa.field("under", pa.string(), nullable=False),  # the canonical point that they are scored at
+        *(TOKENS.field(name) for name in ("logprobs", "ranks", "top1_ids", "top1_logprobs")),  # one entry a token
+    ]
+)
+
 # What became of each output of a task whose answers are written: computed of its generations, without an engine.
 GRADED = pa.schema(
     [
@@ -134,6 +152,9 @@ GRADED = pa.schema(
         pa.field("answer_end", pa.int32()),
     ]
 )
+
+# A further column of GRADED, where it was looked for: how sure the output says it is, a probability; null where it does not.
+VERBALISED = pa.field("verbalised", pa.float64())
 
 QUARANTINE = pa.schema(
     [

@@ -36,6 +36,8 @@ class SweepConfig(PairSettings):
     """What is sampled at every λ."""
     refine: int = 0
     """How many λs may be added to these, where λ* may be."""
+    rescore: tuple[str, ...] = ()
+    """Canonical points under which what the model wrote is scored again."""
     margin: float = 1.0
     """The accuracy that λ* may give up for a lower NLL, in points."""
     warnings: tuple[str, ...] = ()
@@ -93,6 +95,8 @@ def load_config(
     lambdas = (
         collect(lambda: parse_points(str(values["lambdas"]), parents), ()) if parents and values.get("lambdas") else ()
     )
+    rescored = values.get("rescore")
+    rescore = collect(lambda: parse_points(str(rescored), parents), ()) if parents and rescored is not None else ()
     # What is said of a flag holds for the file's table too: some arguments are not the user's to set.
     written = [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
     settings = collect(lambda: parse_extra(written), {}) | collect(lambda: parse_extra(engine), {})
@@ -120,6 +124,7 @@ def load_config(
         tasks=specs,
         out=out,
         generate=sampled,
+        rescore=rescore,
         engine=settings,
         warnings=tuple(_warnings(values)),
         **{name: values[name] for name in ("refine", "margin", *ENGINE_FIELDS) if name in values},

@@ -19,10 +19,11 @@ TABLES = {
 }
 # What each key takes: those of settings follow from their fields.
 _KINDS: dict[str, type] = {"base": str, "aligned": str, "lambdas": str, "out": str, "name": str, "file": str}
-_KINDS |= {"refine": int, "margin": float, "engine": dict, "task": list, "generate": list}
+_KINDS |= {"refine": int, "rescore": str, "margin": float, "engine": dict, "task": list, "generate": list}
 _KINDS |= {name: kind for group in (PairSettings, TaskSettings, SamplingSettings) for name, kind, _ in settings(group)}
 _KEYS = sorted(_KINDS.keys() - {"name", "file"})
 _MAY_BE_AUTO = {name for name, _, said in settings(PairSettings) if said.auto}
+_GRIDS = ("lambdas", "rescore")
 _WANTED = {str: "a string", int: "a whole number", float: "a number"}
 
 
@@ -44,8 +45,7 @@ def read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
         return {}
     before = len(problems)
     here = file.parent
-    if "lambdas" in values:
-        values["lambdas"] = _grid(values["lambdas"])
+    values |= {key: _grid(values[key]) for key in _GRIDS if key in values}
     values = {key: _with_floats(value) for key, value in values.items()}
     problems += [f"{file}: {problem}" for problem in _problems(values, _KEYS)]
     for table, keys in TABLES.items():
@@ -110,7 +110,7 @@ def _check(key: str, value: Any) -> str | None:
         "a whole number or auto"
         if key in _MAY_BE_AUTO
         else 'a grid such as "0:1.5:0.1" or [0, 0.25, 1]'
-        if key == "lambdas"
+        if key in _GRIDS
         else _WANTED[kind]
     )
     return None if fits else f"{key} is {value!r}: give {wanted}"

@@ -30,7 +30,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
     from lambdasweep.launch import check_disk
     from lambdasweep.preflight import preflight
     from lambdasweep.prepare import prepare
-    from lambdasweep.sweep import disk_bytes, replicas_idle, units_left
+    from lambdasweep.sweep import disk_bytes, replicas_idle, units_left, units_to_rescore
     from merge.text_part import only_text
 
     record.check_target(config.out)
@@ -46,7 +46,8 @@ def describe(config: SweepConfig) -> Iterator[str]:
     left, total = units_left(run, prepared)
     needed = disk_bytes(prepared, len(config.lambdas) + config.refine)
     check_disk(config.out, needed)
-    tokens = sum(unit.cost for unit in left)
+    again = units_to_rescore(run, prepared, is_ahead=True)
+    tokens = sum(unit.cost for unit in [*left, *again])
     yield _describe_pair(prepared.pair, settings.ranks)
     yield f"line      {pair.line}"
     yield f"lambdas   {shortened(config.lambdas)}"
@@ -71,9 +72,10 @@ def describe(config: SweepConfig) -> Iterator[str]:
             f"{sum(prompts.costs)} tokens at most in "
             f"{counted(len(prompts.shards), 'shard')} ({how(record.task_record(prompts))})"
         )
+    rescored = f", then {len(again)} that score again what was written" if again else ""
     further = f", then those of up to {config.refine} λ more" if config.refine else ""
-    yield f"units     {len(left)} to do of {total} ({len(config.lambdas)} λ){further}"
-    work = ahead(prepared, left, run if recorded and run.plan_json.is_file() else None)
+    yield f"units     {len(left)} to do of {total} ({len(config.lambdas)} λ){further}{rescored}"
+    work = ahead(prepared, [*left, *again], run if recorded and run.plan_json.is_file() else None)
     yield f"tokens    {tokens} at most, of which about {work.tokens} are computed (what prompts begin with alike, once)"
     yield f"disk      {size(needed)} of tables"
     yield f"time      about {duration(work.seconds)}, engine start apart ({work.basis})"

@@ -226,7 +226,7 @@ def _gpus(device: str) -> "Gpus | None":
 def _longest(tasks: Mapping[str, PreparedTask], prompts: Mapping[str, PreparedPrompts]) -> int:
     """Return the tokens of the longest request, with what may be sampled after it; 0 where there is none."""
     scored = [_most(task.built.table) for task in tasks.values()]
-    sampled = [_most(one.built.table) + one.spec.max_tokens for one in prompts.values()]
+    sampled = [_most(one.built.table) + one.spec.max_tokens + one.built.question_tokens for one in prompts.values()]
     return max([*scored, *sampled], default=0)
 
 
@@ -256,6 +256,7 @@ def _check_written(config: SweepConfig, loaded: list[TaskFile | LmEvalTasks]) ->
     """Refuse settings of written answers where no answer is written."""
     given = sorted({name for spec in config.tasks for name in WRITTEN if getattr(spec, name, None) is not None})
     given = [name for name in given if not (config.generate and name in names_of(SamplingSettings))]
+    given += ["rescore"] if config.rescore else []
     if given and not any(_is_written(one) for one in loaded):
         flags = ", ".join(as_flag(name) for name in given)
         raise InputError(f"{flags}: no task has answers that the model writes: leave it out, or give --format generate")

@@ -41,7 +41,17 @@ _TASK_IDENTITY = (
     ),
 )
 _SAMPLING = ("samples", "temperature", "max_tokens", "stop_token_ids")  # of generate tasks and of answers
-_ANSWERS = ("top_p", "top_k", "until", "normaliser", "metric", "think_end_token")
+_ANSWERS = (
+    "top_p",
+    "top_k",
+    "until",
+    "normaliser",
+    "metric",
+    "think_end_token",
+    "p_true",
+    "verbalised",
+    "verbalised_suffix",
+)
 
 
 def check_target(out: Location, record: str = "sweep.json", early: str = "requests") -> None:
@@ -156,6 +166,9 @@ def _answered(task: PreparedPrompts, spec: AnswerSpec) -> TaskRecord:
         normaliser=spec.normaliser,
         metric=spec.metric,
         think_end_token=spec.think_end_token,
+        p_true=spec.p_true,
+        verbalised=spec.verbalised,
+        verbalised_suffix=spec.verbalised_suffix,
     )
 
 
@@ -253,6 +266,8 @@ def write(run: RunDir, sweep: SweepRecord, prepared: Prepared) -> dict[str, Task
     for name, asked in tasks.items():
         entry = plan["tasks"].setdefault(name, asked.to_json())
         entry["lambdas"] = sorted({*entry["lambdas"], *prepared.lambdas(name)}, key=order)
+        if asked.is_answered:
+            entry["rescored"] = sorted({*entry.get("rescored", ()), *prepared.config.rescore}, key=order)
     plan["margin"] = prepared.config.margin / 100  # a share of documents; the last command's holds
     commit_json(run.plan_json, plan)
     return plan_of(run.plan_json, plan)

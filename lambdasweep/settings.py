@@ -163,6 +163,28 @@ class TaskSettings:
             default="all of an output is the answer",
         ),
     ] = None
+    p_true: Annotated[
+        str | None,
+        Setting(
+            "Question whether a written answer is right: kadavath, or a text with A for yes and B for no.",
+            TASKS,
+            "TEXT",
+            default="the model is not asked",
+        ),
+    ] = None
+    verbalised: Annotated[
+        str | None,
+        Setting(
+            "Regular expression that finds how sure a written answer says it is, in its group: (\\d+) %.",
+            TASKS,
+            "REGEX",
+            default="nothing is looked for",
+        ),
+    ] = None
+    verbalised_suffix: Annotated[
+        str | None,
+        Setting("Text behind each prompt that asks for that number; \\n is a new line.", TASKS, "TEXT", default="none"),
+    ] = None
 
     @property
     def chat(self) -> bool:

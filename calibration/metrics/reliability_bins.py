@@ -63,10 +63,10 @@ def answer_bins(scores: AnswerScores, in_report: Bools) -> list[BinRow]:
     for confidence in confidences_of(scores):
         events = events_of(scores, confidence)
         for split, of in sides.items():
-            kept = np.repeat(of, events.each)
+            kept = of[events.owner]
             # Outputs of one document depend on each other, as tokens do.
             rows += _binned(
-                "answers", confidence, split, events.confidence[kept], events.correct[kept], events.each == 1
+                "answers", confidence, split, events.confidence[kept], events.correct[kept], events.are_single
             )
     return rows
 

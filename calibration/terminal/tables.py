@@ -14,7 +14,7 @@ from calibration import catalogue
 from calibration.arrays import BINS
 from calibration.catalogue import COUNTED, FLOOR, Column, Direction, Metric, Task
 from calibration.measured_rows import tool_of
-from calibration.scores.per_answer import EVERY_CONFIDENCE, confidence_of
+from calibration.scores.confidences import ALWAYS_KNOWN, confidence_of, in_order, in_words
 from calibration.scores.per_document import CONFIDENCES
 from calibration.task_at_lambda import PARENTS
 from calibration.terminal.diversity import diversity_table
@@ -29,13 +29,6 @@ _SOFTMAX_OF = {
     "sum": "the summed log-probabilities",
     "tokens": "the log-probabilities per token",
     "bytes": "the log-probabilities per byte",
-}
-_CONFIDENCE_IN = {
-    "sum": "the probability of the whole output",
-    "tokens": "the geometric mean of its tokens' probabilities",
-    "lowest": "the lowest probability of its tokens",
-    "first": "the probability of the token that the answer begins in",
-    "votes": "the share of the outputs that give the voted answer",
 }
 _REASONS = {
     "docs_quarantined": "quarantined",
@@ -84,8 +77,9 @@ def render(
     Raises:
         InputError: there is no such confidence.
     """
-    if confidence not in EVERY_CONFIDENCE:
-        raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(EVERY_CONFIDENCE)}")
+    known = sorted({*ALWAYS_KNOWN, *metrics["confidence"].unique().to_pylist()}, key=in_order)
+    if confidence not in known:
+        raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(known)}")
     tasks: dict[str, list[dict[str, Any]]] = {}
     for row in metrics.filter(pc.equal(metrics["split"], "all")).to_pylist():
         tasks.setdefault(row["task"], []).append(row)
@@ -101,7 +95,8 @@ def render(
         if kind == "samples":
             tables.append(diversity_table(task, own, intervals, roles))
         elif own:
-            used = confidence_of(kind == "answers", confidence)
+            there = {row["confidence"] for row in own} if kind == "answers" else CONFIDENCES
+            used = confidence_of(there, confidence)
             tables.append(_task_table(task, own, kind, used, intervals, roles, (stars or {}).get(task)))
         tables += [outcome_table(task, some, roles, tool, intervals) for tool, some in by_tool.items()]
     return tables
@@ -192,8 +187,12 @@ def _notes(lines: Sequence[_Line], kind: Task, confidence: str, intervals: bool,
         notes[0] += "; λ*: lowest NLL among λs of nearly the best accuracy, as the answer below says"
     if kind == "answers":
         notes.append("mean@k, vote@k, pass@k: right outputs; right voted answers; documents with a right output")
-        notes.append(f"confidence: {_CONFIDENCE_IN[confidence]} ({confidence}); Brier: in [0, 1]")
+        notes.append(f"confidence: {in_words(confidence)} ({confidence}); Brier: in [0, 1]")
         notes.append("P: after Platt scaling, fitted on the other half of the documents")
+        lacking = [line for line in lines if line.values.get("missing")]
+        if lacking:
+            shares = _range([100 * (line.values["missing"] or 0.0) for line in lacking], ".1f")
+            notes.append(f"without this confidence: {shares} % of the outputs at {_span(lacking, lines)}")
     elif is_continuation:
         notes.append("accuracy: the continuation is the greedy one; NLL: nats per continuation; perplexity: exp(NLL)")
         undecided = [line for line in lines if line.counts["acc"] < line.counts["nll"]]
