@@ -18,7 +18,7 @@ from calibration.measured_rows import measured_rows
 from calibration.metrics.cumulative import Walk
 from calibration.metrics.reliability_bins import BinRow, bin_table
 from calibration.samples_at_lambda import diversity_metrics
-from calibration.scores.confidences import ALWAYS_KNOWN, confidence_of, confidences_in, in_order
+from calibration.scores.confidences import ALWAYS_KNOWN, choice_confidence, confidence_of, confidences_in, in_order
 from calibration.scores.loader import Shelf
 from calibration.scores.per_document import CONFIDENCES
 from calibration.scores.pool import pools_of
@@ -130,7 +130,7 @@ def analyse(
         margin = MARGIN if asked.margin is None else asked.margin
 
     asked_confidence = confidence
-    confidence = confidence_of(CONFIDENCES, confidence)
+    confidence = choice_confidence(plan, confidence)
 
     def add(name: str, measured_lambdas: Iterable[TaskMetrics], scored_as: str) -> None:
         is_written = scored_as == "answers"

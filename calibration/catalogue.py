@@ -16,14 +16,14 @@ import numpy as np
 
 from calibration.arrays import BINS, Floats
 from calibration.metrics.predictions import Predictions
-from calibration.scores.per_document import CONFIDENCES
+from calibration.scores.per_document import CONFIDENCES, PMI
 
 # What a task is scored as, or pooled choice tasks.
 Task = Literal["choices", "continuation", "samples", "answers", "pool"]
 Direction = Literal["up", "down", "zero", "none"]  # which numbers are better; zero: the nearest to it
 Interval = Literal["percentile", "honest", "normal", "none"]  # `intervals.interval` says what they are
 
-ACCURACY = {"sum": "acc", "tokens": "acc_tokens", "bytes": "acc_bytes"}  # the accuracy by confidence
+ACCURACY = {"sum": "acc", "tokens": "acc_tokens", "bytes": "acc_bytes", PMI: "acc_pmi"}  # the accuracy by confidence
 COUNTED: dict[Task, str] = {
     "choices": "nll",
     "continuation": "nll",

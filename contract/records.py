@@ -124,6 +124,7 @@ class TaskRecord:
     seed: int | None = None
     template: str | None = None
     duplicates: int | None = None
+    pmi: bool | None = None  # whether its choices are also scored without their documents
     # These are None unless it is a generate task, or its answers are written.
     samples: int | None = None
     temperature: float | None = None
@@ -170,6 +171,8 @@ class TaskRecord:
                 left_out = tuple(name for name in left_out if name != "system_prompt")
         elif self.is_answered:
             left_out = ("duplicates",)
+        if self.pmi is None:
+            left_out = (*left_out, "pmi")
         return {name: value for name, value in _plain(self).items() if name not in left_out}
 
 

@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from contract.grid import canonical
 from contract.points import is_named
@@ -59,15 +60,24 @@ def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return table
 
 
+def of_documents(requests: pa.Table) -> pa.Table:
+    """Return the rows of a request table that belong to documents; those of an unconditional pass come after them."""
+    count = pc.sum(pc.not_equal(requests["choice"], UNCONDITIONAL)).as_py() or 0
+    return requests.slice(0, count)
+
+
 def point_of(row: Mapping[str, Any]) -> str:
     """Return the canonical point of a row of a table, or of frontier.json, where `point` stands only if `lam` is null."""
     return canonical(row["lam"]) if row["lam"] is not None else str(row["point"])
 
 
+UNCONDITIONAL = -1  # stands for a choice in a request that scores a continuation without its document
+
 REQUESTS = pa.schema(
     [
         pa.field("request_id", pa.int64(), nullable=False),  # the row number within the task
         pa.field("doc_id", pa.string(), nullable=False),
+        # The choice's place; UNCONDITIONAL in the last rows of a task with --pmi, which have no document.
         pa.field("choice", pa.int16(), nullable=False),
         pa.field("token_ids", pa.list_(pa.int32()), nullable=False),  # the context's and the continuation's tokens
         pa.field("continuation_start", pa.int32(), nullable=False),  # the continuation's first index in token_ids

@@ -105,6 +105,8 @@ def load_config(
     sampled = generate_specs(generate, prompts, values, problems)
     if not (tasks or rows or generate or prompts) and is_readable:
         problems.append("--task is missing: give at least one NAME=FILE.jsonl or lm-eval:TASK, or a --generate")
+    if values.get("pmi") and specs and not any(isinstance(spec, TaskSpec) for spec in specs):
+        problems.append("--pmi is not about tasks of lm-eval, which may ask for acc_mutual_info: leave it out")
     problems += _repeated([*(spec.name for spec in specs), *(spec.name for spec in sampled)])
     if values.get("refine", 0) < 0:
         problems.append(f"--refine is {values['refine']}: give 0 or more")

@@ -24,7 +24,7 @@ _KINDS |= {name: kind for group in (PairSettings, TaskSettings, SamplingSettings
 _KEYS = sorted(_KINDS.keys() - {"name", "file"})
 _MAY_BE_AUTO = {name for name, _, said in settings(PairSettings) if said.auto}
 _GRIDS = ("lambdas", "rescore")
-_WANTED = {str: "a string", int: "a whole number", float: "a number"}
+_WANTED = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
@@ -77,6 +77,8 @@ def _row_problems(table: str, row: dict[str, Any], keys: Collection[str]) -> Ite
     if table == "task" and _is_of_lm_eval(row):
         if "format" in row:
             yield "a task of lm-eval has its own format: remove format"
+        if "pmi" in row:
+            yield "a task of lm-eval has its own unconditional pass where it asks for acc_mutual_info: remove pmi"
     elif missing := [key for key in ("name", "file") if key not in row]:
         yield f"it needs {' and '.join(missing)}"
 
@@ -105,7 +107,7 @@ def _check(key: str, value: Any) -> str | None:
         return None if is_rows else f"{key} is not a list of tables: write [[{key}]]"
     if key in _MAY_BE_AUTO and value == AUTO:
         return None
-    fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
     wanted = (
         "a whole number or auto"
         if key in _MAY_BE_AUTO

@@ -18,6 +18,7 @@ from contract.location import read_table
 from contract.points import order, parse_point
 from contract.records import read_plan, read_sweep
 from contract.rundir import RunDir
+from contract.schemas import of_documents
 
 if TYPE_CHECKING:
     import altair as alt
@@ -241,7 +242,7 @@ class Run:
         for name, one in self._points(task, lam):
             if name not in loaders:
                 loaders = {name: Loader(self._run, name)}
-                decoded = decode(read_table(self._run.requests(name)), tokenizer) if tokenizer else {}
+                decoded = decode(of_documents(read_table(self._run.requests(name))), tokenizer) if tokenizer else {}
             found = examples(loaders[name], name, one, confidence)
             tables.append(with_texts(found, decoded) if tokenizer else found)
         _tell(self._run)
@@ -269,13 +270,12 @@ class Run:
         from calibration.metrics.reliability_bins import bin_rows, bin_table
         from calibration.report.reliability_figure import bin_dicts, reliability_chart
         from calibration.scores.loader import Loader
-        from calibration.scores.per_document import CONFIDENCES
         from calibration.uncertainty.resample import draw
 
-        if confidence not in CONFIDENCES:
-            raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(CONFIDENCES)}")
         ((_, name),) = self._points(task, lam)
         loader = Loader(self._run, task)
+        if confidence not in loader.confidences:
+            raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(loader.confidences)}")
         documents = loader.documents
         in_report = draw(task, len(documents.sizes), resamples=0).in_report
         bins = bin_table([(task, name, bin_rows(loader.load(name), in_report))])

@@ -158,6 +158,7 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
     collect(lambda: _check_names([one for one in loaded if one], config.generate))
     if all(loaded):
         collect(lambda: _check_written(config, [one for one in loaded if one]))
+        collect(lambda: _check_pmi(config, [one for one in loaded if one]))
     if failures or pair is None or device is None or tokenizer is None:
         raise join(failures)
     samples = bool(config.generate) or any(_is_written(one) for one in loaded if one)
@@ -260,6 +261,13 @@ def _check_written(config: SweepConfig, loaded: list[TaskFile | LmEvalTasks]) ->
     if given and not any(_is_written(one) for one in loaded):
         flags = ", ".join(as_flag(name) for name in given)
         raise InputError(f"{flags}: no task has answers that the model writes: leave it out, or give --format generate")
+
+
+def _check_pmi(config: SweepConfig, loaded: list[TaskFile | LmEvalTasks]) -> None:
+    """Refuse an unconditional pass where no task has choices that it could be of."""
+    asked = any(isinstance(spec, TaskSpec) and spec.pmi for spec in config.tasks)
+    if asked and not any(isinstance(one, TaskFile) and one.kind == "choices" and one.spec.pmi for one in loaded):
+        raise InputError("--pmi is about tasks with choices, and there is none with pmi: leave it out")
 
 
 def _load_tokenizer(path: Path, other: str) -> Tokenizer:

@@ -20,6 +20,7 @@ from contract.records import LineRecord, ParentRecord, Plan, SweepRecord, TaskRe
 from contract.rundir import RunDir, commit_json, commit_table
 from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask
 from lambdasweep.tasks.answers import AnswerSpec
+from lambdasweep.tasks.documents import TaskSpec
 from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTask
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ def _scored(task: PreparedTask) -> TaskRecord:
         documents=built.documents,
         requests=built.table.num_rows,
         duplicates=built.duplicates,
+        pmi=True if isinstance(spec, TaskSpec) and spec.pmi and built.scored_as == "choices" else None,
         requests_sha256=built.requests_sha256,
         scored_as=built.scored_as,
         groups=spec.groups if isinstance(spec, LmEvalTask) else (),

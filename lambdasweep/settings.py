@@ -154,6 +154,13 @@ class TaskSettings:
         ),
     ] = None
 
+    pmi: Annotated[
+        bool,
+        Setting(
+            "Score each choice without its document, too, so that `pmi` is a confidence: what the document adds to it.",
+            TASKS,
+        ),
+    ] = False
     think_end_token: Annotated[
         str | None,
         Setting(
@@ -293,7 +300,7 @@ class PairSettings:
 def settings(group: type) -> Iterator[tuple[str, type, Setting]]:
     """Yield the name of each setting, what its flag takes, and what is said of it.
 
-    A flag takes `int`, `float`, `str`, or `dict`, which is repeated KEY=VALUE.
+    A flag takes `bool`, `int`, `float`, `str`, or `dict`, which is repeated KEY=VALUE.
     """
     hints = get_type_hints(group, include_extras=True)
     for one in dataclasses.fields(group):
@@ -302,7 +309,7 @@ def settings(group: type) -> Iterator[tuple[str, type, Setting]]:
         hint, said = get_args(hints[one.name])
         kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         found = {get_origin(kind) or kind for kind in kinds}
-        yield one.name, next(kind for kind in (int, float, dict, str) if kind in found), said
+        yield one.name, next(kind for kind in (bool, int, float, dict, str) if kind in found), said
 
 
 def names_of(group: type) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from calibration.metrics.predictions import predictions
 from calibration.metrics.written import confidences_of, events_of
 from calibration.scores.loader import TaskScores
 from calibration.scores.per_answer import AnswerScores
-from calibration.scores.per_document import CONFIDENCES, ChoiceScores
+from calibration.scores.per_document import ChoiceScores
 from calibration.uncertainty.intervals import LEVEL
 from calibration.uncertainty.resample import SPLITS
 from contract import schemas
@@ -37,8 +37,8 @@ def bin_rows(at_lambda: TaskScores, in_report: Bools) -> list[BinRow]:
     scores, tokens = at_lambda.scores, at_lambda.token_scores
     if isinstance(scores, ChoiceScores):
         sides = _sides(in_report[scores.document])
-        for confidence in CONFIDENCES:
-            made = predictions(scores.logits[confidence], scores.gold)
+        for confidence, logits in scores.logits.items():
+            made = predictions(logits, scores.gold)
             for split, of in sides.items():
                 rows += _binned("documents", confidence, split, made.confidence[of], made.correct[of], True)
     if tokens is None:

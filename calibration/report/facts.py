@@ -14,8 +14,7 @@ from calibration.frontier.frontier import Frontier
 from calibration.lm_eval_rows import LEFT_OUT, PREFIX
 from calibration.measured_rows import tool_of
 from calibration.metrics.cumulative import Walk
-from calibration.scores.confidences import confidence_of, confidences_in
-from calibration.scores.per_document import CONFIDENCES
+from calibration.scores.confidences import choice_confidence, confidence_of, confidences_in
 from contract.points import coordinates, order
 from contract.records import EachRecord, ParentRecord, Plan, TaskRecord
 from contract.schemas import point_of
@@ -203,7 +202,7 @@ def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
     """
     cells: dict[str, dict[tuple[str, str, str], Cell]] = {}
     outcomes: dict[str, dict[str, dict[str, Cell]]] = {}
-    asked, confidence = confidence, confidence_of(CONFIDENCES, confidence)
+    asked, confidence = confidence, choice_confidence(analysis.plan, confidence)
     written = {
         name: confidence_of(confidences_in(record), asked)
         for name, record in analysis.plan.items()

@@ -2,15 +2,15 @@
 
 from collections.abc import Collection
 
-from calibration.scores.per_document import CONFIDENCES
-from contract.records import TaskRecord
+from calibration.scores.per_document import CONFIDENCES, PMI
+from contract.records import Plan, TaskRecord
 
 VOTES = "votes"
 P_TRUE = "p_true"
 VERBALISED = "verbalised"
 OF_OUTPUTS = ("sum", "tokens", "lowest", "first")  # confidences that every output has
 ANSWER_CONFIDENCES = (*OF_OUTPUTS, P_TRUE, VERBALISED, VOTES)
-EVERY_CONFIDENCE = tuple(dict.fromkeys((*CONFIDENCES, *ANSWER_CONFIDENCES)))
+EVERY_CONFIDENCE = tuple(dict.fromkeys((*CONFIDENCES, PMI, *ANSWER_CONFIDENCES)))
 # These may be asked for where no task has them; others have to be made by a run.
 ALWAYS_KNOWN = tuple(dict.fromkeys((*CONFIDENCES, *OF_OUTPUTS, VOTES)))
 RESCORED = ("sum", "tokens")  # confidences in an output that may also be of another λ, by its name behind an @
@@ -29,11 +29,20 @@ IN_WORDS = {
 def confidences_in(record: TaskRecord) -> tuple[str, ...]:
     """Return the confidences that a task has by its record."""
     if not record.is_answered:
-        return CONFIDENCES
+        return (*CONFIDENCES, PMI) if record.pmi else CONFIDENCES
     asked = (P_TRUE,) * (record.p_true is not None) + (VERBALISED,) * (record.verbalised is not None)
     under = tuple(at_point(name, point) for point in record.rescored for name in RESCORED)
     votes = (VOTES,) if (record.samples or 1) > 1 else ()
     return (*OF_OUTPUTS, *asked, *under, *votes)
+
+
+def choice_confidence(plan: Plan, asked: str) -> str:
+    """Return the confidence that all choice tasks are shown under: the one asked for where every one has it, else the first.
+
+    One page, one pool and one λ* take one confidence, so that it is the same for all.
+    """
+    choices = [confidences_in(record) for record in plan.values() if record.scored_as in ("choices", "contexts")]
+    return confidence_of(set(CONFIDENCES).union(*choices).intersection(*choices), asked)
 
 
 def at_point(confidence: str, point: str) -> str:

@@ -15,7 +15,7 @@ from calibration.arrays import BINS
 from calibration.catalogue import COUNTED, FLOOR, Column, Direction, Metric, Task
 from calibration.measured_rows import tool_of
 from calibration.scores.confidences import ALWAYS_KNOWN, confidence_of, in_order, in_words
-from calibration.scores.per_document import CONFIDENCES
+from calibration.scores.per_document import CONFIDENCES, PMI
 from calibration.task_at_lambda import PARENTS
 from calibration.terminal.diversity import diversity_table
 from calibration.terminal.lm_eval import outcome_table
@@ -29,6 +29,7 @@ _SOFTMAX_OF = {
     "sum": "the summed log-probabilities",
     "tokens": "the log-probabilities per token",
     "bytes": "the log-probabilities per byte",
+    PMI: "the log-probabilities less those without the document",
 }
 _REASONS = {
     "docs_quarantined": "quarantined",
@@ -68,8 +69,9 @@ def render(
 
     Args:
         metrics: the metrics table, schemas.METRICS, as `analyse.analyse` returns it; only rows of split "all" are shown.
-        confidence: the confidence whose metrics are shown: sum, tokens or bytes; of written answers sum, tokens, lowest,
-            first or votes. A task that has no such confidence is shown under sum; continuation tasks have only one.
+        confidence: the confidence whose metrics are shown: sum, tokens, bytes or pmi of choices, or one of
+            `confidences.confidences_in` of written answers. Where not every choice task has it, choice tasks are shown under
+            sum, as is a task of written answers without it; continuation tasks have only one.
         intervals: whether the intervals of accuracy and ECE are shown too; where there is no choice, of accuracy and NLL.
         parents: the point of each parent that is on the line.
         stars: λ* of each task and pool that has one.
@@ -85,21 +87,30 @@ def render(
         tasks.setdefault(row["task"], []).append(row)
     roles = {lam: name for name, lam in parents.items()}
     tables = []
-    for task, rows in tasks.items():
-        by_tool: dict[str, list[dict[str, Any]]] = {}
-        own: list[dict[str, Any]] = []
-        for row in rows:
-            tool = tool_of(row["metric"])
-            (own if tool is None else by_tool.setdefault(tool, [])).append(row)
-        kind = catalogue.kind_of(row["metric"] for row in own)
+    split = {task: _by_tool(rows) for task, rows in tasks.items()}
+    kinds = {task: catalogue.kind_of(row["metric"] for row in own) for task, (own, _) in split.items()}
+    there = {task: {row["confidence"] for row in own} for task, (own, _) in split.items()}
+    choices = [found for task, found in there.items() if found and kinds[task] in ("choices", "pool")]
+    of_choices = confidence_of(set(CONFIDENCES).union(*choices).intersection(*choices), confidence)
+    for task, (own, by_tool) in split.items():
+        kind = kinds[task]
         if kind == "samples":
             tables.append(diversity_table(task, own, intervals, roles))
         elif own:
-            there = {row["confidence"] for row in own} if kind == "answers" else CONFIDENCES
-            used = confidence_of(there, confidence)
+            used = confidence_of(there[task], confidence) if kind == "answers" else of_choices
             tables.append(_task_table(task, own, kind, used, intervals, roles, (stars or {}).get(task)))
         tables += [outcome_table(task, some, roles, tool, intervals) for tool, some in by_tool.items()]
     return tables
+
+
+def _by_tool(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """Return the rows of our own metrics, and those of each other evaluator."""
+    own: list[dict[str, Any]] = []
+    others: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        tool = tool_of(row["metric"])
+        (own if tool is None else others.setdefault(tool, [])).append(row)
+    return own, others
 
 
 def _task_table(
