@@ -209,9 +209,9 @@ def report(
     confidence: Annotated[
         str,
         typer.Option(
-            help="The confidence that λ* is chosen by: sum, tokens or bytes of choices; of written answers sum, tokens, "
-            "lowest, first or votes, and where they were made p_true, verbalised, sum@λ or tokens@λ. A task without it "
-            "takes sum.",
+            help="The confidence that λ* is chosen by: sum, tokens or bytes of choices, and pmi where they were scored with "
+            "--pmi; of written answers sum, tokens, lowest, first or votes, and where they were made p_true, verbalised, "
+            "sum@λ or tokens@λ. A task without it takes sum.",
             metavar="NAME",
         ),
     ] = "sum",

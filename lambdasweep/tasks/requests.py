@@ -229,16 +229,19 @@ def shards(table: pa.Table, target_tokens: int) -> list[tuple[int, int]]:
     if not len(table):
         return []
     own = of_documents(table)
-    if len(own) < len(table):
-        # The last rows have no document, and another context than all others.
-        rest = table.slice(len(own))
-        place = rest.schema.get_field_index("doc_id")
-        rest = rest.set_column(place, rest.schema.field(place), pa.array([str(row) for row in range(len(rest))]))
-        return shards(own, target_tokens) + [
-            (len(own) + first, len(own) + end) for first, end in shards(rest, target_tokens)
-        ]
-    doc_ids = table["doc_id"].to_numpy()
+    doc_ids = own["doc_id"].to_numpy()
     first_rows = np.flatnonzero(np.concatenate([[True], doc_ids[1:] != doc_ids[:-1]]))
+    cut = _cut(own, first_rows, target_tokens)
+    if len(own) == len(table):
+        return cut
+    # The last rows have no documents, and another context than all others.
+    rest = table.slice(len(own))
+    apart = _cut(rest, np.arange(len(rest)), target_tokens)
+    return cut + [(len(own) + first, len(own) + end) for first, end in apart]
+
+
+def _cut(table: pa.Table, first_rows: Ints, target_tokens: int) -> list[tuple[int, int]]:
+    """Cut a table, at least one row, between any of the runs of rows that begin at `first_rows`."""
     starts = table["continuation_start"].to_numpy().astype(np.int64)
     lengths = pc.list_value_length(table["token_ids"]).to_numpy().astype(np.int64)
     common = _common_prefix(table, lengths, starts)

@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from hypothesis import strategies as st
 
 from contract import schemas
 from contract.errors import InputError, PairError, TaskError
+from contract.schemas import of_documents
+from lambdasweep.demo import BASE
 from lambdasweep.tasks import BuiltTask, TaskSpec, Tokenizer, build_requests, content_sha256, load_tokenizer, shards
 from lambdasweep.tasks import requests as requests_module
 from lambdasweep.tasks.documents import Document, read_documents
@@ -240,6 +243,47 @@ def test_a_repeated_choice_is_kept_once(spec) -> None:
         "Which is a metal?\nA. iron\nB. tin\nAnswer:",
         " A",
     )
+
+
+def test_each_continuation_is_scored_once_without_a_document(spec) -> None:
+    rows = [IRON, {**IRON, "choices": ["tin", "iron", "oxygen"]}, {**IRON, "query": "And?"}]
+    plain, built = build_requests(spec(*rows), Characters()), build_requests(spec(*rows, pmi=True), Characters())
+    own = of_documents(built.table)
+    assert own.equals(plain.table)
+    alone = built.table.slice(len(own))
+    assert texts(replace(built, table=alone)) == [("Answer:", " iron"), ("Answer:", " oxygen"), ("Answer:", " tin")]
+    assert built.table["request_id"].to_pylist() == list(range(len(own) + 3))
+    assert alone["continuation_bytes"].to_pylist() == [4, 6, 3]
+    assert (built.documents, built.duplicates, built.warnings) == (3, 0, ())
+    assert built.template == plain.template + "; without the document: 'Answer:'"
+    assert built.requests_sha256 != plain.requests_sha256
+
+
+def test_the_same_tokens_are_scored_without_a_document(spec) -> None:
+    """A choice that begins in the context's last token keeps the tokens that it has there."""
+    pytest.importorskip("transformers", reason="a real tokenizer needs transformers")
+    tokenizer = load_tokenizer(BASE)
+    built = build_requests(spec(IRON, shots=0, pmi=True, format="letters"), tokenizer)
+    own = of_documents(built.table)
+    ids, starts = built.table["token_ids"].to_pylist(), built.table["continuation_start"].to_pylist()
+    cut = [tuple(one[start:]) for one, start in zip(ids, starts, strict=True)]
+    assert cut[len(own) :] == list(dict.fromkeys(cut[: len(own)]))
+    before = {tuple(one[:start]) for one, start in zip(ids[len(own) :], starts[len(own) :], strict=True)}
+    assert before == {tuple(tokenizer(["Answer:"])["input_ids"][0])}
+
+
+def test_shards_of_documents_are_the_same_beside_an_unconditional_pass(spec) -> None:
+    rows = [{**IRON, "query": f"{chr(64 + number)}: which is a metal?"} for number in range(40)]
+    plain, built = build_requests(spec(*rows), Characters()), build_requests(spec(*rows, pmi=True), Characters())
+    of_plain, of_both = shards(plain.table, 300), shards(built.table, 300)
+    assert len(of_plain) > 2
+    assert of_both[: len(of_plain)] == of_plain
+    assert of_both[len(of_plain) :] == [(80, 82)]
+    many = build_requests(spec(*({**IRON, "choices": [f"{n:04}", "x"]} for n in range(400)), pmi=True), Characters())
+    cut = shards(many.table, 30)
+    assert [row for run in cut for row in run][1:-1:2] == [row for run in cut for row in run][2::2]  # none is left out
+    assert cut[-1][1] == len(many.table) == 800 + 401
+    assert sum(first >= 800 for first, _ in cut) > 1
 
 
 def test_choices_that_differ_are_kept(spec) -> None:
@@ -629,8 +673,14 @@ def test_shards_close_when_they_are_full(drawn: tuple[int, list[tuple[int, list[
     if len(found) > 1:  # the prefix is at most 2 % of every shard
         assert all(50 * common <= cost(table, begin, end, common) for begin, end in found)
     else:
-        whole = doc_ids.index(doc_ids[-1])
-        assert cost(table, 0, whole, common) < full + 50 * common
+        # Some document closes the shard, and what follows it is too little for another one.
+        count = len(doc_ids)
+        begins = [row for row in range(count) if row == 0 or doc_ids[row] != doc_ids[row - 1]]
+        assert any(
+            (begin == 0 or cost(table, 0, begin, common) < full)
+            and (end == count or cost(table, end, count, common) < 50 * common)
+            for begin, end in itertools.pairwise([*begins, count])
+        )
 
 
 def test_shards_by_hand() -> None:
