@@ -18,8 +18,8 @@ from calibration.measured_rows import measured_rows
 from calibration.metrics.cumulative import Walk
 from calibration.metrics.reliability_bins import BinRow, bin_table
 from calibration.samples_at_lambda import diversity_metrics
+from calibration.scores.confidences import ALWAYS_KNOWN, choice_confidence, confidence_of, confidences_in, in_order
 from calibration.scores.loader import Shelf
-from calibration.scores.per_answer import EVERY_CONFIDENCE, confidence_of
 from calibration.scores.per_document import CONFIDENCES
 from calibration.scores.pool import pools_of
 from calibration.task_at_lambda import TaskMetrics, answer_metrics, pooled_metrics, task_metrics
@@ -100,19 +100,16 @@ def analyse(
         tasks: the tasks that are looked at; without it, all of the plan.
 
     Returns:
-        The metrics, ordered by task as in the plan, λ ascending, metric, confidence as in EVERY_CONFIDENCE, and split (all,
+        The metrics, ordered by task as in the plan, λ ascending, metric, confidence [confidences.in_order], and split (all,
         select, report), pools last; the bins of reliability diagrams [reliability_bins], ordered by task and λ likewise; and
         the frontiers with λ*. A value is null where n is 0 or the metric does not exist
         (AUROC where all are right, a perplexity beyond float64); `nll` and `perplexity` are infinite where something right
         has probability 0. A λ with nothing committed has no rows.
 
     Raises:
-        InputError: the directory holds no run, or there is no such error or confidence.
+        InputError: the directory holds no run, or there is no such error, or no task may have such a confidence.
         LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
     """
-    if error not in answers() or confidence not in EVERY_CONFIDENCE:
-        known = f"an error of {', '.join(answers())} and a confidence of {', '.join(EVERY_CONFIDENCE)}"
-        raise InputError(f"accuracy cannot be held against {error!r} of confidence {confidence!r}: give {known}")
     rows: list[_Row] = []
     binned: list[tuple[str, str, list[BinRow]]] = []
     frontiers: list[Frontier] = []
@@ -120,6 +117,10 @@ def analyse(
     walks: dict[tuple[str, str, str], Walk] = {}
     asked = read_asked(run)  # it is read first, because this tells a place that holds no run
     plan = asked.plan
+    there = tuple(dict.fromkeys((*ALWAYS_KNOWN, *(name for entry in plan.values() for name in confidences_in(entry)))))
+    if error not in answers() or confidence not in there:
+        known = f"an error of {', '.join(answers())} and a confidence of {', '.join(there)}"
+        raise InputError(f"accuracy cannot be held against {error!r} of confidence {confidence!r}: give {known}")
     if tasks is not None:
         plan = {task: entry for task, entry in plan.items() if task in tasks}
     outcomes = outcome_rows(run) | measured_rows(run)  # a run has one of the two
@@ -129,11 +130,11 @@ def analyse(
         margin = MARGIN if asked.margin is None else asked.margin
 
     asked_confidence = confidence
-    of_answers, confidence = confidence_of(True, confidence), confidence_of(False, confidence)
+    confidence = choice_confidence(plan, confidence)
 
     def add(name: str, measured_lambdas: Iterable[TaskMetrics], scored_as: str) -> None:
         is_written = scored_as == "answers"
-        used = of_answers if is_written else confidence
+        used = confidence_of(confidences_in(plan[name]), asked_confidence) if is_written else confidence
         found: dict[str, list[_Row]] = outcomes.pop(name, {})
         kept: list[TaskMetrics] = []
         for measured in measured_lambdas:
@@ -232,6 +233,6 @@ def _rows(task: str, measured: TaskMetrics, scored_as: str) -> Iterator[_Row]:
         yield (task, lam, *key, value, *ends, estimate.n, (found.resamples or None) if found else None)
 
 
-def _order(row: _Row) -> tuple[str, int, int]:
+def _order(row: _Row) -> tuple[str, tuple[int, str], int]:
     _, _, metric, confidence, split, *_ = row
-    return metric, EVERY_CONFIDENCE.index(confidence), SPLITS.index(split)
+    return metric, in_order(confidence), SPLITS.index(split)

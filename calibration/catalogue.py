@@ -16,14 +16,14 @@ import numpy as np
 
 from calibration.arrays import BINS, Floats
 from calibration.metrics.predictions import Predictions
-from calibration.scores.per_document import CONFIDENCES
+from calibration.scores.per_document import CONFIDENCES, PMI
 
 # What a task is scored as, or pooled choice tasks.
 Task = Literal["choices", "continuation", "samples", "answers", "pool"]
 Direction = Literal["up", "down", "zero", "none"]  # which numbers are better; zero: the nearest to it
 Interval = Literal["percentile", "honest", "normal", "none"]  # `intervals.interval` says what they are
 
-ACCURACY = {"sum": "acc", "tokens": "acc_tokens", "bytes": "acc_bytes"}  # the accuracy by confidence
+ACCURACY = {"sum": "acc", "tokens": "acc_tokens", "bytes": "acc_bytes", PMI: "acc_pmi"}  # the accuracy by confidence
 COUNTED: dict[Task, str] = {
     "choices": "nll",
     "continuation": "nll",
@@ -382,6 +382,7 @@ _ANSWERS = (
     Metric("eaurc", "Excess of that area over the best order", "0 to 1", "down", "percentile", "Geifman 2019"),
     Metric("acc_at_80", "Accuracy of the surest 80 %", _OUTPUTS, "up", "percentile", "El-Yaniv 2010"),
     Metric("acc_at_50", "Accuracy of the surest 50 %", _OUTPUTS, "up", "percentile", "El-Yaniv 2010"),
+    Metric("missing", "Outputs without this confidence", _OUTPUTS, "none", drawn=True),
     Metric("token_entropy", "Entropy of tokens", "nats per token", "none", once=True, drawn=True),
     Metric("single_cluster", "Documents whose outputs all say the same", _SHARE, "none", once=True, drawn=True),
     Metric(

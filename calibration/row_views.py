@@ -51,8 +51,8 @@ def examples(loader: Loader, task: str, lam: str, confidence: str = CONFIDENCES[
         InputError: there is no such confidence.
         LambdasweepError: a table is damaged; the message names the run, the task and λ.
     """
-    if confidence not in CONFIDENCES:
-        raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(CONFIDENCES)}")
+    if confidence not in loader.confidences:
+        raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(loader.confidences)}")
     at_lambda = loader.load(lam)
     names = np.array(loader.doc_ids(), object)[at_lambda.scores.document]
     in_report = draw(task, len(loader.documents.sizes), resamples=0).in_report[at_lambda.scores.document]

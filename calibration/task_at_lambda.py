@@ -74,7 +74,7 @@ def task_metrics(
     if there:
         loader = Loader(run, task, shelf)
         drawn = draw(task, len(loader.documents.sizes), resamples, seed)
-        yield from _along(_AlongLambda(loader, drawn, there, parents), there)
+        yield from _along(_AlongLambda(loader, drawn, there, parents, loader.confidences), there)
 
 
 def pooled_metrics(
@@ -201,7 +201,7 @@ class _AlongLambda:
         resamples: Resamples,
         there: Sequence[str],
         parents: Mapping[str, str],
-        confidences: Sequence[str] = CONFIDENCES,
+        confidences: Sequence[str],
     ) -> None:
         self._loader, self._resamples, self._confidences = loader, resamples, confidences
         self._documents = len(loader.documents.sizes)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _MAGIC = b"PAR1"
 _SHOWN = 20
-_KINDS = ("tokens", "generations", "graded", "quarantine", "scores")
+_KINDS = ("tokens", "generations", "graded", "rescored", "quarantine", "scores")
 
 
 def problem_of(path: Path) -> str | None:

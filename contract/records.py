@@ -4,7 +4,7 @@ A command reads each of them once; everything behind that is given the records.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, TypeVar
@@ -13,13 +13,25 @@ from contract import points
 from contract.errors import InputError
 from contract.location import Location
 from contract.rundir import RunDir
+from contract.units import rescored_name
 
 T = TypeVar("T")
 
 # Only one kind of tasks has these fields in the file.
 _SCORED_ONLY = ("format", "shots", "seed", "template", "system_prompt", "duplicates", "groups")
 _SAMPLED_ONLY = ("samples", "temperature", "max_tokens", "stop_token_ids")
-_ANSWERED_ONLY = ("top_p", "top_k", "until", "normaliser", "metric", "think_end_token")
+_ANSWERED_ONLY = (
+    "top_p",
+    "top_k",
+    "until",
+    "normaliser",
+    "metric",
+    "think_end_token",
+    "p_true",
+    "verbalised",
+    "verbalised_suffix",
+    "rescored",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +130,7 @@ class TaskRecord:
     seed: int | None = None
     template: str | None = None
     duplicates: int | None = None
+    pmi: bool | None = None  # whether its choices are also scored without their documents
     # These are None unless it is a generate task, or its answers are written.
     samples: int | None = None
     temperature: float | None = None
@@ -130,6 +143,10 @@ class TaskRecord:
     normaliser: str | None = None  # says which answers are the same
     metric: str | None = None  # what an output is right by
     think_end_token: str | None = None  # a text, or a token's id, that ends the thinking before an answer
+    p_true: str | None = None  # the question whether an answer is right
+    verbalised: str | None = None  # the regular expression that finds how sure an output says it is
+    verbalised_suffix: str | None = None  # the text behind each prompt that asks for it
+    rescored: tuple[str, ...] = ()  # the canonical points under which outputs are scored again; it grows as λs do
 
     @property
     def is_sampled(self) -> bool:
@@ -146,6 +163,12 @@ class TaskRecord:
         """Return the kind of table that is the completion record of a unit."""
         return "generations" if self.is_sampled or self.is_answered else "tokens"
 
+    def parts(self, name: str) -> Iterator[tuple[str, str]]:
+        """Yield what the units of a task of this name are called, and the kind of table that is their completion record."""
+        yield name, self.completion
+        for under in self.rescored:
+            yield rescored_name(name, under), "rescored"
+
     def to_json(self) -> dict[str, Any]:
         left_out: tuple[str, ...] = (*_SAMPLED_ONLY, *_ANSWERED_ONLY)
         if self.is_sampled:
@@ -154,6 +177,8 @@ class TaskRecord:
                 left_out = tuple(name for name in left_out if name != "system_prompt")
         elif self.is_answered:
             left_out = ("duplicates",)
+        if self.pmi is None:
+            left_out = (*left_out, "pmi")
         return {name: value for name, value in _plain(self).items() if name not in left_out}
 
 
@@ -255,6 +280,7 @@ def _task(value: Mapping[str, Any]) -> TaskRecord:
         shards=tuple((first, end) for first, end in found.shards),
         costs=tuple(found.costs),
         groups=tuple(found.groups),
+        rescored=tuple(found.rescored),
         stop_token_ids=None if found.stop_token_ids is None else tuple(found.stop_token_ids),
         until=None if found.until is None else tuple(found.until),
     )

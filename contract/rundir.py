@@ -6,10 +6,12 @@
     RUN/tokens/task=<task>/lambda=<λ>/shard-00017.parquet
                                                       the scores; a point with several coordinates is percent-encoded
     RUN/generations/…                                 the samples of generate tasks and answers, in the same layout
+    RUN/rescored/task=<task>@<λ>/…                    the scores of these under another λ, in the same layout
     RUN/graded/…                                      what became of the answers, computed of them; one table for each λ
     RUN/quarantine/…                                  what could not be scored or sampled and why, in the same layout
     RUN/receipts/….json                               times, hosts and cache counts, in the same layout; no results
     RUN/driver.json                                   how the driver does, replaced every few seconds; no result either
+    RUN/history.json                                  the commands, and the kinds of hardware; no result either
     RUN/lm_eval/task=<task>.parquet                   lm-eval's own metrics of its tasks, computed from the tables
     RUN/each/lambda=0.35/…                            what a command of the user wrote at a λ; nobody reads it afterwards
     RUN/aside/lambda=0.35.1/…                         the same of a λ that was broken off, or failed
@@ -42,11 +44,11 @@ from contract.errors import InputError, RunMismatchError
 from contract.lease import hold
 from contract.location import Location, ObjectPath, locate, read_schema
 from contract.points import from_path, in_path, order
-from contract.units import Receipt
+from contract.units import Receipt, rescored_name
 
 _TEMPORARY = ".tmp"
 _OF_COMMANDS = ("each", "aside")  # folders in which a command of the user writes, or wrote
-_COMPLETIONS = ("tokens", "generations", "scores")  # the kinds of tables of which one completes a unit
+_COMPLETIONS = ("tokens", "generations", "rescored", "scores")  # the kinds of tables of which one completes a unit
 _SHARD = re.compile(r"shard-(\d{5,})\.parquet")
 METADATA_KEY = b"lambdasweep"
 _LOOKS = 50_000  # tables whose ends are looked at when they are listed
@@ -140,6 +142,10 @@ class RunDir:
         return self.root / "driver.json"
 
     @property
+    def history_json(self) -> Location:
+        return self.root / "history.json"
+
+    @property
     def metrics_parquet(self) -> Location:
         return self.root / "metrics.parquet"
 
@@ -195,7 +201,7 @@ class RunDir:
         return {lam: found[lam] for lam in sorted(found, key=order)}
 
     def unit(self, kind: str, task: str, lam: str, shard: int) -> Location:
-        """Return the path of one unit's file; `kind` is tokens, generations, quarantine or receipts."""
+        """Return the path of one unit's file; `kind` is tokens, generations, rescored, quarantine or receipts."""
         suffix = "json" if kind == "receipts" else "parquet"
         return self.root / kind / f"task={task}" / f"lambda={in_path(lam)}" / f"shard-{shard:05d}.{suffix}"
 
@@ -315,6 +321,14 @@ class RunDir:
         """Return driver.json (see `lambdasweep.monitor.heartbeat`), or None where it is missing or damaged."""
         return _read_json(self.driver_json)
 
+    def history(self) -> tuple[list[str], list[str]]:
+        """Return the commands in history.json, in their order, and the kinds of hardware, sorted (see
+        `lambdasweep.monitor.history`); none where it is missing or damaged."""
+        value = _read_json(self.history_json)
+        found = [value.get(key) if isinstance(value, dict) else None for key in ("commands", "hardware")]
+        commands, hardware = ([*map(str, one)] if isinstance(one, list) else [] for one in found)
+        return commands, hardware
+
     def tokens(self, task: str, lam: str) -> pa.Table:
         """Return the committed rows of one task at one λ, in request order; no rows where nothing is committed.
 
@@ -330,6 +344,10 @@ class RunDir:
         """Return what became of the outputs of one task at one λ, in the order of its prompts."""
         return self._rows("graded", task, lam)
 
+    def rescored(self, task: str, lam: str, under: str) -> pa.Table:
+        """Return what another λ, `under`, makes of the outputs of one task at a λ, in the order of its prompts."""
+        return self._rows("rescored", rescored_name(task, under), lam)
+
     def quarantine(self, task: str, lam: str) -> pa.Table:
         """Return the requests of one task that could not be scored or sampled at one λ, and why."""
         return self._rows("quarantine", task, lam)
@@ -338,6 +356,7 @@ class RunDir:
         from contract import schemas
 
         known = {"tokens": schemas.TOKENS, "generations": schemas.GENERATIONS, "graded": schemas.GRADED}
+        known["rescored"] = schemas.RESCORED
         schema = known.get(kind, schemas.QUARANTINE)
         paths = [self.unit(kind, task, lam, shard) for shard in sorted(self.committed(task, lam, kind))]
         if isinstance(self.root, ObjectPath) and len(paths) > 1:

@@ -5,6 +5,7 @@ from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from contract.grid import canonical
 from contract.points import is_named
@@ -59,15 +60,24 @@ def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return table
 
 
+def of_documents(requests: pa.Table) -> pa.Table:
+    """Return the rows of a request table that belong to documents; those of an unconditional pass come after them."""
+    count = pc.sum(pc.not_equal(requests["choice"], UNCONDITIONAL)).as_py() or 0
+    return requests.slice(0, count)
+
+
 def point_of(row: Mapping[str, Any]) -> str:
     """Return the canonical point of a row of a table, or of frontier.json, where `point` stands only if `lam` is null."""
     return canonical(row["lam"]) if row["lam"] is not None else str(row["point"])
 
 
+UNCONDITIONAL = -1  # stands for a choice in a request that scores a continuation without its document
+
 REQUESTS = pa.schema(
     [
         pa.field("request_id", pa.int64(), nullable=False),  # the row number within the task
         pa.field("doc_id", pa.string(), nullable=False),
+        # The choice's place; UNCONDITIONAL in the last rows of a task with --pmi, which have no document.
         pa.field("choice", pa.int16(), nullable=False),
         pa.field("token_ids", pa.list_(pa.int32()), nullable=False),  # the context's and the continuation's tokens
         pa.field("continuation_start", pa.int32(), nullable=False),  # the continuation's first index in token_ids
@@ -115,6 +125,24 @@ GENERATIONS = pa.schema(
     ]
 )
 
+# Further columns of GENERATIONS, where the model was asked whether an answer is right: what it says of the letters for yes
+# and for no, in nats.
+P_TRUE = (
+    pa.field("true_logprob", pa.float32()),
+    pa.field("false_logprob", pa.float32()),
+)
+
+# What another λ makes of the outputs of a λ, by their token ids.
+RESCORED = pa.schema(
+    [
+        pa.field("request_id", pa.int64(), nullable=False),
+        pa.field("sample", pa.int16(), nullable=False),
+        *PLACE,  # where they were written
+        pa.field("under", pa.string(), nullable=False),  # the canonical point that they are scored at
+        *(TOKENS.field(name) for name in ("logprobs", "ranks", "top1_ids", "top1_logprobs")),  # one entry a token
+    ]
+)
+
 # What became of each output of a task whose answers are written: computed of its generations, without an engine.
 GRADED = pa.schema(
     [
@@ -134,6 +162,9 @@ GRADED = pa.schema(
         pa.field("answer_end", pa.int32()),
     ]
 )
+
+# A further column of GRADED, where it was looked for: how sure the output says it is, a probability; null where it does not.
+VERBALISED = pa.field("verbalised", pa.float64())
 
 QUARANTINE = pa.schema(
     [

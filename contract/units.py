@@ -3,7 +3,14 @@
 import dataclasses
 from typing import Any
 
+from contract.points import in_path
+
 UnitKey = tuple[str, str, int]  # the task, the canonical λ and the shard, which name a unit, its table and its receipt
+
+
+def rescored_name(task: str, under: str) -> str:
+    """Return what the units of a task are called that score its outputs again under another λ; no task may be called so."""
+    return f"{task}@{in_path(under)}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -17,10 +24,16 @@ class Unit:
     end_row: int  # the row after the last one
     cost: int  # an estimate of the work, in tokens or requests, which is used for balancing only
     offenders: tuple[tuple[int, str], ...] = ()  # the rows that go straight into quarantine, and the reason of each
+    at: str = ""  # the point that its engine is at, where it scores what was written at `lam`
 
     @property
     def key(self) -> UnitKey:
         return self.task, self.lam, self.shard
+
+    @property
+    def engine_lam(self) -> str:
+        """Return the point that its engine is at."""
+        return self.at or self.lam
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,10 +57,16 @@ class Receipt:
     weight_digests: tuple[str, ...]  # the digest of each rank's live weights
     tokens_generated: int = 0  # the tokens that were sampled, which are computed ones too
     probe_digest: str = ""  # of what the engine said of a fixed prompt when it started; empty in older receipts
+    at: str = ""  # the point that the engine was at, where that is not `lam`
 
     @property
     def key(self) -> UnitKey:
         return self.task, self.lam, self.shard
+
+    @property
+    def engine_lam(self) -> str:
+        """Return the point that its engine is at."""
+        return self.at or self.lam
 
     def to_json(self) -> dict[str, Any]:
         """Return the receipt as a dict that `json.dumps` takes."""

@@ -210,7 +210,8 @@ def report(
         str,
         typer.Option(
             help="The confidence that λ* is chosen by: sum, tokens or bytes of choices; of written answers sum, tokens, "
-            "lowest, first or votes. A task without it takes sum.",
+            "lowest, first or votes, and where they were made p_true, verbalised, sum@λ or tokens@λ. A task without it "
+            "takes sum.",
             metavar="NAME",
         ),
     ] = "sum",

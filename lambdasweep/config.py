@@ -12,7 +12,8 @@ from contract.location import Location, locate
 from contract.points import ONLY, by_name, parse_points
 from lambdasweep.aligned_flags import parse_aligned, parse_revisions
 from lambdasweep.config_file import read_toml
-from lambdasweep.settings import PairSettings, SamplingSettings, TaskSettings, as_flag, names_of, problems_of
+from lambdasweep.settings import AUTO, PairSettings, SamplingSettings, TaskSettings, as_flag, names_of, problems_of
+from lambdasweep.settings import settings as settings_of
 from lambdasweep.tasks.documents import FORMATS, GENERATE, WRITTEN, TaskSpec
 from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, LmEvalSpec
 from lambdasweep.tasks.prompts import GenerateSpec
@@ -35,6 +36,8 @@ class SweepConfig(PairSettings):
     """What is sampled at every λ."""
     refine: int = 0
     """How many λs may be added to these, where λ* may be."""
+    rescore: tuple[str, ...] = ()
+    """Canonical points under which what the model wrote is scored again."""
     margin: float = 1.0
     """The accuracy that λ* may give up for a lower NLL, in points."""
     warnings: tuple[str, ...] = ()
@@ -92,6 +95,8 @@ def load_config(
     lambdas = (
         collect(lambda: parse_points(str(values["lambdas"]), parents), ()) if parents and values.get("lambdas") else ()
     )
+    rescored = values.get("rescore")
+    rescore = collect(lambda: parse_points(str(rescored), parents), ()) if parents and rescored is not None else ()
     # What is said of a flag holds for the file's table too: some arguments are not the user's to set.
     written = [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
     settings = collect(lambda: parse_extra(written), {}) | collect(lambda: parse_extra(engine), {})
@@ -100,6 +105,8 @@ def load_config(
     sampled = generate_specs(generate, prompts, values, problems)
     if not (tasks or rows or generate or prompts) and is_readable:
         problems.append("--task is missing: give at least one NAME=FILE.jsonl or lm-eval:TASK, or a --generate")
+    if values.get("pmi") and specs and not any(isinstance(spec, TaskSpec) for spec in specs):
+        problems.append("--pmi is not about tasks of lm-eval, which may ask for acc_mutual_info: leave it out")
     problems += _repeated([*(spec.name for spec in specs), *(spec.name for spec in sampled)])
     if values.get("refine", 0) < 0:
         problems.append(f"--refine is {values['refine']}: give 0 or more")
@@ -119,6 +126,7 @@ def load_config(
         tasks=specs,
         out=out,
         generate=sampled,
+        rescore=rescore,
         engine=settings,
         warnings=tuple(_warnings(values)),
         **{name: values[name] for name in ("refine", "margin", *ENGINE_FIELDS) if name in values},
@@ -191,7 +199,7 @@ def read_parents(values: dict[str, Any]) -> dict[str, str]:
 def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     """Return what is wrong with values of `ENGINE_FIELDS` and with further arguments of vLLM.
 
-    Writes a map as the record has it, and the tokenizer that goes with shared vocabularies, into `values`.
+    Writes a map as the record has it, None for auto, and the tokenizer that goes with shared vocabularies, into `values`.
     """
     from merge.lam_map import parse_map
     from merge.line import Line
@@ -202,6 +210,7 @@ def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[st
         if not (type(settings[name]) is int and settings[name] > 0)
     ]
     problems += problems_of(values, PairSettings)
+    values |= {name: None for name, _, said in settings_of(PairSettings) if said.auto and values.get(name) == AUTO}
     if values.get("lam_map"):
         try:
             values["lam_map"] = ",".join(sorted(rule.text for rule in parse_map(values["lam_map"])))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lambdasweep.aligned_flags import relative_to
-from lambdasweep.settings import PairSettings, SamplingSettings, TaskSettings, names_of, settings
+from lambdasweep.settings import AUTO, PairSettings, SamplingSettings, TaskSettings, names_of, settings
 from lambdasweep.tasks.datasets import PREFIX as DATASET
 from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, LmEvalSpec, resolved
 
@@ -19,10 +19,12 @@ TABLES = {
 }
 # What each key takes: those of settings follow from their fields.
 _KINDS: dict[str, type] = {"base": str, "aligned": str, "lambdas": str, "out": str, "name": str, "file": str}
-_KINDS |= {"refine": int, "margin": float, "engine": dict, "task": list, "generate": list}
+_KINDS |= {"refine": int, "rescore": str, "margin": float, "engine": dict, "task": list, "generate": list}
 _KINDS |= {name: kind for group in (PairSettings, TaskSettings, SamplingSettings) for name, kind, _ in settings(group)}
 _KEYS = sorted(_KINDS.keys() - {"name", "file"})
-_WANTED = {str: "a string", int: "a whole number", float: "a number"}
+_MAY_BE_AUTO = {name for name, _, said in settings(PairSettings) if said.auto}
+_GRIDS = ("lambdas", "rescore")
+_WANTED = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
@@ -43,8 +45,7 @@ def read_toml(file: Path, problems: list[str]) -> dict[str, Any]:
         return {}
     before = len(problems)
     here = file.parent
-    if "lambdas" in values:
-        values["lambdas"] = _grid(values["lambdas"])
+    values |= {key: _grid(values[key]) for key in _GRIDS if key in values}
     values = {key: _with_floats(value) for key, value in values.items()}
     problems += [f"{file}: {problem}" for problem in _problems(values, _KEYS)]
     for table, keys in TABLES.items():
@@ -76,6 +77,8 @@ def _row_problems(table: str, row: dict[str, Any], keys: Collection[str]) -> Ite
     if table == "task" and _is_of_lm_eval(row):
         if "format" in row:
             yield "a task of lm-eval has its own format: remove format"
+        if "pmi" in row:
+            yield "a task of lm-eval has its own unconditional pass where it asks for acc_mutual_info: remove pmi"
     elif missing := [key for key in ("name", "file") if key not in row]:
         yield f"it needs {' and '.join(missing)}"
 
@@ -102,8 +105,16 @@ def _check(key: str, value: Any) -> str | None:
     if kind is list:
         is_rows = isinstance(value, list) and all(isinstance(row, dict) for row in value)
         return None if is_rows else f"{key} is not a list of tables: write [[{key}]]"
-    fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-    wanted = 'a grid such as "0:1.5:0.1" or [0, 0.25, 1]' if key == "lambdas" else _WANTED[kind]
+    if key in _MAY_BE_AUTO and value == AUTO:
+        return None
+    fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+    wanted = (
+        "a whole number or auto"
+        if key in _MAY_BE_AUTO
+        else 'a grid such as "0:1.5:0.1" or [0, 0.25, 1]'
+        if key in _GRIDS
+        else _WANTED[kind]
+    )
     return None if fits else f"{key} is {value!r}: give {wanted}"
 
 

@@ -12,6 +12,7 @@ from lambdasweep.config import SweepConfig
 if TYPE_CHECKING:
     from merge.model_sizes import ModelSizes
     from merge.pair import Pair
+    from serve.machine import Gpus
     from serve.needs import Needs
     from serve.settings import EngineSettings
 
@@ -29,19 +30,18 @@ def settle(
     `samples` tells whether anything is sampled.
 
     The engines then take as long requests as the model does, on a CPU of `CPU_WINDOW` tokens at most: `fit` shortens that.
+    They have one rank a stage where nothing else was asked for: `fit` gives a large model more.
 
     Raises:
         InputError: a setting does not fit the model, or text cannot be scored with it.
     """
     from merge.model_sizes import sizes_of
-    from merge.text_part import only_text
     from serve.settings import EngineSettings, available_cores, threads_of_rank
 
     recorded, sizes = recorded or {}, sizes_of(pair)
     dtype = config.dtype
     if dtype == "auto":
-        kinds = {_DTYPES[info.dtype] for info in only_text(pair).base.tensors.values()}
-        dtype = "float32" if device == "cpu" or len(kinds) > 1 else kinds.pop()
+        dtype = "float32" if device == "cpu" else _dtype_of(pair)
     window = sizes.window or CPU_WINDOW
     max_model_len = config.max_model_len or (min(window, CPU_WINDOW) if device == "cpu" else window)
     if max_model_len > window:
@@ -55,7 +55,8 @@ def settle(
     if device == "cuda":
         # Steps of thousands of tokens gain nothing from CUDA graphs, and an engine starts minutes sooner without.
         extra.setdefault("enforce_eager", recorded.get("extra", {}).get("enforce_eager", not samples))
-    ranks = config.tp * config.pp
+    tp = config.tp or int(recorded.get("tensor_parallel", 1))
+    ranks = tp * config.pp
     threads, kv_cache_bytes = 0, extra.pop("kv_cache_memory_bytes", None)
     if device == "cpu":
         cores = len(available_cores())
@@ -66,7 +67,7 @@ def settle(
         device=device,
         dtype=dtype,
         max_model_len=max_model_len,
-        tensor_parallel=config.tp,
+        tensor_parallel=tp,
         pipeline_parallel=config.pp,
         threads=threads,
         head_dtype=head_dtype,
@@ -86,13 +87,15 @@ def fit(
     recorded: Mapping[str, Any] | None,
     longest: int,
     samples: bool = False,
-    device_total: int | None = None,
+    gpus: "Gpus | None" = None,
 ) -> "EngineSettings":
     """Have engines take requests as long as the longest one, rounded up to a power of two; `--max-model-len` wins.
 
-    How large the KV cache is follows from that. On a GPU it is settled only where nothing is sampled (samples are faster the
+    On GPUs they then have as few ranks as hold the model; `--tp` wins.
+
+    How large the KV cache is follows from both. On a GPU it is settled only where nothing is sampled (samples are faster the
     more of them run at a time, so that they get all that is free), and where it surely fits: vLLM takes a size that it is
-    given without a look at what is free.
+    given without a look at what is free. GPUs of other machines may be smaller.
 
     A window much larger than what it is used for would take memory of keys and values, and could change what the rotary
     embedding does to short prompts (`ModelSizes.short_window`).
@@ -102,24 +105,27 @@ def fit(
         config: what was asked for.
         pair: the parents.
         recorded: `engine` of the run's sweep.json. What a run began with is kept where it is long enough.
-        longest: tokens of the longest request.
+        longest: tokens of the longest request; 0 where none is known: engines then take what `settle` says.
         samples: whether anything is sampled.
-        device_total: bytes of the smallest GPU that an engine may be on; None where that is not known.
+        gpus: the GPUs of this machine; None where there are none, or they are not known.
     """
+    from lambdasweep.fewest_ranks import with_fewest_ranks
     from merge.model_sizes import sizes_of
 
     sizes = sizes_of(pair)
     length = settings.max_model_len
-    if config.max_model_len is None:
+    if config.max_model_len is None and longest:
         length = _length(settings, sizes, recorded, longest)
     settings, cache = dataclasses.replace(settings, max_model_len=length), settings.kv_cache_bytes
+    if settings.device == "cuda" and config.tp is None and not recorded and gpus is not None:
+        settings = with_fewest_ranks(settings, pair, gpus)
     if "kv_cache_memory_bytes" not in config.engine:
         if recorded and recorded.get("max_model_len") == length and "kv_cache_bytes" in recorded:
             cache = recorded["kv_cache_bytes"]
         elif settings.device == "cpu":
             cache = _kv_cache_bytes(length, sizes, settings.dtype, settings.ranks)
-        elif not samples and device_total is not None:
-            cache = _scoring_cache(settings, pair, device_total)
+        elif longest and not samples and gpus is not None and config.address is None:
+            cache = _scoring_cache(settings, pair, gpus.memory)
     return dataclasses.replace(settings, kv_cache_bytes=cache)
 
 
@@ -140,6 +146,14 @@ def _scoring_cache(settings: "EngineSettings", pair: "Pair", device_total: int) 
         step_bytes=need.step,
     )
     return need.scoring if need.scoring and room.device_reserve <= room.device_free else None
+
+
+def _dtype_of(pair: "Pair") -> str:
+    """Return what an engine on a GPU computes in where nothing else was asked for: the checkpoint's dtype, if it has one."""
+    from merge.text_part import only_text
+
+    kinds = {_DTYPES[info.dtype] for info in only_text(pair).base.tensors.values()}
+    return "float32" if len(kinds) > 1 else kinds.pop()
 
 
 def live_bytes(pair: "Pair", dtype: str) -> int:
@@ -239,13 +253,23 @@ def _item(dtype: str) -> int:
     return 4 if dtype == "float32" else 2
 
 
-def server_defaults(pair: "Pair", device: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+def server_defaults(
+    pair: "Pair", device: str, recorded: Mapping[str, Any], gpus: "Gpus | None" = None
+) -> dict[str, Any]:
     """Return the vLLM arguments that a server starts with where no flag says otherwise: a run's own, else a sweep's.
 
     A server takes as long contexts as the model does, whatever the requests of the run were; of a model with two kinds of
     rotary factors, as long as the short ones are meant for, as vLLM's own server does.
+
+    Args:
+        pair: the parents.
+        device: cpu or cuda.
+        recorded: `engine` of the run's sweep.json; empty where there is no run.
+        gpus: the GPUs of this machine, where the server is to have as few ranks as hold the model; None: vLLM's own default.
     """
+    from lambdasweep.fewest_ranks import with_fewest_ranks
     from merge.model_sizes import sizes_of
+    from serve.settings import EngineSettings
 
     sizes = sizes_of(pair)
     window = sizes.window or CPU_WINDOW
@@ -259,8 +283,12 @@ def server_defaults(pair: "Pair", device: str, recorded: Mapping[str, Any]) -> d
             "enforce_eager": True,
         }
     defaults |= {key: recorded[key] for key in ("dtype",) if key in recorded}
-    if recorded.get("tensor_parallel", 1) > 1:
-        defaults["tensor_parallel_size"] = recorded["tensor_parallel"]
+    ranks = recorded.get("tensor_parallel", 1)
+    if device == "cuda" and not recorded and gpus is not None:
+        settings = EngineSettings(device, _dtype_of(pair), window, max_num_batched_tokens=8192, max_num_seqs=1024)
+        ranks = with_fewest_ranks(settings, pair, gpus).tensor_parallel
+    if ranks > 1:
+        defaults["tensor_parallel_size"] = ranks
     if recorded.get("pipeline_parallel", 1) > 1 and device != "cpu":  # whose memory is one
         defaults["pipeline_parallel_size"] = recorded["pipeline_parallel"]
     if device == "cpu":

@@ -45,6 +45,10 @@ Refine = Annotated[
     int | None,
     flag("Then score up to N λs more, between those of the grid, where λ* may be.", GRID, "N", default="0"),
 ]
+Rescore = Annotated[
+    str | None,
+    flag("Then score what the model wrote again under these λs; 0 is base.", GRID, "GRID", default="none"),
+]
 Margin = Annotated[
     float | None,
     flag("The accuracy that λ* may give up for a lower NLL, in points.", GRID, "POINTS", default="1"),
@@ -121,6 +125,7 @@ def asked(
     aligned: Annotated[str | None, flag(_ALIGNED, PAIR, "CHECKPOINT", required=True)] = None,
     lambdas: Lambdas = None,
     refine: Refine = None,
+    rescore: Rescore = None,
     margin: Margin = None,
     task: Tasks = None,
     generate: Generates = None,

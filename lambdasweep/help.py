@@ -3,12 +3,13 @@
 Help is drawn by rich, and an error in a command line stays one plain line.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from lambdasweep.settings import Setting, as_flag, default_of
+from lambdasweep.settings import AUTO, Setting, as_flag, default_of
 
 # What each command's help ends with; tests hold that each of them is taken.
 EXAMPLES = {
@@ -80,6 +81,7 @@ def flag(
     name: str | None = None,
     required: bool = False,
     default: str | None = None,
+    parser: Callable[[str], Any] | None = None,
 ) -> Any:
     """Return what typer is told of a flag. None is its value where it is not given, so that a settings file can say it.
 
@@ -90,19 +92,39 @@ def flag(
         name: with its dashes; None: the parameter's own.
         required: whether its help says that it is needed; a file may give it instead, so the parser does not insist.
         default: what holds where it is not given, in words.
+        parser: makes its value of what was written; None: the parameter's kind does.
     """
     mark = "[required]" if required else f"[default: {default}]" if default is not None else ""
     style = "red" if required else "dim"
     text = _plain(help) + (f" [{style}]{_plain(mark)}[/]" if mark else "")
     return typer.Option(
-        *([name] if name else []), help=text, metavar=metavar, rich_help_panel=panel, show_default=False
+        *([name] if name else []),
+        help=text,
+        metavar=metavar,
+        rich_help_panel=panel,
+        show_default=False,
+        parser=parser,
     )
 
 
 def flag_of(group: type, name: str, said: Setting) -> Any:
     """Return what typer is told of the flag of a setting."""
     metavar = f"[{'|'.join(said.choices({}))}]" if said.choices else said.metavar
-    return flag(said.help, said.panel, metavar, name=as_flag(name), default=default_of(group, name))
+    return flag(
+        said.help,
+        said.panel,
+        metavar,
+        name=as_flag(name),
+        default=default_of(group, name),
+        parser=_number_or_auto if said.auto else None,
+    )
+
+
+def _number_or_auto(text: str) -> int | str:
+    try:
+        return text if text == AUTO else int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a whole number nor {AUTO}.") from None
 
 
 def _plain(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from contract.damage import put_aside
 from contract.errors import InputError, SweepError, join
-from contract.events import Listeners
+from contract.events import Listener, Listeners
 from contract.location import Location
 from contract.rundir import RunDir
 from contract.units import Unit
@@ -59,6 +59,7 @@ class Launch:
     total: int  # the number of units, with those that are committed already
     called: Callable[[Unit], str]  # returns what a unit is called in messages
     more: Callable[[], Sequence[Unit]] | None = None  # is called for further units when all are done
+    listeners: Sequence[Listener] = ()  # are told what the driver does, besides those that `units` is given
 
     def units(
         self, left: Sequence[Unit], tally: Heartbeat, progress: SweepProgress, say: Callable[[str], None]
@@ -97,7 +98,7 @@ class Launch:
             accelerator_type=config.accelerator_type,
         )
         with progress, tally:
-            told = Listeners(tally, progress)
+            told = Listeners(tally, progress, *self.listeners)
             outcome = run_units(spec, left, self.sources, config.replicas, told, config.address, self.more)
         if outcome.given_up:
             raise SweepError(

@@ -18,6 +18,7 @@ from contract.location import read_table
 from contract.points import order, parse_point
 from contract.records import read_plan, read_sweep
 from contract.rundir import RunDir
+from contract.schemas import of_documents
 
 if TYPE_CHECKING:
     import altair as alt
@@ -131,7 +132,7 @@ class Run:
         return pa.concat_tables([_named("", schemas.TOKENS.empty_table()), *tables])
 
     def generations(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
-        """Return the committed rows of schemas.GENERATIONS, with the task in front.
+        """Return the committed rows of schemas.GENERATIONS, with the task in front; those of schemas.P_TRUE where they are.
 
         Raises:
             InputError: the plan has no such generate task, or the task no such λ.
@@ -139,13 +140,14 @@ class Run:
         points = self._points(task, lam, "generations")
         tables = [_named(name, self._run.generations(name, one)) for name, one in points]
         _tell(self._run)
-        return pa.concat_tables([_named("", schemas.GENERATIONS.empty_table()), *tables])
+        return _joined([_named("", schemas.GENERATIONS.empty_table()), *tables])
 
     def graded(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
         """Return what became of written answers, one row for each output, with the task in front.
 
         It has the columns of schemas.GENERATIONS, then those of schemas.GRADED: answer, answer_class, answer_start, correct,
-        metrics, thinking_tokens and answer_end. A λ is there when all of its outputs are.
+        metrics, thinking_tokens, answer_end, and verbalised where it was looked for. A λ is there when all of its outputs
+        are.
 
         Raises:
             InputError: the plan has no such task whose answers are written, or the task no such λ.
@@ -164,11 +166,30 @@ class Run:
             generations, graded = self._run.generations(name, one), self._run.graded(name, one)
             if name not in written or len(graded) != len(generations):
                 continue
-            for field in own:
-                generations = generations.append_column(field, graded[field.name])
+            for field in (*own, schemas.VERBALISED):
+                if field.name in graded.column_names:
+                    generations = generations.append_column(field, graded[field.name])
             tables.append(_named(name, generations))
         _tell(self._run)
-        return pa.concat_tables(tables)
+        return _joined(tables)
+
+    def rescored(self, task: str, lam: Lam, under: Lam) -> pa.Table:
+        """Return what another λ makes of the outputs of a task at a λ, as schemas.RESCORED.
+
+        Raises:
+            InputError: the plan has no such task, or the task no such λ, or its outputs were not scored under the other.
+        """
+        ((name, one),) = self._points(task, lam, "generations")
+        point = parse_point(f"{under:f}" if isinstance(under, Decimal) else str(under), self._names)
+        known = self._plan[name].rescored
+        if point not in known:
+            raise InputError(
+                f"what task {name!r} wrote is not scored under λ = {point}, but under {', '.join(known) or 'no other'}: "
+                f"`lambdasweep run … --rescore {point}` does that"
+            )
+        table = self._run.rescored(name, one, point)
+        _tell(self._run)
+        return table
 
     def explode(self, task: str | None = None, lam: Lam | None = None) -> pa.Table:
         """Return one row for each scored token.
@@ -221,7 +242,7 @@ class Run:
         for name, one in self._points(task, lam):
             if name not in loaders:
                 loaders = {name: Loader(self._run, name)}
-                decoded = decode(read_table(self._run.requests(name)), tokenizer) if tokenizer else {}
+                decoded = decode(of_documents(read_table(self._run.requests(name))), tokenizer) if tokenizer else {}
             found = examples(loaders[name], name, one, confidence)
             tables.append(with_texts(found, decoded) if tokenizer else found)
         _tell(self._run)
@@ -249,13 +270,12 @@ class Run:
         from calibration.metrics.reliability_bins import bin_rows, bin_table
         from calibration.report.reliability_figure import bin_dicts, reliability_chart
         from calibration.scores.loader import Loader
-        from calibration.scores.per_document import CONFIDENCES
         from calibration.uncertainty.resample import draw
 
-        if confidence not in CONFIDENCES:
-            raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(CONFIDENCES)}")
         ((_, name),) = self._points(task, lam)
         loader = Loader(self._run, task)
+        if confidence not in loader.confidences:
+            raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(loader.confidences)}")
         documents = loader.documents
         in_report = draw(task, len(documents.sizes), resamples=0).in_report
         bins = bin_table([(task, name, bin_rows(loader.load(name), in_report))])
@@ -308,6 +328,11 @@ class Run:
 def _tell(run: RunDir) -> None:
     if run.damaged:
         warnings.warn(f"{run.root}: rows of damaged tables are absent: {'; '.join(describe(run))}", stacklevel=3)
+
+
+def _joined(tables: list[pa.Table]) -> pa.Table:
+    """Return the rows of several tables; columns that some of them lack are null there."""
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _named(task: str, table: pa.Table) -> pa.Table:

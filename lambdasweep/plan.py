@@ -30,7 +30,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
     from lambdasweep.launch import check_disk
     from lambdasweep.preflight import preflight
     from lambdasweep.prepare import prepare
-    from lambdasweep.sweep import disk_bytes, replicas_idle, units_left
+    from lambdasweep.sweep import disk_bytes, replicas_idle, units_left, units_to_rescore
     from merge.text_part import only_text
 
     record.check_target(config.out)
@@ -46,13 +46,16 @@ def describe(config: SweepConfig) -> Iterator[str]:
     left, total = units_left(run, prepared)
     needed = disk_bytes(prepared, len(config.lambdas) + config.refine)
     check_disk(config.out, needed)
-    tokens = sum(unit.cost for unit in left)
+    again = units_to_rescore(run, prepared, is_ahead=True)
+    tokens = sum(unit.cost for unit in [*left, *again])
     yield _describe_pair(prepared.pair, settings.ranks)
     yield f"line      {pair.line}"
     yield f"lambdas   {shortened(config.lambdas)}"
     yield describe_memory(prepared)
+    chosen = " (auto)" if settings.device == "cuda" and config.tp is None and recorded is None else ""
+    ranks = f"TP {settings.tensor_parallel}{chosen}, PP {settings.pipeline_parallel}"
     yield (
-        f"engine    {settings.device}, {settings.dtype}, TP {settings.tensor_parallel}, PP {settings.pipeline_parallel}, "
+        f"engine    {settings.device}, {settings.dtype}, {ranks}, "
         f"requests up to {settings.max_model_len} tokens ({prepared.length}), "
         f"{describe_cache(prepared)}" + (f", {counted(settings.threads, 'thread')} a rank" if settings.threads else "")
     )
@@ -69,9 +72,10 @@ def describe(config: SweepConfig) -> Iterator[str]:
             f"{sum(prompts.costs)} tokens at most in "
             f"{counted(len(prompts.shards), 'shard')} ({how(record.task_record(prompts))})"
         )
+    rescored = f", then {len(again)} that score again what was written" if again else ""
     further = f", then those of up to {config.refine} λ more" if config.refine else ""
-    yield f"units     {len(left)} to do of {total} ({len(config.lambdas)} λ){further}"
-    work = ahead(prepared, left, run if recorded and run.plan_json.is_file() else None)
+    yield f"units     {len(left)} to do of {total} ({len(config.lambdas)} λ){further}{rescored}"
+    work = ahead(prepared, [*left, *again], run if recorded and run.plan_json.is_file() else None)
     yield f"tokens    {tokens} at most, of which about {work.tokens} are computed (what prompts begin with alike, once)"
     yield f"disk      {size(needed)} of tables"
     yield f"time      about {duration(work.seconds)}, engine start apart ({work.basis})"
@@ -126,7 +130,7 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
             failures.append(error)
     if failures or pair is None:
         raise join(failures)
-    yield _describe_pair(pair, config.tp * config.pp)
+    yield _describe_pair(pair, (config.tp or 1) * config.pp)
     yield f"line      {pair.line}"
     yield f"lambdas   {shortened(config.lambdas)}"
     for name, count in counts.items():

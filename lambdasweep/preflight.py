@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from lambdasweep.monitor.wording import counted, size
 if TYPE_CHECKING:
     from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask
 
-_GPUS = Path("/proc/driver/nvidia/gpus")
 _TOO_LONG = "too long"
 # Further arguments that are no more than checked numbers, or lambdasweep's own.
 _OURS = {"head_dtype", "threads", "block_size", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
@@ -132,12 +130,15 @@ def _of_text(prepared: "Prepared", key: str) -> int | None:
 
 
 def _device_problems(prepared: "Prepared") -> Iterator[str]:
+    from merge.model_sizes import sizes_of
+    from serve.machine import gpu_count
     from serve.settings import available_cores
 
     config, settings = prepared.config, prepared.settings
-    heads = _of_text(prepared, "num_attention_heads")
-    if heads and heads % settings.tensor_parallel:
-        yield f"--tp {settings.tensor_parallel}: the model's {heads} attention heads cannot be dealt to so many ranks"
+    sizes = sizes_of(prepared.pair)
+    if not sizes.can_be_dealt_to(settings.tensor_parallel):
+        of_them = f"{counted(sizes.heads or 0, 'attention head')}, {sizes.kv_heads} of keys and values,"
+        yield f"--tp {settings.tensor_parallel}: the model's {of_them} cannot be dealt to so many ranks"
     if settings.device == "cpu" and config.accelerator_type is not None:
         yield f"--accelerator-type {config.accelerator_type}: vLLM for the CPU is installed, and uses no GPU: leave it out"
     if config.address is not None:
@@ -150,7 +151,7 @@ def _device_problems(prepared: "Prepared") -> Iterator[str]:
                 f"{counted(settings.threads, 'thread')}), and this machine has "
                 f"{cores}: give fewer ranks, or --replicas 1, whose ranks then share the cores"
             )
-    elif _GPUS.is_dir() and settings.ranks > (gpus := len(list(_GPUS.iterdir()))):
+    elif (gpus := gpu_count()) is not None and settings.ranks > gpus:
         yield f"a replica takes {settings.ranks} GPUs, and this machine has {gpus}: give fewer ranks, or a cluster"
     if settings.device != "cpu":
         return  # to measure a GPU takes memory of it, which a driver must not hold

@@ -32,6 +32,7 @@ from lambdasweep.tasks.prompts import (
 
 if TYPE_CHECKING:
     from merge.pair import Pair
+    from serve.machine import Gpus
     from serve.settings import EngineSettings
 
 T = TypeVar("T")
@@ -157,6 +158,7 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
     collect(lambda: _check_names([one for one in loaded if one], config.generate))
     if all(loaded):
         collect(lambda: _check_written(config, [one for one in loaded if one]))
+        collect(lambda: _check_pmi(config, [one for one in loaded if one]))
     if failures or pair is None or device is None or tokenizer is None:
         raise join(failures)
     samples = bool(config.generate) or any(_is_written(one) for one in loaded if one)
@@ -202,8 +204,8 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
             tasks[name] = PreparedTask(spec, built, runs, tuple(token_counts(built.table, runs)))
     for file in filter(None, files):
         sampled(file.spec, tokenised(file, tokenizer, stops or (), chat))
-    if longest := _longest(tasks, prompts):
-        settings = fit(settings, config, pair, recorded, longest, samples, _device_total(config, device))
+    longest = _longest(tasks, prompts)
+    settings = fit(settings, config, pair, recorded, longest, samples, _gpus(device))
     return Prepared(
         config=config,
         pair=pair,
@@ -216,17 +218,16 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
     )
 
 
-def _device_total(config: SweepConfig, device: str) -> int | None:
-    """Return the bytes of the smallest GPU that an engine may be on; None of a cluster, whose nodes are not known yet."""
-    from serve.machine import device_memory
+def _gpus(device: str) -> "Gpus | None":
+    from serve.machine import gpus
 
-    return device_memory() if device == "cuda" and config.address is None else None
+    return gpus() if device == "cuda" else None
 
 
 def _longest(tasks: Mapping[str, PreparedTask], prompts: Mapping[str, PreparedPrompts]) -> int:
     """Return the tokens of the longest request, with what may be sampled after it; 0 where there is none."""
     scored = [_most(task.built.table) for task in tasks.values()]
-    sampled = [_most(one.built.table) + one.spec.max_tokens for one in prompts.values()]
+    sampled = [_most(one.built.table) + one.spec.max_tokens + one.built.question_tokens for one in prompts.values()]
     return max([*scored, *sampled], default=0)
 
 
@@ -256,9 +257,17 @@ def _check_written(config: SweepConfig, loaded: list[TaskFile | LmEvalTasks]) ->
     """Refuse settings of written answers where no answer is written."""
     given = sorted({name for spec in config.tasks for name in WRITTEN if getattr(spec, name, None) is not None})
     given = [name for name in given if not (config.generate and name in names_of(SamplingSettings))]
+    given += ["rescore"] if config.rescore else []
     if given and not any(_is_written(one) for one in loaded):
         flags = ", ".join(as_flag(name) for name in given)
         raise InputError(f"{flags}: no task has answers that the model writes: leave it out, or give --format generate")
+
+
+def _check_pmi(config: SweepConfig, loaded: list[TaskFile | LmEvalTasks]) -> None:
+    """Refuse an unconditional pass where no task has choices that it could be of."""
+    asked = any(isinstance(spec, TaskSpec) and spec.pmi for spec in config.tasks)
+    if asked and not any(isinstance(one, TaskFile) and one.kind == "choices" and one.spec.pmi for one in loaded):
+        raise InputError("--pmi is about tasks with choices, and there is none with pmi: leave it out")
 
 
 def _load_tokenizer(path: Path, other: str) -> Tokenizer:

@@ -20,6 +20,7 @@ from contract.records import LineRecord, ParentRecord, Plan, SweepRecord, TaskRe
 from contract.rundir import RunDir, commit_json, commit_table
 from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask
 from lambdasweep.tasks.answers import AnswerSpec
+from lambdasweep.tasks.documents import TaskSpec
 from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTask
 
 if TYPE_CHECKING:
@@ -41,7 +42,17 @@ _TASK_IDENTITY = (
     ),
 )
 _SAMPLING = ("samples", "temperature", "max_tokens", "stop_token_ids")  # of generate tasks and of answers
-_ANSWERS = ("top_p", "top_k", "until", "normaliser", "metric", "think_end_token")
+_ANSWERS = (
+    "top_p",
+    "top_k",
+    "until",
+    "normaliser",
+    "metric",
+    "think_end_token",
+    "p_true",
+    "verbalised",
+    "verbalised_suffix",
+)
 
 
 def check_target(out: Location, record: str = "sweep.json", early: str = "requests") -> None:
@@ -156,6 +167,9 @@ def _answered(task: PreparedPrompts, spec: AnswerSpec) -> TaskRecord:
         normaliser=spec.normaliser,
         metric=spec.metric,
         think_end_token=spec.think_end_token,
+        p_true=spec.p_true,
+        verbalised=spec.verbalised,
+        verbalised_suffix=spec.verbalised_suffix,
     )
 
 
@@ -174,6 +188,7 @@ def _scored(task: PreparedTask) -> TaskRecord:
         documents=built.documents,
         requests=built.table.num_rows,
         duplicates=built.duplicates,
+        pmi=True if isinstance(spec, TaskSpec) and spec.pmi and built.scored_as == "choices" else None,
         requests_sha256=built.requests_sha256,
         scored_as=built.scored_as,
         groups=spec.groups if isinstance(spec, LmEvalTask) else (),
@@ -253,6 +268,8 @@ def write(run: RunDir, sweep: SweepRecord, prepared: Prepared) -> dict[str, Task
     for name, asked in tasks.items():
         entry = plan["tasks"].setdefault(name, asked.to_json())
         entry["lambdas"] = sorted({*entry["lambdas"], *prepared.lambdas(name)}, key=order)
+        if asked.is_answered:
+            entry["rescored"] = sorted({*entry.get("rescored", ()), *prepared.config.rescore}, key=order)
     plan["margin"] = prepared.config.margin / 100  # a share of documents; the last command's holds
     commit_json(run.plan_json, plan)
     return plan_of(run.plan_json, plan)

@@ -15,6 +15,7 @@ from contract.points import by_name, parent_names
 # The groups that `--help` shows flags in.
 PAIR, LINE, GRID, TASKS, SAMPLING = "Pair", "Line between the two", "Grid", "Tasks", "Sampling"
 RUN, ENGINE, CLUSTER = "Run", "Engine", "Cluster"
+AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Setting:
     )
     default: str | None = None  # says in words what holds where the field is None
     flag: bool = True  # else a settings file alone has it
+    auto: bool = False  # whether a number may also be `auto`, which is the same as not to give it
 
 
 def _formats(_: Mapping[str, Any]) -> Collection[str]:
@@ -152,6 +154,13 @@ class TaskSettings:
         ),
     ] = None
 
+    pmi: Annotated[
+        bool,
+        Setting(
+            "Score each choice without its document, too, so that `pmi` is a confidence: what the document adds to it.",
+            TASKS,
+        ),
+    ] = False
     think_end_token: Annotated[
         str | None,
         Setting(
@@ -160,6 +169,28 @@ class TaskSettings:
             "TEXT",
             default="all of an output is the answer",
         ),
+    ] = None
+    p_true: Annotated[
+        str | None,
+        Setting(
+            "Question whether a written answer is right: kadavath, or a text with A for yes and B for no.",
+            TASKS,
+            "TEXT",
+            default="the model is not asked",
+        ),
+    ] = None
+    verbalised: Annotated[
+        str | None,
+        Setting(
+            "Regular expression that finds how sure a written answer says it is, in its group: (\\d+) %.",
+            TASKS,
+            "REGEX",
+            default="nothing is looked for",
+        ),
+    ] = None
+    verbalised_suffix: Annotated[
+        str | None,
+        Setting("Text behind each prompt that asks for that number; \\n is a new line.", TASKS, "TEXT", default="none"),
     ] = None
 
     @property
@@ -222,7 +253,16 @@ class PairSettings:
             "Where vocabularies differ: refuse, or take aligned's rows of other tokens.", LINE, choices=_vocabularies
         ),
     ] = "strict"
-    tp: Annotated[int, Setting("Tensor-parallel ranks of each engine.", metavar="N", least=1)] = 1
+    tp: Annotated[
+        int | None,
+        Setting(
+            "Tensor-parallel ranks of each engine; auto: the fewest whose GPUs hold the model, one on a CPU.",
+            metavar="[N|auto]",
+            least=1,
+            default=AUTO,
+            auto=True,
+        ),
+    ] = None
     pp: Annotated[int, Setting("Pipeline stages of each engine, of --tp ranks each.", metavar="N", least=1)] = 1
     dtype: Annotated[
         str, Setting("What engines compute in; auto: float32 on a CPU, the checkpoint's on a GPU.", choices=_dtypes)
@@ -260,7 +300,7 @@ class PairSettings:
 def settings(group: type) -> Iterator[tuple[str, type, Setting]]:
     """Yield the name of each setting, what its flag takes, and what is said of it.
 
-    A flag takes `int`, `float`, `str`, or `dict`, which is repeated KEY=VALUE.
+    A flag takes `bool`, `int`, `float`, `str`, or `dict`, which is repeated KEY=VALUE.
     """
     hints = get_type_hints(group, include_extras=True)
     for one in dataclasses.fields(group):
@@ -269,7 +309,7 @@ def settings(group: type) -> Iterator[tuple[str, type, Setting]]:
         hint, said = get_args(hints[one.name])
         kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         found = {get_origin(kind) or kind for kind in kinds}
-        yield one.name, next(kind for kind in (int, float, dict, str) if kind in found), said
+        yield one.name, next(kind for kind in (bool, int, float, dict, str) if kind in found), said
 
 
 def names_of(group: type) -> tuple[str, ...]:
@@ -306,7 +346,7 @@ def problems_of(values: Mapping[str, Any], group: type, called: Callable[[str], 
     found = []
     for name, _, said in settings(group):
         value = values.get(name)
-        if value is None:
+        if value is None or (said.auto and value == AUTO):
             continue
         if said.least is not None and not said.least <= value <= (said.most or value):
             wanted = f"{said.least} or more" if said.most is None else f"{said.least} to {said.most}"

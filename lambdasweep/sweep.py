@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE
 from contract.records import Plan, SweepRecord, read_sweep
 from contract.rundir import RunDir
-from contract.units import Unit
+from contract.units import Unit, rescored_name
 from lambdasweep import record
 from lambdasweep.config import SweepConfig
 from lambdasweep.launch import Launch, check_disk, fingerprint_pair, say_put_aside
 from lambdasweep.monitor.heartbeat import Heartbeat
+from lambdasweep.monitor.history import History, command_line
 from lambdasweep.monitor.phase import phase
 from lambdasweep.monitor.progress import SweepProgress
 from lambdasweep.monitor.wording import counted
@@ -81,6 +82,30 @@ def units_left(run: RunDir, prepared: Prepared) -> tuple[list[Unit], int]:
     return left, sum(len(task.shards) * len(task.lambdas) for task in plan.values())
 
 
+def units_to_rescore(run: RunDir, prepared: Prepared, is_ahead: bool = False) -> list[Unit]:
+    """Return the units of this command that score again what was written, and are not committed.
+
+    Args:
+        run: the run.
+        prepared: the sweep.
+        is_ahead: whether those count, too, whose outputs are still to be written.
+    """
+    rescore = prepared.config.rescore
+    if not rescore:
+        return []
+    written, there = run.all_committed("generations"), run.all_committed("rescored")
+    found = []
+    for name, task in prepared.prompts.items():
+        for under in rescore if task.grader is not None else ():
+            for lam in prepared.lambdas(name):
+                called = rescored_name(name, under)
+                for shard, (rows, cost) in enumerate(zip(task.shards, task.costs, strict=True)):
+                    is_written = is_ahead or shard in written.get((name, lam), ())
+                    if is_written and shard not in there.get((called, lam), ()):
+                        found.append(Unit(called, lam, shard, *rows, cost, at=under))
+    return found
+
+
 def replicas_idle(config: SweepConfig, units: int) -> list[str]:
     """Say that more replicas are asked for than there is work for."""
     if config.replicas is None or not 0 < units < config.replicas:
@@ -134,8 +159,14 @@ class _Refinement:
 
 def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Callable[[str], None]) -> SweepResult:
     prepared = refinement.prepared
+    history = History(run, command_line())
+
+    def further() -> list[Unit]:
+        """Return the units of λs that are added, and then those that score again what was written."""
+        return refinement.units() or units_to_rescore(run, prepared)
+
     left, total = units_left(run, prepared)
-    if not left and (left := refinement.units()):
+    if not left and (left := further()):
         total += len(left)
     interrupted = False
     tally = Heartbeat(run, left)
@@ -151,7 +182,8 @@ def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Cal
             sources=_sources(str(run.root.resolve()), prepared),
             total=total,
             called=lambda unit: f"{unit.task} λ = {unit.lam} shard {unit.shard}",
-            more=refinement.units,
+            more=further,
+            listeners=(history,),
         )
         interrupted = launch.units(left, tally, progress, say)
     if not interrupted:
@@ -160,8 +192,11 @@ def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Cal
         for name, prompts in prepared.prompts.items():
             if prompts.grader is not None:
                 write_graded(run, name, prompts.built, prompts.grader, sweep.table_identity(), refinement.plan)
+    # What units are called, by the task whose λs they are at.
+    tasks = {name: name for name in prepared.everything}
+    tasks |= {rescored_name(name, under): name for name in prepared.prompts for under in prepared.config.rescore}
     quarantined = any(
-        task in prepared.everything and lam in refinement.prepared.lambdas(task)
+        task in tasks and lam in refinement.prepared.lambdas(tasks[task])
         for task, lam in run.all_committed("quarantine")
     )
     exit_code = EXIT_INTERRUPTED if interrupted else EXIT_QUARANTINE if quarantined else 0
@@ -169,6 +204,7 @@ def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Cal
 
 
 def _sources(root: str, prepared: Prepared) -> "dict[str, Source]":
+    from ray_jobs.rescoring import RescoreSource
     from ray_jobs.work import GenerateSource, TableSource
     from serve.settings import Sampling
 
@@ -183,7 +219,12 @@ def _sources(root: str, prepared: Prepared) -> "dict[str, Source]":
             sampling = dataclasses.replace(
                 sampling, top_p=asked.top_p, top_k=asked.top_k, until=asked.until, think_end_token=asked.think_end_token
             )
-        found[name] = GenerateSource(root, name, built.table, built.requests_sha256, sampling, built.tokenizer)
+        found[name] = GenerateSource(
+            root, name, built.table, built.requests_sha256, sampling, built.tokenizer, built.question
+        )
+        for under in prepared.config.rescore if prompts.grader is not None else ():
+            source = RescoreSource(root, name, under, built.table, built.requests_sha256)
+            found[rescored_name(name, under)] = source
     return found
 
 
@@ -198,5 +239,6 @@ def disk_bytes(prepared: Prepared, lambdas: int) -> int:
     for prompts in prepared.prompts.values():
         each = _BYTES_PER_REQUEST + prompts.spec.max_tokens * _BYTES_PER_NEW_TOKEN
         rows = prompts.built.table.num_rows * prompts.spec.samples
-        total += rows * each + len(prompts.shards) * _BYTES_PER_UNIT
+        times = 1 + (len(prepared.config.rescore) if prompts.grader is not None else 0)
+        total += times * (rows * each + len(prompts.shards) * _BYTES_PER_UNIT)
     return total * lambdas

@@ -43,6 +43,7 @@ class ModelSizes:
     short_window: int | None = None
     """How long the prompts are, at most, for which the model's short rotary factors are meant; None: it has one kind only.
     vLLM takes the long ones for every prompt as soon as an engine takes longer prompts; transformers goes by each prompt."""
+    heads: int | None = None
     kv_heads: int | None = None
     windowed_layers: int = 0
     """How many layers see the last `sliding_window` tokens only, in a model that has other layers, too."""
@@ -57,6 +58,14 @@ class ModelSizes:
     step_values_per_token: int = 0
     """How many numbers the widest layer holds of a token, at most: six times the residual stream, and what goes into its
     activation function and comes out of it, or into and out of those of the experts that the token goes to."""
+
+    def can_be_dealt_to(self, ranks: int) -> bool:
+        """Tell whether tensor-parallel ranks get whole heads, as vLLM wants it. Several may share one of keys and values.
+
+        What the config does not say is no hindrance.
+        """
+        heads, kv_heads = self.heads or ranks, self.kv_heads or ranks
+        return heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
 
 
 def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
@@ -88,6 +97,7 @@ def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
         layers=layers,
         kv_values_per_token=values,
         short_window=_short_window(read, ropes),
+        heads=heads,
         kv_heads=kv_heads,
         windowed_layers=kinds.count("sliding_attention"),
         sliding_window=_int(read("sliding_window")),

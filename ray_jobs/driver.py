@@ -255,7 +255,7 @@ class _Driver:
             self._listeners.message(f"λ is switched through vLLM's own loader, which is slower: {fallback}")
 
     def _committed(self, handle: ReplicaHandle, unit: Unit, receipt: Receipt) -> None:
-        self._deadlines[unit.task].observe(time.monotonic() - handle.began, unit.cost)
+        self._deadlines[unit.task].observe(time.monotonic() - handle.began, unit, receipt)
         if self.scheduler.done(handle.name, unit):
             self.done += 1
         self._listeners.unit_done(receipt)

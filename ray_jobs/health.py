@@ -1,5 +1,7 @@
 """This module decides when a replica counts as hung. Times are seconds of any one clock, which the caller reads."""
 
+from contract.units import Receipt, Unit
+
 PING_SECONDS = 5.0  # the time between two heartbeats
 SILENCE_SECONDS = 180.0  # a replica hangs if it does not answer a heartbeat for so long
 # A replica hangs if its engine is not up by then: the weights of a large pair over a slow network take their time.
@@ -11,15 +13,20 @@ _FACTOR = 20.0
 
 
 class Deadlines:
-    """Says how long a unit may take, judging by how long units took so far."""
+    """Says how long a unit may take, judging by how long units took so far.
+
+    The cost of a unit that is sampled is the most that it can come to. At another λ its outputs may be many times as long,
+    up to the limit. So it counts with the tokens that were computed for it, and a λ at which outputs never end has the time
+    that they take.
+    """
 
     def __init__(self) -> None:
         self._seconds = self._cost = 0.0
 
-    def observe(self, seconds: float, cost: int) -> None:
-        """Take in that a unit of this cost was done in so many seconds."""
+    def observe(self, seconds: float, unit: Unit, receipt: Receipt) -> None:
+        """Take in that a unit was done in so many seconds."""
         self._seconds += seconds
-        self._cost += cost
+        self._cost += min(unit.cost, receipt.tokens_scheduled) if receipt.tokens_generated else unit.cost
 
     def allowed(self, cost: int) -> float:
         """Return the seconds after which a unit of this cost counts as hung."""

@@ -125,7 +125,7 @@ class Replica:
             EngineError: the switch or the engine failed.
             InputError: the requests cannot be read.
         """
-        self._engine.switch(part.lam)
+        self._engine.switch(part.engine_lam)
         self._work(part)
 
     def run(self, unit: Unit) -> Receipt:
@@ -137,8 +137,8 @@ class Replica:
             OSError: a table could not be written, for example because the disk is full.
         """
         began = time.monotonic()
-        switched = self._engine.lam != unit.lam
-        self._engine.switch(unit.lam)
+        switched = self._engine.lam != unit.engine_lam
+        self._engine.switch(unit.engine_lam)
         at_lambda = time.monotonic()
         work, result = self._work(unit)
         scored = time.monotonic()
@@ -173,6 +173,7 @@ class Replica:
             weight_digests=self._engine.digests,
             tokens_generated=result.generated,
             probe_digest=self._engine.probe_digest,
+            at=unit.at,
         )
         commit_json(source.path("receipts", unit), receipt.to_json())
         return receipt

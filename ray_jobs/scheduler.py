@@ -61,7 +61,7 @@ class Scheduler:
             raise ValueError("two units have the same task, λ and shard: give each unit once")
         if max_attempts < 1:
             raise ValueError(f"max_attempts is {max_attempts}: give 1 or more")
-        lambdas = {unit.lam for unit in self._units}
+        lambdas = {unit.engine_lam for unit in self._units}
         ranked = coarse_first(lambdas) if order is None else order
         if missing := lambdas.difference(ranked):
             raise ValueError(f"order does not name the λs {', '.join(sorted(missing))}: name every λ of the units")
@@ -117,11 +117,11 @@ class Scheduler:
             return None
         number = heapq.heappop(heap)
         unit = self._units[number]
-        if unit.lam != own:
+        if unit.engine_lam != own:
             if own is not None:
                 self._queues[own].replicas -= 1
-            self._queues[unit.lam].replicas += 1
-            self._at[replica] = unit.lam
+            self._queues[unit.engine_lam].replicas += 1
+            self._at[replica] = unit.engine_lam
         self._unwait(number)
         self._state[number] = _IN_FLIGHT
         self._holds[replica] = number
@@ -193,7 +193,7 @@ class Scheduler:
 
     def _wait(self, number: int) -> None:
         unit = self._units[number]
-        queue = self._queues[unit.lam]
+        queue = self._queues[unit.engine_lam]
         if not queue.count:
             bisect.insort(self._open, queue, key=lambda other: other.position)
             queue.heaps.clear()  # they hold nothing but units that are done
@@ -203,7 +203,7 @@ class Scheduler:
 
     def _unwait(self, number: int) -> None:
         unit = self._units[number]
-        queue = self._queues[unit.lam]
+        queue = self._queues[unit.engine_lam]
         queue.count -= 1
         queue.cost -= unit.cost
         if not queue.count:

@@ -20,13 +20,14 @@ class WeightLedger:
         Only receipts of the same λ, kind of hardware and route are compared: another kind of hardware may round
         differently, and another route sums up other tensors.
         """
-        first = self._seen.setdefault((receipt.lam, receipt.hardware, receipt.route), receipt)
+        lam = receipt.engine_lam
+        first = self._seen.setdefault((lam, receipt.hardware, receipt.route), receipt)
         if first.weight_digests == receipt.weight_digests:
             return None
         return (
             f"{first.replica} on {first.host} and {receipt.replica} on {receipt.host} computed different weights of the "
-            f"same pair at λ = {receipt.lam}: a checkpoint file was changed during the sweep, or a machine's memory is "
-            f"faulty. Delete the tables under tokens/*/lambda={in_path(receipt.lam)}, and those of other λs if files were "
+            f"same pair at λ = {lam}: a checkpoint file was changed during the sweep, or a machine's memory is "
+            f"faulty. Delete the tables under tokens/*/lambda={in_path(lam)}, and those of other λs if files were "
             "changed, before you run the same command again"
         )
 

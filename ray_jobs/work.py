@@ -16,6 +16,7 @@ from serve.settings import Sampling
 
 if TYPE_CHECKING:
     from serve.engine import Engine
+    from serve.sampling import Question
     from serve.scoring import UnitScores
 
 
@@ -45,7 +46,7 @@ class Work(Protocol):
         """Return what the unit's tables say about the requests that they were computed from."""
 
     def run(self, engine: "Engine", lam: str) -> UnitResult:
-        """Do the unit, its offenders left out, on an engine that is at `lam`.
+        """Do the unit, its offenders left out, on an engine that is where the unit wants it; `lam` is the unit's λ.
 
         Raises:
             EngineError: the engine failed; nothing of the unit may be used.
@@ -57,7 +58,7 @@ class Source(Protocol):
 
     @property
     def kind(self) -> str:
-        """Return the kind of table that is a unit's completion record: tokens or generations."""
+        """Return the kind of table that is a unit's completion record: tokens, generations or rescored."""
 
     def open(self, unit: Unit) -> Work:
         """Return the work of a unit, or of a part of one.
@@ -88,7 +89,7 @@ class TableSource:
         return "tokens"
 
     def open(self, unit: Unit) -> "TableWork":
-        return TableWork(*_parted(self.table, unit), {"requests_sha256": self.requests_sha256, "task": self.task})
+        return TableWork(*parted(self.table, unit), {"requests_sha256": self.requests_sha256, "task": self.task})
 
     def documents(self, unit: Unit) -> list[int]:
         names = _rows(self.table, unit).column("doc_id").to_pylist()
@@ -111,7 +112,7 @@ class TableWork:
         from serve.scoring import score_unit
 
         scores = score_unit(engine, self.requests, lam)
-        return scored(scores.tokens, _with(scores.quarantine, self.refused), scores)
+        return scored(scores.tokens, with_refused(scores.quarantine, self.refused), scores)
 
 
 def scored(table: pa.Table, quarantine: pa.Table, scores: "UnitScores") -> UnitResult:
@@ -132,6 +133,8 @@ class GenerateSource:
     sampling: Sampling
     tokenizer: Any
     """A fast tokenizer of the transformers library."""
+    question: "Question | None" = None
+    """Asks the model whether an answer is right."""
 
     @property
     def kind(self) -> str:
@@ -142,7 +145,9 @@ class GenerateSource:
         if self.sampling.think_end_token is None:
             del sampling["think_end_token"]  # the tables of tasks without one are those of before there were any
         identity = {"requests_sha256": self.requests_sha256, "task": self.task, "sampling": sampling}
-        return GenerateWork(*_parted(self.table, unit), identity, self.sampling, self.tokenizer)
+        if self.question is not None:
+            identity["p_true"] = self.question.identity
+        return GenerateWork(*parted(self.table, unit), identity, self.sampling, self.tokenizer, self.question)
 
     def documents(self, unit: Unit) -> range:
         return range(unit.first_row, unit.end_row)  # each prompt is a document
@@ -161,14 +166,15 @@ class GenerateWork:
     identity: dict[str, Any]
     sampling: Sampling
     tokenizer: Any
+    question: "Question | None" = None
 
     def run(self, engine: "Engine", lam: str) -> UnitResult:
         from serve.sampling import sample_unit
 
-        found = sample_unit(engine, self.prompts, lam, self.sampling, self._text, self.tokenizer)
+        found = sample_unit(engine, self.prompts, lam, self.sampling, self._text, self.tokenizer, self.question)
         return UnitResult(
             found.generations,
-            _with(found.quarantine, self.refused),
+            with_refused(found.quarantine, self.refused),
             requests=self.prompts.num_rows + self.refused.num_rows,
             computed=found.prompt_tokens - found.cached_tokens + found.new_tokens,
             cached=found.cached_tokens,
@@ -186,7 +192,7 @@ def _rows(table: pa.Table, unit: Unit) -> pa.Table:
     return table.slice(unit.first_row, unit.end_row - unit.first_row)
 
 
-def _parted(table: pa.Table, unit: Unit) -> tuple[pa.Table, pa.Table]:
+def parted(table: pa.Table, unit: Unit) -> tuple[pa.Table, pa.Table]:
     """Return a unit's rows without its offenders, and the offenders as `schemas.QUARANTINE`."""
     rows = _rows(table, unit)
     at = [row - unit.first_row for row, _ in unit.offenders]
@@ -198,7 +204,8 @@ def _parted(table: pa.Table, unit: Unit) -> tuple[pa.Table, pa.Table]:
     return kept, pa.table(refused, schema=schemas.QUARANTINE)
 
 
-def _with(quarantine: pa.Table, refused: pa.Table) -> pa.Table:
+def with_refused(quarantine: pa.Table, refused: pa.Table) -> pa.Table:
+    """Return the quarantined requests of a unit together with its offenders, in order."""
     if not refused.num_rows:
         return quarantine
     return pa.concat_tables([quarantine, refused]).combine_chunks().sort_by("request_id")

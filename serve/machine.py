@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -18,6 +19,32 @@ def hardware(device: str) -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
+
+
+_GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpus:
+    """The GPUs of a machine that this process may use."""
+
+    count: int
+    memory: int  # bytes of the smallest
+
+
+def gpus() -> Gpus | None:
+    """Return the GPUs of this machine; None where there are none, or they are not known."""
+    count, memory = gpu_count(), device_memory()
+    return Gpus(count, memory) if count and memory else None
+
+
+def gpu_count() -> int | None:
+    """Return how many GPUs this process may use; None where that is not known."""
+    if not _GPUS.is_dir():
+        return None
+    there = len(list(_GPUS.iterdir()))
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return there if seen is None else min(there, len([one for one in seen.split(",") if one.strip()]))
 
 
 def device_memory() -> int | None:

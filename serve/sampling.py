@@ -8,7 +8,7 @@ the unit alone: the cache starts empty, and all requests are added, in a fixed o
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,25 @@ from contract.thinking import answer_part
 from serve.engine import Engine
 from serve.hooks.seeded_draws import Draw, Drawn
 from serve.refusals import refuse_prompt
+from serve.scoring import UnitScores, score_unit
 from serve.settings import Sampling
 
 _NO_NUMBERS = "the engine's logits were NaN or infinity"
+
+
+class Question(Protocol):
+    """Asks a model whether answers are right."""
+
+    @property
+    def identity(self) -> list[str]:
+        """Return what tables say of the question."""
+
+    @property
+    def tokens(self) -> int:
+        """Return how many tokens of a request are to be kept for the question."""
+
+    def requests(self, prompts: Sequence[str], answers: Sequence[str]) -> pa.Table:
+        """Return `schemas.REQUESTS` with two rows for each answer: that it is right, and that it is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +57,7 @@ def sample_unit(
     sampling: Sampling,
     decode: Callable[[Sequence[int]], str],
     tokenizer: Any = None,
+    question: Question | None = None,
 ) -> UnitSamples:
     """Sample every prompt of a unit at the engine's current λ.
 
@@ -54,6 +71,8 @@ def sample_unit(
         decode: tokens → text.
         tokenizer: which the texts of `sampling.until` are seen with while the engine samples; without one a sample goes on
             to its end, and only its text is cut.
+        question: is asked of each sample, and its two log-probabilities then stand in the table. The prefix cache still has
+            the prompts, and the samples.
 
     Raises:
         EngineError: the engine failed; nothing of the unit may be used.
@@ -61,10 +80,11 @@ def sample_unit(
     engine.clear_prefix_cache()
     ids, tokens = prompts.column("request_id").to_pylist(), prompts.column("token_ids").to_pylist()
     reasons: dict[int, str] = {}
+    most = sampling.max_tokens + (question.tokens if question else 0)
     draws: list[Draw] = []
     drawn_of: list[tuple[int, int]] = []  # request_id, sample
     for request_id, token_ids in zip(ids, tokens, strict=True):
-        reason = refuse_prompt(token_ids, sampling.max_tokens, engine.settings.max_model_len, engine.vocab_size)
+        reason = refuse_prompt(token_ids, most, engine.settings.max_model_len, engine.vocab_size)
         if reason is not None:
             reasons[request_id] = reason
             continue
@@ -81,12 +101,20 @@ def sample_unit(
         for (request_id, sample), draw, drawn in zip(drawn_of, draws, answers.drawn, strict=True)
         if request_id not in reasons
     ]
+    table = _table(rows, lam, set(stops), decode, sampling)
+    prompt_tokens, cached_tokens = answers.prompt_tokens, answers.cached_tokens
+    if question is not None:
+        texts = dict(zip(ids, prompts.column("prompt").to_pylist(), strict=True))
+        requests = question.requests([texts[one] for one in table["request_id"].to_pylist()], table["text"].to_pylist())
+        scores = score_unit(engine, requests, lam, starts_empty=False)
+        table = _with_answers(table, scores, reasons)
+        prompt_tokens, cached_tokens = prompt_tokens + scores.prompt_tokens, cached_tokens + scores.cached_tokens
     bad = [(request_id, reasons[request_id]) for request_id in ids if request_id in reasons]
     return UnitSamples(
-        _table(rows, lam, set(stops), decode, sampling),
+        table,
         pa.table({"request_id": [one for one, _ in bad], "reason": [why for _, why in bad]}, schema=schemas.QUARANTINE),
-        prompt_tokens=answers.prompt_tokens,
-        cached_tokens=answers.cached_tokens,
+        prompt_tokens=prompt_tokens,
+        cached_tokens=cached_tokens,
         new_tokens=sum(len(drawn.token_ids) for drawn in answers.drawn),
     )
 
@@ -134,3 +162,16 @@ def _table(
         "entropies": [drawn.record.entropy for *_, drawn in rows],
     }
     return pa.table(columns, schema=schemas.GENERATIONS)
+
+
+def _with_answers(table: pa.Table, scores: UnitScores, reasons: dict[int, str]) -> pa.Table:
+    """Put what the model said of each sample beside it; a prompt of which it said nothing is left out, with the reason."""
+    owner = table["request_id"].to_pylist()
+    for number, why in zip(*(scores.quarantine[name].to_pylist() for name in ("request_id", "reason")), strict=True):
+        reasons.setdefault(owner[number // 2], f"whether its answer is right cannot be asked: {why}")
+    said = dict(zip(*(scores.tokens[name].to_pylist() for name in ("request_id", "logprobs")), strict=True))
+    kept = [place for place, request_id in enumerate(owner) if request_id not in reasons]
+    table = table.take(pa.array(kept, pa.int64())).combine_chunks()
+    for choice, field in enumerate(schemas.P_TRUE):
+        table = table.append_column(field, pa.array([sum(said[2 * place + choice]) for place in kept], field.type))
+    return table

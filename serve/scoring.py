@@ -55,18 +55,20 @@ class UnitScores:
     cached_tokens: int  # how many of them were read from the prefix cache
 
 
-def score_unit(engine: Engine, requests: pa.Table, lam: str) -> UnitScores:
+def score_unit(engine: Engine, requests: pa.Table, lam: str, starts_empty: bool = True) -> UnitScores:
     """Score every request of a unit at the engine's current λ.
 
     Args:
         engine: already switched to `lam`.
         requests: rows of `schemas.REQUESTS`, whole documents.
         lam: canonical point, written into the table.
+        starts_empty: whether the prefix cache is cleared before; it is not where this is the second part of a unit.
 
     Raises:
         EngineError: the engine failed; nothing of the unit may be used.
     """
-    engine.clear_prefix_cache()
+    if starts_empty:
+        engine.clear_prefix_cache()
     outcomes: dict[int, Score | str] = {}
     fit: list[Request] = []
     for request in read_requests(requests):

@@ -31,6 +31,7 @@ _OWNED = {
     "quantization": "nothing: quantised parents cannot be interpolated",
     "trust_remote_code": "nothing: code from a checkpoint is never run",
     "logprobs_mode": "nothing: raw logprobs are what is measured",
+    "hf_token": "HF_TOKEN in the environment: arguments stand in the run's records",
 }
 
 _GPU_SHARE = 0.92  # vLLM's default gpu_memory_utilization

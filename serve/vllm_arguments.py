@@ -78,9 +78,17 @@ def _ask(asked: dict[str, Any]) -> list[str]:
     try:
         EngineArgs(**{name: value for name, value in arguments.items() if name in fields}).create_engine_config()
     except Exception as error:  # pydantic, vLLM and Python raise different classes
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return [f"--engine cannot be used; vLLM says: {' '.join(lines[:_LINES])}"]
+        return [f"--engine cannot be used; vLLM says: {first_lines(error)}"]
     return []
+
+
+def first_lines(error: Exception) -> str:
+    """Return the beginning of what an exception says, in one line; of pydantic's what was wrong alone."""
+    from pydantic import ValidationError
+
+    whole = "\n".join(one["msg"] for one in error.errors()) if isinstance(error, ValidationError) else str(error)
+    lines = [line.strip().removeprefix("Value error, ") for line in whole.splitlines() if line.strip()]
+    return " ".join(lines[:_LINES])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from calibration.metrics.predictions import predictions
 from calibration.metrics.written import confidences_of, events_of
 from calibration.scores.loader import TaskScores
 from calibration.scores.per_answer import AnswerScores
-from calibration.scores.per_document import CONFIDENCES, ChoiceScores
+from calibration.scores.per_document import ChoiceScores
 from calibration.uncertainty.intervals import LEVEL
 from calibration.uncertainty.resample import SPLITS
 from contract import schemas
@@ -37,8 +37,8 @@ def bin_rows(at_lambda: TaskScores, in_report: Bools) -> list[BinRow]:
     scores, tokens = at_lambda.scores, at_lambda.token_scores
     if isinstance(scores, ChoiceScores):
         sides = _sides(in_report[scores.document])
-        for confidence in CONFIDENCES:
-            made = predictions(scores.logits[confidence], scores.gold)
+        for confidence, logits in scores.logits.items():
+            made = predictions(logits, scores.gold)
             for split, of in sides.items():
                 rows += _binned("documents", confidence, split, made.confidence[of], made.correct[of], True)
     if tokens is None:
@@ -63,10 +63,10 @@ def answer_bins(scores: AnswerScores, in_report: Bools) -> list[BinRow]:
     for confidence in confidences_of(scores):
         events = events_of(scores, confidence)
         for split, of in sides.items():
-            kept = np.repeat(of, events.each)
+            kept = of[events.owner]
             # Outputs of one document depend on each other, as tokens do.
             rows += _binned(
-                "answers", confidence, split, events.confidence[kept], events.correct[kept], events.each == 1
+                "answers", confidence, split, events.confidence[kept], events.correct[kept], events.are_single
             )
     return rows
 

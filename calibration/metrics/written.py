@@ -15,7 +15,8 @@ from calibration.metrics.choice_tasks import Estimates
 from calibration.metrics.platt import cross_fitted, logits_of
 from calibration.metrics.predictions import Predictions
 from calibration.metrics.ranked import Ranking
-from calibration.scores.per_answer import OF_OUTPUTS, VOTES, AnswerScores
+from calibration.scores.confidences import OF_OUTPUTS, VOTES
+from calibration.scores.per_answer import AnswerScores
 from calibration.uncertainty.gaps import of_gaps
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.resample import Resamples, Weights, ones
@@ -72,11 +73,11 @@ def per_document(scores: AnswerScores) -> dict[str, Floats]:
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """E answers with a confidence; those of a document follow each other, the same number for each."""
+    """E answers with a confidence; those of a document follow each other."""
 
     log: Floats  # [E] log of the confidence: that of a long output is below what a probability can be
     correct: Bools  # [E]
-    each: int  # of a document
+    owner: Ints  # [E] the place of the document of each, ascending
 
     @property
     def confidence(self) -> Floats:
@@ -85,9 +86,16 @@ class Events:
         return found
 
     @property
-    def owner(self) -> Ints:
-        """Return the document [E] of each."""
-        return np.repeat(np.arange(len(self.correct) // self.each), self.each)
+    def are_single(self) -> bool:
+        """Tell whether no document has several."""
+        return bool((np.diff(self.owner) > 0).all())
+
+    def within(self, run: slice) -> slice:
+        """Return which answers are those of a run of documents."""
+        first, end = np.searchsorted(
+            self.owner, [run.start or 0, np.iinfo(np.int64).max if run.stop is None else run.stop]
+        )
+        return slice(int(first), int(end))
 
     def predictions(self) -> Predictions:
         """Return the answers as predictions of two outcomes, right and wrong.
@@ -103,60 +111,66 @@ class Events:
 
 
 def events_of(scores: AnswerScores, confidence: str) -> Events:
-    """Return the answers of some documents with their confidences; outputs, or voted answers."""
+    """Return the answers of some documents with their confidences; outputs that have one, or voted answers."""
+    owner = np.arange(len(scores.document))
     if confidence == VOTES:
-        return Events(np.log(scores.votes / scores.samples), scores.voted, 1)
-    return Events(scores.logs[confidence].ravel(), scores.correct.ravel(), scores.samples)
+        return Events(np.log(scores.votes / scores.samples), scores.voted, owner)
+    log = scores.logs[confidence].ravel()
+    has = ~np.isnan(log)
+    return Events(log[has], scores.correct.ravel()[has], np.repeat(owner, scores.samples)[has])
 
 
 def logits_for_scaling(scores: AnswerScores, confidence: str) -> Floats:
-    """Return the logits that Platt scaling takes; of v votes among k those of (v + ½) / (k + 1), which are finite."""
+    """Return the logits of `events_of` that Platt scaling takes; of v votes among k those of (v + ½) / (k + 1)."""
     if confidence == VOTES:
         found: Floats = np.log((scores.votes + 0.5) / (scores.samples - scores.votes + 0.5))
         return found
-    return logits_of(scores.logs[confidence].ravel())
+    return logits_of(events_of(scores, confidence).log)
 
 
 def confidences_of(scores: AnswerScores) -> tuple[str, ...]:
     """Return the confidences that there are: one output has no votes."""
-    return (*OF_OUTPUTS, VOTES) if scores.samples > 1 else OF_OUTPUTS
+    return (*scores.logs, VOTES) if scores.samples > 1 else tuple(scores.logs)
 
 
 def answer_estimates(scores: AnswerScores, resamples: Resamples) -> Estimates:
     """Compute every metric of a task whose answers are written, at one λ.
 
     Returns:
-        The estimates by (metric, confidence, split). Those of `per_document` stand under the confidence sum.
+        The estimates by (metric, confidence, split). Those of `per_document` stand under the confidence sum, and `missing`,
+        the share of the outputs without a confidence, under each that an output may lack.
     """
     order, runs = resamples.halves_first(scores.document)
     scores = scores.restricted(order)
     views = [_View(scores, confidence, runs) for confidence in confidences_of(scores)]
     plain = Layout(len(order))
     plain.add("documents", np.ones(len(order)))
-    numbers = per_document(scores)
-    for name, values in numbers.items():
-        plain.add(name, values)
+    numbers = {(name, "sum"): values for name, values in per_document(scores).items()}
+    for confidence, log in scores.logs.items():
+        if confidence not in OF_OUTPUTS:
+            numbers["missing", confidence] = np.isnan(log).mean(axis=1)
+    for number, values in enumerate(numbers.values()):
+        plain.add(str(number), values)
 
-    def documents(weights: Weights) -> dict[tuple[str, str], Floats]:
-        found: dict[tuple[str, str], Floats] = {}
+    def documents(weights: Weights) -> dict[tuple[str, str, str], Floats]:
+        found: dict[tuple[str, str, str], Floats] = {}
         for split, run in runs.items():
             sums = plain.matrix.sums(weights[run], run)
-            found |= {(n, split): value for n, value in means(plain, sums, list(numbers), sums[0]).items()}
+            values = means(plain, sums, [str(number) for number in range(len(numbers))], sums[0]).values()
+            found |= {(*key, split): value for key, value in zip(numbers, values, strict=True)}
         return found
 
     whole = ones(len(order))
     chunks = list(resamples.chunks(scores.document))
     found: Estimates = {}
     itself, drawn = documents(whole), [documents(weights) for weights in chunks]
-    for (name, split), value in itself.items():
-        n = len(order[runs[split]])
-        found[name, "sum", split] = Estimate(
-            float(value[0]), np.concatenate([one[name, split] for one in drawn] or [value[:0]]), n
-        )
+    for key, value in itself.items():
+        n = len(order[runs[key[2]]])
+        found[key] = Estimate(float(value[0]), np.concatenate([one[key] for one in drawn] or [value[:0]]), n)
     for view in views:
         own, parts = view.measure(whole), [view.measure(weights) for weights in chunks]
         for (name, split), value in own.items():
-            n = len(order[runs[split]])
+            n = view.documents(split)
             several = np.concatenate([one[name, split] for one in parts] or [value[..., :0]], axis=-1)
             stored = f"{_NAMES.get(name.removesuffix('_scaled'), name.removesuffix('_scaled'))}"
             stored += "_scaled" if name.endswith("_scaled") else ""
@@ -170,22 +184,21 @@ class _View:
 
     def __init__(self, scores: AnswerScores, confidence: str, runs: dict[str, slice]) -> None:
         self.confidence, self._runs = confidence, runs
-        events = events_of(scores, confidence)
-        self._each = events.each
+        self._events = events = events_of(scores, confidence)
         self._plain = _layout(events, len(scores.document))
-        report = slice((runs["report"].start or 0) * events.each, None)
+        report = slice(events.within(runs["report"]).start, None)
         scaled, self._has_scaled = cross_fitted(logits_for_scaling(scores, confidence), events.correct, report)
         with np.errstate(divide="ignore"):
-            of_scaled = Events(np.log(scaled), events.correct, events.each)
+            of_scaled = Events(np.log(scaled), events.correct, events.owner)
         self._scaled = _layout(of_scaled, len(scores.document))
         self._rankings = {}
         for split, run in runs.items():
-            own = self._events_in(run)
+            own = events.within(run)
             self._rankings[split] = Ranking(events.confidence[own], events.correct[own], coverages=COVERAGES)
 
-    def _events_in(self, run: slice) -> slice:
-        ends = (None if end is None else end * self._each for end in (run.start, run.stop))
-        return slice(*ends)
+    def documents(self, split: str) -> int:
+        """Return how many documents of a split have such a confidence."""
+        return len(np.unique(self._events.owner[self._events.within(self._runs[split])]))
 
     def measure(self, weights: Weights) -> dict[tuple[str, str], Floats]:
         """Return every metric on every split: [R], or [B, R] of an error that is a sum of B absolute values."""
@@ -195,8 +208,8 @@ class _View:
             scaled = _summed(self._scaled, weights[run], run)
             for name in _SCALED:
                 metrics[f"{name}_scaled"] = scaled[name] if self._has_scaled else np.full_like(scaled[name], np.nan)
-            owner = np.repeat(np.arange(len(weights[run])), self._each)
-            metrics |= self._rankings[split].metrics(weights[run][owner])
+            owner = self._events.owner[self._events.within(run)]
+            metrics |= self._rankings[split].metrics(weights[owner])
             found |= {(name, split): value for name, value in metrics.items() if name not in ("mce", "ece_squared")}
         return found
 

@@ -13,7 +13,7 @@ from calibration.frontier.frontier import Frontier
 from calibration.lm_eval_rows import LEFT_OUT, PREFIX
 from calibration.measured_rows import tool_of
 from calibration.metrics.cumulative import Walk
-from calibration.scores.per_answer import confidence_of
+from calibration.scores.confidences import choice_confidence, confidence_of, confidences_in
 from contract.points import coordinates, order
 from contract.records import EachRecord, Plan, TaskRecord
 from contract.schemas import point_of
@@ -94,7 +94,7 @@ class Facts:
     tasks: tuple[TaskFacts, ...]  # the tasks in the order of the plan, then the pools
     grid: tuple[str, ...]  # the λs that any task has finished, ascending
     confidence: str  # of choices
-    answer_confidence: str  # of written answers
+    asked_confidence: str  # of written answers that have it
     error: str  # the calibration error of the frontier
     bins: pa.Table  # the rows of schemas.BINS for these confidences, split all and finished λs
     stops: tuple[str, ...]  # the λs that the slider stops at: the whole grid, unless that is too much for a page
@@ -131,7 +131,9 @@ class Facts:
 
     def confidence_of(self, task: TaskFacts) -> str:
         """Return the confidence that a task is shown under."""
-        return self.answer_confidence if task.is_answered else self.confidence
+        return (
+            confidence_of(confidences_in(task.record), self.asked_confidence) if task.is_answered else self.confidence
+        )
 
     @property
     def continuation_tasks(self) -> tuple[TaskFacts, ...]:
@@ -199,9 +201,13 @@ def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
     """
     cells: dict[str, dict[tuple[str, str, str], Cell]] = {}
     outcomes: dict[str, dict[str, dict[str, Cell]]] = {}
-    of_answers, confidence = confidence_of(True, confidence), confidence_of(False, confidence)
-    written = {name for name, record in analysis.plan.items() if record.is_answered}
-    wanted = pc.is_in(analysis.metrics["confidence"], pa.array({"sum", confidence, of_answers}))
+    asked, confidence = confidence, choice_confidence(analysis.plan, confidence)
+    written = {
+        name: confidence_of(confidences_in(record), asked)
+        for name, record in analysis.plan.items()
+        if record.is_answered
+    }
+    wanted = pc.is_in(analysis.metrics["confidence"], pa.array({"sum", confidence, *written.values()}))
     for row in analysis.metrics.filter(wanted).to_pylist():
         lam, metric = point_of(row), row["metric"]
         cell = Cell(row["value"], row["ci_low"], row["ci_high"], row["n"])
@@ -212,7 +218,7 @@ def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
         of_task = cells.setdefault(row["task"], {})
         key = lam, metric, row["split"]
         # Metrics that are the same for all confidences are stored under sum only.
-        used = of_answers if row["task"] in written else confidence
+        used = written.get(row["task"], confidence)
         if row["confidence"] == used or (row["confidence"] == "sum" and key not in of_task):
             of_task[key] = cell
     found = analysis.found
@@ -222,7 +228,7 @@ def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
     records |= {name: _pool_record(analysis.plan, members) for name, members in analysis.pools.items()}
     tasks = tuple(_task(name, record, cells.get(name, {}), frontiers.get(name)) for name, record in records.items())
     grid = sorted({lam for task in tasks for lam in task.lambdas}, key=order)
-    bins = _shown_bins(analysis.bins, tasks, confidence, of_answers)
+    bins = _shown_bins(analysis.bins, tasks, confidence, written)
     stars = {one.chosen.lam for one in frontiers.values()}
     stops = _thinned(grid, len(bins), {*analysis.parents.values(), *stars})
     judged = tuple(Outcomes(name, by_metric) for name, by_metric in outcomes.items())
@@ -230,7 +236,7 @@ def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
         tasks,
         tuple(grid),
         confidence,
-        of_answers,
+        asked,
         error,
         bins,
         stops,
@@ -265,10 +271,14 @@ def _task(
     return TaskFacts(name, record, kind, finished, tuple(lam for lam in lambdas if lam in partial), cells, found)
 
 
-def _shown_bins(bins: pa.Table, tasks: tuple[TaskFacts, ...], confidence: str, of_answers: str) -> pa.Table:
-    of = pc.equal(bins["events"], "tokens")
-    for events, used in (("documents", confidence), ("answers", of_answers)):
-        of = pc.or_(of, pc.and_(pc.equal(bins["events"], events), pc.equal(bins["confidence"], used)))
+def _shown_bins(bins: pa.Table, tasks: tuple[TaskFacts, ...], confidence: str, written: Mapping[str, str]) -> pa.Table:
+    of = pc.or_(
+        pc.equal(bins["events"], "tokens"),
+        pc.and_(pc.equal(bins["events"], "documents"), pc.equal(bins["confidence"], confidence)),
+    )
+    for task, used in written.items():
+        of_task = pc.and_(pc.equal(bins["events"], "answers"), pc.equal(bins["task"], task))
+        of = pc.or_(of, pc.and_(of_task, pc.equal(bins["confidence"], used)))
     bins = bins.filter(pc.and_(of, pc.equal(bins["split"], "all")))
     finished = {(task.name, lam) for task in tasks for lam in task.lambdas}
     places = bins.select(["task", "lam", "point"]).to_pylist()

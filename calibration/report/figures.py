@@ -49,7 +49,7 @@ def page_figures(facts: Facts) -> dict[str, dict[str, Spec]]:
     found["continuation"] = _planes(facts, continuations, drawn_measures("continuation"), _CONTINUATION)
     found["continuation"] |= _curves(facts, continuations, drawn_measures("continuation"), _CONTINUATION, stop)
     found["continuation"] |= _reliability(facts, continuations, ("tokens",), _CONTINUATION, stop)
-    answers, measures = facts.answer_tasks, drawn_measures("answers", facts.answer_confidence)
+    answers, measures = facts.answer_tasks, drawn_measures("answers", facts.asked_confidence)
     own = _frontiers(facts, answers, _WRITTEN, stop)
     found["answers"] = {"written-frontier": own} if own else {}
     found["answers"] |= _planes(facts, answers, measures, _WRITTEN) | _curves(facts, answers, measures, _WRITTEN, stop)

@@ -1,7 +1,7 @@
 """This module says in words what a run is, and which of its requests could not be scored."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,11 @@ def task_records(plan: Plan) -> list[tuple[str, list[tuple[str, str]]]]:
         pairs = [pair for key in _TASK_KEYS if key in value for pair in _flat(key, value[key])]
         found.append((name, [*pairs, ("λ", ", ".join(record.lambdas))]))
     return found
+
+
+def history_record(commands: Sequence[str], hardware: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the commands and the hardware of history.json as (name, value); runs of before it have neither."""
+    return [*(("command", command) for command in commands), *(("hardware", kind) for kind in hardware)]
 
 
 def command_record(each: EachRecord | None) -> list[tuple[str, str]]:

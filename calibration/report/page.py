@@ -23,6 +23,7 @@ def page(
     quarantined: list[Quarantined],
     figures: list[str],
     margin: float = MARGIN,
+    history: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Return the page as HTML. Equal arguments give equal text.
 
@@ -33,6 +34,7 @@ def page(
         quarantined: the run's requests that could not be scored, by task and reason.
         figures: the names of the files in figures/, without their endings.
         margin: the accuracy that λ* may give up, as a share of documents.
+        history: what made the run, as (name, value).
     """
     charts = page_figures(facts)
     return document(
@@ -47,7 +49,7 @@ def page(
         rivals=rival_tables(facts),
         rival_notes=rival_notes(facts),
         numbers=numbers(facts),
-        identity=identity(sweep),
+        identity=[*history, *identity(sweep)],
         task_records=task_records(plan),
         command=command_record(facts.each),
         quarantined=quarantined,

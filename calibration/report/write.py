@@ -12,7 +12,7 @@ from calibration.catalogue import ERROR
 from calibration.frontier.frontier import write_frontiers
 from calibration.report.facts import gather
 from calibration.report.figures import paper_figures
-from calibration.report.identity import quarantine
+from calibration.report.identity import history_record, quarantine
 from calibration.report.page import page
 from calibration.report.style import theme
 from calibration.report.vega import Spec
@@ -65,7 +65,13 @@ def write_report(
     for name in set(names(run.figure("any").parent)) - kept:
         run.figure(name).unlink(missing_ok=True)
     html = page(
-        facts, analysis.sweep, analysis.plan, quarantine(run, analysis.plan), list(charts), analysis.found.margin
+        facts,
+        analysis.sweep,
+        analysis.plan,
+        quarantine(run, analysis.plan),
+        list(charts),
+        analysis.found.margin,
+        history_record(*run.history()),
     )
     commit_bytes(run.index_html, html.encode())
 

@@ -2,8 +2,13 @@
 
 from dataclasses import dataclass
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from calibration.scores.per_document import (
+    CONFIDENCES,
     CONTINUATION_COLUMNS,
+    PMI,
     REQUEST_COLUMNS,
     ChoiceScores,
     ContinuationScores,
@@ -11,11 +16,14 @@ from calibration.scores.per_document import (
     continuation_scores,
     continuations_of,
     documents_of,
+    unconditional_of,
+    unconditional_scores,
 )
 from calibration.scores.per_token import TokenScores, token_scores
 from contract.damage import read_or_problem
 from contract.errors import LambdasweepError
 from contract.rundir import RunDir
+from contract.schemas import of_documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +73,19 @@ class Loader:
         table, problem = read_or_problem(self._path)
         if table is None:
             raise LambdasweepError(f"{self._path} {problem}: run the same sweep again, which writes it anew")
-        self.documents = documents_of(table.select(list(REQUEST_COLUMNS)), self._where)
-        self._continuations = continuations_of(table.select(list(CONTINUATION_COLUMNS)))
-        self._doc_ids = table["doc_id"]
+        own = of_documents(table)
+        self.documents = documents_of(own.select(list(REQUEST_COLUMNS)), self._where)
+        self._continuations = continuations_of(own.select(list(CONTINUATION_COLUMNS)))
+        self._doc_ids = own["doc_id"]
+        self._unconditional_of = None
+        if own.num_rows < table.num_rows:
+            alone = continuations_of(table.slice(own.num_rows).select(list(CONTINUATION_COLUMNS)))
+            self._unconditional_of = unconditional_of(self._continuations, alone)
+
+    @property
+    def confidences(self) -> tuple[str, ...]:
+        """Return the confidences in choices that the task's scores have."""
+        return CONFIDENCES if self._unconditional_of is None else (*CONFIDENCES, PMI)
 
     def load(self, lam: str, tokens: bool = True) -> TaskScores:
         """Read what is committed at a λ, with the scores of its tokens if they are asked for.
@@ -80,11 +98,18 @@ class Loader:
             return TaskScores(lam, kept, None)
         tables = self._run.tokens(self._task, lam), self._run.quarantine(self._task, lam)
         where = f"{self._where} at λ = {lam}"
+        unconditional = None
+        if self._unconditional_of is not None:
+            count = len(self.documents.of_request)
+            scored, refused = (_from(table, count) for table in tables)
+            unconditional = unconditional_scores(self._unconditional_of, scored, refused, lam, where)
+            scored, refused = (table.filter(pc.less(table["request_id"], count)) for table in tables)
+            tables = scored, refused
         scores: ChoiceScores | ContinuationScores
         if self.documents.is_continuation:
             scores = continuation_scores(self.documents, self._continuations, *tables, lam, where)
         else:
-            scores = choice_scores(self.documents, *tables, lam, where)
+            scores = choice_scores(self.documents, *tables, lam, where, unconditional)
         if self._shelf and isinstance(scores, ChoiceScores):
             self._shelf.keep(self._task, lam, scores)
         of_tokens = token_scores(self.documents, self._continuations, tables[0], where) if tokens else None
@@ -94,3 +119,10 @@ class Loader:
         """Return the names of the D documents."""
         names = self._doc_ids.to_pylist()
         return [name for name, place in zip(names, self.documents.position.tolist(), strict=True) if place == 0]
+
+
+def _from(table: pa.Table, first: int) -> pa.Table:
+    """Return the rows of the requests from `first` on, which are then counted from 0."""
+    rows = table.filter(pc.greater_equal(table["request_id"], first))
+    place = rows.schema.get_field_index("request_id")
+    return rows.set_column(place, rows.schema.field(place), pc.subtract(rows["request_id"], first))

@@ -8,15 +8,20 @@ that ends the answer: an output then counts as ending with the token that comple
     tokens   the geometric mean of its tokens' probabilities
     lowest   the lowest probability of a token
     first    the probability of the token that the answer begins in
+    p_true   what the model said of the answer being right, P(yes) / (P(yes) + P(no)), where it was asked
+    verbalised  the number that the output itself gives, where one was looked for
+    sum@λ, tokens@λ  sum and tokens of the model at another λ, which scored the output again
     votes    the share of a document's outputs whose answers are of the most frequent class (self-consistency); this is a
              confidence of the document's voted answer, and not of an output
 
 Sources: sum and tokens: A. Malinin, M. Gales, "Uncertainty estimation in autoregressive structured prediction", ICLR 2021;
-lowest: N. Varshney et al., "A stitch in time saves nine", arXiv 2307.03987; votes: X. Wang et al., "Self-consistency
-improves chain of thought reasoning in language models", ICLR 2023.
+lowest: N. Varshney et al., "A stitch in time saves nine", arXiv 2307.03987; p_true: S. Kadavath et al., "Language models
+(mostly) know what they know", arXiv 2207.05221; sum@λ and tokens@λ: BaseCal, ACL 2026; votes: X. Wang et al.,
+"Self-consistency improves chain of thought reasoning in language models", ICLR 2023.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,22 +29,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calibration.arrays import Bools, Floats, Ints
-from calibration.scores.per_document import CONFIDENCES, LeftOut
+from calibration.scores.confidences import P_TRUE, VERBALISED, at_point
+from calibration.scores.per_document import LeftOut
 from contract import schemas
 from contract.damage import read_or_problem
 from contract.errors import LambdasweepError
 from contract.records import TaskRecord
 from contract.rundir import RunDir
-
-VOTES = "votes"
-OF_OUTPUTS = ("sum", "tokens", "lowest", "first")  # confidences of one output
-ANSWER_CONFIDENCES = (*OF_OUTPUTS, VOTES)
-EVERY_CONFIDENCE = tuple(dict.fromkeys((*CONFIDENCES, *ANSWER_CONFIDENCES)))
-
-
-def confidence_of(written: bool, asked: str) -> str:
-    """Return the confidence that a kind of tasks is shown under: the one asked for where it has it, else the first."""
-    return asked if asked in (ANSWER_CONFIDENCES if written else CONFIDENCES) else CONFIDENCES[0]
+from contract.units import rescored_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +45,7 @@ class AnswerScores:
 
     document: Ints  # [S] the index of each document in the requests table
     correct: Bools  # [S, K] whether each output is right
-    logs: dict[str, Floats]  # [S, K] the log of the confidence in each output, by each of OF_OUTPUTS, in nats
+    logs: dict[str, Floats]  # [S, K] the log of each confidence in each output, in nats; NaN where an output has none
     voted: Bools  # [S] whether the voted answer is right: the most frequent one, of equally frequent ones the earliest
     votes: Ints  # [S] the outputs that give the voted answer
     classes: Ints  # [S] the number of different answers
@@ -92,6 +89,7 @@ class AnswerLoader:
             LambdasweepError: the requests are missing or damaged; the message names the run and the task.
         """
         self._run, self._task, self._samples = run, task, record.samples or 1
+        self._shards, self._under = len(record.shards), record.rescored
         self._where = f"{run.root}: task {task!r}"
         path = run.requests(task)
         table, problem = read_or_problem(path) if path.is_file() else (None, "is missing")
@@ -132,11 +130,22 @@ class AnswerLoader:
                 f"{where}: its generations do not fit its documents and grades: delete them, and run the same sweep again"
             )
         left_out = LeftOut(len(quarantine), self.count - len(document) - len(quarantine))
-        return answer_scores(document, self._samples, generations, graded, left_out, where)
+        rescored = {
+            under: run.rescored(task, lam, under)
+            for under in self._under
+            if len(run.committed(rescored_name(task, under), lam, "rescored")) == self._shards
+        }
+        return answer_scores(document, self._samples, generations, graded, left_out, where, rescored)
 
 
 def answer_scores(
-    document: Ints, samples: int, generations: pa.Table, graded: pa.Table, left_out: LeftOut, where: str
+    document: Ints,
+    samples: int,
+    generations: pa.Table,
+    graded: pa.Table,
+    left_out: LeftOut,
+    where: str,
+    rescored: Mapping[str, pa.Table] | None = None,
 ) -> AnswerScores:
     """Return the scores of S documents with K outputs each.
 
@@ -147,6 +156,7 @@ def answer_scores(
         graded: the rows of schemas.GRADED of the same outputs.
         left_out: the documents that are not among these.
         where: the words that name the run, the task and λ in messages.
+        rescored: what other λs make of these outputs, by λ, as schemas.RESCORED; documents may be missing there.
 
     Raises:
         LambdasweepError: the tables are damaged: an output without tokens, or a log-probability that is none.
@@ -182,6 +192,18 @@ def answer_scores(
     else:
         sums = lowest = entropy = np.empty(0)
     logs = {"sum": sums, "tokens": sums / (ends - before), "lowest": lowest, "first": values[begins + start]}
+    if schemas.P_TRUE[0].name in generations.column_names:
+        right, wrong = (generations[field.name].to_numpy().astype(np.float64) for field in schemas.P_TRUE)
+        with np.errstate(invalid="ignore"):  # where both have probability 0 there is no confidence
+            logs[P_TRUE] = right - np.logaddexp(right, wrong)
+    if schemas.VERBALISED.name in graded.column_names:
+        said = graded[schemas.VERBALISED.name].to_numpy().astype(np.float64)  # NaN where it is null
+        with np.errstate(divide="ignore"):
+            logs[VERBALISED] = np.log(said)
+    tokens = Tokens(document, samples, lengths, is_left_out, ends - before)
+    for under, table in (rescored or {}).items():
+        again = tokens.rescored(table, where, under)
+        logs |= {at_point("sum", under): again, at_point("tokens", under): again / tokens.counted}
     correct = graded["correct"].combine_chunks().to_numpy(zero_copy_only=False).reshape(shape)
     classes = graded["answer_class"].combine_chunks().dictionary_encode().indices.to_numpy().reshape(shape)
     voted, votes, different = _vote(classes, correct)
@@ -201,6 +223,45 @@ def answer_scores(
         left_out=left_out,
         thinking=thinking.reshape(shape).mean(axis=1) if thinks else None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Says which tokens of S · K outputs count, where another λ scores them, too."""
+
+    document: Ints  # [S]
+    samples: int  # K
+    lengths: Ints  # [S · K] tokens of each output
+    is_left_out: Bools  # [sum of lengths] whether a token is of thinking, or behind the answer
+    counted: Ints  # [S · K] tokens of each output that are not left out
+
+    def rescored(self, table: pa.Table, where: str, under: str) -> Floats:
+        """Return the log-probability [S · K] of each output by a table of schemas.RESCORED, NaN where it has none.
+
+        Raises:
+            LambdasweepError: the table is of other outputs.
+        """
+        found = np.full(len(self.lengths), np.nan)
+        request, sample = table["request_id"].to_numpy(), table["sample"].to_numpy().astype(np.int64)
+        lists = table["logprobs"].combine_chunks()
+        lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+        values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+        place = np.searchsorted(self.document, request)
+        fits = (place < len(self.document)).all() and np.array_equal(self.document[place], request)
+        row = place * self.samples + sample if fits else place
+        fits = fits and (sample < self.samples).all() and (np.diff(row) > 0).all()
+        if not fits or not np.array_equal(self.lengths[row], lengths) or not (values <= 0).all():
+            raise LambdasweepError(
+                f"{where}: what λ = {under} makes of its outputs does not fit them: delete its table under rescored/, and "
+                "run the same sweep again"
+            )
+        if len(row):
+            is_scored = np.zeros(len(self.lengths), np.bool_)
+            is_scored[row] = True
+            is_there = np.repeat(is_scored, self.lengths)
+            kept = np.where(self.is_left_out[is_there], 0.0, values)
+            found[row] = np.add.reduceat(kept, np.cumsum(lengths) - lengths)
+        return found
 
 
 def _vote(classes: Ints, correct: Bools) -> tuple[Bools, Ints, Ints]:

@@ -6,6 +6,11 @@ Three confidences are made of the same log-probabilities. Each is a softmax over
     tokens   the log-probability per continuation token
     bytes    the log-probability per UTF-8 byte of the continuation
 
+A task with an unconditional pass has a fourth one, of
+
+    pmi      the summed log-probability less that of the same tokens without the document: the pointwise mutual information
+             of document and choice (Holtzman et al. 2021, "Surface Form Competition", domain conditional PMI)
+
 Nothing here loops over rows: list columns are flattened once, and documents are rows of arrays padded with −inf.
 """
 
@@ -20,7 +25,8 @@ from calibration.arrays import Bools, Floats, Ints
 from contract.errors import LambdasweepError
 from contract.points import is_named
 
-CONFIDENCES = ("sum", "tokens", "bytes")
+CONFIDENCES = ("sum", "tokens", "bytes")  # the confidences that every choice task has
+PMI = "pmi"
 
 # This module needs only these columns of schemas.REQUESTS.
 REQUEST_COLUMNS = ("request_id", "doc_id", "continuation_bytes", "is_gold")
@@ -60,12 +66,23 @@ class Continuations:
 
 
 @dataclass(frozen=True, slots=True)
+class Unconditional:
+    """What a task's U unconditional requests say of its R requests at one λ."""
+
+    logprob: (
+        Floats  # [R] the log-probability of each request's continuation without its document, in nats; NaN: not scored
+    )
+    quarantined: Bools  # [R] whether it could not be scored
+
+
+@dataclass(frozen=True, slots=True)
 class LeftOut:
     """Counts the documents that are in no metric, by reason."""
 
     quarantined: int  # documents with a request that could not be scored
     unfinished: int  # documents with a request that has no committed score yet
-    undefined: int = 0  # documents whose choices all have probability 0, so that there is no distribution over them
+    undefined: int = 0
+    """Documents without a distribution over their choices: all have probability 0, or one has so without the document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +94,7 @@ class ChoiceScores:
     gold: Ints  # [S] the place of each document's gold choice
     logits: dict[str, Floats]
     """The scores [S, C] of the choices by confidence, in nats, nats per token and nats per byte; they are −inf where a
-    document has no such choice."""
+    document has no such choice. All have the same confidences at each λ of a task."""
     left_out: LeftOut
     gold_bytes: Ints | None = None  # [S] the UTF-8 bytes of the right choice's text; None where they are not known
 
@@ -145,11 +162,61 @@ def continuations_of(requests: pa.Table) -> Continuations:
     return Continuations(_ints(lists.flatten().take(pa.array(np.repeat(first, lengths) + places(lengths)))), lengths)
 
 
-def choice_scores(documents: Documents, tokens: pa.Table, quarantine: pa.Table, lam: str, where: str) -> ChoiceScores:
+def unconditional_of(continuations: Continuations, alone: Continuations) -> Ints:
+    """Return [R] which of U unconditional requests has the same continuation as each of R requests; −1: none.
+
+    Args:
+        continuations: the tokens that the R requests are scored on.
+        alone: those of the U requests.
+    """
+    found = pc.index_in(_as_bytes(continuations), value_set=_as_bytes(alone))
+    return _ints(pc.fill_null(found, -1))
+
+
+def _as_bytes(continuations: Continuations) -> pa.Array:
+    """Return the tokens of each request as one value, which Arrow can look up."""
+    flat = continuations.token_ids.astype("<i4")
+    ends = np.concatenate([[0], np.cumsum(continuations.lengths)]) * flat.itemsize
+    buffers = [None, pa.py_buffer(ends.astype("<i8").tobytes()), pa.py_buffer(flat.tobytes())]
+    return pa.Array.from_buffers(pa.large_binary(), len(continuations.lengths), buffers)
+
+
+def unconditional_scores(of: Ints, tokens: pa.Table, quarantine: pa.Table, lam: str, where: str) -> Unconditional:
+    """Read what the U unconditional requests of a task came to at one λ.
+
+    Args:
+        of: [R] what `unconditional_of` returned.
+        tokens: the committed rows of the unconditional requests, as schemas.TOKENS, their `request_id` from 0.
+        quarantine: those of them that are quarantined, likewise.
+        lam, where: as in `choice_scores`.
+
+    Raises:
+        LambdasweepError: the tables are damaged, as for `choice_scores`, or a request has no unconditional one.
+    """
+    if (of < 0).any():
+        raise _damaged(where, f"request {int(np.argmax(of < 0))} has no unconditional request", _REQUESTS)
+    count = int(of.max(initial=-1)) + 1
+    rows = _rows(count, tokens, lam, where)
+    logprob = np.full(count, np.nan)
+    logprob[rows.request] = rows.logprob
+    refused = np.zeros(count, np.bool_)
+    refused[_request_ids(count, quarantine, where)] = True
+    return Unconditional(logprob[of], (refused & np.isnan(logprob))[of])
+
+
+def choice_scores(
+    documents: Documents,
+    tokens: pa.Table,
+    quarantine: pa.Table,
+    lam: str,
+    where: str,
+    unconditional: Unconditional | None = None,
+) -> ChoiceScores:
     """Score the choices of every complete document of a task at one λ.
 
-    A document is complete when all its requests are committed. A document whose choices all have probability 0 is left out
-    too, because a softmax over them does not exist.
+    A document is complete when all its requests are committed, the unconditional ones of its choices included. A document
+    whose choices all have probability 0 is left out too, because a softmax over them does not exist; so is one with a choice
+    that has probability 0 without the document, because what the document adds to it has no end.
 
     Args:
         documents: the task's documents.
@@ -157,26 +224,33 @@ def choice_scores(documents: Documents, tokens: pa.Table, quarantine: pa.Table, 
         quarantine: the quarantined requests at λ, as schemas.QUARANTINE.
         lam: the canonical λ that the rows must carry.
         where: the words that name the run, the task and λ in messages.
+        unconditional: what the choices' log-probabilities are without the documents; without it there is no `pmi`.
 
     Raises:
         LambdasweepError: the tables are damaged: they have a NaN or +inf log-probability, a continuation without tokens, a
             row of another λ or of no request, or two rows of one request.
     """
-    rows = _rows(documents, tokens, lam, where)
-    complete, left_out = _complete(documents, rows, quarantine, where)
+    rows = _rows(len(documents.of_request), tokens, lam, where)
+    complete, left_out = _complete(documents, rows, quarantine, where, unconditional)
     shape = (len(documents.sizes), int(documents.sizes.max(initial=1)))
     row_scores = {
         "sum": rows.logprob,
         "tokens": rows.logprob / rows.lengths,
         "bytes": rows.logprob / documents.byte_counts[rows.request],
     }
+    defined = complete.copy()
+    if unconditional is not None:
+        alone = unconditional.logprob[rows.request]
+        defined[documents.of_request[rows.request][alone == -np.inf]] = False
+        row_scores[PMI] = rows.logprob - np.where(alone == -np.inf, 0.0, alone)
     cells = documents.of_request[rows.request], documents.position[rows.request]
     padded = {}
-    for confidence in CONFIDENCES:
+    for confidence, of_rows in row_scores.items():
         padded[confidence] = np.full(shape, -np.inf)
-        padded[confidence][cells] = row_scores[confidence]
-    # All three confidences are defined for the same documents: dividing by a finite number makes or unmakes no −inf.
-    defined = complete & (padded["sum"] > -np.inf).any(axis=1)
+        padded[confidence][cells] = of_rows
+    # All confidences are then defined for the same documents: to divide by a finite number, or to subtract one, makes or
+    # unmakes no −inf.
+    defined &= (padded["sum"] > -np.inf).any(axis=1)
     return ChoiceScores(
         document=np.flatnonzero(defined),
         sizes=documents.sizes[defined],
@@ -203,7 +277,7 @@ def continuation_scores(
         LambdasweepError: the tables are damaged, as for `choice_scores`, or the columns of a row differ in length from each
             other or from the continuation.
     """
-    rows = _rows(documents, tokens, lam, where)
+    rows = _rows(len(documents.of_request), tokens, lam, where)
     complete, left_out = _complete(documents, rows, quarantine, where)
     first, unknown = first_tokens(continuations, tokens, where)
     missed = _count(~first & ~unknown, rows) > 0
@@ -242,8 +316,9 @@ def first_tokens(continuations: Continuations, tokens: pa.Table, where: str) -> 
     return np.where(rank == 0, top1 == actual, rank == 1), (rank == 0) & (top1 == -1)
 
 
-def _rows(documents: Documents, tokens: pa.Table, lam: str, where: str) -> _Rows:
-    request = _request_ids(documents, tokens, where)
+def _rows(count: int, tokens: pa.Table, lam: str, where: str) -> _Rows:
+    """Read the committed rows of `count` requests."""
+    request = _request_ids(count, tokens, where)
     if (np.bincount(request) > 1).any():
         raise _damaged(where, "a request is scored twice")
     here = [pc.equal(tokens["point"], lam)]
@@ -266,19 +341,24 @@ def _rows(documents: Documents, tokens: pa.Table, lam: str, where: str) -> _Rows
     return _Rows(request, logprob, lengths)
 
 
-def _complete(documents: Documents, rows: _Rows, quarantine: pa.Table, where: str) -> tuple[Bools, LeftOut]:
+def _complete(
+    documents: Documents, rows: _Rows, quarantine: pa.Table, where: str, unconditional: Unconditional | None = None
+) -> tuple[Bools, LeftOut]:
     """Return [D] which documents have all their requests scored, and how many of the others are left out why."""
     count = len(documents.sizes)
     complete = np.bincount(documents.of_request[rows.request], minlength=count) == documents.sizes
     quarantined = np.zeros(count, np.bool_)
-    quarantined[documents.of_request[_request_ids(documents, quarantine, where)]] = True
+    quarantined[documents.of_request[_request_ids(len(documents.of_request), quarantine, where)]] = True
+    if unconditional is not None:
+        complete[documents.of_request[np.isnan(unconditional.logprob)]] = False
+        quarantined[documents.of_request[unconditional.quarantined]] = True
     quarantined &= ~complete
     return complete, LeftOut(int(quarantined.sum()), int((~complete & ~quarantined).sum()))
 
 
-def _request_ids(documents: Documents, table: pa.Table, where: str) -> Ints:
+def _request_ids(count: int, table: pa.Table, where: str) -> Ints:
     ids = _ints(table["request_id"])
-    strange = (ids < 0) | (ids >= len(documents.of_request))
+    strange = (ids < 0) | (ids >= count)
     if strange.any():
         raise _damaged(where, f"request {ids[np.argmax(strange)]} is not in the request table")
     return ids

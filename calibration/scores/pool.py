@@ -63,7 +63,8 @@ class PooledLoader:
         width = max((scores.logits[CONFIDENCES[0]].shape[1] for scores in parts), default=1)
         logits = {
             confidence: np.concatenate([_padded(scores.logits[confidence], width) for scores in parts])
-            for confidence in CONFIDENCES
+            for confidence in (parts[0].logits if parts else ())
+            if all(confidence in scores.logits for scores in parts)
         }
         left_out = LeftOut(
             *(sum(getattr(one.left_out, name) for one in parts) for name in ("quarantined", "unfinished", "undefined"))

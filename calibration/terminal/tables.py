@@ -14,8 +14,8 @@ from calibration import catalogue
 from calibration.arrays import BINS
 from calibration.catalogue import COUNTED, FLOOR, Column, Direction, Metric, Task
 from calibration.measured_rows import tool_of
-from calibration.scores.per_answer import EVERY_CONFIDENCE, confidence_of
-from calibration.scores.per_document import CONFIDENCES
+from calibration.scores.confidences import ALWAYS_KNOWN, confidence_of, in_order, in_words
+from calibration.scores.per_document import CONFIDENCES, PMI
 from calibration.task_at_lambda import PARENTS
 from calibration.terminal.diversity import diversity_table
 from calibration.terminal.lm_eval import outcome_table
@@ -29,13 +29,7 @@ _SOFTMAX_OF = {
     "sum": "the summed log-probabilities",
     "tokens": "the log-probabilities per token",
     "bytes": "the log-probabilities per byte",
-}
-_CONFIDENCE_IN = {
-    "sum": "the probability of the whole output",
-    "tokens": "the geometric mean of its tokens' probabilities",
-    "lowest": "the lowest probability of its tokens",
-    "first": "the probability of the token that the answer begins in",
-    "votes": "the share of the outputs that give the voted answer",
+    PMI: "the log-probabilities less those without the document",
 }
 _REASONS = {
     "docs_quarantined": "quarantined",
@@ -75,8 +69,9 @@ def render(
 
     Args:
         metrics: the metrics table, schemas.METRICS, as `analyse.analyse` returns it; only rows of split "all" are shown.
-        confidence: the confidence whose metrics are shown: sum, tokens or bytes; of written answers sum, tokens, lowest,
-            first or votes. A task that has no such confidence is shown under sum; continuation tasks have only one.
+        confidence: the confidence whose metrics are shown: sum, tokens, bytes or pmi of choices, or one of
+            `confidences.confidences_in` of written answers. Where not every choice task has it, choice tasks are shown under
+            sum, as is a task of written answers without it; continuation tasks have only one.
         intervals: whether the intervals of accuracy and ECE are shown too; where there is no choice, of accuracy and NLL.
         parents: the point of each parent that is on the line.
         stars: λ* of each task and pool that has one.
@@ -84,27 +79,38 @@ def render(
     Raises:
         InputError: there is no such confidence.
     """
-    if confidence not in EVERY_CONFIDENCE:
-        raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(EVERY_CONFIDENCE)}")
+    known = sorted({*ALWAYS_KNOWN, *metrics["confidence"].unique().to_pylist()}, key=in_order)
+    if confidence not in known:
+        raise InputError(f"confidence {confidence!r} does not exist: give one of {', '.join(known)}")
     tasks: dict[str, list[dict[str, Any]]] = {}
     for row in metrics.filter(pc.equal(metrics["split"], "all")).to_pylist():
         tasks.setdefault(row["task"], []).append(row)
     roles = {lam: name for name, lam in parents.items()}
     tables = []
-    for task, rows in tasks.items():
-        by_tool: dict[str, list[dict[str, Any]]] = {}
-        own: list[dict[str, Any]] = []
-        for row in rows:
-            tool = tool_of(row["metric"])
-            (own if tool is None else by_tool.setdefault(tool, [])).append(row)
-        kind = catalogue.kind_of(row["metric"] for row in own)
+    split = {task: _by_tool(rows) for task, rows in tasks.items()}
+    kinds = {task: catalogue.kind_of(row["metric"] for row in own) for task, (own, _) in split.items()}
+    there = {task: {row["confidence"] for row in own} for task, (own, _) in split.items()}
+    choices = [found for task, found in there.items() if found and kinds[task] in ("choices", "pool")]
+    of_choices = confidence_of(set(CONFIDENCES).union(*choices).intersection(*choices), confidence)
+    for task, (own, by_tool) in split.items():
+        kind = kinds[task]
         if kind == "samples":
             tables.append(diversity_table(task, own, intervals, roles))
         elif own:
-            used = confidence_of(kind == "answers", confidence)
+            used = confidence_of(there[task], confidence) if kind == "answers" else of_choices
             tables.append(_task_table(task, own, kind, used, intervals, roles, (stars or {}).get(task)))
         tables += [outcome_table(task, some, roles, tool, intervals) for tool, some in by_tool.items()]
     return tables
+
+
+def _by_tool(rows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """Return the rows of our own metrics, and those of each other evaluator."""
+    own: list[dict[str, Any]] = []
+    others: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        tool = tool_of(row["metric"])
+        (own if tool is None else others.setdefault(tool, [])).append(row)
+    return own, others
 
 
 def _task_table(
@@ -192,8 +198,12 @@ def _notes(lines: Sequence[_Line], kind: Task, confidence: str, intervals: bool,
         notes[0] += "; λ*: lowest NLL among λs of nearly the best accuracy, as the answer below says"
     if kind == "answers":
         notes.append("mean@k, vote@k, pass@k: right outputs; right voted answers; documents with a right output")
-        notes.append(f"confidence: {_CONFIDENCE_IN[confidence]} ({confidence}); Brier: in [0, 1]")
+        notes.append(f"confidence: {in_words(confidence)} ({confidence}); Brier: in [0, 1]")
         notes.append("P: after Platt scaling, fitted on the other half of the documents")
+        lacking = [line for line in lines if line.values.get("missing")]
+        if lacking:
+            shares = _range([100 * (line.values["missing"] or 0.0) for line in lacking], ".1f")
+            notes.append(f"without this confidence: {shares} % of the outputs at {_span(lacking, lines)}")
     elif is_continuation:
         notes.append("accuracy: the continuation is the greedy one; NLL: nats per continuation; perplexity: exp(NLL)")
         undecided = [line for line in lines if line.counts["acc"] < line.counts["nll"]]

@@ -78,8 +78,6 @@ def load_each_config(flags: Mapping[str, Any], engine: Sequence[str], words: Seq
         if name in settings:
             problems.append(f"--engine {name} is of a sweep's engines: vLLM's server has no such argument")
     problems += [f"--engine {name} is set by lambdasweep: leave it out" for name in _OURS if name in settings]
-    if "hf_token" in settings:
-        problems.append("--engine hf_token would stand in the run's records: set HF_TOKEN in the environment")
     try:
         if values.get("aligned"):
             names = read_parents(values)
@@ -97,7 +95,11 @@ def load_each_config(flags: Mapping[str, Any], engine: Sequence[str], words: Seq
     line = Line(values.get("method", "linear"), values.get("lam_map", ""), values.get("vocab", "strict"))
     given = values.get("aligned_revision")
     revisions = parse_revisions(given, names) if given else {}
-    arguments = {known: values[name] for name, known in _ARGUMENTS.items() if name in values and values[name] != "auto"}
+    arguments = {
+        known: values[name]
+        for name, known in _ARGUMENTS.items()
+        if name in values and values[name] not in (None, "auto")
+    }
     return EachConfig(
         base=str(values["base"]),
         aligned=names,

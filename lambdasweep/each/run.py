@@ -19,6 +19,7 @@ from lambdasweep.each.config import EachConfig
 from lambdasweep.each.results import Measured, ResultsError, collect, compare_with
 from lambdasweep.each.server import Position, Server, server_flags
 from lambdasweep.engine_defaults import server_defaults
+from lambdasweep.monitor.history import History, command_line
 from lambdasweep.monitor.phase import phase
 from lambdasweep.monitor.wording import counted, duration
 from lambdasweep.takehome.serve import name_at, served_name
@@ -73,6 +74,7 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
     from merge.fingerprints import remembered_fingerprint
     from merge.pair import open_pair
     from merge.text_part import only_text
+    from serve.machine import gpus
     from serve.settings import installed_device
 
     run_record.check_target(config.out)
@@ -81,7 +83,8 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
         pair = open_pair(config.base, config.aligned, config.base_revision, config.aligned_revision, config.line)
         only_text(pair)
         device = installed_device()
-        arguments = server_defaults(pair, device, {}) | dict(config.arguments)
+        asks_for_ranks = any("parallel" in name for name in config.arguments)
+        arguments = server_defaults(pair, device, {}, None if asks_for_ranks else gpus()) | dict(config.arguments)
         fingerprints = {name: remembered_fingerprint(parent, name) for name, parent in pair.opened.items()}
         sweep = record.sweep_record(pair, fingerprints, device, arguments)
         record.check(run, sweep, config)
@@ -117,6 +120,7 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
         for line in put_aside(run):
             say(f"warning: damaged, and moved to {run.root / 'damaged'}: {line}")
         planned = record.write(run, sweep, config)
+        History(run, command_line())
         if len(left) < len(config.lambdas):
             say(f"{len(config.lambdas) - len(left)} of {len(config.lambdas)} λs are measured already; {len(left)} left")
         if server is None:

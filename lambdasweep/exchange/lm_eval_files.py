@@ -18,7 +18,7 @@ from contract.location import read_table
 from contract.points import coordinates
 from contract.records import LineRecord, TaskRecord
 from contract.rundir import RunDir, commit_bytes
-from contract.schemas import point_of
+from contract.schemas import of_documents, point_of
 from lambdasweep.exchange.lm_eval_samples import FILTER, TaskTexts, hashed, samples_at, standard_error
 from lambdasweep.exchange.texts import texts_of, tokenizer_of
 from lambdasweep.tasks.formats import AS_TURNS
@@ -65,7 +65,7 @@ def write_lm_eval(
     texts = {}
     for name, record in analysis.plan.items():
         if record.scored_as not in ("samples", "other", "answers"):
-            requests = read_table(run.requests(name))
+            requests = of_documents(read_table(run.requests(name)))
             texts[name] = TaskTexts(name, requests, texts_of(requests, tokenizer), _is_of_lm_eval(record))
     stamp, written = when.isoformat().replace(":", "-"), []
     numbers = _numbers(analysis)

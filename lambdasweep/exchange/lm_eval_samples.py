@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from contract.rundir import RunDir
 from lambdasweep.exchange.texts import Pair
@@ -44,7 +45,8 @@ def samples_at(run: RunDir, task: TaskTexts, lam: str) -> list[dict[str, Any]]:
     rows_of: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(task.requests["doc_id"].to_pylist()):
         rows_of[name].append(row)
-    answers = read_scores(task.requests, run.tokens(task.name, lam))
+    tokens = run.tokens(task.name, lam)
+    answers = read_scores(task.requests, tokens.filter(pc.less(tokens["request_id"], len(task.requests))))
     choice, gold = task.requests["choice"].to_pylist(), task.requests["is_gold"].to_pylist()
     number = {name: place for place, name in enumerate(rows_of)}
     found = []
@@ -77,7 +79,7 @@ def _metrics(run: RunDir, task: str, lam: str) -> dict[str, dict[str, float | No
 
     loader = Loader(run, task)
     found: dict[str, dict[str, float | None]] = {}
-    for confidence in CONFIDENCES[:1] if loader.documents.is_continuation else CONFIDENCES:
+    for confidence in CONFIDENCES[:1] if loader.documents.is_continuation else loader.confidences:
         suffix = "" if confidence == CONFIDENCES[0] else f"_{confidence}"
         for row in examples(loader, task, lam, confidence).to_pylist():
             of_document = found.setdefault(row["doc_id"], {})

@@ -169,7 +169,7 @@ class SweepProgress(Listener):
             self.message(f"{done}/{self._total} units  {text}")
 
     def _text(self) -> str:
-        at = " ".join(sorted({one.unit.lam for one in self._tally.replicas.values() if one.unit}, key=order))
+        at = " ".join(sorted({one.unit.engine_lam for one in self._tally.replicas.values() if one.unit}, key=order))
         rates = self._tally.rates()
         return f"λ {at}" + (f"  {rates[0]:.0f} requests/s  {duration(rates[2])} left" if rates else "")
 

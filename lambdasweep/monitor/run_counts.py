@@ -73,6 +73,7 @@ class RunCounts(DriverView):
         self.spent_on: dict[str, Spent] = {}  # the same by what completes a unit: tokens, or generations
         self._seen: dict[tuple[str, str], set[int]] = {}  # the shards seen at each task and λ that is not complete
         self._unread: deque[UnitKey] = deque()
+        self._kinds: dict[str, str] = {}  # what completes a unit, by what the unit's task is called
         self.refresh(seconds)
 
     @property
@@ -109,9 +110,11 @@ class RunCounts(DriverView):
         """
         asked = read_asked(self.run)  # it is read again at each refresh, because it grows
         self.plan, self.each = asked.plan, asked.each
-        for name, entry in self.plan.items():
+        parts = [(*part, entry) for task, entry in self.plan.items() for part in entry.parts(task)]
+        for name, kind, entry in parts:
+            self._kinds[name] = kind
             task = self.tasks.setdefault(name, TaskCount(len(entry.shards), ()))
-            task.lambdas, kind = entry.lambdas, entry.completion
+            task.lambdas = entry.lambdas
             for lam in self.run.begun(name, [lam for lam in task.lambdas if task.done[lam] < task.shards], kind):
                 there, seen = self.run.committed(name, lam, kind), self._seen.setdefault((name, lam), set())
                 self._unread.extend((name, lam, shard) for shard in sorted(there - seen))
@@ -133,4 +136,4 @@ class RunCounts(DriverView):
                 self._unread.append(unit)  # a receipt is written after its table, or never if the replica was killed
                 continue
             self.spent.add(receipt)
-            self.spent_on.setdefault(self.plan[receipt.task].completion, Spent()).add(receipt)
+            self.spent_on.setdefault(self._kinds[receipt.task], Spent()).add(receipt)

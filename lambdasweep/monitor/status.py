@@ -9,6 +9,7 @@ from contract.damage import describe as describe_damage
 from contract.points import is_named
 from contract.records import EachRecord
 from contract.rundir import RunDir
+from contract.units import rescored_name
 from lambdasweep.monitor.heartbeat import DriverState, DriverView, ReplicaReport
 from lambdasweep.monitor.run_counts import RunCounts
 from lambdasweep.monitor.wording import cost, counted, duration, how, quantity
@@ -43,15 +44,19 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
             f"{name}: {count.done.total()}/{count.total} units, {task.documents} documents × {len(task.lambdas)} λ "
             f"({how(task)})"
         )
+        for under in task.rescored:
+            again = counts.tasks[rescored_name(name, under)]
+            yield f"  scored again under λ = {under}: {again.done.total()}/{again.total} units"
         unfinished = [lam for lam in task.lambdas if count.done[lam] < count.shards]
         if unfinished:
             more = f" and {len(unfinished) - _SHOWN} more" if len(unfinished) > _SHOWN else ""
             between = "; " if is_named(unfinished[0]) else ", "
             yield f"  left at λ {between.join(unfinished[:_SHOWN])}{more}"
         reasons: Counter[str] = Counter()
-        for lam in task.lambdas:
-            if (name, lam) in quarantined:
-                reasons.update(run.quarantine(name, lam).column("reason").to_pylist())
+        for part, _ in task.parts(name):
+            for lam in task.lambdas:
+                if (part, lam) in quarantined:
+                    reasons.update(run.quarantine(part, lam).column("reason").to_pylist())
         for reason, number in reasons.most_common(_SHOWN):
             yield f"  quarantined: {number} × {reason}"
     run.damaged |= counts.run.damaged

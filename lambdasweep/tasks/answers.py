@@ -4,7 +4,7 @@ Rows of `--format generate` are objects `{"prompt": "Which metal is liquid?", "a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -15,9 +15,11 @@ from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import TaskFile, unescaped
 from lambdasweep.tasks.formats import draw_shots, in_chat, render, template_of
 from lambdasweep.tasks.normalise import NORMALISERS, is_right
+from lambdasweep.tasks.p_true import question_of
 from lambdasweep.tasks.prompts import BuiltPrompts
 from lambdasweep.tasks.requests import batches, content_sha256
 from lambdasweep.tasks.tokens import Tokenizer, encode_prompts
+from lambdasweep.tasks.verbalised import pattern_problems, said_in, without
 
 MAX_TOKENS = 256  # lm-eval's default, for rows of one's own too
 METRIC = "exact_match"  # of rows of one's own: the answer is of the class of one of the row's answers
@@ -34,6 +36,9 @@ class AnswerSpec:
         normaliser: one of `normalise.NORMALISERS`.
         metric: what an output is right by, where it is 1: exact_match, or lm-eval's `metric,filter`.
         think_end_token: a text, or a token's id, that ends the thinking before an answer.
+        p_true: the words that ask the model whether an answer is right.
+        verbalised: the regular expression that finds how sure an output says it is.
+        verbalised_suffix: the text behind each prompt that asks for it.
     """
 
     name: str
@@ -53,6 +58,9 @@ class AnswerSpec:
     chat: bool = False
     system_prompt: str | None = None
     think_end_token: str | None = None
+    p_true: str | None = None
+    verbalised: str | None = None
+    verbalised_suffix: str | None = None
     groups: tuple[str, ...] = ()
 
 
@@ -84,13 +92,18 @@ class RowGrader:
 
     answers: tuple[tuple[str, ...], ...]  # of each request
     normaliser: str
+    verbalised: str | None = None  # finds how sure an output says it is, which is no part of its answer
 
     def grade(self, outputs: Sequence[tuple[int, str]]) -> list[Grade]:
         grades = []
         for request_id, text in outputs:
-            found = NORMALISERS[self.normaliser](text)
+            said = said_in(text, self.verbalised) if self.verbalised else None
+            found = NORMALISERS[self.normaliser](without(text, said))
+            start = found.start
+            if said and start is not None and start >= said.start:
+                start += said.end - said.start
             right = is_right(found, self.answers[request_id], self.normaliser)
-            grades.append(Grade(found.answer, found.answer_class, right, {METRIC: float(right)}, found.start))
+            grades.append(Grade(found.answer, found.answer_class, right, {METRIC: float(right)}, start))
         return grades
 
 
@@ -158,11 +171,15 @@ def answers_of(
         for document in file.documents
         if not any(NORMALISERS[kind](answer).answer_class for answer in document.choices)
     ]
-    if problems := no_answer + think_end_problems(spec.think_end_token, tokenizer):
-        raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", problems)
     chat = chat if spec.chat else None
+    question, of_question = question_of(spec.p_true, tokenizer, chat)
+    of_pattern = pattern_problems(spec.verbalised, spec.verbalised_suffix)
+    if problems := no_answer + think_end_problems(spec.think_end_token, tokenizer) + of_question + of_pattern:
+        raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", problems)
     shots, documents = draw_shots(file.documents, spec.shots, spec.limit, spec.seed)
-    prompts = [render(document, file.kind, spec.format) for document in documents]
+    suffix = unescaped(spec.verbalised_suffix or "")
+    asked = [replace(document, query=document.query + suffix) for document in documents]
+    prompts = [render(document, file.kind, spec.format) for document in asked]
     texts = [prompt.context for prompt in in_chat(prompts, shots, file.kind, spec, chat)]
     until: tuple[str, ...] = ("\n\n",) if spec.shots and spec.until is None else ()
     if spec.until:
@@ -186,6 +203,9 @@ def answers_of(
         chat=spec.chat,
         system_prompt=spec.system_prompt,
         think_end_token=spec.think_end_token,
+        p_true=question.asked if question else None,
+        verbalised=spec.verbalised,
+        verbalised_suffix=suffix or None,
     )
     table = prompts_table([document.doc_id for document in documents], texts, tokenizer)
     built = BuiltPrompts(
@@ -197,8 +217,13 @@ def answers_of(
         tokenizer=tokenizer,
         chat_template_sha256=chat.sha256 if chat else None,
         template=template_of(file.kind, spec),
+        question=question,
     )
-    return settled, built, RowGrader(tuple(document.choices for document in documents), settled.normaliser)
+    return (
+        settled,
+        built,
+        RowGrader(tuple(document.choices for document in documents), settled.normaliser, spec.verbalised),
+    )
 
 
 def greedy_warnings(name: str, repeats: int | None, temperature: float) -> tuple[str, ...]:

@@ -31,7 +31,17 @@ GENERATE = "generate"  # the format of rows whose answers the model writes
 FORMATS = (*MAX_CHOICES, GENERATE)
 MAX_SHOWN = 20
 # Settings of answers that the model writes.
-WRITTEN = ("repeats", "temperature", "max_tokens", "until", "normaliser", "think_end_token")
+WRITTEN = (
+    "repeats",
+    "temperature",
+    "max_tokens",
+    "until",
+    "normaliser",
+    "think_end_token",
+    "p_true",
+    "verbalised",
+    "verbalised_suffix",
+)
 LEAST_TEMPERATURE = 0.01  # vLLM raises temperatures between 0 and 0.01 to 0.01
 _ROWS_SHOWN = 5
 _ROW = re.compile(r"line (\d+): ")

@@ -15,6 +15,9 @@ from lambdasweep.tasks.documents import Document, Kind, TaskSpec
 
 SHOT_SEPARATOR = "\n\n"
 AS_TURNS = "; examples as turns"  # stands behind a recorded template
+# What stands in front of a choice without its document: what the template puts behind the query. It stands there, too.
+ALONE = "Answer:"
+WITHOUT_DOCUMENT = f"; without the document: '{ALONE}'"
 
 # These are recorded with the results. The number of a template grows when it renders the same document as another text.
 TEMPLATES = {
@@ -61,7 +64,7 @@ def render(document: Document, kind: Kind, format: str) -> RenderedDocument:
     if format == "letters":
         answers = string.ascii_uppercase[: len(document.choices)]
         context += "".join(f"\n{letter}. {choice}" for letter, choice in zip(answers, document.choices, strict=True))
-    context += "\nAnswer:"
+    context += f"\n{ALONE}"
     return RenderedDocument(context, tuple(answers), tuple(len(answer.encode()) for answer in answers))
 
 
@@ -115,7 +118,8 @@ def _turn(role: str, content: str) -> dict[str, str]:
 
 def template_of(kind: Kind, spec: TaskSpec) -> str:
     """Return what is recorded of how documents become texts."""
-    return TEMPLATES[kind, spec.format] + (AS_TURNS if spec.as_turns and spec.shots else "")
+    alone = WITHOUT_DOCUMENT if spec.pmi and kind == "choices" else ""
+    return TEMPLATES[kind, spec.format] + (AS_TURNS if spec.as_turns and spec.shots else "") + alone
 
 
 def draw_shots(

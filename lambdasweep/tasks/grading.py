@@ -18,6 +18,7 @@ from contract.thinking import answer_part
 from lambdasweep.tasks.answers import Grader
 from lambdasweep.tasks.prompts import BuiltPrompts
 from lambdasweep.tasks.tokens import Tokenizer
+from lambdasweep.tasks.verbalised import said_in
 
 _END = "answer_end"
 
@@ -49,6 +50,8 @@ def write_graded(
         "metric": record.metric,
         "normaliser": record.normaliser,
     }
+    if record.verbalised is not None:
+        identity["verbalised"] = record.verbalised
     for lam in sorted(record.lambdas, key=order):
         if len(run.committed(task, lam, "generations")) != len(record.shards):
             continue
@@ -64,7 +67,13 @@ def write_graded(
         if len(run.damaged) > damaged:
             continue  # its units are sampled again, and then they are graded
         table = graded_table(
-            generations, lam, grader, built.tokenizer, record.think_end_token, tuple(record.until or ())
+            generations,
+            lam,
+            grader,
+            built.tokenizer,
+            record.think_end_token,
+            tuple(record.until or ()),
+            record.verbalised,
         )
         commit_table(path, table, own)
         run.damaged.pop(path, None)
@@ -77,8 +86,12 @@ def graded_table(
     tokenizer: Tokenizer,
     think_end_token: str | None = None,
     until: Sequence[str] = (),
+    verbalised: str | None = None,
 ) -> pa.Table:
-    """Return `schemas.GRADED` of the outputs at one λ, in their order; `until` counts only with `think_end_token`."""
+    """Return `schemas.GRADED` of the outputs at one λ, in their order; `until` counts only with `think_end_token`.
+
+    With `verbalised`, a regular expression, it has the column `schemas.VERBALISED`, too.
+    """
     requests, texts = generations["request_id"].to_pylist(), generations["text"].to_pylist()
     grades = grader.grade(list(zip(requests, texts, strict=True)))
     starts, thinking, ends = [], [], []
@@ -99,7 +112,12 @@ def graded_table(
         _END: ends,
     }
     table = pa.table(columns, schema=schemas.GRADED)
-    return table.drop_columns([_END]) if think_end_token is None else table
+    table = table.drop_columns([_END]) if think_end_token is None else table
+    if verbalised is None:
+        return table
+    found = [said_in(text, verbalised) for text in texts]
+    said = [None if one is None else one.probability for one in found]
+    return table.append_column(schemas.VERBALISED, pa.array(said, schemas.VERBALISED.type))
 
 
 def answer_start(

@@ -28,6 +28,7 @@ from lambdasweep.tasks.documents import (
     task_error,
     temperature_problems,
 )
+from lambdasweep.tasks.p_true import Question
 from lambdasweep.tasks.requests import batches, content_sha256
 from lambdasweep.tasks.tokens import Tokenizer, encode_prompts
 
@@ -72,6 +73,12 @@ class BuiltPrompts:
     tokenizer: Tokenizer
     chat_template_sha256: str | None = None
     template: str | None = None
+    question: Question | None = None  # asks whether an answer is right
+
+    @property
+    def question_tokens(self) -> int:
+        """Return how many tokens of a request are to be kept for a question; 0 where none is asked."""
+        return self.question.tokens if self.question else 0
 
 
 def read_prompts(spec: GenerateSpec) -> Prompts:

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contract.errors import TaskError
-from contract.schemas import REQUESTS
+from contract.schemas import REQUESTS, UNCONDITIONAL, of_documents
 from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import TaskFile, TaskSpec, read_documents
-from lambdasweep.tasks.formats import draw_shots, in_chat, render, template_of
+from lambdasweep.tasks.formats import ALONE, RenderedDocument, draw_shots, in_chat, render, template_of
 from lambdasweep.tasks.tokens import Encoded, Ints, Tokenizer, encode_pairs, prefix_of
 
 # The prefix that all documents share is computed once per shard. A shard has so many times its tokens, so it is 2 % of them.
@@ -96,6 +96,9 @@ def requests_of(file: TaskFile, tokenizer: Tokenizer, chat: ChatTemplate | None 
         sizes=[size for prompt in prompts for size in prompt.sizes],
         is_gold=[i == document.gold for document in documents for i in range(len(document.choices))],
     )
+    if spec.pmi and file.kind == "choices":
+        (alone,) = in_chat([RenderedDocument(ALONE, (), ())], (), file.kind, spec, chat)
+        table = with_unconditional(table, encode_pairs(tokenizer, [(alone.context, alone.delimiter + "A")]))
     lengths, starts, spanned = joined(encoded)
     line = np.array([document.line for document in documents])[owner]
     repeating = sorted(document.line for document in [*shots, *documents] if document.repeats)
@@ -117,6 +120,35 @@ def requests_of(file: TaskFile, tokenizer: Tokenizer, chat: ChatTemplate | None 
         scored_as=file.kind,
         chat_template_sha256=chat.sha256 if chat else None,
     )
+
+
+def with_unconditional(table: pa.Table, alone: Encoded) -> pa.Table:
+    """Return a table of requests with one more for each different continuation in it, which scores it without a document.
+
+    The tokens that are scored are the same ones, so that the difference of both is what the document adds to them.
+
+    Args:
+        table: the requests of documents.
+        alone: one sequence, which begins with what stands in front of a continuation then.
+    """
+    context = alone.flat[: int(alone.starts[0])].tolist()
+    starts = table["continuation_start"].to_pylist()
+    sizes = table["continuation_bytes"].to_pylist()
+    ids = table["token_ids"].to_pylist()
+    first = dict[tuple[int, ...], int]()  # the first row of each continuation
+    for row, (tokens, start) in enumerate(zip(ids, starts, strict=True)):
+        first.setdefault(tuple(tokens[start:]), row)
+    rows = {
+        "request_id": range(len(table), len(table) + len(first)),
+        "doc_id": [""] * len(first),
+        "choice": [UNCONDITIONAL] * len(first),
+        "token_ids": [[*context, *continuation] for continuation in first],
+        "continuation_start": [len(context)] * len(first),
+        "continuation_bytes": [sizes[row] for row in first.values()],
+        "is_gold": [False] * len(first),
+    }
+    arrays = [pa.array(rows[field.name], field.type) for field in REQUESTS]
+    return pa.concat_tables([table, pa.Table.from_arrays(arrays, schema=REQUESTS)]).combine_chunks()
 
 
 def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -196,6 +228,15 @@ def shards(table: pa.Table, target_tokens: int) -> list[tuple[int, int]]:
     """
     if not len(table):
         return []
+    own = of_documents(table)
+    if len(own) < len(table):
+        # The last rows have no document, and another context than all others.
+        rest = table.slice(len(own))
+        place = rest.schema.get_field_index("doc_id")
+        rest = rest.set_column(place, rest.schema.field(place), pa.array([str(row) for row in range(len(rest))]))
+        return shards(own, target_tokens) + [
+            (len(own) + first, len(own) + end) for first, end in shards(rest, target_tokens)
+        ]
     doc_ids = table["doc_id"].to_numpy()
     first_rows = np.flatnonzero(np.concatenate([[True], doc_ids[1:] != doc_ids[:-1]]))
     starts = table["continuation_start"].to_numpy().astype(np.int64)

@@ -3,11 +3,12 @@
 import argparse
 import dataclasses
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from contract.errors import InputError
 from contract.points import by_name
@@ -19,6 +20,7 @@ from serve.prefixes import shares_prefixes
 from serve.reference import reference_probes
 from serve.settings import available_cores, cores_by_rank, installed_device
 from serve.verify import way
+from serve.vllm_arguments import first_lines
 
 # vLLM flags that lambdasweep sets itself or cannot work with, and why; each must be left at its default.
 _REFUSED = {
@@ -80,6 +82,7 @@ def serve(serving: Serving) -> None:
     from vllm.entrypoints.launchers.api_server.entry import run_server
 
     args = arguments(serving)
+    check_start(args)
     if installed_device() == "cpu" and not shares_prefixes(vars(args)):
         args.enable_prefix_caching = False
     ranks = args.tensor_parallel_size * args.pipeline_parallel_size
@@ -92,6 +95,38 @@ def serve(serving: Serving) -> None:
     on = way(serving.base, {name: Path(path) for name, path in aligned.items()}, serving.line, Path(args.model))
     args.additional_config[CONFIG_KEY]["references"] = reference_probes(engine_arguments(args), on, installed_device())
     uvloop.run(run_server(args))
+
+
+def check_start(args: argparse.Namespace) -> None:
+    """Refuse what could not start, before anything is loaded.
+
+    Args:
+        args: what `arguments` returned.
+
+    Raises:
+        InputError: vLLM's own configuration refuses the flags, or the address is taken.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    problems = [*_address_problems(args.host, args.port)] if args.uds is None else []
+    try:
+        AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    except Exception as error:  # pydantic's, vLLM's, Python's
+        problems.append(f"vLLM says: {first_lines(error)}")
+    if problems:
+        raise InputError("the server cannot start with these flags after --", problems)
+
+
+def _address_problems(host: str, port: int) -> Iterator[str]:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # as the server does: a port that is winding down
+            probe.bind(address)
+    except OSError as error:
+        yield f"{host}:{port} cannot be listened on ({error.strerror}): give another --port, or --host"
 
 
 def arguments(serving: Serving) -> argparse.Namespace:
@@ -108,6 +143,11 @@ def arguments(serving: Serving) -> argparse.Namespace:
 
     register()
     parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError("the flags after -- cannot be used", [f"vllm serve says: {message}"])
+
+    parser.error = refuse  # which would print hundreds of lines of usage
     untouched = parser.parse_args([])
     args: argparse.Namespace = parser.parse_args(list(serving.flags))
     problems = [

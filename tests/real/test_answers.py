@@ -7,12 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from transformers import LlamaForCausalLM
+from scipy.special import softmax
+from transformers import AutoTokenizer, LlamaForCausalLM
 
+from calibration.scores.per_answer import AnswerLoader
 from contract.records import read_plan
 from contract.rundir import RunDir, commit_json, commit_table
 from lambdasweep.tasks import LmEvalSpec, load_tokenizer
@@ -91,7 +94,7 @@ def run(pair: tuple[Path, Path], folder: Path, tmp_path_factory: pytest.TempPath
     tokenizer = load_tokenizer(pair[0])
     specs = {
         "sums": LmEvalSpec(str(folder / "sums.yaml")),
-        "drawn": LmEvalSpec(str(folder / "sums.yaml"), name="drawn", repeats=4, temperature=0.7),
+        "drawn": LmEvalSpec(str(folder / "sums.yaml"), name="drawn", repeats=4, temperature=0.7, p_true="kadavath"),
     }
     built, steps, plan = {}, [], {}
     for name, spec in specs.items():
@@ -110,7 +113,7 @@ def run(pair: tuple[Path, Path], folder: Path, tmp_path_factory: pytest.TempPath
             settled.top_k,
             settled.until,
         )
-        asked = {"prompts": root / f"{name}-prompts.parquet", "sampling": asdict(sampling)}
+        asked = {"prompts": root / f"{name}-prompts.parquet", "sampling": asdict(sampling), "p_true": spec.p_true}
         steps.append([LAM, root / f"{name}.parquet", asked])
         plan[name] = {
             "scored_as": "answers",
@@ -118,6 +121,7 @@ def run(pair: tuple[Path, Path], folder: Path, tmp_path_factory: pytest.TempPath
             "lambdas": [LAM],
             "samples": settled.samples,
             "metric": settled.metric,
+            "p_true": settled.p_true,
         }
     pq.write_table(make_requests()[0], root / "requests.parquet")
     job = {
@@ -198,6 +202,27 @@ def test_samples_have_the_scores_of_the_model_at_temperature_1(run: RunDir, merg
         exact = logits.log_softmax(-1)
         assert row["logprobs"] == pytest.approx(exact[torch.arange(len(ids)), ids].tolist(), abs=1e-4)
         assert row["entropies"] == pytest.approx(torch.special.entr(exact.exp()).sum(-1).tolist(), abs=1e-4)
+
+
+def test_p_true_is_that_of_transformers(run: RunDir, pair: tuple[Path, Path], merged: Path) -> None:
+    """The model is asked in the words of Kadavath et al. (2022), behind each of its answers."""
+    tokenizer = AutoTokenizer.from_pretrained(pair[0])
+    model = LlamaForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
+    prompts = pq.read_table(run.requests("drawn"))["prompt"].to_pylist()
+    rows, expected = run.generations("drawn", LAM).to_pylist(), []
+    asked = "\nIs the proposed answer:\n (A) True\n (B) False\nThe proposed answer is: ("
+    for row in rows[::3]:
+        ids = tokenizer(prompts[row["request_id"]] + row["text"] + asked)["input_ids"]
+        true, false = (tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in "AB")
+        with torch.no_grad():
+            exact = model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
+        expected.append([float(exact[one]) for (one,) in (true, false)])
+        assert [row["true_logprob"], row["false_logprob"]] == pytest.approx(expected[-1], abs=1e-4)
+    scores = AnswerLoader(run, "drawn", read_plan(run)["drawn"]).load(LAM)
+    sure = np.exp(scores.logs["p_true"]).ravel()[::3]
+    assert sure == pytest.approx(softmax(expected, axis=1)[:, 0], abs=1e-4)
+    assert np.ptp(sure) > 1e-3
+    assert "true_logprob" not in run.generations("sums", LAM).column_names
 
 
 def test_tokens_of_an_answer(run: RunDir, pair: tuple[Path, Path]) -> None:

@@ -81,6 +81,7 @@ def test_a_killed_and_resumed_sweep_into_a_store_is_that_on_the_disk(store: Stor
     printed = lambdasweep("status", URL) + lambdasweep("report", URL)
     assert "11 units done, 0 left" in printed
     assert f"report: {URL}/report/index.html" in printed
+    (local / "history.json").write_bytes(store.objects("run/")["history.json"])  # the commands were others
     lambdasweep("report", str(local))
     stored = store.objects("run/")
     for name in ("report/index.html", "report/frontier.json", "report/bins.parquet", "metrics.parquet"):

@@ -5,8 +5,8 @@ sweeps and servers with several ranks see that ranks can be spawned, and that th
 
 A job says where to go: `{"base", "aligned" (one, several by name, or null), "settings", "requests", "parents", "line",
 "steps": [[λ or null, output.parquet], …]}`; a null λ scores the weights the engine was started with. A
-step [λ, output.parquet, {"prompts", "sampling"}] samples instead; texts are then the token ids. With "sabotage" the
-resident route takes the parents for each other.
+step [λ, output.parquet, {"prompts", "sampling", "p_true"}] samples instead; texts are then the token ids. With "sabotage"
+the resident route takes the parents for each other.
 """
 
 import functools
@@ -107,6 +107,7 @@ def work(job: Path) -> None:
     from vllm.v1.executor import multiproc_executor
 
     from lambdasweep.tasks import load_tokenizer
+    from lambdasweep.tasks.p_true import question_of
     from serve import reference
     from serve.engine import Engine
     from serve.sampling import sample_unit
@@ -138,7 +139,8 @@ def work(job: Path) -> None:
             decode = lambda ids: " ".join(map(str, ids))  # noqa: E731
             if tokenizer is not None:
                 decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
-            samples = sample_unit(engine, prompts, lam or "0", sampling, decode, tokenizer)
+            question = question_of(asked[0].get("p_true"), tokenizer, None)[0] if tokenizer else None
+            samples = sample_unit(engine, prompts, lam or "0", sampling, decode, tokenizer, question)
             pq.write_table(samples.generations, output)
             counted.append(
                 {

@@ -72,7 +72,7 @@ def alive(processes: list[psutil.Process]) -> bool:
 
 def committed(out: Path) -> dict[str, bytes]:
     """Every file of the results, by its path; receipts and the plan's history are not part of them."""
-    kinds = ("requests", "tokens", "generations", "quarantine", "metrics.parquet")
+    kinds = ("requests", "tokens", "generations", "graded", "rescored", "quarantine", "metrics.parquet")
     return {
         str(path.relative_to(out)): path.read_bytes()
         for path in sorted(out.rglob("*"))
@@ -82,8 +82,9 @@ def committed(out: Path) -> dict[str, bytes]:
 
 def units(out: Path) -> int:
     tasks = RunDir(out).plan()["tasks"]
-    return sum(len(task["shards"]) * len(task["lambdas"]) for task in tasks.values())
+    each = {name: len(task["shards"]) * len(task["lambdas"]) for name, task in tasks.items()}
+    return sum(count * (1 + len(tasks[name].get("rescored", ()))) for name, count in each.items())
 
 
 def tables(out: Path) -> int:
-    return len([*out.glob("tokens/*/*/shard-*.parquet"), *out.glob("generations/*/*/shard-*.parquet")])
+    return sum(len([*out.glob(f"{kind}/*/*/shard-*.parquet")]) for kind in ("tokens", "generations", "rescored"))

@@ -124,8 +124,11 @@ def add_written(run, task, documents, lambdas, samples):
     commit_json(run.plan_json, plan)
 
 
-def add_outputs(run, task, lam, outputs, graded=True, thinking=None, ends=None):
-    """Commit the outputs of a λ: of each document its (answer, is right, logprobs, place of the answer, is cut)."""
+def add_outputs(run, task, lam, outputs, graded=True, thinking=None, ends=None, said=None):
+    """Commit the outputs of a λ: of each document its (answer, is right, logprobs, place of the answer, is cut).
+
+    `said` are the log-probabilities [outputs, 2] that the model gave to an answer being right and wrong.
+    """
     rows = [(document, sample, *one) for document, some in outputs.items() for sample, one in enumerate(some)]
     request = [row[0] for row in rows]
     common = {"request_id": request, "sample": [row[1] for row in rows], **schemas.place_columns(lam, len(rows))}
@@ -142,7 +145,10 @@ def add_outputs(run, task, lam, outputs, graded=True, thinking=None, ends=None):
         "top1_logprobs": logprobs,
         "entropies": [[2.0 * -value for value in one] for one in logprobs],
     }
-    commit_table(run.unit("generations", task, lam, 0), pa.table(generations, schema=schemas.GENERATIONS))
+    table = pa.table(generations, schema=schemas.GENERATIONS)
+    for number, field in enumerate(schemas.P_TRUE if said is not None else ()):
+        table = table.append_column(field, pa.array([row[number] for row in said], field.type))
+    commit_table(run.unit("generations", task, lam, 0), table)
     if not graded:
         return
     grades = {

@@ -23,6 +23,7 @@ from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import check_name, system_problems, temperature_problems, unescaped
 from lambdasweep.tasks.lm_eval_tasks.process_state import quiet, seeded
 from lambdasweep.tasks.lm_eval_tasks.right_outputs import metric_warnings, try_grading
+from lambdasweep.tasks.verbalised import pattern_problems
 
 PREFIX = "lm-eval:"
 VERSION = "0.4.13"  # this package was compared with the tokens and the evaluator of this version
@@ -53,6 +54,9 @@ class LmEvalSpec:
             one text, in which a backslash and an n are a new line.
         normaliser: says which of these answers are the same.
         think_end_token: ends the thinking before these answers; an argument of lm-eval's models.
+        p_true: asks the model whether such an answer is right.
+        verbalised: finds how sure such an answer says it is.
+        verbalised_suffix: is refused: prompts are lm-eval's own.
     """
 
     source: str
@@ -68,6 +72,9 @@ class LmEvalSpec:
     until: str | None = None
     normaliser: str | None = None
     think_end_token: str | None = None
+    p_true: str | None = None
+    verbalised: str | None = None
+    verbalised_suffix: str | None = None
 
     @property
     def chat(self) -> bool:
@@ -109,6 +116,8 @@ class Outputs:
     metric: str
     filters: tuple[str, ...]
     think_end_token: str | None = None
+    p_true: str | None = None
+    verbalised: str | None = None
 
     @property
     def samples(self) -> int:
@@ -344,6 +353,10 @@ def _outputs(name: str, task: Any, asked: Sequence[Asked], spec: LmEvalSpec) -> 
         return None
     from lm_eval.models.utils import normalize_gen_kwargs
 
+    if spec.verbalised_suffix is not None:
+        raise _error(spec, [f"{name} has prompts of its own: leave verbalised_suffix out, and ask in its doc_to_text"])
+    if problems := pattern_problems(spec.verbalised, None):
+        raise _error(spec, problems)
     if any(len(one.instances) != 1 for one in asked):
         raise _error(spec, [f"{name} asks several times for outputs of a document: only one is asked for here"])
     wanted = instances[0].args[1]
@@ -384,6 +397,8 @@ def _outputs(name: str, task: Any, asked: Sequence[Asked], spec: LmEvalSpec) -> 
         metric=metric,
         filters=filters,
         think_end_token=spec.think_end_token,
+        p_true=spec.p_true,
+        verbalised=spec.verbalised,
     )
 
 

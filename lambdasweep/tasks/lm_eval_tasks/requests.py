@@ -19,6 +19,7 @@ from lambdasweep.tasks.answers import AnswerSpec, end_tokens, prompts_table, thi
 from lambdasweep.tasks.formats import AS_TURNS
 from lambdasweep.tasks.lm_eval_tasks.answers import read
 from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, LmEvalTask
+from lambdasweep.tasks.p_true import question_of
 from lambdasweep.tasks.prompts import BuiltPrompts
 from lambdasweep.tasks.requests import BuiltTask, ScoredAs, batches, content_sha256, joined, requests_table
 from lambdasweep.tasks.tokens import Encoded, Tokenizer, encode_pairs, encode_windows, prefix_of
@@ -54,11 +55,12 @@ def build_answers(
         stop_token_ids: the ids at which the checkpoint's answers end.
 
     Raises:
-        TaskError: no output could have what ends its thinking.
+        TaskError: no output could have what ends its thinking, or whether it is right cannot be asked.
     """
     asked = source.outputs
     assert asked is not None
-    if problems := think_end_problems(asked.think_end_token, tokenizer):
+    question, of_question = question_of(asked.p_true, tokenizer, source.chat)
+    if problems := think_end_problems(asked.think_end_token, tokenizer) + of_question:
         raise TaskError(f"task {source.name!r} cannot be built from {source.source}", problems)
     spec = AnswerSpec(
         name=source.name,
@@ -78,6 +80,8 @@ def build_answers(
         chat=source.chat is not None,
         system_prompt=source.system_prompt,
         think_end_token=asked.think_end_token,
+        p_true=question.asked if question else None,
+        verbalised=asked.verbalised,
         groups=source.groups,
     )
     doc_ids = [f"{source.task.task_name}/{one.number}" for one in source.asked]
@@ -91,6 +95,7 @@ def build_answers(
         tokenizer=tokenizer,
         chat_template_sha256=source.chat.sha256 if source.chat else None,
         template=_template(source),
+        question=question,
     )
     rows = tuple(((source.name, place, place + 1),) for place in range(len(source.asked)))
     return BuiltLmEvalTask(source, {source.name: built}, rows), spec

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from rich.console import Console
 from sklearn.calibration import _sigmoid_calibration
@@ -19,9 +20,11 @@ from calibration.report.write import write_report
 from calibration.scores.per_answer import AnswerLoader, AnswerScores
 from calibration.terminal.tables import render
 from calibration.uncertainty.resample import draw
+from contract import schemas
 from contract.errors import InputError, LambdasweepError
 from contract.records import read_plan
-from contract.rundir import RunDir
+from contract.rundir import RunDir, commit_json, commit_table
+from contract.units import rescored_name
 from lambdasweep import open_run
 from tests.support.tables import add_outputs, add_quarantine, add_written
 
@@ -320,3 +323,155 @@ def test_what_comes_behind_the_end_of_an_answer_changes_nothing(tmp_path: Path) 
     add_outputs(run, "damaged", "0", rows, thinking=2, ends=len(own))
     with pytest.raises(LambdasweepError, match="an output has no tokens"):
         AnswerLoader(run, "damaged", read_plan(run)["damaged"]).load("0")
+
+
+def test_p_true_is_one_confidence_more(run: RunDir) -> None:
+    """Outputs of which the model said nothing are left out of it, and counted."""
+    plan = run.plan()
+    plan["tasks"]["sums"]["p_true"] = "Is it right? A: yes. B: no."
+    commit_json(run.plan_json, plan)
+    rng = np.random.default_rng(8)
+    for number, lam in enumerate(GRID):
+        rows = outputs(number)
+        right = np.array([row[1] for some in rows.values() for row in some])
+        said = np.log(rng.uniform(0.05, 0.6, (len(right), 2)) + 0.3 * np.stack([right, ~right], axis=1))
+        if lam == "0.5":
+            said[[0, 1, 2, 3, 4, 17]] = -np.inf  # all outputs of a document, and one of another
+        add_outputs(run, "sums", lam, rows, said=said.tolist())
+    scores = load(run, "0.5")
+    said = np.stack([run.generations("sums", "0.5")[name].to_numpy() for name in ("true_logprob", "false_logprob")])
+    has = np.isfinite(said[0])
+    sure, right = np.exp(said[0])[has] / np.exp(said).sum(axis=0)[has], scores.correct.ravel()[has]
+    resamples = draw("sums", DOCUMENTS, 20)
+    found = answer_estimates(scores, resamples)
+    one = {name: value for (name, of, split), value in found.items() if (of, split) == ("p_true", "all")}
+    assert one["brier"].value == pytest.approx(brier_score_loss(right, sure))
+    assert one["auroc"].value == pytest.approx(roc_auc_score(right, sure))
+    assert one["acc"].value == pytest.approx(right.mean())
+    assert one["missing"].value == pytest.approx(6 / len(has))
+    assert (one["brier"].n, one["missing"].n) == (DOCUMENTS - 1, DOCUMENTS)
+    assert ("missing", "tokens", "all") not in found
+    halves = [split for split in ("select", "report") if found["brier", "p_true", split].n < len(found)]
+    for split in halves:
+        is_in = resamples.in_report if split == "report" else ~resamples.in_report
+        kept = np.repeat(is_in, SAMPLES)[has]
+        assert found["brier", "p_true", split].value == pytest.approx(brier_score_loss(right[kept], sure[kept]))
+        assert found["auroc", "p_true", split].value == pytest.approx(roc_auc_score(right[kept], sure[kept]))
+    # A resample of documents is one of their outputs: the sum over the outputs of each, by how often it was drawn.
+    counts = np.repeat(resamples.counts[:, 3], SAMPLES)[has]
+    assert found["brier", "p_true", "all"].resampled[3] == pytest.approx(
+        brier_score_loss(right, sure, sample_weight=counts), rel=1e-5
+    )
+    for split, is_in in (("all", None), ("report", resamples.in_report)):
+        kept = np.ones(len(sure), np.bool_) if is_in is None else np.repeat(is_in, SAMPLES)[has]
+        assert found["auroc", "p_true", split].resampled[3] == pytest.approx(
+            roc_auc_score(right[kept], sure[kept], sample_weight=counts[kept])
+        )
+    analysis = analyse(run, resamples=30, confidence="p_true")
+    (frontier,) = analysis.found.tasks
+    assert frontier.confidence == "p_true"
+    text = io.StringIO()
+    for table in render(analysis.metrics, "p_true"):
+        Console(file=text, width=110).print(table)
+    assert "what the model says of its answer being right (p_true)" in text.getvalue()
+    assert "without this confidence: 2.0 % of the outputs at λ 0.5" in text.getvalue()
+    write_report(run, analysis, confidence="p_true", figures=False)
+    assert "Outputs without this confidence" in run.index_html.read_text()
+    add_written(run, "plain", DOCUMENTS, ("0",), SAMPLES)
+    add_outputs(run, "plain", "0", outputs(1))
+    for table in (open_run(run.root).graded(), open_run(run.root).generations()):
+        assert table["true_logprob"].null_count == DOCUMENTS * SAMPLES  # those of the task that was not asked
+        assert len(table) == 4 * DOCUMENTS * SAMPLES
+
+
+def test_a_confidence_that_no_task_has_is_refused(run: RunDir) -> None:
+    with pytest.raises(
+        InputError, match=r"give an error of .* and a confidence of sum, tokens, bytes, lowest, first, votes$"
+    ):
+        analyse(run, resamples=2, confidence="p_true")
+
+
+def add_rescored(run: RunDir, lam: str, under: str, scores: dict[int, list[list[float]]]) -> None:
+    """Commit what another λ makes of outputs: by document, of each output the log-probabilities of its tokens."""
+    rows = [(document, sample, one) for document, some in scores.items() for sample, one in enumerate(some)]
+    columns = {
+        "request_id": [row[0] for row in rows],
+        "sample": [row[1] for row in rows],
+        **schemas.place_columns(lam, len(rows)),
+        "under": [under] * len(rows),
+        "logprobs": [row[2] for row in rows],
+        "ranks": [[1] * len(row[2]) for row in rows],
+        "top1_ids": [[5] * len(row[2]) for row in rows],
+        "top1_logprobs": [[-0.1] * len(row[2]) for row in rows],
+    }
+    table = pa.table(columns, schema=schemas.RESCORED)
+    commit_table(run.unit("rescored", rescored_name("sums", under), lam, 0), table)
+
+
+def test_what_another_lambda_makes_of_outputs_is_a_confidence(run: RunDir) -> None:
+    plan = run.plan()
+    plan["tasks"]["sums"]["rescored"] = ["0", "0.3"]
+    commit_json(run.plan_json, plan)
+    rng = np.random.default_rng(4)
+    again = {
+        document: [(-rng.exponential(size=len(one[2])) - 0.01).tolist() for one in some]
+        for document, some in outputs(1).items()
+        if document not in (2, 50)  # quarantined
+    }
+    add_rescored(run, "0.5", "0", again)
+    scores = load(run, "0.5")
+    sums = [
+        sum(one) if document in again else np.nan
+        for document in range(DOCUMENTS)
+        for one in again.get(document, [[]] * 5)
+    ]
+    assert scores.logs["sum@0"].ravel() == pytest.approx(sums, nan_ok=True)
+    lengths = [len(one[2]) for some in outputs(1).values() for one in some]
+    assert scores.logs["tokens@0"].ravel() == pytest.approx(np.array(sums) / lengths, nan_ok=True)
+    assert "sum@0.3" not in scores.logs  # nothing of it is committed
+    assert "sum@0" not in load(run, "0").logs
+    right, has = scores.correct.ravel(), ~np.isnan(sums)
+    found = answer_estimates(scores, draw("sums", DOCUMENTS, 20))
+    expected = brier_score_loss(right[has], np.exp(np.array(sums) / lengths)[has])
+    assert found["brier", "tokens@0", "all"].value == pytest.approx(expected)
+    assert found["brier", "tokens@0", "all"].n == DOCUMENTS - 2
+    assert found["missing", "sum@0", "all"].value == pytest.approx(2 / DOCUMENTS)
+    for lam, number in (("0", 0), ("1", 2)):
+        rows = {d: [[value - 0.1 for value in one[2]] for one in some] for d, some in outputs(number).items()}
+        add_rescored(run, lam, "0", rows)
+    analysis = analyse(run, resamples=30, confidence="tokens@0")
+    (frontier,) = analysis.found.tasks
+    assert (frontier.confidence, len(frontier.points)) == ("tokens@0", len(GRID))
+    names = [
+        row["confidence"] for row in analysis.metrics.to_pylist() if row["metric"] == "brier" and row["split"] == "all"
+    ]
+    assert names[:7] == ["sum", "tokens", "lowest", "first", "votes", "sum@0", "tokens@0"]
+    text = io.StringIO()
+    for table in render(analysis.metrics, "tokens@0"):
+        Console(file=text, width=120).print(table)
+    shown = " ".join(text.getvalue().split())
+    assert "confidence: the geometric mean of its tokens' probabilities under λ = 0 (tokens@0)" in shown
+    assert "without this confidence: 3.3 % of the outputs at λ 0.5" in text.getvalue()
+    write_metrics(run, analysis)
+    write_report(run, analysis, confidence="tokens@0", figures=False)
+    assert open_run(run.root).rescored("sums", "0.5", "0")["request_id"].unique().to_pylist() == list(again)
+    for under in ("0.3", "0.7"):
+        with pytest.raises(InputError, match=r"a confidence of sum, .*tokens@0"):
+            analyse(run, resamples=2, confidence=f"sum@{under}7")
+    damaged = dict(again) | {0: [one[:-1] or [-1.0, -1.0] for one in again[0]]}
+    add_rescored(run, "0.5", "0", damaged)
+    with pytest.raises(LambdasweepError, match=r"at λ = 0\.5: what λ = 0 makes of its outputs does not fit them"):
+        load(run, "0.5")
+
+
+def test_thoughts_and_what_is_behind_an_answer_do_not_count_under_another_lambda(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    add_written(run, "sums", 4, ("0",), 1)
+    plan = run.plan()
+    plan["tasks"]["sums"]["rescored"] = ["1"]
+    commit_json(run.plan_json, plan)
+    add_outputs(run, "sums", "0", {d: [("a", True, [-0.5] * 5, 3, False)] for d in range(4)}, thinking=2, ends=3)
+    add_rescored(run, "0", "1", {d: [[-7.0, -7.0, -0.25, -0.125, -9.0]] for d in (0, 1, 3)})
+    logs = load(run, "0").logs
+    assert logs["sum@1"].ravel() == pytest.approx([-0.375, -0.375, np.nan, -0.375], nan_ok=True)
+    assert logs["tokens@1"].ravel() == pytest.approx([-0.1875, -0.1875, np.nan, -0.1875], nan_ok=True)

@@ -359,6 +359,8 @@ def test_flags_take_the_place_of_what_a_task_says(directory: Path, peer: Callabl
         "metric": "exact_match,strict",
         "filters": ("strict", "flexible"),
         "think_end_token": None,
+        "p_true": None,
+        "verbalised": None,
     }
     spec = LmEvalSpec(path, repeats=3, temperature=0.5, max_tokens=7)
     (task,) = load_lm_eval(spec).tasks

@@ -41,6 +41,7 @@ from lambdasweep.config import load_config
 from lambdasweep.tasks import load_tokenizer
 from merge.line import Line
 from ray_jobs.driver import SweepResult
+from serve.machine import Gpus
 from serve.switch.tiers import Room
 from tests.support.checkpoints import write_checkpoint
 from tests.support.command_line import (
@@ -128,6 +129,10 @@ def test_a_bad_grid(refused: Callable[..., Result], lambdas: str, says: str) -> 
         (
             {"engine": "trust-remote-code=true"},
             "trust_remote_code is set by lambdasweep: use nothing: code from a checkpoint",
+        ),
+        (
+            {"engine": "hf_token=secret"},
+            "hf_token is set by lambdasweep: use HF_TOKEN in the environment: arguments stand",
         ),
         ({"engine": ["seed=1", "seed=2"]}, "--engine cannot be used: seed is given twice"),
         ({"engine": "block_size=many"}, "--engine block_size is 'many': give a whole number above 0"),
@@ -354,6 +359,7 @@ def test_requests_that_no_plan_names_are_written_anew(
     begun.sweep_json.unlink()
     begun.plan_json.unlink()
     begun.driver_json.unlink()
+    begun.history_json.unlink()
     begun.metrics_parquet.unlink()
     shutil.rmtree(begun.root / "report")
     write_task(tmp_path / "metals.jsonl", WATER, IRON)
@@ -592,9 +598,11 @@ def test_a_plan_tells_where_the_parents_go(
         monkeypatch.setattr("serve.settings.installed_device", lambda: "cuda")
         found = Room(64 * GIB, 60 * GIB, 1, **device)
         monkeypatch.setattr("serve.engine.free_memory", lambda settings, ranks: replace(found, ranks=ranks))
-        monkeypatch.setattr("serve.machine.device_memory", lambda: device["device_total"])
+        monkeypatch.setattr("serve.machine.gpus", lambda: Gpus(2, total) if (total := device["device_total"]) else None)
     result = lambdasweep("plan", *flags(parents=parents))
     assert (result.code, result.err) == (0, "")
+    (engine,) = [line for line in result.out.splitlines() if line.startswith("engine")]
+    assert (", TP 1 (auto), PP 1," in engine) == bool(device)
     (line,) = [line for line in result.out.splitlines() if line.startswith("memory")]
     assert says in line
 
@@ -946,13 +954,14 @@ def test_flags_win_over_a_config(
             [
                 "{file}: unknown key 'bass': did you mean base?",
                 "{file}: unknown key 'lambda': did you mean lambdas?",
-                "{file}: tp is 'two': give a whole number",
+                "{file}: tp is 'two': give a whole number or auto",
                 "{file}: shots is True: give a whole number",
                 '{file}: lambdas is [0, True]: give a grid such as "0:1.5:0.1" or [0, 0.25, 1]',
                 "{file}: unknown key 'name': use accelerator_type, address, aligned, aligned_revision, base, base_revision, "
                 "dtype, engine, format, generate, lam_map, lambdas, limit, margin, max_model_len, max_tokens, method, "
-                "normaliser, out, parents, pp, refine, repeats, replicas, samples, seed, shots, system_prompt, task, "
-                "temperature, template, think_end_token, tokenizer, tp, until, vocab",
+                "normaliser, out, p_true, parents, pp, refine, repeats, replicas, rescore, samples, seed, shots, "
+                "system_prompt, task, temperature, template, think_end_token, tokenizer, tp, until, verbalised, "
+                "verbalised_suffix, vocab",
             ],
         ),
         (
@@ -966,7 +975,8 @@ def test_flags_win_over_a_config(
                 "{file}: [[task]] 1 (a): it needs file",
                 "{file}: [[task]] 2: it needs name and file",
                 "{file}: [[task]] 3 (b): unknown key 'split': use name, file, format, shots, seed, limit, template, "
-                "system_prompt, repeats, temperature, max_tokens, until, normaliser, think_end_token",
+                "system_prompt, repeats, temperature, max_tokens, until, normaliser, think_end_token, p_true, "
+                "verbalised, verbalised_suffix",
                 "{file}: [[task]] 3 (b): limit is 'all': give a whole number",
                 "{file}: [[task]] 3 (b): unknown key 'shot': did you mean shots?",
             ],

@@ -98,7 +98,7 @@ def test_the_reader_takes_the_example_with_every_line(tmp_path: Path) -> None:
         if getattr(sweep, field.name) in (None, (), "", {}) and field.name not in ("lam_map", "warnings")
     }
     assert changed == set()
-    assert [type(spec) for spec in sweep.tasks] == [TaskSpec, TaskSpec, LmEvalSpec]
+    assert [type(spec) for spec in sweep.tasks] == [TaskSpec, TaskSpec, LmEvalSpec, TaskSpec]
 
 
 @pytest.mark.parametrize("table", ["", *TABLES])

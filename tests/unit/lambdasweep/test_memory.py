@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from contract.errors import InputError
+from lambdasweep.cli import app
 from lambdasweep.config import load_config
-from lambdasweep.engine_defaults import cache_warnings, fit, settle
+from lambdasweep.engine_defaults import cache_warnings, fit, server_defaults, settle
 from lambdasweep.memory import Memory, placed
 from merge.checkpoint import open_checkpoint
 from merge.line import STRAIGHT
 from merge.pair import Pair, join
-from serve.machine import smallest_gpu
+from serve.machine import Gpus, gpu_count, smallest_gpu
 from serve.settings import EngineSettings
 from serve.switch.tiers import Room
 from tests.support.paths import ROOT
@@ -21,6 +24,7 @@ from tests.support.shapes import GEMMA_27B, LLAMA_8B, LLAMA_70B, QWEN_30B_A3B, w
 
 # This is an H100 of 80 GB, of which CUDA takes 0.6 GB as it starts, in a machine with memory for everything.
 H100: dict[str, Any] = {"device_total": 85_000_000_000, "device_free": 84_400_000_000, "utilization": 0.92}
+GPUS = Gpus(8, H100["device_total"])  # of a node
 HOST = 2_000_000_000_000
 FLAGS: dict[str, Any] = {"base": "base", "aligned": "aligned", "lambdas": "0,1", "out": "run"}
 SHAPES = {
@@ -60,7 +64,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Pai
 def settings_of(pair: Pair, tp: int, longest: int | None, **asked: Any) -> EngineSettings:
     config = load_config(FLAGS | {"tp": tp} | asked, [f"t={ROOT}"], [], [], None)
     settings = settle(config, pair, "cuda", None)
-    return settings if longest is None else fit(settings, config, pair, None, longest, False, H100["device_total"])
+    return settings if longest is None else fit(settings, config, pair, None, longest, False, GPUS)
 
 
 def memory(pair: Pair, tp: int, longest: int | None) -> Memory:
@@ -106,6 +110,100 @@ def test_what_does_not_fit_is_said(pairs: dict[tuple[str, int], Pair]) -> None:
     assert "may not fit" not in memory(pairs["Llama-3.1 70B", 1], 4, LONGEST).each
 
 
+@pytest.mark.parametrize(
+    ("name", "asked", "gpus", "ranks"),
+    [  # bytes of the weights in bf16, a rank, and what is kept free beside them, are those of docs/clusters.md
+        ("Llama-3.1 8B", {}, GPUS, 1),
+        ("Llama-3.1 70B", {}, GPUS, 4),  # two ranks of 70.6 GB leave less than 16.6 GB
+        ("Gemma-3 27B", {}, GPUS, 1),
+        ("Qwen3 30B-A3B", {}, GPUS, 1),
+        ("Llama-3.1 70B", {"tp": 8}, GPUS, 8),
+        ("Llama-3.1 70B", {"tp": "auto"}, GPUS, 4),
+        ("Llama-3.1 70B", {"tp": 1}, GPUS, 1),
+        ("Llama-3.1 70B", {"pp": 2}, GPUS, 2),  # of each of two stages
+        ("Llama-3.1 70B", {}, Gpus(8, 151_000_000_000), 2),
+        ("Llama-3.1 70B", {}, Gpus(8, 25_400_000_000), 8),  # they do not hold it, which `plan` says
+        ("Llama-3.1 70B", {}, Gpus(7, 25_400_000_000), 4),  # 64 heads, of which 8 of keys and values
+        ("Qwen3 30B-A3B", {}, Gpus(8, 20_000_000_000), 8),  # two ranks share a head of keys and values
+        ("Llama-3.1 70B", {}, None, 1),
+    ],
+)
+def test_engines_have_the_fewest_ranks_that_hold_the_model(
+    pairs: dict[tuple[str, int], Pair], name: str, asked: dict[str, Any], gpus: Gpus | None, ranks: int
+) -> None:
+    pair = pairs[name, 1]
+    config = load_config(FLAGS | asked, [f"t={ROOT}"], [], [], None)
+    settings = fit(settle(config, pair, "cuda", None), config, pair, None, LONGEST, False, gpus)
+    assert settings.tensor_parallel == ranks
+    if gpus == GPUS and "tp" not in asked:
+        found = placed(pair, settings, "auto", Room(HOST, HOST, settings.ranks, **H100))
+        assert found.device <= H100["device_free"]
+
+
+@pytest.mark.parametrize(
+    ("written", "flag", "tp"),
+    [
+        ("4", None, 4),
+        ('"auto"', None, None),
+        ("4", "auto", None),
+        ('"auto"', 2, 2),
+        (None, "auto", None),
+        (None, None, None),
+    ],
+)
+def test_a_flag_wins_over_a_file_and_auto_is_the_default(
+    tmp_path: Path, written: str | None, flag: int | str | None, tp: int | None
+) -> None:
+    file = tmp_path / "sweep.toml"
+    file.write_text(f"tp = {written}\n" if written else "")
+    assert load_config(FLAGS | {"tp": flag}, [f"t={ROOT}"], [], [], file).tp == tp
+
+
+def test_what_is_neither_a_number_nor_auto_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.toml"
+    file.write_text('tp = "all"\n')
+    with pytest.raises(InputError) as refused:
+        load_config(FLAGS, [f"t={ROOT}"], [], [], file)
+    assert refused.value.problems == (f"{file}: tp is 'all': give a whole number or auto",)
+    result = CliRunner().invoke(app, ["plan", "--tp", "all"])
+    assert (
+        result.exit_code,
+        "Invalid value for '--tp': 'all' is neither a whole number nor auto." in result.output,
+    ) == (2, True)
+
+
+def test_a_begun_run_keeps_its_ranks(pairs: dict[tuple[str, int], Pair]) -> None:
+    pair = pairs["Llama-3.1 70B", 1]
+    config = load_config(FLAGS, [f"t={ROOT}"], [], [], None)
+    recorded = settings_of(pair, 8, LONGEST).to_json()
+    settings = fit(settle(config, pair, "cuda", recorded), config, pair, recorded, LONGEST, False, GPUS)
+    assert settings.to_json() == recorded
+
+
+@pytest.mark.parametrize(
+    ("recorded", "gpus", "ranks"), [({}, GPUS, 4), ({"tensor_parallel": 8}, GPUS, 8), ({}, None, None)]
+)
+def test_a_server_has_the_ranks_of_its_run_or_the_fewest(
+    pairs: dict[tuple[str, int], Pair], recorded: dict[str, Any], gpus: Gpus | None, ranks: int | None
+) -> None:
+    found = server_defaults(pairs["Llama-3.1 70B", 1], "cuda", recorded, gpus)
+    assert found.get("tensor_parallel_size") == ranks
+
+
+@pytest.mark.parametrize(("visible", "count"), [(None, 3), ("0,2", 2), ("", 0), ("0,1,2,3,4", 3)])
+def test_gpus_that_a_process_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, count: int
+) -> None:
+    monkeypatch.setattr("serve.machine._GPUS", tmp_path)
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu_count() == count
+
+
 def test_a_request_of_the_whole_window_has_room_and_so_do_the_logits_of_a_step(
     pairs: dict[tuple[str, int], Pair],
 ) -> None:
@@ -143,7 +241,7 @@ def test_the_kv_cache_of_a_sweep_that_only_scores_is_settled(
     eager = {"extra": {"enforce_eager": True}}
     before = {"max_model_len": 1024, "kv_cache_bytes": recorded, **eager} if recorded else None
     settings = settle(config, pair, "cuda", before, samples)
-    settings = fit(settings, config, pair, before, 9, samples, H100["device_total"])
+    settings = fit(settings, config, pair, before, 9, samples, GPUS)
     assert settings.kv_cache_bytes == cache
     # A cache that was enough for scoring makes sampling slower.
     is_warned = samples and recorded is not None and not engine
@@ -168,7 +266,8 @@ def test_a_kv_cache_that_may_not_fit_is_left_to_vllm(
     one = open_checkpoint(str(write_shape(tmp_path / "model", shape)), "base")
     pair = join({"base": one, "aligned": one}, STRAIGHT)
     config = load_config(FLAGS | {"tp": tp}, [f"t={ROOT}"], [], [], None)
-    settings = fit(settle(config, pair, "cuda", None), config, pair, None, 9, False, device_total)
+    gpus = None if device_total is None else Gpus(8, device_total)
+    settings = fit(settle(config, pair, "cuda", None), config, pair, None, 9, False, gpus)
     assert settings.kv_cache_bytes == cache
 
 

@@ -25,7 +25,7 @@ CORES = len(available_cores())
         ),
         (
             {"tp": 3, "replicas": 1},
-            "--tp 3: the model's 4 attention heads cannot be dealt to so many ranks",
+            "--tp 3: the model's 4 attention heads, 2 of keys and values, cannot be dealt to so many ranks",
         ),
         ({"replicas": 5000}, "--replicas 5000 take about "),
         (
@@ -62,7 +62,7 @@ def test_more_gpus_than_there_are(
     for number in range(2):
         (tmp_path / "gpus" / str(number)).mkdir(parents=True)
     monkeypatch.setattr("serve.settings.installed_device", lambda: "cuda")
-    monkeypatch.setattr("lambdasweep.preflight._GPUS", tmp_path / "gpus")
+    monkeypatch.setattr("serve.machine._GPUS", tmp_path / "gpus")
     (problem,) = refused(tp=4).problems
     assert problem == "a replica takes 4 GPUs, and this machine has 2: give fewer ranks, or a cluster"
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from contract.units import Unit
+from contract.units import Receipt, Unit
 from ray_jobs.health import Deadlines
 from ray_jobs.splitting import MAX_OFFENDERS, REASON, Splitter
 
@@ -114,7 +114,28 @@ def test_deadlines_follow_what_units_take() -> None:
     deadlines = Deadlines()
     first = deadlines.allowed(1000)
     assert first == deadlines.allowed(10**9) == 3600  # nothing is known yet
-    deadlines.observe(10.0, 1000)
-    deadlines.observe(30.0, 1000)
+    one = Unit("task", "0", 0, 0, 9, 1000)
+    deadlines.observe(10.0, one, receipt_of(one, 700))
+    deadlines.observe(30.0, one, receipt_of(one, 400))
     assert deadlines.allowed(1000) == 20 * 20 * 1.0
     assert deadlines.allowed(1) == 300
+
+
+def test_a_lambda_whose_outputs_never_end_has_the_time_that_they_take() -> None:
+    """Elsewhere outputs have a fiftieth of the tokens that they may have, at the same speed."""
+    deadlines = Deadlines()
+    unit = Unit("task", "0.5", 0, 0, 9, 100_000)
+    for _ in range(3):
+        deadlines.observe(20.0, unit, receipt_of(unit, 2_000, generated=1_900))
+    assert deadlines.allowed(unit.cost) == pytest.approx(20 * 50 * 20.0)
+    # What is computed beside, as a question behind each answer is, makes no unit cheaper than its cost.
+    other = Deadlines()
+    other.observe(20.0, unit, receipt_of(unit, 300_000, generated=1_900))
+    assert other.allowed(unit.cost) == 20 * 20.0
+
+
+def receipt_of(unit: Unit, computed: int, generated: int = 0) -> Receipt:
+    counts = {"requests": 9, "quarantined": 0, "tokens_scheduled": computed, "tokens_cached": 0}
+    seconds = dict.fromkeys(("switch_seconds", "score_seconds", "commit_seconds"), 0.0)
+    names = {"replica": "r", "host": "h", "hardware": "cpu", "route": "resident", "weight_digests": ()}
+    return Receipt(*unit.key, **counts, **seconds, **names, tokens_generated=generated)  # type: ignore[arg-type]
