@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from peers import engine_settings, header
 
 from lambdasweep.demo import BASE
-from serve.engine import process_environment
 from serve.settings import available_cores
+from serve.start import process_environment
 
 ROOT = Path(__file__).parent.parent
 LENGTH = 512  # --max-model-len

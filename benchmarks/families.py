@@ -188,7 +188,7 @@ def main() -> None:
     names = arguments.only.split(",") if arguments.only else list(KINDS if arguments.tiny else FAMILIES)
     if unknown := set(names) - set(FAMILIES):
         parser.error(f"no such family: {', '.join(sorted(unknown))}; there are {', '.join(FAMILIES)}")
-    from serve.engine import process_environment
+    from serve.start import process_environment
 
     os.environ.update(process_environment(settings(), available_cores()[:1]))
     import_vllm()

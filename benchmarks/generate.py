@@ -41,8 +41,8 @@ from peers import (
 )
 from tiny import WINDOW, write_tiny_inputs
 
-from serve.engine import process_environment
 from serve.settings import EngineSettings, available_cores
+from serve.start import process_environment
 
 GRID, LAMBDAS = "0:1:0.1", 11
 PEER_LAMBDAS = ("0", "0.5", "1")  # mergekit does not round these

@@ -67,7 +67,8 @@ def plainly(llm: Any, table: pa.Table) -> tuple[float, list[float]]:
 
 def start(pair: Path, shape: str, parents: str, what: str) -> tuple[Any, int]:
     """Start an engine over the big pair; return it and the bytes of one parent."""
-    from serve.engine import Engine, process_environment
+    from serve.engine import Engine
+    from serve.start import process_environment
 
     chosen = alone(shape)
     os.environ.update(process_environment(chosen, available_cores()))
@@ -198,7 +199,7 @@ def plain(pair: str, shape: str) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     if not CUDA:
-        from serve.engine import process_environment
+        from serve.start import process_environment
 
         os.environ.update(process_environment(chosen, available_cores()))
     from vllm import LLM

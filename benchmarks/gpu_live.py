@@ -40,7 +40,8 @@ def walk(job_file: str) -> None:
     """Run one engine along a path of λs. The job: {"name", "base", "aligned", "settings", "parents", "path", "cores"}."""
     job = json.loads(Path(job_file).read_text())
     name = job["name"]
-    from serve.engine import Engine, process_environment
+    from serve.engine import Engine
+    from serve.start import process_environment
 
     chosen = EngineSettings.from_json(job["settings"])
     os.environ.update(process_environment(chosen, job["cores"]))

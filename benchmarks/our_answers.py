@@ -20,7 +20,8 @@ TRIES = 3
 
 
 def main(job: dict[str, Any]) -> None:
-    from serve.engine import Engine, process_environment
+    from serve.engine import Engine
+    from serve.start import process_environment
 
     settings = EngineSettings.from_json(job["settings"])
     os.environ.update(process_environment(settings, job["cores"]))

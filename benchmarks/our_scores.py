@@ -34,7 +34,8 @@ def fewest_tokens(requests: pa.Table, block: int | None) -> int:
 
 
 def main(job: dict[str, Any]) -> None:
-    from serve.engine import Engine, process_environment
+    from serve.engine import Engine
+    from serve.start import process_environment
 
     settings = EngineSettings.from_json(job["settings"])
     os.environ.update(process_environment(settings, job["cores"]))

@@ -17,9 +17,9 @@ from tiny import write_tiny_inputs
 from lambdasweep.tasks import TaskSpec
 from lambdasweep.tasks.documents import read_documents
 from lambdasweep.tasks.formats import draw_shots, render, shots_text
-from serve.engine import process_environment
 from serve.machine import hardware
 from serve.settings import EngineSettings, available_cores, installed_device
+from serve.start import process_environment
 
 ROOT = Path(__file__).parent.parent
 TORCH = "torch==2.13.0"

@@ -18,21 +18,10 @@ TRIES = 3
 
 
 def with_vllm(job: dict[str, Any]) -> dict[str, Any]:
-    from vllm import LLM, SamplingParams
+    from plain_engine import plain_engine
+    from vllm import SamplingParams
 
-    settings = job["settings"]
-    llm = LLM(
-        model=job["model"],
-        skip_tokenizer_init=True,
-        dtype=settings["dtype"],
-        max_model_len=settings["max_model_len"],
-        block_size=settings["block_size"],
-        kv_cache_memory_bytes=settings["kv_cache_bytes"],
-        max_num_batched_tokens=settings["max_num_batched_tokens"],
-        max_num_seqs=settings["max_num_seqs"],
-        enforce_eager=settings["device"] == "cpu",
-        seed=0,
-    )
+    llm = plain_engine(job["model"], job["settings"])
     plain = SamplingParams(temperature=0.0, max_tokens=job["max_tokens"], ignore_eos=True, detokenize=False)
     seconds = []
     for _ in range(TRIES):

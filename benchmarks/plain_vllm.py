@@ -13,28 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from plain_engine import plain_engine
 
 BATCH = 256  # so many rows are sent at a time
 
 
 def main(job: dict[str, Any]) -> None:
     from transformers import AutoTokenizer
-    from vllm import LLM, SamplingParams
+    from vllm import SamplingParams
 
-    settings = job["settings"]
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
-    llm = LLM(
-        model=job["model"],
-        skip_tokenizer_init=True,
-        dtype=settings["dtype"],
-        max_model_len=settings["max_model_len"],
-        block_size=settings["block_size"],
-        kv_cache_memory_bytes=settings["kv_cache_bytes"],
-        max_num_batched_tokens=settings["max_num_batched_tokens"],
-        max_num_seqs=settings["max_num_seqs"],
-        enforce_eager=settings["device"] == "cpu",
-        seed=0,
-    )
+    llm = plain_engine(job["model"], job["settings"])
     sampling = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
     found = []
     for file in job["files"]:

@@ -89,7 +89,8 @@ class PeakMemory:
 
 def child(job: dict[str, Any]) -> dict[str, Any]:
     """Run inside a process of its own: (a) and (b) on one engine, or the probe alone on a fresh one."""
-    from serve.engine import Engine, process_environment
+    from serve.engine import Engine
+    from serve.start import process_environment
 
     settings = EngineSettings.from_json(job["settings"])
     os.environ.update(process_environment(settings, job["cores"]))
@@ -175,7 +176,7 @@ LLM(**json.loads(sys.argv[1]))
 
 
 def cold(settings: EngineSettings, cores: list[int], model: Path) -> float:
-    from serve.engine import process_environment
+    from serve.start import process_environment
 
     arguments = {
         "model": str(model),

@@ -6,6 +6,7 @@ A command reads each of them once; everything behind that is given the records.
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from contract import points
@@ -41,6 +42,11 @@ class ParentRecord:
     revision: str | None = None  # the revision of a hub id; None for a path
     fingerprint: str = ""  # the hash of the content
     tokenizer_sha256: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Return the last part of the path or of the hub id."""
+        return PurePath(self.source).name or self.source
 
 
 @dataclass(frozen=True, slots=True)

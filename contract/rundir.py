@@ -44,7 +44,7 @@ from contract.errors import InputError, RunMismatchError
 from contract.lease import hold
 from contract.location import Location, ObjectPath, locate, read_schema
 from contract.points import from_path, in_path, order
-from contract.units import rescored_name
+from contract.units import Receipt, rescored_name
 
 _TEMPORARY = ".tmp"
 _OF_COMMANDS = ("each", "aside")  # folders in which a command of the user writes, or wrote
@@ -301,11 +301,11 @@ class RunDir:
         there = set(names(self.root / kind / f"task={task}"))
         return [lam for lam in lambdas if self.unit(kind, task, lam, 0).parent.name in there]
 
-    def receipt(self, task: str, lam: str, shard: int) -> dict[str, Any] | None:
-        """Return the receipt of a unit, or None where it is missing or damaged."""
-        return _read_json(self.unit("receipts", task, lam, shard))
+    def receipt(self, task: str, lam: str, shard: int) -> Receipt | None:
+        """Return the receipt of a unit, or None where it is missing or cannot be read."""
+        return _read_receipt(self.unit("receipts", task, lam, shard))
 
-    def receipts(self) -> Iterator[dict[str, Any]]:
+    def receipts(self) -> Iterator[Receipt]:
         """Yield the receipts of committed tables, in no order; those that cannot be read are left out."""
         folder = self.root / "receipts"
         found: Iterator[Location] = (
@@ -314,8 +314,8 @@ class RunDir:
         for path in found:
             inside = str(path).removeprefix(f"{folder}/").removesuffix(".json")
             is_committed = any((self.root / kind / f"{inside}.parquet").is_file() for kind in _COMPLETIONS)
-            if is_committed and (value := _read_json(path)) is not None:
-                yield value
+            if is_committed and (receipt := _read_receipt(path)) is not None:
+                yield receipt
 
     def driver(self) -> dict[str, Any] | None:
         """Return driver.json (see `lambdasweep.monitor.heartbeat`), or None where it is missing or damaged."""
@@ -418,6 +418,14 @@ def names(folder: Location) -> list[str]:
         return os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _read_receipt(path: Location) -> Receipt | None:
+    value = _read_json(path)
+    try:
+        return None if value is None else Receipt.from_json(value)
+    except ValueError:  # another version wrote it
+        return None
 
 
 def _read_json(path: Location) -> dict[str, Any] | None:

@@ -97,8 +97,7 @@ def _observed(run: RunDir) -> dict[str, tuple[float, int]]:
     """
     from lambdasweep.monitor.run_counts import RunCounts
 
-    counts = RunCounts(run)
-    counts.refresh(_READ_SECONDS)
+    counts = RunCounts(run, _READ_SECONDS)
     return {
         kind: (spent.tokens_scheduled / spent.seconds, spent.receipts)
         for kind, spent in counts.spent_on.items()

@@ -1,6 +1,5 @@
 """This module starts the engines that do what is left, for a sweep and for a batch alike."""
 
-import contextlib
 import os
 import shutil
 import time
@@ -14,7 +13,7 @@ from contract.errors import InputError, SweepError, join
 from contract.events import Listener, Listeners
 from contract.location import Location
 from contract.rundir import RunDir
-from contract.units import Receipt, Unit
+from contract.units import Unit
 from lambdasweep.held_signals import held_signals
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.phase import phase
@@ -116,11 +115,9 @@ def known_probes(out: RunDir) -> dict[str, tuple[str, str]]:
     Of receipts as many are read as a moment allows.
     """
     until, found = time.monotonic() + _READ_SECONDS, dict[str, tuple[str, str]]()
-    for value in out.receipts():
-        with contextlib.suppress(ValueError):
-            receipt = Receipt.from_json(value)
-            if receipt.probe_digest:  # which older receipts have not
-                found.setdefault(receipt.hardware, (f"{receipt.replica} on {receipt.host}", receipt.probe_digest))
+    for receipt in out.receipts():
+        if receipt.probe_digest:  # older receipts have none
+            found.setdefault(receipt.hardware, (f"{receipt.replica} on {receipt.host}", receipt.probe_digest))
         if time.monotonic() >= until:
             break
     return found

@@ -212,8 +212,8 @@ class Follower:
             EngineError: the ranks did not start, or one of them ended.
             PairError: a parent cannot be had on this machine, or is another checkpoint here.
         """
-        from serve.engine import llm_arguments
         from serve.multinode import follow
+        from serve.start import llm_arguments
 
         spec = self._spec
         if spec.settings.device == "cpu":
@@ -228,7 +228,7 @@ class Follower:
 
 def settle_in(settings: EngineSettings, placement: Placement, number: int) -> list[int]:
     """Set the environment of the actor on part `number` of `placement`, before anything imports torch; return its cores."""
-    from serve.engine import process_environment
+    from serve.start import process_environment
 
     share = placement[number]
     cores = available_cores()  # the cores of the node that this process runs on

@@ -74,7 +74,7 @@ def follow(arguments: dict[str, Any]) -> None:
     """Run this node's ranks of an engine whose core is on another node. Returns never.
 
     Args:
-        arguments: `serve.engine.llm_arguments`, which must differ from the leader's in the node's rank and paths only.
+        arguments: `serve.start.llm_arguments`, which must differ from the leader's in the node's rank and paths only.
 
     Raises:
         EngineError: the ranks did not start, or one of them ended.

@@ -21,12 +21,12 @@ _LOGITS_COPIES = 4
 # So many bytes of logits are scored at a time, and three passes work on them (`serve.hooks`).
 _SCORED_BYTES = 3 * (512 << 20)
 _LOGITS_ITEM = 4  # float32
-_ALIKE = 1.5  # of the counts of two kinds of layers: see `_padded_layers`
+_ALIKE = 1.5  # vLLM's bound on the ratio of the counts of two kinds of layers, see `_padded_layers`
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a rank needs, in bytes."""
+    """This says what a rank needs, in bytes."""
 
     request: int  # for the keys and values of a request of the greatest length; 0 where the config does not tell
     scoring: int  # for so many keys and values that scoring never waits; 0 where the config does not tell
@@ -52,7 +52,8 @@ def needs(
     share = -(-heads // tensor) / heads / pipeline
     of_layer = sizes.kv_values_per_token / (sizes.layers or 1) * item * share if sizes.has_plain_cache else 0
     whole, windowed = _padded_layers(sizes)
-    in_flight = max(_IN_FLIGHT, pipeline) * step_tokens  # whose tokens are kept beside the window until they are done
+    # The tokens of these steps are kept beside the window until the steps are done.
+    in_flight = max(_IN_FLIGHT, pipeline) * step_tokens
     held = min(max_model_len, (sizes.sliding_window or 0) - 1 + in_flight)
     request = (whole * max_model_len + windowed * held) * of_layer
     scoring = request + _STEPS * step_tokens * (whole + windowed) * of_layer

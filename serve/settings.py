@@ -44,7 +44,7 @@ class EngineSettings:
     device: str
     """cpu or cuda."""
     dtype: str
-    """What the engine computes in: float32, bfloat16 or float16. Parents of another dtype are converted on load."""
+    """The dtype that the engine computes in: float32, bfloat16 or float16. Other parents are converted on load."""
     max_model_len: int
     """The longest request in tokens, context and continuation; longer ones are quarantined."""
     tensor_parallel: int = 1
@@ -54,7 +54,7 @@ class EngineSettings:
     threads: int = 0
     """CPU threads per rank; 0 on a GPU. The order of a sum, and so its last bit, can depend on it."""
     head_dtype: str = "float32"
-    """What the LM head's logits come in: float32, or `auto` for the engine's dtype. Logits of bfloat16 come in steps of 0.06
+    """The dtype of the LM head's logits: float32, or `auto` for the engine's dtype. Logits of bfloat16 come in steps of 0.06
     nats at 8 to 16 and twice that beyond, as much as neighbouring λs differ by."""
     block_size: int | None = 32
     """Tokens per KV-cache block, the unit in which contexts are shared; None: what vLLM chooses on a GPU."""
@@ -100,7 +100,7 @@ class Sampling:
     until: tuple[str, ...] | None = None
     """The texts that a sample ends before, for outputs that are answers; None for samples that are no answers."""
     think_end_token: str | None = None
-    """What ends the thinking before an answer (`contract.thinking`): only the text behind it ends before one of `until`."""
+    """The token that ends the thinking before an answer (`contract.thinking`). Only the text behind it is cut at `until`."""
 
 
 def installed_device() -> str:

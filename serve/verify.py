@@ -28,7 +28,7 @@ _PROMPT_TOKENS, _WRITTEN_TOKENS = 48, 4
 _BETWEEN = "0.35"  # this is no parent, and at 0.5 fused and unfused multiply-adds would agree by chance
 
 Probe = tuple[float, ...]
-"""What an engine says of the probe prompt: the logprob (nats) of each of its tokens but the first, then the id and the
+"""A probe is an answer to the probe prompt: the logprob (nats) of each of its tokens but the first, then the id and the
 logprob of each token that the model writes at temperature 0."""
 _NAN = 1.0  # it stands for a logprob that is NaN, so that equal answers are equal; no real logprob is positive
 
@@ -61,7 +61,7 @@ class Verdict:
     route: str
     reason: str  # why the route is not the first one; "" where it is
     said: tuple[Probe, ...] = field(default=(), compare=False)
-    """What the engine said of the probe prompt: with the weights that vLLM loaded, and between the parents."""
+    """The engine's answers to the probe prompt, with the weights that vLLM loaded and between the parents."""
 
 
 Journey = Generator[Step, Probe | None, Verdict]

@@ -59,8 +59,8 @@ def _unknown(names: Iterable[str], known: Iterable[str]) -> list[str]:
 
 
 def _ask(asked: dict[str, Any]) -> list[str]:
-    from serve.engine import llm_arguments, process_environment
     from serve.settings import available_cores
+    from serve.start import llm_arguments, process_environment
 
     settings = EngineSettings.from_json(asked["settings"])
     os.environ.update(process_environment(settings, available_cores()))

@@ -12,7 +12,7 @@ from calibration.uncertainty.resample import RESAMPLES
 from contract.errors import InputError
 from contract.location import locate
 from contract.points import ONLY
-from contract.records import ParentRecord, Plan, SweepRecord, TaskRecord, read_asked, read_sweep
+from contract.records import Plan, SweepRecord, TaskRecord, read_asked, read_sweep
 from contract.rundir import RunDir
 
 # What makes a task another one, as far as a plan tells; tokenizers, and with them requests, differ between pairs.
@@ -136,12 +136,8 @@ def _compared(name: str, sweep: SweepRecord, analysis: Analysis) -> ComparedRun:
     found = analysis.found
     frontiers = {one.task: one for one in (*found.pools, *found.tasks)}
     members = {title: tuple(sorted(analysis.pools.get(title, (title,)))) for title in frontiers}
-    base, aligned = (_short(sweep.pair[role]) for role in ("base", "aligned"))
+    base, aligned = (sweep.pair[role].name for role in ("base", "aligned"))
     return ComparedRun(name, base, aligned, sweep.line.method if sweep.line else "linear", frontiers, members)
-
-
-def _short(parent: ParentRecord) -> str:
-    return PurePath(parent.source).name or parent.source
 
 
 def _whole(place: str) -> str:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +15,7 @@ from calibration.measured_rows import tool_of
 from calibration.metrics.cumulative import Walk
 from calibration.scores.confidences import choice_confidence, confidence_of, confidences_in
 from contract.points import coordinates, order
-from contract.records import EachRecord, ParentRecord, Plan, TaskRecord
+from contract.records import EachRecord, Plan, TaskRecord
 from contract.schemas import point_of
 
 MAX_BIN_ROWS = 12_000  # a page shows at most so many bins, which take half a megabyte
@@ -247,13 +246,9 @@ def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
         {(task, lam): walk for (task, lam, of), walk in analysis.walks.items() if of == confidence == "sum"},
         analysis.damaged,
         analysis.each,
-        _short(analysis.sweep.pair["base"]),
-        ", ".join(_short(analysis.sweep.pair[role]) for role in sorted(analysis.sweep.pair.keys() - {"base"})),
+        analysis.sweep.pair["base"].name,
+        ", ".join(analysis.sweep.pair[role].name for role in sorted(analysis.sweep.pair.keys() - {"base"})),
     )
-
-
-def _short(parent: ParentRecord) -> str:
-    return PurePath(parent.source).name or parent.source
 
 
 def _thinned(grid: Sequence[str], rows: int, kept: set[str]) -> tuple[str, ...]:

@@ -4,14 +4,13 @@ It can be refreshed again and again: even with a million units, a refresh only l
 not complete, and opens receipts that it has not read. The first reading of a large run's receipts takes several refreshes.
 """
 
-import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from contract.records import Plan, read_plan, read_sweep
+from contract.records import EachRecord, Plan, read_asked, read_sweep
 from contract.rundir import RunDir
 from contract.units import Receipt, UnitKey
 from lambdasweep.monitor.heartbeat import DriverView
@@ -56,21 +55,26 @@ class Spent:
 class RunCounts(DriverView):
     """Counts the units and receipts that a run has.
 
+    Args:
+        run: the run's directory.
+        seconds: receipts are read for at most about so long.
+
     Raises:
         InputError: `run` holds no sweep.
     """
 
-    def __init__(self, run: RunDir) -> None:
+    def __init__(self, run: RunDir, seconds: float = 0.0) -> None:
         super().__init__(run)
         self.sweep = read_sweep(run)
         self.plan: Plan = {}
+        self.each: EachRecord | None = None  # the command of the user that measures everything; None in a sweep
         self.tasks: dict[str, TaskCount] = {}
         self.spent = Spent()
         self.spent_on: dict[str, Spent] = {}  # the same by what completes a unit: tokens, or generations
         self._seen: dict[tuple[str, str], set[int]] = {}  # the shards seen at each task and λ that is not complete
         self._unread: deque[UnitKey] = deque()
         self._kinds: dict[str, str] = {}  # what completes a unit, by what the unit's task is called
-        self.refresh(0.0)
+        self.refresh(seconds)
 
     @property
     def total(self) -> int:
@@ -104,7 +108,8 @@ class RunCounts(DriverView):
         Raises:
             InputError: the plan is gone.
         """
-        self.plan = read_plan(self.run)  # again: it grows
+        asked = read_asked(self.run)  # it is read again at each refresh, because it grows
+        self.plan, self.each = asked.plan, asked.each
         parts = [(*part, entry) for task, entry in self.plan.items() for part in entry.parts(task)]
         for name, kind, entry in parts:
             self._kinds[name] = kind
@@ -126,16 +131,9 @@ class RunCounts(DriverView):
             if time.monotonic() >= until:
                 return
             unit = self._unread.popleft()
-            receipt = self._receipt(unit)
+            receipt = self.run.receipt(*unit)
             if receipt is None:
                 self._unread.append(unit)  # a receipt is written after its table, or never if the replica was killed
                 continue
             self.spent.add(receipt)
             self.spent_on.setdefault(self._kinds[receipt.task], Spent()).add(receipt)
-
-    def _receipt(self, unit: UnitKey) -> Receipt | None:
-        """Return the receipt of a unit; None where there is none, or one that cannot be read."""
-        value = self.run.receipt(*unit)
-        with contextlib.suppress(ValueError):
-            return None if value is None else Receipt.from_json(value)
-        return None

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from contract.damage import describe as describe_damage
 from contract.points import is_named
-from contract.records import EachRecord, read_each
+from contract.records import EachRecord
 from contract.rundir import RunDir
 from contract.units import rescored_name
 from lambdasweep.monitor.heartbeat import DriverState, DriverView, ReplicaReport
@@ -26,8 +26,7 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
         InputError: `root` holds no sweep.
     """
     run = RunDir(root)
-    counts = RunCounts(run)
-    counts.refresh(_RECEIPT_SECONDS)
+    counts = RunCounts(run, _RECEIPT_SECONDS)
     sweep, engine = counts.sweep, counts.sweep.engine
     for role, parent in sorted(sweep.pair.items(), key=lambda item: (item[0] != "base", item[0])):
         yield f"{role:<8} {parent.source}"
@@ -35,8 +34,8 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
         f"engine   vLLM {sweep.versions.get('vllm', '?')} on {engine['device']}, {engine['dtype']}, "
         f"TP {engine['tensor_parallel']}, PP {engine.get('pipeline_parallel', 1)}"
     )
-    if (each := read_each(run)) is not None:
-        yield from _command_lines(run, each)
+    if counts.each is not None:
+        yield from _command_lines(run, counts.each)
         return
     quarantined = run.all_committed("quarantine")
     for name, task in counts.plan.items():

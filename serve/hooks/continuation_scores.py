@@ -54,9 +54,9 @@ class ContinuationHead:
         return np.concatenate(where), torch.cat(scores).cpu().numpy()
 
     def _after_step(self, hidden_states: torch.Tensor, num_scheduled_tokens: dict[str, int]) -> Any:
-        rows: list[int] = []  # of hidden_states
+        rows: list[int] = []  # the rows of hidden_states that are scored
         of: list[int] = []  # the place in `rows` of the row that predicts each target; ascending
-        # For each target, the number of its prompt, its row there, and the token.
+        # Each target has the number of its prompt, its row there, and the token.
         numbers: list[int] = []
         places: list[int] = []
         targets: list[int] = []

@@ -34,7 +34,7 @@ _LEAST = -1e4  # its exp is 0, and so is the product of both; −∞ would give 
 class Draw:
     """One sample to be drawn."""
 
-    token_ids: Sequence[int]  # of the prompt
+    token_ids: Sequence[int]  # the prompt's tokens
     seed: int
 
 

@@ -90,7 +90,7 @@ def serve(serving: Serving) -> None:
         cores = available_cores()
         bound = cores_by_rank(cores, ranks, max(1, len(cores) // ranks))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", bound)
-    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # see serve.engine.process_environment
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # see serve.start.process_environment
     aligned = by_name(serving.aligned)
     on = way(serving.base, {name: Path(path) for name, path in aligned.items()}, serving.line, Path(args.model))
     args.additional_config[CONFIG_KEY]["references"] = reference_probes(engine_arguments(args), on, installed_device())

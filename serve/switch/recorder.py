@@ -19,7 +19,7 @@ _aten = torch.ops.aten
 
 
 class UntraceableError(LambdasweepError):
-    """What the loader does to a parameter cannot be done again, or leaves it unfilled."""
+    """The loader does something to a parameter that cannot be done again, or leaves it unfilled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._parameters = parameters
         self._sources = {storage_of(tensor): name for name, tensor in tensors.items()}
-        # By the storage of what comes about: the checkpoint tensors that went into it; and, where elements were moved only,
-        # the name and the window that it is a copy of, and the window that is then the whole of it.
+        # These stand by the storage of a tensor that comes about: the checkpoint tensors that went into it; and, where
+        # elements were moved only, the tensor and the window that it copies, and the window that is then the whole of it.
         self._names = {key: {name} for key, name in self._sources.items()}
         self._moved: dict[int, tuple[str, View, View]] = {}
         self._alive: list[torch.Tensor] = []  # a storage that ended could give its number to another
-        self.writes: dict[int, Writes] = {}  # by the parameter's storage
+        self.writes: dict[int, Writes] = {}  # the writes into each parameter, by the parameter's storage
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from contract.errors import InputError
 
 TIERS = ("device", "pinned", "mmap")
-RELOAD = "reload"  # not a tier: every switch goes through vLLM's own loader
+RELOAD = "reload"  # this is no tier: every switch goes through vLLM's own loader
 CHOICES = ("auto", *TIERS, RELOAD)
 
 # These parts of the GPU are left for the KV cache, where it was given no size, and for what a step makes.

@@ -175,7 +175,7 @@ def test_a_job_is_stopped_gone_on_with_and_measured(cluster: Cluster, tmp_path: 
     assert {labels["lam"] for labels, _ in samples[left]} == set(lambdas)
     assert {labels["replica"] for labels, _ in samples[exported["lambdasweep_tokens_scheduled"]]} == {"replica-0"}
     receipts = [run.receipt("letters", lam, 0) for lam in lambdas]
-    per_unit = {receipt["requests"] for receipt in receipts if receipt}
+    per_unit = {receipt.requests for receipt in receipts if receipt}
     ((_, requests),) = samples[exported["lambdasweep_requests"]]
     assert requests == sum(value for _, value in samples[done]) * per_unit.pop()
 

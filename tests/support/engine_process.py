@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 
 from contract.points import by_name
 from merge.line import Line
-from serve.engine import process_environment
 from serve.settings import EngineSettings, Sampling
+from serve.start import process_environment
 from tests.support.paths import ROOT
 from tests.support.waiting import until
 from tests.support.warm_python import warm_python

@@ -165,7 +165,7 @@ def _hold(folder: Path) -> None:
 
 
 def _start(folder: Path) -> None:
-    from serve.engine import process_environment
+    from serve.start import process_environment
     from tests.support.engine_process import settings
 
     for name, before in (

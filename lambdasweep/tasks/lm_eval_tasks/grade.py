@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from contract.errors import LambdasweepError
 from lambdasweep.tasks.answers import Grade
-from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTask, is_number, quiet
+from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTask
+from lambdasweep.tasks.lm_eval_tasks.process_state import quiet
+from lambdasweep.tasks.lm_eval_tasks.right_outputs import is_number
 from lambdasweep.tasks.normalise import NORMALISERS
 
 

@@ -7,9 +7,7 @@ where it is used, because it is an optional extra.
 
 import contextlib
 import difflib
-import logging
 import os
-import random
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -18,13 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from contract.errors import InputError, TaskError
 from lambdasweep.settings import TaskSettings, problems_of
 from lambdasweep.tasks.answers import MAX_TOKENS, greedy_warnings
 from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import check_name, system_problems, temperature_problems, unescaped
+from lambdasweep.tasks.lm_eval_tasks.process_state import quiet, seeded
+from lambdasweep.tasks.lm_eval_tasks.right_outputs import metric_warnings, try_grading
 from lambdasweep.tasks.verbalised import pattern_problems
 
 PREFIX = "lm-eval:"
@@ -37,7 +35,6 @@ GENERATE = "generate_until"
 _FILES = (".yaml", ".yml")
 _GROUP = re.compile(r"^group\s*:\s*([\"']?)([^\"'#\n]+?)\1\s*(?:#.*)?$", re.MULTILINE)
 _SCORED = {"loglikelihood", ROLLING, "multiple_choice", GENERATE}
-_RIGHT = ("exact_match", "acc", "em")  # metrics that are 1 where an output is right
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +208,7 @@ def load_lm_eval(spec: LmEvalSpec, chat: ChatTemplate | None = None) -> LmEvalTa
             warning
             for name, one in outputs.items()
             if one
-            for warning in (*greedy_warnings(name, one.repeats, one.temperature), *_metric_warnings(name, one.metric))
+            for warning in (*greedy_warnings(name, one.repeats, one.temperature), *metric_warnings(name, one.metric))
         ]
     top = next(iter(groups), None)  # the group that was asked for comes first
     names = _names(spec, [*tasks, *groups], next(iter(tasks)) if len(tasks) == 1 and not groups else top)
@@ -234,31 +231,6 @@ def load_lm_eval(spec: LmEvalSpec, chat: ChatTemplate | None = None) -> LmEvalTa
     )
     name = spec.name or (names[top] if top else members[0].name if len(members) == 1 else _safe(spec.source))
     return LmEvalTasks(name, members, {names[group]: groups[group] for group in groups}, tuple(warnings))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep lm-eval's running commentary off the terminal; errors are still logged."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def seeded() -> Iterator[None]:
-    """Seed the global generators as lm-eval's evaluator does, for tasks that shuffle documents; restore them at the end."""
-    states = random.getstate(), np.random.get_state()
-    random.seed(0)
-    np.random.seed(1234)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def _check_installed() -> None:
@@ -407,7 +379,7 @@ def _outputs(name: str, task: Any, asked: Sequence[Asked], spec: LmEvalSpec) -> 
         raise _error(spec, problems)
     repeats = int(instances[0].repeats or 1)
     try:
-        metric, filters = try_grading(task, asked[0], repeats)
+        metric, filters = try_grading(task, asked[0].doc, asked[0].instances[0], repeats)
     except Exception as error:  # the task's own functions, and the libraries that they need, may raise anything
         problem = (
             f"{name}: lm-eval cannot make metrics of {repeats} outputs ({type(error).__name__}: {_first_line(error)})"
@@ -428,58 +400,6 @@ def _outputs(name: str, task: Any, asked: Sequence[Asked], spec: LmEvalSpec) -> 
         p_true=spec.p_true,
         verbalised=spec.verbalised,
     )
-
-
-def try_grading(task: Any, one: Asked, repeats: int) -> tuple[str, tuple[str, ...]]:
-    """Grade made-up outputs of a document.
-
-    Returns:
-        The metric that an output is right by, `metric,filter`: of the first filter that can do with one output
-        `exact_match`, `acc` or `em`, where it has one of these, else its first metric that ends in `_acc`, else its first
-        one that is a number of which more is better; and all such filters.
-
-    Raises:
-        ValueError: no metric of a single output is a number of which more is better.
-        Exception: whatever the task's functions raise.
-    """
-    (instance,) = one.instances
-    made_up = "The answer is 1."
-    instance.resps, instance.filtered_resps = [made_up] * repeats, {}
-    for ensemble in task._filters:
-        ensemble.apply([instance])
-        task.process_results(one.doc, [instance.filtered_resps[ensemble.name]])
-    is_better = task.higher_is_better()
-    singles: list[str] = []
-    metric = ""
-    instance.resps, instance.filtered_resps = [made_up], {}
-    for ensemble in task._filters:
-        try:
-            ensemble.apply([instance])
-        except Exception:  # it wants several outputs, as one that counts votes
-            continue
-        singles.append(ensemble.name)
-        values = task.process_results(one.doc, [instance.filtered_resps[ensemble.name]])
-        numbers = [key for key, value in values.items() if is_number(value) and is_better.get(key, True)]
-        best = next((key for key in (*_RIGHT, *filter(_is_accuracy, numbers), *numbers) if key in numbers), None)
-        if best and not metric:
-            metric = f"{best},{ensemble.name}"
-    if not metric:
-        raise ValueError("no metric of a single output is a number of which more is better")
-    return metric, tuple(singles)
-
-
-def _metric_warnings(name: str, metric: str) -> tuple[str, ...]:
-    own = metric.partition(",")[0]
-    return () if own in _RIGHT or _is_accuracy(own) else (f"task {name}: an output is right where {own} is 1",)
-
-
-def _is_accuracy(metric: str) -> bool:
-    return metric.endswith("_acc")
-
-
-def is_number(value: Any) -> bool:
-    """Tell whether the metric of an output is a number, and nothing that only an aggregation makes a number of."""
-    return isinstance(value, (bool, int, float, np.bool_, np.number))
 
 
 def _names(spec: LmEvalSpec, names: Sequence[str], top: str | None) -> dict[str, str]:

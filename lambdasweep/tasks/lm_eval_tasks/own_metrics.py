@@ -21,7 +21,8 @@ from contract.errors import LambdasweepError
 from contract.points import order
 from contract.records import Plan, read_plan
 from contract.rundir import RunDir, commit_table, identity_of
-from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, Asked, LmEvalTasks, quiet
+from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, Asked, LmEvalTasks
+from lambdasweep.tasks.lm_eval_tasks.process_state import quiet
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask
 from lambdasweep.tasks.prompts import BuiltPrompts
 from lambdasweep.tasks.tokens import Ints

@@ -38,6 +38,7 @@ from serve.hooks.seeded_draws import Draw
 from serve.sampling import cut
 from serve.settings import Sampling
 from tests.support.command_line import Result, write_task
+from tests.support.lm_eval_inputs import cache_of_datasets, evaluated, write_yaml
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lambdasweep[lm-eval]")
 
@@ -148,34 +149,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True, scope="module")
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    import datasets
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
-        datasets.disable_progress_bars()
+    with cache_of_datasets(tmp_path_factory.mktemp("datasets")):
         yield
-
-
-def write_yaml(root: Path, name: str, settings: dict[str, Any]) -> Path:
-    common = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(root / "rows.json"), "train": str(root / "shots.json")}},
-        "test_split": "test",
-        "fewshot_split": "train",
-        "metadata": {"version": 1.0},
-    }
-    path = root / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(common | settings))
-    return path
 
 
 @pytest.fixture(scope="module")
 def peer(directory: Path) -> Callable[..., tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]]:
     """Evaluate a task with lm-eval's own evaluator on made-up outputs; returns its results, and what it asked for."""
-    from lm_eval import evaluator
     from lm_eval.api.model import LM
-    from lm_eval.tasks import TaskManager
 
     class Fake(LM):
         def __init__(self) -> None:
@@ -199,19 +180,7 @@ def peer(directory: Path) -> Callable[..., tuple[dict[str, Any], list[tuple[str,
 
     def evaluate(source: str, shots: int | None = None, **more: Any) -> Any:
         model = Fake()
-        with pytest.MonkeyPatch.context() as patch:
-            # lm-eval asks pip and the compiler, which takes seconds.
-            patch.setattr(evaluator, "add_env_info", lambda results: None)
-            patch.setattr(evaluator, "get_git_commit_hash", lambda: None)
-            found = evaluator.simple_evaluate(
-                model=model,
-                tasks=[source],
-                num_fewshot=shots,
-                bootstrap_iters=0,
-                task_manager=TaskManager(include_path=str(directory), include_defaults=False),
-                **more,
-            )
-        assert found
+        found = evaluated(model, directory, tasks=[source], num_fewshot=shots, **more)
         return found["results"], model.asked
 
     return evaluate

@@ -1289,7 +1289,7 @@ def test_refining_goes_on_where_it_was_killed_and_stops_when_all_is_there(
     assert RunDir(tmp_path / "whole").plan()["tasks"]["numbers"]["lambdas"] == sorted(
         (lam for lambdas in rounds for lam in lambdas), key=Decimal
     )
-    for kill_after in (2, 5, 7, 10):  # in the grid, between two rounds, and in each of them
+    for kill_after in (2, 5, 7, 10):  # it is killed in the grid, between two rounds, and in each of them
         out = f"killed-{kill_after}"
         assert sweep(out, kill_after=kill_after)[0] == 137
         assert sweep(out)[0] == 0

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-import zlib
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import yaml
 
 from calibration.analyse import analyse
 from contract import schemas
@@ -21,26 +20,15 @@ from lambdasweep.tasks import LmEvalSpec, load_tokenizer
 from lambdasweep.tasks.lm_eval_tasks.load import load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import write_outcomes
 from lambdasweep.tasks.lm_eval_tasks.requests import build_instances
+from tests.support.lm_eval_inputs import CHOICE, QUESTIONS, cache_of_datasets, model_of_lm_eval, scores, write_yaml
 from tests.support.reports import add_quiz
 from tests.support.tables import add_quarantine, add_scores, add_task
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lambdasweep[lm-eval]")
 
 NAMES = ("acc", "acc_norm", "acc_bytes")
-QUESTIONS = [
-    {"q": "Which is a metal?", "a": ["iron", "oxygen gas", "hé"], "gold": 0},
-    {"q": "Which is wet", "a": ["sand", "water", "the salt"], "gold": 1},
-    {"q": "Trailing space ", "a": ["x", "y y", "z"], "gold": 2},
-    {"q": "Who? ", "a": ["him", "her", "them all"], "gold": 1},
-]
+ROWS = QUESTIONS[:4]
 WHEN = datetime(2026, 1, 2, 3, 4, 5, 678)
-
-
-def scores(tokens: list[int], start: int) -> tuple[list[float], list[int]]:
-    """Return a fake model's log-probability and most likely token at each place from `start` on."""
-    hashes = [zlib.crc32(np.array(tokens[: end + 1], "<i4").tobytes()) for end in range(start, len(tokens))]
-    logprobs = [float(np.float32(-5 * (value % 10007) / 10007 - 0.01)) for value in hashes]
-    return logprobs, [token + (value % 5 == 0) for token, value in zip(tokens[start:], hashes, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -49,74 +37,35 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("lm-eval-files")
     write_tokenizer(root / "tokenizer")
-    (root / "questions.json").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
-    task = {
-        "task": "quiz",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(root / "questions.json")}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "Question: {{q}}\nAnswer:",
-        "doc_to_target": "gold",
-        "doc_to_choice": "a",
-        "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in NAMES],
-    }
-    (root / "quiz.yaml").write_text(yaml.safe_dump(task))
+    (root / "questions.json").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_yaml(root, "quiz", CHOICE, "questions.json", None)
     return root
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _cache(tmp_path_factory: pytest.TempPathFactory):
-    import datasets
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
-        datasets.disable_progress_bars()
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with cache_of_datasets(tmp_path_factory.mktemp("datasets")):
         yield
 
 
 @pytest.fixture(scope="module")
 def theirs(root: Path) -> Path:
     """Return the folder that lm-eval's own evaluator and tracker write of the fake model."""
-    from lm_eval import evaluator
-    from lm_eval.api.model import TemplateLM
     from lm_eval.loggers import EvaluationTracker
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-
-    class Fake(TemplateLM):
-        tokenizer: Any = load_tokenizer(root / "tokenizer")
-        add_bos_token = None
-        prefix_token_id = HFLM.prefix_token_id
-        custom_prefix_token_id = None
-        eot_token_id = 1
-        tok_encode = HFLM.tok_encode
-
-        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
-            found = []
-            for _, context, continuation in requests:
-                logprobs, top1 = scores(context + continuation, len(context))
-                found.append((sum(logprobs), top1 == continuation))
-            return found
-
-        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-            raise NotImplementedError
-
-        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            raise NotImplementedError
 
     tracker = EvaluationTracker(output_path=str(root / "theirs"))
+    model = model_of_lm_eval(load_tokenizer(root / "tokenizer"), 64)
     with pytest.MonkeyPatch.context() as patch:
         # lm-eval asks pip, which takes seconds.
         patch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "a machine")
-        found = evaluator.simple_evaluate(
-            model=Fake(),
+        found = lm_eval.simple_evaluate(
+            model=model,
             model_args={"pretrained": "aligned-lambda-0.5"},
             tasks=["quiz"],
             bootstrap_iters=100,
             log_samples=True,
             evaluation_tracker=tracker,
-            task_manager=TaskManager(include_path=str(root), include_defaults=False),
+            task_manager=lm_eval.tasks.TaskManager(include_path=str(root), include_defaults=False),
         )
     assert found
     samples = found.pop("samples")
@@ -227,7 +176,7 @@ def test_numbers_are_those_of_lm_eval(ours: Path, theirs: Path) -> None:
     ):
         assert found[key] == pytest.approx(known[key], abs=1e-12), key
     assert 0 < known["acc,none"] + known["acc_bytes,none"] < 2
-    assert len(samples) == len(rows) == len(QUESTIONS)
+    assert len(samples) == len(rows) == len(ROWS)
     for sample, row in zip(samples, rows, strict=True):
         for key in ("doc_id", "target", "target_hash", "prompt_hash", "arguments", "filter", "acc", "acc_bytes"):
             assert sample[key] == row[key], key
@@ -276,7 +225,7 @@ def test_lm_eval_and_datasets_read_the_files(ours: Path, monkeypatch: pytest.Mon
     tracker.recreate_metadata_card()
     assert f"config_name: {ours.name}__quiz" in cards[0]
     samples = next(path for path in ours.iterdir() if path.name.startswith("samples_"))
-    assert load_dataset("json", data_files=str(samples), split="train").num_rows == len(QUESTIONS)
+    assert load_dataset("json", data_files=str(samples), split="train").num_rows == len(ROWS)
 
 
 def test_unfinished_and_unknown_documents_are_left_out_and_said(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ it its way; our tables are filled with the same numbers. The tasks are YAML file
 import json
 import math
 import shutil
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from decimal import Decimal
@@ -27,20 +26,21 @@ from lambdasweep.tasks import LmEvalSpec, load_tokenizer
 from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTasks, load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import LEFT_OUT, write_outcomes
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask, build_instances
+from tests.support.lm_eval_inputs import (
+    CHOICE,
+    QUESTIONS,
+    cache_of_datasets,
+    evaluated,
+    model_of_lm_eval,
+    scores,
+    write_yaml,
+)
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lambdasweep[lm-eval]")
 
 WINDOW = 24  # the longest request of the engine, in tokens
 IDENTITY = {"base": "f", "aligned": "f"}
 
-QUESTIONS = [
-    {"q": "Which is a metal?", "a": ["iron", "oxygen gas", "hé"], "gold": 0, "word": "iron"},
-    {"q": "Which is wet", "a": ["sand", "water", "the salt"], "gold": 1, "word": "water"},
-    {"q": "Trailing space ", "a": ["x", "y y", "z"], "gold": 2, "word": "z"},
-    {"q": "Who? ", "a": ["him", "her", "them all"], "gold": 1, "word": "her"},
-    {"q": "The sea and the", "a": ["in", "on", "an"], "gold": 0, "word": "in"},
-    {"q": "A", "a": ["re", "es", "te"], "gold": 2, "word": "te"},
-]
 SHOTS = [
     {"q": f"Example {letter}?", "a": ["no", "yes", f"may{letter}be"], "gold": i % 3, "word": "no"}
     for i, letter in enumerate("abcdefg")
@@ -51,15 +51,6 @@ PAGES = [
     {"page": "The end of it.\n\nWith a second part, and é."},
 ]
 
-CHOICE = {
-    "output_type": "multiple_choice",
-    "doc_to_text": "Question: {{q}}\nAnswer:",
-    "doc_to_target": "gold",
-    "doc_to_choice": "a",
-    "metric_list": [
-        {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm", "acc_bytes")
-    ],
-}
 TASKS: dict[str, dict[str, Any]] = {
     "plain": CHOICE,
     "delimited": {**CHOICE, "target_delimiter": "\n"},
@@ -107,13 +98,6 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
-def scores(tokens: list[int], start: int) -> tuple[list[float], list[int]]:
-    """Return the fake model's log-probability and most likely token at each place from `start` on."""
-    hashes = [zlib.crc32(np.array(tokens[: end + 1], "<i4").tobytes()) for end in range(start, len(tokens))]
-    logprobs = [float(np.float32(-5 * (value % 10007) / 10007 - 0.01)) for value in hashes]
-    return logprobs, [token + (value % 5 == 0) for token, value in zip(tokens[start:], hashes, strict=True)]
-
-
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a tokenizer, the data, and a YAML file for each task."""
@@ -130,93 +114,24 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True, scope="module")
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    import datasets
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
-        datasets.disable_progress_bars()
+    with cache_of_datasets(tmp_path_factory.mktemp("datasets")):
         yield
 
 
 def write_task(root: Path, name: str, settings: dict[str, Any], data: str | None = None) -> Path:
     """Write the YAML file of a task over the local data."""
-    files = {
-        "test": str(root / (data or ("pages.json" if name.endswith("pages") else "questions.json"))),
-        "train": str(root / "shots.json"),
-    }
-    if name.endswith("pages"):
-        del files["train"]
-    common = {
-        "task": name,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": files},
-        "test_split": "test",
-        "metadata": {"version": 1.0},
-    }
-    if "train" in files:
-        common["fewshot_split"] = "train"
-    path = root / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(common | settings))
-    return path
+    is_pages = name.endswith("pages")
+    rows = data or ("pages.json" if is_pages else "questions.json")
+    return write_yaml(root, name, settings, rows, None if is_pages else "shots.json")
 
 
 @pytest.fixture(scope="module")
 def peer(directory: Path) -> Callable[..., dict[str, Any]]:
     """Evaluate tasks with lm-eval's own evaluator; returns its results, and the tokens it asked for."""
-    from lm_eval import evaluator
-    from lm_eval.api.model import TemplateLM
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-
-    class Fake(TemplateLM):
-        tokenizer: Any = load_tokenizer(directory / "tokenizer")
-        add_bos_token = None
-        prefix_token_id = HFLM.prefix_token_id
-        custom_prefix_token_id = None
-        eot_token_id = 1
-        tok_encode = HFLM.tok_encode
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.asked: list[tuple[list[int], int]] = []
-
-        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
-            found = []
-            for _, context, continuation in requests:
-                self.asked.append((context + continuation, len(context)))
-                logprobs, top1 = scores(context + continuation, len(context))
-                found.append((sum(logprobs), top1 == continuation))
-            return found
-
-        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-            found = []
-            for request in requests:
-                (text,) = request.args
-                windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, WINDOW - 2, 1)
-                pairs = [(None, *make_disjoint_window(window)) for window in windows]
-                found.append(sum(score for score, _ in self._loglikelihood_tokens(pairs)))
-            return found
-
-        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
-            raise NotImplementedError
 
     def evaluate(source: str, shots: int | None = None, limit: int | None = None, seed: int = 1234) -> dict[str, Any]:
-        model = Fake()
-        with pytest.MonkeyPatch.context() as patch:
-            # lm-eval asks pip and the compiler, which takes seconds.
-            patch.setattr(evaluator, "add_env_info", lambda results: None)
-            patch.setattr(evaluator, "get_git_commit_hash", lambda: None)
-            found = evaluator.simple_evaluate(
-                model=model,
-                tasks=[source],
-                num_fewshot=shots,
-                limit=limit,
-                bootstrap_iters=0,
-                fewshot_random_seed=seed,
-                task_manager=TaskManager(include_path=str(directory), include_defaults=False),
-            )
-        assert found
+        model = model_of_lm_eval(load_tokenizer(directory / "tokenizer"), WINDOW)
+        found = evaluated(model, directory, tasks=[source], num_fewshot=shots, limit=limit, fewshot_random_seed=seed)
         return {"results": found["results"], "asked": model.asked}
 
     return evaluate

@@ -198,6 +198,13 @@ def test_a_disk_that_refuses_driver_json_stops_nothing(tmp_path: Path) -> None:
 # The watcher's side
 
 
+def test_the_status_reads_each_record_once(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit(run, unit())
+    sweeps, plans = counted(monkeypatch, "sweep"), counted(monkeypatch, "plan")
+    assert "1 unit done, 11 left" in list(describe(run.root))
+    assert (len(sweeps), len(plans)) == (1, 1)
+
+
 def test_receipts_are_read_once_and_complete_folders_listed_no_more(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,9 +16,9 @@ from ray_jobs.cluster import Node
 from ray_jobs.patience import FIRST_SECONDS, RECENT_SECONDS, TRIES, Patience
 from ray_jobs.replica import Started, SweepSpec
 from ray_jobs.replica_handle import ReplicaHandle
-from serve.engine import process_environment
 from serve.last_words import lacks_memory, last_error, telling_lines
 from serve.settings import EngineSettings
+from serve.start import process_environment
 
 # vLLM 0.32 says this.
 NO_MEMORY = (
