@@ -23,6 +23,7 @@ from lambdasweep.flags import (
     takes_settings,
     takes_sweep,
 )
+from lambdasweep.held_signals import begin_command, end_command
 from lambdasweep.help import Command, EachCommand, ForwardingCommand, Group, flag
 from lambdasweep.settings import PAIR
 
@@ -497,6 +498,7 @@ def _console(wide: int = 100) -> "Console":
 
 def main() -> NoReturn:
     """Run the command line: one clear message on standard error and a meaningful exit status, never a traceback."""
+    begin_command()
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -543,6 +545,6 @@ def _logged(error: Exception) -> str:
     )
 
 
-def _interrupt(*_: object) -> NoReturn:
+def _interrupt(number: int, _: object) -> NoReturn:
     typer.echo("lambdasweep: interrupted", err=True)
-    sys.exit(EXIT_INTERRUPTED)
+    end_command(number)

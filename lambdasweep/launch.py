@@ -14,7 +14,7 @@ from contract.events import Listener, Listeners
 from contract.location import Location
 from contract.rundir import RunDir
 from contract.units import Unit
-from lambdasweep.held_signals import held_signals
+from lambdasweep.held_signals import end_if_asked, held_signals
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.phase import phase
 from lambdasweep.monitor.progress import SweepProgress
@@ -83,6 +83,7 @@ class Launch:
         with held_signals():
             from ray_jobs.driver import run_units
             from ray_jobs.replica import SweepSpec
+        end_if_asked()
 
         if len(left) < self.total:
             say(f"{self.total - len(left)} of {self.total} units are committed already; {len(left)} are left")

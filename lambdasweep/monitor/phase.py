@@ -7,12 +7,19 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from lambdasweep.held_signals import end_if_asked
+
 PATIENCE = 2.0  # seconds after which a line says what is done, where there is no terminal to spin on
 
 
 @contextmanager
 def phase(text: str, console: Console | None = None) -> Iterator[None]:
-    """Show a spinner with a text on a terminal; elsewhere print the text, if the work takes longer than moments."""
+    """Show a spinner with a text on a terminal; elsewhere print the text, if the work takes longer than moments.
+
+    Raises:
+        SystemExit: a signal was to end the command before.
+    """
+    end_if_asked()
     console = console or Console(file=sys.stderr)
     if console.is_terminal:
         with console.status(text):

@@ -1,10 +1,12 @@
 """A command says what it works on, and signals wait for the end of a start."""
 
+import contextlib
 import io
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -12,6 +14,7 @@ from rich.console import Console
 from lambdasweep.held_signals import held_signals
 from lambdasweep.monitor import phase as module
 from lambdasweep.monitor.phase import phase
+from tests.support.command_line import Result
 
 
 class Written(io.StringIO):
@@ -69,3 +72,29 @@ def test_a_signal_waits_for_the_end_of_a_start(came: list[int], number: int) -> 
     assert came == [number]
     os.kill(os.getpid(), number)
     assert came == [number, number]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_whose_exception_a_library_swallows_ends_the_command_all_the_same(
+    lambdasweep: Callable[..., Result],
+    flags: Callable[..., list[object]],
+    handed: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    from lambdasweep import sweep
+
+    prepare = sweep.prepare
+
+    def swallow(*arguments: Any) -> Any:
+        with contextlib.suppress(BaseException):  # as an import does that tries what a machine has
+            os.kill(os.getpid(), number)
+            pytest.fail("the handler did not raise")
+        return prepare(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep, "prepare", swallow)
+        result = lambdasweep("run", *flags())
+    assert (result.code, result.err.count("lambdasweep: interrupted")) == (130, 1)
+    assert not handed
+    assert lambdasweep("run", *flags()).code == 0  # it is no concern of the next command
