@@ -232,8 +232,7 @@ def tiny(folder: Path) -> dict[str, Any]:
 
 def graded(task: Path, texts: list[str]) -> dict[str, float]:
     """Return lm-eval's metrics of texts, as the end of a run computes them."""
-    from lambdasweep.tasks import LmEvalSpec
-    from lambdasweep.tasks.lm_eval_tasks.load import load_lm_eval
+    from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, load_lm_eval
     from lambdasweep.tasks.lm_eval_tasks.own_metrics import evaluate
 
     (one,) = load_lm_eval(LmEvalSpec(str(task), limit=len(texts))).tasks

@@ -23,7 +23,9 @@ COLUMNS = ("request_id", "logprobs", "ranks", "top1_ids", "top1_logprobs")
 
 def demo_requests() -> pa.Table:
     """Return the first questions of both demo tasks, in full text and by letters."""
-    from lambdasweep.tasks import TaskSpec, build_requests, load_tokenizer
+    from lambdasweep.tasks.documents import TaskSpec
+    from lambdasweep.tasks.requests import build_requests
+    from lambdasweep.tasks.tokens import load_tokenizer
 
     tokenizer = load_tokenizer(BASE)
     rows: list[dict[str, Any]] = []

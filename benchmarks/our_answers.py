@@ -27,10 +27,10 @@ def main(job: dict[str, Any]) -> None:
     os.environ.update(process_environment(settings, job["cores"]))
     from vllm import SamplingParams
 
-    from lambdasweep.tasks import LmEvalSpec, load_tokenizer
-    from lambdasweep.tasks.lm_eval_tasks.load import load_lm_eval
+    from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, load_lm_eval
     from lambdasweep.tasks.lm_eval_tasks.requests import build_answers
     from lambdasweep.tasks.prompts import BuiltPrompts
+    from lambdasweep.tasks.tokens import load_tokenizer
     from serve.sampling import sample_unit
 
     tokenizer = load_tokenizer(job["base"])

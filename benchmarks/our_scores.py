@@ -17,7 +17,9 @@ from typing import Any
 import pyarrow as pa
 
 from lambdasweep.prepare import SHARD_TOKENS
-from lambdasweep.tasks import TaskSpec, build_requests, load_tokenizer, shards
+from lambdasweep.tasks.documents import TaskSpec
+from lambdasweep.tasks.requests import build_requests, shards
+from lambdasweep.tasks.tokens import load_tokenizer
 from serve.settings import EngineSettings
 
 

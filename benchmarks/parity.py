@@ -29,7 +29,7 @@ from peers import (
 )
 from tiny import WINDOW
 
-from lambdasweep.tasks import TaskSpec
+from lambdasweep.tasks.documents import TaskSpec
 
 Scores = list[list[Any]]  # [log-likelihood, greedy] of each request
 

@@ -14,8 +14,7 @@ from typing import Any
 
 from tiny import write_tiny_inputs
 
-from lambdasweep.tasks import TaskSpec
-from lambdasweep.tasks.documents import read_documents
+from lambdasweep.tasks.documents import TaskSpec, read_documents
 from lambdasweep.tasks.formats import draw_shots, render, shots_text
 from serve.machine import hardware
 from serve.settings import EngineSettings, available_cores, installed_device

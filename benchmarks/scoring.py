@@ -30,7 +30,7 @@ from peers import (
 )
 from tiny import WINDOW
 
-from lambdasweep.tasks import TaskSpec
+from lambdasweep.tasks.documents import TaskSpec
 
 LONG_CHARACTERS = 900  # characters of English text, which are more than 150 tokens
 SIZES = {"letters": 100, "cloze_fewshot": 40, "cloze_long": 100, "cloze_short": 250}

@@ -37,7 +37,7 @@ from peers import (
 )
 from tiny import WINDOW, write_tiny_inputs
 
-from lambdasweep.tasks import TaskSpec
+from lambdasweep.tasks.documents import TaskSpec
 from serve.settings import EngineSettings, available_cores
 from serve.start import process_environment
 

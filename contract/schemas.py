@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from contract.grid import canonical
 from contract.points import is_named
@@ -62,8 +62,7 @@ def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def of_documents(requests: pa.Table) -> pa.Table:
     """Return the rows of a request table that belong to documents; those of an unconditional pass come after them."""
-    count = pc.sum(pc.not_equal(requests["choice"], UNCONDITIONAL)).as_py() or 0
-    return requests.slice(0, count)
+    return requests.slice(0, int(np.count_nonzero(requests["choice"].to_numpy() != UNCONDITIONAL)))
 
 
 def point_of(row: Mapping[str, Any]) -> str:

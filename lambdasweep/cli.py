@@ -300,7 +300,7 @@ def demo(out: Annotated[str, typer.Option(help="The run directory.", metavar="DI
     from contract.location import locate
     from lambdasweep.config import SweepConfig
     from lambdasweep.demo import ALIGNED, BASE, CLOZE, LETTERS
-    from lambdasweep.tasks import TaskSpec
+    from lambdasweep.tasks.documents import TaskSpec
 
     sweep(
         SweepConfig(

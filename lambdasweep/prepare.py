@@ -13,12 +13,11 @@ from contract.points import order
 from lambdasweep.config import SweepConfig
 from lambdasweep.engine_defaults import cache_warnings, fit, how_long, rope_warnings, settle
 from lambdasweep.settings import SamplingSettings, as_flag, names_of
-from lambdasweep.tasks import BuiltTask, ChatTemplate, LmEvalSpec, Tokenizer, load_tokenizer, requests_of, shards
 from lambdasweep.tasks.answers import AnswerSpec, Grader, answers_of
-from lambdasweep.tasks.chat import read_template
+from lambdasweep.tasks.chat import ChatTemplate, read_template
 from lambdasweep.tasks.documents import WRITTEN, TaskFile, TaskSpec, read_documents
 from lambdasweep.tasks.lm_eval_tasks.grade import LmEvalGrader
-from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTask, LmEvalTasks, load_lm_eval
+from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, LmEvalTask, LmEvalTasks, load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask, build_answers, build_instances
 from lambdasweep.tasks.prompts import (
     BuiltPrompts,
@@ -29,6 +28,8 @@ from lambdasweep.tasks.prompts import (
     stop_tokens,
     tokenised,
 )
+from lambdasweep.tasks.requests import BuiltTask, requests_of, shards
+from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from merge.pair import Pair

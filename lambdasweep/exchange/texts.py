@@ -11,7 +11,7 @@ from contract.points import role
 from contract.records import SweepRecord
 
 if TYPE_CHECKING:
-    from lambdasweep.tasks import Tokenizer
+    from lambdasweep.tasks.tokens import Tokenizer
 
 Pair = tuple[str, str] | tuple[list[int], list[int]]  # context and continuation, as texts or as token ids
 
@@ -21,7 +21,7 @@ def tokenizer_of(sweep: SweepRecord, say: Callable[[str], None]) -> "Tokenizer |
 
     Nothing is downloaded: a checkpoint of the hub is looked for in the hub's cache.
     """
-    from lambdasweep.tasks import load_tokenizer
+    from lambdasweep.tasks.tokens import load_tokenizer
 
     whose = sweep.tokenizer or "base"
     name = whose if whose in sweep.pair else role(whose)

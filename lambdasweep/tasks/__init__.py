@@ -13,22 +13,3 @@ requests.py     puts a task's texts into the requests table, and cuts it into sh
 prompts.py      reads a JSONL file as prompts to be sampled from, and cuts them into shards
 lm_eval_tasks/  does the same for lm-eval's tasks, and computes lm-eval's own metrics of their scores
 """
-
-from lambdasweep.tasks.chat import ChatTemplate
-from lambdasweep.tasks.documents import TaskSpec
-from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec
-from lambdasweep.tasks.requests import BuiltTask, build_requests, content_sha256, requests_of, shards
-from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
-
-__all__ = [
-    "BuiltTask",
-    "ChatTemplate",
-    "LmEvalSpec",
-    "TaskSpec",
-    "Tokenizer",
-    "build_requests",
-    "content_sha256",
-    "load_tokenizer",
-    "requests_of",
-    "shards",
-]

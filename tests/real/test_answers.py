@@ -18,12 +18,12 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from calibration.scores.per_answer import AnswerLoader
 from contract.records import read_plan
 from contract.rundir import RunDir, commit_json, commit_table
-from lambdasweep.tasks import LmEvalSpec, load_tokenizer
 from lambdasweep.tasks.grading import write_graded
 from lambdasweep.tasks.lm_eval_tasks.grade import LmEvalGrader
-from lambdasweep.tasks.lm_eval_tasks.load import load_lm_eval
+from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import LEFT_OUT, write_outcomes
 from lambdasweep.tasks.lm_eval_tasks.requests import build_answers
+from lambdasweep.tasks.tokens import load_tokenizer
 from serve.settings import Sampling
 from tests.support import engine_process
 from tests.support.checkpoints import write_checkpoint

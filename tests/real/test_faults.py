@@ -14,7 +14,7 @@ from lambdasweep.batch.config import load_score_config
 from lambdasweep.batch.score import run_score
 from lambdasweep.config import SweepConfig
 from lambdasweep.sweep import run_sweep
-from lambdasweep.tasks import TaskSpec
+from lambdasweep.tasks.documents import TaskSpec
 from ray_jobs import driver, health
 from ray_jobs.splitting import REASON
 from tests.support.checkpoints import write_checkpoint

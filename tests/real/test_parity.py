@@ -11,9 +11,9 @@ import pytest
 
 from contract import schemas
 from lambdasweep.demo import BASE, CLOZE, LETTERS
-from lambdasweep.tasks import TaskSpec, build_requests, load_tokenizer
-from lambdasweep.tasks.requests import requests_table
-from lambdasweep.tasks.tokens import encode_windows
+from lambdasweep.tasks.documents import TaskSpec
+from lambdasweep.tasks.requests import build_requests, requests_table
+from lambdasweep.tasks.tokens import encode_windows, load_tokenizer
 from tests.support import engine_process
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lambdasweep[lm-eval]")

@@ -15,7 +15,7 @@ from scipy.stats import chi2
 from transformers import LlamaForCausalLM
 
 from contract import schemas
-from lambdasweep.tasks import load_tokenizer
+from lambdasweep.tasks.tokens import load_tokenizer
 from serve.sampling import seed_of
 from tests.support import engine_process
 from tests.support.checkpoints import VOCAB, write_checkpoint

@@ -106,8 +106,8 @@ def work(job: Path) -> None:
 
     from vllm.v1.executor import multiproc_executor
 
-    from lambdasweep.tasks import load_tokenizer
     from lambdasweep.tasks.p_true import question_of
+    from lambdasweep.tasks.tokens import load_tokenizer
     from serve import reference
     from serve.engine import Engine
     from serve.sampling import sample_unit

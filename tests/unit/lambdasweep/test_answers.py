@@ -24,15 +24,15 @@ from contract.records import TaskRecord, read_plan
 from contract.rundir import RunDir, commit_json, commit_table
 from contract.thinking import answer_part
 from lambdasweep.config import load_config
-from lambdasweep.tasks import LmEvalSpec, load_tokenizer
 from lambdasweep.tasks.answers import RowGrader, answers_of, think_end_problems
 from lambdasweep.tasks.documents import TaskSpec, read_documents
 from lambdasweep.tasks.grading import answer_end, answer_start, graded_table, thinking_tokens, write_graded
 from lambdasweep.tasks.lm_eval_tasks.grade import LmEvalGrader
-from lambdasweep.tasks.lm_eval_tasks.load import load_lm_eval
+from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import LEFT_OUT, write_outcomes
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask, build_answers, build_instances
 from lambdasweep.tasks.normalise import NORMALISERS, is_right
+from lambdasweep.tasks.tokens import load_tokenizer
 from serve.engine import Engine
 from serve.hooks.seeded_draws import Draw
 from serve.sampling import cut

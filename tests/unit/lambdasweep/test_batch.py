@@ -23,9 +23,9 @@ from lambdasweep.batch.repeats import repeated_rows
 from lambdasweep.batch.rows import build, score_table
 from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.batch.source import ParquetSource
-from lambdasweep.tasks import TaskSpec, build_requests
-from lambdasweep.tasks.documents import read_documents
+from lambdasweep.tasks.documents import TaskSpec, read_documents
 from lambdasweep.tasks.formats import render
+from lambdasweep.tasks.requests import build_requests
 from lambdasweep.tasks.tokens import load_tokenizer
 from merge.checkpoint import open_checkpoint
 from merge.fingerprints import fingerprint

@@ -11,12 +11,13 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from contract.errors import PairError, TaskError
-from lambdasweep.tasks import ChatTemplate, LmEvalSpec, TaskSpec, build_requests, load_tokenizer
-from lambdasweep.tasks.chat import read_template
-from lambdasweep.tasks.documents import read_documents
+from lambdasweep.tasks.chat import ChatTemplate, read_template
+from lambdasweep.tasks.documents import TaskSpec, read_documents
 from lambdasweep.tasks.formats import draw_shots
-from lambdasweep.tasks.lm_eval_tasks.load import load_lm_eval
+from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.requests import build_instances
+from lambdasweep.tasks.requests import build_requests
+from lambdasweep.tasks.tokens import load_tokenizer
 from tests.support.checkpoints import write_tokenizer
 
 WINDOW = 512

@@ -38,7 +38,7 @@ from contract.rundir import RunDir, commit_json, commit_table
 from contract.units import Unit
 from lambdasweep import record
 from lambdasweep.config import load_config
-from lambdasweep.tasks import load_tokenizer
+from lambdasweep.tasks.tokens import load_tokenizer
 from merge.line import Line
 from ray_jobs.driver import SweepResult
 from serve.machine import Gpus

@@ -68,8 +68,7 @@ def test_the_pair_fits_together() -> None:
 
 
 def test_renderings_are_those_of_the_formats() -> None:
-    from lambdasweep.tasks import TaskSpec
-    from lambdasweep.tasks.documents import read_documents
+    from lambdasweep.tasks.documents import TaskSpec, read_documents
     from lambdasweep.tasks.formats import render
 
     for task, file in FILES.items():

@@ -15,7 +15,7 @@ from contract import schemas
 from contract.errors import TaskError
 from contract.records import TaskRecord
 from contract.rundir import RunDir
-from lambdasweep.tasks import ChatTemplate, load_tokenizer
+from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.prompts import (
     GenerateSpec,
     build_prompts,
@@ -24,6 +24,7 @@ from lambdasweep.tasks.prompts import (
     read_prompts,
     stop_tokens,
 )
+from lambdasweep.tasks.tokens import load_tokenizer
 from ray_jobs.work import GenerateSource
 from serve.sampling import seed_of
 from serve.settings import Sampling

@@ -22,10 +22,10 @@ import yaml
 from contract import schemas
 from contract.errors import InputError, LambdasweepError, TaskError
 from contract.rundir import RunDir, commit_json, commit_table
-from lambdasweep.tasks import LmEvalSpec, load_tokenizer
-from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTasks, load_lm_eval
+from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, LmEvalTasks, load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import LEFT_OUT, write_outcomes
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask, build_instances
+from lambdasweep.tasks.tokens import load_tokenizer
 from tests.support.lm_eval_inputs import (
     CHOICE,
     QUESTIONS,

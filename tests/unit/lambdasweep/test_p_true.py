@@ -12,10 +12,11 @@ import pytest
 from contract import schemas
 from contract.errors import TaskError
 from contract.units import Unit
-from lambdasweep.tasks import ChatTemplate, load_tokenizer
 from lambdasweep.tasks.answers import answers_of
+from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import TaskSpec, read_documents
 from lambdasweep.tasks.p_true import KADAVATH, question_of
+from lambdasweep.tasks.tokens import load_tokenizer
 from ray_jobs.work import GenerateSource
 from serve.engine import EngineScores, Prompt
 from serve.hooks.seeded_draws import Drawn, Draws, TokenRecord

@@ -4,6 +4,8 @@ import contextlib
 import io
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -98,3 +100,23 @@ def test_a_signal_whose_exception_a_library_swallows_ends_the_command_all_the_sa
     assert (result.code, result.err.count("lambdasweep: interrupted")) == (130, 1)
     assert not handed
     assert lambdasweep("run", *flags()).code == 0  # it is no concern of the next command
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_that_is_still_being_imported(number: signal.Signals) -> None:
+    code = f"""
+import builtins, os
+from lambdasweep.__main__ import main
+real = builtins.__import__
+def interrupted(name, *given):
+    if name == "typer":
+        try:
+            os.kill(os.getpid(), {int(number)})
+        except BaseException:  # as compiled code does that imports
+            pass
+    return real(name, *given)
+builtins.__import__ = interrupted
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "lambdasweep: interrupted\n")

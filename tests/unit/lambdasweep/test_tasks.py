@@ -21,10 +21,11 @@ from contract import schemas
 from contract.errors import InputError, PairError, TaskError
 from contract.schemas import of_documents
 from lambdasweep.demo import BASE
-from lambdasweep.tasks import BuiltTask, TaskSpec, Tokenizer, build_requests, content_sha256, load_tokenizer, shards
 from lambdasweep.tasks import requests as requests_module
-from lambdasweep.tasks.documents import Document, read_documents
+from lambdasweep.tasks.documents import Document, TaskSpec, read_documents
 from lambdasweep.tasks.formats import draw_shots, render, shots_text
+from lambdasweep.tasks.requests import BuiltTask, build_requests, content_sha256, shards
+from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
 
 IRON = {"query": "Which is a metal?", "choices": ["iron", "oxygen"], "gold": 0}
 PARIS = {"context": "The capital of France is", "continuation": "Paris"}

@@ -17,10 +17,10 @@ from contract.errors import TaskError
 from contract.records import read_plan
 from contract.rundir import RunDir, commit_json, commit_table
 from lambdasweep import open_run
-from lambdasweep.tasks import load_tokenizer
 from lambdasweep.tasks.answers import RowGrader, answers_of
 from lambdasweep.tasks.documents import TaskSpec, read_documents
 from lambdasweep.tasks.grading import graded_table
+from lambdasweep.tasks.tokens import load_tokenizer
 from lambdasweep.tasks.verbalised import pattern_problems, said_in, without
 from tests.support.checkpoints import write_tokenizer
 from tests.support.tables import add_written
