@@ -22,13 +22,15 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from family_shapes import FAMILIES, KINDS, make_pair
+from family_shapes import FAMILIES as MODELS
+from family_shapes import KINDS, WRAPPERS, make_pair
 from forked import forked, import_vllm
 
 from lambdasweep.takehome.export import export_point
 from lambdasweep.takehome.point import from_flags
 from serve.settings import EngineSettings, available_cores, installed_device
 
+FAMILIES = MODELS | WRAPPERS
 LAMBDAS = ("0", "0.35", "1")
 _TO_TRANSFORMERS = 1e-4  # nats; where a fresh engine is farther away, so may the live one be
 
@@ -99,13 +101,15 @@ def _logprobs(engine: Any) -> list[float]:
 def transformers_logprobs(checkpoint: Path) -> list[float]:
     """Return the same logprobs by transformers, in float32 on the CPU."""
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
+    (architecture,) = json.loads((checkpoint / "config.json").read_text())["architectures"]
+    kind = getattr(transformers, architecture)  # of a wrapper the whole
+    model = kind.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
     found: list[float] = []
     for ids in prompts():
         with torch.inference_mode():
-            scores = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         found += [float(scores[row, token]) for row, token in enumerate([*ids[1:], 0])]
     return found
 

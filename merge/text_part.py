@@ -6,7 +6,7 @@ peculiar to an architecture is its entry in `_WRAPPERS`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from contract.errors import PairError
@@ -15,14 +15,15 @@ from merge.pair import Pair
 
 # Configs that are nested in a wrapper's, as transformers and vLLM call them.
 _NESTED = ("text_config", "llm_config", "language_config", "vision_config", "audio_config", "thinker_config")
-# How wrappers call what a language model calls `model.` and `lm_head.`; transformers 4 and 5 in either order.
+# How wrappers call what a language model calls `model.` and `lm_head.`: versions of transformers nest it in either order,
+# and some not at all.
 _TEXT = {
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
     "model.language_model.": "model.",
     "lm_head.": "lm_head.",
+    **{name: name for name in ("model.layers.", "model.embed_tokens.", "model.norm.")},
 }
-_FLAT = {"model.layers.": "model.layers.", "model.embed_tokens.": "model.embed_tokens.", "model.norm.": "model.norm."}
 # What a wrapper says of the whole, its language model included.
 _SHARED = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id")
 _SHOWN = 3
@@ -37,28 +38,31 @@ class _Wrapper:
     vLLM's class. The first one stands for a text config that does not say."""
     others: tuple[str, ...]
     """How names of tensors of other modalities begin, after a `model.` that some have."""
-    names: Mapping[str, str] = field(default_factory=dict)
-    """Further beginnings of names, and those they become."""
 
 
 def _same(model_type: str, architecture: str) -> dict[str, tuple[str, str]]:
     return {model_type: (model_type, architecture)}
 
 
+# In the Qwen-VL models text has the same position in all sections of the multimodal rotary embedding, which makes it the plain
+# one of the language model that they grew from.
 _WRAPPERS = {
     "Gemma3ForConditionalGeneration": _Wrapper(
         _same("gemma3_text", "Gemma3ForCausalLM"), ("vision_tower.", "multi_modal_projector.")
     ),
-    "Mistral3ForConditionalGeneration": _Wrapper(
-        _same("mistral", "MistralForCausalLM"), ("vision_tower.", "multi_modal_projector.")
-    ),
-    # Text has the same position in all sections of the multimodal rotary embedding, which makes it the plain one.
-    "Qwen2_5_VLForConditionalGeneration": _Wrapper(
-        {"qwen2_5_vl_text": ("qwen2", "Qwen2ForCausalLM")}, ("visual.",), _FLAT
-    ),
     "Gemma4ForConditionalGeneration": _Wrapper(
         _same("gemma4_text", "Gemma4ForCausalLM"), ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
     ),
+    "Llama4ForConditionalGeneration": _Wrapper(
+        _same("llama4_text", "Llama4ForCausalLM"), ("vision_model.", "multi_modal_projector.")
+    ),
+    "Mistral3ForConditionalGeneration": _Wrapper(
+        _same("mistral", "MistralForCausalLM") | _same("ministral3", "Ministral3ForCausalLM"),
+        ("vision_tower.", "multi_modal_projector."),
+    ),
+    "Qwen2VLForConditionalGeneration": _Wrapper({"qwen2_vl_text": ("qwen2", "Qwen2ForCausalLM")}, ("visual.",)),
+    "Qwen2_5_VLForConditionalGeneration": _Wrapper({"qwen2_5_vl_text": ("qwen2", "Qwen2ForCausalLM")}, ("visual.",)),
+    "Qwen3VLForConditionalGeneration": _Wrapper({"qwen3_vl_text": ("qwen3", "Qwen3ForCausalLM")}, ("visual.",)),
 }
 
 
@@ -90,9 +94,9 @@ def text_part(checkpoint: Checkpoint) -> TextPart | None:
         return None
     names, unknown = {}, []
     for tensor in checkpoint.tensors:
-        begins = next((known for known in _TEXT | dict(wrapper.names) if tensor.startswith(known)), None)
+        begins = next((known for known in _TEXT if tensor.startswith(known)), None)
         if begins is not None:
-            names[tensor] = (_TEXT | dict(wrapper.names))[begins] + tensor.removeprefix(begins)
+            names[tensor] = _TEXT[begins] + tensor.removeprefix(begins)
         elif not tensor.removeprefix("model.").startswith(wrapper.others):
             unknown.append(tensor)
     if unknown:

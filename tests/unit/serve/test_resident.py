@@ -301,6 +301,43 @@ def test_several_aligned_checkpoints_are_those_of_the_checkpoint(
     assert route(pair, Model(*place, 8, live), "mmap").switch(path[-1]) == digest
 
 
+class Registering(Model):
+    """Makes a parameter while it loads, as vLLM's Transformers backend does where a checkpoint has a bias of the LM head."""
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, tensor in tensors:
+            if name == "norm.weight":
+                made = torch.nn.Parameter(torch.full((self.width,), 7.0), requires_grad=False)
+                self.keep(made)
+                made[: len(tensor)].data.copy_(tensor)
+                made[len(tensor) :].data.fill_(0)
+            super().load_weights([(name, tensor)])
+
+    def keep(self, made: torch.nn.Parameter) -> None:
+        self.norm.bias = made
+
+
+class Discarding(Registering):
+    """Makes a tensor while it loads that no module has."""
+
+    def keep(self, made: torch.nn.Parameter) -> None:
+        pass
+
+
+def test_what_is_made_while_the_model_loads_is_a_parameter_like_others(root: Path) -> None:
+    pair = write_pair(root / "registering", 8, torch.bfloat16)
+    model = loaded(Registering(0, 1, 8, torch.float32))
+    model.load_weights(whole(pair).items())
+    storage = model.norm.bias.data_ptr()
+    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda nbytes: "mmap")
+    resident.switch("0.35")
+    want = expected(pair, "0.35", 0, 1, torch.float32)["norm.weight"]
+    assert torch.equal(bits(model.norm.bias.data), bits(want))
+    assert model.norm.bias.data_ptr() == storage
+    with pytest.raises(UntraceableError, match="the loader fills what is no parameter of the model"):
+        trace(loaded(Discarding(0, 1, 8, torch.float32)), whole(pair))
+
+
 def test_rows_that_are_not_loaded_as_rows_are_refused(root: Path) -> None:
     tensors = whole(write_pair(root / "turned", 2, torch.bfloat16))
     model = loaded(Transposing(0, 1, 2, torch.float32))
