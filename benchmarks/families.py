@@ -23,11 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from family_shapes import FAMILIES as MODELS
-from family_shapes import KINDS, WRAPPERS, make_pair
+from family_shapes import DIFFERING, KINDS, WRAPPERS, make_pair
 from forked import forked, import_vllm
 
 from lambdasweep.takehome.export import export_point
 from lambdasweep.takehome.point import from_flags
+from merge.checkpoint import open_checkpoint
+from merge.text_part import architecture_of
+from serve.runnable import default_dtype, refuse_model
 from serve.settings import EngineSettings, available_cores, installed_device
 
 FAMILIES = MODELS | WRAPPERS
@@ -35,12 +38,12 @@ LAMBDAS = ("0", "0.35", "1")
 _TO_TRANSFORMERS = 1e-4  # nats; where a fresh engine is farther away, so may the live one be
 
 
-def settings() -> EngineSettings:
-    """Return those of the engines."""
+def settings(architecture: str = "") -> EngineSettings:
+    """Return those of the engines; a few architectures are not computed in float32 on a CPU."""
     device = installed_device()
     return EngineSettings(
         device=device,
-        dtype="float32" if device == "cpu" else "bfloat16",
+        dtype=default_dtype(device, architecture, "bfloat16"),
         max_model_len=128,
         threads=1 if device == "cpu" else 0,
         block_size=32 if device == "cpu" else None,
@@ -81,7 +84,7 @@ def fresh(checkpoint: Path) -> list[float]:
 def _engine(base: Path, aligned: Path | None) -> Any:
     from serve.engine import Engine
 
-    return Engine(base, aligned, settings())
+    return Engine(base, aligned, settings(architecture_of(open_checkpoint(str(base), "base"))))
 
 
 def _processor_seconds() -> float:
@@ -104,7 +107,8 @@ def transformers_logprobs(checkpoint: Path) -> list[float]:
     import transformers
 
     (architecture,) = json.loads((checkpoint / "config.json").read_text())["architectures"]
-    kind = getattr(transformers, architecture)  # of a wrapper the whole
+    # Of a wrapper the whole.
+    kind = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
     model = kind.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
     found: list[float] = []
     for ids in prompts():
@@ -118,6 +122,13 @@ def judge(family: str, work: Path, lambdas: tuple[str, ...]) -> dict[str, Any]:
     """Return one row of the table; fresh engines are started at some λs only."""
     row: dict[str, Any] = {"family": family, "run": date.today().isoformat()}
     forked(work / "make.log", lambda: make_pair(family, work))
+    architecture = architecture_of(open_checkpoint(str(work / "base"), "base"))
+    if refused := refuse_model(installed_device(), architecture, settings(architecture).dtype):
+        try:
+            forked(work / "fresh-0.log", lambda: fresh(work / "base"))
+        except RuntimeError:
+            return row | {"verdict": "refused", "why": f"`plan`: {refused}"}
+        return row | {"verdict": "wrong", "why": f"vLLM runs it, and a plan would say: {refused}"}
     try:
         found = forked(work / "live.log", lambda: live(work))
     except RuntimeError as error:
@@ -174,7 +185,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         why = row.get("why", "")
         if row.get("fresh_to_transformers", 0) > _TO_TRANSFORMERS:
-            why = f"a fresh vLLM differs from transformers by {row['fresh_to_transformers']:.1e} nats. {why}".strip()
+            because = DIFFERING.get(row["family"], "why is not known")
+            told = f"A fresh vLLM differs from transformers by {row['fresh_to_transformers']:.1e} nats: {because}."
+            why = f"{told} {why}".strip()
         gaps = [f"{row[key]:.1e}" if row.get(key) else str(row.get(key, "")) for key in ("to_fresh", "to_transformers")]
         cells = row["family"], row["verdict"], row.get("route", ""), *gaps, row["run"], why.replace("|", "\\|")
         lines.append(f"| {' | '.join(cells)} |")

@@ -1,5 +1,6 @@
 """The families of benchmarks/families.py: a small shape of each, and a pair of random checkpoints of that shape."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "GraniteMoe": _LOCAL_EXPERTS,
     "Glm4Moe": _ROUTED_EXPERTS | {"head_dim": 32},
     "Lfm2Moe": _EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
-    "Phimoe": _LOCAL_EXPERTS,
+    "Phimoe": _LOCAL_EXPERTS | {"attention_bias": True, "lm_head_bias": True},
     "Ernie4_5_Moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 64, "moe_layer_start_index": 1},
     "Dots1": _ROUTED_EXPERTS | {"layer_types": ["full_attention"] * 2},
     "Llama4Text": {"num_local_experts": 4, "num_experts_per_tok": 1}
@@ -116,16 +117,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "DeepseekV2": _LATENT | {"topk_method": "greedy"},
     "DeepseekV3": _LATENT | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "Glm4MoeLite": _LATENT | {"q_lora_rank": 64},
-    "DeepseekV4": _ROUTED_EXPERTS | {"head_dim": 128, "num_key_value_heads": 1},
+    "DeepseekV32": _LATENT | {"topk_method": "noaux_tc", "q_lora_rank": 64, "index_n_heads": 4, "index_head_dim": 128},
+    "DeepseekV4": _ROUTED_EXPERTS | {"head_dim": 128, "num_key_value_heads": 1, "mlp_layer_types": ["moe", "moe"]},
     "HYV4": _ROUTED_EXPERTS
     | {"num_key_value_heads": 4, "head_dim": 64, "q_lora_rank": 64, "kv_lora_rank": 512}
     | {"qk_nope_head_dim": 128, "v_head_dim": 128},
     # State spaces, alone or beside attention.
+    "Mamba": {"state_size": 16, "time_step_rank": 8},
+    "FalconMamba": {"state_size": 16, "time_step_rank": 8},
     "Mamba2": {"num_heads": 8, "head_dim": 32, "state_size": 16, "n_groups": 1, "chunk_size": 32},
     "Jamba": _LOCAL_EXPERTS
     | {"num_experts": 4, "mamba_d_state": 16, "mamba_dt_rank": 8, "attn_layer_period": 2, "attn_layer_offset": 1}
     | {"expert_layer_period": 2, "expert_layer_offset": 1, "use_mamba_kernels": False},
-    "Lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "Lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}
+    | {"conv_dim": 128, "conv_dim_out": 128, "conv_bias": False, "block_dim": 128, "block_ff_dim": 256}
+    | {"block_multiple_of": 32, "block_ffn_dim_multiplier": 1.0, "block_norm_eps": 1e-5, "block_use_swiglu": True},
     "FalconH1": _MAMBA | {"head_dim": 32, "mamba_d_ssm": 256},
     "GraniteMoeHybrid": _MAMBA
     | _LOCAL_EXPERTS
@@ -142,7 +148,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     | {"head_dim": 32, "shared_expert_intermediate_size": 64}
     | {"layer_types": ["linear_attention", "full_attention"]},
 }
-_VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2} | {
+_VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+} | {
     "image_size": 28,
     "patch_size": 14,
 }
@@ -178,15 +189,27 @@ WRAPPERS: dict[str, dict[str, Any]] = {
     },
     "Qwen3VL": {
         "text_config": _SECTIONS | {"head_dim": 32},
-        "vision_config": _PATCHES | {"out_hidden_size": 128, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+        "vision_config": _PATCHES
+        | {"out_hidden_size": 128, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
     },
     "Llama4": {
         "text_config": FAMILIES["Llama4Text"],
         "vision_config": _VISION | {"vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64},
     },
 }
+# What the configs of published checkpoints say otherwise than transformers 5 writes it; None: they have no such key.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Phimoe": {"architectures": ["PhiMoEForCausalLM"]},
+    "DeepseekV4": {"mlp_layer_types": None, "num_hash_layers": 0, "compress_ratios": [128, 128]},
+}
+# Why a fresh vLLM itself is not within 1e-4 nats of transformers.
+DIFFERING = {
+    "Apertus": "it has the two numbers of the activation function in bfloat16",
+    "Cohere2": "its sliding window is one token wider, as the models were trained",
+    "Qwen3Next": "it computes in bfloat16, and transformers in float32",
+}
 # One family of each kind.
-KINDS = ("Qwen3Moe", "GptOss", "DeepseekV3", "Falcon", "FalconH1")
+KINDS = ("Qwen3Moe", "GptOss", "DeepseekV3", "Falcon", "FalconH1", "Phi", "Llama4", "Mistral3+Ministral3", "Qwen3VL")
 
 
 def make_pair(family: str, out: Path) -> None:
@@ -199,13 +222,18 @@ def make_pair(family: str, out: Path) -> None:
     buffers = [(name, buffer) for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
     for name, weight in [*model.named_parameters(), *buffers]:
         # A norm's weights are near 1 and the others' near 0, as in a model that has learnt something.
-        start = 0.12 * torch.randn(weight.shape, generator=one) + float(any(part in name for part in ("norm", "ln_")) and "bias" not in name)
+        start = 0.12 * torch.randn(weight.shape, generator=one) + float(
+            any(part in name for part in ("norm", "ln_")) and "bias" not in name
+        )
         parents["base"][name] = start
         parents["aligned"][name] = start + 0.06 * torch.randn(weight.shape, generator=two)
     for role, weights in parents.items():
         model.load_state_dict(weights, strict=False)
         model.to(torch.bfloat16).save_pretrained(out / role)
         model.to(torch.float32)
+        file = out / role / "config.json"
+        written = json.loads(file.read_text()) | PUBLISHED.get(family, {})
+        file.write_text(json.dumps({key: value for key, value in written.items() if value is not None}, indent=2))
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(ROOT / "lambdasweep/demo/base" / file, out / role)
 

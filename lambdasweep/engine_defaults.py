@@ -34,14 +34,17 @@ def settle(
         InputError: a setting does not fit the model, or text cannot be scored with it.
     """
     from merge.model_sizes import sizes_of
-    from merge.text_part import only_text
+    from merge.text_part import architecture_of, only_text
+    from serve.runnable import default_dtype, refuse_model
     from serve.settings import EngineSettings, available_cores
 
     recorded, sizes = recorded or {}, sizes_of(pair)
-    dtype = config.dtype
+    dtype, architecture = config.dtype, architecture_of(pair.shaped)
     if dtype == "auto":
         kinds = {_DTYPES[info.dtype] for info in only_text(pair).base.tensors.values()}
-        dtype = "float32" if device == "cpu" or len(kinds) > 1 else kinds.pop()
+        dtype = default_dtype(device, architecture, "float32" if len(kinds) > 1 else kinds.pop())
+    if refused := refuse_model(device, architecture, dtype):
+        raise InputError(refused)
     window = sizes.window or CPU_WINDOW
     max_model_len = config.max_model_len or (min(window, CPU_WINDOW) if device == "cpu" else window)
     if max_model_len > window:
@@ -246,15 +249,20 @@ def server_defaults(pair: "Pair", device: str, recorded: Mapping[str, Any]) -> d
     rotary factors, as long as the short ones are meant for, as vLLM's own server does.
     """
     from merge.model_sizes import sizes_of
+    from merge.text_part import architecture_of
+    from serve.runnable import default_dtype, refuse_model
 
-    sizes = sizes_of(pair)
+    sizes, architecture = sizes_of(pair), architecture_of(pair.shaped)
     window = sizes.window or CPU_WINDOW
     window = min(window, sizes.short_window or window)
     defaults: dict[str, Any] = {"max_model_len": window}
     if device == "cpu":
+        dtype = default_dtype(device, architecture, "")
+        if refused := refuse_model(device, architecture, dtype):
+            raise InputError(refused)
         defaults |= {
             "max_model_len": min(window, CPU_WINDOW),
-            "dtype": "float32",
+            "dtype": dtype,
             "block_size": 32,
             "enforce_eager": True,
         }

@@ -6,7 +6,7 @@ peculiar to an architecture is its entry in `_WRAPPERS`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from contract.errors import PairError
@@ -15,15 +15,14 @@ from merge.pair import Pair
 
 # Configs that are nested in a wrapper's, as transformers and vLLM call them.
 _NESTED = ("text_config", "llm_config", "language_config", "vision_config", "audio_config", "thinker_config")
-# How wrappers call what a language model calls `model.` and `lm_head.`: versions of transformers nest it in either order,
-# and some not at all.
+# How wrappers call what a language model calls `model.` and `lm_head.`; transformers 4 and 5 in either order.
 _TEXT = {
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
     "model.language_model.": "model.",
     "lm_head.": "lm_head.",
-    **{name: name for name in ("model.layers.", "model.embed_tokens.", "model.norm.")},
 }
+_FLAT = {"model.layers.": "model.layers.", "model.embed_tokens.": "model.embed_tokens.", "model.norm.": "model.norm."}
 # What a wrapper says of the whole, its language model included.
 _SHARED = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "pad_token_id")
 _SHOWN = 3
@@ -38,6 +37,8 @@ class _Wrapper:
     vLLM's class. The first one stands for a text config that does not say."""
     others: tuple[str, ...]
     """How names of tensors of other modalities begin, after a `model.` that some have."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Further beginnings of names, and those they become."""
 
 
 def _same(model_type: str, architecture: str) -> dict[str, tuple[str, str]]:
@@ -60,8 +61,10 @@ _WRAPPERS = {
         _same("mistral", "MistralForCausalLM") | _same("ministral3", "Ministral3ForCausalLM"),
         ("vision_tower.", "multi_modal_projector."),
     ),
-    "Qwen2VLForConditionalGeneration": _Wrapper({"qwen2_vl_text": ("qwen2", "Qwen2ForCausalLM")}, ("visual.",)),
-    "Qwen2_5_VLForConditionalGeneration": _Wrapper({"qwen2_5_vl_text": ("qwen2", "Qwen2ForCausalLM")}, ("visual.",)),
+    "Qwen2VLForConditionalGeneration": _Wrapper({"qwen2_vl_text": ("qwen2", "Qwen2ForCausalLM")}, ("visual.",), _FLAT),
+    "Qwen2_5_VLForConditionalGeneration": _Wrapper(
+        {"qwen2_5_vl_text": ("qwen2", "Qwen2ForCausalLM")}, ("visual.",), _FLAT
+    ),
     "Qwen3VLForConditionalGeneration": _Wrapper({"qwen3_vl_text": ("qwen3", "Qwen3ForCausalLM")}, ("visual.",)),
 }
 
@@ -83,7 +86,7 @@ def text_part(checkpoint: Checkpoint) -> TextPart | None:
         PairError: what it wraps cannot be had.
     """
     config = checkpoint.config
-    architecture = str(next(iter(config.get("architectures") or ["a model without architectures"])))
+    architecture = _named(config)
     wrapper = _WRAPPERS.get(architecture)
     if wrapper is None:
         if any(isinstance(config.get(key), dict) for key in _NESTED):
@@ -94,9 +97,9 @@ def text_part(checkpoint: Checkpoint) -> TextPart | None:
         return None
     names, unknown = {}, []
     for tensor in checkpoint.tensors:
-        begins = next((known for known in _TEXT if tensor.startswith(known)), None)
+        begins = next((known for known in _TEXT | dict(wrapper.names) if tensor.startswith(known)), None)
         if begins is not None:
-            names[tensor] = _TEXT[begins] + tensor.removeprefix(begins)
+            names[tensor] = (_TEXT | dict(wrapper.names))[begins] + tensor.removeprefix(begins)
         elif not tensor.removeprefix("model.").startswith(wrapper.others):
             unknown.append(tensor)
     if unknown:
@@ -129,6 +132,20 @@ def text_part(checkpoint: Checkpoint) -> TextPart | None:
         if isinstance(made.get(key), dict) and "mrope_section" in made[key]:
             made[key] = _without_sections(made[key])
     return TextPart(made, names)
+
+
+def architecture_of(checkpoint: Checkpoint) -> str:
+    """Return which class of language model an engine holds of a checkpoint.
+
+    Raises:
+        PairError: the checkpoint wraps one that cannot be had.
+    """
+    part = text_part(checkpoint)
+    return _named(part.config if part else checkpoint.config)
+
+
+def _named(config: Mapping[str, Any]) -> str:
+    return str(next(iter(config.get("architectures") or ["a model without architectures"])))
 
 
 def text_values(config: Mapping[str, Any]) -> dict[str, Any]:
