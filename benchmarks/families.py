@@ -22,8 +22,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from family_shapes import FAMILIES as MODELS
 from family_shapes import DIFFERING, KINDS, WRAPPERS, make_pair
+from family_shapes import FAMILIES as MODELS
 from forked import forked, import_vllm
 
 from lambdasweep.takehome.export import export_point

@@ -231,9 +231,9 @@ def make_pair(family: str, out: Path) -> None:
         model.load_state_dict(weights, strict=False)
         model.to(torch.bfloat16).save_pretrained(out / role)
         model.to(torch.float32)
-        file = out / role / "config.json"
-        written = json.loads(file.read_text()) | PUBLISHED.get(family, {})
-        file.write_text(json.dumps({key: value for key, value in written.items() if value is not None}, indent=2))
+        config = out / role / "config.json"
+        written = json.loads(config.read_text()) | PUBLISHED.get(family, {})
+        config.write_text(json.dumps({key: value for key, value in written.items() if value is not None}, indent=2))
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(ROOT / "lambdasweep/demo/base" / file, out / role)
 

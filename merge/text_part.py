@@ -45,8 +45,8 @@ def _same(model_type: str, architecture: str) -> dict[str, tuple[str, str]]:
     return {model_type: (model_type, architecture)}
 
 
-# In the Qwen-VL models text has the same position in all sections of the multimodal rotary embedding, which makes it the plain
-# one of the language model that they grew from.
+# In the Qwen-VL models text has the same position in all sections of the multimodal rotary embedding, which makes it the
+# plain one of the language model that they grew from.
 _WRAPPERS = {
     "Gemma3ForConditionalGeneration": _Wrapper(
         _same("gemma3_text", "Gemma3ForCausalLM"), ("vision_tower.", "multi_modal_projector.")

@@ -5,8 +5,8 @@
     mmap     the checkpoint files themselves: costs no memory of its own, and all ranks of a node share what one has read;
              on the CPU, where these are plain reads, nothing is faster
 
-A rank keeps only its own tensor-parallel share. Of an aligned checkpoint that is an adapter it keeps the factors, whole and on
-its device: what they add to base is computed where a block is used.
+A rank keeps only its own tensor-parallel share. Of an aligned checkpoint that is an adapter it keeps the factors, whole and
+on its device: what they add to base is computed where a block is used.
 """
 
 import weakref

@@ -124,13 +124,7 @@ class ResidentRoute:
         """Write θ(λ) of one parameter into `live`, a tensor of the loader's layout."""
         for piece, place, parts in self._blocks_of(target):
             at, rule = ("1", PLAIN) if piece.is_kept else (lam, self._rules[piece.name])
-            read = needed(at, rule)
-            parents = self._staging.load(parts, read) if self._staging is not None else parts
-            # `theta` reads nothing of parents that are not needed, so any tensor may stand in for them.
-            parents = [
-                one if isinstance(one, torch.Tensor) else one.to(parents[0]) if number in read else parents[0]
-                for number, one in enumerate(parents)
-            ]
+            parents = self._ready(parts, needed(at, rule))
             block = place.on(live)
             one = along_one(at, rule) if self._fuses and live.dtype == target.dtype else None
             if one is not None and place.shape[-1] == target.columns and block.is_contiguous():
@@ -150,6 +144,16 @@ class ResidentRoute:
                 self._staging.release()
             row_steps = [step // target.columns for step in place.stride[:-1]]
             digest.add(made, target.key, place.offset // target.columns, row_steps, target.words)
+
+    def _ready(self, parts: Sequence[Part], read: Sequence[int]) -> list[torch.Tensor]:
+        """Return the blocks of all parents, on the device; those that are not to be read have any other in their place."""
+        there = self._staging.load(parts, read) if self._staging is not None else parts
+        base = there[0]
+        assert isinstance(base, torch.Tensor)  # adapters are of aligned parents
+        return [
+            one if isinstance(one, torch.Tensor) else one.to(base) if number in read else base
+            for number, one in enumerate(there)
+        ]
 
     def _blocks_of(self, target: Target) -> Iterable[Block]:
         found = self._blocks.get(target.path)

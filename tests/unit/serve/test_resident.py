@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from contract.errors import EngineError, InputError
-from contract.points import named, role
+from contract.points import named
+from contract.points import role as role_of
 from merge.checkpoint import open_checkpoint
 from merge.digest import WeightDigest, parameter_key, takes_words
 from merge.interpolate import chunks, interpolated_tensors, mapped_tensors, tensor_rules
@@ -347,7 +348,7 @@ def test_adapters_are_kept_as_factors_and_give_the_checkpoint_that_is_exported(
     opened, of_factors = {"base": base}, 0
     for seed, name in enumerate(names):
         of_factors += write_adapter(root / f"adapter-{seed}-{factors}", seed, factors)
-        opened[role(name)] = open_checkpoint(str(root / f"adapter-{seed}-{factors}"), role(name))
+        opened[role_of(name)] = open_checkpoint(str(root / f"adapter-{seed}-{factors}"), role_of(name))
     pair = join(opened, STRAIGHT)
     model = loaded(Model(*place, 8, live))
     asked: list[int] = []
