@@ -22,7 +22,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from family_shapes import DIFFERING, KINDS, WRAPPERS, make_pair
+from family_shapes import DIFFERING, KINDS, NOT_RUN, WRAPPERS, make_pair
 from family_shapes import FAMILIES as MODELS
 from forked import forked, import_vllm
 
@@ -132,7 +132,9 @@ def judge(family: str, work: Path, lambdas: tuple[str, ...]) -> dict[str, Any]:
     try:
         found = forked(work / "live.log", lambda: live(work))
     except RuntimeError as error:
-        return row | {"why": str(error)[:400], "verdict": "refused" if _is_refused(str(error), work) else "wrong"}
+        if _is_refused(str(error), work):
+            return row | {"why": NOT_RUN.get(family, str(error)[:400]), "verdict": "refused"}
+        return row | {"why": str(error)[:400], "verdict": "wrong"}
     export = forked(work / "export.log", lambda: str(_export(work)))
     checkpoints = dict(zip(LAMBDAS, (work / "base", Path(export), work / "aligned"), strict=True))
     exact, loaded = {}, {}
