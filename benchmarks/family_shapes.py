@@ -204,7 +204,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 # Why vLLM does not run what transformers writes of these.
 NOT_RUN = {
-    "DeepseekV4": "vLLM knows only the names of the published checkpoints, whose weights are quantised, which `plan` refuses",
+    "DeepseekV4": "vLLM knows the names of published checkpoints only, whose weights are quantised, which `plan` refuses",
 }
 # Why a fresh vLLM itself is not within 1e-4 nats of transformers.
 DIFFERING = {

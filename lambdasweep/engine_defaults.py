@@ -222,6 +222,15 @@ def rope_warnings(settings: "EngineSettings", pair: "Pair") -> tuple[str, ...]:
     )
 
 
+def model_warnings(settings: "EngineSettings", pair: "Pair") -> tuple[str, ...]:
+    """Return a warning where vLLM itself is known to score a model otherwise than transformers."""
+    from merge.text_part import architecture_of
+    from serve.runnable import warn_of_model
+
+    warning = warn_of_model(settings.device, architecture_of(pair.shaped))
+    return (warning,) if warning else ()
+
+
 def _kv_cache_bytes(max_model_len: int, sizes: "ModelSizes", dtype: str, ranks: int) -> int:
     """Return the KV cache of a rank on a CPU: two requests of the greatest length, or a GiB."""
     return max(GIB, 2 * max_model_len * kv_bytes_per_token(sizes, dtype) // ranks)

@@ -1,4 +1,7 @@
-"""What vLLM 0.32 does not run on a CPU, by architecture: a plan refuses it, and no engine is started. Knows no vLLM."""
+"""What vLLM 0.32 does not run on a CPU, by architecture, or scores otherwise than transformers. Knows no vLLM.
+
+A plan refuses the former, and no engine is started; of the latter it warns.
+"""
 
 # What a model has for which there is no kernel.
 _WITHOUT_KERNEL = {
@@ -12,6 +15,12 @@ _WITHOUT_KERNEL = {
 }
 # Whose kernels take bfloat16 only.
 _BFLOAT16_ONLY = {"Qwen3NextForCausalLM": "gated delta networks"}
+# How far, in nats, a fresh vLLM was from transformers with a small random model on a CPU, for reasons that are not known.
+_FAR_FROM_TRANSFORMERS = {
+    "Ernie4_5_MoeForCausalLM": 0.92,
+    "Gemma3nForCausalLM": 1.1,
+    "PhiMoEForCausalLM": 0.32,
+}
 
 
 def default_dtype(device: str, architecture: str, stored: str) -> str:
@@ -37,3 +46,14 @@ def refuse_model(device: str, architecture: str, dtype: str) -> str | None:
     if only and dtype != "bfloat16":
         return f"--dtype {dtype}: on a CPU vLLM computes the {only} of {architecture} in bfloat16 only: leave it out"
     return None
+
+
+def warn_of_model(device: str, architecture: str) -> str | None:
+    """Return what is to be known of a model's numbers, or None."""
+    far = _FAR_FROM_TRANSFORMERS.get(architecture)
+    if device != "cpu" or far is None:
+        return None
+    return (
+        f"on a CPU a fresh vLLM itself scores small random models of {architecture} up to {far} nats away from "
+        "transformers: hold a parent against it before you rely on the numbers"
+    )
