@@ -236,8 +236,10 @@ def make_pair(family: str, out: Path) -> None:
         model.to(torch.bfloat16).save_pretrained(out / role)
         model.to(torch.float32)
         config = out / role / "config.json"
-        written = json.loads(config.read_text()) | PUBLISHED.get(family, {})
-        config.write_text(json.dumps({key: value for key, value in written.items() if value is not None}, indent=2))
+        said = PUBLISHED.get(family, {})
+        written = {key: value for key, value in json.loads(config.read_text()).items() if key not in said}
+        written |= {key: value for key, value in said.items() if value is not None}
+        config.write_text(json.dumps(written, indent=2))
         for file in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(ROOT / "lambdasweep/demo/base" / file, out / role)
 

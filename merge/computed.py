@@ -36,9 +36,8 @@ class Factors:
         return Factors(self.up[rows], self.down[:, columns], self.scale)
 
     def on(self, device: torch.device) -> "Factors":
-        """Return a copy on a device."""
-        up, down = (one.to(device, copy=True).contiguous() for one in (self.up, self.down))
-        return Factors(up, down, self.scale)
+        """Return the same on a device."""
+        return Factors(self.up.to(device), self.down.to(device), self.scale)
 
     def added(self, base: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Return base + scale · up · down, added in float32 and rounded once to `dtype`.

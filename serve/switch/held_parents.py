@@ -62,14 +62,15 @@ class Parents(Protocol):
 class MappedParents:
     """The checkpoint files, read where a block needs them."""
 
-    def __init__(self, parents: Sequence[Tensors]) -> None:
-        """`parents`: base and each aligned one."""
+    def __init__(self, parents: Sequence[Tensors], device: torch.device) -> None:
+        """`parents`: base and each aligned one; `device`: the rank's."""
         self._parents = parents
+        self._brought = _Brought(device)
 
     def blocks(self, target: Target, limit: int, whole: bool) -> Iterator[Block]:
         for piece in target.pieces:
             first, *others = (tensors[piece.name] for tensors in _kept(self._parents, piece))
-            forms = _forms(self._parents, piece)
+            forms = self._brought.forms(self._parents, piece)
             for index in chunks(piece.place.shape, target.dtype.itemsize, limit):
                 source = piece.source.block(index)
                 base = _part(first, source)
@@ -78,6 +79,16 @@ class MappedParents:
                     for form, tensor in zip(forms, others, strict=True)
                 ]
                 yield piece, piece.place.block(index), [base, *aligned]
+
+
+def is_read_anew(targets: Sequence[Target], parents: Sequence[Tensors]) -> bool:
+    """Tell whether `MappedParents` makes any block anew when it is read: whoever keeps it, holds a copy."""
+    for piece in (piece for target in targets for piece in target.pieces):
+        tensors = [of_parent[piece.name] for of_parent in _kept(parents, piece)]
+        for tensor, form in zip(tensors, ("own", *_forms(parents, piece)), strict=True):
+            if form == "own" and isinstance(tensor, Computed):
+                return True
+    return False
 
 
 def held_bytes(targets: Sequence[Target], parents: Sequence[Tensors]) -> int:
@@ -111,17 +122,9 @@ class HeldParents:
         device: torch.device,
         pin: bool,
     ) -> None:
-        moved: dict[int, Factors] = {}
-
-        def here(form: Form) -> Form:
-            if not isinstance(form, Factors):
-                return form
-            if id(form) not in moved:
-                moved[id(form)] = form.on(device)
-            return moved[id(form)]
-
+        brought = _Brought(device)
         # By the target's path and the piece's place: the form of each aligned parent.
-        self._forms = {t.path: [[here(form) for form in _forms(parents, piece)] for piece in t.pieces] for t in targets}
+        self._forms = {target.path: [brought.forms(parents, piece) for piece in target.pieces] for target in targets}
         # By parent: where the copies of targets begin. Base has one of each.
         self._starts: list[dict[str, int]] = []
         sizes = []
@@ -171,6 +174,22 @@ class HeldParents:
         start = self._starts[number][target.path]
         size = target.layout.numel() * target.dtype.itemsize
         return self._memory[number][start : start + size].view(target.dtype)
+
+
+class _Brought:
+    """Factors of adapters on a rank's device, each brought there once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._found: dict[int, tuple[Factors, Factors]] = {}  # those of the files stay alive, and so keep their number
+
+    def forms(self, parents: Sequence[Tensors], piece: Piece) -> list[Form]:
+        return [self._here(form) if isinstance(form, Factors) else form for form in _forms(parents, piece)]
+
+    def _here(self, factors: Factors) -> Factors:
+        if id(factors) not in self._found:
+            self._found[id(factors)] = factors, factors.on(self._device)
+        return self._found[id(factors)][1]
 
 
 def _forms(parents: Sequence[Tensors], piece: Piece) -> list[Form]:

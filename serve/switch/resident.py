@@ -26,6 +26,7 @@ from serve.switch.held_parents import (
     Parents,
     Part,
     held_bytes,
+    is_read_anew,
 )
 from serve.switch.loader_made import LoaderMade
 from serve.switch.packing import Packer, is_as_loaded
@@ -78,7 +79,7 @@ class ResidentRoute:
         self.tier = choose_tier(held_bytes(copied, parents))
         self._parents: Parents
         if self.tier == "mmap":
-            self._parents = MappedParents(parents)
+            self._parents = MappedParents(parents, device)
         else:
             where = device if self.tier == "device" else torch.device("cpu")
             pin = self.tier == "pinned" and device.type == "cuda"
@@ -89,9 +90,7 @@ class ResidentRoute:
         self._fuses = device.type == "cuda" and fused.is_available()
         # What the blocks of a parameter are does not change. On a GPU, which is faster than Python, they are made once.
         self._blocks: dict[str, list[Block]] = {}
-        # A block that is converted or computed when it is read would be held for good.
-        is_read_anew = self.tier == "mmap" and any(isinstance(one, Computed) for one in parents[0].values())
-        self._keeps_blocks = device.type == "cuda" and not is_read_anew
+        self._keeps_blocks = device.type == "cuda" and not (self.tier == "mmap" and is_read_anew(copied, parents))
         # Where the checkpoint's dtype is not the engine's, a block is rounded to the former before it is converted.
         converts = any(target.layout.dtype != target.dtype for target in targets)
         self._rounded = torch.empty(self._limit if converts else 0, dtype=torch.uint8, device=device)

@@ -20,11 +20,12 @@ from contract.errors import EngineError, InputError
 from contract.points import named
 from contract.points import role as role_of
 from merge.checkpoint import open_checkpoint
+from merge.computed import mapped_together
 from merge.digest import WeightDigest, parameter_key, takes_words
 from merge.interpolate import chunks, interpolated_tensors, mapped_tensors, tensor_rules
 from merge.line import STRAIGHT, Line
 from merge.pair import Pair, join
-from serve.switch.held_parents import HeldParents, MappedParents
+from serve.switch.held_parents import HeldParents, MappedParents, is_read_anew
 from serve.switch.recorder import UntraceableError
 from serve.switch.reload import ReloadRoute, tied_modules
 from serve.switch.resident import ResidentRoute, _Staging
@@ -379,6 +380,19 @@ def test_adapters_are_kept_as_factors_and_give_the_checkpoint_that_is_exported(
     assert straight.switch(point) == digest
 
 
+def test_a_block_is_kept_unless_it_is_made_when_it_is_read(root: Path) -> None:
+    """What an adapter adds is a view of its factors; what is converted of a file is a copy."""
+    base = write_pair(root / "kept", 8, torch.bfloat16).base
+    write_adapter(root / "kept-adapter", 0, torch.bfloat16)
+    adapted = join({"base": base, "aligned": open_checkpoint(str(root / "kept-adapter"), "aligned")}, STRAIGHT)
+    other = write_pair(root / "kept-wide", 8, torch.float32).aligned
+    widened = join({"base": base, "aligned": other}, STRAIGHT)
+    for pair, anew in ((adapted, False), (widened, True)):
+        parents = mapped_together([*pair.parents.values()])
+        targets = trace(loaded(Model(0, 1, 8, torch.float32)), dict(mapped_tensors(pair.base)))
+        assert is_read_anew(targets, parents) is anew
+
+
 class Registering(Model):
     """Makes a parameter while it loads, as vLLM's Transformers backend does where a checkpoint has a bias of the LM head."""
 
@@ -727,7 +741,7 @@ def test_parents_give_every_element_once_in_blocks_within_the_limit(root: Path, 
     tensors = whole(pair)
     targets = trace(loaded(Model(1, 2, 8, torch.float32)), tensors)
     both = [tensors, tensors]
-    parents = MappedParents(both) if tier == "mmap" else HeldParents(targets, both, CPU, CPU, False)
+    parents = MappedParents(both, CPU) if tier == "mmap" else HeldParents(targets, both, CPU, CPU, False)
     for target in targets:
         hits = torch.zeros(target.layout.shape, dtype=torch.int32)
         for _, place, (base, aligned) in parents.blocks(target, 40, whole=True):
