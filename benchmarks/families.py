@@ -22,23 +22,28 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from family_shapes import FAMILIES, KINDS, make_pair
+from family_shapes import DIFFERING, KINDS, NOT_RUN, WRAPPERS, make_pair
+from family_shapes import FAMILIES as MODELS
 from forked import forked, import_vllm
 
 from lambdasweep.takehome.export import export_point
 from lambdasweep.takehome.point import from_flags
+from merge.checkpoint import open_checkpoint
+from merge.text_part import architecture_of
+from serve.runnable import default_dtype, refuse_model
 from serve.settings import EngineSettings, available_cores, installed_device
 
+FAMILIES = MODELS | WRAPPERS
 LAMBDAS = ("0", "0.35", "1")
 _TO_TRANSFORMERS = 1e-4  # nats; where a fresh engine is farther away, the live one may be as far
 
 
-def settings() -> EngineSettings:
-    """Return the settings of the engines."""
+def settings(architecture: str = "") -> EngineSettings:
+    """Return the settings of the engines; a few architectures are not computed in float32 on a CPU."""
     device = installed_device()
     return EngineSettings(
         device=device,
-        dtype="float32" if device == "cpu" else "bfloat16",
+        dtype=default_dtype(device, architecture, "bfloat16"),
         max_model_len=128,
         threads=1 if device == "cpu" else 0,
         block_size=32 if device == "cpu" else None,
@@ -79,7 +84,7 @@ def fresh(checkpoint: Path) -> list[float]:
 def _engine(base: Path, aligned: Path | None) -> Any:
     from serve.engine import Engine
 
-    return Engine(base, aligned, settings())
+    return Engine(base, aligned, settings(architecture_of(open_checkpoint(str(base), "base"))))
 
 
 def _processor_seconds() -> float:
@@ -99,13 +104,16 @@ def _logprobs(engine: Any) -> list[float]:
 def transformers_logprobs(checkpoint: Path) -> list[float]:
     """Return the same logprobs by transformers, in float32 on the CPU."""
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
+    (architecture,) = json.loads((checkpoint / "config.json").read_text())["architectures"]
+    # Of a wrapper the whole.
+    kind = getattr(transformers, architecture, transformers.AutoModelForCausalLM)
+    model = kind.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
     found: list[float] = []
     for ids in prompts():
         with torch.inference_mode():
-            scores = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         found += [float(scores[row, token]) for row, token in enumerate([*ids[1:], 0])]
     return found
 
@@ -114,10 +122,19 @@ def judge(family: str, work: Path, lambdas: tuple[str, ...]) -> dict[str, Any]:
     """Return one row of the table; fresh engines are started at some λs only."""
     row: dict[str, Any] = {"family": family, "run": date.today().isoformat()}
     forked(work / "make.log", lambda: make_pair(family, work))
+    architecture = architecture_of(open_checkpoint(str(work / "base"), "base"))
+    if refused := refuse_model(installed_device(), architecture, settings(architecture).dtype):
+        try:
+            forked(work / "fresh-0.log", lambda: fresh(work / "base"))
+        except RuntimeError:
+            return row | {"verdict": "refused", "why": f"`plan`: {refused}"}
+        return row | {"verdict": "wrong", "why": f"vLLM runs it, and a plan would say: {refused}"}
     try:
         found = forked(work / "live.log", lambda: live(work))
     except RuntimeError as error:
-        return row | {"why": str(error)[:400], "verdict": "refused" if _is_refused(str(error), work) else "wrong"}
+        if _is_refused(str(error), work):
+            return row | {"why": NOT_RUN.get(family, str(error)[:400]), "verdict": "refused"}
+        return row | {"why": str(error)[:400], "verdict": "wrong"}
     export = forked(work / "export.log", lambda: str(_export(work)))
     checkpoints = dict(zip(LAMBDAS, (work / "base", Path(export), work / "aligned"), strict=True))
     exact, loaded = {}, {}
@@ -170,7 +187,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         why = row.get("why", "")
         if row.get("fresh_to_transformers", 0) > _TO_TRANSFORMERS:
-            why = f"a fresh vLLM differs from transformers by {row['fresh_to_transformers']:.1e} nats. {why}".strip()
+            because = DIFFERING.get(row["family"], "why is not known")
+            told = f"A fresh vLLM differs from transformers by {row['fresh_to_transformers']:.1e} nats: {because}."
+            why = f"{told} {why}".strip()
         gaps = [f"{row[key]:.1e}" if row.get(key) else str(row.get(key, "")) for key in ("to_fresh", "to_transformers")]
         cells = row["family"], row["verdict"], row.get("route", ""), *gaps, row["run"], why.replace("|", "\\|")
         lines.append(f"| {' | '.join(cells)} |")

@@ -36,12 +36,16 @@ def settle(
         InputError: a setting does not fit the model, or text cannot be scored with it.
     """
     from merge.model_sizes import sizes_of
+    from merge.text_part import architecture_of
+    from serve.runnable import default_dtype, refuse_model
     from serve.settings import EngineSettings, available_cores, threads_of_rank
 
     recorded, sizes = recorded or {}, sizes_of(pair)
-    dtype = config.dtype
+    dtype, architecture = config.dtype, architecture_of(pair.shaped)
     if dtype == "auto":
-        dtype = "float32" if device == "cpu" else _dtype_of(pair)
+        dtype = default_dtype(device, architecture, _dtype_of(pair))
+    if refused := refuse_model(device, architecture, dtype):
+        raise InputError(refused)
     window = sizes.window or CPU_WINDOW
     max_model_len = config.max_model_len or (min(window, CPU_WINDOW) if device == "cpu" else window)
     if max_model_len > window:
@@ -233,6 +237,15 @@ def rope_warnings(settings: "EngineSettings", pair: "Pair") -> tuple[str, ...]:
     )
 
 
+def model_warnings(settings: "EngineSettings", pair: "Pair") -> tuple[str, ...]:
+    """Return a warning where vLLM itself is known to score a model otherwise than transformers."""
+    from merge.text_part import architecture_of
+    from serve.runnable import warn_of_model
+
+    warning = warn_of_model(settings.device, architecture_of(pair.shaped))
+    return (warning,) if warning else ()
+
+
 def _kv_cache_bytes(max_model_len: int, sizes: "ModelSizes", dtype: str, ranks: int) -> int:
     """Return the KV cache of a rank on a CPU: two requests of the greatest length, or a GiB."""
     return max(GIB, 2 * max_model_len * kv_bytes_per_token(sizes, dtype) // ranks)
@@ -269,16 +282,21 @@ def server_defaults(
     """
     from lambdasweep.fewest_ranks import with_fewest_ranks
     from merge.model_sizes import sizes_of
+    from merge.text_part import architecture_of
+    from serve.runnable import default_dtype, refuse_model
     from serve.settings import EngineSettings
 
-    sizes = sizes_of(pair)
+    sizes, architecture = sizes_of(pair), architecture_of(pair.shaped)
     window = sizes.window or CPU_WINDOW
     window = min(window, sizes.short_window or window)
     defaults: dict[str, Any] = {"max_model_len": window}
     if device == "cpu":
+        dtype = default_dtype(device, architecture, "")
+        if refused := refuse_model(device, architecture, dtype):
+            raise InputError(refused)
         defaults |= {
             "max_model_len": min(window, CPU_WINDOW),
-            "dtype": "float32",
+            "dtype": dtype,
             "block_size": 32,
             "enforce_eager": True,
         }

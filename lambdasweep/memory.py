@@ -69,7 +69,7 @@ def placed(pair: "Pair", settings: "EngineSettings", asked: str, room: "Room", r
 
     held, ranks = only_text(pair), settings.ranks
     # Stages are not quite equal: the first has the embedding, the last the LM head.
-    parents = held.nbytes // ranks
+    parents = held.held_bytes(ranks)
     live = live_bytes(pair, settings.dtype)
     if settings.device == "cuda":
         need = needs_of(settings, sizes_of(pair))
@@ -108,7 +108,7 @@ def describe_memory(prepared: "Prepared") -> str:
         from merge.text_part import only_text
 
         ranks = prepared.settings.ranks
-        parents = only_text(prepared.pair).nbytes // ranks
+        parents = only_text(prepared.pair).held_bytes(ranks)
         return (
             f"memory    parents: {size(parents)} a rank, in GPU memory, else pinned ({size(parents * ranks)} a replica), "
             "else in the page cache; decided on the GPU's own machine, by what is free there"

@@ -146,14 +146,17 @@ def _describe_headers(config: SweepConfig) -> Iterator[str]:
 def _describe_pair(pair: "Pair", ranks: int) -> str:
     from merge.text_part import only_text
 
-    held = only_text(pair).shaped
-    count, whole = len(pair.parents), len(pair.shaped.tensors)
-    parents = "both parents" if count == 2 else f"all {count} parents"
-    others = f" of the language model, which is what is scored ({whole} in all)" if len(held.tensors) < whole else ""
-    adapters = [one.nbytes for one in pair.opened.values() if one.is_adapter]
-    # With --parents mmap the adapted tensors are computed of these at each switch, and nothing else is kept.
-    adapted = f"; with --parents mmap base and {size(sum(adapters))} of adapters" if adapters else ""
+    text = only_text(pair)
+    held, whole = text.shaped, len(pair.shaped.tensors)
+    count, adapters = len(pair.parents), sum(one.is_adapter for one in pair.opened.values())
+    if adapters:
+        others = count - 1 - adapters
+        parents = "base and " + (f"{counted(others, 'checkpoint')} and " if others else "")
+        parents += f"the factors of {counted(adapters, 'adapter')}"
+    else:
+        parents = "both parents" if count == 2 else f"all {count} parents"
+    of_text = f" of the language model, which is what is scored ({whole} in all)" if len(held.tensors) < whole else ""
     return (
-        f"pair      {len(held.tensors)} tensors{others}, {size(held.nbytes)} each; {parents} per rank: "
-        f"{size(count * held.nbytes // ranks)}{adapted}"
+        f"pair      {len(held.tensors)} tensors{of_text}, {size(held.nbytes)} each; {parents} per rank: "
+        f"{size(text.held_bytes(ranks))}"
     )

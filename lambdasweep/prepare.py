@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from contract.errors import InputError, PairError, join
 from contract.points import order
 from lambdasweep.config import SweepConfig
-from lambdasweep.engine_defaults import cache_warnings, fit, how_long, rope_warnings, settle
+from lambdasweep.engine_defaults import cache_warnings, fit, how_long, model_warnings, rope_warnings, settle
 from lambdasweep.settings import SamplingSettings, as_flag, names_of
 from lambdasweep.tasks.answers import AnswerSpec, Grader, answers_of
 from lambdasweep.tasks.chat import ChatTemplate, read_template
@@ -214,7 +214,11 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
         tasks=tasks,
         harnesses=tuple(harnesses),
         prompts=prompts,
-        engine_warnings=(*rope_warnings(settings, pair), *cache_warnings(settings, config, recorded, samples)),
+        engine_warnings=(
+            *model_warnings(settings, pair),
+            *rope_warnings(settings, pair),
+            *cache_warnings(settings, config, recorded, samples),
+        ),
         length=how_long(settings, config, recorded, longest),
     )
 

@@ -59,6 +59,11 @@ def unify_heads(
             found[role] = parent
             if own[role] and flags[role]:
                 warnings.append(f"{role} has {head} of its own, though its {FLAG} is true: θ(λ) has a head of its own")
+            elif flags[role]:
+                warnings.append(
+                    f"{role} ties its LM head, and θ(λ) has a head of its own: that of {role} is {head}, its copy of the "
+                    "embedding"
+                )
         else:
             embedding = embedding_of(parent)
             if embedding is None:

@@ -64,6 +64,19 @@ class Pair:
         """Return the bytes of the tensors of all parents together."""
         return sum(parent.nbytes for parent in self.parents.values())
 
+    def held_bytes(self, ranks: int) -> int:
+        """Return the bytes of all parents that each of some ranks keeps: of an adapter the factors, whole."""
+        shared, factors = self.base.nbytes, 0
+        adapters = {called for called, one in self.opened.items() if one.is_adapter}
+        for name, one in self.aligned_by_name.items():
+            for tensor, info in one.tensors.items():
+                base = self.base.tensors[tensor] if role(name) in adapters else None
+                if info.update is not None and replace(info, update=None) == base:
+                    factors += info.update.up.nbytes + info.update.down.nbytes
+                elif info != base:
+                    shared += info.nbytes
+        return shared // ranks + factors
+
     @property
     def stored_bytes(self) -> int:
         """Return the bytes that all parents take where they lie: of an adapter, those of its factors."""

@@ -45,20 +45,27 @@ def _same(model_type: str, architecture: str) -> dict[str, tuple[str, str]]:
     return {model_type: (model_type, architecture)}
 
 
+# In the Qwen-VL models text has the same position in all sections of the multimodal rotary embedding, which makes it the
+# plain one of the language model that they grew from.
 _WRAPPERS = {
     "Gemma3ForConditionalGeneration": _Wrapper(
         _same("gemma3_text", "Gemma3ForCausalLM"), ("vision_tower.", "multi_modal_projector.")
     ),
-    "Mistral3ForConditionalGeneration": _Wrapper(
-        _same("mistral", "MistralForCausalLM"), ("vision_tower.", "multi_modal_projector.")
-    ),
-    # Text has the same position in all sections of the multimodal rotary embedding, which makes it the plain one.
-    "Qwen2_5_VLForConditionalGeneration": _Wrapper(
-        {"qwen2_5_vl_text": ("qwen2", "Qwen2ForCausalLM")}, ("visual.",), _FLAT
-    ),
     "Gemma4ForConditionalGeneration": _Wrapper(
         _same("gemma4_text", "Gemma4ForCausalLM"), ("vision_tower.", "embed_vision.", "audio_tower.", "embed_audio.")
     ),
+    "Llama4ForConditionalGeneration": _Wrapper(
+        _same("llama4_text", "Llama4ForCausalLM"), ("vision_model.", "multi_modal_projector.")
+    ),
+    "Mistral3ForConditionalGeneration": _Wrapper(
+        _same("mistral", "MistralForCausalLM") | _same("ministral3", "Ministral3ForCausalLM"),
+        ("vision_tower.", "multi_modal_projector."),
+    ),
+    "Qwen2VLForConditionalGeneration": _Wrapper({"qwen2_vl_text": ("qwen2", "Qwen2ForCausalLM")}, ("visual.",), _FLAT),
+    "Qwen2_5_VLForConditionalGeneration": _Wrapper(
+        {"qwen2_5_vl_text": ("qwen2", "Qwen2ForCausalLM")}, ("visual.",), _FLAT
+    ),
+    "Qwen3VLForConditionalGeneration": _Wrapper({"qwen3_vl_text": ("qwen3", "Qwen3ForCausalLM")}, ("visual.",)),
 }
 
 
@@ -79,7 +86,7 @@ def text_part(checkpoint: Checkpoint) -> TextPart | None:
         PairError: what it wraps cannot be had.
     """
     config = checkpoint.config
-    architecture = str(next(iter(config.get("architectures") or ["a model without architectures"])))
+    architecture = _named(config)
     wrapper = _WRAPPERS.get(architecture)
     if wrapper is None:
         if any(isinstance(config.get(key), dict) for key in _NESTED):
@@ -125,6 +132,20 @@ def text_part(checkpoint: Checkpoint) -> TextPart | None:
         if isinstance(made.get(key), dict) and "mrope_section" in made[key]:
             made[key] = _without_sections(made[key])
     return TextPart(made, names)
+
+
+def architecture_of(checkpoint: Checkpoint) -> str:
+    """Return which class of language model an engine holds of a checkpoint.
+
+    Raises:
+        PairError: the checkpoint wraps one that cannot be had.
+    """
+    part = text_part(checkpoint)
+    return _named(part.config if part else checkpoint.config)
+
+
+def _named(config: Mapping[str, Any]) -> str:
+    return str(next(iter(config.get("architectures") or ["a model without architectures"])))
 
 
 def text_values(config: Mapping[str, Any]) -> dict[str, Any]:

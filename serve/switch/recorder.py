@@ -57,7 +57,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, parameters: Mapping[int, str], tensors: Mapping[str, torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._parameters = parameters
+        self._parameters = dict(parameters)
         self._sources = {storage_of(tensor): name for name, tensor in tensors.items()}
         # These stand by the storage of a tensor that comes about: the checkpoint tensors that went into it; and, where
         # elements were moved only, the tensor and the window that it copies, and the window that is then the whole of it.
@@ -70,7 +70,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = dict(kwargs or {})
         given = list(_tensors([*args, *kwargs.values()]))
         written = list(_written(func, args, kwargs))
-        target = next((key for tensor in written if (key := storage_of(tensor)) in self._parameters), None)
+        target = self._target(func, given, written)
         if target is not None:
             self._write(target, func, args)
             return args[0]
@@ -91,6 +91,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if moves and (copy := self._copy_of(args[0])) is not None:
                     self._moved[key] = *copy, View.of(tensor)
         return found
+
+    def _target(self, func: Any, given: Iterable[torch.Tensor], written: Iterable[torch.Tensor]) -> int | None:
+        """Return the storage of the parameter that is written into, if one is."""
+        for tensor in written:
+            key = storage_of(tensor)
+            if key in self._parameters:
+                return key
+            # What has memory and gets something of the checkpoint is a parameter that the model makes while it loads.
+            if func is _aten.copy_.default and not tensor.is_meta and any(self._names_of(one) for one in given):
+                self._parameters[key] = "what the loader makes"
+                self._alive.append(tensor)
+                return key
+        return None
 
     def _write(self, target: int, func: Any, args: Any) -> None:
         writes = self.writes.setdefault(target, Writes())

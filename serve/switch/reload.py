@@ -59,7 +59,10 @@ class ReloadRoute:
         self._model: Any = model  # vLLM's models have load_weights
         self._model_config = model_config
         made = {id(module._parameters[name]) for module, names in derived(model).items() for name in names}
-        self._expected = {name for name, parameter in model.named_parameters() if id(parameter) not in made}
+        names_of: dict[int, set[str]] = {}  # a module may be had under several names, of which a loader tells one
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            names_of.setdefault(id(parameter), set()).add(name)
+        self._expected = {name: names_of[id(one)] for name, one in model.named_parameters() if id(one) not in made}
         self._tied = tied_modules(model)
         self._with_memory: set[torch.nn.Module] = set()
 
@@ -110,8 +113,10 @@ class ReloadRoute:
         for module in self._model.modules():
             if kernel_of(module) is not None:
                 lay_out_again(module)
-        if loaded is not None and (missing := self._expected - loaded - set(unfilled)):
-            raise EngineError(f"vLLM loaded no weights into {', '.join(sorted(missing)[:5])} at λ = {lam}")
+        if loaded is not None:
+            told = loaded | {*unfilled}
+            if missing := sorted(name for name, aliases in self._expected.items() if told.isdisjoint(aliases)):
+                raise EngineError(f"vLLM loaded no weights into {', '.join(missing[:5])} at λ = {lam}")
         return unfilled, digest
 
 

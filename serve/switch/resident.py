@@ -7,11 +7,10 @@ one after another.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
 
 import torch
 
-from merge.computed import Computed, mapped
+from merge.computed import Computed, mapped_together
 from merge.digest import WeightDigest
 from merge.interpolate import PLAIN, Rule, along_one, needed, theta
 from merge.pair import Pair
@@ -20,10 +19,14 @@ from serve.switch.held_parents import (
     CPU_BLOCK,
     CUDA_BLOCK,
     STAGED_BLOCK,
+    Added,
     Block,
     HeldParents,
     MappedParents,
     Parents,
+    Part,
+    held_bytes,
+    is_read_anew,
 )
 from serve.switch.loader_made import LoaderMade
 from serve.switch.packing import Packer, is_as_loaded
@@ -57,7 +60,7 @@ class ResidentRoute:
         dtype: torch.dtype | None = None,
         names: Mapping[str, str] | None = None,
     ) -> None:
-        parents = [mapped(parent) for parent in pair.parents.values()]
+        parents = mapped_together([*pair.parents.values()])
         outlines = {name: _outline(tensor) for name, tensor in parents[-1].items()}
         targets = trace(model, outlines, pair.aligned_rows, names)
         copied = [target for target in targets if not target.computed_from]
@@ -73,25 +76,21 @@ class ResidentRoute:
         self._packer = Packer(model, self._layers) if device.type == "cpu" else None
         if self._packer is None and (packed := [target.path for target in targets if not is_as_loaded(target)]):
             raise UntraceableError(f"vLLM keeps {', '.join(packed[:5])} in a layout of its own")
-        self.tier = choose_tier(len(parents) * sum(target.layout.numel() * target.dtype.itemsize for target in copied))
+        self.tier = choose_tier(held_bytes(copied, parents))
         self._parents: Parents
         if self.tier == "mmap":
-            self._parents = MappedParents(parents)
+            self._parents = MappedParents(parents, device)
         else:
             where = device if self.tier == "device" else torch.device("cpu")
             pin = self.tier == "pinned" and device.type == "cuda"
-            self._parents = HeldParents(copied, parents, where, pin)
+            self._parents = HeldParents(copied, parents, where, device, pin)
         stages = device.type == "cuda" and self.tier != "device"
         self._limit = CPU_BLOCK if device.type == "cpu" else STAGED_BLOCK if stages else CUDA_BLOCK
         self._staging = _Staging(device, self._limit, len(parents)) if stages else None
         self._fuses = device.type == "cuda" and fused.is_available()
         # What the blocks of a parameter are does not change. On a GPU, which is faster than Python, they are made once.
         self._blocks: dict[str, list[Block]] = {}
-        # Elsewhere a block may be computed from the files when it is read, and would be held for good.
-        is_read_anew = self.tier == "mmap" and any(
-            isinstance(one, Computed) for one in chain(*map(dict.values, parents))
-        )
-        self._keeps_blocks = device.type == "cuda" and not is_read_anew
+        self._keeps_blocks = device.type == "cuda" and not (self.tier == "mmap" and is_read_anew(copied, parents))
         # Where the checkpoint's dtype is not the engine's, a block is rounded to the former before it is converted.
         converts = any(target.layout.dtype != target.dtype for target in targets)
         self._rounded = torch.empty(self._limit if converts else 0, dtype=torch.uint8, device=device)
@@ -122,10 +121,9 @@ class ResidentRoute:
 
     def _fill(self, target: Target, live: torch.Tensor, lam: str, digest: WeightDigest) -> None:
         """Write θ(λ) of one parameter into `live`, a tensor of the loader's layout."""
-        for piece, place, parents in self._blocks_of(target):
+        for piece, place, parts in self._blocks_of(target):
             at, rule = ("1", PLAIN) if piece.is_kept else (lam, self._rules[piece.name])
-            if self._staging is not None:
-                parents = self._staging.load(parents, needed(at, rule))
+            parents = self._ready(parts, needed(at, rule))
             block = place.on(live)
             one = along_one(at, rule) if self._fuses and live.dtype == target.dtype else None
             if one is not None and place.shape[-1] == target.columns and block.is_contiguous():
@@ -145,6 +143,16 @@ class ResidentRoute:
                 self._staging.release()
             row_steps = [step // target.columns for step in place.stride[:-1]]
             digest.add(made, target.key, place.offset // target.columns, row_steps, target.words)
+
+    def _ready(self, parts: Sequence[Part], read: Sequence[int]) -> list[torch.Tensor]:
+        """Return the blocks of all parents, on the device; those that are not to be read have any other in their place."""
+        there = self._staging.load(parts, read) if self._staging is not None else parts
+        base = there[0]
+        assert isinstance(base, torch.Tensor)  # adapters are of aligned parents
+        return [
+            one if isinstance(one, torch.Tensor) else one.to(base) if number in read else base
+            for number, one in enumerate(there)
+        ]
 
     def _blocks_of(self, target: Target) -> Iterable[Block]:
         found = self._blocks.get(target.path)
@@ -169,19 +177,22 @@ class _Staging:
         self._released = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
         self._turn = 0
 
-    def load(self, parents: Sequence[torch.Tensor], places: Sequence[int]) -> list[torch.Tensor]:
+    def load(self, parents: Sequence[Part], places: Sequence[int]) -> list[Part]:
         """Copy a block of those parents that are at some places; what is returned of them may be used on the current stream
-        until `release`, and the rest is not to be read."""
+        until `release`, and the rest is not to be read. What an adapter adds is on the GPU already, and needs base."""
         buffers, filled, released = self._buffers[self._turn], self._filled[self._turn], self._released[self._turn]
-        nbytes = parents[0].numel() * parents[0].element_size()
-        staged = [
-            buffer[:nbytes].view(parent.dtype).view(parent.shape)
-            for buffer, parent in zip(buffers, parents, strict=True)
-        ]
+        staged: list[Part] = []
+        wanted = {0, *places} if any(isinstance(parents[place], Added) for place in places) else {*places}
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(released)
-            for place in places:
-                staged[place].copy_(parents[place], non_blocking=True)
+            for place, (buffer, parent) in enumerate(zip(buffers, parents, strict=True)):
+                if isinstance(parent, Added):
+                    staged.append(parent)
+                    continue
+                part = buffer[: parent.numel() * parent.element_size()].view(parent.dtype).view(parent.shape)
+                if place in wanted:
+                    part.copy_(parent, non_blocking=True)
+                staged.append(part)
             filled.record(self._stream)
         torch.cuda.current_stream().wait_event(filled)
         return staged

@@ -90,15 +90,22 @@ def trace(
     owners: dict[int, tuple[torch.nn.Module, str, torch.Tensor]] = {}
     paths: dict[int, str] = {}
     without_memory = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
-    with on_meta(model), torch.no_grad():
+
+    def find() -> None:
         for path, module in model.named_modules():
             for attribute, tensor in [*module._parameters.items(), *module._buffers.items()]:
                 if tensor is not None and storage_of(tensor) not in owners:
                     owners[storage_of(tensor)] = module, attribute, tensor
                     paths[storage_of(tensor)] = f"{path}.{attribute}".lstrip(".")
+
+    with on_meta(model), torch.no_grad():
+        find()
         called = names or {}
         with Recorder(paths, without_memory) as recorder:
             model.load_weights((called.get(name, name), tensor) for name, tensor in without_memory.items())  # type: ignore[operator]
+        find()  # such as are made while the model loads: an LM head gets a bias only where the checkpoint has one
+    if recorder.writes.keys() - owners.keys():
+        raise UntraceableError("the loader fills what is no parameter of the model")
     targets = [
         _target(*owners[key], paths[key], recorder.writes[key], tensors, aligned_rows)
         for key in owners

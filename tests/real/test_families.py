@@ -15,6 +15,10 @@ KINDS = {
     "DeepseekV3": "what attention absorbs of a projection, and a bias that router and experts share",
     "Falcon": "projections that the loader puts in another order",
     "FalconH1": "a state space's decay, which the loader computes, and no prefix cache",
+    "Phi": "a bias that the model makes while it loads",
+    "Llama4": "a wrapper for several modalities, whose language model has experts",
+    "Mistral3+Ministral3": "a wrapper whose text config is of one of two types",
+    "Qwen3VL": "a wrapper with positions of three sections",
 }
 
 

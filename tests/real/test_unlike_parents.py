@@ -86,7 +86,7 @@ INNER = "dpo=0.5,sft=0.25"
 CASES = (
     Case("adapter", ("0", "0.35", "1"), ("0.35", "1"), merged),
     Case("adapter, reload", ("0.35", "1"), (), merged, "reload"),
-    Case("two adapters", ("dpo=0,sft=1", INNER), (INNER,), lambda root: None),
+    Case("two adapters", ("dpo=0,sft=1", INNER), (INNER,), lambda root: None, "device"),
     Case("both tie, and one has a head", ("0", "0.35", "1"), ("0.35",), lambda root: loaded(root / "aligned")),
     Case("heads of their own", ("1", "0.35", "0"), ("0.35",), lambda root: loaded(root / "base"), "device"),
 )

@@ -16,7 +16,7 @@ from lambdasweep.takehome.export import export_point
 from lambdasweep.takehome.point import from_flags
 from tests.support import engine_process
 from tests.support.checkpoints import VOCAB
-from tests.support.wrapped import KINDS, WINDOW, write_wrapped
+from tests.support.wrapped import KINDS, WINDOW, whole_wrapper_says, write_wrapped
 
 LAM = "0.35"
 PATH = ("0", LAM, "1", "0")
@@ -69,17 +69,6 @@ def results(pair: Path) -> dict[str, Any]:
     return engine_process.run(pair, dict(jobs()))
 
 
-def transformers_says(kind: str, checkpoint: Path) -> list[list[float]]:
-    """Return the logprobs of each request's tokens but the first, by the whole wrapper, in float32."""
-    model = type(KINDS[kind]()).from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
-    found = []
-    for ids in requests()["token_ids"].to_pylist():
-        with torch.inference_mode():
-            scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-        found.append([float(scores[row, token]) for row, token in enumerate(ids[1:])])
-    return found
-
-
 def test_live_scores_are_those_of_a_fresh_engine_on_the_export(results: dict[str, Any]) -> None:
     ((fresh,), _), (live, counted) = results["fresh"], results["auto"]
     assert fresh.num_rows == len(LENGTHS)
@@ -99,5 +88,6 @@ def test_scores_are_those_of_the_whole_wrapper_in_transformers(
     results: dict[str, Any], kind: str, pair: Path, lam: str, checkpoint: str
 ) -> None:
     live = results["auto"][0][PATH.index(lam)]["logprobs"].to_pylist()
-    for ours, theirs in zip(live, transformers_says(kind, pair / checkpoint), strict=True):
+    said = whole_wrapper_says(kind, pair / checkpoint, requests()["token_ids"].to_pylist())
+    for ours, theirs in zip(live, said, strict=True):
         assert ours == pytest.approx(theirs, rel=0, abs=1e-4)

@@ -4,7 +4,7 @@ Plans that are made from headers can be tested with them at any size.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,32 @@ def write_shape(directory: Path, config: dict[str, Any]) -> Path:
     """Write a checkpoint in bfloat16 of this config, all of whose weights are a hole in a file; return `directory`."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
-    header, end = {}, 0
+    _write_hole(directory / "model.safetensors", _tensors(config))
+    return directory
+
+
+def write_adapter_shape(directory: Path, config: dict[str, Any], rank: int) -> Path:
+    """Write a LoRA adapter of every matrix of a checkpoint's layers, likewise; return `directory`."""
+    directory.mkdir(parents=True)
+    (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": rank}))
+    factors: list[tuple[str, list[int]]] = []
     for name, shape in _tensors(config):
+        if "proj" in name:
+            at = f"base_model.model.{name.removesuffix('.weight')}"
+            factors += [(f"{at}.lora_A.weight", [rank, shape[1]]), (f"{at}.lora_B.weight", [shape[0], rank])]
+    _write_hole(directory / "adapter_model.safetensors", factors)
+    return directory
+
+
+def _write_hole(path: Path, tensors: Iterable[tuple[str, list[int]]]) -> None:
+    header, end = {}, 0
+    for name, shape in tensors:
         begin, end = end, end + 2 * _product(shape)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
-    with open(directory / "model.safetensors", "wb") as file:
+    with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
-    return directory
 
 
 def _tensors(config: dict[str, Any]) -> Iterator[tuple[str, list[int]]]:

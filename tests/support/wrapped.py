@@ -1,5 +1,6 @@
 """This makes tiny checkpoints of language models that are wrapped for several modalities, with random weights."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,14 @@ def write_wrapped(directory: Path, kind: str, seed: int) -> Path:
     write_tokenizer(directory)
     (directory / "preprocessor_config.json").write_text(PROCESSOR)
     return directory
+
+
+def whole_wrapper_says(kind: str, checkpoint: Path, requests: Iterable[list[int]]) -> list[list[float]]:
+    """Return the logprobs of each request's tokens but the first, by the whole wrapper in transformers, in float32."""
+    model = type(KINDS[kind]()).from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
+    found = []
+    for ids in requests:
+        with torch.inference_mode():
+            scores = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        found.append([float(scores[row, token]) for row, token in enumerate(ids[1:])])
+    return found

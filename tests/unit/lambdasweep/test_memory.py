@@ -13,6 +13,7 @@ from lambdasweep.cli import app
 from lambdasweep.config import load_config
 from lambdasweep.engine_defaults import cache_warnings, fit, server_defaults, settle
 from lambdasweep.memory import Memory, placed
+from lambdasweep.plan import _describe_pair
 from merge.checkpoint import open_checkpoint
 from merge.line import STRAIGHT
 from merge.pair import Pair, join
@@ -20,7 +21,7 @@ from serve.machine import Gpus, gpu_count, smallest_gpu
 from serve.settings import EngineSettings
 from serve.switch.tiers import Room
 from tests.support.paths import ROOT
-from tests.support.shapes import GEMMA_27B, LLAMA_8B, LLAMA_70B, QWEN_30B_A3B, write_shape
+from tests.support.shapes import GEMMA_27B, LLAMA_8B, LLAMA_70B, QWEN_30B_A3B, write_adapter_shape, write_shape
 
 # This is an H100 of 80 GB, of which CUDA takes 0.6 GB as it starts, in a machine with memory for everything.
 H100: dict[str, Any] = {"device_total": 85_000_000_000, "device_free": 84_400_000_000, "utilization": 0.92}
@@ -297,3 +298,23 @@ def test_a_cache_that_the_config_does_not_tell_of_is_left_to_vllm(pairs: dict[tu
         other = replace(pair, base=base, aligned_by_name={"": base})
         assert settings_of(other, 1, LONGEST).kv_cache_bytes is None
         assert memory(other, 1, LONGEST).room.kept_for_cache == 8_500_000_000
+
+
+def test_a_rank_holds_one_parent_and_the_factors_of_an_adapter(
+    pairs: dict[tuple[str, int], Pair], tmp_path: Path
+) -> None:
+    two = pairs["Llama-3.1 70B", 1]
+    adapter = open_checkpoint(str(write_adapter_shape(tmp_path / "adapter", LLAMA_70B, 16)), "aligned")
+    adapted = join({"base": two.base, "aligned": adapter}, STRAIGHT)
+    hidden, inner, keys = 8192, 28672, 1024
+    # Of q, k, v, o, gate, up and down: the numbers on both sides of a matrix, 16 times.
+    sides = 2 * (hidden + hidden) + 2 * (hidden + keys) + 3 * (hidden + inner)
+    factors = 2 * 16 * 80 * sides
+    found = memory(adapted, 4, LONGEST)
+    assert found.parents == two.base.nbytes // 4 + factors
+    assert memory(two, 4, LONGEST).parents == 2 * (two.base.nbytes // 4)
+    several = join({"base": two.base, "aligned.a": adapter, "aligned.b": adapter}, STRAIGHT)
+    assert memory(several, 4, LONGEST).parents == two.base.nbytes // 4 + 2 * factors
+    assert _describe_pair(adapted, 4).endswith(
+        f"base and the factors of 1 adapter per rank: {found.parents / 1e9:.2f} GB"
+    )

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from contract.errors import PairError
 from merge.checkpoint import ADAPTER, ADAPTER_CONFIG, SINGLE, open_checkpoint
-from merge.computed import Computed, mapped
+from merge.computed import Computed, Factors, mapped
 from merge.export import ExportPlan, export
 from merge.fingerprints import fingerprint
 from merge.interpolate import interpolated_tensors
@@ -127,7 +127,7 @@ def test_any_window_has_the_bits_of_the_whole(is_transposed: bool) -> None:
     stored = torch.randn(rows, columns, generator=generator).bfloat16()
     if is_transposed:
         up, down = up.T.contiguous().T, down.T.contiguous().T
-    made = Computed(stored, torch.bfloat16, up, down, 0.3)
+    made = Computed(stored, torch.bfloat16, Factors(up, down, 0.3))
     whole = made.whole()
     assert bits(whole) != bits(stored)
     for shape, stride, offset in (

@@ -17,12 +17,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from contract.errors import EngineError, InputError
+from contract.points import named
+from contract.points import role as role_of
 from merge.checkpoint import open_checkpoint
+from merge.computed import mapped_together
 from merge.digest import WeightDigest, parameter_key, takes_words
 from merge.interpolate import chunks, interpolated_tensors, mapped_tensors, tensor_rules
-from merge.line import Line
-from merge.pair import Pair
-from serve.switch.held_parents import HeldParents, MappedParents
+from merge.line import STRAIGHT, Line
+from merge.pair import Pair, join
+from serve.switch.held_parents import HeldParents, MappedParents, is_read_anew
 from serve.switch.recorder import UntraceableError
 from serve.switch.reload import ReloadRoute, tied_modules
 from serve.switch.resident import ResidentRoute, _Staging
@@ -301,6 +304,132 @@ def test_several_aligned_checkpoints_are_those_of_the_checkpoint(
     assert route(pair, Model(*place, 8, live), "mmap").switch(path[-1]) == digest
 
 
+def write_adapter(directory: Path, seed: int, dtype: torch.dtype) -> int:
+    """Write factors for a part of a fused layer and for a row-parallel layer, and a whole norm.
+
+    Returns:
+        The bytes of all factors.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"attn.q": (8, 8), "attn.v": (4, 8), "down": (3, 16)}
+    made = {}
+    for module, (rows, columns) in sizes.items():
+        for letter, shape in (("A", (2, columns)), ("B", (rows, 2))):
+            made[f"base_model.model.{module}.lora_{letter}.weight"] = torch.randn(shape, generator=generator).to(dtype)
+    nbytes = sum(tensor.nbytes for tensor in made.values())
+    made["base_model.model.norm.modules_to_save.weight"] = torch.randn(8, generator=generator).to(torch.bfloat16)
+    directory.mkdir(exist_ok=True, parents=True)
+    save_file(made, directory / "adapter_model.safetensors")
+    (directory / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 3}')
+    return nbytes
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    path=st.lists(st.sampled_from(["0", "1", "0.35", "-0.5"]), min_size=1, max_size=3),
+    count=st.sampled_from([1, 2]),
+    live=st.sampled_from([torch.bfloat16, torch.float32]),
+    factors=st.sampled_from([torch.bfloat16, torch.float32]),
+    tier=st.sampled_from(["device", "pinned", "mmap"]),
+    place=st.sampled_from([(0, 1), (0, 2), (1, 2)]),
+    limit=st.sampled_from([8, 24, 1 << 20]),
+)
+def test_adapters_are_kept_as_factors_and_give_the_checkpoint_that_is_exported(
+    root: Path,
+    path: list[str],
+    count: int,
+    live: torch.dtype,
+    factors: torch.dtype,
+    tier: str,
+    place: tuple[int, int],
+    limit: int,
+) -> None:
+    base = write_pair(root / "adapted", 8, torch.bfloat16).base
+    names = ["dpo", "sft"][:count] if count > 1 else [""]
+    opened, of_factors = {"base": base}, 0
+    for seed, name in enumerate(names):
+        of_factors += write_adapter(root / f"adapter-{seed}-{factors}", seed, factors)
+        opened[role_of(name)] = open_checkpoint(str(root / f"adapter-{seed}-{factors}"), role_of(name))
+    pair = join(opened, STRAIGHT)
+    model = loaded(Model(*place, 8, live))
+    asked: list[int] = []
+
+    def choose_tier(nbytes: int) -> str:
+        asked.append(nbytes)
+        return tier
+
+    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, choose_tier)
+    resident._limit = limit
+    for lam in path:
+        point = named(dict.fromkeys(names, lam))
+        digest = resident.switch(point)
+    want = parameters(dict(interpolated_tensors(pair, point)), *place, live)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(bits(parameter.data), bits(want[name])), name
+    # One parent, the norm of each adapter, and the factors: of what an adapter does not change there is one copy.
+    of_base = 2 * sum(parameter.numel() for parameter in model.parameters())
+    assert asked == [of_base + count * 2 * 8 + of_factors]
+    if tier != "mmap":
+        held = resident._parents
+        assert isinstance(held, HeldParents)
+        assert sum(memory.numel() for memory in held._memory) < of_base + (1 + count) * 256 * len(
+            list(model.parameters())
+        )
+        assert len(held._memory[1]) == 256  # the norm
+    straight = ResidentRoute(pair, tensor_rules(pair), loaded(Model(*place, 8, live)), CPU, lambda nbytes: "mmap")
+    assert straight.switch(point) == digest
+
+
+def test_a_block_is_kept_unless_it_is_made_when_it_is_read(root: Path) -> None:
+    """What an adapter adds is a view of its factors; what is converted of a file is a copy."""
+    base = write_pair(root / "kept", 8, torch.bfloat16).base
+    write_adapter(root / "kept-adapter", 0, torch.bfloat16)
+    adapted = join({"base": base, "aligned": open_checkpoint(str(root / "kept-adapter"), "aligned")}, STRAIGHT)
+    other = write_pair(root / "kept-wide", 8, torch.float32).aligned
+    widened = join({"base": base, "aligned": other}, STRAIGHT)
+    for pair, anew in ((adapted, False), (widened, True)):
+        parents = mapped_together([*pair.parents.values()])
+        targets = trace(loaded(Model(0, 1, 8, torch.float32)), dict(mapped_tensors(pair.base)))
+        assert is_read_anew(targets, parents) is anew
+
+
+class Registering(Model):
+    """Makes a parameter while it loads, as vLLM's Transformers backend does where a checkpoint has a bias of the LM head."""
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, tensor in tensors:
+            if name == "norm.weight":
+                made = torch.nn.Parameter(torch.full((self.width,), 7.0), requires_grad=False)
+                self.keep(made)
+                made[: len(tensor)].data.copy_(tensor)
+                made[len(tensor) :].data.fill_(0)
+            super().load_weights([(name, tensor)])
+
+    def keep(self, made: torch.nn.Parameter) -> None:
+        self.norm.bias = made
+
+
+class Discarding(Registering):
+    """Makes a tensor while it loads that no module has."""
+
+    def keep(self, made: torch.nn.Parameter) -> None:
+        pass
+
+
+def test_what_is_made_while_the_model_loads_is_a_parameter_like_others(root: Path) -> None:
+    pair = write_pair(root / "registering", 8, torch.bfloat16)
+    model = loaded(Registering(0, 1, 8, torch.float32))
+    model.load_weights(whole(pair).items())
+    storage = model.norm.bias.data_ptr()
+    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda nbytes: "mmap")
+    resident.switch("0.35")
+    want = expected(pair, "0.35", 0, 1, torch.float32)["norm.weight"]
+    assert torch.equal(bits(model.norm.bias.data), bits(want))
+    assert model.norm.bias.data_ptr() == storage
+    with pytest.raises(UntraceableError, match="the loader fills what is no parameter of the model"):
+        trace(loaded(Discarding(0, 1, 8, torch.float32)), whole(pair))
+
+
 def test_rows_that_are_not_loaded_as_rows_are_refused(root: Path) -> None:
     tensors = whole(write_pair(root / "turned", 2, torch.bfloat16))
     model = loaded(Transposing(0, 1, 2, torch.float32))
@@ -530,6 +659,31 @@ def test_a_reload_that_leaves_a_parameter_as_it_was_says_which(root: Path) -> No
         reload.switch("0.35")
 
 
+class Telling(Model):
+    """Has a module under two names, and its loader tells the second one, as vLLM's Transformers backend does of experts."""
+
+    left_out = ""
+
+    def __init__(self, rank: int, ranks: int, width: int, dtype: torch.dtype) -> None:
+        super().__init__(rank, ranks, width, dtype)
+        self.experts.shared = self.down
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Any:
+        super().load_weights(tensors)
+        told = {name for name, _ in self.named_parameters()} - {"down.weight"} | {"experts.shared.weight"}
+        return told - {self.left_out}
+
+
+def test_a_loader_may_tell_any_name_of_a_parameter(root: Path) -> None:
+    pair = write_pair(root / "telling", 8, torch.bfloat16)
+    model = loaded(Telling(0, 1, 8, torch.float32))
+    ReloadRoute(pair, tensor_rules(pair), model, Any, CPU).switch("0.35")
+    assert torch.equal(model.down.weight, expected(pair, "0.35", 0, 1, torch.float32)["down.weight"])
+    model.left_out = "experts.shared.weight"
+    with pytest.raises(EngineError, match=r"loaded no weights into down\.weight at λ = 0\.35"):
+        ReloadRoute(pair, tensor_rules(pair), model, Any, CPU).switch("0.35")
+
+
 class Packing:
     """This quantisation method keeps a packed copy and throws the weight away, as vLLM's on the CPU, or changes it."""
 
@@ -587,7 +741,7 @@ def test_parents_give_every_element_once_in_blocks_within_the_limit(root: Path, 
     tensors = whole(pair)
     targets = trace(loaded(Model(1, 2, 8, torch.float32)), tensors)
     both = [tensors, tensors]
-    parents = MappedParents(both) if tier == "mmap" else HeldParents(targets, both, CPU, False)
+    parents = MappedParents(both, CPU) if tier == "mmap" else HeldParents(targets, both, CPU, CPU, False)
     for target in targets:
         hits = torch.zeros(target.layout.shape, dtype=torch.int32)
         for _, place, (base, aligned) in parents.blocks(target, 40, whole=True):
@@ -792,7 +946,7 @@ def test_page_locked_parents_are_unlocked_when_they_are_freed_or_do_not_all_fit(
     pair = write_pair(tmp_path, 8, torch.bfloat16)
     tensors = [dict(mapped_tensors(parent)) for parent in pair.parents.values()]
     targets = trace(loaded(Model(0, 1, 8, torch.bfloat16)), tensors[-1])
-    held = HeldParents(targets, tensors, CPU, pin=True)
+    held = HeldParents(targets, tensors, CPU, CPU, pin=True)
     assert len(locked) == 2
     assert all(locked.values())
     block = next(held.blocks(targets[0], 1 << 20, whole=True))[2]
@@ -804,6 +958,6 @@ def test_page_locked_parents_are_unlocked_when_they_are_freed_or_do_not_all_fit(
     assert locked == {}
     cudart.refuses = True
     with pytest.raises(RuntimeError, match="out of memory"):
-        HeldParents(targets, tensors, CPU, pin=True)
+        HeldParents(targets, tensors, CPU, CPU, pin=True)
     gc.collect()
     assert locked == {}

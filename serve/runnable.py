@@ -1,0 +1,59 @@
+"""What vLLM 0.32 does not run on a CPU, by architecture, or scores otherwise than transformers. Knows no vLLM.
+
+A plan refuses the former, and no engine is started; of the latter it warns.
+"""
+
+# What a model has for which there is no kernel.
+_WITHOUT_KERNEL = {
+    "DeepseekV32ForCausalLM": "sparse attention",
+    "FalconMambaForCausalLM": "the selective scan of Mamba-1",
+    "GlmMoeDsaForCausalLM": "sparse attention",
+    "HYV4ForCausalLM": "sparse attention",
+    "JambaForCausalLM": "the selective scan of Mamba-1",
+    "KimiLinearForCausalLM": "linear attention",
+    "MambaForCausalLM": "the selective scan of Mamba-1",
+}
+# Whose kernels take bfloat16 only.
+_BFLOAT16_ONLY = {"Qwen3NextForCausalLM": "gated delta networks"}
+# How far, in nats, a fresh vLLM was from transformers with a small random model on a CPU, for reasons that are not known.
+_FAR_FROM_TRANSFORMERS = {
+    "Ernie4_5_MoeForCausalLM": 0.92,
+    "Gemma3nForCausalLM": 1.1,
+    "PhiMoEForCausalLM": 0.32,
+}
+
+
+def default_dtype(device: str, architecture: str, stored: str) -> str:
+    """Return what an engine computes in where nobody says.
+
+    Args:
+        device: cpu or cuda.
+        architecture: as the config of the language model names it.
+        stored: what a GPU computes in.
+    """
+    if device != "cpu":
+        return stored
+    return "bfloat16" if architecture in _BFLOAT16_ONLY else "float32"
+
+
+def refuse_model(device: str, architecture: str, dtype: str) -> str | None:
+    """Return why vLLM cannot run a model, or None as far as it is known to."""
+    if device != "cpu":
+        return None
+    if lacking := _WITHOUT_KERNEL.get(architecture):
+        return f"vLLM has no kernel for {lacking} on a CPU, which {architecture} needs: use a machine with a GPU"
+    only = _BFLOAT16_ONLY.get(architecture)
+    if only and dtype != "bfloat16":
+        return f"--dtype {dtype}: on a CPU vLLM computes the {only} of {architecture} in bfloat16 only: leave it out"
+    return None
+
+
+def warn_of_model(device: str, architecture: str) -> str | None:
+    """Return what is to be known of a model's numbers, or None."""
+    far = _FAR_FROM_TRANSFORMERS.get(architecture)
+    if device != "cpu" or far is None:
+        return None
+    return (
+        f"on a CPU a fresh vLLM itself scores small random models of {architecture} up to {far} nats away from "
+        "transformers: hold a parent against it before you rely on the numbers"
+    )
