@@ -111,8 +111,8 @@ def graded_table(
         classes = []
         for request, some in groupby(zip(requests, grades, strict=True), key=lambda one: one[0]):
             own = [grade for _, grade in some]
-            said = [grade.answer for grade in own], [grade.answer_class for grade in own]
-            classes += same_meaning(grader.question(request), *said, entails)
+            texts_of, classes_of = [grade.answer for grade in own], [grade.answer_class for grade in own]
+            classes += same_meaning(grader.question(request), texts_of, classes_of, entails)
     starts, thinking, ends = [], [], []
     for ids, text, grade in zip(generations["token_ids"].to_pylist(), texts, grades, strict=True):
         starts.append(answer_start(tokenizer, ids, text, grade.answer, grade.start, think_end_token))
