@@ -25,6 +25,7 @@ _ANSWERED_ONLY = (
     "top_k",
     "until",
     "normaliser",
+    "equivalence",
     "metric",
     "think_end_token",
     "p_true",
@@ -141,6 +142,7 @@ class TaskRecord:
     top_k: int | None = None
     until: tuple[str, ...] | None = None  # the texts that an output ends before
     normaliser: str | None = None  # says which answers are the same
+    equivalence: str | None = None  # the hash of the model that says which answers mean the same
     metric: str | None = None  # what an output is right by
     think_end_token: str | None = None  # a text, or a token's id, that ends the thinking before an answer
     p_true: str | None = None  # the question whether an answer is right

@@ -161,6 +161,15 @@ class TaskSettings:
             TASKS,
         ),
     ] = False
+    equivalence: Annotated[
+        str | None,
+        Setting(
+            "A model on disk of natural language inference, which says which written answers mean the same.",
+            TASKS,
+            "DIRECTORY",
+            default="those that the normaliser makes the same",
+        ),
+    ] = None
     think_end_token: Annotated[
         str | None,
         Setting(

@@ -13,6 +13,7 @@ from contract.errors import TaskError
 from contract.schemas import PROMPTS
 from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import TaskFile, unescaped
+from lambdasweep.tasks.equivalence import read_equivalence
 from lambdasweep.tasks.formats import draw_shots, in_chat, render, template_of
 from lambdasweep.tasks.normalise import NORMALISERS, is_right
 from lambdasweep.tasks.p_true import question_of
@@ -34,6 +35,7 @@ class AnswerSpec:
         samples: outputs of each document; 1 where they would all be the same, because the likeliest tokens are taken.
         until: the texts that an output ends before, the end token's text among them.
         normaliser: one of `normalise.NORMALISERS`.
+        equivalence: the hash of the model that says which answers mean the same.
         metric: what an output is right by, where it is 1: exact_match, or lm-eval's `metric,filter`.
         think_end_token: a text, or a token's id, that ends the thinking before an answer.
         p_true: the words that ask the model whether an answer is right.
@@ -56,6 +58,7 @@ class AnswerSpec:
     normaliser: str
     metric: str
     chat: bool = False
+    equivalence: str | None = None
     system_prompt: str | None = None
     think_end_token: str | None = None
     p_true: str | None = None
@@ -78,6 +81,9 @@ class Grade:
 class Grader(Protocol):
     """Grades outputs of one task."""
 
+    def question(self, request_id: int) -> str:
+        """Return the question of a request, without solved examples."""
+
     def grade(self, outputs: Sequence[tuple[int, str]]) -> list[Grade]:
         """Return the grade of each output (request_id, text), in their order.
 
@@ -93,6 +99,10 @@ class RowGrader:
     answers: tuple[tuple[str, ...], ...]  # of each request
     normaliser: str
     verbalised: str | None = None  # finds how sure an output says it is, which is no part of its answer
+    questions: tuple[str, ...] = ()  # of each request
+
+    def question(self, request_id: int) -> str:
+        return self.questions[request_id]
 
     def grade(self, outputs: Sequence[tuple[int, str]]) -> list[Grade]:
         grades = []
@@ -173,7 +183,8 @@ def answers_of(
     ]
     chat = chat if spec.chat else None
     question, of_question = question_of(spec.p_true, tokenizer, chat)
-    of_pattern = pattern_problems(spec.verbalised, spec.verbalised_suffix)
+    equivalence, of_model = read_equivalence(spec.equivalence)
+    of_pattern = pattern_problems(spec.verbalised, spec.verbalised_suffix) + of_model
     if problems := no_answer + think_end_problems(spec.think_end_token, tokenizer) + of_question + of_pattern:
         raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", problems)
     shots, documents = draw_shots(file.documents, spec.shots, spec.limit, spec.seed)
@@ -201,6 +212,7 @@ def answers_of(
         normaliser=kind,
         metric=METRIC,
         chat=spec.chat,
+        equivalence=equivalence.sha256 if equivalence else None,
         system_prompt=spec.system_prompt,
         think_end_token=spec.think_end_token,
         p_true=question.asked if question else None,
@@ -218,11 +230,17 @@ def answers_of(
         chat_template_sha256=chat.sha256 if chat else None,
         template=template_of(file.kind, spec),
         question=question,
+        equivalence=equivalence,
     )
     return (
         settled,
         built,
-        RowGrader(tuple(document.choices for document in documents), settled.normaliser, spec.verbalised),
+        RowGrader(
+            tuple(document.choices for document in documents),
+            settled.normaliser,
+            spec.verbalised,
+            tuple(document.query for document in documents),
+        ),
     )
 
 

@@ -37,6 +37,7 @@ WRITTEN = (
     "max_tokens",
     "until",
     "normaliser",
+    "equivalence",
     "think_end_token",
     "p_true",
     "verbalised",

@@ -5,6 +5,7 @@ installed, so that whoever reads the run directory later needs neither lm-eval n
 """
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -16,9 +17,12 @@ from contract.records import Plan
 from contract.rundir import RunDir, commit_table, identity_of
 from contract.thinking import answer_part
 from lambdasweep.tasks.answers import Grader
+from lambdasweep.tasks.equivalence import Pair, same_meaning
 from lambdasweep.tasks.prompts import BuiltPrompts
 from lambdasweep.tasks.tokens import Tokenizer
 from lambdasweep.tasks.verbalised import said_in
+
+Judge = Callable[[Sequence[Pair]], list[bool]]  # tells of pairs whether the premise entails the hypothesis
 
 _END = "answer_end"
 
@@ -52,6 +56,9 @@ def write_graded(
     }
     if record.verbalised is not None:
         identity["verbalised"] = record.verbalised
+    if record.equivalence is not None:
+        identity["equivalence"] = record.equivalence
+    entails: Judge | None = None
     for lam in sorted(record.lambdas, key=order):
         if len(run.committed(task, lam, "generations")) != len(record.shards):
             continue
@@ -66,6 +73,8 @@ def write_graded(
         generations = run.generations(task, lam)
         if len(run.damaged) > damaged:
             continue  # its units are sampled again, and then they are graded
+        if built.equivalence is not None and entails is None:
+            entails = built.equivalence.judge()
         table = graded_table(
             generations,
             lam,
@@ -74,6 +83,7 @@ def write_graded(
             record.think_end_token,
             tuple(record.until or ()),
             record.verbalised,
+            entails,
         )
         commit_table(path, table, own)
         run.damaged.pop(path, None)
@@ -87,13 +97,22 @@ def graded_table(
     think_end_token: str | None = None,
     until: Sequence[str] = (),
     verbalised: str | None = None,
+    entails: Judge | None = None,
 ) -> pa.Table:
     """Return `schemas.GRADED` of the outputs at one λ, in their order; `until` counts only with `think_end_token`.
 
-    With `verbalised`, a regular expression, it has the column `schemas.VERBALISED`, too.
+    With `verbalised`, a regular expression, it has the column `schemas.VERBALISED`, too. With `entails`, answers of a
+    document that mean the same are of one class.
     """
     requests, texts = generations["request_id"].to_pylist(), generations["text"].to_pylist()
     grades = grader.grade(list(zip(requests, texts, strict=True)))
+    classes = [grade.answer_class for grade in grades]
+    if entails is not None:
+        classes = []
+        for request, some in groupby(zip(requests, grades, strict=True), key=lambda one: one[0]):
+            own = [grade for _, grade in some]
+            texts_of, classes_of = [grade.answer for grade in own], [grade.answer_class for grade in own]
+            classes += same_meaning(grader.question(request), texts_of, classes_of, entails)
     starts, thinking, ends = [], [], []
     for ids, text, grade in zip(generations["token_ids"].to_pylist(), texts, grades, strict=True):
         starts.append(answer_start(tokenizer, ids, text, grade.answer, grade.start, think_end_token))
@@ -104,7 +123,7 @@ def graded_table(
         "sample": generations["sample"],
         **schemas.place_columns(lam, len(requests)),
         "answer": [grade.answer for grade in grades],
-        "answer_class": [grade.answer_class for grade in grades],
+        "answer_class": classes,
         "answer_start": starts,
         "correct": [grade.correct for grade in grades],
         "metrics": [sorted(grade.metrics.items()) for grade in grades],

@@ -103,7 +103,7 @@ def question_of(
     asked = _KADAVATH if p_true == KADAVATH else unescaped(p_true)
     letters = [f"({letter}" if f"({letter})" in asked else letter for letter in _LETTERS]
     if chat is None:
-        before = f"\n{asked} "
+        before = f"\n{asked.rstrip()} "
     else:
         turns = [("user", "a"), ("assistant", _ANSWER), ("user", asked)]
         try:

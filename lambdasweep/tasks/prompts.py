@@ -28,6 +28,7 @@ from lambdasweep.tasks.documents import (
     task_error,
     temperature_problems,
 )
+from lambdasweep.tasks.equivalence import Equivalence
 from lambdasweep.tasks.p_true import Question
 from lambdasweep.tasks.requests import batches, content_sha256
 from lambdasweep.tasks.tokens import Tokenizer, encode_prompts
@@ -74,6 +75,7 @@ class BuiltPrompts:
     chat_template_sha256: str | None = None
     template: str | None = None
     question: Question | None = None  # asks whether an answer is right
+    equivalence: Equivalence | None = None  # says which answers mean the same
 
     @property
     def question_tokens(self) -> int:

@@ -17,6 +17,11 @@ class LmEvalGrader:
 
     source: LmEvalTask
 
+    def question(self, request_id: int) -> str:
+        """Return the question of a request, without solved examples."""
+        with quiet():
+            return str(self.source.task.doc_to_text(self.source.asked[request_id].doc))
+
     def grade(self, outputs: Sequence[tuple[int, str]]) -> list[Grade]:
         """Return the grade of each output; see `answers.Grader`.
 

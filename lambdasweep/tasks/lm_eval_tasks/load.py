@@ -53,6 +53,7 @@ class LmEvalSpec:
         repeats, temperature, max_tokens, until: take the place of what a task says whose answers the model writes; until is
             one text, in which a backslash and an n are a new line.
         normaliser: says which of these answers are the same.
+        equivalence: says which of these answers mean the same [equivalence.Equivalence].
         think_end_token: ends the thinking before these answers; an argument of lm-eval's models.
         p_true: asks the model whether such an answer is right.
         verbalised: finds how sure such an answer says it is.
@@ -71,6 +72,7 @@ class LmEvalSpec:
     max_tokens: int | None = None
     until: str | None = None
     normaliser: str | None = None
+    equivalence: str | None = None
     think_end_token: str | None = None
     p_true: str | None = None
     verbalised: str | None = None
@@ -115,6 +117,7 @@ class Outputs:
     normaliser: str
     metric: str
     filters: tuple[str, ...]
+    equivalence: str | None = None
     think_end_token: str | None = None
     p_true: str | None = None
     verbalised: str | None = None
@@ -396,6 +399,7 @@ def _outputs(name: str, task: Any, asked: Sequence[Asked], spec: LmEvalSpec) -> 
         normaliser=spec.normaliser or "auto",
         metric=metric,
         filters=filters,
+        equivalence=spec.equivalence,
         think_end_token=spec.think_end_token,
         p_true=spec.p_true,
         verbalised=spec.verbalised,

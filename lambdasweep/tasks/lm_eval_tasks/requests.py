@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from contract.errors import TaskError
 from lambdasweep.tasks.answers import AnswerSpec, end_tokens, prompts_table, think_end_problems, with_end
+from lambdasweep.tasks.equivalence import read_equivalence
 from lambdasweep.tasks.formats import AS_TURNS
 from lambdasweep.tasks.lm_eval_tasks.answers import read
 from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, LmEvalTask
@@ -60,7 +61,8 @@ def build_answers(
     asked = source.outputs
     assert asked is not None
     question, of_question = question_of(asked.p_true, tokenizer, source.chat)
-    if problems := think_end_problems(asked.think_end_token, tokenizer) + of_question:
+    equivalence, of_model = read_equivalence(asked.equivalence)
+    if problems := think_end_problems(asked.think_end_token, tokenizer) + of_question + of_model:
         raise TaskError(f"task {source.name!r} cannot be built from {source.source}", problems)
     spec = AnswerSpec(
         name=source.name,
@@ -79,6 +81,7 @@ def build_answers(
         metric=asked.metric,
         chat=source.chat is not None,
         system_prompt=source.system_prompt,
+        equivalence=equivalence.sha256 if equivalence else None,
         think_end_token=asked.think_end_token,
         p_true=question.asked if question else None,
         verbalised=asked.verbalised,
@@ -96,6 +99,7 @@ def build_answers(
         chat_template_sha256=source.chat.sha256 if source.chat else None,
         template=_template(source),
         question=question,
+        equivalence=equivalence,
     )
     rows = tuple(((source.name, place, place + 1),) for place in range(len(source.asked)))
     return BuiltLmEvalTask(source, {source.name: built}, rows), spec

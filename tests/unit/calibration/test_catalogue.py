@@ -65,7 +65,9 @@ def test_the_catalogue_is_what_a_table_has(run: RunDir) -> None:
     add_written(run, "sums", 8, GRID, 3)
     for lam in GRID:
         outputs = [(f"say {d % 3}", d % 2 == 0, [-0.1 - d / 9, -float(lam)], 0, False) for d in range(24)]
-        add_outputs(run, "sums", lam, {d: outputs[3 * d : 3 * d + 3] for d in range(8)}, thinking=1)
+        add_outputs(
+            run, "sums", lam, {d: outputs[3 * d : 3 * d + 3] for d in range(8)}, thinking=1, said=[(-1, -2)] * 24
+        )
     table = analyse(run, resamples=20).metrics
     names = {name for name in table["metric"].to_pylist() if not name.startswith("docs_")}
     assert [name for name in names if catalogue.find(name) is None] == []

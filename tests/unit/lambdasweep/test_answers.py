@@ -358,6 +358,7 @@ def test_flags_take_the_place_of_what_a_task_says(directory: Path, peer: Callabl
         "normaliser": "auto",
         "metric": "exact_match,strict",
         "filters": ("strict", "flexible"),
+        "equivalence": None,
         "think_end_token": None,
         "p_true": None,
         "verbalised": None,

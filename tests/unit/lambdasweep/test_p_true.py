@@ -44,6 +44,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     [
         (KADAVATH, "\nIs the proposed answer:\n (A) True\n (B) False\nThe proposed answer is: ("),
         (OWN, "\nIs it right?\nA. yes\nB. no\nLetter: "),
+        (OWN + " ", "\nIs it right?\nA. yes\nB. no\nLetter: "),
     ],
 )
 def test_a_question_follows_the_answer(asked: str, behind: str, tokenizer: Any) -> None:

@@ -25,7 +25,7 @@ UNIT = Unit(rescored_name("sums", "0"), "0.5", 0, 0, DOCUMENTS, 1, at="0")
 
 
 class _Engine:
-    """Gives each token −(its row + 1) / 10, and NaN to the prompts of one document."""
+    """Gives each token −(its row + 1) / 10, and NaN to the last output of one document."""
 
     vocab_size = 512
     settings = EngineSettings("cpu", "float32", 200)
@@ -43,7 +43,11 @@ class _Engine:
             rows += [(number, at, ids[at + 1]) for at in range(prompt.first_row, len(ids) - 1)]
             rows += [(number, len(ids) - 1, token) for token in prompt.last]
         prompt, row, token = (np.array(column) for column in zip(*rows, strict=True))
-        bad = [prompts[number].token_ids[0] == self._broken for number, _, _ in rows]
+        longest = {tuple(one.token_ids[:1]): len(one.token_ids) for one in prompts}
+        bad = [
+            prompts[number].token_ids[0] == self._broken and len(prompts[number].token_ids) == longest[(self._broken,)]
+            for number, _, _ in rows
+        ]
         logprob = np.where(bad, np.nan, -(row + 1) / 10)
         return EngineScores(prompt, row, token, logprob, row + 1, token, logprob, 50, 20)
 
@@ -76,7 +80,7 @@ def source(run: RunDir) -> RescoreSource:
 
 
 def test_outputs_are_scored_behind_their_prompts(run: RunDir) -> None:
-    """A document whose scores are no numbers is quarantined with all of its outputs; what was not written is nowhere."""
+    """A document with an output whose scores are no numbers is quarantined whole; what was not written is nowhere."""
     engine: Any = _Engine(broken=11)
     work = source(run).open(UNIT)
     found = work.run(engine, "0.5")
@@ -128,7 +132,7 @@ def test_a_replica_stays_where_its_engine_is() -> None:
     again = [
         Unit(rescored_name("sums", under), lam, shard, shard, shard + 1, 10 - shard, at=under)
         for under in ("0", "1")
-        for lam in ("0", "0.5", "1")
+        for lam in ("0.25", "0.5", "0.75")
         for shard in (0, 1)
     ]
     scheduler = Scheduler(again)
