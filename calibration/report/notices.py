@@ -52,7 +52,7 @@ def notices(facts: Facts) -> Iterator[str]:
         )
     if facts.confidence != CONFIDENCES[0] and facts.choice_tasks:
         yield (
-            f"The temperature of confidences per {facts.confidence.removesuffix('s')} is arbitrary, so ECE, Brier score, "
+            f"The temperature of the confidence `{facts.confidence}` is arbitrary, so ECE, Brier score, "
             "NLL and over-confidence are shown after temperature scaling; the reliability diagrams show the confidences as "
             "they are."
         )

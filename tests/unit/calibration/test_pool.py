@@ -187,7 +187,7 @@ def test_tokens_and_bytes_are_shown_after_temperature_scaling(run):
     curves = page_figures(facts)["curves"]
     assert "task-ece_width15_scaled" in curves
     assert not {"task-ece_width15", "task-smece", "task-nll", "task-brier"} & set(curves)
-    assert any("The temperature of confidences per token is arbitrary" in text for text in notices(facts))
+    assert any("The temperature of the confidence `tokens` is arbitrary" in text for text in notices(facts))
     point = found.found.tasks[0].points[0]
     assert point.error.value == row["value"]
 
