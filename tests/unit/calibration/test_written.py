@@ -325,11 +325,16 @@ def test_what_comes_behind_the_end_of_an_answer_changes_nothing(tmp_path: Path) 
         AnswerLoader(run, "damaged", read_plan(run)["damaged"]).load("0")
 
 
-def test_p_true_is_one_confidence_more(run: RunDir) -> None:
-    """Outputs of which the model said nothing are left out of it, and counted."""
+def ask(run: RunDir) -> None:
+    """Record that the task's outputs are asked about, so that they may have the confidence p_true."""
     plan = run.plan()
     plan["tasks"]["sums"]["p_true"] = "Is it right? A: yes. B: no."
     commit_json(run.plan_json, plan)
+
+
+def test_p_true_is_one_confidence_more(run: RunDir) -> None:
+    """Outputs of which the model said nothing are left out of it, and counted."""
+    ask(run)
     rng = np.random.default_rng(8)
     for number, lam in enumerate(GRID):
         rows = outputs(number)
@@ -382,6 +387,51 @@ def test_p_true_is_one_confidence_more(run: RunDir) -> None:
     for table in (open_run(run.root).graded(), open_run(run.root).generations()):
         assert table["true_logprob"].null_count == DOCUMENTS * SAMPLES  # those of the task that was not asked
         assert len(table) == 4 * DOCUMENTS * SAMPLES
+
+
+def test_differences_are_taken_on_the_outputs_that_have_the_confidence_at_both(run: RunDir) -> None:
+    """Base says of few outputs how sure it is, and of other ones than aligned: most of those that are right."""
+    ask(run)
+    rng = np.random.default_rng(11)
+    right, sure, has = {}, {}, {}
+    for number, lam in enumerate(GRID):
+        rows = outputs(number)
+        right[lam] = np.array([row[1] for some in rows.values() for row in some])
+        said = np.log(rng.uniform(0.05, 0.6, (len(right[lam]), 2)) + 0.3 * np.stack([right[lam], ~right[lam]], axis=1))
+        sure[lam] = np.exp(said[:, 0]) / np.exp(said).sum(axis=1)
+        has[lam] = rng.uniform(size=len(said)) < (np.where(right[lam], 0.7, 0.1) if lam == "0" else 0.9)
+        said[~has[lam]] = -np.inf
+        add_outputs(run, "sums", lam, rows, said=said.tolist())
+    kept = dict(list(outputs(2).items())[3:])  # and at λ = 1 three documents are not there
+    table = run.generations("sums", "1")
+    add_outputs(run, "sums", "1", kept, said=np.stack([table[f.name] for f in schemas.P_TRUE], axis=1)[15:].tolist())
+    has["1"][:15] = False
+    rows_of = analyse(run, resamples=30).metrics.to_pylist()
+    row = {(r["metric"], r["confidence"], r["point"]): r for r in rows_of if r["split"] == "all"}
+    for lam, parent, name in (("0.5", "0", "base"), ("1", "0", "base"), ("0", "1", "aligned"), ("0.5", "1", "aligned")):
+        both = has[lam] & has[parent]
+        assert both.any()
+        assert (has[lam] != both).any()
+        for metric, score in (("brier", brier_score_loss), ("auroc", roc_auc_score)):
+            expected = score(right[lam][both], sure[lam][both]) - score(right[parent][both], sure[parent][both])
+            assert row[f"{metric}_vs_{name}", "p_true", lam]["value"] == pytest.approx(expected), metric
+        share = right[lam][both].mean() - right[parent][both].mean()
+        assert row[f"acc_vs_{name}", "p_true", lam]["value"] == pytest.approx(share)
+        documents = both.reshape(DOCUMENTS, SAMPLES).any(axis=1).sum()
+        assert row[f"brier_vs_{name}", "p_true", lam]["n"] == documents
+        # How many lack it is counted among all outputs of the documents that both have.
+        there = np.repeat(np.arange(DOCUMENTS) >= (3 if "1" in (lam, parent) else 0), SAMPLES)
+        lacks = has[parent][there].mean() - has[lam][there].mean()
+        assert row[f"missing_vs_{name}", "p_true", lam]["value"] == pytest.approx(lacks)
+    # A confidence that no output has at both has no difference, and that is no error.
+    whole = np.log(np.full((DOCUMENTS * SAMPLES, 2), 0.5))
+    for lam, number, at in (("0", 0, slice(0, None, 2)), ("1", 2, slice(1, None, 2))):
+        said = whole.copy()
+        said[at] = -np.inf
+        add_outputs(run, "sums", lam, outputs(number), said=said.tolist())
+    none = [r for r in analyse(run, resamples=30).metrics.to_pylist() if r["metric"] == "brier_vs_base"]
+    none = [r for r in none if (r["confidence"], r["point"], r["split"]) == ("p_true", "1", "all")]
+    assert [(r["value"], r["n"]) for r in none] == [(None, 0)]
 
 
 def test_a_confidence_that_no_task_has_is_refused(run: RunDir) -> None:
