@@ -434,6 +434,31 @@ def test_differences_are_taken_on_the_outputs_that_have_the_confidence_at_both(r
     assert [(r["value"], r["n"]) for r in none] == [(None, 0)]
 
 
+def test_lambda_star_is_chosen_among_lambdas_whose_outputs_have_the_confidence(run: RunDir) -> None:
+    """Base is sure of 3 % of its outputs, which are all right, and 0.5 lacks 3 %, which are right ones."""
+    ask(run)
+    right = {}
+    for number, lam in enumerate(GRID):
+        rows = outputs(number)
+        right[lam] = np.array([row[1] for some in rows.values() for row in some])
+        said = np.log(np.where(right[lam][:, None], [0.7, 0.3], [0.4, 0.6]) / 2)
+        if lam == "0":
+            said[np.flatnonzero(~right[lam])] = said[np.flatnonzero(right[lam])[9:]] = -np.inf
+        if lam == "0.5":
+            said[np.flatnonzero(right[lam])[:9]] = -np.inf
+        add_outputs(run, "sums", lam, rows, said=said.tolist())
+    analysis = analyse(run, resamples=30, confidence="p_true")
+    (found,) = analysis.found.tasks
+    assert [(one.lam, one.documents) for one in found.points] == [("0.5", DOCUMENTS), ("1", DOCUMENTS)]
+    assert [one.accuracy.value for one in found.points] == pytest.approx([right["0.5"].mean(), right["1"].mean()])
+    assert found.answer.endswith(" Not compared: λ = 0, where more than 5 % of the outputs lack this confidence."), (
+        found.answer
+    )
+    (plain,) = analyse(run, resamples=30).found.tasks
+    assert [one.lam for one in plain.points] == list(GRID)
+    assert "Not compared" not in plain.answer
+
+
 def test_a_confidence_that_no_task_has_is_refused(run: RunDir) -> None:
     with pytest.raises(
         InputError, match=r"give an error of .* and a confidence of sum, tokens, bytes, lowest, first, votes$"
