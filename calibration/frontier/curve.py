@@ -132,8 +132,8 @@ def collect_curve(
 ) -> Curve | None:
     """Collect the metrics of a choice task, or of one whose answers are written, along λ.
 
-    A λ with documents still to be scored is left out: fewer documents are no fair comparison. So is one of whose outputs more
-    than `MOST_LACKING` lack the confidence: its NLL and error would be those of outputs that the model itself selects.
+    A λ with documents still to be scored is left out: fewer documents are no fair comparison. So is one where more than
+    `MOST_LACKING` of the outputs lack the confidence: NLL and error would be those of outputs that the model itself selects.
 
     Args:
         task: the task's name.

@@ -16,6 +16,7 @@ from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from calibration.analyse import analyse, write_metrics
 from calibration.metrics.platt import Platt, fit_platt, logits_of
 from calibration.metrics.written import answer_estimates, counts_of_pass, pass_at
+from calibration.report.facts import gather
 from calibration.report.write import write_report
 from calibration.scores.per_answer import AnswerLoader, AnswerScores
 from calibration.terminal.tables import render
@@ -537,6 +538,31 @@ def test_what_another_lambda_makes_of_outputs_is_a_confidence(run: RunDir) -> No
     add_rescored(run, "0.5", "0", damaged)
     with pytest.raises(LambdasweepError, match=r"at λ = 0\.5: what λ = 0 makes of its outputs does not fit them"):
         load(run, "0.5")
+
+
+def test_a_page_has_no_numbers_of_another_confidence(run: RunDir) -> None:
+    """Outputs were scored again at one λ of three; at the others the page shows what is no confidence's."""
+    plan = run.plan()
+    plan["tasks"]["sums"]["rescored"] = ["0"]
+    commit_json(run.plan_json, plan)
+    again = {d: [[value - 0.1 for value in one[2]] for one in some] for d, some in outputs(1).items()}
+    add_rescored(run, "0.5", "0", again)
+    analysis = analyse(run, resamples=30, confidence="sum@0")
+    stored = {
+        (row["metric"], row["point"], row["confidence"]): row["value"]
+        for row in analysis.metrics.to_pylist()
+        if row["split"] == "all"
+    }
+    (facts,) = gather(analysis, "ece_width15", "sum@0").tasks
+    assert stored["ece_width15", "1", "sum"] is not None
+    for lam in ("0", "1"):
+        for metric in ("ece_width15", "ece_width15_scaled", "brier", "auroc", "ece_width15_vs_base"):
+            assert facts.cell(lam, metric).value is None, metric
+        for metric in ("mean_at_k", "pass_at_2", "length", "distinct_answers", "docs_unfinished"):
+            assert facts.cell(lam, metric).value == stored[metric, lam, "sum"] is not None, metric
+    assert facts.cell("1", "mean_at_k_vs_base").value == stored["mean_at_k_vs_base", "1", "sum"] is not None
+    for metric in ("ece_width15", "brier_scaled", "auroc"):
+        assert facts.cell("0.5", metric).value == stored[metric, "0.5", "sum@0"] != stored[metric, "0.5", "sum"]
 
 
 def test_thoughts_and_what_is_behind_an_answer_do_not_count_under_another_lambda(tmp_path: Path) -> None:
