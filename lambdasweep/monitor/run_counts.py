@@ -66,7 +66,7 @@ class RunCounts(DriverView):
         self.plan: Plan = {}
         self.tasks: dict[str, TaskCount] = {}
         self.spent = Spent()
-        self.spent_on: dict[str, Spent] = {}  # the same by what completes a unit: tokens, or generations
+        self.spent_on: dict[str, Spent] = {}  # the same by what completes a unit: tokens, generations or rescored
         self._seen: dict[tuple[str, str], set[int]] = {}  # the shards seen at each task and λ that is not complete
         self._unread: deque[UnitKey] = deque()
         self._kinds: dict[str, str] = {}  # what completes a unit, by what the unit's task is called
@@ -105,11 +105,11 @@ class RunCounts(DriverView):
             InputError: the plan is gone.
         """
         self.plan = read_plan(self.run)  # again: it grows
-        parts = [(*part, entry) for task, entry in self.plan.items() for part in entry.parts(task)]
-        for name, kind, entry in parts:
+        parts = [(len(entry.shards), *part) for task, entry in self.plan.items() for part in entry.parts(task)]
+        for shards, name, kind, lambdas in parts:
             self._kinds[name] = kind
-            task = self.tasks.setdefault(name, TaskCount(len(entry.shards), ()))
-            task.lambdas = entry.lambdas
+            task = self.tasks.setdefault(name, TaskCount(shards, ()))
+            task.lambdas = lambdas
             for lam in self.run.begun(name, [lam for lam in task.lambdas if task.done[lam] < task.shards], kind):
                 there, seen = self.run.committed(name, lam, kind), self._seen.setdefault((name, lam), set())
                 self._unread.extend((name, lam, shard) for shard in sorted(there - seen))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from rich.console import Console
 from sklearn.calibration import _sigmoid_calibration
@@ -23,6 +24,7 @@ from calibration.terminal.tables import render
 from calibration.uncertainty.resample import draw
 from contract import schemas
 from contract.errors import InputError, LambdasweepError
+from contract.location import read_table
 from contract.records import read_plan
 from contract.rundir import RunDir, commit_json, commit_table
 from contract.units import rescored_name
@@ -486,7 +488,7 @@ def add_rescored(run: RunDir, lam: str, under: str, scores: dict[int, list[list[
 
 def test_what_another_lambda_makes_of_outputs_is_a_confidence(run: RunDir) -> None:
     plan = run.plan()
-    plan["tasks"]["sums"]["rescored"] = ["0", "0.3"]
+    plan["tasks"]["sums"]["rescored"] = dict.fromkeys(("0", "0.3"), GRID)
     commit_json(run.plan_json, plan)
     rng = np.random.default_rng(4)
     again = {
@@ -543,7 +545,7 @@ def test_what_another_lambda_makes_of_outputs_is_a_confidence(run: RunDir) -> No
 def test_a_page_has_no_numbers_of_another_confidence(run: RunDir) -> None:
     """Outputs were scored again at one λ of three; at the others the page shows what is no confidence's."""
     plan = run.plan()
-    plan["tasks"]["sums"]["rescored"] = ["0"]
+    plan["tasks"]["sums"]["rescored"] = {"0": ["0.5"]}
     commit_json(run.plan_json, plan)
     again = {d: [[value - 0.1 for value in one[2]] for one in some] for d, some in outputs(1).items()}
     add_rescored(run, "0.5", "0", again)
@@ -565,11 +567,35 @@ def test_a_page_has_no_numbers_of_another_confidence(run: RunDir) -> None:
         assert facts.cell("0.5", metric).value == stored[metric, "0.5", "sum@0"] != stored[metric, "0.5", "sum"]
 
 
+def test_what_was_made_of_outputs_that_are_gone_counts_for_nothing(run: RunDir) -> None:
+    """A damaged table of outputs is absent, and its documents are unfinished until they are written again."""
+    plan = run.plan()
+    plan["tasks"]["sums"] |= {"rescored": {"0": ["0.5"]}, "shards": [[0, 40], [40, DOCUMENTS]], "costs": [1, 1]}
+    commit_json(run.plan_json, plan)
+    rows, again = outputs(1), {d: [[v - 0.1 for v in one[2]] for one in some] for d, some in outputs(1).items()}
+    for kind, name in (("generations", "sums"), ("rescored", "sums@0")):
+        if kind == "rescored":
+            add_rescored(run, "0.5", "0", again)
+        whole = read_table(run.unit(kind, name, "0.5", 0))
+        of_first = pc.less(whole["request_id"], 40)
+        commit_table(run.unit(kind, name, "0.5", 0), whole.filter(of_first))
+        commit_table(run.unit(kind, name, "0.5", 1), whole.filter(pc.invert(of_first)))
+    scores = load(run, "0.5")
+    assert len(scores.document) == DOCUMENTS
+    run.unit("generations", "sums", "0.5", 1).write_bytes(b"PAR1")
+    there = load(run, "0.5")
+    assert there.document.tolist() == list(range(40))
+    assert there.left_out.unfinished == DOCUMENTS - 40
+    for name in ("sum", "sum@0"):
+        np.testing.assert_array_equal(there.logs[name], scores.logs[name][:40])
+    assert there.correct.tolist() == [[one[1] for one in rows[document]] for document in range(40)]
+
+
 def test_thoughts_and_what_is_behind_an_answer_do_not_count_under_another_lambda(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     add_written(run, "sums", 4, ("0",), 1)
     plan = run.plan()
-    plan["tasks"]["sums"]["rescored"] = ["1"]
+    plan["tasks"]["sums"]["rescored"] = {"1": ["0"]}
     commit_json(run.plan_json, plan)
     add_outputs(run, "sums", "0", {d: [("a", True, [-0.5] * 5, 3, False)] for d in range(4)}, thinking=2, ends=3)
     add_rescored(run, "0", "1", {d: [[-7.0, -7.0, -0.25, -0.125, -9.0]] for d in (0, 1, 3)})
