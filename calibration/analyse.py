@@ -73,9 +73,10 @@ def analyse(
     scaled by the temperature fitted on the other half [temperature].
 
     Each of these metrics that the catalogue compares also has its difference to a parent, as `<metric>_vs_base` and
-    `<metric>_vs_aligned`: it is the value less that of λ = 0 or of λ = 1, on the documents that both have scores for. Where
-    λ = 1 is not the aligned parent [records.SweepRecord.parents], nothing is compared with it. Over several aligned
-    checkpoints their names stand in the place of `aligned`, and nothing is matched.
+    `<metric>_vs_aligned`: it is the value less that of λ = 0 or of λ = 1, on the documents that both have scores for, and
+    under a confidence that outputs may lack on the outputs that have it at both. Where λ = 1 is not the aligned parent
+    [records.SweepRecord.parents], nothing is compared with it. Over several aligned checkpoints their names stand in the
+    place of `aligned`, and nothing is matched.
 
     All choice tasks together, and those of a group of lm-eval, are pooled [calibration.scores.pool]: a pool has a name as a
     task has, and the metrics of catalogue.METRICS for pools, under `confidence` only.

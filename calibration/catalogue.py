@@ -455,13 +455,26 @@ def find(name: str) -> Metric | None:
     among, found = _FOUND.get(name, ((), None))
     now = tuple(METRICS.values())
     if among != now:  # asked for the first time, or metrics were added since
-        found = _search(name.partition("_vs_")[0].removesuffix("_scaled"))
+        found = _search(_plain(name), _every())
         _FOUND[name] = now, found
     return found
 
 
-def _search(plain: str) -> Metric | None:
-    for one in _every():
+def is_once(name: str, task: Task) -> bool:
+    """Tell whether what a task has under a name in metrics.parquet stands under confidence sum only, being no confidence's.
+
+    Counts of documents, which are no metrics, are such.
+    """
+    found = _search(_plain(name), METRICS[task])
+    return found is None or found.once
+
+
+def _plain(name: str) -> str:
+    return name.partition("_vs_")[0].removesuffix("_scaled")
+
+
+def _search(plain: str, among: Iterable[Metric]) -> Metric | None:
+    for one in among:
         several = one.per_parent or (one.per_count and plain.rpartition("_")[2].isdigit())
         if plain == one.name or (several and plain.startswith(f"{one.name}_")):
             return one

@@ -113,8 +113,8 @@ def answer_metrics(
 ) -> Iterator[TaskMetrics]:
     """Yield every λ of a task whose answers are written that has anything committed: the parents first, then the others.
 
-    A difference to a parent is taken on the documents that have outputs at both λs. The arguments are those of
-    `task_metrics`, and `record` is the task's in the plan.
+    A difference to a parent is taken on the documents that have outputs at both λs, and where outputs may lack a confidence
+    on those that have it at both. The arguments are those of `task_metrics`, and `record` is the task's in the plan.
 
     Raises:
         LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
@@ -163,12 +163,41 @@ def _answer_differences(
     other, theirs = parent
     if not np.array_equal(scores.document, other.document):
         _, here, there = np.intersect1d(scores.document, other.document, return_indices=True)
-        mine, theirs = (answer_estimates(one.restricted(at), drawn) for one, at in ((scores, here), (other, there)))
+        scores, other = scores.restricted(here), other.restricted(there)
+        mine, theirs = answer_estimates(scores, drawn), answer_estimates(other, drawn)
+    mine, theirs = _on_the_same_outputs(scores, mine, other, theirs, drawn)
     return {
         (f"{key[0]}_vs_{name}", *key[1:]): estimate.minus(theirs[key])
         for key, estimate in mine.items()
         if key in theirs and _is_compared(key[0])
     }
+
+
+def _on_the_same_outputs(
+    one: AnswerScores, mine: Estimates, other: AnswerScores, theirs: Estimates, drawn: Resamples
+) -> tuple[Estimates, Estimates]:
+    """Return the estimates of two λs with those of every confidence taken on the outputs that have it at both.
+
+    Which outputs lack a confidence depends on λ: at base few outputs may say how sure they are, and those be the right ones.
+    The share of the outputs without it (`missing`) is that of all outputs, as before.
+
+    Args:
+        one, other: the scores of the same documents at both λs; outputs are the same where their numbers are.
+        mine, theirs: their estimates.
+        drawn: the resamples.
+    """
+    both = [name for name in one.logs if name in other.logs]
+    gaps = {name: (np.isnan(one.logs[name]), np.isnan(other.logs[name])) for name in both}
+    differ = {name: here | there for name, (here, there) in gaps.items() if not np.array_equal(here, there)}
+    if not differ:
+        return mine, theirs
+    found = []
+    for scores, estimates in ((one, mine), (other, theirs)):
+        logs = {name: np.where(lacks, np.nan, scores.logs[name]) for name, lacks in differ.items()}
+        of_both = answer_estimates(replace(scores, logs=logs), drawn)
+        kept = {key: value for key, value in of_both.items() if key[1] in differ and key[0] != "missing"}
+        found.append({**estimates, **kept})
+    return found[0], found[1]
 
 
 def begun(run: RunDir, task: str, lambdas: Sequence[str]) -> list[str]:

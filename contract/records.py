@@ -148,7 +148,8 @@ class TaskRecord:
     p_true: str | None = None  # the question whether an answer is right
     verbalised: str | None = None  # the regular expression that finds how sure an output says it is
     verbalised_suffix: str | None = None  # the text behind each prompt that asks for it
-    rescored: tuple[str, ...] = ()  # the canonical points under which outputs are scored again; it grows as λs do
+    rescored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By the canonical points under which outputs are scored again: the λs whose outputs are; it grows as λs do."""
 
     @property
     def is_sampled(self) -> bool:
@@ -165,11 +166,11 @@ class TaskRecord:
         """Return the kind of table that is the completion record of a unit."""
         return "generations" if self.is_sampled or self.is_answered else "tokens"
 
-    def parts(self, name: str) -> Iterator[tuple[str, str]]:
-        """Yield what the units of a task of this name are called, and the kind of table that is their completion record."""
-        yield name, self.completion
-        for under in self.rescored:
-            yield rescored_name(name, under), "rescored"
+    def parts(self, name: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+        """Yield what the units of a task of this name are called, the kind of table that completes one, and their λs."""
+        yield name, self.completion, self.lambdas
+        for under, lambdas in self.rescored.items():
+            yield rescored_name(name, under), "rescored", lambdas
 
     def to_json(self) -> dict[str, Any]:
         left_out: tuple[str, ...] = (*_SAMPLED_ONLY, *_ANSWERED_ONLY)
@@ -282,7 +283,7 @@ def _task(value: Mapping[str, Any]) -> TaskRecord:
         shards=tuple((first, end) for first, end in found.shards),
         costs=tuple(found.costs),
         groups=tuple(found.groups),
-        rescored=tuple(found.rescored),
+        rescored={under: tuple(found.rescored[under]) for under in sorted(found.rescored, key=points.order)},
         stop_token_ids=None if found.stop_token_ids is None else tuple(found.stop_token_ids),
         until=None if found.until is None else tuple(found.until),
     )

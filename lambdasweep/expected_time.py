@@ -23,7 +23,8 @@ FLOPS_PER_GPU = 0.4 * 990e12
 _GPU_BLOCK = 16  # tokens in a block of the KV cache, where vLLM chooses the size
 _SHARDS = 4  # so many shards of a task are looked at
 _READ_SECONDS = 2.0  # receipts are read for so long
-_DONE = {"tokens": "scored", "generations": "sampled"}  # what a unit does with tokens, by the table that completes it
+# What a unit does with tokens, by the table that completes it.
+_DONE = {"tokens": "scored", "generations": "sampled", "rescored": "scored again"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ def _tokens_left(prepared: "Prepared", left: Sequence[Unit]) -> dict[str, float]
     shares = {name: computed_share(task, block) if caches else 1.0 for name, task in prepared.tasks.items()}
     tokens = dict.fromkeys(_DONE, 0.0)
     for unit in left:
-        tokens["generations" if unit.task in prepared.prompts else "tokens"] += unit.cost * shares.get(unit.task, 1.0)
+        kind = "rescored" if unit.at else "generations" if unit.task in prepared.prompts else "tokens"
+        tokens[kind] += unit.cost * shares.get(unit.task, 1.0)
     return {kind: count for kind, count in tokens.items() if count}
 
 

@@ -13,7 +13,7 @@ from contract.errors import InputError, SweepError, join
 from contract.events import Listener, Listeners
 from contract.location import Location
 from contract.rundir import RunDir
-from contract.units import Unit
+from contract.units import Receipt, Unit
 from lambdasweep.held_signals import end_if_asked, held_signals
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.phase import phase
@@ -87,6 +87,7 @@ class Launch:
 
         if len(left) < self.total:
             say(f"{self.total - len(left)} of {self.total} units are committed already; {len(left)} are left")
+        probes, receipts = known_so_far(self.out)
         spec = SweepSpec(
             root=str(self.out.root.resolve()),
             base=base,
@@ -95,7 +96,8 @@ class Launch:
             identity=dict(self.identity),
             line=self.prepared.pair.line,
             parents=config.parents,
-            probes=known_probes(self.out),
+            probes=probes,
+            receipts=receipts,
             accelerator_type=config.accelerator_type,
         )
         with progress, tally:
@@ -110,18 +112,23 @@ class Launch:
         return outcome.interrupted
 
 
-def known_probes(out: RunDir) -> dict[str, tuple[str, str]]:
-    """Return what engines said of the probe prompt in a run so far, by hardware: who, and a digest of what.
+def known_so_far(out: RunDir) -> tuple[dict[str, tuple[str, str]], tuple[Receipt, ...]]:
+    """Return what receipts of committed tables tell of the engines of a run so far.
 
     Of receipts as many are read as a moment allows.
+
+    Returns:
+        What engines said of the probe prompt, by hardware: who, and a digest of what. And a receipt for each λ and weights
+        that an engine had there, with its hardware and route.
     """
-    until, found = time.monotonic() + _READ_SECONDS, dict[str, tuple[str, str]]()
-    for receipt in out.receipts():
-        if receipt.probe_digest:  # older receipts have none
-            found.setdefault(receipt.hardware, (f"{receipt.replica} on {receipt.host}", receipt.probe_digest))
+    until, probes, weights = time.monotonic() + _READ_SECONDS, dict[str, tuple[str, str]](), dict[Any, Receipt]()
+    for one in out.receipts():
+        weights.setdefault((one.engine_lam, one.hardware, one.route, one.weight_digests), one)
+        if one.probe_digest:  # older receipts have none
+            probes.setdefault(one.hardware, (f"{one.replica} on {one.host}", one.probe_digest))
         if time.monotonic() >= until:
             break
-    return found
+    return probes, tuple(weights.values())
 
 
 def say_put_aside(run: RunDir, say: Callable[[str], None]) -> None:

@@ -271,7 +271,9 @@ def write(run: RunDir, sweep: SweepRecord, prepared: Prepared) -> dict[str, Task
         entry = plan["tasks"].setdefault(name, asked.to_json())
         entry["lambdas"] = sorted({*entry["lambdas"], *prepared.lambdas(name)}, key=order)
         if asked.is_answered:
-            entry["rescored"] = sorted({*entry.get("rescored", ()), *prepared.config.rescore}, key=order)
+            rescored = entry.setdefault("rescored", {})
+            for under in prepared.config.rescore:
+                rescored[under] = sorted({*rescored.get(under, ()), *prepared.lambdas(name)}, key=order)
     plan["margin"] = prepared.config.margin / 100  # a share of documents; the last command's holds
     commit_json(run.plan_json, plan)
     return plan_of(run.plan_json, plan)

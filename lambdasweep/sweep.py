@@ -5,12 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from contract.damage import read_or_problem
 from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE
+from contract.points import order
 from contract.records import Plan, SweepRecord, read_sweep
 from contract.rundir import RunDir
 from contract.units import Unit, rescored_name
 from lambdasweep import record
 from lambdasweep.config import SweepConfig
+from lambdasweep.derived import delete_derived
 from lambdasweep.launch import Launch, check_disk, fingerprint_pair, say_put_aside
 from lambdasweep.monitor.heartbeat import Heartbeat
 from lambdasweep.monitor.history import History, command_line
@@ -85,10 +88,12 @@ def units_left(run: RunDir, prepared: Prepared) -> tuple[list[Unit], int]:
 def units_to_rescore(run: RunDir, prepared: Prepared, is_ahead: bool = False) -> list[Unit]:
     """Return the units of this command that score again what was written, and are not committed.
 
+    Outputs are read first: those of a damaged table are left out, and the run notes it, so that it is put aside.
+
     Args:
         run: the run.
         prepared: the sweep.
-        is_ahead: whether those count, too, whose outputs are still to be written.
+        is_ahead: whether those count, too, whose outputs are still to be written; nothing is read then.
     """
     rescore = prepared.config.rescore
     if not rescore:
@@ -96,14 +101,23 @@ def units_to_rescore(run: RunDir, prepared: Prepared, is_ahead: bool = False) ->
     written, there = run.all_committed("generations"), run.all_committed("rescored")
     found = []
     for name, task in prepared.prompts.items():
-        for under in rescore if task.grader is not None else ():
-            for lam in prepared.lambdas(name):
-                called = rescored_name(name, under)
-                for shard, (rows, cost) in enumerate(zip(task.shards, task.costs, strict=True)):
-                    is_written = is_ahead or shard in written.get((name, lam), ())
-                    if is_written and shard not in there.get((called, lam), ()):
-                        found.append(Unit(called, lam, shard, *rows, cost, at=under))
-    return found
+        for lam in prepared.lambdas(name) if task.grader is not None else ():
+            for shard, (rows, cost) in enumerate(zip(task.shards, task.costs, strict=True)):
+                called = {under: rescored_name(name, under) for under in rescore}
+                left = [under for under in rescore if shard not in there.get((called[under], lam), ())]
+                is_written = shard in written.get((name, lam), ())
+                if left and (is_ahead or (is_written and _is_readable(run, name, lam, shard))):
+                    found += [Unit(called[under], lam, shard, *rows, cost, at=under) for under in left]
+    return sorted(found, key=lambda unit: (unit.task, order(unit.at), order(unit.lam), unit.shard))
+
+
+def _is_readable(run: RunDir, task: str, lam: str, shard: int) -> bool:
+    """Read a table of outputs; tell whether that went well, and note it in the run where it did not."""
+    path = run.unit("generations", task, lam, shard)
+    table, problem = read_or_problem(path)
+    if table is None:
+        run.damaged[path] = problem
+    return table is not None
 
 
 def replicas_idle(config: SweepConfig, units: int) -> list[str]:
@@ -127,28 +141,35 @@ class _Refinement:
         self._run, self._sweep, self.plan, self._say = run, sweep, plan, say
         self._grid = set(prepared.config.lambdas)
         self._most = prepared.config.refine
+        self._has_ended = False  # tables of choices do not change after it, and it says why it ends once
         self.prepared = self._grown(prepared, ()) if self._most else prepared
 
     def units(self) -> list[Unit]:
         """Return the units of the next λs, which are in the plan then; none where enough is added, or nothing helps."""
+        found = () if self._has_ended else self._next()
+        self._has_ended = not found
+        return units_left(self._run, self.prepared)[0] if found else []
+
+    def _next(self) -> tuple[str, ...]:
+        """Return the next λs, and add them to the plan."""
         from calibration.frontier.refine import ROUND, suggest
         from calibration.frontier.running_curve import answer_curve
 
         lambdas = self.prepared.scored_at
         count = min(ROUND, self._most - (len(lambdas) - len(self._grid)))
         if count <= 0:
-            return []
+            return ()
         curve = answer_curve(self._run, list(self.prepared.tasks), sweep=self._sweep, plan=self.plan)
         if curve is None:
             self._say("nothing to refine: no λ of a task with choices is finished")
-            return []
+            return ()
         found = suggest(curve, count, lambdas, self.prepared.config.margin / 100)
         if not found.lambdas:
             self._say(f"λ* is as well known as these documents allow: no gap wider than {found.resolution:.2g} is left")
-            return []
+            return ()
         self._say(f"refining at λ = {', '.join(found.lambdas)}")
         self.prepared = self._grown(self.prepared, found.lambdas)
-        return units_left(self._run, self.prepared)[0]
+        return found.lambdas
 
     def _grown(self, prepared: Prepared, lambdas: tuple[str, ...]) -> Prepared:
         planned = (lam for name in prepared.tasks for lam in self.plan[name].lambdas)
@@ -166,6 +187,7 @@ def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Cal
         return refinement.units() or units_to_rescore(run, prepared)
 
     left, total = units_left(run, prepared)
+    delete_derived(run, left, prepared, refinement.plan)
     if not left and (left := further()):
         total += len(left)
     interrupted = False

@@ -126,6 +126,8 @@ class _Driver:
         self._boot_reason = ""  # the reason why the last replica that did not start failed
         self._said_fallback = self._said_no_room = False
         self._weights, self._probes = WeightLedger(), ProbeLedger(spec.probes)
+        for receipt in spec.receipts:
+            self._check_weights(receipt)
         # Each task has its own deadlines, because sampling a token takes longer than scoring one.
         self._deadlines = {task: Deadlines() for task in sources}
 
@@ -259,6 +261,9 @@ class _Driver:
         if self.scheduler.done(handle.name, unit):
             self.done += 1
         self._listeners.unit_done(receipt)
+        self._check_weights(receipt)
+
+    def _check_weights(self, receipt: Receipt) -> None:
         if conflict := self._weights.conflict(receipt):
             raise SweepError(conflict)
 

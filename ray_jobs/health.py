@@ -15,9 +15,9 @@ _FACTOR = 20.0
 class Deadlines:
     """Says how long a unit may take, judging by how long units took so far.
 
-    The cost of a unit that is sampled is the most that it can come to. At another λ its outputs may be many times as long,
-    up to the limit. So it counts with the tokens that were computed for it, and a λ at which outputs never end has the time
-    that they take.
+    The cost of a unit that is sampled is the most that it can come to, and so is that of a unit whose outputs are scored
+    again. At another λ its outputs may be many times as long, up to the limit. So it counts with the tokens that were
+    computed for it, and a λ at which outputs never end has the time that they take.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,8 @@ class Deadlines:
     def observe(self, seconds: float, unit: Unit, receipt: Receipt) -> None:
         """Take in that a unit was done in so many seconds."""
         self._seconds += seconds
-        self._cost += min(unit.cost, receipt.tokens_scheduled) if receipt.tokens_generated else unit.cost
+        is_of_outputs = bool(receipt.tokens_generated or unit.at)
+        self._cost += min(unit.cost, receipt.tokens_scheduled) if is_of_outputs else unit.cost
 
     def allowed(self, cost: int) -> float:
         """Return the seconds after which a unit of this cost counts as hung."""

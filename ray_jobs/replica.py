@@ -40,6 +40,8 @@ class SweepSpec:
     """The place where ranks keep the parents, one of `serve.switch.tiers.CHOICES`; it changes no number."""
     probes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """What engines said of the probe prompt in the run so far, as a digest, by hardware; before it who said it."""
+    receipts: tuple[Receipt, ...] = ()
+    """Receipts of committed tables, one for each λ and weights that an engine had there, with its hardware and route."""
     accelerator_type: str | None = None
     """Ray's name for the kind of GPU to use; None takes any kind."""
 

@@ -6,12 +6,14 @@ from contract.points import in_path
 from contract.units import Receipt
 
 SEVERAL = " + "  # between kinds of hardware
+_WRITTEN = ("tokens", "generations")  # what an engine writes at its own λ; what it scores for another one is rescored
 
 
 class WeightLedger:
     """Remembers the weight digests of the receipts that came in."""
 
     def __init__(self) -> None:
+        """Begin with none; receipts of an earlier command are taken in like all others."""
         self._seen: dict[tuple[str, str, str], Receipt] = {}
 
     def conflict(self, receipt: Receipt) -> str | None:
@@ -27,8 +29,9 @@ class WeightLedger:
         return (
             f"{first.replica} on {first.host} and {receipt.replica} on {receipt.host} computed different weights of the "
             f"same pair at λ = {lam}: a checkpoint file was changed during the sweep, or a machine's memory is "
-            f"faulty. Delete the tables under tokens/*/lambda={in_path(lam)}, and those of other λs if files were "
-            "changed, before you run the same command again"
+            f"faulty. Delete what is under {', '.join(f'{kind}/*/lambda={in_path(lam)}' for kind in _WRITTEN)} and "
+            f"rescored/task=*@{in_path(lam)}, and the same of other λs if files were changed, before you run the same "
+            "command again"
         )
 
 

@@ -22,6 +22,7 @@ from serve.scoring import UnitScores, score_unit
 from serve.settings import Sampling
 
 _NO_NUMBERS = "the engine's logits were NaN or infinity"
+_SEAM_TOKENS = 16  # so many tokens of a prompt tell what is between it and a sample
 
 
 class Question(Protocol):
@@ -36,7 +37,10 @@ class Question(Protocol):
         """Return how many tokens of a request are to be kept for the question."""
 
     def requests(self, prompts: Sequence[str], answers: Sequence[str]) -> pa.Table:
-        """Return `schemas.REQUESTS` with two rows for each answer: that it is right, and that it is wrong."""
+        """Return `schemas.REQUESTS` with two rows for each answer: that it is right, and that it is wrong.
+
+        Answers are as they stand behind their prompts, white space in front included.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,14 @@ def sample_unit(
     prompt_tokens, cached_tokens = answers.prompt_tokens, answers.cached_tokens
     if question is not None:
         texts = dict(zip(ids, prompts.column("prompt").to_pylist(), strict=True))
-        requests = question.requests([texts[one] for one in table["request_id"].to_pylist()], table["text"].to_pylist())
+        prompt_ids, owner = dict(zip(ids, tokens, strict=True)), table["request_id"].to_pylist()
+        written = [
+            _seam(prompt_ids[one], sample, decode) + text if text else text
+            for one, sample, text in zip(
+                owner, *(table[name].to_pylist() for name in ("token_ids", "text")), strict=True
+            )
+        ]
+        requests = question.requests([texts[one] for one in owner], written)
         scores = score_unit(engine, requests, lam, starts_empty=False)
         table = _with_answers(table, scores, reasons)
         prompt_tokens, cached_tokens = prompt_tokens + scores.prompt_tokens, cached_tokens + scores.cached_tokens
@@ -162,6 +173,14 @@ def _table(
         "entropies": [drawn.record.entropy for *_, drawn in rows],
     }
     return pa.table(columns, schema=schemas.GENERATIONS)
+
+
+def _seam(prompt: Sequence[int], sample: Sequence[int], decode: Callable[[Sequence[int]], str]) -> str:
+    """Return what a decoder leaves out in front of a sample, and not behind its prompt: the space of Llama 2's `▁Paris`."""
+    tail = list(prompt[-_SEAM_TOKENS:])
+    before, alone, both = decode(tail), decode(sample), decode([*tail, *sample])
+    seam = both[len(before) : len(both) - len(alone)]
+    return seam if both == before + seam + alone else ""
 
 
 def _with_answers(table: pa.Table, scores: UnitScores, reasons: dict[int, str]) -> pa.Table:

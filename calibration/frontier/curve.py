@@ -10,12 +10,14 @@ from calibration.arrays import Floats, Ints
 from calibration.catalogue import ACCURACY, find
 from calibration.metrics.choice_tasks import Estimates
 from calibration.metrics.rivals import CONFIDENCE
+from calibration.scores.confidences import OF_OUTPUTS, VOTES
 from calibration.scores.per_document import CONFIDENCES
 from calibration.task_at_lambda import PARENTS, TaskMetrics
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.resample import SPLITS
 
 TEMPERATURE = "temperature"  # the rival that is aligned after temperature scaling
+MOST_LACKING = 0.05  # the share of the outputs of a λ that may lack the confidence which the λs are compared under
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Curve:
     macro: Mapping[str, tuple[Estimate, ...]] = field(default_factory=dict)
     """`nll` and `brier` [L] as means over the tasks, each with the same weight, of pooled tasks."""
     is_written: bool = False  # whether this is of written answers
+    lacking: tuple[str, ...] = ()
+    """The λs that are left out because more than `MOST_LACKING` of their outputs lack the confidence, ascending."""
 
     @property
     def places(self) -> dict[str, int]:
@@ -78,9 +82,14 @@ def stacked(*several: Sequence[Estimate]) -> list[tuple[Floats, Floats]]:
     return [(value, array[:, whole]) for value, array in zip(values, drawn, strict=True)]
 
 
-def accuracy_of(confidence: str, is_written: bool = False) -> str:
-    """Return the name of the accuracy under a confidence; that of written answers is called the same under all."""
-    return "acc" if is_written else ACCURACY[confidence]
+def accuracy_of(confidence: str, is_written: bool = False) -> tuple[str, str]:
+    """Return the name of the accuracy under a confidence, and the confidence that it is stored under.
+
+    Where outputs may lack the confidence, it is that of all outputs: those that have it differ from λ to λ.
+    """
+    if not is_written:
+        return ACCURACY[confidence], confidence
+    return ("acc", confidence) if confidence in (*OF_OUTPUTS, VOTES) else ("mean_at_k", CONFIDENCES[0])
 
 
 def shown_as(metric: str, confidence: str, is_written: bool = False) -> str:
@@ -97,12 +106,17 @@ def shown_as(metric: str, confidence: str, is_written: bool = False) -> str:
 
 def thinned(measured: TaskMetrics, metric: str, confidence: str, is_written: bool = False) -> TaskMetrics:
     """Return a λ's metrics with only the estimates that a curve needs; all estimates would take gigabytes."""
-    plain = {accuracy_of(confidence, is_written), "nll_floored", "brier", metric}
+    accuracy = accuracy_of(confidence, is_written)
+    plain = {accuracy[0], "nll_floored", "brier", metric}
     wanted = plain | {f"{name}_scaled" for name in plain}
-    wanted |= {"temperature"}
+    wanted |= {"temperature", "missing"}
 
     def thin(estimates: Estimates) -> Estimates:
-        return {key: one for key, one in estimates.items() if key[0] in wanted and key[1] == confidence}
+        return {
+            key: one
+            for key, one in estimates.items()
+            if (key[0] in wanted and key[1] == confidence) or key[:2] == accuracy
+        }
 
     rivals = {name: dataclasses.replace(one, estimates=thin(one.estimates)) for name, one in measured.rivals.items()}
     return dataclasses.replace(measured, estimates=thin(measured.estimates), rivals=rivals)
@@ -118,7 +132,8 @@ def collect_curve(
 ) -> Curve | None:
     """Collect the metrics of a choice task, or of one whose answers are written, along λ.
 
-    A λ with documents still to be scored is left out: fewer documents are no fair comparison.
+    A λ with documents still to be scored is left out: fewer documents are no fair comparison. So is one where more than
+    `MOST_LACKING` of the outputs lack the confidence: NLL and error would be those of outputs that the model itself selects.
 
     Args:
         task: the task's name.
@@ -134,21 +149,22 @@ def collect_curve(
     """
     names = (
         accuracy_of(confidence, is_written),
-        *(shown_as(name, confidence, is_written) for name in ("nll_floored", metric)),
+        *((shown_as(name, confidence, is_written), confidence) for name in ("nll_floored", metric)),
     )
-    wanted = [(name, confidence, split) for name in names for split in SPLITS]
+    wanted = [(*name, split) for name in names for split in SPLITS]
+    whole = [measured for measured in measured_lambdas if not measured.left_out.unfinished]
+    lacking = [measured.lam for measured in whole if _lacks(measured, confidence)]
     finished = [
         measured
-        for measured in measured_lambdas
-        if not measured.left_out.unfinished
+        for measured in whole
+        if measured.lam not in lacking
         and all(key in measured.estimates and measured.estimates[key].n > 1 for key in wanted)
         and not any(np.isnan(measured.estimates[key].value) for key in wanted)
     ]
     if not finished:
         return None
     tracks = {
-        split: Track(*(tuple(one.estimates[name, confidence, split] for one in finished) for name in names))
-        for split in SPLITS
+        split: Track(*(tuple(one.estimates[(*name, split)] for one in finished) for name in names)) for split in SPLITS
     }
     lambdas = tuple(measured.lam for measured in finished)
     scaled = {}
@@ -158,7 +174,14 @@ def collect_curve(
                 if (estimate := one.estimates.get((of, confidence, "all"))) and not np.isnan(estimate.value):
                     scaled[name] = estimate
     rivals = {} if is_written else _rivals(finished, metric, confidence, parents)
-    return Curve(task, metric, confidence, lambdas, tracks, parents, scaled, rivals, is_written=is_written)
+    made = Curve(task, metric, confidence, lambdas, tracks, parents, scaled, rivals)
+    return dataclasses.replace(made, is_written=is_written, lacking=tuple(lacking))
+
+
+def _lacks(measured: TaskMetrics, confidence: str) -> bool:
+    """Tell whether too many outputs at a λ lack a confidence."""
+    missing = measured.estimates.get(("missing", confidence, "all"))
+    return missing is not None and missing.value > MOST_LACKING
 
 
 def _rivals(

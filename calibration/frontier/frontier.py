@@ -174,7 +174,15 @@ def frontier(curve: Curve, margin: float = MARGIN) -> Frontier:
         held_out=held_out(curve, margin),
         claim=claim_of(curve, margin),
         answer=sentence(
-            points[place], chosen, compared, len(points) - 1, curve.metric, scaled, macro, curve.is_written
+            points[place],
+            chosen,
+            compared,
+            len(points) - 1,
+            curve.metric,
+            scaled,
+            macro,
+            curve.is_written,
+            curve.lacking,
         ),
     )
 

@@ -1,8 +1,9 @@
 """The answer of a sweep in a few sentences."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from calibration.catalogue import answers
+from calibration.frontier.curve import MOST_LACKING
 from calibration.frontier.held_out import points
 from calibration.frontier.types import Chosen, FrontierPoint, Gain, Value
 from contract.points import is_named
@@ -17,6 +18,7 @@ def sentence(
     scaled: Mapping[str, Value],
     macro: Mapping[str, Value],
     is_written: bool = False,
+    lacking: Sequence[str] = (),
 ) -> str:
     """Say where λ* is, what it gains on each parent, and what the cheap alternative gives.
 
@@ -33,6 +35,7 @@ def sentence(
         scaled: `nll` and `error` of aligned after temperature scaling, if they are known.
         macro: `nll` and `brier` as means over the tasks, where this is of pooled tasks.
         is_written: whether this is of written answers, which are scaled after Platt.
+        lacking: the λs that are compared with none, because too many of their outputs lack the confidence.
     """
     word = answers()[metric].word
     where = chosen.lam if is_named(chosen.lam) else f"λ = {chosen.lam}"
@@ -54,6 +57,12 @@ def sentence(
         said.append(
             f"{word} is of all documents pooled, where opposite errors of tasks cancel; as means over tasks, "
             f"NLL {_number(macro['nll'].value)}, Brier {_number(macro['brier'].value)}."
+        )
+    if lacking:
+        where = ("; " if is_named(lacking[0]) else ", ").join(lacking)
+        said.append(
+            f"Not compared: {'' if is_named(lacking[0]) else 'λ = '}{where}, where more than {100 * MOST_LACKING:.0f} % of "
+            "the outputs lack this confidence."
         )
     return " ".join(said)
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calibration.analyse import Analysis
-from calibration.catalogue import ACCURACY, Task, kind_of
+from calibration.catalogue import ACCURACY, Task, is_once, kind_of
 from calibration.frontier.frontier import Frontier
 from calibration.lm_eval_rows import LEFT_OUT, PREFIX
 from calibration.measured_rows import tool_of
@@ -217,9 +217,11 @@ def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
             continue
         of_task = cells.setdefault(row["task"], {})
         key = lam, metric, row["split"]
-        # Metrics that are the same for all confidences are stored under sum only.
+        # Metrics that are the same for all confidences are stored under sum only, and so are all of a task with one
+        # confidence. At some λs written answers may lack the confidence that they are shown under: there they have none.
         used = written.get(row["task"], confidence)
-        if row["confidence"] == used or (row["confidence"] == "sum" and key not in of_task):
+        stands_in = row["task"] not in written or is_once(metric, "answers")
+        if row["confidence"] == used or (row["confidence"] == "sum" and stands_in and key not in of_task):
             of_task[key] = cell
     found = analysis.found
     frontiers = {one.task: one for one in (*found.tasks, *found.pools)}

@@ -28,12 +28,17 @@ _TASK_KEYS = (
 class Quarantined:
     """This is one reason why requests of a task could not be scored."""
 
-    task: str
+    task: str  # TASK@λ where its outputs were scored again under another λ
     reason: str
     count: int  # the number of pairs (request, λ)
     lambdas: tuple[str, ...]
     request_ids: tuple[int, ...]  # the first SHOWN_IDS ids, ascending
     requests: int  # the number of different requests
+
+    @property
+    def is_rescored(self) -> bool:
+        """Tell whether these are outputs that another λ could not score, which nothing else is missing of."""
+        return "@" in self.task
 
 
 def identity(sweep: SweepRecord) -> list[tuple[str, str]]:
@@ -70,11 +75,12 @@ def command_record(each: EachRecord | None) -> list[tuple[str, str]]:
 def quarantine(run: RunDir, plan: Plan) -> list[Quarantined]:
     """Count the requests that could not be scored, by task and reason; a task's most frequent reason comes first."""
     found = []
-    for task, record in plan.items():
+    parts = [part for name, record in plan.items() for part in record.parts(name)]
+    for task, _, at_lambdas in parts:
         counts: Counter[str] = Counter()
         lambdas: dict[str, list[str]] = {}
         requests: dict[str, set[int]] = {}
-        for lam in record.lambdas:
+        for lam in at_lambdas:
             table = run.quarantine(task, lam)
             for request, reason in zip(table["request_id"].to_pylist(), table["reason"].to_pylist(), strict=True):
                 counts[reason] += 1

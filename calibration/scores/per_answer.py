@@ -89,7 +89,7 @@ class AnswerLoader:
             LambdasweepError: the requests are missing or damaged; the message names the run and the task.
         """
         self._run, self._task, self._samples = run, task, record.samples or 1
-        self._shards, self._under = len(record.shards), record.rescored
+        self._shards, self._under = len(record.shards), tuple(record.rescored)
         self._where = f"{run.root}: task {task!r}"
         path = run.requests(task)
         table, problem = read_or_problem(path) if path.is_file() else (None, "is missing")
@@ -107,6 +107,9 @@ class AnswerLoader:
         run, task, where = self._run, self._task, f"{self._where} at λ = {lam}"
         generations, graded = run.generations(task, lam), run.graded(task, lam)
         quarantine = np.unique(run.quarantine(task, lam)["request_id"].to_numpy())
+        # Where a table of outputs is damaged or gone, what was made of it is still there until it is written anew.
+        is_whole = len(run.committed(task, lam, "generations")) == self._shards
+        graded = graded if is_whole else _of(generations, graded)
         if not len(graded):  # outputs are graded when all of a λ are there
             generations = generations.slice(0, 0)
         request, sample = generations["request_id"].to_numpy(), generations["sample"].to_numpy()
@@ -131,11 +134,16 @@ class AnswerLoader:
             )
         left_out = LeftOut(len(quarantine), self.count - len(document) - len(quarantine))
         rescored = {
-            under: run.rescored(task, lam, under)
-            for under in self._under
+            under: table if is_whole else _of(generations, table)
+            for under, table in ((under, run.rescored(task, lam, under)) for under in self._under)
             if len(run.committed(rescored_name(task, under), lam, "rescored")) == self._shards
         }
         return answer_scores(document, self._samples, generations, graded, left_out, where, rescored)
+
+
+def _of(generations: pa.Table, made_of_them: pa.Table) -> pa.Table:
+    """Return the rows that are of documents whose outputs are there."""
+    return made_of_them.filter(pc.is_in(made_of_them["request_id"], generations["request_id"].combine_chunks()))
 
 
 def answer_scores(

@@ -70,7 +70,7 @@ class RunCounts(DriverView):
         self.each: EachRecord | None = None  # the command of the user that measures everything; None in a sweep
         self.tasks: dict[str, TaskCount] = {}
         self.spent = Spent()
-        self.spent_on: dict[str, Spent] = {}  # the same by what completes a unit: tokens, or generations
+        self.spent_on: dict[str, Spent] = {}  # the same by what completes a unit: tokens, generations or rescored
         self._seen: dict[tuple[str, str], set[int]] = {}  # the shards seen at each task and λ that is not complete
         self._unread: deque[UnitKey] = deque()
         self._kinds: dict[str, str] = {}  # what completes a unit, by what the unit's task is called
@@ -110,11 +110,11 @@ class RunCounts(DriverView):
         """
         asked = read_asked(self.run)  # it is read again at each refresh, because it grows
         self.plan, self.each = asked.plan, asked.each
-        parts = [(*part, entry) for task, entry in self.plan.items() for part in entry.parts(task)]
-        for name, kind, entry in parts:
+        parts = [(len(entry.shards), *part) for task, entry in self.plan.items() for part in entry.parts(task)]
+        for shards, name, kind, lambdas in parts:
             self._kinds[name] = kind
-            task = self.tasks.setdefault(name, TaskCount(len(entry.shards), ()))
-            task.lambdas = entry.lambdas
+            task = self.tasks.setdefault(name, TaskCount(shards, ()))
+            task.lambdas = lambdas
             for lam in self.run.begun(name, [lam for lam in task.lambdas if task.done[lam] < task.shards], kind):
                 there, seen = self.run.committed(name, lam, kind), self._seen.setdefault((name, lam), set())
                 self._unread.extend((name, lam, shard) for shard in sorted(there - seen))

@@ -53,8 +53,8 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
             between = "; " if is_named(unfinished[0]) else ", "
             yield f"  left at λ {between.join(unfinished[:_SHOWN])}{more}"
         reasons: Counter[str] = Counter()
-        for part, _ in task.parts(name):
-            for lam in task.lambdas:
+        for part, _, lambdas in task.parts(name):
+            for lam in lambdas:
                 if (part, lam) in quarantined:
                     reasons.update(run.quarantine(part, lam).column("reason").to_pylist())
         for reason, number in reasons.most_common(_SHOWN):

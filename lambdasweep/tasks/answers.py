@@ -182,7 +182,7 @@ def answers_of(
         if not any(NORMALISERS[kind](answer).answer_class for answer in document.choices)
     ]
     chat = chat if spec.chat else None
-    question, of_question = question_of(spec.p_true, tokenizer, chat)
+    question, of_question = question_of(spec.p_true, tokenizer, chat, spec.think_end_token)
     equivalence, of_model = read_equivalence(spec.equivalence)
     of_pattern = pattern_problems(spec.verbalised, spec.verbalised_suffix) + of_model
     if problems := no_answer + think_end_problems(spec.think_end_token, tokenizer) + of_question + of_pattern:

@@ -21,7 +21,9 @@ from lambdasweep.tasks.tokens import Tokenizer, encode_prompts
 KADAVATH = "kadavath"
 _KADAVATH = "Is the proposed answer:\n (A) True\n (B) False\nThe proposed answer is:"
 _LETTERS = ("A", "B")  # right, wrong
-_ANSWER = "The answer stands here."  # no template holds it itself
+# No template holds these itself.
+_ASKS = "The question stands here."
+_ANSWER = "The answer stands here."
 _SLACK = 16  # an answer's text may have more tokens than the model wrote it with
 
 
@@ -33,9 +35,11 @@ class Question:
     """What the user asked for, in words."""
     right: str
     wrong: str
-    is_turn: bool
-    """Whether answers are turns of a chat, which have no white space around them."""
     tokenizer: Tokenizer
+    opens: str | None = None
+    """What a prompt in a chat ends with where the answer is a turn of its own, without white space around it."""
+    lead: str = ""
+    """The white space that the chat template puts in front of such a turn."""
 
     @property
     def identity(self) -> list[str]:
@@ -54,10 +58,10 @@ class Question:
 
         Args:
             prompts: [N] the texts that the answers were written to.
-            answers: [N] their texts.
+            answers: [N] their texts, as they stand behind them.
         """
-        answers = [answer.strip() for answer in answers] if self.is_turn else answers
-        texts = [p + a + end for p, a in zip(prompts, answers, strict=True) for end in (self.right, self.wrong)]
+        both = [prompt + self._turn(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        texts = [text + end for text in both for end in (self.right, self.wrong)]
         ids = encode_prompts(self.tokenizer, texts)
         starts: list[int] = []
         for one, two in zip(ids[::2], ids[1::2], strict=True):
@@ -74,6 +78,13 @@ class Question:
         }
         return pa.table(columns, schema=REQUESTS)
 
+    def _turn(self, prompt: str, answer: str) -> str:
+        """Return an answer as the question finds it behind its prompt."""
+        if self.opens is None:
+            return answer
+        # A prompt of lm-eval may begin the turn itself ("The best answer is"), and the answer goes on there.
+        return self.lead + answer.strip() if prompt.endswith(self.opens) else answer.rstrip()
+
 
 def question_problems(p_true: str | None) -> list[str]:
     """Return what is wrong with a question, if anything."""
@@ -88,7 +99,7 @@ def question_problems(p_true: str | None) -> list[str]:
 
 
 def question_of(
-    p_true: str | None, tokenizer: Tokenizer, chat: ChatTemplate | None
+    p_true: str | None, tokenizer: Tokenizer, chat: ChatTemplate | None, think_end_token: str | None = None
 ) -> tuple[Question | None, list[str]]:
     """Return the question that a user asked for, None without one, and what is wrong with it.
 
@@ -96,6 +107,7 @@ def question_of(
         p_true: `kadavath`, or a text that says what A and B mean; a backslash and an n are a new line.
         tokenizer: of the requests.
         chat: the chat template, where the prompts are turns.
+        think_end_token: what ends the thinking before an answer, which the question does not show.
     """
     problems = question_problems(p_true)
     if p_true is None or problems:
@@ -103,15 +115,28 @@ def question_of(
     asked = _KADAVATH if p_true == KADAVATH else unescaped(p_true)
     letters = [f"({letter}" if f"({letter})" in asked else letter for letter in _LETTERS]
     if chat is None:
-        before = f"\n{asked.rstrip()} "
-    else:
-        turns = [("user", "a"), ("assistant", _ANSWER), ("user", asked)]
-        try:
-            text = chat([{"role": role, "content": content} for role, content in turns])
-        except Exception as error:  # a template is a program, which may raise anything
-            told = f"the chat template does not render a question after an answer ({type(error).__name__}: {error})"
-            return None, [f"{told}: leave --p-true out"]
-        if asked.strip() not in text or text.count(_ANSWER) != 1:
-            return None, ["the chat template does not show a question after an answer: leave --p-true out"]
-        before = text.partition(_ANSWER)[2]
-    return Question(asked, before + letters[0], before + letters[1], chat is not None, tokenizer), []
+        if think_end_token is not None:
+            return None, [
+                "an answer behind thoughts can be asked about in a chat only, because nothing else says what stands between "
+                "a prompt and an answer whose thoughts are left out: give --template chat, or leave --p-true out"
+            ]
+        ends = [f"\n{asked.rstrip()} {letter}" for letter in letters]
+        return Question(asked, ends[0], ends[1], tokenizer), []
+    turns = [("user", _ASKS), ("assistant", _ANSWER), ("user", asked)]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    try:
+        prompt, text = chat(messages[:1]), chat(messages)
+    except Exception as error:  # a template is a program, which may raise anything
+        told = f"the chat template does not render a question after an answer ({type(error).__name__}: {error})"
+        return None, [f"{told}: leave --p-true out"]
+    if asked.strip() not in text or text.count(_ANSWER) != 1:
+        return None, ["the chat template does not show a question after an answer: leave --p-true out"]
+    front, _, before = text.partition(_ANSWER)
+    lead = front.removeprefix(prompt)
+    if not front.startswith(prompt) or lead.strip():
+        return None, [
+            "the chat template opens a reply with what it does not put in front of an answer that is there, such as an open "
+            "<think>, so that letters and answers would stand among thoughts: leave --p-true out"
+        ]
+    opens = prompt.rpartition(_ASKS)[2]
+    return Question(asked, before + letters[0], before + letters[1], tokenizer, opens, lead), []

@@ -60,7 +60,7 @@ def build_answers(
     """
     asked = source.outputs
     assert asked is not None
-    question, of_question = question_of(asked.p_true, tokenizer, source.chat)
+    question, of_question = question_of(asked.p_true, tokenizer, source.chat, asked.think_end_token)
     equivalence, of_model = read_equivalence(asked.equivalence)
     if problems := think_end_problems(asked.think_end_token, tokenizer) + of_question + of_model:
         raise TaskError(f"task {source.name!r} cannot be built from {source.source}", problems)

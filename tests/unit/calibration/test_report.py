@@ -33,7 +33,7 @@ from contract import schemas
 from contract.records import read_plan, read_sweep
 from contract.rundir import RunDir, commit_json, commit_table, read_identity
 from tests.support.reports import GRID, add_quiz, add_words, analysed, written
-from tests.support.tables import SWEEP, add_quarantine, add_scores, add_task
+from tests.support.tables import SWEEP, add_quarantine, add_scores, add_task, add_written
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -457,6 +457,21 @@ def test_quarantine_is_counted_by_reason_and_its_ids_are_capped(run):
     text = shown(run).text
     assert "too long" in text
     assert "… and 11 more" in text
+    assert "TASK@λ" not in text
+
+
+def test_outputs_that_another_lambda_could_not_score_are_in_the_quarantine(run):
+    add_quiz(run, documents=40)
+    add_written(run, "sums", 4, GRID, 1)
+    plan = run.plan()
+    plan["tasks"]["sums"]["rescored"] = {"0": list(GRID)}
+    commit_json(run.plan_json, plan)
+    add_quarantine(run, "sums@0", GRID[1], [2])
+    (found,) = quarantine(run, read_plan(run))
+    assert (found.task, found.count, found.lambdas, found.request_ids) == ("sums@0", 1, (GRID[1],), (2,))
+    text = shown(run).text
+    assert "sums@0" in text
+    assert "TASK@λ: what the task's outputs could not be scored under" in text
 
 
 # What is not there

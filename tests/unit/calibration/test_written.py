@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from rich.console import Console
 from sklearn.calibration import _sigmoid_calibration
@@ -16,12 +17,14 @@ from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
 from calibration.analyse import analyse, write_metrics
 from calibration.metrics.platt import Platt, fit_platt, logits_of
 from calibration.metrics.written import answer_estimates, counts_of_pass, pass_at
+from calibration.report.facts import gather
 from calibration.report.write import write_report
 from calibration.scores.per_answer import AnswerLoader, AnswerScores
 from calibration.terminal.tables import render
 from calibration.uncertainty.resample import draw
 from contract import schemas
 from contract.errors import InputError, LambdasweepError
+from contract.location import read_table
 from contract.records import read_plan
 from contract.rundir import RunDir, commit_json, commit_table
 from contract.units import rescored_name
@@ -325,11 +328,16 @@ def test_what_comes_behind_the_end_of_an_answer_changes_nothing(tmp_path: Path) 
         AnswerLoader(run, "damaged", read_plan(run)["damaged"]).load("0")
 
 
-def test_p_true_is_one_confidence_more(run: RunDir) -> None:
-    """Outputs of which the model said nothing are left out of it, and counted."""
+def ask(run: RunDir) -> None:
+    """Record that the task's outputs are asked about, so that they may have the confidence p_true."""
     plan = run.plan()
     plan["tasks"]["sums"]["p_true"] = "Is it right? A: yes. B: no."
     commit_json(run.plan_json, plan)
+
+
+def test_p_true_is_one_confidence_more(run: RunDir) -> None:
+    """Outputs of which the model said nothing are left out of it, and counted."""
+    ask(run)
     rng = np.random.default_rng(8)
     for number, lam in enumerate(GRID):
         rows = outputs(number)
@@ -384,6 +392,77 @@ def test_p_true_is_one_confidence_more(run: RunDir) -> None:
         assert len(table) == 4 * DOCUMENTS * SAMPLES
 
 
+def test_differences_are_taken_on_the_outputs_that_have_the_confidence_at_both(run: RunDir) -> None:
+    """Base says of few outputs how sure it is, and of other ones than aligned: most of those that are right."""
+    ask(run)
+    rng = np.random.default_rng(11)
+    right, sure, has = {}, {}, {}
+    for number, lam in enumerate(GRID):
+        rows = outputs(number)
+        right[lam] = np.array([row[1] for some in rows.values() for row in some])
+        said = np.log(rng.uniform(0.05, 0.6, (len(right[lam]), 2)) + 0.3 * np.stack([right[lam], ~right[lam]], axis=1))
+        sure[lam] = np.exp(said[:, 0]) / np.exp(said).sum(axis=1)
+        has[lam] = rng.uniform(size=len(said)) < (np.where(right[lam], 0.7, 0.1) if lam == "0" else 0.9)
+        said[~has[lam]] = -np.inf
+        add_outputs(run, "sums", lam, rows, said=said.tolist())
+    kept = dict(list(outputs(2).items())[3:])  # and at λ = 1 three documents are not there
+    table = run.generations("sums", "1")
+    add_outputs(run, "sums", "1", kept, said=np.stack([table[f.name] for f in schemas.P_TRUE], axis=1)[15:].tolist())
+    has["1"][:15] = False
+    rows_of = analyse(run, resamples=30).metrics.to_pylist()
+    row = {(r["metric"], r["confidence"], r["point"]): r for r in rows_of if r["split"] == "all"}
+    for lam, parent, name in (("0.5", "0", "base"), ("1", "0", "base"), ("0", "1", "aligned"), ("0.5", "1", "aligned")):
+        both = has[lam] & has[parent]
+        assert both.any()
+        assert (has[lam] != both).any()
+        for metric, score in (("brier", brier_score_loss), ("auroc", roc_auc_score)):
+            expected = score(right[lam][both], sure[lam][both]) - score(right[parent][both], sure[parent][both])
+            assert row[f"{metric}_vs_{name}", "p_true", lam]["value"] == pytest.approx(expected), metric
+        share = right[lam][both].mean() - right[parent][both].mean()
+        assert row[f"acc_vs_{name}", "p_true", lam]["value"] == pytest.approx(share)
+        documents = both.reshape(DOCUMENTS, SAMPLES).any(axis=1).sum()
+        assert row[f"brier_vs_{name}", "p_true", lam]["n"] == documents
+        # How many lack it is counted among all outputs of the documents that both have.
+        there = np.repeat(np.arange(DOCUMENTS) >= (3 if "1" in (lam, parent) else 0), SAMPLES)
+        lacks = has[parent][there].mean() - has[lam][there].mean()
+        assert row[f"missing_vs_{name}", "p_true", lam]["value"] == pytest.approx(lacks)
+    # A confidence that no output has at both has no difference, and that is no error.
+    whole = np.log(np.full((DOCUMENTS * SAMPLES, 2), 0.5))
+    for lam, number, at in (("0", 0, slice(0, None, 2)), ("1", 2, slice(1, None, 2))):
+        said = whole.copy()
+        said[at] = -np.inf
+        add_outputs(run, "sums", lam, outputs(number), said=said.tolist())
+    none = [r for r in analyse(run, resamples=30).metrics.to_pylist() if r["metric"] == "brier_vs_base"]
+    none = [r for r in none if (r["confidence"], r["point"], r["split"]) == ("p_true", "1", "all")]
+    assert [(r["value"], r["n"]) for r in none] == [(None, 0)]
+
+
+def test_lambda_star_is_chosen_among_lambdas_whose_outputs_have_the_confidence(run: RunDir) -> None:
+    """Base says of a few outputs how sure it is, nearly all of which are right, and 0.5 lacks 3 %, which are right ones."""
+    ask(run)
+    right = {}
+    for number, lam in enumerate(GRID):
+        rows = outputs(number)
+        right[lam] = np.array([row[1] for some in rows.values() for row in some])
+        said = np.log(np.where(right[lam][:, None], [0.7, 0.3], [0.4, 0.6]) / 2)
+        if lam == "0":
+            few = [*np.flatnonzero(right[lam])[::3], *np.flatnonzero(~right[lam])[::15]]
+            said[np.setdiff1d(np.arange(len(said)), few)] = -np.inf
+        if lam == "0.5":
+            said[np.flatnonzero(right[lam])[:9]] = -np.inf
+        add_outputs(run, "sums", lam, rows, said=said.tolist())
+    analysis = analyse(run, resamples=30, confidence="p_true")
+    (found,) = analysis.found.tasks
+    assert [(one.lam, one.documents) for one in found.points] == [("0.5", DOCUMENTS), ("1", DOCUMENTS)]
+    assert [one.accuracy.value for one in found.points] == pytest.approx([right["0.5"].mean(), right["1"].mean()])
+    assert found.answer.endswith(" Not compared: λ = 0, where more than 5 % of the outputs lack this confidence."), (
+        found.answer
+    )
+    (plain,) = analyse(run, resamples=30).found.tasks
+    assert [one.lam for one in plain.points] == list(GRID)
+    assert "Not compared" not in plain.answer
+
+
 def test_a_confidence_that_no_task_has_is_refused(run: RunDir) -> None:
     with pytest.raises(
         InputError, match=r"give an error of .* and a confidence of sum, tokens, bytes, lowest, first, votes$"
@@ -410,7 +489,7 @@ def add_rescored(run: RunDir, lam: str, under: str, scores: dict[int, list[list[
 
 def test_what_another_lambda_makes_of_outputs_is_a_confidence(run: RunDir) -> None:
     plan = run.plan()
-    plan["tasks"]["sums"]["rescored"] = ["0", "0.3"]
+    plan["tasks"]["sums"]["rescored"] = dict.fromkeys(("0", "0.3"), GRID)
     commit_json(run.plan_json, plan)
     rng = np.random.default_rng(4)
     again = {
@@ -464,11 +543,60 @@ def test_what_another_lambda_makes_of_outputs_is_a_confidence(run: RunDir) -> No
         load(run, "0.5")
 
 
+def test_a_page_has_no_numbers_of_another_confidence(run: RunDir) -> None:
+    """Outputs were scored again at one λ of three; at the others the page shows what is no confidence's."""
+    plan = run.plan()
+    plan["tasks"]["sums"]["rescored"] = {"0": ["0.5"]}
+    commit_json(run.plan_json, plan)
+    again = {d: [[value - 0.1 for value in one[2]] for one in some] for d, some in outputs(1).items()}
+    add_rescored(run, "0.5", "0", again)
+    analysis = analyse(run, resamples=30, confidence="sum@0")
+    stored = {
+        (row["metric"], row["point"], row["confidence"]): row["value"]
+        for row in analysis.metrics.to_pylist()
+        if row["split"] == "all"
+    }
+    (facts,) = gather(analysis, "ece_width15", "sum@0").tasks
+    assert stored["ece_width15", "1", "sum"] is not None
+    for lam in ("0", "1"):
+        for metric in ("ece_width15", "ece_width15_scaled", "brier", "auroc", "ece_width15_vs_base"):
+            assert facts.cell(lam, metric).value is None, metric
+        for metric in ("mean_at_k", "pass_at_2", "length", "distinct_answers", "docs_unfinished"):
+            assert facts.cell(lam, metric).value == stored[metric, lam, "sum"] is not None, metric
+    assert facts.cell("1", "mean_at_k_vs_base").value == stored["mean_at_k_vs_base", "1", "sum"] is not None
+    for metric in ("ece_width15", "brier_scaled", "auroc"):
+        assert facts.cell("0.5", metric).value == stored[metric, "0.5", "sum@0"] != stored[metric, "0.5", "sum"]
+
+
+def test_what_was_made_of_outputs_that_are_gone_counts_for_nothing(run: RunDir) -> None:
+    """A damaged table of outputs is absent, and its documents are unfinished until they are written again."""
+    plan = run.plan()
+    plan["tasks"]["sums"] |= {"rescored": {"0": ["0.5"]}, "shards": [[0, 40], [40, DOCUMENTS]], "costs": [1, 1]}
+    commit_json(run.plan_json, plan)
+    rows, again = outputs(1), {d: [[v - 0.1 for v in one[2]] for one in some] for d, some in outputs(1).items()}
+    for kind, name in (("generations", "sums"), ("rescored", "sums@0")):
+        if kind == "rescored":
+            add_rescored(run, "0.5", "0", again)
+        whole = read_table(run.unit(kind, name, "0.5", 0))
+        of_first = pc.less(whole["request_id"], 40)
+        commit_table(run.unit(kind, name, "0.5", 0), whole.filter(of_first))
+        commit_table(run.unit(kind, name, "0.5", 1), whole.filter(pc.invert(of_first)))
+    scores = load(run, "0.5")
+    assert len(scores.document) == DOCUMENTS
+    run.unit("generations", "sums", "0.5", 1).write_bytes(b"PAR1")
+    there = load(run, "0.5")
+    assert there.document.tolist() == list(range(40))
+    assert there.left_out.unfinished == DOCUMENTS - 40
+    for name in ("sum", "sum@0"):
+        np.testing.assert_array_equal(there.logs[name], scores.logs[name][:40])
+    assert there.correct.tolist() == [[one[1] for one in rows[document]] for document in range(40)]
+
+
 def test_thoughts_and_what_is_behind_an_answer_do_not_count_under_another_lambda(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     add_written(run, "sums", 4, ("0",), 1)
     plan = run.plan()
-    plan["tasks"]["sums"]["rescored"] = ["1"]
+    plan["tasks"]["sums"]["rescored"] = {"1": ["0"]}
     commit_json(run.plan_json, plan)
     add_outputs(run, "sums", "0", {d: [("a", True, [-0.5] * 5, 3, False)] for d in range(4)}, thinking=2, ends=3)
     add_rescored(run, "0", "1", {d: [[-7.0, -7.0, -0.25, -0.125, -9.0]] for d in (0, 1, 3)})

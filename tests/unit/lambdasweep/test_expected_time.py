@@ -75,6 +75,7 @@ def test_what_is_scored_and_what_is_sampled_go_at_their_own_speeds(
     commit_json(run.sweep_json, {"pair": {}, "engine": {}, "versions": {}})
     plan = {"quiz": "choices", "stories": "samples"}
     records = {name: TaskRecord(("0", "1"), ((0, 1),), (1,), kind).to_json() for name, kind in plan.items()}
+    records["sums"] = TaskRecord(("0", "1"), ((0, 1),), (1,), "answers", rescored={"0": ("0", "1")}).to_json()
     commit_json(run.plan_json, {"tasks": records})
     left = [Unit("quiz", "1", 0, 0, 1, 8000), Unit("stories", "1", 0, 0, 1, 1000)]
     flops = 2 * 10**9 / (2 * FLOPS_PER_GPU)  # seconds a token
@@ -96,6 +97,13 @@ def test_what_is_scored_and_what_is_sampled_go_at_their_own_speeds(
     both = commit("stories", "generations", 50)
     assert both.seconds == pytest.approx(4000 / (2 * 200) + 1000 / (2 * 5))
     assert "; sampled at 5 tokens/s a replica" in both.basis
+    # What is scored again goes at the speed of other such units, and not of answers or choices.
+    left.append(Unit("sums@0", "1", 0, 0, 1, 3000, at="0"))
+    commit("sums", "generations", 70)
+    again = commit("sums@0", "rescored", 150)
+    assert again.tokens == 8000
+    assert again.seconds == pytest.approx(4000 / (2 * 200) + 1000 / (2 * 6) + 3000 / (2 * 15))
+    assert again.basis.endswith("; scored again at 15 tokens/s a replica, as in the 1 unit so far, 2 replicas")
     only = ahead(prepared, left[:1], run)
     assert (only.seconds, only.basis) == (10, "at 200 tokens/s a replica, as in the 1 unit so far, 2 replicas")
     config_of_a_hybrid = one.config | {"mamba_d_state": 16, "model_type": "nonesuch"}

@@ -12,7 +12,7 @@ from contract.errors import SweepError
 from contract.rundir import RunDir, commit_bytes, commit_json
 from contract.units import Receipt, Unit
 from lambdasweep.batch.scoredir import ScoreDir
-from lambdasweep.launch import Launch, known_probes
+from lambdasweep.launch import Launch, known_so_far
 from lambdasweep.monitor.heartbeat import DriverState, Heartbeat
 from lambdasweep.monitor.progress import SweepProgress
 from merge.line import Line
@@ -69,9 +69,22 @@ def test_the_driver_is_told_what_engines_said_so_far(tmp_path: Path, monkeypatch
     assert spec.probes == {"H100": ("replica-0 on a", "11"), "H200": ("replica-0 on a", "22")}
     batch = ScoreDir(tmp_path / "scores")
     commit_json(batch.part("receipts", 3), receipt.to_json())
-    assert known_probes(batch) == {}
+    assert known_so_far(batch) == ({}, ())
     commit_bytes(batch.part("scores", 3), b"a table")
-    assert known_probes(batch) == {"A100": ("replica-0 on a", "33")}
+    assert known_so_far(batch) == ({"A100": ("replica-0 on a", "33")}, (receipt,))
+
+
+def test_the_driver_is_told_what_weights_engines_had_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One receipt tells it for each λ that an engine was at, wherever its outputs were written."""
+    out = RunDir(tmp_path / "run")
+    said = [("t", "0", "", "0f"), ("t", "0.5", "", "1f"), ("t@0", "0.5", "0", "0f"), ("t@0", "1", "0", "2f")]
+    for task, lam, at, digest in said:
+        times = 1, 0, 9, 0, 0.0, 1.0, 0.0, "replica-0", "a", "H100", "reload", (digest,), 0, "", at
+        receipt = Receipt(task, lam, 0, *times)
+        commit_json(out.unit("receipts", *receipt.key), receipt.to_json())
+        commit_bytes(out.unit("rescored" if at else "generations", *receipt.key), b"a table")
+    known = launched(out, monkeypatch)[1]["spec"].receipts
+    assert sorted((one.engine_lam, *one.weight_digests) for one in known) == [("0", "0f"), ("0", "2f"), ("0.5", "1f")]
 
 
 def test_units_that_are_given_up_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

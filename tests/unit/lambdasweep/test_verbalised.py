@@ -23,9 +23,12 @@ from lambdasweep.tasks.grading import graded_table
 from lambdasweep.tasks.tokens import load_tokenizer
 from lambdasweep.tasks.verbalised import pattern_problems, said_in, without
 from tests.support.checkpoints import write_tokenizer
+from tests.support.paths import ROOT
 from tests.support.tables import add_written
 
 ASKS = r"[Cc]onfidence: (-?[\d.]+)"
+GIVEN = r"Confidence: ([\d.]*\d)"  # the one that the documents give
+WHOLE = r"Confidence: (\d+)"
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +41,32 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize(
     ("output", "pattern", "probability", "left"),
     [
-        ("Paris. Confidence: 85%", ASKS, 0.85, "Paris. %"),
-        ("Paris. Confidence: 85 %", ASKS, 0.85, "Paris.  %"),
+        ("Paris. Confidence: 85%", ASKS, 0.85, "Paris. "),
+        ("Paris. Confidence: 85 %", ASKS, 0.85, "Paris. "),
         ("Paris. Confidence: 85", ASKS, 0.85, "Paris. "),
         ("Paris. Confidence: 0.85", ASKS, 0.85, "Paris. "),
         ("Paris. Confidence: 1", ASKS, 1.0, "Paris. "),
-        ("Paris. Confidence: 1 per cent", ASKS, 0.01, "Paris.  per cent"),
-        ("Paris. Confidence: 0.5 percent", ASKS, 0.005, "Paris.  percent"),
+        ("Paris. Confidence: 1 per cent", ASKS, 0.01, "Paris. "),
+        ("Paris. Confidence: 0.5 percent", ASKS, 0.005, "Paris. "),
         ("Paris. Confidence: 0", ASKS, 0.0, "Paris. "),
         ("confidence: 10, no: confidence: 90", ASKS, 0.9, "confidence: 10, no: "),
         ("Paris. Confidence: 120", ASKS, None, "Paris. "),
         ("Paris. Confidence: -5", ASKS, None, "Paris. "),
         ("Paris. Confidence: 1.2.3", ASKS, None, "Paris. "),
         ("Paris.", ASKS, None, "Paris."),
+        ("Paris. Confidence: 90.", GIVEN, 0.9, "Paris. ."),
+        ("Paris. Confidence: 0.9.", GIVEN, 0.9, "Paris. ."),
+        ("Paris. Confidence: .9", GIVEN, 0.9, "Paris. "),
+        ("Paris. Confidence: 90, or so", GIVEN, 0.9, "Paris. , or so"),
+        ("Paris. Confidence: 9/10", GIVEN, None, "Paris. "),
+        ("Paris. Confidence: 0.9", WHOLE, None, "Paris. "),
+        ("Paris. Confidence: 0,9", WHOLE, None, "Paris. "),
+        ("Paris. Confidence: 9/10", WHOLE, None, "Paris. "),
+        ("Paris. Confidence: 90 / 100 %", WHOLE, None, "Paris. "),
+        ("Paris. Confidence: 85", r"Confidence: (\d)", None, "Paris. "),
+        ("Paris. Confidence: 85.", WHOLE, 0.85, "Paris. ."),
+        ("Paris. 0.9", r"(\d+)$", None, "Paris. 0."),
+        ("Paris. 85 %", r"(\d) %$", None, "Paris. 8"),
         ("I am 70% sure: Paris", r"I am \d+% sure: ", None, "Paris"),
         ("70% Paris", r"^\d+%", 0.7, " Paris"),
         ("70 Paris", r"\d+|none", 0.7, " Paris"),
@@ -118,12 +134,21 @@ def test_the_number_is_no_part_of_the_answer() -> None:
     assert (grade.answer, grade.correct) == ("Paris.", True)
     (grade,) = RowGrader((("Paris",),), "squad").grade([(0, " Paris. Confidence: 90")])
     assert not grade.correct
+    (grade,) = RowGrader((("Paris",),), "exact", GIVEN).grade([(0, "Paris Confidence: 85%")])
+    assert (grade.answer, grade.correct) == ("Paris", True)
     letters = RowGrader((("B",),), "letter", r"<(\d+)>")
     for output in ("Is it C? The answer is B <80>", "<80> Is it C? The answer is B", "<80> The answer is B. <70>"):
         (grade,) = letters.grade([(0, output)])
         assert grade.start is not None
         assert output[grade.start] == "B"
         assert grade.correct
+
+
+def test_the_pattern_of_the_documents_takes_whole_numbers() -> None:
+    for name in ("docs/answers.md", "examples/sweep.toml"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert GIVEN in text, name
+        assert WHOLE not in text, name
 
 
 def test_outputs_without_a_number_are_left_out_and_counted(tokenizer: Any, tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import pyarrow as pa
 import pytest
 
 from contract import schemas
-from contract.errors import InputError
+from contract.errors import InputError, SweepError
 from contract.rundir import RunDir, commit_table
 from contract.units import Receipt, Unit, rescored_name
+from ray_jobs import driver
+from ray_jobs.replica import SweepSpec
 from ray_jobs.rescoring import RescoreSource
 from ray_jobs.scheduler import Scheduler
 from ray_jobs.splitting import Splitter
@@ -160,8 +162,18 @@ def test_weights_are_compared_where_the_engine_was() -> None:
     assert ledger.conflict(written) is None
     assert ledger.conflict(again) is None  # another λ
     other = dataclasses.replace(again, lam="1", weight_digests=("c",))
-    assert "at λ = 0:" in str(ledger.conflict(other))
+    conflict = str(ledger.conflict(other))
+    assert "at λ = 0:" in conflict
+    # What was computed there is named, and not what lies under other λs.
+    assert "Delete what is under tokens/*/lambda=0, generations/*/lambda=0 and rescored/task=*@0, and" in conflict
     assert Receipt.from_json(again.to_json()) == again
+    # The driver of a later command knows what was committed before.
+    nothing: Any = None
+    spec = SweepSpec("run", nothing, None, nothing, {}, receipts=(written, again))
+    with pytest.raises(SweepError, match="at λ = 0:"):
+        driver._Driver(spec, [], {}, None, nothing)._check_weights(other)
+    with pytest.raises(SweepError, match="at λ = 0:"):
+        driver._Driver(dataclasses.replace(spec, receipts=(again, other)), [], {}, None, nothing)
 
 
 def test_damaged_tables_are_put_aside(run: RunDir) -> None:

@@ -134,6 +134,13 @@ def test_a_lambda_whose_outputs_never_end_has_the_time_that_they_take() -> None:
     assert other.allowed(unit.cost) == 20 * 20.0
 
 
+def test_outputs_that_are_scored_again_have_the_time_that_long_ones_take() -> None:
+    """They have as many tokens as were written, at every λ another number."""
+    deadlines, again = Deadlines(), Unit("task@0", "0.5", 0, 0, 9, 100_000, at="0")
+    deadlines.observe(20.0, again, receipt_of(again, 2_000))
+    assert deadlines.allowed(again.cost) == pytest.approx(20 * 50 * 20.0)
+
+
 def receipt_of(unit: Unit, computed: int, generated: int = 0) -> Receipt:
     counts = {"requests": 9, "quarantined": 0, "tokens_scheduled": computed, "tokens_cached": 0}
     seconds = dict.fromkeys(("switch_seconds", "score_seconds", "commit_seconds"), 0.0)
