@@ -105,7 +105,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Ernie4_5_Moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 64, "moe_layer_start_index": 1},
     "Dots1": _ROUTED_EXPERTS | {"layer_types": ["full_attention"] * 2},
     "Llama4Text": {"num_local_experts": 4, "num_experts_per_tok": 1}
-    | {"intermediate_size_mlp": 256, "head_dim": 32, "interleave_moe_layer_step": 1},
+    | {"intermediate_size_mlp": 256, "head_dim": 32, "interleave_moe_layer_step": 1}
+    # Prompts are longer than a chunk, and than the positions after which queries grow in layers without rotary embedding.
+    | {"no_rope_layers": [1, 0], "attention_chunk_size": 32, "floor_scale": 8},
     "GptOss": _LOCAL_EXPERTS | {"head_dim": 32, "sliding_window": 48},
     # vLLM reads the second half of it, which transformers 5 writes under other names.
     "MiMoV2Flash": _ROUTED_EXPERTS
@@ -176,7 +178,22 @@ WRAPPERS: dict[str, dict[str, Any]] = {
         "vision_config": _VISION | {"model_type": "pixtral"},
     },
     "Mistral3+Ministral3": {
-        "text_config": {"model_type": "ministral3", "head_dim": 32},
+        "text_config": {
+            "model_type": "ministral3",
+            "head_dim": 32,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e6,
+                "factor": 16.0,
+                "original_max_position_embeddings": 32,  # prompts are longer: queries grow with their position
+                "max_position_embeddings": 512,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.1,
+            },
+        },
         "vision_config": _VISION | {"model_type": "pixtral"},
     },
     "Qwen2VL": {

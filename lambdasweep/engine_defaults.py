@@ -266,9 +266,7 @@ def _item(dtype: str) -> int:
     return 4 if dtype == "float32" else 2
 
 
-def server_defaults(
-    pair: "Pair", device: str, recorded: Mapping[str, Any], gpus: "Gpus | None" = None
-) -> dict[str, Any]:
+def server_defaults(pair: "Pair", device: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Return the vLLM arguments that a server starts with where no flag says otherwise: a run's own, else a sweep's.
 
     A server takes as long contexts as the model does, whatever the requests of the run were; of a model with two kinds of
@@ -278,13 +276,10 @@ def server_defaults(
         pair: the parents.
         device: cpu or cuda.
         recorded: `engine` of the run's sweep.json; empty where there is no run.
-        gpus: the GPUs of this machine, where the server is to have as few ranks as hold the model; None: vLLM's own default.
     """
-    from lambdasweep.fewest_ranks import with_fewest_ranks
     from merge.model_sizes import sizes_of
     from merge.text_part import architecture_of
     from serve.runnable import default_dtype, refuse_model
-    from serve.settings import EngineSettings
 
     sizes, architecture = sizes_of(pair), architecture_of(pair.shaped)
     window = sizes.window or CPU_WINDOW
@@ -301,12 +296,8 @@ def server_defaults(
             "enforce_eager": True,
         }
     defaults |= {key: recorded[key] for key in ("dtype",) if key in recorded}
-    ranks = recorded.get("tensor_parallel", 1)
-    if device == "cuda" and not recorded and gpus is not None:
-        settings = EngineSettings(device, _dtype_of(pair), window, max_num_batched_tokens=8192, max_num_seqs=1024)
-        ranks = with_fewest_ranks(settings, pair, gpus).tensor_parallel
-    if ranks > 1:
-        defaults["tensor_parallel_size"] = ranks
+    if recorded.get("tensor_parallel", 1) > 1:
+        defaults["tensor_parallel_size"] = recorded["tensor_parallel"]
     if recorded.get("pipeline_parallel", 1) > 1 and device != "cpu":  # whose memory is one
         defaults["pipeline_parallel_size"] = recorded["pipeline_parallel"]
     if device == "cpu":

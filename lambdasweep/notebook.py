@@ -204,8 +204,11 @@ class Run:
         requests: dict[str, pa.Table] = {}
         for name, one in self._points(task, lam):
             if name not in requests:
-                requests = {name: read_table(self._run.requests(name), columns=list(CONTINUATION_COLUMNS))}
-            tables.append(_named(name, explode(self._run.tokens(name, one), requests[name])))
+                columns = [*CONTINUATION_COLUMNS, "choice"]
+                requests = {name: of_documents(read_table(self._run.requests(name), columns=columns))}
+            tokens = self._run.tokens(name, one)
+            tokens = tokens.filter(pc.less(tokens["request_id"], len(requests[name])))
+            tables.append(_named(name, explode(tokens, requests[name])))
         _tell(self._run)
         return pa.concat_tables(tables)
 

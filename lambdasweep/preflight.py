@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from contract.errors import InputError
 from contract.points import role
+from contract.schemas import of_documents
 from lambdasweep.memory import expected_memory
 from lambdasweep.monitor.wording import counted, size
 
@@ -45,7 +46,7 @@ def preflight(prepared: "Prepared") -> list[str]:
         refused = refusals(prepared, task)
         if not refused:
             continue
-        count, rows = sum(refused.values()), task.built.table.num_rows
+        count, rows = sum(refused.values()), rows_of(task)
         text = f"task {name}: {count} of {rows} requests cannot be scored: {_reasons(refused)}"
         if count == rows:
             problems.append(f"{text}: {_remedy(prepared, task)}")
@@ -59,12 +60,21 @@ def preflight(prepared: "Prepared") -> list[str]:
     return warnings
 
 
+def rows_of(task: "PreparedTask | PreparedPrompts") -> int:
+    """Return how many requests of a task belong to documents."""
+    table = task.built.table
+    return int((of_documents(table) if "choice" in table.column_names else table).num_rows)
+
+
 def refusals(prepared: "Prepared", task: "PreparedTask | PreparedPrompts") -> dict[str, int]:
     """Count the requests of a task that the engine will refuse, by the reason without its numbers."""
     from lambdasweep.prepare import PreparedPrompts
     from serve.refusals import refuse_prompt, refuse_request
 
-    table, most = task.built.table, prepared.settings.max_model_len
+    # Requests without a document are short, and tell nothing of a document that cannot be scored.
+    is_scored = not isinstance(task, PreparedPrompts)
+    table = of_documents(task.built.table) if is_scored else task.built.table
+    most = prepared.settings.max_model_len
     if not table.num_rows:
         return {}
     vocabulary = _of_text(prepared, "vocab_size") or np.iinfo(np.int64).max

@@ -94,6 +94,12 @@ def text_part(checkpoint: Checkpoint) -> TextPart | None:
                 f"{checkpoint.path} cannot be scored: {architecture} wraps a language model for several modalities, and "
                 f"lambdasweep knows how to take it out of {', '.join(sorted(_WRAPPERS))} only"
             )
+        if _query_scaling(config):
+            raise PairError(
+                f"{checkpoint.path} cannot be scored: queries of {architecture} grow with their position "
+                "(llama_4_scaling_beta), which vLLM reads of wrappers only as lambdasweep gives it to them: give the "
+                "wrapper's checkpoint"
+            )
         return None
     names, unknown = {}, []
     for tensor in checkpoint.tensors:
@@ -131,7 +137,18 @@ def text_part(checkpoint: Checkpoint) -> TextPart | None:
     for key in ("rope_scaling", "rope_parameters"):
         if isinstance(made.get(key), dict) and "mrope_section" in made[key]:
             made[key] = _without_sections(made[key])
+    if scaling := _query_scaling(made):
+        made["llama_4_scaling"] = scaling
     return TextPart(made, names)
+
+
+def _query_scaling(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how queries grow with their position, as vLLM reads it; transformers has it among rotary parameters."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    beta = rope.get("llama_4_scaling_beta") if isinstance(rope, Mapping) else None
+    if beta is None:
+        return None
+    return {"beta": beta, "original_max_position_embeddings": rope["original_max_position_embeddings"]}
 
 
 def architecture_of(checkpoint: Checkpoint) -> str:

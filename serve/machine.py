@@ -34,7 +34,9 @@ class Gpus:
 
 def gpus() -> Gpus | None:
     """Return the GPUs of this machine; None where there are none, or they are not known."""
-    count, memory = gpu_count(), device_memory()
+    told = _nvidia_smi()
+    memory = smallest_gpu(told) if told else None
+    count = _visible(len((told or "").splitlines()))
     return Gpus(count, memory) if count and memory else None
 
 
@@ -42,7 +44,11 @@ def gpu_count() -> int | None:
     """Return how many GPUs this process may use; None where that is not known."""
     if not _GPUS.is_dir():
         return None
-    there = len(list(_GPUS.iterdir()))
+    return _visible(len(list(_GPUS.iterdir())))
+
+
+def _visible(there: int) -> int:
+    """Return how many of the machine's GPUs the environment leaves to this process."""
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     return there if seen is None else min(there, len([one for one in seen.split(",") if one.strip()]))
 
@@ -52,12 +58,17 @@ def device_memory() -> int | None:
 
     CUDA would say it, too, but takes memory of the GPU for each process that asks, for as long as the process lives.
     """
+    told = _nvidia_smi()
+    return smallest_gpu(told) if told is not None else None
+
+
+def _nvidia_smi() -> str | None:
+    """Return what `smallest_gpu` reads: a line for each GPU that a container shows; None where nobody can be asked."""
     command = ["nvidia-smi", "--query-gpu=memory.total,mig.mode.current", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return smallest_gpu(said)
 
 
 def smallest_gpu(said: str) -> int | None:

@@ -17,19 +17,25 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.transformers_utils.config import HFConfigParser, register_config_parser
 
 from merge.checkpoint import open_checkpoint
-from merge.text_part import text_part
+from merge.text_part import architecture_of, text_part
 
 TEXT_PART = "lambdasweep_text_part"  # the name of the parser and of the loader
 
 
 def text_arguments(model: Path) -> dict[str, Any]:
-    """Return the arguments of `vllm.LLM` for loading the language model that a checkpoint wraps; none where it wraps none.
+    """Return the arguments of `vllm.LLM` for loading the language model that a checkpoint wraps, or is.
 
     Raises:
         PairError: the language model cannot be had.
     """
-    is_wrapped = text_part(open_checkpoint(str(model), "model")) is not None
-    return {"config_format": TEXT_PART, "load_format": TEXT_PART} if is_wrapped else {}
+    checkpoint = open_checkpoint(str(model), "model")
+    part = text_part(checkpoint)
+    arguments: dict[str, Any] = {"config_format": TEXT_PART, "load_format": TEXT_PART} if part else {}
+    if architecture_of(checkpoint) == "Llama4ForCausalLM":
+        # Left to itself vLLM goes by the longest request that an engine takes, and transformers by the config.
+        is_tuned = bool((part.config if part else checkpoint.config).get("attn_temperature_tuning", True))
+        arguments["override_generation_config"] = {"attn_temperature_tuning": is_tuned}
+    return arguments
 
 
 @register_config_parser(TEXT_PART)

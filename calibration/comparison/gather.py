@@ -129,7 +129,9 @@ def _common(plans: dict[str, Plan]) -> tuple[list[str], list[str]]:
 
 
 def _value(record: TaskRecord, name: str) -> str:
-    return str(getattr(record, name))
+    value = str(getattr(record, name))
+    # An unconditional pass (--pmi) adds a confidence, and leaves all others as they are.
+    return value.partition("; without the document")[0] if name == "template" else value
 
 
 def _compared(name: str, sweep: SweepRecord, analysis: Analysis) -> ComparedRun:

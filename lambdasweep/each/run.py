@@ -74,7 +74,6 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
     from merge.fingerprints import remembered_fingerprint
     from merge.pair import open_pair
     from merge.text_part import only_text
-    from serve.machine import gpus
     from serve.settings import installed_device
 
     run_record.check_target(config.out)
@@ -83,8 +82,7 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
         pair = open_pair(config.base, config.aligned, config.base_revision, config.aligned_revision, config.line)
         only_text(pair)
         device = installed_device()
-        asks_for_ranks = any("parallel" in name for name in config.arguments)
-        arguments = server_defaults(pair, device, {}, None if asks_for_ranks else gpus()) | dict(config.arguments)
+        arguments = server_defaults(pair, device, {}) | dict(config.arguments)
         fingerprints = {name: remembered_fingerprint(parent, name) for name, parent in pair.opened.items()}
         sweep = record.sweep_record(pair, fingerprints, device, arguments)
         record.check(run, sweep, config)

@@ -29,7 +29,6 @@ def serve_point(source: PointSource, parents: str, flags: Sequence[str], say: Ca
     """
     from merge.pair import open_pair
     from serve.http.server import Serving, serve
-    from serve.machine import gpus
     from serve.settings import installed_device
     from serve.switch.tiers import CHOICES
 
@@ -42,10 +41,7 @@ def serve_point(source: PointSource, parents: str, flags: Sequence[str], say: Ca
     if source.run is not None:
         fingerprints_of(pair, source.run)
         say(f"λ = {source.lam}: {source.run.chosen_by}")
-    asks_for_ranks = any("parallel" in flag for flag in flags)
-    defaults = server_defaults(
-        pair, device, source.run.record.engine if source.run else {}, None if asks_for_ranks else gpus()
-    )
+    defaults = server_defaults(pair, device, source.run.record.engine if source.run else {})
     aligned = {one: pair.opened[role(one)].path for one in pair.aligned_by_name}
     serve(
         Serving(

@@ -21,6 +21,8 @@ from lambdasweep.tasks.tokens import Encoded, Ints, Tokenizer, encode_pairs, pre
 # The prefix that all documents share is computed once per shard. A shard has so many times its tokens, so it is 2 % of them.
 PREFIXES_PER_SHARD = 50
 
+ALONE_ID = "without a document "
+
 _BATCH = 256  # documents that are encoded at a time, which bounds the number of Python integers in memory
 _LINES_NAMED = 7  # a warning names no more lines than this
 
@@ -140,7 +142,8 @@ def with_unconditional(table: pa.Table, alone: Encoded) -> pa.Table:
         first.setdefault(tuple(tokens[start:]), row)
     rows = {
         "request_id": range(len(table), len(table) + len(first)),
-        "doc_id": [""] * len(first),
+        # Each is a document of its own to the engine: it looks for what requests of a document have in common.
+        "doc_id": [f"{ALONE_ID}{place}" for place in range(len(first))],
         "choice": [UNCONDITIONAL] * len(first),
         "token_ids": [[*context, *continuation] for continuation in first],
         "continuation_start": [len(context)] * len(first),

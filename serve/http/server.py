@@ -119,12 +119,10 @@ def check_start(args: argparse.Namespace) -> None:
 
 def _address_problems(host: str, port: int) -> Iterator[str]:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # as the server does: a port that is winding down
-            probe.bind(address)
+        # As vLLM binds it: a name is one of IPv4, no name is every address, and a port that is winding down is free.
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
     except OSError as error:
         yield f"{host}:{port} cannot be listened on ({error.strerror}): give another --port, or --host"
 

@@ -62,10 +62,13 @@ class Parents(Protocol):
 class MappedParents:
     """These parents are the checkpoint files, which are read where a block needs them."""
 
-    def __init__(self, parents: Sequence[Tensors], device: torch.device) -> None:
-        """`parents`: base and each aligned one; `device`: the rank's."""
+    def __init__(self, targets: Sequence[Target], parents: Sequence[Tensors], device: torch.device) -> None:
+        """`targets`: the parameters of this rank; `parents`: base and each aligned one; `device`: the rank's."""
         self._parents = parents
         self._brought = _Brought(device)
+        # Now, because what is free later on belongs to the KV cache.
+        for piece in (piece for target in targets for piece in target.pieces):
+            self._brought.forms(parents, piece)
 
     def blocks(self, target: Target, limit: int, whole: bool) -> Iterator[Block]:
         for piece in target.pieces:

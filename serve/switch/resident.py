@@ -79,7 +79,7 @@ class ResidentRoute:
         self.tier = choose_tier(held_bytes(copied, parents))
         self._parents: Parents
         if self.tier == "mmap":
-            self._parents = MappedParents(parents, device)
+            self._parents = MappedParents(copied, parents, device)
         else:
             where = device if self.tier == "device" else torch.device("cpu")
             pin = self.tier == "pinned" and device.type == "cuda"

@@ -77,7 +77,7 @@ def lambdasweep(
 
 @pytest.fixture
 def flags(tmp_path: Path, pair: tuple[Path, Path]) -> Callable[..., list[object]]:
-    """Make the flags of a sound sweep, changed by name; None leaves a flag out."""
+    """Make the flags of a sound sweep, changed by name; None leaves a flag out, and True is a flag without a value."""
     write_task(tmp_path / "metals.jsonl", IRON, WATER)
 
     def make(**changes: object) -> list[object]:
@@ -86,7 +86,8 @@ def flags(tmp_path: Path, pair: tuple[Path, Path]) -> Callable[..., list[object]
         line: list[object] = []
         for name, value in values.items():
             for each in value if isinstance(value, list) else [value]:
-                line += [] if each is None else [f"--{name.replace('_', '-')}", each]
+                flag = f"--{name.replace('_', '-')}"
+                line += [] if each is None else [flag] if each is True else [flag, each]
         return line
 
     return make

@@ -11,11 +11,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 
 from contract import schemas
 from contract.errors import TaskError
-from lambdasweep.tasks import load_tokenizer
 from lambdasweep.tasks.answers import RowGrader, answers_of
 from lambdasweep.tasks.documents import TaskSpec, read_documents
 from lambdasweep.tasks.equivalence import Pair, read_equivalence, same_meaning
 from lambdasweep.tasks.grading import graded_table
+from lambdasweep.tasks.tokens import load_tokenizer
 from tests.support.checkpoints import write_tokenizer
 
 LABELS = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}

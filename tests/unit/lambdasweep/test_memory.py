@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from contract.errors import InputError
 from lambdasweep.cli import app
 from lambdasweep.config import load_config
-from lambdasweep.engine_defaults import cache_warnings, fit, server_defaults, settle
+from lambdasweep.engine_defaults import cache_warnings, fit, settle
 from lambdasweep.memory import Memory, placed
 from lambdasweep.plan import _describe_pair
 from merge.checkpoint import open_checkpoint
@@ -179,16 +179,6 @@ def test_a_begun_run_keeps_its_ranks(pairs: dict[tuple[str, int], Pair]) -> None
     recorded = settings_of(pair, 8, LONGEST).to_json()
     settings = fit(settle(config, pair, "cuda", recorded), config, pair, recorded, LONGEST, False, GPUS)
     assert settings.to_json() == recorded
-
-
-@pytest.mark.parametrize(
-    ("recorded", "gpus", "ranks"), [({}, GPUS, 4), ({"tensor_parallel": 8}, GPUS, 8), ({}, None, None)]
-)
-def test_a_server_has_the_ranks_of_its_run_or_the_fewest(
-    pairs: dict[tuple[str, int], Pair], recorded: dict[str, Any], gpus: Gpus | None, ranks: int | None
-) -> None:
-    found = server_defaults(pairs["Llama-3.1 70B", 1], "cuda", recorded, gpus)
-    assert found.get("tensor_parallel_size") == ranks
 
 
 @pytest.mark.parametrize(("visible", "count"), [(None, 3), ("0,2", 2), ("", 0), ("0,1,2,3,4", 3)])

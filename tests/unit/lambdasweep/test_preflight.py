@@ -27,6 +27,10 @@ CORES = len(available_cores())
             {"tp": 3, "replicas": 1},
             "--tp 3: the model's 4 attention heads, 2 of keys and values, cannot be dealt to so many ranks",
         ),
+        (
+            {"max_model_len": 5, "pmi": True},
+            "task metals: 5 of 5 requests cannot be scored: 5 longer than 5 tokens (up to ",
+        ),
         ({"replicas": 5000}, "--replicas 5000 take about "),
         (
             {"accelerator_type": "H100"},

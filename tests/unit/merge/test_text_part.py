@@ -151,3 +151,22 @@ def test_the_documents_name_every_wrapper_with_its_language_models() -> None:
     for architecture, wrapper in _WRAPPERS.items():
         classes = ", ".join(f"`{text_class}`" for _, text_class in wrapper.classes.values())
         assert f"| `{architecture}` | {classes} |" in told
+
+
+GROWING = {"rope_type": "yarn", "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16384}
+
+
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+def test_queries_that_grow_with_their_position_are_told_where_vllm_looks(tmp_path: Path, key: str) -> None:
+    text = {"model_type": "ministral3", "hidden_size": 8, key: GROWING}
+    config = wrapper("Mistral3ForConditionalGeneration", text_config=text)
+    part = text_part(write(tmp_path / "a", config, ("language_model.model.embed_tokens.weight",)))
+    assert part is not None
+    assert part.config["llama_4_scaling"] == {"beta": 0.1, "original_max_position_embeddings": 16384}
+    assert part.config[key] == GROWING
+
+
+def test_a_model_whose_queries_grow_is_refused_where_vllm_would_not_see_it(tmp_path: Path) -> None:
+    config = {"architectures": ["Ministral3ForCausalLM"], "model_type": "ministral3", "rope_parameters": GROWING}
+    with pytest.raises(PairError, match="queries of Ministral3ForCausalLM grow with their position"):
+        text_part(write(tmp_path / "a", config, ("model.embed_tokens.weight",)))

@@ -741,7 +741,7 @@ def test_parents_give_every_element_once_in_blocks_within_the_limit(root: Path, 
     tensors = whole(pair)
     targets = trace(loaded(Model(1, 2, 8, torch.float32)), tensors)
     both = [tensors, tensors]
-    parents = MappedParents(both, CPU) if tier == "mmap" else HeldParents(targets, both, CPU, CPU, False)
+    parents = MappedParents(targets, both, CPU) if tier == "mmap" else HeldParents(targets, both, CPU, CPU, False)
     for target in targets:
         hits = torch.zeros(target.layout.shape, dtype=torch.int32)
         for _, place, (base, aligned) in parents.blocks(target, 40, whole=True):

@@ -73,6 +73,9 @@ def test_an_address_that_is_taken_is_refused(pair: tuple[Path, Path]) -> None:
         f"127.0.0.1:{port} cannot be listened on (Address already in use): give another --port, or --host",
     )
     check_start(args)
+    args.host = "localhost"  # which is one of IPv4 to vLLM
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(InputError):
+        check_start(args)
 
 
 def test_flags_win_over_defaults(pair: tuple[Path, Path]) -> None:

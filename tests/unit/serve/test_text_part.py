@@ -1,10 +1,12 @@
 """vLLM is shown the config and the tensors of the language model that a checkpoint wraps."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from merge.line import STRAIGHT
 from tests.support.checkpoints import write_checkpoint
@@ -60,3 +62,15 @@ def test_nothing_is_changed_for_a_language_model(tmp_path: Path) -> None:
     from serve.text_part import text_arguments
 
     assert text_arguments(write_checkpoint(tmp_path / "a", seed=0)) == {}
+
+
+@pytest.mark.parametrize(("said", "is_tuned"), [({}, True), ({"attn_temperature_tuning": False}, False)])
+def test_llama_4_is_tuned_as_its_config_says_however_long_requests_may_be(
+    tmp_path: Path, said: dict[str, bool], is_tuned: bool
+) -> None:
+    from serve.text_part import text_arguments
+
+    config = {"architectures": ["Llama4ForCausalLM"], "model_type": "llama4_text"} | said
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"model.norm.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert text_arguments(tmp_path)["override_generation_config"] == {"attn_temperature_tuning": is_tuned}
