@@ -76,7 +76,8 @@ def compare_configs(
     one, two = _Reading(meaning(base)), _Reading(meaning(aligned))
     is_alike = base.get("model_type") == aligned.get("model_type")
     has_class = find_spec("transformers") is not None
-    if one != two and is_alike and has_class:
+    # What is null in one and absent in the other looks alike, and has its default where it is absent.
+    if (one != two or _nulls(base) != _nulls(aligned)) and is_alike and has_class:
         made = _read(base), _read(aligned)
         if made[0] is not None and made[1] is not None:
             one, two = made[0], made[1]
@@ -132,6 +133,12 @@ def meaning(config: Mapping[str, Any]) -> dict[str, Any]:
         elif value is not None:
             found[key] = value
     return found | rope
+
+
+def _nulls(config: Mapping[str, Any]) -> set[str]:
+    found = {key for key, value in config.items() if value is None and not _is_unread(key)}
+    nested = ((key, value) for key, value in config.items() if isinstance(value, Mapping))
+    return found | {f"{key}.{path}" for key, value in nested for path in _nulls(value)}
 
 
 def _is_unread(key: str) -> bool:

@@ -71,6 +71,9 @@ def _reference(arguments: dict[str, Any], opened: Checkpoint, checkpoint: Path, 
         return _ask(arguments, checkpoint)
     parts = {
         "weights": weights,
+        # The fingerprint has a config by its meaning, and vLLM reads it as it stands.
+        "config": opened.config,
+        "generation_config": _text_of(checkpoint / "generation_config.json"),
         "arguments": arguments,
         "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
         "hardware": hardware(device),
@@ -102,6 +105,10 @@ def _ask(arguments: dict[str, Any], checkpoint: Path) -> Probe:
             lines = log.read_text(errors="replace").strip().splitlines() or ["no words"]
             raise EngineError(f"vLLM did not start on {checkpoint}, loaded as it is: {last_error(lines)}")
         return tuple(json.loads(said.read_text()))
+
+
+def _text_of(file: Path) -> str | None:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
 
 
 def _version(distribution: str) -> str | None:

@@ -265,3 +265,11 @@ def test_one_embedding_is_as_good_as_the_same_for_each_kind_of_layer() -> None:
             [],
         )
     )
+
+
+def test_null_is_no_default() -> None:
+    own = {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "hidden_size": 128}
+    problems, _ = compared(own | {"q_lora_rank": None}, own)
+    assert problems == ["config.json: q_lora_rank is null in base and 1536 in aligned"]
+    plain = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 128}
+    assert compared(plain | {"rope_scaling": None, "head_dim": None}, plain) == ([], [])
