@@ -1,6 +1,7 @@
 """This runs the command line in this process, with a stub in the place of the cluster."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from lambdasweep import cli
 
 IRON = {"query": "Which is a metal?", "choices": ["iron", "oxygen"], "gold": 0}
 WATER = {"query": "Which is wet?", "choices": ["sand", "water", "salt"], "gold": 1}
+_COMMAND = re.compile(rb"<dt>command</dt><dd>.*?</dd>\n")  # of a report
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,9 @@ def write_task(file: Path, *rows: object) -> Path:
 
 
 def contents(root: Path) -> dict[str, bytes | None]:
-    """Return every path below a directory with its content, apart from the lock and the driver's news."""
+    """Every path below a directory and what is in it, apart from the lock, and from what tells of drivers and commands."""
     return {
-        str(path.relative_to(root)): path.read_bytes() if path.is_file() else None
+        str(path.relative_to(root)): _COMMAND.sub(b"", path.read_bytes()) if path.is_file() else None
         for path in root.rglob("*")
-        if path.name not in (".lock", "driver.json")
+        if path.name not in (".lock", "driver.json", "history.json")
     }

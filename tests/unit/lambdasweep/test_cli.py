@@ -959,8 +959,8 @@ def test_flags_win_over_a_config(
                 '{file}: lambdas is [0, True]: give a grid such as "0:1.5:0.1" or [0, 0.25, 1]',
                 "{file}: unknown key 'name': use accelerator_type, address, aligned, aligned_revision, base, base_revision, "
                 "dtype, engine, equivalence, format, generate, lam_map, lambdas, limit, margin, max_model_len, max_tokens, "
-                "method, normaliser, out, p_true, parents, pp, refine, repeats, replicas, rescore, samples, seed, shots, "
-                "system_prompt, task, temperature, template, think_end_token, tokenizer, tp, until, verbalised, "
+                "method, normaliser, out, p_true, parents, pmi, pp, refine, repeats, replicas, rescore, samples, seed, "
+                "shots, system_prompt, task, temperature, template, think_end_token, tokenizer, tp, until, verbalised, "
                 "verbalised_suffix, vocab",
             ],
         ),
@@ -975,8 +975,8 @@ def test_flags_win_over_a_config(
                 "{file}: [[task]] 1 (a): it needs file",
                 "{file}: [[task]] 2: it needs name and file",
                 "{file}: [[task]] 3 (b): unknown key 'split': use name, file, format, shots, seed, limit, template, "
-                "system_prompt, repeats, temperature, max_tokens, until, normaliser, equivalence, think_end_token, p_true, "
-                "verbalised, verbalised_suffix",
+                "system_prompt, repeats, temperature, max_tokens, until, normaliser, pmi, equivalence, think_end_token, "
+                "p_true, verbalised, verbalised_suffix",
                 "{file}: [[task]] 3 (b): limit is 'all': give a whole number",
                 "{file}: [[task]] 3 (b): unknown key 'shot': did you mean shots?",
             ],
