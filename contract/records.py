@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 # Only one kind of tasks has these fields in the file.
 _SCORED_ONLY = ("format", "shots", "seed", "template", "system_prompt", "duplicates", "groups")
-_SAMPLED_ONLY = ("samples", "temperature", "max_tokens", "stop_token_ids")
-_ANSWERED_ONLY = (
+SAMPLED_ONLY = ("samples", "temperature", "max_tokens", "stop_token_ids")
+ANSWERED_ONLY = (
     "top_p",
     "top_k",
     "until",
@@ -173,9 +173,9 @@ class TaskRecord:
             yield rescored_name(name, under), "rescored", lambdas
 
     def to_json(self) -> dict[str, Any]:
-        left_out: tuple[str, ...] = (*_SAMPLED_ONLY, *_ANSWERED_ONLY)
+        left_out: tuple[str, ...] = (*SAMPLED_ONLY, *ANSWERED_ONLY)
         if self.is_sampled:
-            left_out = (*_SCORED_ONLY, *_ANSWERED_ONLY)
+            left_out = (*_SCORED_ONLY, *ANSWERED_ONLY)
             if self.system_prompt is not None:
                 left_out = tuple(name for name in left_out if name != "system_prompt")
         elif self.is_answered:

@@ -46,7 +46,7 @@ def preflight(prepared: "Prepared") -> list[str]:
         refused = refusals(prepared, task)
         if not refused:
             continue
-        count, rows = sum(refused.values()), rows_of(task)
+        count, rows = sum(refused.values()), _of_documents(task).num_rows
         text = f"task {name}: {count} of {rows} requests cannot be scored: {_reasons(refused)}"
         if count == rows:
             problems.append(f"{text}: {_remedy(prepared, task)}")
@@ -60,10 +60,10 @@ def preflight(prepared: "Prepared") -> list[str]:
     return warnings
 
 
-def rows_of(task: "PreparedTask | PreparedPrompts") -> int:
-    """Return how many requests of a task belong to documents."""
+def _of_documents(task: "PreparedTask | PreparedPrompts") -> pa.Table:
+    """Return the requests of a task's documents. Others are short, and tell nothing of documents that cannot be scored."""
     table = task.built.table
-    return int((of_documents(table) if "choice" in table.column_names else table).num_rows)
+    return of_documents(table) if "choice" in table.column_names else table
 
 
 def refusals(prepared: "Prepared", task: "PreparedTask | PreparedPrompts") -> dict[str, int]:
@@ -71,10 +71,7 @@ def refusals(prepared: "Prepared", task: "PreparedTask | PreparedPrompts") -> di
     from lambdasweep.prepare import PreparedPrompts
     from serve.refusals import refuse_prompt, refuse_request
 
-    # Requests without a document are short, and tell nothing of a document that cannot be scored.
-    is_scored = not isinstance(task, PreparedPrompts)
-    table = of_documents(task.built.table) if is_scored else task.built.table
-    most = prepared.settings.max_model_len
+    table, most = _of_documents(task), prepared.settings.max_model_len
     if not table.num_rows:
         return {}
     vocabulary = _of_text(prepared, "vocab_size") or np.iinfo(np.int64).max

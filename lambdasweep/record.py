@@ -16,7 +16,16 @@ from contract import schemas
 from contract.errors import InputError, RunMismatchError
 from contract.location import Location, ObjectPath
 from contract.points import order
-from contract.records import LineRecord, ParentRecord, Plan, SweepRecord, TaskRecord, plan_of
+from contract.records import (
+    ANSWERED_ONLY,
+    SAMPLED_ONLY,
+    LineRecord,
+    ParentRecord,
+    Plan,
+    SweepRecord,
+    TaskRecord,
+    plan_of,
+)
 from contract.rundir import RunDir, commit_json, commit_table
 from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask
 from lambdasweep.tasks.answers import AnswerSpec
@@ -41,19 +50,8 @@ _TASK_IDENTITY = (
         "requests_sha256",
     ),
 )
-_SAMPLING = ("samples", "temperature", "max_tokens", "stop_token_ids")  # of generate tasks and of answers
-_ANSWERS = (
-    "top_p",
-    "top_k",
-    "until",
-    "normaliser",
-    "equivalence",
-    "metric",
-    "think_end_token",
-    "p_true",
-    "verbalised",
-    "verbalised_suffix",
-)
+# Under which λs outputs are scored again may grow, and changes no output.
+_WRITTEN = (*SAMPLED_ONLY, *(name for name in ANSWERED_ONLY if name != "rescored"))
 
 
 def check_target(out: Location, record: str = "sweep.json", early: str = "requests") -> None:
@@ -248,7 +246,7 @@ def _task_differences(path: str, old: dict[str, Any], new: dict[str, Any]) -> li
 
 def _identity(task: dict[str, Any]) -> dict[str, Any]:
     """Return what of a task's record may not change."""
-    return {key: task[key] for key in (*_TASK_IDENTITY, *_SAMPLING, *_ANSWERS) if key in task}
+    return {key: task[key] for key in (*_TASK_IDENTITY, *_WRITTEN) if key in task}
 
 
 def write(run: RunDir, sweep: SweepRecord, prepared: Prepared) -> dict[str, TaskRecord]:

@@ -33,10 +33,12 @@ class Gpus:
 
 
 def gpus() -> Gpus | None:
-    """Return the GPUs of this machine; None where there are none, or they are not known."""
-    told = _nvidia_smi()
-    memory = smallest_gpu(told) if told else None
-    count = _visible(len((told or "").splitlines()))
+    """Return the GPUs of this machine; None where there are none, or they are not known.
+
+    CUDA would say it, too, but takes memory of the GPU for each process that asks, for as long as the process lives.
+    """
+    told = _nvidia_smi() or ""
+    count, memory = _visible(len(told.splitlines())), smallest_gpu(told)
     return Gpus(count, memory) if count and memory else None
 
 
@@ -51,15 +53,6 @@ def _visible(there: int) -> int:
     """Return how many of the machine's GPUs the environment leaves to this process."""
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     return there if seen is None else min(there, len([one for one in seen.split(",") if one.strip()]))
-
-
-def device_memory() -> int | None:
-    """Return the memory of this machine's smallest GPU, in bytes; None where that is not known.
-
-    CUDA would say it, too, but takes memory of the GPU for each process that asks, for as long as the process lives.
-    """
-    told = _nvidia_smi()
-    return smallest_gpu(told) if told is not None else None
 
 
 def _nvidia_smi() -> str | None:
