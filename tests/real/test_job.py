@@ -3,12 +3,12 @@
 The cluster is one node of its own with token authentication, on loopback ports that nobody else uses.
 """
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,17 +28,12 @@ from lambdasweep.demo import ALIGNED, BASE, LETTERS
 from lambdasweep.monitor.heartbeat import DriverState
 from ray_jobs.prometheus import SERIES
 from tests.support.paths import ROOT
+from tests.support.ports import free_ports
 from tests.support.waiting import finish, until
 from tests.support.warm_python import descendants, warm_python
 
 LAMBDAS = "0:1.5:0.0075"
 UNITS = 201
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def sweep_arguments(out: Path) -> list[str]:
@@ -82,11 +77,10 @@ class Cluster:
     environment: dict[str, str]
     dashboard: str
     metrics: str
+    log: Path
 
-    def job(self, *arguments: str, token: bool = True) -> subprocess.CompletedProcess[str]:
-        environment = {
-            name: value for name, value in self.environment.items() if token or not name.startswith("RAY_AUTH")
-        }
+    def job(self, *arguments: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
+        environment = self.environment | ({"RAY_AUTH_TOKEN": token} if token else {})
         command = ["ray", "job", arguments[0], "--address", self.dashboard, *arguments[1:]]
         return subprocess.run(
             command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
@@ -108,8 +102,6 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    where = tempfile.mkdtemp(prefix="ray-")  # the path is short, because socket names have a limit
-    ports = [free_port() for _ in range(5)]
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
@@ -121,32 +113,68 @@ def cluster() -> Iterator[Cluster]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_metrics_report_interval_ms": "1000",
     }
+    with contextlib.ExitStack() as stack:
+        yield started_head(stack, environment)
+
+
+class HeadEnded(AssertionError):
+    """A Ray head ended before it could be used."""
+
+
+def started_head(stack: contextlib.ExitStack, environment: dict[str, str]) -> Cluster:
+    """Return a Ray head that answers. A port may be taken before Ray gets to it, and then others are tried."""
+    for _ in range(2):
+        with contextlib.suppress(HeadEnded):
+            return stack.enter_context(head(environment))
+    return stack.enter_context(head(environment))
+
+
+@contextlib.contextmanager
+def head(environment: dict[str, str]) -> Iterator[Cluster]:
+    """Start a Ray head, wait until its dashboard and its agent answer, and end it with all that it started.
+
+    Raises:
+        HeadEnded: if the head ends first.
+    """
+    where = Path(tempfile.mkdtemp(prefix="ray-"))  # the path is short, because socket names have a limit
     flags = ("port", "dashboard-port", "metrics-export-port", "ray-client-server-port", "dashboard-agent-listen-port")
+    ports = free_ports(len(flags))
     command = ["ray", "start", "--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1", f"--temp-dir={where}"]
     command += [f"--{flag}={port}" for flag, port in zip(flags, ports, strict=True)]
-    with open(Path(where) / "head.log", "wb") as log:
-        head = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    started = Cluster(environment, f"http://127.0.0.1:{ports[1]}", f"http://127.0.0.1:{ports[2]}/metrics")
+    address, metrics = f"http://127.0.0.1:{ports[1]}", f"http://127.0.0.1:{ports[2]}/metrics"
+    started = Cluster(environment, address, metrics, where / "head.log")
+    with open(started.log, "wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def answers() -> bool:
+        if process.poll() is not None:
+            raise HeadEnded(started.log.read_text())
+        with contextlib.suppress(OSError):  # the agent listens later than the dashboard does
+            return bool(started.samples()) and started.job("list").returncode == 0
+        return False
+
     try:
-        until(lambda: started.job("list").returncode == 0)
+        until(answers)
         yield started
     finally:
-        processes = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-        head.send_signal(signal.SIGTERM)
+        processes = [psutil.Process(process.pid), *descendants(process.pid)] if process.poll() is None else []
+        process.send_signal(signal.SIGTERM)
         _, left = psutil.wait_procs(processes, timeout=30)
-        for process in left:
-            process.kill()
+        for one in left:
+            one.kill()
         shutil.rmtree(where, ignore_errors=True)
 
 
 def test_a_job_is_stopped_gone_on_with_and_measured(cluster: Cluster, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run = RunDir(out)
-    assert cluster.job("list", token=False).returncode != 0  # nobody gets in without the token
+    refused = cluster.job("list", token="another")
+    assert refused.returncode != 0
+    assert "token" in refused.stdout + refused.stderr  # nobody gets in without the token of this cluster
 
     entry = [sys.executable, "-m", "lambdasweep", *sweep_arguments(out), "--address", "auto"]
     submitted = cluster.job("submit", "--submission-id", "first", "--no-wait", "--", *entry)
-    assert submitted.returncode == 0, submitted.stderr
+    assert submitted.returncode == 0, submitted.stderr + cluster.log.read_text()[-3000:]
 
     until(run.plan_json.exists)
     lambdas = run.plan()["tasks"]["letters"]["lambdas"]

@@ -6,7 +6,6 @@ Most tests of this file use one server, and one server is broken on purpose.
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +29,7 @@ from lambdasweep.takehome.point import from_flags
 from lambdasweep.takehome.serve import name_at
 from tests.support.checkpoints import VOCAB, write_checkpoint
 from tests.support.paths import ROOT
+from tests.support.ports import free_ports
 from tests.support.waiting import until
 from tests.support.warm_python import descendants, warm_python
 
@@ -79,12 +79,6 @@ class Server:
         return str(answer["lam"])
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @contextlib.contextmanager
 def serving(
     base: Path,
@@ -95,7 +89,7 @@ def serving(
     tensor_parallel: int = 1,
     models: Sequence[str] = (),
 ) -> Iterator[Server]:
-    port = free_port()
+    (port,) = free_ports(1)
     flags = ["--port", str(port), "--api-key", KEY, "--max-num-seqs", "8"]
     flags += ["--tensor-parallel-size", str(tensor_parallel)]
     flags += ["--served-model-name", *models] if models else []

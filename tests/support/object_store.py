@@ -15,6 +15,7 @@ import boto3
 import pytest
 
 from contract import location
+from tests.support.ports import free_ports
 from tests.support.waiting import until
 
 BUCKET = "bucket"
@@ -73,9 +74,7 @@ class Store:
 @contextlib.contextmanager
 def serve() -> Iterator[Store]:
     """Start a server with one empty bucket."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
