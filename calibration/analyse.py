@@ -23,7 +23,7 @@ from calibration.scores.loader import Shelf
 from calibration.scores.per_document import CONFIDENCES
 from calibration.scores.pool import pools_of
 from calibration.task_at_lambda import TaskMetrics, answer_metrics, pooled_metrics, task_metrics
-from calibration.uncertainty.intervals import interval
+from calibration.uncertainty.intervals import intervals
 from calibration.uncertainty.resample import RESAMPLES, SEED, SPLITS
 from contract import schemas
 from contract.damage import describe
@@ -220,18 +220,21 @@ def _rows(task: str, measured: TaskMetrics, scored_as: str) -> Iterator[_Row]:
         ("docs_undefined", "sum", "all"): left_out.undefined,
     }
     lam = measured.lam
-    for key in [*measured.estimates, *counts]:
-        if key in counts:
-            yield (task, lam, *key, float(counts[key]), None, None, measured.documents, None)
-            continue
-        metric = find(key[0])
-        if scored_as == "contexts" and metric and not metric.of_contexts:
-            continue  # probabilities that follow different contexts have no meaningful sum
-        estimate = measured.estimates[key]
+    for key, count in counts.items():
+        yield (task, lam, *key, float(count), None, None, measured.documents, None)
+    shown = [key for key in measured.estimates if key not in counts and _is_meaningful(key[0], scored_as)]
+    estimates = [measured.estimates[key] for key in shown]
+    ranges = intervals([(estimate, key[0]) for key, estimate in zip(shown, estimates, strict=True)])
+    for key, estimate, found in zip(shown, estimates, ranges, strict=True):
         value = None if math.isnan(estimate.value) else estimate.value
-        found = interval(estimate, key[0])
         ends = (found.low, found.high) if found else (None, None)
         yield (task, lam, *key, value, *ends, estimate.n, (found.resamples or None) if found else None)
+
+
+def _is_meaningful(metric: str, scored_as: str) -> bool:
+    """Tell whether a metric means something: probabilities that follow different contexts have no meaningful sum."""
+    known = find(metric)
+    return scored_as != "contexts" or known is None or known.of_contexts
 
 
 def _order(row: _Row) -> tuple[str, tuple[int, str], int]:

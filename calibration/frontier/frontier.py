@@ -1,8 +1,8 @@
 """This module finds the frontier of accuracy against calibration error along λ, and where on it λ* is.
 
-λ* is chosen and measured on all documents. It is chosen by NLL and accuracy, whose values at λ* are hardly flattered by that
-[docs/metrics.md has the simulations]. What is said to be better than the parents is tested on documents that had no say in
-the choice [held_out].
+λ* is chosen and measured on all documents. It is chosen by NLL and accuracy, so the intervals of its gains in both allow for
+how much that flatters them [lambda_star.optimism; docs/metrics.md has the simulations]. What is said to be better than the
+parents is tested on documents that had no say in the choice [held_out].
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from calibration.arrays import Bools, Floats
+from calibration.arrays import Bools, Floats, Ints
 from calibration.frontier.curve import Curve, Track, stacked
 from calibration.frontier.held_out import claim_of, held_out, measured
-from calibration.frontier.lambda_star import MARGIN, choose, choose_in_resamples
+from calibration.frontier.lambda_star import MARGIN, choose, choose_in_resamples, optimism
 from calibration.frontier.sentence import sentence
 from calibration.frontier.types import Chosen, Claim, FrontierPoint, Gain, HeldOut, Rival, Value
 from calibration.scores.per_document import CONFIDENCES
@@ -27,6 +27,7 @@ from calibration.uncertainty.multiple_tests import indistinguishable, step_down
 from contract.points import is_named
 from contract.rundir import RunDir, commit_json
 
+NO_FLATTERY = (0.0, 0.0)  # that of a λ that was not chosen
 REFERENCE = (0.0, 1.0)  # the accuracy and the error that nothing is worse than
 
 
@@ -130,7 +131,8 @@ def frontier(curve: Curve, margin: float = MARGIN) -> Frontier:
         margin: the accuracy that λ* may give up, as a share of documents [lambda_star.choose].
     """
     track, parents = curve.tracks["all"], curve.places
-    place = choose(track, margin)
+    place, again = choose(track, margin), choose_in_resamples(track, margin)
+    flattery = optimism(track, again)
     (accuracy, drawn_accuracy), (error, drawn_error) = stacked(track.accuracy, track.error)
     on_frontier = ~_dominated(accuracy[:, None], error[:, None])[:, 0]
     membership = 1 - _dominated(drawn_accuracy, drawn_error).mean(axis=1)
@@ -145,7 +147,7 @@ def frontier(curve: Curve, margin: float = MARGIN) -> Frontier:
             on_frontier=bool(on_frontier[i]),
             membership=float(membership[i]),
             gains={
-                name: _gain(_at(track, i), _at(track, parent), curve.metric)
+                name: _gain(_at(track, i), _at(track, parent), curve.metric, flattery if i == place else NO_FLATTERY)
                 for name, parent in parents.items()
                 if parent != i
             },
@@ -154,7 +156,7 @@ def frontier(curve: Curve, margin: float = MARGIN) -> Frontier:
         )
         for i, lam in enumerate(curve.lambdas)
     )
-    chosen = _chosen_point(curve, place) if is_named(curve.lambdas[place]) else _chosen(curve, place, margin)
+    chosen = _chosen_point(curve, place) if is_named(curve.lambdas[place]) else _chosen(curve, place, again)
     compared = {name: points[parent] for name, parent in parents.items()}
     names = {"nll": "nll", "error": curve.metric, "brier": "brier"}
     scaled = {name: measured(estimate, names[name]) for name, estimate in curve.scaled.items()}
@@ -169,7 +171,7 @@ def frontier(curve: Curve, margin: float = MARGIN) -> Frontier:
         hypervolume=float(_hypervolume(accuracy[:, None], error[:, None])[0]),
         chosen=chosen,
         scaled=scaled,
-        rivals=_rivals(curve, place),
+        rivals=_rivals(curve, place, flattery),
         macro=macro,
         held_out=held_out(curve, margin),
         claim=claim_of(curve, margin),
@@ -187,8 +189,8 @@ def frontier(curve: Curve, margin: float = MARGIN) -> Frontier:
     )
 
 
-def _chosen(curve: Curve, place: int, margin: float) -> Chosen:
-    drawn = np.sort(choose_in_resamples(curve.tracks["all"], margin))
+def _chosen(curve: Curve, place: int, again: Ints) -> Chosen:
+    drawn = np.sort(again)
     tail = int(0.025 * (len(drawn) + 1))
     like = _like(curve.tracks["all"], place)
     low = high = place
@@ -240,7 +242,7 @@ def _better_than_all(track: Track, parents: Mapping[str, int], count: int) -> tu
     return found[0], found[1]
 
 
-def _rivals(curve: Curve, place: int) -> tuple[Rival, ...]:
+def _rivals(curve: Curve, place: int, flattery: tuple[float, float]) -> tuple[Rival, ...]:
     own = _at(curve.tracks["all"], place)
     return tuple(
         Rival(
@@ -252,7 +254,9 @@ def _rivals(curve: Curve, place: int) -> tuple[Rival, ...]:
             brier=measured(one.brier, "brier"),
             temperatures=one.temperatures,
             # On other documents it would be no difference on the same ones.
-            gain=_gain(own, (one.accuracy, one.nll, one.error), curve.metric) if one.accuracy.n == own[0].n else None,
+            gain=_gain(own, (one.accuracy, one.nll, one.error), curve.metric, flattery)
+            if one.accuracy.n == own[0].n
+            else None,
         )
         for name, one in curve.rivals.items()
     )
@@ -262,16 +266,32 @@ def _at(track: Track, place: int) -> tuple[Estimate, ...]:
     return track.accuracy[place], track.nll[place], track.error[place]
 
 
-def _gain(own: tuple[Estimate, ...], other: tuple[Estimate, ...], metric: str) -> Gain:
-    """Return the gain on another λ, or on a rival, from accuracy, NLL and error of both."""
+def _gain(own: tuple[Estimate, ...], other: tuple[Estimate, ...], metric: str, flattery: tuple[float, float]) -> Gain:
+    """Return the gain on another λ, or on a rival, from accuracy, NLL and error of both.
+
+    Args:
+        own: accuracy, NLL and error.
+        other: those of the other.
+        metric: the name of the calibration error.
+        flattery: by how much accuracy and NLL look better than they are [lambda_star.optimism]; the ends of their intervals
+            that are the less favourable ones lie so much farther out.
+    """
     accuracy, nll, error = (one.minus(theirs) for one, theirs in zip(own, other, strict=True))
     differs = accuracy.value != 0 or error.value != 0
     return Gain(
-        accuracy=measured(accuracy, "acc_vs_parent"),
-        nll=measured(nll, "nll_vs_parent"),
+        accuracy=_wider(measured(accuracy, "acc_vs_parent"), below=flattery[0]),
+        nll=_wider(measured(nll, "nll_vs_parent"), above=flattery[1]),
         error=measured(error, f"{metric}_vs_parent"),
         dominates=bool(accuracy.value >= 0 and error.value <= 0 and differs),
         dominated=bool(accuracy.value <= 0 and error.value >= 0 and differs),
+    )
+
+
+def _wider(value: Value, below: float = 0.0, above: float = 0.0) -> Value:
+    return dataclasses.replace(
+        value,
+        low=None if value.low is None else value.low - below,
+        high=None if value.high is None else value.high + above,
     )
 
 

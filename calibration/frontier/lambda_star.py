@@ -32,6 +32,28 @@ def choose_in_resamples(track: Track, margin: float = MARGIN) -> Ints:
     return _choose(accuracy, nll, _spread(accuracy), margin)
 
 
+def optimism(track: Track, chosen: Ints) -> tuple[float, float]:
+    """Return by how much accuracy and NLL look better at λ* because λ* was chosen by them, both at least 0.
+
+    It is the mean, over resamples, of how much better the λ chosen in a resample is there than on all documents: B. Efron,
+    "Estimating the error rate of a prediction rule", JASA 78 (1983).
+
+    Args:
+        track: accuracy and NLL along λ.
+        chosen: the place [R] of λ* in every resample [choose_in_resamples].
+
+    Returns:
+        A share of documents, and nats.
+    """
+    if not len(chosen):
+        return 0.0, 0.0
+    (accuracy, drawn_accuracy), (nll, drawn_nll) = stacked(track.accuracy, track.nll)
+    each = np.arange(len(chosen))
+    better = np.mean(drawn_accuracy[chosen, each] - accuracy[chosen])
+    lower = np.mean(nll[chosen] - drawn_nll[chosen, each])
+    return max(float(better), 0.0), max(float(lower), 0.0)
+
+
 def _spread(accuracy: Floats) -> Floats:
     """Return the standard error [L, L] of the difference in accuracy between every two λs, from resamples [L, R]."""
     if accuracy.shape[1] < 2:

@@ -5,6 +5,7 @@ one of the copied sample. The documents are sorted once, whatever the number R o
 are tied: nothing depends on the order in which they are given.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from calibration.uncertainty.resample import Weights
 
 COVERAGE = 80  # the per cent of the documents, the most confident ones, whose accuracy is taken
 
-_BLOCK = 24  # levels in a block whose sums are kept: a position is looked for among blocks first, then inside one
+# A position is looked for among blocks of levels, whose sums are kept, and then inside one. Where there are more levels, the
+# blocks are larger, so that neither search takes much longer than the other; these bounds and the root were measured.
+_SMALLEST, _LARGEST = 8, 24
 _LANES = 8  # a power of two
 _TINY = np.finfo(np.float64).tiny
 
@@ -63,10 +66,11 @@ class Ranking:
 
     def _levels(self, confidence: Floats, correct: Bools) -> None:
         level, level_of, size = np.unique(confidence, return_inverse=True, return_counts=True)
-        self._blocks = max(1, -(-len(level) // _BLOCK))
-        padded = self._blocks * _BLOCK
+        self._block = min(max(math.isqrt(len(level) // 4), _SMALLEST), _LARGEST)
+        self._blocks = max(1, -(-len(level) // self._block))
+        padded = self._blocks * self._block
         document, gap, one = np.arange(len(confidence)), confidence - correct, np.ones(len(confidence))
-        block = level_of // _BLOCK
+        block = level_of // self._block
         row = np.concatenate([block, self._blocks + block, 2 * self._blocks + block])
         value = np.concatenate([one, gap, confidence])
         self._block_sums = SumMatrix(row, np.tile(document, 3), value, (3 * self._blocks, len(document)))
@@ -132,8 +136,13 @@ class Ranking:
         rows = np.vstack([weights, tied, none])
         # Terms go in turn into several sums, which are added up in pairs: less is lost to rounding than in one sum.
         gaps, sure = np.zeros((_LANES, *block.shape)), np.zeros((_LANES, len(block) - few, resamples))
-        inside, part, term, level = np.empty(block.shape), np.empty(block.shape), np.empty(block.shape), block * _BLOCK
-        for step in range(_BLOCK):
+        inside, part, term, level = (
+            np.empty(block.shape),
+            np.empty(block.shape),
+            np.empty(block.shape),
+            block * self._block,
+        )
+        for step in range(self._block):
             place = self._source.take(level)
             place *= resamples
             place += column

@@ -1,5 +1,6 @@
 """A number, how it varies over resamples, and the interval that follows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +47,12 @@ class Interval:
 
 
 def interval(estimate: Estimate, metric: str) -> Interval | None:
-    """Return the 95 % interval of a metric, or of a difference of it to a parent (`…_vs_…`).
+    """Return the 95 % interval of one metric [intervals]."""
+    return intervals([(estimate, metric)])[0]
+
+
+def intervals(several: Sequence[tuple[Estimate, str]]) -> list[Interval | None]:
+    """Return the 95 % interval of each of several metrics, or of differences of them to a parent (`…_vs_…`).
 
     The catalogue says which of these a metric has:
 
@@ -59,44 +65,60 @@ def interval(estimate: Estimate, metric: str) -> Interval | None:
     normal: value ± 1.96 standard deviations of the resamples.
 
     Returns:
-        The interval; None where there is no value, fewer than two documents, or no value in more than half of the resamples.
-        Resamples without a value, as AUROC has none where all drawn documents are right, are left out.
+        The intervals; None where there is no value, fewer than two documents, or no value in more than half of the
+        resamples. Resamples without a value, as AUROC has none where all drawn documents are right, are left out.
     """
-    if np.isnan(estimate.value) or estimate.n < 2:
-        return None
-    known = catalogue.find(metric)
+    found: list[Interval | None] = [None] * len(several)
+    places = [i for i, (one, _) in enumerate(several) if not np.isnan(one.value) and one.n >= 2]
+    bounds = [_bounds(several[i][0]) for i in places]
+    lows = _quantiles([under for under, _ in bounds], upper=False)
+    highs = _quantiles([over for _, over in bounds], upper=True)
+    for i, (low, _), (high, count) in zip(places, lows, highs, strict=True):
+        if low is not None and high is not None:
+            found[i] = _around(*several[i], Interval(low, high, count))
+    return found
+
+
+def _bounds(estimate: Estimate) -> tuple[Floats, Floats]:
+    if estimate.over is None or estimate.under is None:
+        return estimate.resampled, estimate.resampled
+    return estimate.under, estimate.over
+
+
+def _around(estimate: Estimate, metric: str, middle: Interval) -> Interval:
+    """Return the interval of a metric from the middle 95 % of what its draws say."""
     if estimate.over is not None and estimate.under is not None:
-        return _honest(estimate, is_difference="_vs_" in metric)
-    found = _middle(estimate.resampled, estimate.resampled)
-    if found is None or not known or known.interval != "normal":
-        return found
+        # Both ends are on their sides of the value, up to what a finite number of resamples leaves open.
+        low = min(estimate.value - middle.high, estimate.value)
+        high = max(estimate.value - middle.low, estimate.value)
+        resamples = middle.resamples if len(estimate.over) > 1 else 0
+        return Interval(low if "_vs_" in metric else max(low, 0.0), high, resamples)
+    known = catalogue.find(metric)
+    if not known or known.interval != "normal":
+        return middle
     half = float(ndtri((1 + LEVEL) / 2)) * float(np.nanstd(estimate.resampled))
-    return Interval(estimate.value - half, estimate.value + half, found.resamples)
+    return Interval(estimate.value - half, estimate.value + half, middle.resamples)
 
 
-def _honest(estimate: Estimate, is_difference: bool) -> Interval | None:
-    assert estimate.over is not None
-    assert estimate.under is not None
-    found = _middle(estimate.under, estimate.over)
-    if found is None:
-        return None
-    # Both ends are on their sides of the value, up to what a finite number of resamples leaves open.
-    low = min(estimate.value - found.high, estimate.value)
-    high = max(estimate.value - found.low, estimate.value)
-    resamples = found.resamples if len(estimate.over) > 1 else 0
-    return Interval(low if is_difference else max(low, 0.0), high, resamples)
+def _quantiles(several: Sequence[Floats], upper: bool) -> list[tuple[float | None, int]]:
+    """Return the 2.5 % quantile of each of several sets of draws, or the upper one, and how many of its draws have a value.
 
-
-def _middle(low: Floats, high: Floats) -> Interval | None:
-    """Return the 2.5 % quantile of one set of draws and the 97.5 % quantile of another, which may be the same."""
-    ends = []
-    count = 0
-    for drawn, upper in ((low, False), (high, True)):
-        if not upper or high is not low:
-            count = len(drawn) - int(np.count_nonzero(np.isnan(drawn)))
-        if count == 0 or 2 * count < len(drawn):
-            return None
-        first = max(int((1 - LEVEL) / 2 * (count + 1)) - 1, 0)
-        place = count - 1 - first if upper else first
-        ends.append(float(np.partition(drawn, place)[place]))  # NaN counts as the largest; one place at a time is fast
-    return Interval(ends[0], ends[1], count)
+    It is None where more than half of the draws have none. Sets of one size are looked at together, which is fast.
+    """
+    found: list[tuple[float | None, int]] = [(None, 0)] * len(several)
+    alike: dict[int, list[int]] = {}
+    for i, drawn in enumerate(several):
+        alike.setdefault(len(drawn), []).append(i)
+    for size, members in alike.items():
+        matrix = np.stack([several[i] for i in members])
+        counts = size - np.isnan(matrix).sum(axis=1)
+        for count in np.unique(counts):
+            rows = np.flatnonzero(counts == count)
+            if count == 0 or 2 * count < size:
+                continue
+            first = max(int((1 - LEVEL) / 2 * (count + 1)) - 1, 0)
+            place = int(count) - 1 - first if upper else first
+            ends = np.partition(matrix[rows], place, axis=1)[:, place]  # NaN counts as the largest
+            for row, end in zip(rows, ends, strict=True):
+                found[members[row]] = float(end), int(count)
+    return found

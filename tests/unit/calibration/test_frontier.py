@@ -9,8 +9,8 @@ import pytest
 from calibration.analyse import analyse
 from calibration.frontier.curve import Curve, stacked
 from calibration.frontier.frontier import Frontiers, frontier, reported, write_frontiers
-from calibration.frontier.held_out import claim_of, held_out, p_text
-from calibration.frontier.lambda_star import MARGIN, choose, choose_in_resamples
+from calibration.frontier.held_out import claim_of, held_out, measured, p_text
+from calibration.frontier.lambda_star import MARGIN, choose, choose_in_resamples, optimism
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.multiple_tests import step_down
 from contract.records import read_asked
@@ -91,6 +91,48 @@ def test_the_choice_is_repeated_in_every_resample():
         close = [i for i in range(4) if accuracy[best, r] - accuracy[i, r] <= max(MARGIN, 2 * spread[i, best])]
         assert places[r] == min(close, key=lambda i: nll[i, r])
     assert 3 not in places
+
+
+def test_intervals_of_gains_allow_for_what_the_choice_flatters():
+    """All λs are equal, and noise alone makes one look best: the interval of its gain in NLL still holds the truth."""
+    lambdas, noise, trials = [str(i / 16) for i in range(17)], 0.02, 200
+    lambdas[0], lambdas[-1] = "0", "1"
+    rng = np.random.default_rng(0)
+    held, narrow = [], []
+    for trial in range(trials):
+        accuracy, nll = noise * rng.normal(size=(2, len(lambdas)))
+        made = curve(lambdas, 0.6 + accuracy, [0.1] * len(lambdas), 1 + nll, noise=noise, seed=trial)
+        found = frontier(made)
+        star = next(point for point in found.points if point.lam == found.chosen.lam)
+        flattery = optimism(made.tracks["all"], choose_in_resamples(made.tracks["all"]))
+        for gain in star.gains.values():
+            held.append(gain.nll.low <= 0 <= gain.nll.high)
+            narrow.append(gain.nll.low <= 0 <= gain.nll.high - flattery[1])
+    assert np.mean(narrow) < 0.88
+    assert np.mean(held) > 0.93
+
+
+def test_the_choice_flatters_by_what_the_chosen_are_better_in_resamples():
+    made = track([0.60, 0.64, 0.65], [0.3] * 3, [0.10, 0.05, 0.06], noise=0.01)
+    places = choose_in_resamples(made)
+    (accuracy, drawn), (nll, drawn_nll) = stacked(made.accuracy, made.nll)
+    better = np.mean([drawn[place, r] - accuracy[place] for r, place in enumerate(places)])
+    lower = np.mean([nll[place] - drawn_nll[place, r] for r, place in enumerate(places)])
+    assert optimism(made, places) == (pytest.approx(better), pytest.approx(lower))
+    assert better > 0.001
+
+
+def test_only_the_gains_of_the_chosen_are_widened():
+    made = curve(["0", "0.5", "1"], [0.60, 0.66, 0.65], [0.1] * 3, [0.9, 0.8, 0.81], noise=0.02)
+    found, of = frontier(made), made.tracks["all"]
+    flattery = optimism(of, choose_in_resamples(of))
+    assert (found.chosen.lam, min(flattery) > 0) == ("0.5", True)
+    for i, wider in ((1, flattery), (2, (0, 0))):
+        gain = found.points[i].gains["base"]
+        accuracy = measured(of.accuracy[i].minus(of.accuracy[0]), "acc_vs_parent")
+        nll = measured(of.nll[i].minus(of.nll[0]), "nll_vs_parent")
+        assert (gain.accuracy.low, gain.accuracy.high) == (accuracy.low - wider[0], accuracy.high)
+        assert (gain.nll.low, gain.nll.high) == (nll.low, nll.high + wider[1])
 
 
 def test_resamples_without_a_value_are_left_out_everywhere():
