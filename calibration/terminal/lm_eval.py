@@ -15,6 +15,7 @@ from contract.schemas import point_of
 _MISSING = "–"
 _SHOWN = 5  # no more metrics fit into 80 columns
 _SHOWN_WITH_INTERVALS = 3  # no more into 100
+_ONE_LINE = 17  # letters of a name that stands in one line
 
 
 def outcome_table(
@@ -40,7 +41,10 @@ def outcome_table(
     table.add_column("λ", justify="right", no_wrap=True)
     table.add_column("", min_width=len("aligned"))
     for metric in shown:
-        table.add_column(Text(metric.removeprefix(tool).removesuffix(",none")), justify="right")
+        # A long name stands in several lines: cut short, those of several reducers would look the same.
+        name = metric.removeprefix(tool).removesuffix(",none")
+        header = name if len(name) <= _ONE_LINE else name.replace("/", "/\n")
+        table.add_column(Text(header, overflow="fold"), justify="right")
         if metric in with_ends:
             table.add_column("95 %", no_wrap=True)
     table.add_column("docs", justify="right", no_wrap=True)

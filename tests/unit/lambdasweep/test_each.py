@@ -1,5 +1,6 @@
 """`lambdasweep each` runs a command at every λ, refuses false results, and survives kills. No engine is started."""
 
+import io
 import json
 import os
 import re
@@ -9,14 +10,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from calibration.analyse import analyse
 from calibration.report.write import write_report
+from calibration.terminal.lm_eval import outcome_table
 from calibration.terminal.tables import render
 from contract import schemas
 from contract.errors import RunMismatchError
@@ -537,6 +541,22 @@ def measured_run(root: Path, lambdas: tuple[str, ...] = ("0", "0.5", "1")) -> Ru
         ]
         commit_table(run.measured(lam), schemas.table_of(schemas.MEASURED, rows))
     return run
+
+
+def test_names_of_several_reducers_can_be_told_apart() -> None:
+    names = [f"inspect/match/{reducer}/accuracy" for reducer in ("mean", "mode", "at_least_2")]
+    rows = [
+        {"metric": name, "value": 0.2, "ci_low": 0.05, "ci_high": 0.35, "n": 10, "lam": Decimal(lam)}
+        for name in names
+        for lam in ("0", "0.5")
+    ]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(outcome_table("guide", rows, {}, "inspect/", intervals=True))
+    lines = console.export_text().splitlines()
+    head = lines[: next(number for number, line in enumerate(lines) if "─" in line)]
+    words = "".join(head).split()
+    assert {"mean/", "mode/", "accuracy"} <= set(words)
+    assert "…" not in "".join(lines)
 
 
 def test_tables_and_report_of_what_was_measured(tmp_path: Path) -> None:

@@ -149,6 +149,49 @@ def test_logs_of_inspect() -> None:
     ]
 
 
+def test_scores_that_inspect_itself_wrote() -> None:
+    """Inspect 0.3.285 wrote this of three scorers: with reducers, with a dictionary of values, and with groups of samples."""
+
+    def metric(name: str, value: float, **more: object) -> dict[str, dict[str, Any]]:
+        return {name: {"name": name, **more, "value": value, "params": {}}}
+
+    counted = {"scored_samples": 10, "unscored_samples": 0, "params": {}}
+    match = {"name": "match", "scorer": "match", **counted}
+    log: dict[str, Any] = {
+        "version": 2,
+        "status": "success",
+        "eval": {"task": "again"},
+        "results": {
+            "total_samples": 30,
+            "completed_samples": 30,
+            "scores": [
+                match | {"reducer": "mode", "metrics": metric("accuracy", 0.2) | metric("stderr", 0.13333333333333333)},
+                match
+                | {"reducer": "pass_at_2", "metrics": metric("accuracy", 0.4) | metric("stderr", 0.13877773329774218)},
+                {"name": "first", "scorer": "two", **counted, "metrics": metric("mean", 0.3) | metric("stderr", 0.15)},
+                {"name": "length", "scorer": "two", **counted, "metrics": metric("mean", 8.0) | metric("std", 0.0)},
+                {
+                    "name": "places",
+                    "scorer": "places",
+                    **counted,
+                    "metrics": metric("Kesh", 0.5, group="grouped") | metric("all", 0.3, group="grouped"),
+                },
+            ],
+            "headline": {"scorer": "match", "score": "match", "metric": "accuracy", "reducer": "mean"},
+        },
+    }
+    assert is_of_inspect(log)
+    assert [(one.metric, one.value, one.standard_error, one.n) for one in of_inspect(log, "l.json")] == [
+        ("match/mode/accuracy", 0.2, 0.13333333333333333, 10),
+        ("match/pass_at_2/accuracy", 0.4, 0.13877773329774218, 10),
+        ("first/mean", 0.3, 0.15, 10),
+        ("length/mean", 8.0, None, 10),
+        ("length/std", 0.0, None, 10),
+        ("places/Kesh", 0.5, None, 10),
+        ("places/all", 0.3, None, 10),
+    ]
+
+
 def test_a_file_of_ones_own() -> None:
     given = {"b": {"score": 1, "score_stderr": 0.5, "n": 12, "odd_stderr": 2.0}, "a": {"wins": None, "n_wins": 3}}
     assert of_command(given) == [
