@@ -10,7 +10,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
@@ -32,8 +31,8 @@ from tests.support.ports import free_ports
 from tests.support.waiting import finish, until
 from tests.support.warm_python import descendants, warm_python
 
-LAMBDAS = "0:1.5:0.0075"
-UNITS = 201
+LAMBDAS = "0:1.5:0.0125"
+UNITS = 121
 
 
 def sweep_arguments(out: Path) -> list[str]:
@@ -103,7 +102,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{Path(warm_python()).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -172,7 +171,7 @@ def test_a_job_is_stopped_gone_on_with_and_measured(cluster: Cluster, tmp_path: 
     assert refused.returncode != 0
     assert "token" in refused.stdout + refused.stderr  # nobody gets in without the token of this cluster
 
-    entry = [sys.executable, "-m", "lambdasweep", *sweep_arguments(out), "--address", "auto"]
+    entry = [warm_python(), "-m", "lambdasweep", *sweep_arguments(out), "--address", "auto"]
     submitted = cluster.job("submit", "--submission-id", "first", "--no-wait", "--", *entry)
     assert submitted.returncode == 0, submitted.stderr + cluster.log.read_text()[-3000:]
 
@@ -224,7 +223,7 @@ def test_a_job_is_stopped_gone_on_with_and_measured(cluster: Cluster, tmp_path: 
     state = until(lambda: (now := DriverState.read(run)) and now.state == "done" and now, shows=tables)
     assert (state.done, state.left) == (UNITS - kept, 0)
     assert tables() == UNITS
-    cluster.job("stop", "second")  # other tests look at the metrics of 201 λs that it would compute
+    cluster.job("stop", "second")  # other tests look at the metrics of 121 λs that it would compute
 
 
 def test_a_sweep_of_one_machine_listens_on_loopback_only(tmp_path: Path) -> None:
