@@ -150,7 +150,7 @@ def test_logs_of_inspect() -> None:
 
 
 def test_scores_that_inspect_itself_wrote() -> None:
-    """Inspect 0.3.285 wrote this of three scorers: with reducers, with a dictionary of values, and with groups of samples."""
+    """Inspect 0.3.285 wrote this of three scorers: with reducers, a dictionary of values, and groups of samples."""
 
     def metric(name: str, value: float, **more: object) -> dict[str, dict[str, Any]]:
         return {name: {"name": name, **more, "value": value, "params": {}}}

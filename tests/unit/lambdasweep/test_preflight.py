@@ -3,8 +3,12 @@
 import re
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
+import grpc
 import pytest
 
 from contract.errors import InputError
@@ -148,12 +152,40 @@ def test_an_export_below_a_file(lambdasweep: Callable[..., Result], pair: tuple[
 
 
 def test_an_address_that_answers(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        where = f"127.0.0.1:{server.getsockname()[1]}"
+    server = grpc.server(ThreadPoolExecutor(1))  # Ray's head speaks gRPC
+    where = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
         check_address(where)
         check_address(f"ray://{where}")
         (tmp_path / "note").write_text(f"{where}\n")
         check_address("auto", noted=tmp_path / "note")
+    finally:
+        server.stop(None)
+
+
+def test_an_address_of_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        where = f"127.0.0.1:{server.server_address[1]}"
+        try:
+            with pytest.raises(
+                InputError, match=rf"what answers at {where} \(of --address\) is no Ray cluster.* 8265 is"
+            ):
+                check_address(where)
+            monkeypatch.setenv("RAY_USE_TLS", "1")
+            check_address(where)  # Ray says what is wrong with it
+        finally:
+            server.shutdown()
+
+
+def test_an_address_that_is_silent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(
+            InputError, match=rf"no Ray cluster answers at {where} \(of --address\): timed out; check it"
+        ):
+            check_address(where, seconds=0.2)
 
 
 def test_a_cluster_that_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
