@@ -12,7 +12,7 @@ def main() -> NoReturn:
     """Run the command line."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
-    from lambdasweep.cli import main as command
+    from lambdasweep.entry import main as command
 
     command()
 

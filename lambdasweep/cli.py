@@ -1,16 +1,13 @@
 """The command line. Imports nothing heavy: `lambdasweep --help` answers at once, without torch, vllm or ray."""
 
-import io
 import os
-import signal
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from contract.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError, LambdasweepError
+from contract.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError
 from lambdasweep.flags import (
     Aligned,
     Base,
@@ -23,14 +20,12 @@ from lambdasweep.flags import (
     takes_settings,
     takes_sweep,
 )
-from lambdasweep.held_signals import begin_command, end_command
 from lambdasweep.help import Command, EachCommand, ForwardingCommand, Group, flag
+from lambdasweep.output import console_of, show_metrics, write_page
 from lambdasweep.settings import PAIR
 
 if TYPE_CHECKING:
-    from rich.console import Console
 
-    from calibration.analyse import Analysis
     from contract.rundir import RunDir
     from lambdasweep.config import SweepConfig
 
@@ -116,7 +111,7 @@ def each(
         typer.echo("stopped; what is measured is kept, and the same command goes on from there", err=True)
         raise
     if result.run.all_measured():
-        _write_report(result.run, show_metrics(result.run))
+        write_page(result.run, show_metrics(result.run))
     typer.echo(f"run directory: {result.run.root}")
     if result.run.damaged:
         _put_aside_at_the_end(result.run, "measures")
@@ -286,7 +281,7 @@ def compare(
         raise InputError(*problems)
     with phase("computing metrics"):
         found = gather_runs(runs, None if margin is None else margin / 100)
-    _console().print(comparison_table(found, found.titles[0]))
+    console_of().print(comparison_table(found, found.titles[0]))
     for notice in found.notices:
         typer.echo(notice)
     write_comparison(found, locate(out))
@@ -410,7 +405,7 @@ def sweep(config: "SweepConfig") -> None:
     if result.exit_code == EXIT_INTERRUPTED:
         typer.echo("stopped; what is committed is kept, and the same command goes on from there", err=True)
         raise typer.Exit(EXIT_INTERRUPTED)
-    _write_report(result.run, show_metrics(result.run))
+    write_page(result.run, show_metrics(result.run))
     if result.units:
         seconds = result.seconds
         typer.echo(
@@ -432,119 +427,3 @@ def _put_aside_at_the_end(run_dir: "RunDir", does: str) -> NoReturn:
         put_aside(run_dir)
     typer.echo(f"damaged tables were found at the end: run the same command again, which {does} them anew", err=True)
     raise typer.Exit(EXIT_FAILED)
-
-
-def _write_report(run_dir: "RunDir", analysis: "Analysis") -> None:
-    """Write the page at the end of a sweep; the scores are safe, so whatever is wrong with it changes no exit status."""
-    try:
-        from calibration.report.write import write_report
-        from lambdasweep.monitor.phase import phase
-
-        with phase("writing report"):
-            write_report(run_dir, analysis)
-        typer.echo(f"report: {run_dir.index_html}")
-    except Exception as error:  # the plotting library's included
-        typer.echo(f"no report ({error}): lambdasweep report {run_dir.root} tries again", err=True)
-
-
-def show_metrics(run_dir: "RunDir", margin: float | None = None, confidence: str = "sum") -> "Analysis":
-    """Compute and commit the metrics of a run, print its tables and its answers; return what they were made of.
-
-    Args:
-        run_dir: the run.
-        margin: the accuracy that λ* may give up, as a share of documents; without it, the run's.
-        confidence: what λ* is chosen by, and the tables show, where a task has it.
-    """
-    from calibration.analyse import analyse, write_metrics
-    from calibration.frontier.beside import notes
-    from calibration.terminal.beside import beside_table
-    from calibration.terminal.tables import render
-    from lambdasweep.monitor.phase import phase
-
-    with phase("computing metrics"):
-        analysis = analyse(run_dir, margin=margin, confidence=confidence)
-    wide = 100 + max(0, max(map(len, analysis.parents.values())) - 4)  # columns that intervals take
-    console = _console(wide)
-    metrics = write_metrics(run_dir, analysis)
-    tables = render(metrics, confidence, console.width >= wide, analysis.parents, analysis.found.stars)
-    for table in tables:
-        console.print(table)
-    if not tables:
-        typer.echo("no unit is committed yet, so there is nothing to report", err=True)
-    if analysis.damaged:
-        typer.echo("warning: damaged tables count as absent; the same sweep scores them again:", err=True)
-        for line in analysis.damaged:
-            typer.echo(f"  - {line}", err=True)
-    found = *analysis.found.tasks, *analysis.found.pools
-    for one in found:
-        typer.echo(f"{one.task}: {one.answer}")
-        if one.claim:
-            typer.echo(f"  {one.claim.text}")
-    for one in found:
-        beside = beside_table(one, intervals=console.width >= wide)
-        if beside is not None:
-            console.print(beside)
-    for line in notes(found):
-        console.print(line, markup=False)
-    return analysis
-
-
-def _console(wide: int = 100) -> "Console":
-    """Return the terminal, or one of this width where the output goes elsewhere."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else wide, highlight=False)
-
-
-def main() -> NoReturn:
-    """Run the command line: one clear message on standard error and a meaningful exit status, never a traceback."""
-    begin_command()
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that has no λ gets a ? instead
-    try:
-        _run()
-    finally:  # whoever calls this from Python has handlers of its own
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _run() -> NoReturn:
-    try:
-        app()
-    except LambdasweepError as error:
-        typer.echo(f"lambdasweep: {error}", err=True)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again while it ends
-        sys.exit(EXIT_FAILED)
-    except OSError as error:  # the disk, the permissions: nothing that a traceback would help with
-        typer.echo(f"lambdasweep: {error}", err=True)
-        sys.exit(EXIT_FAILED)
-    except Exception as error:  # of some library: nobody is shown a traceback, and nobody loses it
-        typer.echo(f"lambdasweep: {_logged(error)}", err=True)
-        sys.exit(EXIT_FAILED)
-    sys.exit(0)
-
-
-def _logged(error: Exception) -> str:
-    """Write the traceback to a file, and return one line that says what happened and where that file is."""
-    import tempfile
-    import traceback
-
-    words = (str(error).strip().splitlines() or ["no message"])[0]
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", errors="replace", prefix="lambdasweep-", suffix=".log", delete=False
-    ) as file:
-        file.write(f"{' '.join(map(repr, sys.argv))}\n\n")
-        traceback.print_exception(error, file=file)
-    return (
-        f"{type(error).__name__}: {words}. This was not foreseen; what is committed is kept. The full log is {file.name}: "
-        "please report it to the project as an issue, with that file"
-    )
-
-
-def _interrupt(number: int, _: object) -> NoReturn:
-    typer.echo("lambdasweep: interrupted", err=True)
-    end_command(number)

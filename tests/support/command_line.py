@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lambdasweep import cli
+from lambdasweep import entry
 
 IRON = {"query": "Which is a metal?", "choices": ["iron", "oxygen"], "gold": 0}
 WATER = {"query": "Which is wet?", "choices": ["sand", "water", "salt"], "gold": 1}
@@ -70,7 +70,7 @@ def lambdasweep(
         monkeypatch.setattr("sys.argv", ["lambdasweep", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:  # anything else would be a traceback
-            cli.main()
+            entry.main()
         printed = capsys.readouterr()
         return Result(ended.value.code, printed.out, printed.err)
 

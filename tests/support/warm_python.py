@@ -34,7 +34,7 @@ from tests.support.waiting import until
 _IMPORTED = (
     "altair",
     "calibration.report.page",
-    "lambdasweep.cli",
+    "lambdasweep.entry",
     "lm_eval.evaluator",
     "pandas",
     "serve.engine",

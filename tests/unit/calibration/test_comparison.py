@@ -19,7 +19,7 @@ from calibration.report.comparison_page import comparison_page
 from calibration.terminal.comparison import comparison_table
 from contract.errors import InputError
 from contract.rundir import RunDir, commit_json
-from lambdasweep import cli
+from lambdasweep import entry
 from tests.support.reports import add_quiz
 from tests.support.tables import add_scores
 
@@ -194,13 +194,13 @@ def test_the_command_prints_a_table_and_writes_the_page(places, tmp_path, monkey
     out = tmp_path / "pages" / "compare.html"
     monkeypatch.setattr("sys.argv", ["lambdasweep", "compare", *places, "--out", str(out)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        entry.main()
     printed = capsys.readouterr()
     assert (ended.value.code, printed.out.splitlines()[-1]) == (0, f"comparison: {out}")
     assert re.search(r"^ ?dpo +\S+ +\S+–", printed.out, re.M)
     assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
     monkeypatch.setattr("sys.argv", ["lambdasweep", "compare", places[0], str(tmp_path / "nowhere"), "--margin", "-3"])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        entry.main()
     assert ended.value.code == 2
     assert not np.any([path.name == "compare.html" for path in tmp_path.iterdir()])

@@ -81,7 +81,7 @@ def each(
     monkeypatch.setattr("lambdasweep.each.server.serve_command", lambda: [sys.executable, str(STAND_IN)])
     monkeypatch.setattr("lambdasweep.each.server._LOOK", 0.02)
     monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "server"))
-    monkeypatch.setattr(cli, "_write_report", lambda run, analysis: None)
+    monkeypatch.setattr(cli, "write_page", lambda run, analysis: None)
     monkeypatch.chdir(tmp_path)
 
     def run(*command: object, lambdas: str = "0,0.5,1", flags: tuple[object, ...] = ()) -> Result:
@@ -443,7 +443,7 @@ class Driver:
         code = (
             "import sys, lambdasweep.each.server as server\n"
             f"server.serve_command = lambda: [sys.executable, {str(STAND_IN)!r}]\n"
-            "import lambdasweep.cli as cli\ncli._write_report = lambda run, analysis: None\ncli.main()"
+            "from lambdasweep import cli, entry\ncli.write_page = lambda run, analysis: None\nentry.main()"
         )
         flags = ["--base", pair[0], "--aligned", pair[1], "--lambdas", "0,0.5,1", "--out", root / "run"]
         self.log = root / "driver.log"
