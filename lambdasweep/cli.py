@@ -25,7 +25,6 @@ from lambdasweep.output import console_of, show_metrics, write_page
 from lambdasweep.settings import PAIR
 
 if TYPE_CHECKING:
-
     from contract.rundir import RunDir
     from lambdasweep.config import SweepConfig
 

@@ -2,13 +2,19 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
+from contract import schemas
+from contract.location import read_table
+from contract.rundir import RunDir, commit_table
 from lambdasweep import entry
 
 IRON = {"query": "Which is a metal?", "choices": ["iron", "oxygen"], "gold": 0}
@@ -129,3 +135,33 @@ def contents(root: Path) -> dict[str, bytes | None]:
         for path in root.rglob("*")
         if path.name not in (".lock", "driver.json", "history.json")
     }
+
+
+def changed_copy(source: Path, target: Path, change: Callable[[Path], object]) -> Path:
+    shutil.copytree(source, target)
+    change(target)
+    return target
+
+
+@pytest.fixture
+def begun(lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], tmp_path: Path) -> RunDir:
+    """Return a run directory of the sound flags in which nothing is done yet."""
+    assert lambdasweep("run", *flags()).code == 0
+    return RunDir(tmp_path / "run")
+
+
+def score_all(run: RunDir) -> None:
+    """Commit scores of all requests of `metals` at every λ."""
+    requests = read_table(run.requests("metals"))
+    lengths = pc.list_value_length(requests["token_ids"]).to_numpy() - requests["continuation_start"].to_numpy()
+    for lam in ("0", "0.5", "1"):
+        logprobs = [[-0.1 - row] * int(count) for row, count in enumerate(lengths)]
+        columns = {
+            "request_id": requests["request_id"],
+            **schemas.place_columns(lam, len(requests)),
+            "logprobs": logprobs,
+            "ranks": [[1] * len(one) for one in logprobs],
+            "top1_ids": [[5] * len(one) for one in logprobs],
+            "top1_logprobs": logprobs,
+        }
+        commit_table(run.unit("tokens", "metals", lam, 0), pa.table(columns, schema=schemas.TOKENS))
