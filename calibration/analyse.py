@@ -140,7 +140,7 @@ def analyse(
         kept: list[TaskMetrics] = []
         for measured in measured_lambdas:
             found.setdefault(measured.lam, []).extend(_rows(name, measured, scored_as))
-            kept.append(thinned(measured, error, used, is_written))
+            kept.append(thinned(measured, error, used, parents, is_written))
         for lam in sorted(found, key=order):
             rows.extend(sorted(found[lam], key=_order))
         kept.sort(key=lambda measured: order(measured.lam))

@@ -42,6 +42,8 @@ class TaskMetrics:
     left_out: LeftOut
     documents: int  # the number of all documents of the task
     bins: list[BinRow]
+    scored: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    """[S] the indices of the documents that the estimates are of, ascending."""
     walks: Mapping[str, Walk] = field(default_factory=dict)  # the cumulative differences of a choice task by confidence
     rivals: Mapping[str, RivalMetrics] = field(default_factory=dict)  # at aligned, where base is there, too
 
@@ -154,7 +156,7 @@ class _AnswersAlongLambda:
             if parent != lam:
                 found |= _answer_differences(scores, estimates, self._of_parents[name], name, self._resamples)
         bins = answer_bins(scores, self._resamples.in_report)
-        return TaskMetrics(lam, found, scores.left_out, self._loader.count, bins)
+        return TaskMetrics(lam, found, scores.left_out, self._loader.count, bins, scores.document)
 
 
 def _answer_differences(
@@ -284,7 +286,10 @@ class _AlongLambda:
             if parent.lam != at_lambda.lam:
                 found |= self._differences(at_lambda, estimates, name)
         bins = bin_rows(at_lambda, self._resamples.in_report)
-        return TaskMetrics(at_lambda.lam, found, at_lambda.scores.left_out, self._documents, bins, _walks(at_lambda))
+        scores = at_lambda.scores
+        return TaskMetrics(
+            at_lambda.lam, found, scores.left_out, self._documents, bins, scores.document, _walks(at_lambda)
+        )
 
     def _differences(self, at_lambda: TaskScores, mine: Estimates, name: str) -> Estimates:
         parent, theirs = self._parents[name], self._parent_estimates[name]

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import begun, flags, handed, lambdasweep, pair, refused
+from tests.support.command_line import begun, few_resamples, flags, handed, lambdasweep, pair, refused
 
-__all__ = ["begun", "flags", "handed", "lambdasweep", "pair", "refused"]  # fixtures
+__all__ = ["begun", "few_resamples", "flags", "handed", "lambdasweep", "pair", "refused"]  # fixtures
 
 REAL = Path(__file__).parent / "real"
 

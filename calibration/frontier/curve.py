@@ -1,7 +1,7 @@
 """A curve is accuracy, NLL and a calibration error along λ, with their resamples; λ* and the frontier are made of it."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,6 +63,10 @@ class Curve:
     is_written: bool = False  # whether this is of written answers
     lacking: tuple[str, ...] = ()
     """The λs that are left out because more than `MOST_LACKING` of their outputs lack the confidence, ascending."""
+    apart: tuple[str, ...] = ()
+    """The λs that are left out because they were scored on other documents than most, ascending."""
+    gains: Mapping[str, tuple[tuple[Estimate, ...] | None, ...]] = field(default_factory=dict)
+    """By parent, for each λ the differences in accuracy, NLL and error to it on what both have; None at the parent."""
 
     @property
     def places(self) -> dict[str, int]:
@@ -104,18 +108,22 @@ def shown_as(metric: str, confidence: str, is_written: bool = False) -> str:
     return f"{metric}_scaled" if is_scaled and known and known.scaled else metric
 
 
-def thinned(measured: TaskMetrics, metric: str, confidence: str, is_written: bool = False) -> TaskMetrics:
+def thinned(
+    measured: TaskMetrics, metric: str, confidence: str, parents: Collection[str], is_written: bool = False
+) -> TaskMetrics:
     """Return a λ's metrics with only the estimates that a curve needs; all estimates would take gigabytes."""
     accuracy = accuracy_of(confidence, is_written)
     plain = {accuracy[0], "nll_floored", "brier", metric}
     wanted = plain | {f"{name}_scaled" for name in plain}
+    wanted |= {f"{name}_vs_{parent}" for name in (*wanted, accuracy[0]) for parent in parents}
     wanted |= {"temperature", "missing"}
+    differences = {(f"{accuracy[0]}_vs_{parent}", accuracy[1]) for parent in parents}
 
     def thin(estimates: Estimates) -> Estimates:
         return {
             key: one
             for key, one in estimates.items()
-            if (key[0] in wanted and key[1] == confidence) or key[:2] == accuracy
+            if (key[0] in wanted and key[1] == confidence) or key[:2] == accuracy or key[:2] in differences
         }
 
     rivals = {name: dataclasses.replace(one, estimates=thin(one.estimates)) for name, one in measured.rivals.items()}
@@ -132,8 +140,10 @@ def collect_curve(
 ) -> Curve | None:
     """Collect the metrics of a choice task, or of one whose answers are written, along λ.
 
-    A λ with documents still to be scored is left out: fewer documents are no fair comparison. So is one where more than
-    `MOST_LACKING` of the outputs lack the confidence: NLL and error would be those of outputs that the model itself selects.
+    A λ with documents still to be scored is left out: fewer documents are no fair comparison. So is one that was scored on
+    other documents than most λs were, because some are in quarantine there: a few hard documents more or less make a larger
+    difference than λ does. And so is one where more than `MOST_LACKING` of the outputs lack the confidence: NLL and error
+    would be those of outputs that the model itself selects.
 
     Args:
         task: the task's name.
@@ -153,10 +163,12 @@ def collect_curve(
     )
     wanted = [(*name, split) for name in names for split in SPLITS]
     whole = [measured for measured in measured_lambdas if not measured.left_out.unfinished]
-    lacking = [measured.lam for measured in whole if _lacks(measured, confidence)]
+    alike = _on_most_documents(whole)
+    apart = tuple(measured.lam for measured in whole if measured not in alike)
+    lacking = tuple(measured.lam for measured in alike if _lacks(measured, confidence))
     finished = [
         measured
-        for measured in whole
+        for measured in alike
         if measured.lam not in lacking
         and all(key in measured.estimates and measured.estimates[key].n > 1 for key in wanted)
         and not any(np.isnan(measured.estimates[key].value) for key in wanted)
@@ -174,8 +186,28 @@ def collect_curve(
                 if (estimate := one.estimates.get((of, confidence, "all"))) and not np.isnan(estimate.value):
                     scaled[name] = estimate
     rivals = {} if is_written else _rivals(finished, metric, confidence, parents)
+    gains = {
+        parent: tuple(_difference(one, parent, names) for one in finished)
+        for parent, lam in parents.items()
+        if lam in lambdas
+    }
     made = Curve(task, metric, confidence, lambdas, tracks, parents, scaled, rivals)
-    return dataclasses.replace(made, is_written=is_written, lacking=tuple(lacking))
+    return dataclasses.replace(made, is_written=is_written, lacking=lacking, apart=apart, gains=gains)
+
+
+def _on_most_documents(whole: Sequence[TaskMetrics]) -> list[TaskMetrics]:
+    """Return those λs that were scored on the same documents; of several such sets, that of the most λs, then documents."""
+    alike: dict[bytes, list[TaskMetrics]] = {}
+    for measured in whole:
+        alike.setdefault(measured.scored.tobytes(), []).append(measured)
+    return max(alike.values(), key=lambda some: (len(some), len(some[0].scored)), default=[])
+
+
+def _difference(measured: TaskMetrics, parent: str, names: Sequence[tuple[str, str]]) -> tuple[Estimate, ...] | None:
+    """Return the differences of these metrics to a parent, taken on what both have; None where one is missing."""
+    there = [measured.estimates.get((f"{name}_vs_{parent}", confidence, "all")) for name, confidence in names]
+    found = tuple(one for one in there if one is not None)
+    return found if len(found) == len(names) else None
 
 
 def _lacks(measured: TaskMetrics, confidence: str) -> bool:

@@ -45,6 +45,8 @@ class Frontier:
     chosen: Chosen
     scaled: dict[str, Value]  # `nll` and `error` of aligned after temperature scaling, where it has them
     rivals: tuple[Rival, ...]  # what can be had of base and aligned without merging them, where both are finished
+    optimism: dict[str, float]
+    """By how much choosing λ* flatters its `accuracy` and `nll`: the intervals of its gains are so much wider."""
     macro: dict[str, Value]  # `nll` and `brier` at λ* as means over the tasks, for pooled tasks
     held_out: HeldOut
     claim: Claim | None  # None where a parent is missing, or no λ lies between them
@@ -147,7 +149,7 @@ def frontier(curve: Curve, margin: float = MARGIN) -> Frontier:
             on_frontier=bool(on_frontier[i]),
             membership=float(membership[i]),
             gains={
-                name: _gain(_at(track, i), _at(track, parent), curve.metric, flattery if i == place else NO_FLATTERY)
+                name: _gain(_differences(curve, i, name), curve.metric, flattery if i == place else NO_FLATTERY)
                 for name, parent in parents.items()
                 if parent != i
             },
@@ -172,6 +174,7 @@ def frontier(curve: Curve, margin: float = MARGIN) -> Frontier:
         chosen=chosen,
         scaled=scaled,
         rivals=_rivals(curve, place, flattery),
+        optimism={"accuracy": flattery[0], "nll": flattery[1]},
         macro=macro,
         held_out=held_out(curve, margin),
         claim=claim_of(curve, margin),
@@ -185,6 +188,7 @@ def frontier(curve: Curve, margin: float = MARGIN) -> Frontier:
             macro,
             curve.is_written,
             curve.lacking,
+            curve.apart,
         ),
     )
 
@@ -254,7 +258,7 @@ def _rivals(curve: Curve, place: int, flattery: tuple[float, float]) -> tuple[Ri
             brier=measured(one.brier, "brier"),
             temperatures=one.temperatures,
             # On other documents it would be no difference on the same ones.
-            gain=_gain(own, (one.accuracy, one.nll, one.error), curve.metric, flattery)
+            gain=_gain(_minus(own, (one.accuracy, one.nll, one.error)), curve.metric, flattery)
             if one.accuracy.n == own[0].n
             else None,
         )
@@ -266,17 +270,27 @@ def _at(track: Track, place: int) -> tuple[Estimate, ...]:
     return track.accuracy[place], track.nll[place], track.error[place]
 
 
-def _gain(own: tuple[Estimate, ...], other: tuple[Estimate, ...], metric: str, flattery: tuple[float, float]) -> Gain:
-    """Return the gain on another λ, or on a rival, from accuracy, NLL and error of both.
+def _differences(curve: Curve, place: int, parent: str) -> tuple[Estimate, ...]:
+    """Return the differences in accuracy, NLL and error to a parent, on what both have."""
+    track = curve.tracks["all"]
+    paired = curve.gains[parent][place] if parent in curve.gains else None
+    return paired or _minus(_at(track, place), _at(track, curve.places[parent]))
+
+
+def _minus(own: tuple[Estimate, ...], other: tuple[Estimate, ...]) -> tuple[Estimate, ...]:
+    return tuple(one.minus(theirs) for one, theirs in zip(own, other, strict=True))
+
+
+def _gain(differences: tuple[Estimate, ...], metric: str, flattery: tuple[float, float]) -> Gain:
+    """Return the gain on another λ, or on a rival.
 
     Args:
-        own: accuracy, NLL and error.
-        other: those of the other.
+        differences: those in accuracy, NLL and error.
         metric: the name of the calibration error.
         flattery: by how much accuracy and NLL look better than they are [lambda_star.optimism]; the ends of their intervals
             that are the less favourable ones lie so much farther out.
     """
-    accuracy, nll, error = (one.minus(theirs) for one, theirs in zip(own, other, strict=True))
+    accuracy, nll, error = differences
     differs = accuracy.value != 0 or error.value != 0
     return Gain(
         accuracy=_wider(measured(accuracy, "acc_vs_parent"), below=flattery[0]),

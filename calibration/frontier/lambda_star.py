@@ -36,7 +36,8 @@ def optimism(track: Track, chosen: Ints) -> tuple[float, float]:
     """Return by how much accuracy and NLL look better at λ* because λ* was chosen by them, both at least 0.
 
     It is the mean, over resamples, of how much better the λ chosen in a resample is there than on all documents: B. Efron,
-    "Estimating the error rate of a prediction rule", JASA 78 (1983).
+    "Estimating the error rate of a prediction rule", JASA 78 (1983). It is most of it, and not all: what chance has given
+    to λs in the sample, every resample has, too.
 
     Args:
         track: accuracy and NLL along λ.
@@ -47,10 +48,11 @@ def optimism(track: Track, chosen: Ints) -> tuple[float, float]:
     """
     if not len(chosen):
         return 0.0, 0.0
-    (accuracy, drawn_accuracy), (nll, drawn_nll) = stacked(track.accuracy, track.nll)
     each = np.arange(len(chosen))
-    better = np.mean(drawn_accuracy[chosen, each] - accuracy[chosen])
-    lower = np.mean(nll[chosen] - drawn_nll[chosen, each])
+    # Each λ is held against its own mean over the resamples: how far that is from its value is chance.
+    (_, accuracy), (_, nll) = stacked(track.accuracy, track.nll)
+    better = np.mean(accuracy[chosen, each] - accuracy.mean(axis=1)[chosen])
+    lower = np.mean(nll.mean(axis=1)[chosen] - nll[chosen, each])
     return max(float(better), 0.0), max(float(lower), 0.0)
 
 

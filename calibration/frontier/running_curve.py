@@ -49,7 +49,7 @@ def answer_curve(
         return None
     name, members = next(iter(pools_of(plan, with_choices).items()), (with_choices[0], tuple(with_choices)))
     found = pooled_metrics(run, members, plan, parents, resamples, seed)
-    kept = sorted((thinned(one, ERROR, CONFIDENCES[0]) for one in found), key=lambda one: order(one.lam))
+    kept = sorted((thinned(one, ERROR, CONFIDENCES[0], parents) for one in found), key=lambda one: order(one.lam))
     return collect_curve(name, kept, ERROR, CONFIDENCES[0], parents)
 
 

@@ -19,6 +19,7 @@ def sentence(
     macro: Mapping[str, Value],
     is_written: bool = False,
     lacking: Sequence[str] = (),
+    apart: Sequence[str] = (),
 ) -> str:
     """Say where λ* is, what it gains on each parent, and what the cheap alternative gives.
 
@@ -36,6 +37,7 @@ def sentence(
         macro: `nll` and `brier` as means over the tasks, where this is of pooled tasks.
         is_written: whether this is of written answers, which are scaled after Platt.
         lacking: the λs that are compared with none, because too many of their outputs lack the confidence.
+        apart: those that are compared with none, because they were scored on other documents.
     """
     word = answers()[metric].word
     where = chosen.lam if is_named(chosen.lam) else f"λ = {chosen.lam}"
@@ -59,12 +61,16 @@ def sentence(
             f"NLL {_number(macro['nll'].value)}, Brier {_number(macro['brier'].value)}."
         )
     if lacking:
-        where = ("; " if is_named(lacking[0]) else ", ").join(lacking)
-        said.append(
-            f"Not compared: {'' if is_named(lacking[0]) else 'λ = '}{where}, where more than {100 * MOST_LACKING:.0f} % of "
-            "the outputs lack this confidence."
-        )
+        share = f"more than {100 * MOST_LACKING:.0f} % of the outputs"
+        said.append(f"Not compared: {_places(lacking)}, where {share} lack this confidence.")
+    if apart:
+        said.append(f"Not compared: {_places(apart)}, where other documents are in quarantine than at most λs.")
     return " ".join(said)
+
+
+def _places(lambdas: Sequence[str]) -> str:
+    named = is_named(lambdas[0])
+    return f"{'' if named else 'λ = '}{('; ' if named else ', ').join(lambdas)}"
 
 
 def _like(chosen: Chosen, others: int) -> str:

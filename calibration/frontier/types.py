@@ -17,7 +17,10 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """The gain of a λ on a parent, on the same documents."""
+    """The gain of a λ on a parent, on the same documents.
+
+    At λ* the intervals of accuracy and NLL are wider by `Frontier.optimism`, on the less favourable side.
+    """
 
     accuracy: Value  # the difference in accuracy; above 0 is better
     nll: Value  # the difference in NLL, in nats; below 0 is better

@@ -32,7 +32,7 @@ def comparison_table(found: Comparison, title: str) -> Table:
             str(star.documents),
         )
     table.caption = Text(
-        "λ*: lowest NLL among the most accurate λs; its 95 %: of resamples; −aligned: on the same documents"
+        "λ*: lowest NLL among λs of nearly the best accuracy; its 95 %: of resamples; −aligned: on the same documents"
     )
     table.caption_justify = "left"
     return table

@@ -1,7 +1,8 @@
 """The documents of a task are split in two halves and drawn again and again; nothing else in calibration is random.
 
 Every λ of a task meets the same splits and the same resamples, so that two λs are compared on the same documents; this is
-the paired bootstrap. λ* is chosen on `select` and measured on `report`; `all` is both halves together.
+the paired bootstrap. `all` is both halves together: λ* is chosen and measured on it. What is said to be better than both
+parents is chosen on `select` and tested on `report`.
 
 Sources: B. Efron, R. Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 6; paired over test items: P. Koehn,
 "Statistical significance tests for machine translation evaluation", EMNLP 2004.

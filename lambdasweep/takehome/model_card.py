@@ -99,13 +99,14 @@ def _measured(lam: str, run: "MeasuredPoint | None") -> Iterator[str]:
         yield ""
         yield from run.beside
         yield ""
-    yield f"λ = {lam} ({run.chosen_by}) was measured live in vLLM {run.record.versions.get('vllm', '')}, on all documents:"
     if run.answer:
-        yield ""
         yield (
-            "λ* was chosen on the same documents, which flatters it a little. The only numbers of held-out documents "
-            "on this card are those that the answer above gives of a λ that was chosen on the other half."
+            "λ* was chosen on the same documents, which flatters it a little; the intervals of its gains are wider by "
+            "that. The only numbers of held-out documents on this card are those that the answer above gives of a λ that "
+            "was chosen on the other half."
         )
+        yield ""
+    yield f"λ = {lam} ({run.chosen_by}) was measured live in vLLM {run.record.versions.get('vllm', '')}, on all documents:"
     yield ""
     yield "| task | metric | value | 95 % interval | documents |"
     yield "|---|---|---|---|---|"

@@ -16,7 +16,7 @@ from calibration.uncertainty.multiple_tests import step_down
 from contract.records import read_asked
 from contract.rundir import RunDir, commit_json
 from tests.support.curves import R, curve, track
-from tests.support.tables import SWEEP
+from tests.support.tables import SWEEP, add_quarantine, add_scores, add_task
 
 
 def test_the_frontier_by_hand():
@@ -115,11 +115,50 @@ def test_intervals_of_gains_allow_for_what_the_choice_flatters():
 def test_the_choice_flatters_by_what_the_chosen_are_better_in_resamples():
     made = track([0.60, 0.64, 0.65], [0.3] * 3, [0.10, 0.05, 0.06], noise=0.01)
     places = choose_in_resamples(made)
-    (accuracy, drawn), (nll, drawn_nll) = stacked(made.accuracy, made.nll)
-    better = np.mean([drawn[place, r] - accuracy[place] for r, place in enumerate(places)])
-    lower = np.mean([nll[place] - drawn_nll[place, r] for r, place in enumerate(places)])
+    (_, drawn), (_, drawn_nll) = stacked(made.accuracy, made.nll)
+    better = np.mean([drawn[place, r] - drawn[place].mean() for r, place in enumerate(places)])
+    lower = np.mean([drawn_nll[place].mean() - drawn_nll[place, r] for r, place in enumerate(places)])
     assert optimism(made, places) == (pytest.approx(better), pytest.approx(lower))
     assert better > 0.001
+    only = track([0.6], [0.3], [0.1], noise=0.01)  # where nothing is chosen, nothing is flattered
+    assert optimism(only, choose_in_resamples(only)) == (pytest.approx(0, abs=1e-12), pytest.approx(0, abs=1e-12))
+
+
+def test_a_lambda_without_the_hard_documents_is_not_compared(tmp_path):
+    """At λ = 0.5 the model is no better, but the documents that all λs get wrong are in quarantine there."""
+    run, documents, hard = RunDir(tmp_path), 40, range(6)
+    lambdas = ["0", "0.5", "1", "1.5"]
+    add_task(run, "quiz", [2] * documents, lambdas)
+    for lam in lambdas:
+        left = [d for d in range(documents) if not (lam == "0.5" and d in hard)]
+        right = {d: -0.2 - 0.01 * d for d in left} | {d: -3.0 - float(lam) for d in left if d in hard}
+        scores = {2 * d + choice: [logprob] for d, good in right.items() for choice, logprob in ((0, good), (1, -1.5))}
+        add_scores(run, "quiz", lam, scores)
+    add_quarantine(run, "quiz", "0.5", [2 * d + choice for d in hard for choice in (0, 1)])
+    (found,) = analyse(run, resamples=50).found.tasks
+    assert [point.lam for point in found.points] == ["0", "1", "1.5"]
+    assert {point.documents for point in found.points} == {documents}
+    assert found.chosen.lam == "0"
+    assert found.answer.endswith("Not compared: λ = 0.5, where other documents are in quarantine than at most λs.")
+
+
+def test_gains_are_the_differences_of_the_table(tmp_path):
+    run, documents = RunDir(tmp_path), 30
+    add_task(run, "quiz", [3] * documents, ["0", "0.5", "1"])
+    rng = np.random.default_rng(1)
+    for lam in ("0", "0.5", "1"):
+        add_scores(run, "quiz", lam, {request: [-abs(rng.normal())] for request in range(3 * documents)})
+    analysis = analyse(run, resamples=50)
+    (found,) = analysis.found.tasks
+    rows = {(row["metric"], row["point"]): row for row in analysis.metrics.to_pylist() if row["split"] == "all"}
+    names = {"accuracy": "acc", "nll": "nll_floored", "error": "ece_width15"}
+    for point in found.points:
+        if point.lam == found.chosen.lam:
+            continue
+        for parent, gain in point.gains.items():
+            for field, metric in names.items():
+                row, value = rows[f"{metric}_vs_{parent}", point.lam], getattr(gain, field)
+                assert (value.value, value.low, value.high) == (row["value"], row["ci_low"], row["ci_high"])
 
 
 def test_only_the_gains_of_the_chosen_are_widened():

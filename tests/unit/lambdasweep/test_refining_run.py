@@ -25,6 +25,9 @@ from tests.support.command_line import (
 # Refining
 
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
+
 class Killed(BaseException):
     """This stands for a signal that ends a process without a word."""
 
