@@ -2,20 +2,25 @@
 
     python benchmarks/scheduler.py [--quick] [--seed N]
 
-Replicas are simulated (see simulate.py); the scheduler's own time is real. There are three questions:
+Replicas are simulated (see simulate.py); the scheduler's own time is real. There are four questions:
 1. Without failures, with a tenth of the replicas joining late: makespan over a bound that no schedule beats.
 2. With replicas lost, units failing and late receipts: is any unit lost or done twice?
 3. What does taking coarse λs first buy? It shows after which part of the sweep a coarse frontier is there (both ends of the
    grid, no gap above 10 points, complete over all tasks), beside taking λs in ascending order. It buys much where
    replicas are fewer than λs, and nothing where they are more: then all λs are under way from the start.
+4. What does it cost that nobody knows how long written answers get? Costs are the most that units can take, and at most λs
+   units take a twentieth of it. It shows by how many of its longest units the sweep ends after the bound, beside a
+   scheduler that knows what units will take.
 """
 
 import argparse
+import dataclasses
 import json
 import platform
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from simulate import Cluster, Outcome, coarse_frontier_at, simulate
@@ -27,6 +32,7 @@ from ray_jobs.units import TaskPlan, units_for
 GRID = [f"{point / 100:.2f}".rstrip("0").rstrip(".") for point in range(101)]  # 0:1:0.01
 COARSE_STEP = 10  # so many grid points
 TASKS = 5
+SHORT = 20  # units of most λs take one part in so many of their cost, where outputs ramble at the others
 
 
 class Timed(Scheduler):
@@ -94,6 +100,18 @@ def frontier_parts(replicas: int, shards: int, seed: int) -> tuple[float, float]
     return parts[0], parts[1]
 
 
+def held_up(replicas: int, shards: int, seed: int, rambling: Sequence[str]) -> tuple[float, float]:
+    """Return by how many longest units a sweep ends after its bound: with costs that are the most, and with true ones."""
+    units = make_units(shards, seed)
+    parts = {lam: 1.0 if lam in rambling else 1 / SHORT for lam in GRID}
+    known = [dataclasses.replace(unit, cost=round(SHORT * unit.cost * parts[unit.lam])) for unit in units]
+    units_late = []
+    for some, of_cost in ((units, parts), (known, dict.fromkeys(GRID, 1 / SHORT))):
+        outcome = simulate(some, Scheduler(some), Cluster([0.0] * replicas, parts=of_cost, seed=seed))
+        units_late.append((outcome.makespan - outcome.bound) / outcome.longest)
+    return units_late[0], units_late[1]
+
+
 def cpu_model() -> str:
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return f"{len(names)} × {names[0].partition(':')[2].strip()}" if names else platform.processor()
@@ -109,15 +127,15 @@ def main() -> None:
 
     units = make_units(shards, seed)
     seconds_each = sum(unit.cost for unit in units) / replicas
-    late = [seconds_each * 0.1 * number / (replicas // 10) for number in range(replicas // 10)]
-    calm = Cluster([0.0] * (replicas - len(late)) + late, seed=seed)
+    joining = [seconds_each * 0.1 * number / (replicas // 10) for number in range(replicas // 10)]
+    calm = Cluster([0.0] * (replicas - len(joining)) + joining, seed=seed)
     rough = Cluster(
         calm.starts, mean_life=seconds_each / 2, failure_rate=0.001, charge_rate=0.3, late_rate=0.3, seed=seed
     )
     print(f"hardware  {cpu_model()}, one core used; {platform.platform()}")
     print(f"versions  Python {sys.version.split()[0]}")
     print(
-        f"settings  {replicas:,} replicas ({len(late)} of them join during the first tenth), {len(units):,} units at "
+        f"settings  {replicas:,} replicas ({len(joining)} of them join during the first tenth), {len(units):,} units at "
         f"{len(GRID)} λs of {TASKS} tasks,\n"
         f"          log-normal durations (σ {calm.sigma}), λ switch {calm.switch_seconds} s, seed {seed};\n"
         f"          with failures: a replica lives {rough.mean_life:,.0f} s in the mean, {rough.failure_rate:.1%} of "
@@ -150,6 +168,15 @@ def main() -> None:
         frontier[str(count)] = {"coarse_first": round(coarse, 4), "ascending": round(ascending, 4)}
         print(f"{count:<14,}{of_shards * len(GRID):>11,}{coarse:>14.1%}{ascending:>11.1%}", flush=True)
 
+    print("\nlongest units between the bound and the end, where outputs ramble at some λs and nobody knows it")
+    print(f"{'replicas':<14}{'units':>11}{'rambling at':>18}{'as it is':>10}{'all known':>11}")
+    late = {}
+    for count, of_shards in ((8, 50), (64, 50)) if options.quick else ((8, 100), (64, 100), (1000, 1000)):
+        for text, rambling in (("0.91 to 1", GRID[91:]), ("0.37", GRID[37:38])):
+            ours, known = held_up(count, of_shards, seed, rambling)
+            late[f"{count}, {text}"] = {"as_it_is": round(ours, 2), "all_known": round(known, 2)}
+            print(f"{count:<14,}{of_shards * len(GRID):>11,}{text:>18}{ours:>10.2f}{known:>11.2f}", flush=True)
+
     print()
     print(
         json.dumps(
@@ -164,6 +191,7 @@ def main() -> None:
                 "given_up": rough_outcome.given_up,
                 "bytes_per_unit": round(mib * 2**20 / len(units)),
                 "coarse_frontier_at": frontier,
+                "longest_units_after_bound": late,
             }
         )
     )

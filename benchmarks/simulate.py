@@ -10,7 +10,7 @@ import heapq
 import itertools
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from contract.units import Unit, UnitKey
 from ray_jobs.scheduler import Scheduler
@@ -20,7 +20,7 @@ LATE_BY = 30.0  # after so many seconds comes the receipt of a replica that was 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cluster:
-    """This says what the replicas are like. A unit lasts cost × a log-normal factor of mean 1."""
+    """This says what the replicas are like. A unit lasts cost × its λ's part of it × a log-normal factor of mean 1."""
 
     starts: Sequence[float]  # when each replica joins
     sigma: float = 0.3  # the standard deviation of the factor's logarithm
@@ -31,6 +31,8 @@ class Cluster:
     poison: frozenset[UnitKey] = frozenset()  # units that always fail
     charge_rate: float = 1.0  # chance that a failure or a loss is charged to the unit
     late_rate: float = 0.0  # chance that the unit of a lost replica turns out to be committed
+    # The part of their cost that units of a λ take: 1 where nothing stands. Schedulers do not know it.
+    parts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seed: int = 0
 
 
@@ -38,6 +40,7 @@ class Cluster:
 class Outcome:
     makespan: float
     bound: float  # seconds that no schedule beats; it means nothing where replicas are lost or units fail
+    longest: float  # the seconds of the longest unit
     switches: int
     losses: int  # how often replicas were lost
     failures: int  # how often units failed on living replicas
@@ -113,6 +116,7 @@ class _Run:
         return Outcome(
             makespan=self.now,
             bound=lower_bound(cluster.starts, self.work, self.longest, len(self.remaining), cluster.switch_seconds),
+            longest=self.longest,
             switches=self.switches,
             losses=self.losses,
             failures=self.failures,
@@ -147,7 +151,8 @@ class _Run:
             self.duplicated += 1
         self.holder[unit.key] = replica
         sigma = self.cluster.sigma
-        seconds = unit.cost * self.random.lognormvariate(-sigma * sigma / 2, sigma)
+        cost = unit.cost * self.cluster.parts.get(unit.lam, 1.0)
+        seconds = cost * self.random.lognormvariate(-sigma * sigma / 2, sigma)
         self.work += seconds
         self.longest = max(self.longest, seconds)
         if self.lam.get(replica) != unit.lam:

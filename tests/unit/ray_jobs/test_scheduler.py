@@ -522,6 +522,21 @@ def test_makespan_is_near_the_bound(replicas: int, lambdas: int, shards: int) ->
         assert 1 - 1e-9 <= outcome.makespan / outcome.bound <= 1.05, f"seed {seed}"
 
 
+@pytest.mark.parametrize("rambling", [("1.5",), ("0.35",), GRID[21:], GRID[::3]])
+@pytest.mark.parametrize(("replicas", "shards"), [(1, 20), (2, 2), (5, 20), (16, 20), (40, 5), (100, 60)])
+def test_a_rambling_lambda_holds_the_others_up_by_one_unit(
+    rambling: tuple[str, ...], replicas: int, shards: int
+) -> None:
+    """Costs are the most that units can take. Where nobody knows that most of them take a twentieth, the end is that of one
+    unit after the bound, because units of a λ go to whatever replica has nothing to do."""
+    units = make_units(31, shards)
+    parts = {lam: 1.0 if lam in rambling else 0.05 for lam in GRID}
+    outcome = simulate(units, Scheduler(units), Cluster([0.0] * replicas, switch_seconds=0.5, parts=parts))
+    assert (outcome.done, outcome.lost, outcome.duplicated) == (len(units), 0, 0)
+    switches = 0.5 * outcome.switches / replicas  # of a replica; no bound has those of replicas that help each other
+    assert outcome.makespan <= outcome.bound + outcome.longest + switches + 0.5
+
+
 def test_no_needless_switch() -> None:
     units = make_units(31, 20)
     outcome = simulate(units, Scheduler(units), Cluster([0.0] * 4))
