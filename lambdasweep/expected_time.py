@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from contract.rundir import RunDir
-from contract.units import Unit
+from contract.units import Receipt, Unit, rescored_name
 from lambdasweep.engine_defaults import default_replicas
+from lambdasweep.monitor.shares import Shares
 from lambdasweep.monitor.wording import counted
 
 if TYPE_CHECKING:
-    from lambdasweep.prepare import Prepared, PreparedTask
+    from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask
     from merge.checkpoint import TensorInfo
     from serve.engine import Prompt
     from serve.settings import EngineSettings
@@ -48,8 +49,9 @@ def ahead(prepared: "Prepared", left: Sequence[Unit], run: RunDir | None) -> Ahe
     settings, replicas = prepared.settings, prepared.config.replicas
     if replicas is None:
         replicas = default_replicas(cores, settings.ranks) if settings.device == "cpu" else 1
-    tokens = _tokens_left(prepared, left)
-    seen = _observed(run) if run is not None else {}
+    costs, shares = _costs(prepared), Shares()
+    seen = _observed(run, costs, shares) if run is not None else {}
+    tokens = _tokens_left(prepared, left, shares)
     seconds, bases = 0.0, dict[str, str]()
     for kind in tokens.keys() & seen.keys():
         rate, units = seen[kind]
@@ -69,17 +71,39 @@ def ahead(prepared: "Prepared", left: Sequence[Unit], run: RunDir | None) -> Ahe
     return Ahead(round(sum(tokens.values())), seconds, basis)
 
 
-def _tokens_left(prepared: "Prepared", left: Sequence[Unit]) -> dict[str, float]:
-    """Return how many tokens some units still compute, by the table that completes a unit; none of them is 0."""
+def _costs(prepared: "Prepared") -> dict[str, tuple[int, ...]]:
+    """Return the most tokens of each shard, by what the units of a task are called."""
+    found = {name: task.costs for name, task in prepared.tasks.items()}
+    for name, task in prepared.prompts.items():
+        found[name] = task.costs
+        found |= {rescored_name(name, under): task.output_costs for under in prepared.config.rescore}
+    return found
+
+
+def _tokens_left(prepared: "Prepared", left: Sequence[Unit], shares: Shares) -> dict[str, float]:
+    """Return how many tokens some units still compute, by the table that completes a unit; none of them is 0.
+
+    What units of a task computed so far says more than an estimate, because nobody knows how long outputs are.
+    """
     from merge.model_sizes import sizes_of
 
     caches = not sizes_of(prepared.pair).is_hybrid  # `serve.prefixes` decides it by the same property
-    block = prepared.settings.block_size
-    shares = {name: computed_share(task, block) if caches else 1.0 for name, task in prepared.tasks.items()}
+    block = (prepared.settings.block_size or _GPU_BLOCK) if caches else None
+    likely = {name: computed_share(task, block) for name, task in prepared.tasks.items()}
+    written: dict[str, str] = {}  # the tasks whose outputs are scored again, by what the units are called that do it
+    for name, task in prepared.prompts.items():
+        likely[name], again = written_share(task, block), written_share(task, block, is_again=True)
+        called = [rescored_name(name, under) for under in prepared.config.rescore]
+        likely |= dict.fromkeys(called, again)
+        written |= dict.fromkeys(called, name)
     tokens = dict.fromkeys(_DONE, 0.0)
     for unit in left:
-        kind = "rescored" if unit.at else "generations" if unit.task in prepared.prompts else "tokens"
-        tokens[kind] += unit.cost * shares.get(unit.task, 1.0)
+        name = unit.task
+        kind = "rescored" if unit.at else "generations" if name in prepared.prompts else "tokens"
+        share = likely[name]
+        if unit.at:  # outputs are as long as they were written
+            share *= shares.of(written[name], unit.lam, likely[written[name]]) / likely[written[name]]
+        tokens[kind] += unit.cost * shares.of(name, unit.lam, share)
     return {kind: count for kind, count in tokens.items() if count}
 
 
@@ -92,14 +116,23 @@ def _assumed_speed(settings: "EngineSettings", cores: int, replicas: int) -> tup
     return FLOPS_PER_GPU * gpus, f"{counted(gpus, 'GPU')} at {each}"
 
 
-def _observed(run: RunDir) -> dict[str, tuple[float, int]]:
+def _observed(run: RunDir, costs: Mapping[str, Sequence[int]], shares: Shares) -> dict[str, tuple[float, int]]:
     """Return the tokens that a replica computed in a second so far, switches included, and in how many units.
 
     The numbers stand by the table that completes a unit, because a sampled token takes longer than one that is scored.
+
+    Args:
+        run: its receipts count.
+        costs: the most tokens of each shard, by what units are called.
+        shares: is told what the units took.
     """
     from lambdasweep.monitor.run_counts import RunCounts
 
-    counts = RunCounts(run, _READ_SECONDS)
+    def told(receipt: Receipt) -> None:
+        if receipt.task in costs:
+            shares.add(receipt.task, receipt.lam, costs[receipt.task][receipt.shard], receipt.tokens_scheduled)
+
+    counts = RunCounts(run, _READ_SECONDS, told)
     return {
         kind: (spent.tokens_scheduled / spent.seconds, spent.receipts)
         for kind, spent in counts.spent_on.items()
@@ -120,20 +153,59 @@ def active_parameters(prepared: "Prepared") -> int:
 def computed_share(task: "PreparedTask", block: int | None) -> float:
     """Return which share of the tokens of a task's requests is computed, judging by some of its shards.
 
-    Where prompts of a unit begin alike, that beginning is computed once, in whole blocks of `block` tokens. Requests of a
-    document that differ in their last token only are one prompt (`serve.scoring`).
+    Where prompts of a unit begin alike, that beginning is computed once, in whole blocks of `block` tokens; None says that
+    the engine caches no prefixes. Requests of a document that differ in their last token only are one prompt
+    (`serve.scoring`).
     """
     from serve.scoring import plan, read_requests
 
-    count = len(task.shards)
+    if block is None:
+        return 1.0
     computed = sent = 0
-    for index in sorted({turn * count // _SHARDS for turn in range(_SHARDS)} if count else ()):
+    for index in _some(len(task.shards)):
         first, end = task.shards[index]
         requests = list(read_requests(task.built.table.slice(first, end - first)))
         prompts, _ = plan([one for one in requests if 1 <= one.start < len(one.token_ids)])
-        computed += computed_tokens(prompts, block or _GPU_BLOCK)
+        computed += computed_tokens(prompts, block)
         sent += task.costs[index]
     return computed / sent if sent else 1.0
+
+
+def written_share(task: "PreparedPrompts", block: int | None, is_again: bool = False) -> float:
+    """Return which share of the most tokens of a task's outputs is computed where they are as long as they may be.
+
+    Each sample is a request, which finds its prompt in the prefix cache, in whole blocks. So does the question whether an
+    answer is right, which finds the answer there, too.
+
+    Args:
+        task: the prompts.
+        block: tokens in a block; None says that the engine caches no prefixes.
+        is_again: whether the outputs are scored again, so that nothing is asked.
+    """
+    from serve.engine import Prompt
+
+    samples, longest = task.spec.samples, task.spec.max_tokens
+    asked = task.built.question.length if task.built.question and not is_again else 0
+    costs = task.output_costs if is_again else task.costs
+    computed = most = 0
+    for index in _some(len(task.shards)):
+        first, end = task.shards[index]
+        prompts = [ids for ids in task.built.table["token_ids"].slice(first, end - first).to_pylist() if ids]
+        written = [len(ids) + longest for ids in prompts for _ in range(samples)]
+        if block is None:
+            computed += sum(written)
+        else:
+            each = [Prompt(ids, len(ids) - 1, []) for ids in prompts for _ in range(samples)]
+            computed += computed_tokens(each, block) + longest * len(written)
+        if asked:
+            computed += sum(asked + (length if block is None else length % block) for length in written)
+        most += costs[index]
+    return computed / most if most else 1.0
+
+
+def _some(shards: int) -> list[int]:
+    """Return the numbers of some of a task's shards, spread over all of them."""
+    return sorted({turn * shards // _SHARDS for turn in range(_SHARDS)} if shards else ())
 
 
 def computed_tokens(prompts: "Sequence[Prompt]", block: int) -> int:

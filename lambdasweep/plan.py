@@ -76,6 +76,8 @@ def describe(config: SweepConfig) -> Iterator[str]:
     further = f", then those of up to {config.refine} λ more" if config.refine else ""
     yield f"units     {len(left)} to do of {total} ({len(config.lambdas)} λ){further}{rescored}"
     work = ahead(prepared, [*left, *again], run if recorded and run.plan_json.is_file() else None)
+    # Prompts are read from the cache in whole blocks, or not at all in models whose prefixes are not cached.
+    tokens = max(tokens, work.tokens)
     yield f"tokens    {tokens} at most, of which about {work.tokens} are computed (what prompts begin with alike, once)"
     yield f"disk      {size(needed)} of tables"
     yield f"time      about {duration(work.seconds)}, engine start apart ({work.basis})"

@@ -55,7 +55,7 @@ class PreparedTask:
 
 @dataclass(frozen=True, slots=True)
 class PreparedPrompts:
-    """A generate task's prompts, cut into shards; `costs` are the most tokens per shard, prompts and samples.
+    """A generate task's prompts, cut into shards; `costs` are the most tokens per shard: prompts, samples and questions.
 
     Where the samples are answers to documents, `grader` grades them.
     """
@@ -65,6 +65,12 @@ class PreparedPrompts:
     shards: tuple[tuple[int, int], ...]
     costs: tuple[int, ...]
     grader: Grader | None = None
+
+    @property
+    def output_costs(self) -> tuple[int, ...]:
+        """The most tokens per shard of what is scored again: prompts and samples, and no questions."""
+        asked = self.spec.samples * self.built.question_tokens
+        return tuple(cost - asked * (end - first) for (first, end), cost in zip(self.shards, self.costs, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +181,7 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
                 f"its turns with {list(others)}: --tokenizer aligned takes those"
             )
             built = replace(built, warnings=(*built.warnings, text))
-        costs = prompt_costs(spec.samples, spec.max_tokens, built.table)
+        costs = prompt_costs(spec.samples, spec.max_tokens + built.question_tokens, built.table)
         runs = tuple(prompt_shards(costs, SHARD_TOKENS[device]))
         sums = tuple(sum(costs[first:end]) for first, end in runs)
         prompts[spec.name] = PreparedPrompts(spec, built, runs, sums, grader)

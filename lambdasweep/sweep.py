@@ -102,7 +102,7 @@ def units_to_rescore(run: RunDir, prepared: Prepared, is_ahead: bool = False) ->
     found = []
     for name, task in prepared.prompts.items():
         for lam in prepared.lambdas(name) if task.grader is not None else ():
-            for shard, (rows, cost) in enumerate(zip(task.shards, task.costs, strict=True)):
+            for shard, (rows, cost) in enumerate(zip(task.shards, task.output_costs, strict=True)):
                 called = {under: rescored_name(name, under) for under in rescore}
                 left = [under for under in rescore if shard not in there.get((called[under], lam), ())]
                 is_written = shard in written.get((name, lam), ())

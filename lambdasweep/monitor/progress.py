@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from contract.events import Listener
 from contract.points import order
 from contract.units import Receipt, Unit, UnitKey
+from lambdasweep.monitor.shares import Place, Shares
 from lambdasweep.monitor.wording import duration
 
 _LINE_SECONDS = 5.0  # there is at most one log line in so long, and one for the last unit
@@ -32,7 +33,8 @@ class ReplicaState:
 class Tally(Listener):
     """Counts the driver's events.
 
-    Rates are taken over the last five minutes, or over longer if few units are done in that time.
+    Rates are taken over the last five minutes, or over longer if few units are done in that time. The time left is that of
+    the tokens that are still computed, judging by those of units that are done at the same λ or near it.
 
     Args:
         units: the units that are left to do.
@@ -45,9 +47,10 @@ class Tally(Listener):
         self.requests = self.quarantined = self.tokens = 0
         self.replicas: dict[str, ReplicaState] = {}
         self._costs: dict[UnitKey, int] = {}
-        self._work = self._work_done = 0
-        # A sample has the time, and the work, requests and tokens done by then.
-        self._samples: deque[tuple[float, int, int, int]] = deque(maxlen=_SAMPLES)
+        self._work: dict[Place, int] = {}  # the costs of all units that are left
+        self._shares = Shares()
+        # A sample has the time, and the requests and tokens done by then.
+        self._samples: deque[tuple[float, int, int]] = deque(maxlen=_SAMPLES)
         self.grow(units)
 
     @property
@@ -56,9 +59,10 @@ class Tally(Listener):
         return len(self._costs)
 
     def grow(self, units: Sequence[Unit]) -> None:
-        added = {unit.key: unit.cost for unit in units}
-        self._costs |= added
-        self._work += sum(added.values())
+        for unit in units:
+            self._costs[unit.key] = unit.cost
+            place = unit.task, unit.lam
+            self._work[place] = self._work.get(place, 0) + unit.cost
 
     def replica_starting(self, replica: str) -> None:
         self.replicas[replica] = ReplicaState("starting", self.clock())
@@ -71,34 +75,45 @@ class Tally(Listener):
         self.failures += failed
         if given_up:
             self.given_up += 1
-            self._work -= self._costs.pop(given_up.key, 0)
+            self._take(given_up.key)
 
     def unit_started(self, replica: str, unit: Unit) -> None:
         self.replicas[replica] = ReplicaState("scoring", self.clock(), unit)
         if not self._samples:
-            self._samples.append((self.clock(), 0, 0, 0))
+            self._samples.append((self.clock(), 0, 0))
 
     def unit_done(self, receipt: Receipt) -> None:
         if replica := self.replicas.get(receipt.replica):
             replica.doing, replica.since = "idle", self.clock()
         self.done += 1
-        self._work_done += self._costs.pop(receipt.key, 0)
+        self._shares.add(receipt.task, receipt.lam, self._take(receipt.key), receipt.tokens_scheduled)
         self.requests += receipt.requests
         self.quarantined += receipt.quarantined
         self.tokens += receipt.tokens_scheduled
         now = self.clock()
         if self._samples and now - self._samples[-1][0] >= _SAMPLE_SECONDS:
-            self._samples.append((now, self._work_done, self.requests, self.tokens))
+            self._samples.append((now, self.requests, self.tokens))
+
+    def _take(self, key: UnitKey) -> int:
+        """Return the cost of a unit that is left, which it is no more; 0 for others."""
+        cost = self._costs.pop(key, 0)
+        if cost:
+            place = key[:2]
+            self._work[place] -= cost
+            if not self._work[place]:
+                del self._work[place]
+        return cost
 
     def rates(self) -> tuple[float, float, float] | None:
         """Return requests per second, computed tokens per second and the seconds left; None before a unit is done."""
         if not self._samples:
             return None
-        then, work, requests, tokens = self._samples[0]
+        then, requests, tokens = self._samples[0]
         seconds = self.clock() - then
-        if seconds <= 0 or self._work_done <= work:
+        if seconds <= 0 or self.tokens <= tokens:
             return None
-        left = (self._work - self._work_done) * seconds / (self._work_done - work)
+        expected = sum(cost * self._shares.of(*place) for place, cost in self._work.items())
+        left = expected * seconds / (self.tokens - tokens)
         return (self.requests - requests) / seconds, (self.tokens - tokens) / seconds, left
 
 

@@ -6,7 +6,7 @@ not complete, and opens receipts that it has not read. The first reading of a la
 
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,13 +58,15 @@ class RunCounts(DriverView):
     Args:
         run: the run's directory.
         seconds: receipts are read for at most about so long.
+        told: a function that is given each receipt that is read.
 
     Raises:
         InputError: `run` holds no sweep.
     """
 
-    def __init__(self, run: RunDir, seconds: float = 0.0) -> None:
+    def __init__(self, run: RunDir, seconds: float = 0.0, told: Callable[[Receipt], None] | None = None) -> None:
         super().__init__(run)
+        self._told = told
         self.sweep = read_sweep(run)
         self.plan: Plan = {}
         self.each: EachRecord | None = None  # the command of the user that measures everything; None in a sweep
@@ -136,4 +138,6 @@ class RunCounts(DriverView):
                 self._unread.append(unit)  # a receipt is written after its table, or never if the replica was killed
                 continue
             self.spent.add(receipt)
+            if self._told is not None:
+                self._told(receipt)
             self.spent_on.setdefault(self._kinds[receipt.task], Spent()).add(receipt)

@@ -47,9 +47,14 @@ class Question:
         return [self.right, self.wrong]
 
     @property
+    def length(self) -> int:
+        """Return how many tokens the question has."""
+        return max(map(len, encode_prompts(self.tokenizer, self.identity)))
+
+    @property
     def tokens(self) -> int:
         """Return how many tokens of a request are to be kept for the question."""
-        return max(map(len, encode_prompts(self.tokenizer, self.identity))) + _SLACK
+        return self.length + _SLACK
 
     def requests(self, prompts: Sequence[str], answers: Sequence[str]) -> pa.Table:
         """Return `schemas.REQUESTS` with two rows for each of N answers, first that of the right one.

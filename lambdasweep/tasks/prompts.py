@@ -165,7 +165,7 @@ def tokenised(
 
 
 def prompt_costs(samples: int, max_tokens: int, table: pa.Table) -> list[int]:
-    """Return the most tokens that each prompt takes: its own tokens once, and those of its samples."""
+    """Return the most tokens that each prompt takes: its own tokens once, and `max_tokens` for each of its samples."""
     lengths: list[int] = [len(ids) for ids in table["token_ids"].to_pylist()]
     return [length + samples * max_tokens for length in lengths]
 

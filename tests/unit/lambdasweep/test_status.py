@@ -130,6 +130,28 @@ def test_rates_are_of_the_recent_past() -> None:
     assert (tally.rates() or pytest.fail("no rates"))[0] < 25
 
 
+def test_what_is_left_takes_as_many_tokens_as_at_the_nearest_lambda() -> None:
+    """Costs are the most that outputs can take: at λ = 2 they take all of it, and at λ ≤ 1 a tenth."""
+    now = 0.0
+    lambdas = ["0", "0.5", "1", "1.5", "2"]
+    units = [unit(lam=lam, shard=n, cost=1000) for lam in lambdas for n in range(10)]
+    tally = Tally(units, clock=lambda: now)
+    tally.unit_started("replica-0", units[0])
+    for lam, tokens in (("0", 100), ("2", 1000)):  # a hundred tokens a second
+        for n in range(10):
+            now += tokens / 100
+            tally.unit_done(receipt(unit(lam=lam, shard=n), tokens_scheduled=tokens))
+    # λ = 0.5 is nearer to 0, 1.5 is nearer to 2, and 1 is as near to both: it may be long.
+    assert (tally.rates() or pytest.fail("no rates"))[2] == pytest.approx(10 * (1 + 10 + 10))
+    now += 1
+    tally.unit_done(receipt(unit(lam="1"), tokens_scheduled=100))
+    assert (tally.rates() or pytest.fail("no rates"))[2] == pytest.approx(10 * 1 + 9 * 1 + 10 * 10)
+    tally.replica_lost("replica-0", True, unit(lam="1.5"))
+    assert (tally.rates() or pytest.fail("no rates"))[2] == pytest.approx(10 * 1 + 9 * 1 + 9 * 10)
+    tally.grow([unit("mmlu", cost=110)])  # of a task of which nothing is known: the share of all that was done
+    assert (tally.rates() or pytest.fail("no rates"))[2] == pytest.approx(109 + 1.1 * 11_100 / 21_000)
+
+
 def test_given_up_units_are_no_longer_left() -> None:
     units = [unit(shard=n) for n in range(3)]
     tally = Tally(units)
