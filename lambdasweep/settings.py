@@ -164,9 +164,10 @@ class TaskSettings:
     equivalence: Annotated[
         str | None,
         Setting(
-            "A model on disk of natural language inference, which says which written answers mean the same.",
+            "A model on disk of natural language inference, or of sentence embeddings with a least cosine, which says which "
+            "written answers mean the same.",
             TASKS,
-            "DIRECTORY",
+            "DIRECTORY[@COSINE]",
             default="those that the normaliser makes the same",
         ),
     ] = None

@@ -212,7 +212,7 @@ def answers_of(
         normaliser=kind,
         metric=METRIC,
         chat=spec.chat,
-        equivalence=equivalence.sha256 if equivalence else None,
+        equivalence=equivalence.recorded if equivalence else None,
         system_prompt=spec.system_prompt,
         think_end_token=spec.think_end_token,
         p_true=question.asked if question else None,

@@ -1,7 +1,8 @@
-"""Which written answers of a document mean the same, by a model of natural language inference that lies on disk.
+"""Which written answers of a document mean the same, by a model that lies on disk.
 
-Two answers mean the same where each entails the other, both behind the question [L. Kuhn, Y. Gal, S. Farquhar, "Semantic
-uncertainty", ICLR 2023, algorithm 1]: an answer joins the first class whose first answer it means the same as. Answers that
+By a model of natural language inference two answers mean the same where each entails the other, both behind the question
+[L. Kuhn, Y. Gal, S. Farquhar, "Semantic uncertainty", ICLR 2023, algorithm 1]; by one of sentence embeddings, where their
+cosine is large enough (`embedding`). An answer joins the first class whose first answer it means the same as. Answers that
 the normaliser takes for the same are not asked about, and neither is no answer.
 """
 
@@ -10,27 +11,43 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-Pair = tuple[str, str]  # premise, hypothesis
+from lambdasweep.tasks.embedding import embedding_of, is_of_embeddings
+
+Pair = tuple[str, str]  # two answers to a question
+Judge = Callable[
+    [str, Sequence[Pair]], list[bool]
+]  # tells, of a question's answers, what the first one of a pair entails
 
 _AT_ONCE = 32  # pairs
-_FILES = ("config.json", "tokenizer.json", "*.safetensors", "*.bin")
+_FILES = ("config.json", "tokenizer.json", "*.safetensors", "*.bin", "modules.json", "*/config.json")
 _CHUNK = 1 << 22
 
 
+class Equivalence(Protocol):
+    """A model that says which answers mean the same."""
+
+    @property
+    def recorded(self) -> str:
+        """Return what a run says of it: the hash of its files, and what it was set to."""
+
+    def judge(self) -> Judge:
+        """Load the model, on the CPU; return what tells of pairs whether the first answer entails the second one."""
+
+
 @dataclass(frozen=True, slots=True)
-class Equivalence:
+class Inference:
     """A model of natural language inference."""
 
     directory: Path
-    sha256: str
+    recorded: str
     """The hash of its files."""
     entailment: int
     """The number of the label for entailment."""
 
-    def judge(self) -> Callable[[Sequence[Pair]], list[bool]]:
-        """Load the model, on the CPU; return what tells of pairs whether the premise entails the hypothesis."""
+    def judge(self) -> Judge:
+        """Load the model, on the CPU; return what tells of pairs whether the first answer entails the second one."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.directory, trust_remote_code=False, local_files_only=True)
@@ -39,10 +56,10 @@ class Equivalence:
         )
         model.eval().requires_grad_(False)
 
-        def entails(pairs: Sequence[Pair]) -> list[bool]:
+        def entails(question: str, pairs: Sequence[Pair]) -> list[bool]:
             found: list[bool] = []
             for begin in range(0, len(pairs), _AT_ONCE):
-                some = pairs[begin : begin + _AT_ONCE]
+                some = [(f"{question} {one}", f"{question} {two}") for one, two in pairs[begin : begin + _AT_ONCE]]
                 texts = [list(one) for one in zip(*some, strict=True)]
                 inputs: Any = tokenizer(*texts, truncation=True, padding=True, return_tensors="pt")
                 found += (model(**inputs).logits.argmax(-1) == self.entailment).tolist()
@@ -55,8 +72,18 @@ def read_equivalence(directory: str | None) -> tuple[Equivalence | None, list[st
     """Look at a model that a user gives, None where there is none; and return what is wrong with it, if anything."""
     if directory is None:
         return None, []
-    path = Path(directory)
-    wanted = "give the directory of a model that classifies pairs of texts, with a label for entailment"
+    path, threshold = _parted(directory)
+    if is_of_embeddings(path):
+        found, problems = embedding_of(path, threshold, _digest(path))
+        return found, [f"equivalence is {directory}, {problem}" for problem in problems]
+    if threshold is not None:
+        return None, [
+            f"equivalence is {directory}, and {path} is no model of sentence embeddings: leave @{threshold} out"
+        ]
+    wanted = (
+        "give the directory of a model that classifies pairs of texts, with a label for entailment, or of one of sentence "
+        "embeddings"
+    )
     try:
         labels = json.loads((path / "config.json").read_text(encoding="utf-8"))["id2label"]
         named = [int(number) for number, name in labels.items() if str(name).lower().startswith("entail")]
@@ -66,25 +93,33 @@ def read_equivalence(directory: str | None) -> tuple[Equivalence | None, list[st
         return None, [
             f"equivalence is {directory}, and its labels are {', '.join(map(str, labels.values()))}: {wanted}"
         ]
+    return Inference(path, _digest(path), named[0]), []
+
+
+def _parted(directory: str) -> tuple[Path, str | None]:
+    """Return the directory and the threshold of `DIRECTORY@0.9`."""
+    path, at, threshold = directory.rpartition("@")
+    return (Path(path), threshold) if at and not Path(directory).is_dir() else (Path(directory), None)
+
+
+def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(one for pattern in _FILES for one in path.glob(pattern)):
         digest.update(file.name.encode() + b"\0")
         with open(file, "rb") as stream:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
-    return Equivalence(path, digest.hexdigest(), named[0]), []
+    return digest.hexdigest()
 
 
-def same_meaning(
-    question: str, answers: Sequence[str], classes: Sequence[str], entails: Callable[[Sequence[Pair]], list[bool]]
-) -> list[str]:
+def same_meaning(question: str, answers: Sequence[str], classes: Sequence[str], entails: Judge) -> list[str]:
     """Return the class of each of K answers of a document, named as the class of its first answer was.
 
     Args:
         question: the document's.
         answers: [K] in the order in which they were written.
         classes: [K] what the normaliser makes of them; empty where there is no answer.
-        entails: tells of pairs whether the premise entails the hypothesis.
+        entails: tells of pairs of answers whether the first one entails the second one.
     """
     merged: dict[str, str] = {}  # what became of each class of the normaliser
     first: dict[str, str] = {}  # the text of the first answer of each class that is left
@@ -94,11 +129,11 @@ def same_meaning(
         merged[own] = own
         if not own:
             continue
-        text, others = f"{question} {answer}", list(first)
-        said = entails([pair for one in others for pair in ((first[one], text), (text, first[one]))])
+        others = list(first)
+        said = entails(question, [pair for one in others for pair in ((first[one], answer), (answer, first[one]))])
         both = [one for one, there, back in zip(others, said[::2], said[1::2], strict=True) if there and back]
         if both:
             merged[own] = both[0]
         else:
-            first[own] = text
+            first[own] = answer
     return [merged[own] for own in classes]

@@ -17,12 +17,10 @@ from contract.records import Plan
 from contract.rundir import RunDir, commit_table, identity_of
 from contract.thinking import answer_part
 from lambdasweep.tasks.answers import Grader
-from lambdasweep.tasks.equivalence import Pair, same_meaning
+from lambdasweep.tasks.equivalence import Judge, same_meaning
 from lambdasweep.tasks.prompts import BuiltPrompts
 from lambdasweep.tasks.tokens import Tokenizer
 from lambdasweep.tasks.verbalised import said_in
-
-Judge = Callable[[Sequence[Pair]], list[bool]]  # tells of pairs whether the premise entails the hypothesis
 
 _END = "answer_end"
 

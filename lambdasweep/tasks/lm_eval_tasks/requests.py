@@ -81,7 +81,7 @@ def build_answers(
         metric=asked.metric,
         chat=source.chat is not None,
         system_prompt=source.system_prompt,
-        equivalence=equivalence.sha256 if equivalence else None,
+        equivalence=equivalence.recorded if equivalence else None,
         think_end_token=asked.think_end_token,
         p_true=question.asked if question else None,
         verbalised=asked.verbalised,
