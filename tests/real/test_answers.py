@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from calibration.scores.per_answer import AnswerLoader
 from contract.records import read_plan
 from contract.rundir import RunDir, commit_json, commit_table
+from lambdasweep.tasks.answers import prompts_table
 from lambdasweep.tasks.grading import write_graded
 from lambdasweep.tasks.lm_eval_tasks.grade import LmEvalGrader
 from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, load_lm_eval
@@ -123,6 +124,14 @@ def run(pair: tuple[Path, Path], folder: Path, tmp_path_factory: pytest.TempPath
             "metric": settled.metric,
             "p_true": settled.p_true,
         }
+    # The space at the end of these prompts is one token with the letter that an answer begins with.
+    seams = prompts_table(
+        [str(number) for number in range(8)], [f"Letter {number}: " for number in range(8)], tokenizer
+    )
+    pq.write_table(seams, root / "seams-prompts.parquet")
+    sampling = Sampling(6, 1.0, 8, (1,), until=("Yb",))
+    asked = {"prompts": root / "seams-prompts.parquet", "sampling": asdict(sampling), "p_true": "kadavath"}
+    steps.append([LAM, root / "seams.parquet", asked])
     pq.write_table(make_requests()[0], root / "requests.parquet")
     job = {
         "base": pair[0],
@@ -138,6 +147,8 @@ def run(pair: tuple[Path, Path], folder: Path, tmp_path_factory: pytest.TempPath
     parent = {"source": "p", "fingerprint": "f"}
     commit_json(found.sweep_json, {"pair": {"base": parent, "aligned": parent}, "engine": {}, "versions": {}})
     commit_json(found.plan_json, {"tasks": plan})
+    commit_table(found.requests("seams"), seams)
+    commit_table(found.unit("generations", "seams", LAM, 0), tables.pop())
     for table, (name, (harness, one, part, task)) in zip(tables, built.items(), strict=True):
         commit_table(found.requests(name), part.table)
         commit_table(found.unit("generations", name, LAM, 0), table)
@@ -223,6 +234,35 @@ def test_p_true_is_that_of_transformers(run: RunDir, pair: tuple[Path, Path], me
     assert sure == pytest.approx(softmax(expected, axis=1)[:, 0], abs=1e-4)
     assert np.ptp(sure) > 1e-3
     assert "true_logprob" not in run.generations("sums", LAM).column_names
+
+
+def test_p_true_across_a_seam_that_the_tokenizer_merges(run: RunDir, pair: tuple[Path, Path], merged: Path) -> None:
+    """The text is tokenised as a whole, so what is asked is not the prompt's tokens and the answer's behind each other."""
+    tokenizer = AutoTokenizer.from_pretrained(pair[0])
+    model = LlamaForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
+    letters = [tokenizer(letter)["input_ids"][0] for letter in "AB"]
+    prompts = pq.read_table(run.requests("seams")).to_pylist()
+    asked = "\nIs the proposed answer:\n (A) True\n (B) False\nThe proposed answer is: ("
+    table = pq.read_table(run.unit("generations", "seams", LAM, 0))
+    merges, far = 0, 0.0
+
+    def said(ids: list[int]) -> list[float]:
+        with torch.no_grad():
+            exact = model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
+        return [float(exact[letter]) for letter in letters]
+
+    for row in table.to_pylist():
+        prompt = prompts[row["request_id"]]
+        ids = tokenizer(prompt["prompt"] + row["text"] + asked)["input_ids"]
+        expected = said(ids)
+        assert [row["true_logprob"], row["false_logprob"]] == pytest.approx(expected, abs=1e-4)
+        if ids[: len(prompt["token_ids"])] != prompt["token_ids"]:
+            merges += 1
+            apart = [*prompt["token_ids"], *tokenizer(row["text"])["input_ids"], *tokenizer(asked)["input_ids"]]
+            far = max(far, abs(said(apart)[0] - expected[0]))
+    assert table.num_rows == 48
+    assert merges >= 5
+    assert far > 1e-2  # the seam is seen in what the model says
 
 
 def test_tokens_of_an_answer(run: RunDir, pair: tuple[Path, Path]) -> None:
