@@ -42,12 +42,14 @@ def text_arguments(model: Path) -> dict[str, Any]:
 class TextPartParser(HFConfigParser):  # type: ignore[misc]
     """Parses the config of the language model."""
 
-    def parse(self, model: str | Path, trust_remote_code: bool, **settings: Any) -> tuple[dict[str, Any], Any]:
+    def parse(
+        self, model: str | Path, trust_remote_code: bool, *rest: Any, **settings: Any
+    ) -> tuple[dict[str, Any], Any]:
         part = text_part(open_checkpoint(str(model), "model"))
         assert part is not None
         with tempfile.TemporaryDirectory(prefix="lambdasweep-") as folder:
             (Path(folder) / "config.json").write_text(json.dumps(part.config))
-            values, config = super().parse(folder, trust_remote_code, **settings)
+            values, config = super().parse(folder, trust_remote_code, *rest, **settings)
         config.name_or_path = str(model)
         return values, config
 

@@ -130,11 +130,11 @@ def limit_prefix_reads(scheduler: Any) -> None:
     computed_blocks, longest_hit = manager.get_computed_blocks, coordinator.find_longest_cache_hit
     limit: int | None = None
 
-    def get_computed_blocks(request: Any) -> Any:
+    def get_computed_blocks(request: Any, *rest: Any, **named: Any) -> Any:
         nonlocal limit
         asked = (request.sampling_params.extra_args or {}).get(EXTRA)
         limit = asked[1] if asked else None
-        return computed_blocks(request)
+        return computed_blocks(request, *rest, **named)
 
     def find_longest_cache_hit(block_hashes: Any, max_cache_hit_length: int) -> Any:
         return longest_hit(block_hashes, max_cache_hit_length if limit is None else min(limit, max_cache_hit_length))

@@ -97,7 +97,7 @@ class SeededDraws:
             return None
         return np.array(numbers, np.int64), torch.cat(scores).cpu().numpy() if scores else np.empty((0, 7))
 
-    def _before(self, logits: torch.Tensor | None, *rest: Any) -> Any:
+    def _before(self, logits: torch.Tensor | None, *rest: Any, **named: Any) -> Any:
         batch = self._runner.input_batch
         partial = self._runner.discard_request_mask.np[: batch.num_reqs]
         generators = batch.generators  # the sampler's own dict
@@ -105,14 +105,14 @@ class SeededDraws:
         rows, numbers = self._watched(batch.req_ids, partial)
         if logits is None or not rows:  # logits are gathered on another rank
             self._numbers += numbers
-            return self._sample(logits, *rest)
+            return self._sample(logits, *rest, **named)
         index = on_device(np.array(rows, np.int64), logits.device)
         every = len(rows) == len(logits)
         is_greedy = batch.sampling_metadata.all_greedy
         kept = logits if every else logits[index]
         if every and not is_greedy:  # the sampler then divides and masks the logits in place
             kept = logits.clone()
-        sampled = self._sample(logits, *rest)
+        sampled = self._sample(logits, *rest, **named)
         self._numbers += numbers
         self._score(kept, sampled.sampled_token_ids[:, 0][index].long(), is_greedy)
         return sampled

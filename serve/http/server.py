@@ -134,7 +134,7 @@ def arguments(serving: Serving) -> argparse.Namespace:
         InputError: naming every flag that cannot be used.
     """
     from vllm.config.weight_transfer import WeightTransferConfig
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.cli.serve import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     from serve.text_part import text_arguments

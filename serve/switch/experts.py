@@ -1,6 +1,6 @@
 """This module handles mixtures of experts whose weights a kernel keeps in a layout of its own.
 
-vLLM 0.32 makes that layout after the first load only: on a later load it finds the kernel there and leaves the weights as
+vLLM (0.32, 0.33) makes that layout after the first load only: later it finds the kernel there and leaves the weights as
 the loader writes them. The layout often has the loader's shape, strides and dtype, so that nothing but the kernel's class
 tells the two apart.
 """
@@ -23,11 +23,13 @@ def kernel_of(module: torch.nn.Module) -> Any:
 
 def lay_out_again(module: torch.nn.Module) -> None:
     """Put weights that a reload left in the loader's layout into the kernel's, in the memory that the kernel reads."""
-    before = dict(module.named_parameters(recurse=False))
+    before = {name: (parameter, parameter.data) for name, parameter in module.named_parameters(recurse=False)}
     kernel_of(module).process_weights_after_loading(module)
-    for name, parameter in before.items():
+    for name, (parameter, memory) in before.items():
         made = getattr(module, name)
-        if made is not parameter:
-            parameter.data.copy_(made)
+        # vLLM 0.32 puts another parameter in this one's place, and 0.33 gives it other memory.
+        if made.data_ptr() != memory.data_ptr():
+            memory.copy_(made)
+            parameter.data = memory
             delattr(module, name)
             module.register_parameter(name, parameter)

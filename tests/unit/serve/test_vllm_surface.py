@@ -1,17 +1,34 @@
 """vLLM still has what we touch beyond its public interface, by name and signature: a new release fails in one place.
 
 Where a line fails, the module of the last column is what to read and mend. The tests on real engines say whether it then
-does what is wanted.
+does what is wanted. Names and signatures do not tell what is inside: run as a script, this file prints the source of
+all that is touched, so that two releases can be compared (CONTRIBUTING.md says how).
 """
 
 import dataclasses
 import importlib
 import inspect
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("vllm")
+
+LAYERS, LOADER = "vllm.model_executor.layers", "vllm.model_executor.model_loader.default_loader"
+RUNNER, EXECUTOR = "vllm.v1.worker.gpu_model_runner", "vllm.v1.executor.multiproc_executor"
+AUTHENTICATE = "vllm.entrypoints.serve.middleware.authenticate"
+PLUGIN = "vllm.plugins.endpoint_plugins.interface"
+TRANSFER = "vllm.distributed.weight_transfer.base"
+SCORES, BACKEND = "serve.hooks.continuation_scores", "serve.switch.backend"
+# fmt: off
+BACKEND_CALLS = [
+    "__init__", "init_transfer_engine", "start_weight_update", "receive_weights", "update_weights", "finish_weight_update",
+    "shutdown",
+]
+# fmt: on
+SERVER, ENDPOINT = "serve/http/server.py", "serve/http/endpoint.py"
 
 # Each row has a module, a name in it, the parameters that are passed or taken, and where it is used.
 CALLED = [
@@ -22,7 +39,6 @@ CALLED = [
     ("vllm", "LLM.collective_rpc", ["method", "args", "kwargs"], "serve/engine.py"),
     ("vllm", "LLM.reset_prefix_cache", [], "serve/engine.py"),
     ("vllm", "LLM.generate", ["prompts", "sampling_params", "use_tqdm"], "serve/engine.py"),
-    ("vllm.sampling_params", "SamplingParams.clone", [], "serve/engine.py"),
     (
         "vllm.v1.worker.gpu_model_runner",
         "GPUModelRunner._get_prompt_logprobs_dict",
@@ -112,6 +128,51 @@ CALLED = [
     ),
     ("vllm.config.utils", "replace", ["dataclass_instance"], "serve/text_part.py"),
     ("vllm.config.model", "ModelConfig.get_vocab_size", [], "serve/engine.py"),
+    (
+        "vllm.model_executor.utils",
+        "replace_parameter",
+        ["layer", "param_name", "new_tensor"],
+        "serve/switch/experts.py",
+    ),
+    (f"{LAYERS}.vocab_parallel_embedding", "VocabParallelEmbedding", [], "serve/switch/packing.py"),
+    (f"{LAYERS}.vocab_parallel_embedding", "ParallelLMHead", [], "serve/switch/packing.py"),
+    (f"{LAYERS}.linear", "UnquantizedLinearMethod.process_weights_after_loading", ["layer"], "serve/switch/packing.py"),
+    ("vllm.entrypoints.cli.serve", "make_arg_parser", ["parser"], SERVER),
+    ("vllm.entrypoints.cli.serve", "validate_parsed_serve_args", ["args"], SERVER),
+    ("vllm.entrypoints.launchers.api_server.entry", "run_server", ["args"], SERVER),
+    ("vllm.utils.argparse_utils", "FlexibleArgumentParser.parse_args", ["args"], SERVER),
+    ("vllm.engine.arg_utils", "AsyncEngineArgs.from_cli_args", ["args"], SERVER),
+    ("vllm.engine.arg_utils", "EngineArgs.create_engine_config", ["usage_context", "headless"], "serve/multinode.py"),
+    (EXECUTOR, "MultiprocExecutor.__init__", ["vllm_config", "monitor_workers"], "serve/multinode.py"),
+    (EXECUTOR, "MultiprocExecutor.start_worker_monitor", ["inline"], "serve/multinode.py"),
+    ("vllm.distributed.weight_transfer.base", "WeightTransferInitRequest", ["init_info"], ENDPOINT),
+    ("vllm.distributed.weight_transfer.base", "WeightTransferUpdateRequest", ["update_info"], ENDPOINT),
+    (AUTHENTICATE, "AuthenticationMiddleware.__init__", ["app", "tokens"], ENDPOINT),
+    (AUTHENTICATE, "AuthenticationMiddleware.verify_token", ["headers"], ENDPOINT),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.generate", ["prompt", "sampling_params", "request_id"], ENDPOINT),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.pause_generation", ["mode"], ENDPOINT),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.resume_generation", [], ENDPOINT),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.reset_prefix_cache", [], ENDPOINT),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.collective_rpc", ["method", "args"], ENDPOINT),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.init_weight_transfer_engine", ["request"], ENDPOINT),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.start_weight_update", [], ENDPOINT),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.update_weights", ["request"], ENDPOINT),
+    ("vllm.v1.engine.async_llm", "AsyncLLM.finish_weight_update", [], ENDPOINT),
+]
+
+# Each row has a module, a function in it, and what vLLM calls in its place, or before or after it.
+REPLACED = [
+    (RUNNER, "GPUModelRunner._get_prompt_logprobs_dict", f"{SCORES}:ContinuationHead._after_step"),
+    (RUNNER, "GPUModelRunner._sample", "serve.hooks.seeded_draws:SeededDraws._before"),
+    (RUNNER, "GPUModelRunner._bookkeeping_sync", "serve.hooks.seeded_draws:SeededDraws._after"),
+    ("vllm.v1.core.kv_cache_manager", "KVCacheManager.get_computed_blocks", f"{SCORES}:limit_prefix_reads"),
+    ("vllm.v1.core.kv_cache_coordinator", "KVCacheCoordinator.find_longest_cache_hit", f"{SCORES}:limit_prefix_reads"),
+    *((TRANSFER, f"WeightTransferEngine.{name}", f"{BACKEND}:InterpolationEngine.{name}") for name in BACKEND_CALLS),
+    ("vllm.transformers_utils.config", "HFConfigParser.parse", "serve.text_part:TextPartParser.parse"),
+    (LOADER, "DefaultModelLoader.__init__", "serve.text_part:TextPartLoader.__init__"),
+    (LOADER, "DefaultModelLoader.get_all_weights", "serve.text_part:TextPartLoader.get_all_weights"),
+    (PLUGIN, "EndpointPlugin.attach_router", "serve.http.endpoint:LambdaEndpoint.attach_router"),
+    (PLUGIN, "EndpointPlugin.init_state", "serve.http.endpoint:LambdaEndpoint.init_state"),
 ]
 
 # Each row has a module, a class, what its source must still set or read, and where it is used.
@@ -174,6 +235,36 @@ def test_what_is_called_takes_what_it_is_given(module: str, name: str, parameter
     assert not missing, f"{module}.{name}{signature} lacks {missing}: see {used_in}"
 
 
+def ours(place: str, name: str) -> Any:
+    """Return what vLLM calls in the place of its own function; what hooks into a scheduler is made where that is."""
+    module, _, path = place.partition(":")
+    found = find(module, path)
+    if path != "limit_prefix_reads":
+        return found.__get__(object())  # `self` is then given
+    manager = SimpleNamespace(get_computed_blocks=None, coordinator=SimpleNamespace(find_longest_cache_hit=None))
+    found(SimpleNamespace(kv_cache_manager=manager))
+    return {**vars(manager), **vars(manager.coordinator)}[name.partition(".")[2]]
+
+
+@pytest.mark.parametrize(("module", "name", "place"), REPLACED, ids=[row[1] for row in REPLACED])
+def test_what_vllm_calls_takes_all_that_vllm_may_give(module: str, name: str, place: str) -> None:
+    theirs, taken = inspect.signature(find(module, name)), inspect.signature(ours(place, name))
+    kinds = {one.name: one.kind for one in theirs.parameters.values()}
+    given = [one for one, kind in kinds.items() if kind.name not in ("VAR_POSITIONAL", "VAR_KEYWORD")][1:]
+    named = [one for one in given if kinds[one].name == "KEYWORD_ONLY"]
+    try:
+        taken.bind(*[None for one in given if one not in named], **dict.fromkeys(named))
+        taken.bind(**dict.fromkeys(given))
+    except TypeError as error:
+        pytest.fail(f"vLLM's {name}{theirs} may be given more than {place}{taken} takes: {error}", pytrace=False)
+
+
+def test_our_backend_leaves_nothing_of_vllms_undone() -> None:
+    from serve.switch.backend import InterpolationEngine
+
+    assert InterpolationEngine.__abstractmethods__ == frozenset()
+
+
 @pytest.mark.parametrize(("module", "name", "text", "used_in"), READ, ids=[f"{row[1]} {row[2]}" for row in READ])
 def test_what_is_read_is_there(module: str, name: str, text: str, used_in: str) -> None:
     sources = [
@@ -224,3 +315,13 @@ def test_what_a_rank_reads_is_in_vllms_configs() -> None:
     }
     for config, names in read.items():
         assert names <= {field.name for field in dataclasses.fields(config)}, config.__name__
+
+
+def sources() -> Iterator[str]:
+    """Yield the source of all that is touched, each under its name."""
+    for module, name in sorted({(row[0], row[1]) for row in [*CALLED, *REPLACED, *READ]}):
+        yield f"# {module}.{name}\n{inspect.getsource(inspect.unwrap(find(module, name)))}"
+
+
+if __name__ == "__main__":
+    print("\n".join(sources()))
