@@ -13,6 +13,7 @@ SHAPES = {  # layers, hidden, intermediate, heads, key-value heads, vocabulary
     "8b": (32, 4096, 14336, 32, 8, 128256),
     "1b": (16, 2048, 8192, 32, 8, 128256),
     "tiny": (2, 256, 512, 8, 4, 4096),
+    "nano": (1, 64, 64, 2, 1, 256),
 }
 
 

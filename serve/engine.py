@@ -1,6 +1,5 @@
 """This module has the engine: one vLLM engine that holds θ(λ) and moves in place."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy.typing as npt
 from contract.errors import EngineError
 from contract.points import by_name
 from merge.line import STRAIGHT, Line
+from serve.core_requests import run_prompts
 from serve.hooks.continuation_scores import EXTRA, limit_prefix_reads
 from serve.hooks.seeded_draws import NUMBER, Draw, Drawn, Draws, TokenRecord
 from serve.machine import host_memory
@@ -176,30 +176,18 @@ class Engine:
     def score(self, prompts: Sequence[Prompt]) -> EngineScores:
         """Add all prompts in order, run them, and return what was asked about them.
 
+        Args:
+            prompts: vLLM does not check again that it takes them.
+
         Raises:
             EngineError: the engine failed, or did not answer everything.
         """
-        from vllm import SamplingParams
-
-        # vLLM makes at least one output token, which nobody reads. The parameters are made once and shared, because making
-        # and copying them for each prompt would take as long as a small model does.
-        shared = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, ignore_eos=True, skip_clone=True)
-
-        def parameters(number: int, prompt: Prompt) -> SamplingParams:
-            own = copy.copy(shared)
-            own.extra_args = {EXTRA: [number, prompt.first_row, *prompt.last]}
-            return own
-
+        asked = (
+            (prompt.token_ids, {EXTRA: [number, prompt.first_row, *prompt.last]})
+            for number, prompt in enumerate(prompts)
+        )
         try:
-            outputs = (
-                self._llm.generate(
-                    [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts],
-                    [parameters(number, prompt) for number, prompt in enumerate(prompts)],
-                    use_tqdm=False,
-                )
-                if prompts
-                else []
-            )
+            cached_tokens = run_prompts(self._llm, asked)
             found = next(answer for answer in self._llm.collective_rpc("interpolation_rows") if answer is not None)
         except Exception as error:
             raise EngineError(f"the vLLM engine failed: {error}") from error
@@ -213,7 +201,7 @@ class Engine:
             top1=scores[:, 2].astype(np.int64),
             top1_logprob=scores[:, 3],
             prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
-            cached_tokens=sum(output.num_cached_tokens or 0 for output in outputs),
+            cached_tokens=cached_tokens,
         )
 
     def sample(self, draws: Sequence[Draw], sampling: Sampling, tokenizer: Any = None) -> Draws:

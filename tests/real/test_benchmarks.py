@@ -18,6 +18,7 @@ SMALLEST = {
     "real_pair.py --tiny --out OUT": lambda found: found["trained_on"] > 0 and found["held_out"] > 0,
     "parity.py --tiny": lambda found: 0 < found["max_rel_diff"] < 1e-4 and found["acc_mismatches"] == 0,
     "scoring.py --tiny": lambda found: found["token_ratio"] >= 1 and 0 < found["max_rel_diff"] < 1e-4,
+    "per_prompt.py --tiny": lambda found: found["ours_4_ms"] > 0 and found["vllm_32_ms"] > 0,
     "batch.py --tiny": lambda found: 0 < found["max_rel_diff"] < 1e-4,
     "sweep.py --tiny": lambda found: (
         len(found["letters_acc"]) == 11 and all(0 <= share <= 1 for share in found["letters_acc"].values())

@@ -30,6 +30,14 @@ BACKEND_CALLS = [
 # fmt: on
 SERVER, ENDPOINT = "serve/http/server.py", "serve/http/endpoint.py"
 
+CORE = "serve/core_requests.py"
+# fmt: off
+CORE_REQUEST = [
+    "request_id", "prompt_token_ids", "sampling_params", "arrival_time", "mm_features", "pooling_params", "lora_request",
+    "cache_salt", "data_parallel_rank",
+]
+# fmt: on
+
 # Each row has a module, a name in it, the parameters that are passed or taken, and where it is used.
 CALLED = [
     ("vllm", "LLM.init_weight_transfer_engine", ["request"], "serve/engine.py"),
@@ -39,6 +47,9 @@ CALLED = [
     ("vllm", "LLM.collective_rpc", ["method", "args", "kwargs"], "serve/engine.py"),
     ("vllm", "LLM.reset_prefix_cache", [], "serve/engine.py"),
     ("vllm", "LLM.generate", ["prompts", "sampling_params", "use_tqdm"], "serve/engine.py"),
+    ("vllm.v1.engine.core_client", "InprocClient.add_request", ["request"], CORE),
+    ("vllm.v1.engine.core_client", "InprocClient.get_output", [], CORE),
+    ("vllm.v1.engine", "EngineCoreRequest", CORE_REQUEST, CORE),
     (
         "vllm.v1.worker.gpu_model_runner",
         "GPUModelRunner._get_prompt_logprobs_dict",
@@ -189,6 +200,11 @@ READ = [
     ("vllm.v1.sample.metadata", "SamplingMetadata", "all_greedy", "serve/hooks/seeded_draws.py"),
     ("vllm.v1.outputs", "SamplerOutput", "sampled_token_ids", "serve/hooks/seeded_draws.py"),
     ("vllm.v1.engine.llm_engine", "LLMEngine", "self.output_processor", "serve/engine.py"),
+    ("vllm.v1.engine.llm_engine", "LLMEngine", "self.engine_core", CORE),
+    ("vllm.v1.engine", "EngineCoreOutputs", "outputs:", CORE),
+    ("vllm.v1.engine", "EngineCoreOutput", "prefill_stats:", CORE),
+    ("vllm.v1.engine", "EngineCoreOutput", "def finished", CORE),
+    ("vllm.v1.metrics.stats", "PrefillStats", "num_cached_tokens", CORE),
     ("vllm.v1.engine.output_processor", "OutputProcessor", "tokenizer=self.tokenizer", "serve/engine.py"),
     ("vllm.config.vllm", "VllmConfig", "additional_config.compute_hash()", "serve/plugin.py"),
     (
