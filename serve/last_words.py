@@ -3,7 +3,9 @@
 import re
 from collections.abc import Sequence
 
-_ERROR = re.compile(r"\w(Error|Exception): ")
+_ERROR = re.compile(r"\w(Error|Exception)(: |$)")
+_RANK = re.compile(r"^\[rank\d+\]:")  # PyTorch's word for whose line it is
+_WARNING = re.compile(r"\bWARNING \d\d-\d\d ")  # vLLM tells of errors with which it goes on
 # vLLM and PyTorch say these. vLLM says the second where memory came back while it measured.
 _NO_MEMORY = re.compile(
     r"Free memory on device|Error in memory profiling|out of memory|OutOfMemoryError|"
@@ -29,6 +31,14 @@ def telling_lines(lines: Sequence[str], count: int) -> list[str]:
 
 
 def last_error(lines: Sequence[str]) -> str:
-    """Return the last error that tells of memory, else the last error, else the last line; there is at least one."""
-    errors = [line for line in lines if _ERROR.search(line)]
-    return next((line for line in reversed(errors) if lacks_memory(line)), [*lines[-1:], *errors][-1]).strip()
+    """Return the last error that tells of memory, else the last error, else the last line; there is at least one.
+
+    Of an error without words the line of code that raised it is returned, too.
+    """
+    errors = [place for place, line in enumerate(lines) if _ERROR.search(line.rstrip()) and not _WARNING.search(line)]
+    told = next((place for place in reversed(errors) if lacks_memory(lines[place])), [len(lines) - 1, *errors][-1])
+    found = _RANK.sub("", lines[told]).strip()
+    if found.endswith(("Error", "Exception")):
+        code = next((line for line in reversed(lines[:told]) if not line.rstrip().endswith("^")), "")
+        found = f"{found}: {_RANK.sub('', code).strip()}"
+    return found

@@ -79,6 +79,21 @@ def test_what_a_rank_says_of_memory_is_among_the_last_words() -> None:
     assert telling_lines(OF_RANKS[:2], 20) == OF_RANKS[:2]
 
 
+def test_an_error_without_words_is_told_with_the_code_that_raised_it() -> None:
+    """vLLM 0.32 ends so on a DeepSeek whose config has no n_group."""
+    told = [
+        "(MainProcess pid=9) WARNING 11-28 08:27:27 [base.py:380] ValueError: Tokenizer not available when "
+        "`skip_tokenizer_init=True`",
+        '[rank0]:   File "cpu_router.py", line 212, in _compute_routing',
+        "[rank0]:     assert self.topk_group is not None",
+        "[rank0]:            ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^",
+        "[rank0]: AssertionError",
+        "[rank0]:[W1128] Warning: destroy_process_group() was not called",
+    ]
+    assert last_error(told) == "AssertionError: assert self.topk_group is not None"
+    assert last_error(told[:1]) == told[0]
+
+
 def test_ranks_log_where_the_last_words_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     envs = pytest.importorskip("vllm.envs")
     settings = EngineSettings(device="cuda", dtype="bfloat16", max_model_len=64, tensor_parallel=2)
