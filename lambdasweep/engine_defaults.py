@@ -136,9 +136,11 @@ def fit(
 def _scoring_cache(settings: "EngineSettings", pair: "Pair", device_total: int) -> int | None:
     """Return the KV cache with which scoring never waits; None where it may not fit a GPU, or is not known."""
     from merge.model_sizes import sizes_of
+    from merge.text_part import only_text
     from serve.switch.tiers import Room
 
     need = needs_of(settings, sizes_of(pair))
+    _, factors = only_text(pair).held_bytes(settings.ranks)
     room = Room(
         0,
         0,
@@ -148,6 +150,7 @@ def _scoring_cache(settings: "EngineSettings", pair: "Pair", device_total: int) 
         settings.gpu_share,
         need.scoring,
         step_bytes=need.step,
+        factor_bytes=factors,
     )
     return need.scoring if need.scoring and room.device_reserve <= room.device_free else None
 

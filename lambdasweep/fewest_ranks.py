@@ -22,9 +22,11 @@ def with_fewest_ranks(settings: "EngineSettings", pair: "Pair", gpus: "Gpus") ->
         gpus: what a node has.
     """
     from merge.model_sizes import sizes_of
+    from merge.text_part import only_text
     from serve.switch.tiers import Room
 
     sizes, live = sizes_of(pair), live_bytes(pair, settings.dtype)
+    _, factors = only_text(pair).held_bytes(1)
     found = settings
     for ranks in range(1, gpus.count // settings.pipeline_parallel + 1):
         if not sizes.can_be_dealt_to(ranks):
@@ -42,6 +44,7 @@ def with_fewest_ranks(settings: "EngineSettings", pair: "Pair", gpus: "Gpus") ->
             found.kv_cache_bytes,
             request_bytes=need.request,
             step_bytes=need.step,
+            factor_bytes=factors,
         )
         if room.device_reserve <= free:
             break

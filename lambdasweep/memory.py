@@ -23,13 +23,18 @@ class Memory:
     replicas: int
     host: int  # taken by all replicas
     room: "Room"  # what one rank finds; of a GPU after the live weights
-    parents: int  # of a rank
+    tensors: int  # of all parents, of a rank
     live: int  # of a rank
+
+    @property
+    def parents(self) -> int:
+        """Return what a rank keeps of all parents: tensors, and the factors of adapters."""
+        return self.tensors + self.room.factor_bytes
 
     @property
     def device(self) -> int:
         """Return what a rank takes of a GPU, what must stay free there included."""
-        return self.live + self.room.device_reserve + (self.parents if self.tier == "device" else 0)
+        return self.live + self.room.device_reserve + (self.tensors if self.tier == "device" else 0)
 
 
 def expected_memory(prepared: "Prepared") -> Memory | None:
@@ -69,7 +74,8 @@ def placed(pair: "Pair", settings: "EngineSettings", asked: str, room: "Room", r
 
     held, ranks = only_text(pair), settings.ranks
     # Stages are not quite equal: the first has the embedding, the last the LM head.
-    parents = held.held_bytes(ranks)
+    parents, factors = held.held_bytes(ranks)
+    room = dataclasses.replace(room, factor_bytes=0 if asked == RELOAD else factors)
     live = live_bytes(pair, settings.dtype)
     if settings.device == "cuda":
         need = needs_of(settings, sizes_of(pair))
@@ -84,16 +90,18 @@ def placed(pair: "Pair", settings: "EngineSettings", asked: str, room: "Room", r
     tier = RELOAD if asked == RELOAD else choose(asked, parents, room)
     if settings.device == "cuda":
         host = parents * room.ranks if tier == "pinned" else 0
+        brought = f" and {size(factors)} of factors in GPU memory" if factors else ""
+        others = "steps, vLLM and the factors" if factors else "steps and vLLM"
         each = (
-            f"{size(parents)} a rank beside {size(live // ranks)} live, of {size(max(room.device_free, 0))} free, of which "
-            f"{size(room.device_reserve)} are for the KV cache, steps and vLLM"
+            f"{size(parents)} a rank{brought} beside {size(live // ranks)} live, of {size(max(room.device_free, 0))} free, "
+            f"of which {size(room.device_reserve)} are for the KV cache, {others}"
         )
         if room.device_reserve > room.device_free:
             each += ", which may not fit: give more ranks (--tp)"
     else:
         kept = 0 if tier in ("mmap", RELOAD) else replicas * ranks * parents
         host = replicas * (live + ranks * (settings.kv_cache_bytes or 0)) + kept
-        each = f"{size(parents)} a rank"
+        each = f"{size(parents + factors)} a rank"
         if tier == "mmap":
             each = f"{size(held.stored_bytes)} in the page cache, shared by all ranks"
     return Memory(tier, each, replicas, host, room, parents, live // ranks)
@@ -108,10 +116,12 @@ def describe_memory(prepared: "Prepared") -> str:
         from merge.text_part import only_text
 
         ranks = prepared.settings.ranks
-        parents = only_text(prepared.pair).held_bytes(ranks)
+        tensors, factors = only_text(prepared.pair).held_bytes(ranks)
+        always = f", of which the factors, {size(factors)}, always are" if factors else ""
         return (
-            f"memory    parents: {size(parents)} a rank, in GPU memory, else pinned ({size(parents * ranks)} a replica), "
-            "else in the page cache; decided on the GPU's own machine, by what is free there"
+            f"memory    parents: {size(tensors + factors)} a rank, in GPU memory{always}, else pinned "
+            f"({size(tensors * ranks)} a replica), else in the page cache; decided on the GPU's own machine, by what is "
+            "free there"
         )
     return (
         f"memory    parents: {found.tier}, {found.each}; host memory {size(found.host)} for "

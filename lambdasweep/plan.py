@@ -160,5 +160,5 @@ def _describe_pair(pair: "Pair", ranks: int) -> str:
     of_text = f" of the language model, which is what is scored ({whole} in all)" if len(held.tensors) < whole else ""
     return (
         f"pair      {len(held.tensors)} tensors{of_text}, {size(held.nbytes)} each; {parents} per rank: "
-        f"{size(text.held_bytes(ranks))}"
+        f"{size(sum(text.held_bytes(ranks)))}"
     )

@@ -64,8 +64,8 @@ class Pair:
         """Return the bytes of the tensors of all parents together."""
         return sum(parent.nbytes for parent in self.parents.values())
 
-    def held_bytes(self, ranks: int) -> int:
-        """Return the bytes of all parents that each of some ranks keeps: of an adapter the factors, whole."""
+    def held_bytes(self, ranks: int) -> tuple[int, int]:
+        """Return the bytes of all parents that each of some ranks keeps: of tensors, and of factors of adapters, whole."""
         shared, factors = self.base.nbytes, 0
         adapters = {called for called, one in self.opened.items() if one.is_adapter}
         for name, one in self.aligned_by_name.items():
@@ -75,7 +75,7 @@ class Pair:
                     factors += info.update.up.nbytes + info.update.down.nbytes
                 elif info != base:
                     shared += info.nbytes
-        return shared // ranks + factors
+        return shared // ranks, factors
 
     @property
     def stored_bytes(self) -> int:

@@ -6,7 +6,7 @@ vLLM's `additional_config` (`serve.plugin.ParentsConfig`), because the backend i
 message can reach it and before the KV cache takes what memory is left.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,11 +88,13 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
             self.reason = "--parents reload"
         else:
             room = _room(device, vllm_config, parents["ranks"], whole)
+
+            def choose_tier(tensors: int, factors: int) -> str:
+                return choose(parents["tier"], tensors, replace(room, factor_bytes=factors))
+
             try:
                 dtype = vllm_config.model_config.dtype
-                resident = ResidentRoute(
-                    pair, rules, model, device, lambda size: choose(parents["tier"], size, room), dtype, names
-                )
+                resident = ResidentRoute(pair, rules, model, device, choose_tier, dtype, names)
             except InputError:
                 raise  # the place that was asked for is too small
             except Exception as error:  # vLLM's loader, fed with tensors it did not expect, may raise anything

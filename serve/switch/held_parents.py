@@ -94,8 +94,8 @@ def is_read_anew(targets: Sequence[Target], parents: Sequence[Tensors]) -> bool:
     return False
 
 
-def held_bytes(targets: Sequence[Target], parents: Sequence[Tensors]) -> int:
-    """Return what a rank's share of all parents takes: of an adapter its factors, and tensors that it has as they are."""
+def held_bytes(targets: Sequence[Target], parents: Sequence[Tensors]) -> tuple[int, int]:
+    """Return what a rank's share of all parents takes: its tensors, and the factors of adapters, which are on its device."""
     total = 0
     factors: dict[int, int] = {}
     for target in targets:
@@ -103,7 +103,7 @@ def held_bytes(targets: Sequence[Target], parents: Sequence[Tensors]) -> int:
         copies = 1 + sum("own" in of_parent for of_parent in zip(*forms, strict=True))
         total += copies * target.layout.numel() * target.dtype.itemsize
         factors |= {id(form): form.nbytes for of_piece in forms for form in of_piece if isinstance(form, Factors)}
-    return total + sum(factors.values())
+    return total, sum(factors.values())
 
 
 class HeldParents:

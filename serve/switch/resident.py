@@ -42,7 +42,8 @@ class ResidentRoute:
         rules: `tensor_rules` of the pair.
         model: this rank's loaded model.
         device: the model's.
-        choose_tier: given the bytes of this rank's share of all parents, returns device, pinned or mmap.
+        choose_tier: given the bytes of this rank's share of all parents, of tensors and of factors of adapters, returns
+            device, pinned or mmap.
         dtype: what the engine computes in; needed where modules make parameters out of others.
         names: what the model calls the checkpoint's tensors, where it is not as the checkpoint does.
 
@@ -56,7 +57,7 @@ class ResidentRoute:
         rules: Mapping[str, Rule],
         model: torch.nn.Module,
         device: torch.device,
-        choose_tier: Callable[[int], str],
+        choose_tier: Callable[[int, int], str],
         dtype: torch.dtype | None = None,
         names: Mapping[str, str] | None = None,
     ) -> None:
@@ -76,7 +77,7 @@ class ResidentRoute:
         self._packer = Packer(model, self._layers) if device.type == "cpu" else None
         if self._packer is None and (packed := [target.path for target in targets if not is_as_loaded(target)]):
             raise UntraceableError(f"vLLM keeps {', '.join(packed[:5])} in a layout of its own")
-        self.tier = choose_tier(held_bytes(copied, parents))
+        self.tier = choose_tier(*held_bytes(copied, parents))
         self._parents: Parents
         if self.tier == "mmap":
             self._parents = MappedParents(copied, parents, device)

@@ -30,6 +30,7 @@ class Room:
     kv_cache_bytes: int | None = None  # None: whatever is left
     request_bytes: int = 0  # what the keys and values of the longest request take
     step_bytes: int = 0  # the most that a step makes
+    factor_bytes: int = 0  # factors of adapters, which every tier has on the device
 
     @property
     def kept_for_cache(self) -> int:
@@ -50,12 +51,12 @@ class Room:
 
     @property
     def device_reserve(self) -> int:
-        """Return how much of the device parents must leave free."""
-        return self.kept_unused + self.kept_for_cache + self.kept_for_steps
+        """Return how much of the device the tensors of parents must leave free."""
+        return self.kept_unused + self.kept_for_cache + self.kept_for_steps + self.factor_bytes
 
 
 def fits(tier: str, parents: int, room: Room) -> bool:
-    """Tell whether a rank's `parents` bytes (of all of them) fit into a tier."""
+    """Tell whether a rank's `parents` bytes (of the tensors of all of them) fit into a tier."""
     if tier == "device" and room.device_total:
         return parents + room.device_reserve <= room.device_free
     if tier in ("device", "pinned"):
@@ -70,7 +71,7 @@ def choose(asked: str, parents: int, room: Room) -> str:
 
     Args:
         asked: auto, or a tier.
-        parents: bytes of this rank's share of all parents.
+        parents: bytes of this rank's share of the tensors of all parents.
         room: what was measured.
 
     Raises:

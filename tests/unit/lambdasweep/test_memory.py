@@ -303,8 +303,41 @@ def test_a_rank_holds_one_parent_and_the_factors_of_an_adapter(
     found = memory(adapted, 4, LONGEST)
     assert found.parents == two.base.nbytes // 4 + factors
     assert memory(two, 4, LONGEST).parents == 2 * (two.base.nbytes // 4)
+    # The factors are in GPU memory wherever base is.
+    settings, room = settings_of(adapted, 8, LONGEST), Room(HOST, HOST, 8, **H100)
+    tiers = {asked: placed(adapted, settings, asked, room) for asked in ("device", "pinned", "mmap", "reload")}
+    plain = {asked: placed(two, settings, asked, room) for asked in tiers}
+    base = two.base.nbytes // 8
+    assert {asked: found.device - plain[asked].device for asked, found in tiers.items()} == {
+        "device": factors - base,  # instead of a whole parent
+        "pinned": factors,
+        "mmap": factors,
+        "reload": 0,
+    }
+    assert {asked: found.host for asked, found in tiers.items()} == {
+        "device": 0,
+        "pinned": 8 * base,
+        "mmap": 0,
+        "reload": 0,
+    }
+    assert f" a rank and {factors / 1e6:.2f} MB of factors in GPU memory beside " in tiers["pinned"].each
     several = join({"base": two.base, "aligned.a": adapter, "aligned.b": adapter}, STRAIGHT)
     assert memory(several, 4, LONGEST).parents == two.base.nbytes // 4 + 2 * factors
     assert _describe_pair(adapted, 4).endswith(
         f"base and the factors of 1 adapter per rank: {found.parents / 1e9:.2f} GB"
     )
+
+
+def test_factors_that_do_not_fit_beside_the_weights_ask_for_more_ranks(
+    pairs: dict[tuple[str, int], Pair], tmp_path: Path
+) -> None:
+    """A rank of four has 35.3 of 84.4 GB for its weights, keeps 16.6 GB free, and has 32.5 GB left for factors."""
+    two = pairs["Llama-3.1 70B", 1]
+    config = load_config(FLAGS, [f"t={ROOT}"], [], [], None)
+    for rank, ranks, fits in ((64, 4, True), (1536, 8, True), (4096, 8, False)):
+        adapter = open_checkpoint(str(write_adapter_shape(tmp_path / str(rank), LLAMA_70B, rank)), "aligned")
+        adapted = join({"base": two.base, "aligned": adapter}, STRAIGHT)
+        settings = fit(settle(config, adapted, "cuda", None), config, adapted, None, LONGEST, False, GPUS)
+        found = placed(adapted, settings, "mmap", Room(HOST, HOST, settings.ranks, **H100))
+        assert (rank, settings.tensor_parallel, "may not fit" not in found.each) == (rank, ranks, fits)
+        assert (settings.kv_cache_bytes is not None) == fits

@@ -20,12 +20,12 @@ from contract.errors import EngineError, InputError
 from contract.points import named
 from contract.points import role as role_of
 from merge.checkpoint import open_checkpoint
-from merge.computed import mapped_together
+from merge.computed import Factors, mapped_together
 from merge.digest import WeightDigest, parameter_key, takes_words
 from merge.interpolate import chunks, interpolated_tensors, mapped_tensors, tensor_rules
 from merge.line import STRAIGHT, Line
 from merge.pair import Pair, join
-from serve.switch.held_parents import HeldParents, MappedParents, is_read_anew
+from serve.switch.held_parents import Added, HeldParents, MappedParents, is_read_anew
 from serve.switch.recorder import UntraceableError
 from serve.switch.reload import ReloadRoute, tied_modules
 from serve.switch.resident import ResidentRoute, _Staging
@@ -162,7 +162,7 @@ def loaded(model: Model) -> Model:
 
 
 def route(pair: Pair, model: Model, tier: str) -> ResidentRoute:
-    return ResidentRoute(pair, tensor_rules(pair), loaded(model), CPU, lambda nbytes: tier)
+    return ResidentRoute(pair, tensor_rules(pair), loaded(model), CPU, lambda *sizes: tier)
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ def test_other_lines_are_those_of_the_checkpoint(
     if packed:
         model.qkv.quant_method = Packing(keep=False)  # type: ignore[assignment]
         model.qkv.quant_method.process_weights_after_loading(model.qkv)
-    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda nbytes: tier)
+    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda *sizes: tier)
     resident._limit = limit
     for lam in path:
         digest = resident.switch(lam)
@@ -258,7 +258,7 @@ def test_other_lines_are_those_of_the_checkpoint(
         if packed and name == "qkv.weight":
             parameter = model.qkv.packed.t()
         assert torch.equal(bits(parameter.data), bits(want[name])), name
-    straight = ResidentRoute(pair, tensor_rules(pair), loaded(Model(*place, 8, live)), CPU, lambda nbytes: "mmap")
+    straight = ResidentRoute(pair, tensor_rules(pair), loaded(Model(*place, 8, live)), CPU, lambda *sizes: "mmap")
     assert straight.switch(path[-1]) == digest
 
 
@@ -287,10 +287,10 @@ def test_several_aligned_checkpoints_are_those_of_the_checkpoint(
     other = write_pair(root / f"9-{stored}", 8, stored, first_seed=7)
     pair = replace(pair, aligned_by_name={"dpo": pair.aligned, "sft": other.aligned}, weights={"attn.k.weight": "0.4"})
     model = loaded(Model(*place, 8, live))
-    asked: list[int] = []
+    asked: list[tuple[int, int]] = []
 
-    def choose_tier(nbytes: int) -> str:
-        asked.append(nbytes)
+    def choose_tier(tensors: int, factors: int) -> str:
+        asked.append((tensors, factors))
         return tier
 
     resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, choose_tier)
@@ -300,7 +300,7 @@ def test_several_aligned_checkpoints_are_those_of_the_checkpoint(
     want = parameters(dict(interpolated_tensors(pair, path[-1])), *place, live)
     for name, parameter in model.named_parameters():
         assert torch.equal(bits(parameter.data), bits(want[name])), name
-    assert asked == [3 * stored.itemsize * sum(parameter.numel() for parameter in model.parameters())]
+    assert asked == [(3 * stored.itemsize * sum(parameter.numel() for parameter in model.parameters()), 0)]
     assert route(pair, Model(*place, 8, live), "mmap").switch(path[-1]) == digest
 
 
@@ -352,10 +352,10 @@ def test_adapters_are_kept_as_factors_and_give_the_checkpoint_that_is_exported(
         opened[role_of(name)] = open_checkpoint(str(root / f"adapter-{seed}-{factors}"), role_of(name))
     pair = join(opened, STRAIGHT)
     model = loaded(Model(*place, 8, live))
-    asked: list[int] = []
+    asked: list[tuple[int, int]] = []
 
-    def choose_tier(nbytes: int) -> str:
-        asked.append(nbytes)
+    def choose_tier(tensors: int, factors: int) -> str:
+        asked.append((tensors, factors))
         return tier
 
     resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, choose_tier)
@@ -368,7 +368,7 @@ def test_adapters_are_kept_as_factors_and_give_the_checkpoint_that_is_exported(
         assert torch.equal(bits(parameter.data), bits(want[name])), name
     # One parent, the norm of each adapter, and the factors: of what an adapter does not change there is one copy.
     of_base = 2 * sum(parameter.numel() for parameter in model.parameters())
-    assert asked == [of_base + count * 2 * 8 + of_factors]
+    assert asked == [(of_base + count * 2 * 8, of_factors)]
     if tier != "mmap":
         held = resident._parents
         assert isinstance(held, HeldParents)
@@ -376,7 +376,7 @@ def test_adapters_are_kept_as_factors_and_give_the_checkpoint_that_is_exported(
             list(model.parameters())
         )
         assert len(held._memory[1]) == 256  # the norm
-    straight = ResidentRoute(pair, tensor_rules(pair), loaded(Model(*place, 8, live)), CPU, lambda nbytes: "mmap")
+    straight = ResidentRoute(pair, tensor_rules(pair), loaded(Model(*place, 8, live)), CPU, lambda *sizes: "mmap")
     assert straight.switch(point) == digest
 
 
@@ -421,7 +421,7 @@ def test_what_is_made_while_the_model_loads_is_a_parameter_like_others(root: Pat
     model = loaded(Registering(0, 1, 8, torch.float32))
     model.load_weights(whole(pair).items())
     storage = model.norm.bias.data_ptr()
-    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda nbytes: "mmap")
+    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda *sizes: "mmap")
     resident.switch("0.35")
     want = expected(pair, "0.35", 0, 1, torch.float32)["norm.weight"]
     assert torch.equal(bits(model.norm.bias.data), bits(want))
@@ -551,10 +551,10 @@ def test_what_the_loader_computes_it_makes_again(root: Path, place: tuple[int, i
         "qkv.weight": ("attn.k.weight", "attn.q.weight", "attn.v.weight"),
         "norm.weight": ("norm.weight",),
     }
-    asked: list[int] = []
+    asked: list[tuple[int, int]] = []
 
-    def choose_tier(nbytes: int) -> str:
-        asked.append(nbytes)
+    def choose_tier(tensors: int, factors: int) -> str:
+        asked.append((tensors, factors))
         return "device"
 
     resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, choose_tier)
@@ -562,7 +562,7 @@ def test_what_the_loader_computes_it_makes_again(root: Path, place: tuple[int, i
     assert digests[0] == digests[3]
     assert len(set(digests)) == 3
     held = (parameter for name, parameter in model.named_parameters() if name not in computed)
-    assert asked == [2 * 2 * sum(parameter.numel() for parameter in held)]
+    assert asked == [(2 * 2 * sum(parameter.numel() for parameter in held), 0)]
     for lam in ("0", "0.35", "1"):
         resident.switch(lam)
         fresh = Computing(*place, 8, torch.float32)
@@ -642,7 +642,7 @@ def test_a_reload_leaves_the_resident_route_what_it_needs(root: Path) -> None:
     """vLLM puts loaders of its own into the places of a model's, and they write nowhere when the reload is over."""
     pair = write_pair(root / "after", 8, torch.bfloat16)
     model = loaded(Decaying(0, 1, 8, torch.float32))
-    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda nbytes: "mmap")
+    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda *sizes: "mmap")
     reload = ReloadRoute(pair, tensor_rules(pair), model, Any, CPU)
     for way, lam in ((reload, "1"), (resident, "0.35"), (reload, "0.7"), (resident, "0")):
         way.switch(lam)
@@ -704,7 +704,7 @@ def test_packed_layers_are_packed_anew(root: Path, keep: bool, tier: str) -> Non
     model.qkv.quant_method = Packing(keep)  # type: ignore[assignment]
     model.qkv.quant_method.process_weights_after_loading(model.qkv)
     kept = model.qkv.weight
-    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda nbytes: tier)
+    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda *sizes: tier)
     for lam in ("0.35", "1.3", "0.35"):
         resident.switch(lam)
         want = expected(pair, lam, 0, 1, torch.float32)
@@ -732,7 +732,7 @@ def test_a_layout_nobody_makes_is_refused(root: Path) -> None:
     model.embed.weight = model.head.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
     pair = write_pair(root / "layout", 8, torch.bfloat16)
     with pytest.raises(UntraceableError, match=r"keeps embed\.weight in a layout of its own"):
-        ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda nbytes: "mmap")
+        ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda *sizes: "mmap")
 
 
 @pytest.mark.parametrize("tier", ["device", "mmap"])
@@ -841,11 +841,37 @@ class Recorded:
     def __exit__(self, *_: object) -> None: ...
 
 
-def test_staging_never_overwrites_a_block_that_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     Recorded.log.clear()
     for name in ("Stream", "Event", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, Recorded)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+
+
+def test_what_an_adapter_adds_is_staged_with_base(recorded: None) -> None:
+    """An aligned parent that an adapter makes is read of base's block, which has to be there even if base is not read."""
+    generator = torch.Generator().manual_seed(5)
+    base, other = (torch.randn(4, 6, generator=generator).bfloat16() for _ in range(2))
+    added = Added(Factors(torch.randn(4, 2, generator=generator), torch.randn(2, 6, generator=generator), 0.5))
+    staging = _Staging(CPU, 64, 3)
+    staged: list[Any] = []
+    for places, there in (((1,), {0}), ((2,), {2}), ((1, 2), {0, 2}), ((0, 1), {0})):
+        for buffers in staging._buffers:
+            buffers.fill_(0xFF)  # NaN, which is not what it was, and no block of before
+        staged = staging.load([base, added, other], places)
+        assert staged[1] is added
+        assert {place for place in (0, 2) if torch.equal(staged[place], (base, added, other)[place])} == there  # type: ignore[arg-type]
+        if 1 in places:
+            assert torch.equal(staged[1].to(staged[0]), added.to(base))
+        staging.release()
+    with_vectors = Added(added.factors.part(slice(1, 2), slice(0, 6)))  # a block of a single row
+    row, *_ = staging.load([base[1], with_vectors, other[1]], (1,))
+    assert isinstance(row, torch.Tensor)
+    assert torch.equal(with_vectors.to(row), added.to(base)[1])
+
+
+def test_staging_never_overwrites_a_block_that_is_in_use(recorded: None) -> None:
     staging = _Staging(CPU, 64, 2)
     seen = []
     for turn in range(5):
@@ -884,6 +910,9 @@ def room(**changes: Any) -> Room:
         (40 * GIB, {"host_total": 390 * GIB}, "mmap"),  # all eight ranks count
         (40 * GIB, {"host_available": 39 * GIB}, "mmap"),
         (1 * GIB, {"device_total": 0, "device_free": 0}, "mmap"),  # the CPU reads files as fast as memory
+        (35 * GIB, {"factor_bytes": 4 * GIB}, "device"),
+        (35 * GIB, {"factor_bytes": 5 * GIB}, "pinned"),  # they are on the device wherever the rest is
+        (97 * GIB, {"factor_bytes": 5 * GIB}, "pinned"),  # of the host they take nothing
     ],
 )
 def test_the_fastest_tier_that_fits(parents: int, changes: dict[str, Any], tier: str) -> None:
