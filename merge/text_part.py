@@ -11,6 +11,7 @@ from typing import Any
 
 from contract.errors import PairError
 from merge.checkpoint import Checkpoint
+from merge.heads import has_own_head
 from merge.pair import Pair
 
 # Configs that are nested in a wrapper's, as transformers and vLLM call them.
@@ -131,7 +132,7 @@ def text_part(checkpoint: Checkpoint) -> TextPart | None:
             "model_type": known_as,
             "architectures": [text_class],
             # A wrapper's config and its text config may differ in this; what the checkpoint has is what counts.
-            "tie_word_embeddings": not any(name.startswith("lm_head.") for name in names.values()),
+            "tie_word_embeddings": not has_own_head(checkpoint),
         }
     )
     for key in ("rope_scaling", "rope_parameters"):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from contract.errors import PairError
 from merge.checkpoint import Checkpoint, open_checkpoint
@@ -96,6 +96,23 @@ def test_embeddings_are_tied_where_there_is_no_head(tmp_path: Path, said: bool |
     part = text_part(write(tmp_path / "a", config, ("language_model.model.norm.weight", *heads)))
     assert part is not None
     assert part.config["tie_word_embeddings"] is (not heads)
+
+
+@pytest.mark.parametrize(("head", "ties"), [("none", True), ("copy", True), ("own", False)])
+def test_a_stored_head_that_a_config_without_text_config_ties_is_one_of_its_own_if_it_differs(
+    tmp_path: Path, head: str, ties: bool
+) -> None:
+    """An engine that held a copy as a head of its own would have a parameter of which the pair has no tensor."""
+    names = ("model.layers.0.mlp.weight", "model.embed_tokens.weight", "visual.blocks.0.weight")
+    config = {"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", "vision_config": {}}
+    found = write(tmp_path / "a", config | {"tie_word_embeddings": True}, names)
+    if head != "none":
+        weights = load_file(found.path / "model.safetensors")
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + float(head == "own")
+        save_file(weights, found.path / "model.safetensors")
+    part = text_part(open_checkpoint(str(found.path), "base"))
+    assert part is not None
+    assert part.config["tie_word_embeddings"] is ties
 
 
 def test_a_language_model_is_no_wrapper(tmp_path: Path) -> None:
