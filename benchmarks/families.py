@@ -62,7 +62,7 @@ def live(work: Path) -> dict[str, Any]:
     from serve import reference
 
     # A fork behaves like a process of its own, which would import vLLM anew.
-    reference._ask = lambda arguments, checkpoint: tuple(
+    reference._ask = lambda arguments, checkpoint, environment: tuple(
         forked(work / "reference.log", lambda: reference.probe(arguments | {"model": str(checkpoint)}))
     )
     wall, processor = time.perf_counter(), _processor_seconds()

@@ -1,7 +1,7 @@
 """This module has the engine: one vLLM engine that holds θ(λ) and moves in place."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from serve.hooks.seeded_draws import NUMBER, Draw, Drawn, Draws, TokenRecord
 from serve.machine import host_memory
 from serve.multinode import NodePlace
 from serve.plugin import RESIDENT
-from serve.reference import reference_probes
+from serve.reference import References
 from serve.settings import EngineSettings, Sampling
 from serve.start import llm_arguments
 from serve.switch.tiers import RELOAD, Room
@@ -90,7 +90,8 @@ class Engine:
             on = way(base, by_name(aligned), line, Path(arguments["model"]))
             # An engine over several nodes has no references: an engine that loads another parent would need the same
             # machines. There it is enough that its own routes agree.
-            references = {} if node_place is not None else reference_probes(arguments, on, settings.device)
+            asked = replace(on, others={}) if node_place is not None else on
+            self._references = References(arguments, asked, settings.device)
         try:
             self._llm = LLM(**arguments)
             if aligned is not None:
@@ -112,7 +113,8 @@ class Engine:
             return
         slower = next((reason for _, reason in tiers if reason), "")
         routes = {RELOAD: slower} if slower else {RESIDENT: "", RELOAD: ""}
-        verdict = self._travel(journey(routes, on, references))
+        references = self._references
+        verdict = self._travel(journey(routes, on, references.said, references.remembered))
         self.fallback = verdict.reason
         # Engines that start apart may choose other kernels, which no digest of weights shows.
         self.probe_digest = probe_digest(verdict.said)
@@ -153,6 +155,8 @@ class Engine:
             elif step.kind == "go":
                 self.lam = None
                 self.switch(step.point)
+            elif step.kind == "ask":
+                answer = self._references.afresh(step.point)
             else:
                 answer = self._probe()
 

@@ -5,7 +5,8 @@ every parent. An engine answers a probe prompt first with the weights that vLLM 
 them; what it must answer at the other parents is known from engines of their own (`serve.reference`), which loaded those
 parents and ended. Then each route takes it to the other parents, to a point between, where no load of vLLM's is at hand and
 the routes are held against each other, and back to where it began. All answers must have the same bits. A route that fails
-is not used, and where none is left nothing is scored.
+is not used, and where none is left nothing is scored; where that rests on an answer of an earlier start, which may have been
+computed in another way, the parent is asked once more before.
 
 The journey is a generator that says what to do next, so that an engine in this process and one behind a server, where
 everything is asynchronous, take the same one.
@@ -14,7 +15,7 @@ everything is asynchronous, take the same one.
 import hashlib
 import math
 import struct
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -48,8 +49,8 @@ class Way:
 class Step:
     """A step says what is to be done next."""
 
-    kind: Literal["use", "go", "probe"]
-    """use a route from now on; go to a point; answer the probe prompt."""
+    kind: Literal["use", "go", "probe", "ask"]
+    """use a route from now on; go to a point; answer the probe prompt; have an engine of its own answer it for a point."""
     route: str = ""
     point: str = ""
 
@@ -80,13 +81,16 @@ def way(base: Path, aligned: Mapping[str, Path], line: Line, model: Path) -> Way
     return Way(loaded, others, named(dict.fromkeys(aligned, _BETWEEN)))
 
 
-def journey(routes: Mapping[str, str], on: Way, references: Mapping[str, Probe]) -> Journey:
+def journey(
+    routes: Mapping[str, str], on: Way, references: Mapping[str, Probe], remembered: Collection[str] = ()
+) -> Journey:
     """Travel, and settle which route is used.
 
     Args:
         routes: those that the engine can take, the fastest first, two at most; for each why there is nothing faster, or "".
         on: the way.
         references: what engines of their own said of the way's other parents, by point.
+        remembered: the points of those that said it in an earlier start.
 
     Raises:
         WrongWeightsError: no route makes the weights that vLLM loads. Says what is wrong with each.
@@ -98,7 +102,7 @@ def journey(routes: Mapping[str, str], on: Way, references: Mapping[str, Probe])
     # Where no load of vLLM's is at hand, the routes are held against each other.
     between = (on.between, *(point for point in on.others if point not in references))
     crossed: dict[str, list[Probe]] = {}
-    wrong: dict[str, list[str]] = {}
+    travelled: dict[str, dict[str, Probe]] = {}
 
     def visit(route: str, point: str) -> Generator[Step, Probe | None, Probe]:
         yield Step("use", route=route)
@@ -106,40 +110,47 @@ def journey(routes: Mapping[str, str], on: Way, references: Mapping[str, Probe])
         return (yield from _answer(Step("probe")))
 
     def travel(route: str) -> Generator[Step, Probe | None, None]:
-        wrong[route] = []
-        for point, answer in wanted.items():
-            if (yield from visit(route, point)) != answer:
-                wrong[route].append(f"λ = {point}")
+        travelled[route] = {}
+        for point in wanted:
+            travelled[route][point] = yield from visit(route, point)
 
     def cross(route: str) -> Generator[Step, Probe | None, None]:
         crossed[route] = []
         for point in between:
             crossed[route].append((yield from visit(route, point)))
 
+    def wrong(route: str) -> list[str]:
+        return [point for point, said in travelled[route].items() if said != wanted[point]]
+
     fast, *slower = routes
-    yield from cross(fast)
-    for route in slower:
+    for route in routes:
         yield from cross(route)
     # The route is used only now, so that what another route leaves behind in the engine shows, too.
     yield from travel(fast)
-    if not slower:
-        if wrong[fast]:
-            raise WrongWeightsError(_message(wrong))
-        return Verdict(fast, routes[fast], (untouched, crossed[fast][0]))
-    (slow,) = slower
-    if crossed[fast] == crossed[slow] and not wrong[fast]:
-        return Verdict(fast, routes[fast], (untouched, crossed[fast][0]))
-    yield from travel(slow)
-    if wrong[fast] and wrong[slow]:
-        raise WrongWeightsError(_message(wrong))
-    if wrong[slow]:  # nothing that it says elsewhere counts
-        return Verdict(fast, routes[fast], (untouched, crossed[fast][0]))
-    elsewhere = [f"λ = {point}" for point, *said in zip(between, *crossed.values(), strict=True) if said[0] != said[1]]
-    return Verdict(slow, _wrong(fast, wrong[fast] or elsewhere), (untouched, crossed[slow][0]))
+    for slow in slower:
+        if wrong(fast) or crossed[fast] != crossed[slow]:
+            yield from travel(slow)
+    if all(map(wrong, travelled)):
+        doubted = {point for route in travelled for point in wrong(route)}
+        for point in (point for point in wanted if point in doubted and point in remembered):
+            wanted[point] = yield from _answer(Step("ask", point=point))
+    if all(map(wrong, travelled)):
+        raise WrongWeightsError(_message({route: wrong(route) for route in travelled}))
+    used = fast
+    for slow in slower:
+        # Nothing that a route says elsewhere counts, if it is wrong at a parent.
+        if slow in travelled and not wrong(slow) and (wrong(fast) or crossed[fast] != crossed[slow]):
+            used = slow
+    reason = routes[used]
+    if used != fast:
+        said = zip(between, crossed[fast], crossed[used], strict=True)
+        reason = _wrong(fast, wrong(fast) or [point for point, one, two in said if one != two])
+    return Verdict(used, reason, (untouched, crossed[used][0]))
 
 
 def _wrong(route: str, points: list[str]) -> str:
-    return f"the {route} route gives other logprobs than vLLM's own loader at {' and '.join(points)}"
+    where = " and ".join(f"λ = {point}" for point in points)
+    return f"the {route} route gives other logprobs than vLLM's own loader at {where}"
 
 
 def _message(wrong: Mapping[str, list[str]]) -> str:

@@ -5,6 +5,7 @@ key, a request without a valid one does not get this far; on every other path th
 it.
 """
 
+import asyncio
 import itertools
 import json
 import time
@@ -32,6 +33,8 @@ from serve.verify import Journey, Probe, Verdict, journey, probe_request, read_p
 
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
+
+    from serve.reference import References
 
 PATH = "/v1/lambda"
 HEADER = "X-Lambdasweep-Lambda"
@@ -70,8 +73,8 @@ class LambdaEndpoint:
         routes = {RELOAD: slower} if slower else {RESIDENT: "", RELOAD: ""}
         aligned = {name: Path(path) for name, path in parents["aligned"].items()}
         on = way(Path(parents["base"]), aligned, Line.from_json(parents["line"]), Path(args.model))
-        references = {point: tuple(probe) for point, probe in parents["references"].items()}
-        verdict = await self._travel(journey(routes, on, references))
+        self._references: References = args.lambdasweep_references
+        verdict = await self._travel(journey(routes, on, self._references.said, self._references.remembered))
         self._fallback = verdict.reason
         await self._engine.collective_rpc("interpolation_use", args=(verdict.route, True))
         tier = f" {'/'.join(sorted({tier for tier, _ in tiers}))}" if verdict.route == RESIDENT else ""
@@ -121,6 +124,8 @@ class LambdaEndpoint:
                 await self._engine.collective_rpc("interpolation_use", args=(step.route, False))
             elif step.kind == "go":
                 await self._switch(step.point)
+            elif step.kind == "ask":
+                answer = await asyncio.to_thread(self._references.afresh, step.point)
             else:
                 answer = await self._probe()
 

@@ -15,9 +15,9 @@ from contract.points import by_name
 from merge.checkpoint import open_checkpoint
 from merge.heads import engine_parent
 from merge.line import Line
-from serve.plugin import BACKEND, CONFIG_KEY, WORKER_EXTENSION, ParentsConfig, register
+from serve.plugin import BACKEND, WORKER_EXTENSION, ParentsConfig, register
 from serve.prefixes import shares_prefixes
-from serve.reference import reference_probes
+from serve.reference import References
 from serve.settings import available_cores, cores_by_rank, installed_device
 from serve.verify import way
 from serve.vllm_arguments import first_lines
@@ -93,7 +93,7 @@ def serve(serving: Serving) -> None:
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")  # see serve.start.process_environment
     aligned = by_name(serving.aligned)
     on = way(serving.base, {name: Path(path) for name, path in aligned.items()}, serving.line, Path(args.model))
-    args.additional_config[CONFIG_KEY]["references"] = reference_probes(engine_arguments(args), on, installed_device())
+    args.lambdasweep_references = References(engine_arguments(args), on, installed_device())  # for the endpoint
     uvloop.run(run_server(args))
 
 

@@ -36,6 +36,7 @@ class Case:
     tied: bool = True
     parents: str = "auto"
     sabotage: bool = False
+    misremembers: bool = False
 
     @property
     def kind(self) -> str:
@@ -51,6 +52,7 @@ LIVE = (
     Case("pipeline untied", stages=2, tied=False, step=256),
     Case("reload", parents="reload"),
     Case("sabotaged", sabotage=True),
+    Case("misremembering", misremembers=True),
 )
 FRESH_AT = {"held untied bfloat16": LAMBDAS[1:], "pipeline": ("0.35", "1.5"), "pipeline untied": ("0.35",)}
 FRESH = {(case.kind, lam): case for case in LIVE for lam in FRESH_AT.get(case.name, LAMBDAS)}
@@ -87,6 +89,7 @@ def results(pairs: dict[bool, tuple[Path, Path]], tmp_path_factory: pytest.TempP
             "settings": settings.to_json(),
             "parents": parents,
             "sabotage": case.sabotage,
+            "misremembers": case.misremembers,
             "requests": requests,
             "steps": [[lam, root / f"{name}-{step}.parquet"] for step, lam in enumerate(stops)],
         }
@@ -95,7 +98,7 @@ def results(pairs: dict[bool, tuple[Path, Path]], tmp_path_factory: pytest.TempP
         add(case.name, case, *pairs[case.tied], case.parents, PATH)
     for (kind, lam), case in FRESH.items():
         merged = export(*pairs[case.tied], lam, root / f"merged-{case.tied}-{lam}")
-        add(f"fresh {kind} {lam}", replace(case, sabotage=False), merged, None, "auto", [None])
+        add(f"fresh {kind} {lam}", replace(case, sabotage=False, misremembers=False), merged, None, "auto", [None])
     return engine_process.run(root, jobs)
 
 
@@ -119,6 +122,7 @@ def test_the_route_is_the_fast_one_unless_it_is_wrong(results: dict[str, Any], c
     _, counted = results[case.name]
     wanted = {
         "resident": ("resident mmap", ""),
+        "misremembering": ("resident mmap", ""),
         "resident tp2": ("resident mmap", ""),
         "pipeline": ("resident mmap", ""),
         "pipeline untied": ("resident mmap", ""),

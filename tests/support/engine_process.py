@@ -6,7 +6,7 @@ sweeps and servers with several ranks see that ranks can be spawned, and that th
 A job says where to go: `{"base", "aligned" (one, several by name, or null), "settings", "requests", "parents", "line",
 "steps": [[λ or null, output.parquet], …]}`; a null λ scores the weights the engine was started with. A
 step [λ, output.parquet, {"prompts", "sampling", "p_true"}] samples instead; texts are then the token ids. With "sabotage"
-the resident route takes the parents for each other.
+the resident route takes the parents for each other, and with "misremembers" a wrong answer of a parent is remembered.
 """
 
 import functools
@@ -14,8 +14,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-import traceback
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -126,7 +124,8 @@ def work(job: Path) -> None:
     line = Line.from_json(values.get("line", {}))
     # None is a fresh engine: only vLLM has touched its weights.
     aligned = {name: Path(path) for name, path in by_name(values["aligned"]).items()} if values["aligned"] else None
-    reference._ask = _ask_a_fork
+    if values.get("misremembers"):
+        reference._answer = functools.partial(_misremember, reference._answer)
     engine = Engine(Path(values["base"]), aligned, engine_settings, values["parents"], line=line)
     requests = pq.read_table(values["requests"])
     counted = []
@@ -166,24 +165,13 @@ def work(job: Path) -> None:
     job.with_suffix(".out").write_text(json.dumps(counted))
 
 
-def _ask_a_fork(arguments: dict[str, Any], checkpoint: Path) -> Any:
-    """Ask in a fork what vLLM makes of a parent. `serve.reference` asks a new process, which would import vLLM anew."""
+def _misremember(right: Any, question: Any) -> Any:
+    """Say of the first parent what no engine says, as if an earlier start had computed it with other threads."""
     from serve import reference
 
-    with tempfile.TemporaryDirectory() as folder:
-        job = Path(folder) / "job.json"
-        job.write_text(json.dumps(arguments | {"model": str(checkpoint)}))
-        pid = os.fork()
-        if not pid:
-            try:
-                reference._main(job)
-            except BaseException:
-                traceback.print_exc()
-            os._exit(0)
-        os.waitpid(pid, 0)
-        said = job.with_suffix(".out")
-        assert said.exists(), f"vLLM did not start on {checkpoint}"
-        return tuple(json.loads(said.read_text()))
+    reference._answer = right
+    (first, *others), _ = right(question)
+    return (first + 2e-6, *others), True
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,9 +27,16 @@ class Engine:
     def __init__(self, loaded: str, **routes: Callable[[str, float], float]) -> None:
         self.weights, self.routes, self.route = TRUE[loaded], routes, ""
         self.visited: list[tuple[str, str]] = []
+        self.asked: list[str] = []
+        self.fresh: Mapping[str, Probe] = REFERENCES  # what fresh engines say, where they are asked again
 
-    def travel(self, routes: Mapping[str, str], references: Mapping[str, Probe] = REFERENCES) -> Verdict:
-        going, answer = journey(routes, ON, references), None
+    def travel(
+        self,
+        routes: Mapping[str, str],
+        references: Mapping[str, Probe] = REFERENCES,
+        remembered: Collection[str] = (),
+    ) -> Verdict:
+        going, answer = journey(routes, ON, references, remembered), None
         while True:
             try:
                 step = going.send(answer)
@@ -42,6 +49,9 @@ class Engine:
             elif step.kind == "go":
                 self.weights = self.routes[self.route](step.point, self.weights)
                 self.visited.append((self.route, step.point))
+            elif step.kind == "ask":
+                self.asked.append(step.point)
+                answer = self.fresh[step.point]
             else:
                 answer = (self.weights,)
 
@@ -150,6 +160,42 @@ def test_a_single_route_is_held_against_both_parents(wrong: Callable[[str, float
 def test_a_parent_of_which_nothing_is_known_is_where_routes_are_held_against_each_other() -> None:
     assert Engine("0", resident=right, reload=right).travel(BOTH, {}) == Verdict("resident", "")
     assert Engine("0", resident=derived_stays, reload=right).travel(BOTH, {}).reason.endswith("at λ = 0.35 and λ = 1")
+
+
+STALE: dict[str, Probe] = {"1": (20.000002,)}  # it was computed with another number of threads
+
+
+@pytest.mark.parametrize("routes", [BOTH, {"reload": "--parents reload"}])
+def test_a_remembered_answer_that_nobody_gives_any_more_is_asked_afresh(routes: Mapping[str, str]) -> None:
+    engine = Engine("0", resident=right, reload=right)
+    fast = next(iter(routes))
+    assert engine.travel(routes, STALE, {"1"}) == Verdict(fast, routes[fast])
+    assert engine.asked == ["1"]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_an_engine_that_is_wrong_stays_so_when_its_parent_is_asked_afresh(wrong: Callable[[str, float], float]) -> None:
+    both = Engine("0", resident=wrong, reload=wrong)
+    with pytest.raises(WrongWeightsError, match=r"resident route gives other logprobs.*reload route gives other"):
+        both.travel(BOTH, STALE, {"1"})
+    assert both.asked == ["1"]
+    assert Engine("0", resident=wrong, reload=right).travel(BOTH, STALE, {"1"}).route == "reload"
+    assert Engine("0", resident=right, reload=wrong).travel(BOTH, STALE, {"1"}) == Verdict("resident", "")
+
+
+def test_after_an_answer_afresh_routes_that_differ_between_the_parents_still_do() -> None:
+    verdict = Engine("0", resident=wrong_between, reload=right).travel(BOTH, STALE, {"1"})
+    assert verdict.route == "reload"
+    assert verdict.reason.endswith("loader at λ = 0.35")
+
+
+def test_nobody_is_asked_twice_in_one_start() -> None:
+    """Neither where a route agrees with what is remembered, nor where the answer was computed in this start."""
+    engine = Engine("0", resident=packed_twice, reload=right)
+    assert engine.travel(BOTH, REFERENCES, {"1"}).route == "reload"
+    with pytest.raises(WrongWeightsError):
+        engine.travel({"resident": ""}, REFERENCES)
+    assert engine.asked == []
 
 
 def output(prompt: list[float], written: list[float]) -> Any:
