@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from merge.checkpoint import ADAPTER, ADAPTER_CONFIG, SINGLE, open_checkpoint
 from merge.computed import Computed, Factors, mapped
 from merge.export import ExportPlan, export
 from merge.fingerprints import fingerprint
+from merge.heads import engine_parent
 from merge.interpolate import interpolated_tensors
 from merge.line import Line
 from merge.pair import Pair, open_pair
@@ -244,6 +246,8 @@ def test_what_is_not_supported_is_refused(
         (("layers.0.self_attn.q_proj", "layers.7.self_attn.q_proj"), "base has no weights named model.layers.7"),
         (("layers.0.self_attn.q_proj.lora_B.weight", "x.lora_magnitude_vector"), "which is no factor of a plain LoRA"),
         (("layers.0.self_attn.q_proj.lora_B", "layers.0.self_attn.k_proj.lora_B"), "has one of two factors"),
+        (("model.model.layers.0.self_attn.q_proj", "model.self_attn.q_proj"), "named self_attn.q_proj: give the base"),
+        (("model.model.layers.0.", "model.model.layers.00."), "base has no weights named model.layers.00.self_attn"),
     ],
 )
 def test_factors_must_fit_base(tmp_path: Path, written: tuple[Path, Path], rename: tuple[str, str], says: str) -> None:
@@ -251,6 +255,62 @@ def test_factors_must_fit_base(tmp_path: Path, written: tuple[Path, Path], renam
     weights = {name.replace(*rename): tensor for name, tensor in load_file(adapter / ADAPTER).items()}
     with pytest.raises(PairError, match=says):
         open_pair(str(base), str(changed(adapter, tmp_path / "adapter", {}, weights)))
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "model.model.", "language_model.model.", "thinker.model.model."])
+def test_models_may_have_a_prefix_more_or_less(tmp_path: Path, written: tuple[Path, Path], prefix: str) -> None:
+    base, adapter = written
+    weights = {
+        name.replace("base_model.model.model.", f"base_model.model.{prefix}"): tensor
+        for name, tensor in load_file(adapter / ADAPTER).items()
+    }
+    called, wanted = (
+        open_pair(str(base), str(one)).aligned.tensors
+        for one in (changed(adapter, tmp_path / "adapter", {}, weights), adapter)
+    )
+    adapted = {name for name, info in called.items() if info.update is not None}
+    assert adapted == {name for name, info in wanted.items() if info.update is not None}
+    assert len(adapted) == 2
+
+
+def test_factors_that_make_no_matrix_and_none_at_all_are_refused(tmp_path: Path, written: tuple[Path, Path]) -> None:
+    base, adapter = written
+    cut = {name: tensor[:3] if "lora_A" in name else tensor for name, tensor in load_file(adapter / ADAPTER).items()}
+    with pytest.raises(PairError, match=r"q_proj have the shapes \[3, 64\] and \[128, 4\]"):
+        open_pair(str(base), str(changed(adapter, tmp_path / "cut", {}, cut)))
+    with pytest.raises(PairError, match="it has no factors"):
+        open_pair(str(base), str(changed(adapter, tmp_path / "empty", {}, {})))
+
+
+def test_a_pattern_is_of_whole_names_of_modules(tmp_path: Path, written: tuple[Path, Path]) -> None:
+    """PEFT takes `proj` for no part of `q_proj`, whose rank is then the adapter's."""
+    base, adapter = written
+    to = changed(adapter, tmp_path / "adapter", {"rank_pattern": {"proj": 5}, "alpha_pattern": {"attn.q_proj": 1}})
+    update = open_pair(str(base), str(to)).aligned.tensors["model.layers.1.self_attn.q_proj.weight"].update
+    assert update is not None
+    assert update.scale == 8 / 4
+
+
+def test_a_layer_that_is_saved_whole_beside_its_factors_counts(tmp_path: Path) -> None:
+    """PEFT saves a resized embedding under the name of the layer that the adapted one wraps."""
+    base = write_checkpoint(tmp_path / "base", seed=0, tie=False)
+    write_adapter(tmp_path / "adapter", base, 1, r=2, lora_alpha=4, target_modules=["q_proj"])
+    name = "model.embed_tokens.weight"
+    saved = load_file(base / SINGLE)[name].flip(0).contiguous()
+    weights = load_file(tmp_path / "adapter" / ADAPTER)
+    weights[f"base_model.model.{name.replace('weight', 'base_layer.weight')}"] = saved
+    pair = open_pair(str(base), str(changed(tmp_path / "adapter", tmp_path / "saved", {}, weights)))
+    assert bits(dict(interpolated_tensors(pair, "1"))[name]) == bits(saved)
+
+
+def test_a_checkpoint_that_an_adapter_lies_beside_is_the_checkpoint(tmp_path: Path, written: tuple[Path, Path]) -> None:
+    base, adapter = written
+    both = Path(shutil.copytree(base, tmp_path / "both"))
+    for file in (ADAPTER, ADAPTER_CONFIG):
+        shutil.copy(adapter / file, both)
+    found = open_checkpoint(str(both), "aligned")
+    assert (found.is_adapter, found.tensors.keys()) == (False, open_checkpoint(str(base), "base").tensors.keys())
+    assert engine_parent([open_checkpoint(str(one), "parent") for one in (adapter, both)]) == (1, {})
 
 
 def test_adapters_go_where_they_can(tmp_path: Path, written: tuple[Path, Path]) -> None:

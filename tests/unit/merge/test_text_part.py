@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from contract.errors import PairError
-from merge.checkpoint import Checkpoint, open_checkpoint
+from merge.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from merge.line import Line
 from merge.pair import open_pair
 from merge.text_part import _WRAPPERS, only_text, text_part
@@ -62,9 +63,43 @@ def test_names_are_those_of_the_language_model_in_every_spelling(
     assert part.names == spelling
 
 
+LANGUAGE_MODELS = [(name, model_type) for name, one in _WRAPPERS.items() for model_type in one.classes]
+
+
+def without_memory(architecture: str, config: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors of a model as transformers makes it, by name."""
+    with torch.device("meta"):
+        made = getattr(transformers, architecture)(config)
+    return {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()}
+
+
+@pytest.mark.parametrize(("architecture", "model_type"), LANGUAGE_MODELS)
+def test_the_part_has_config_names_and_shapes_of_the_language_model_of_transformers(
+    architecture: str, model_type: str
+) -> None:
+    kind = getattr(transformers, f"{architecture.removesuffix('ForConditionalGeneration')}Config")
+    config = kind(text_config={"model_type": model_type, "num_hidden_layers": 4})
+    if architecture == "Gemma4ForConditionalGeneration":  # its towers are optional
+        config = kind(text_config=config.text_config.to_dict(), vision_config={}, audio_config={})
+    whole = without_memory(architecture, config)
+    tensors = {
+        name: TensorInfo(Path("none"), "BF16", shape, begin=0, end=0, name=name, stored="BF16")
+        for name, shape in whole.items()
+    }
+    values = config.to_dict() | {"architectures": [architecture]}
+    part = text_part(Checkpoint("none", Path("none"), None, values, tensors))
+    assert part is not None
+    assert len(part.names) < len(whole)
+    found = {name: whole[stored] for stored, name in part.names.items()}
+    # Keys of the wrapper's text config that the class of the language model does not know are kept as they are.
+    made = transformers.AutoConfig.for_model(**part.config)
+    assert found == without_memory(part.config["architectures"][0], made)
+
+
 def test_names_of_a_wrapper_that_has_no_place_of_its_own_for_the_language_model(tmp_path: Path) -> None:
     config = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "hidden_size": 8}
-    config |= {"vision_config": {"hidden_size": 4}, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
+    sections = {"type": "mrope", "mrope_section": [1, 1, 2], "mrope_interleaved": True}
+    config |= {"vision_config": {"hidden_size": 4}, "rope_scaling": sections}
     names = ("model.layers.0.mlp.weight", "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
     part = text_part(write(tmp_path / "a", config, (*names, "visual.blocks.0.weight")))
     assert part is not None

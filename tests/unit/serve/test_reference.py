@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from contract.errors import EngineError
 from serve import reference
@@ -89,6 +91,14 @@ def test_another_number_of_threads_is_asked_anew(tmp_path: Path, asked: Asked, m
     assert said == [1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10]
 
 
+def test_nobody_is_asked_of_an_adapter_which_vllm_loads_as_no_checkpoint(tmp_path: Path, asked: Asked) -> None:
+    path = write_checkpoint(tmp_path / "one", seed=0)
+    save_file({"x.lora_A.weight": torch.ones(1, 2)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    found = References({}, Way("0", {"dpo=1,sft=0": tmp_path, "dpo=0,sft=1": path}, "dpo=0.35,sft=0.35"), "cpu")
+    assert found.said == {"dpo=0,sft=1": (1.0,)}
+
+
 def test_only_what_an_earlier_start_has_left_behind_counts_as_remembered(tmp_path: Path, asked: Asked) -> None:
     path = write_checkpoint(tmp_path / "one", seed=0)
     first, second = references(path), references(path)
@@ -130,9 +140,6 @@ def test_what_is_in_doubt_is_forgotten_where_no_fresh_engine_starts(
 
 
 def test_an_answer_of_weights_that_are_no_numbers_is_not_remembered(tmp_path: Path, asked: Asked) -> None:
-    import torch
-    from safetensors.torch import load_file, save_file
-
     path = write_checkpoint(tmp_path / "one", seed=0)
     weights = load_file(path / "model.safetensors")
     next(iter(weights.values())).view(-1)[0] = torch.nan

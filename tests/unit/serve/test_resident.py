@@ -380,6 +380,34 @@ def test_adapters_are_kept_as_factors_and_give_the_checkpoint_that_is_exported(
     assert straight.switch(point) == digest
 
 
+@pytest.mark.parametrize("tier", ["device", "pinned", "mmap"])
+def test_factors_are_brought_to_the_device_once_wherever_base_is(root: Path, tier: str) -> None:
+    base = write_pair(root / "brought", 8, torch.bfloat16).base
+    write_adapter(root / "brought-adapter", 0, torch.bfloat16)
+    pair = join({"base": base, "aligned": open_checkpoint(str(root / "brought-adapter"), "aligned")}, STRAIGHT)
+    parents, device = mapped_together([*pair.parents.values()]), torch.device("meta")
+    targets = trace(loaded(Model(0, 1, 8, torch.bfloat16)), dict(mapped_tensors(pair.base)))
+    where = device if tier == "device" else CPU
+    held = (
+        MappedParents(targets, parents, device)
+        if tier == "mmap"
+        else HeldParents(targets, parents, where, device, False)
+    )
+    found: dict[str, list[Added]] = {}
+    for target in targets:
+        for piece, _, (first, *others) in held.blocks(target, 16, whole=False):
+            assert isinstance(first, torch.Tensor)
+            assert first.device == where
+            found.setdefault(piece.name, []).extend(one for one in others if isinstance(one, Added))
+    adapted = {name: blocks for name, blocks in found.items() if blocks}
+    assert adapted.keys() == {"attn.q.weight", "attn.v.weight", "down.weight"}
+    for blocks in adapted.values():
+        assert len(blocks) > 1
+        ups = [block.factors.up for block in blocks]
+        assert {up.device for up in ups} == {device}
+        assert len({up.untyped_storage()._cdata for up in ups}) == 1  # each block is a window on the same factors
+
+
 def test_a_block_is_kept_unless_it_is_made_when_it_is_read(root: Path) -> None:
     """What an adapter adds is a view of its factors; what is converted of a file is a copy."""
     base = write_pair(root / "kept", 8, torch.bfloat16).base

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -65,12 +66,16 @@ def test_nothing_is_changed_for_a_language_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("said", "is_tuned"), [({}, True), ({"attn_temperature_tuning": False}, False)])
+@pytest.mark.parametrize("is_wrapped", [False, True])
 def test_llama_4_is_tuned_as_its_config_says_however_long_requests_may_be(
-    tmp_path: Path, said: dict[str, bool], is_tuned: bool
+    tmp_path: Path, said: dict[str, bool], is_tuned: bool, is_wrapped: bool
 ) -> None:
     from serve.text_part import text_arguments
 
-    config = {"architectures": ["Llama4ForCausalLM"], "model_type": "llama4_text"} | said
+    config: dict[str, Any] = {"architectures": ["Llama4ForCausalLM"], "model_type": "llama4_text"} | said
+    if is_wrapped:
+        config = {"architectures": ["Llama4ForConditionalGeneration"], "model_type": "llama4", "text_config": config}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file({"model.norm.weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    prefix = "language_model." if is_wrapped else ""
+    save_file({f"{prefix}model.norm.weight": torch.ones(2)}, tmp_path / "model.safetensors")
     assert text_arguments(tmp_path)["override_generation_config"] == {"attn_temperature_tuning": is_tuned}
