@@ -104,12 +104,7 @@ class References:
             EngineError: a fresh engine did not start; where it does not fit beside the one in question, the next start
                 asks first.
         """
-        question = self._questions[point]
-        if question.entry is None:
-            return _ask(question.arguments, question.checkpoint, question.environment)
-        with locked(question.entry.with_suffix(".lock")):
-            question.entry.unlink(missing_ok=True)
-        return _answer(question)[0]
+        return _answer(self._questions[point], self.said[point])[0]
 
 
 def _told(arguments: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
@@ -158,14 +153,17 @@ def _cores(bound: str) -> str | list[int]:
         return bound
 
 
-def _answer(question: _Question) -> tuple[Probe, bool]:
-    """Return what a fresh engine says, and whether that is remembered of an earlier start."""
+def _answer(question: _Question, doubted: Probe | None = None) -> tuple[Probe, bool]:
+    """Return what a fresh engine says, and whether that is remembered of an earlier start; what is doubted is forgotten."""
     entry = question.entry
     if entry is None:
         return _ask(question.arguments, question.checkpoint, question.environment), False
     with locked(entry.with_suffix(".lock")):  # if a node has several replicas, one of them asks
         with contextlib.suppress(OSError, ValueError):
-            return tuple(json.loads(entry.read_text())), True
+            remembered = tuple(json.loads(entry.read_text()))
+            if remembered != doubted:
+                return remembered, True
+            entry.unlink()
         said = _ask(question.arguments, question.checkpoint, question.environment)
         with contextlib.suppress(OSError):  # a cache that cannot be written costs time only
             commit_json(entry, said)
