@@ -5,7 +5,7 @@ The model is a toy with vLLM's loading conventions; `tests/real/test_engine.py` 
 
 import gc
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -304,20 +304,27 @@ def test_several_aligned_checkpoints_are_those_of_the_checkpoint(
     assert route(pair, Model(*place, 8, live), "mmap").switch(path[-1]) == digest
 
 
-def write_adapter(directory: Path, seed: int, dtype: torch.dtype) -> int:
-    """Write factors for a part of a fused layer and for a row-parallel layer, and a whole norm.
+ADAPTED = {"attn.q": (8, 8), "attn.v": (4, 8), "down": (3, 16)}
+
+
+def write_adapter(
+    directory: Path, seed: int, dtype: torch.dtype, sizes: Mapping[str, tuple[int, int]] = ADAPTED, width: int = 8
+) -> int:
+    """Write factors for a part of a fused layer, for a row-parallel layer and for a padded embedding, and a whole norm.
 
     Returns:
         The bytes of all factors.
     """
     generator = torch.Generator().manual_seed(seed)
-    sizes = {"attn.q": (8, 8), "attn.v": (4, 8), "down": (3, 16)}
-    made = {}
+    made = {
+        "base_model.model.embed.lora_embedding_A": torch.randn(2, 5, generator=generator).to(dtype),
+        "base_model.model.embed.lora_embedding_B": torch.randn(width, 2, generator=generator).to(dtype),
+    }
     for module, (rows, columns) in sizes.items():
         for letter, shape in (("A", (2, columns)), ("B", (rows, 2))):
             made[f"base_model.model.{module}.lora_{letter}.weight"] = torch.randn(shape, generator=generator).to(dtype)
     nbytes = sum(tensor.nbytes for tensor in made.values())
-    made["base_model.model.norm.modules_to_save.weight"] = torch.randn(8, generator=generator).to(torch.bfloat16)
+    made["base_model.model.norm.modules_to_save.weight"] = torch.randn(width, generator=generator).to(torch.bfloat16)
     directory.mkdir(exist_ok=True, parents=True)
     save_file(made, directory / "adapter_model.safetensors")
     (directory / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 3}')
@@ -400,7 +407,7 @@ def test_factors_are_brought_to_the_device_once_wherever_base_is(root: Path, tie
             assert first.device == where
             found.setdefault(piece.name, []).extend(one for one in others if isinstance(one, Added))
     adapted = {name: blocks for name, blocks in found.items() if blocks}
-    assert adapted.keys() == {"attn.q.weight", "attn.v.weight", "down.weight"}
+    assert adapted.keys() == {"attn.q.weight", "attn.v.weight", "down.weight", "embed.weight"}
     for blocks in adapted.values():
         assert len(blocks) > 1
         ups = [block.factors.up for block in blocks]
@@ -598,6 +605,22 @@ def test_what_the_loader_computes_it_makes_again(root: Path, place: tuple[int, i
         for name, want in fresh.named_parameters():
             have = model.qkv.packed.t() if packed and name == "qkv.weight" else model.get_parameter(name)
             assert torch.equal(bits(have), bits(want)), (lam, name)
+
+
+@pytest.mark.parametrize("tier", ["device", "pinned", "mmap"])
+def test_an_adapted_tensor_that_is_loaded_as_no_part_of_a_matrix_is_a_copy(root: Path, tier: str) -> None:
+    base = write_pair(root / "turning", 4, torch.bfloat16).base  # k is as wide as it is high, and loaded transposed
+    write_adapter(root / "turning-adapter", 0, torch.bfloat16, {"attn.k": (4, 4), "attn.q": (8, 4)}, width=4)
+    pair = join({"base": base, "aligned": open_checkpoint(str(root / "turning-adapter"), "aligned")}, STRAIGHT)
+    model = Turning(0, 1, 4, torch.float32)
+    resident = route(pair, model, tier)
+    resident._limit = 24
+    for lam in ("1", "0.35", "0"):
+        resident.switch(lam)
+        fresh = Turning(0, 1, 4, torch.float32)
+        fresh.load_weights((name, tensor.clone()) for name, tensor in interpolated_tensors(pair, lam))
+        for name, want in fresh.named_parameters():
+            assert torch.equal(model.get_parameter(name), want), (lam, name)
 
 
 class Turning(Model):
