@@ -303,6 +303,24 @@ def test_a_layer_that_is_saved_whole_beside_its_factors_counts(tmp_path: Path) -
     assert bits(dict(interpolated_tensors(pair, "1"))[name]) == bits(saved)
 
 
+def test_bytes_of_an_adapter_are_those_of_its_factors_and_of_what_it_has_whole(
+    tmp_path: Path, written: tuple[Path, Path]
+) -> None:
+    base, adapter = written
+    weights = load_file(adapter / ADAPTER)
+    factors = {name: tensor.nbytes for name, tensor in weights.items()}
+    pair = open_pair(str(base), str(adapter))
+    assert pair.held_bytes(1) == (pair.base.nbytes, sum(factors.values()))
+    assert pair.stored_bytes == pair.base.nbytes + sum(factors.values())
+    # What is added to another tensor than base's is no factor of base's.
+    name = "model.layers.0.self_attn.q_proj.weight"
+    own = load_file(base / SINGLE)[name].flip(0).contiguous()
+    weights[f"base_model.model.{name.replace('weight', 'base_layer.weight')}"] = own
+    pair = open_pair(str(base), str(changed(adapter, tmp_path / "whole", {}, weights)))
+    others = sum(nbytes for stored, nbytes in factors.items() if ".layers.1." in stored)
+    assert pair.held_bytes(1) == (pair.base.nbytes + own.nbytes, others)
+
+
 def test_a_checkpoint_that_an_adapter_lies_beside_is_the_checkpoint(tmp_path: Path, written: tuple[Path, Path]) -> None:
     base, adapter = written
     both = Path(shutil.copytree(base, tmp_path / "both"))
