@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from contract.errors import PairError
 from merge.checkpoint import ADAPTER, ADAPTER_CONFIG, SINGLE, open_checkpoint
-from merge.computed import Computed, Factors, mapped
+from merge.computed import Computed, Factors, factors_on, mapped
 from merge.export import ExportPlan, export
 from merge.fingerprints import fingerprint
 from merge.heads import engine_parent
@@ -135,6 +135,7 @@ def test_any_window_has_the_bits_of_the_whole(is_transposed: bool) -> None:
     for shape, stride, offset in (
         ((57, 1031), (1031, 1), 0),
         ((20, 1031), (1031, 1), 11 * 1031),
+        ((20, 1031), (2062, 1), 11 * 1031),  # every other row
         ((57, 100), (1031, 1), 900),
         ((1, 13), (1031, 1), 5 * 1031 + 7),
         ((300,), (1,), 9 * 1031 + 50),
@@ -143,6 +144,15 @@ def test_any_window_has_the_bits_of_the_whole(is_transposed: bool) -> None:
         ((2000,), (1,), 1000),
     ):
         assert bits(made.window(shape, stride, offset)) == bits(whole.as_strided(shape, stride, offset))
+
+
+def test_factors_are_of_base_s_own_numbers_or_of_none() -> None:
+    stored, factors = torch.ones(3, 4).bfloat16(), Factors(torch.ones(3, 1), torch.ones(1, 4), 2.0)
+    assert factors_on(stored, Computed(stored, torch.bfloat16, factors)) is factors
+    assert factors_on(Computed(stored, torch.float32), Computed(stored, torch.float32, factors)) is factors
+    assert factors_on(stored, Computed(stored, torch.float32, factors)) is None
+    assert factors_on(stored, Computed(stored.clone(), torch.bfloat16, factors)) is None
+    assert factors_on(stored, stored) is None
 
 
 def test_several_adapters_are_added(tmp_path: Path) -> None:
@@ -291,14 +301,15 @@ def test_a_pattern_is_of_whole_names_of_modules(tmp_path: Path, written: tuple[P
     assert update.scale == 8 / 4
 
 
-def test_a_layer_that_is_saved_whole_beside_its_factors_counts(tmp_path: Path) -> None:
-    """PEFT saves a resized embedding under the name of the layer that the adapted one wraps."""
+@pytest.mark.parametrize("wraps", ["base_layer", "modules_to_save", "modules_to_save.default"])
+def test_a_layer_that_is_saved_whole_counts_under_every_name_that_peft_has_for_it(tmp_path: Path, wraps: str) -> None:
+    """A resized embedding is saved under the name of the layer that the adapted one wraps."""
     base = write_checkpoint(tmp_path / "base", seed=0, tie=False)
     write_adapter(tmp_path / "adapter", base, 1, r=2, lora_alpha=4, target_modules=["q_proj"])
     name = "model.embed_tokens.weight"
     saved = load_file(base / SINGLE)[name].flip(0).contiguous()
     weights = load_file(tmp_path / "adapter" / ADAPTER)
-    weights[f"base_model.model.{name.replace('weight', 'base_layer.weight')}"] = saved
+    weights[f"base_model.model.{name.replace('weight', f'{wraps}.weight')}"] = saved
     pair = open_pair(str(base), str(changed(tmp_path / "adapter", tmp_path / "saved", {}, weights)))
     assert bits(dict(interpolated_tensors(pair, "1"))[name]) == bits(saved)
 
