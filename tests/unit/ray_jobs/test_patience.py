@@ -92,6 +92,7 @@ def test_an_error_without_words_is_told_with_the_code_that_raised_it() -> None:
     ]
     assert last_error(told) == "AssertionError: assert self.topk_group is not None"
     assert last_error(told[:1]) == told[0]
+    assert last_error(["RuntimeError: no kernel", told[0]]) == "RuntimeError: no kernel"  # vLLM went on after a warning
 
 
 def test_ranks_log_where_the_last_words_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
