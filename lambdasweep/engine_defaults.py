@@ -37,14 +37,14 @@ def settle(
     """
     from merge.model_sizes import sizes_of
     from merge.text_part import architecture_of
-    from serve.runnable import default_dtype, refuse_model
+    from serve.runnable import default_dtype, refuse_groups, refuse_model
     from serve.settings import EngineSettings, available_cores, threads_of_rank
 
     recorded, sizes = recorded or {}, sizes_of(pair)
     dtype, architecture = config.dtype, architecture_of(pair.shaped)
     if dtype == "auto":
         dtype = default_dtype(device, architecture, _dtype_of(pair))
-    if refused := refuse_model(device, architecture, dtype):
+    if refused := refuse_model(device, architecture, dtype) or refuse_groups(architecture, pair.shaped.config):
         raise InputError(refused)
     window = sizes.window or CPU_WINDOW
     max_model_len = config.max_model_len or (min(window, CPU_WINDOW) if device == "cpu" else window)
@@ -282,9 +282,11 @@ def server_defaults(pair: "Pair", device: str, recorded: Mapping[str, Any]) -> d
     """
     from merge.model_sizes import sizes_of
     from merge.text_part import architecture_of
-    from serve.runnable import default_dtype, refuse_model
+    from serve.runnable import default_dtype, refuse_groups, refuse_model
 
     sizes, architecture = sizes_of(pair), architecture_of(pair.shaped)
+    if refused := refuse_groups(architecture, pair.shaped.config):
+        raise InputError(refused)
     window = sizes.window or CPU_WINDOW
     window = min(window, sizes.short_window or window)
     defaults: dict[str, Any] = {"max_model_len": window}

@@ -3,6 +3,9 @@
 A plan refuses the former, and no engine is started; of the latter it warns.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 # What a model has for which there is no kernel.
 _WITHOUT_KERNEL = {
     "DeepseekV32ForCausalLM": "sparse attention",
@@ -15,6 +18,11 @@ _WITHOUT_KERNEL = {
 }
 # Whose kernels take bfloat16 only.
 _BFLOAT16_ONLY = {"Qwen3NextForCausalLM": "gated delta networks"}
+# The groups of experts that a token may go to, with what they are where a config leaves them out. vLLM ends on null.
+_GROUPS: dict[str, dict[str, int | None]] = {
+    "DeepseekV2ForCausalLM": {"n_group": None, "topk_group": None},
+    "DeepseekV3ForCausalLM": {"n_group": 8, "topk_group": 4},
+}
 # How far, in nats, a fresh vLLM was from transformers with a small random model on a CPU, for reasons that are not known.
 _FAR_FROM_TRANSFORMERS = {
     "Ernie4_5_MoeForCausalLM": 0.92,
@@ -46,6 +54,26 @@ def refuse_model(device: str, architecture: str, dtype: str) -> str | None:
     if only and dtype != "bfloat16":
         return f"--dtype {dtype}: on a CPU vLLM computes the {only} of {architecture} in bfloat16 only: leave it out"
     return None
+
+
+def refuse_groups(architecture: str, config: Mapping[str, Any]) -> str | None:
+    """Return why vLLM cannot deal tokens to the experts of a config, or None.
+
+    Args:
+        architecture: as the config names it.
+        config: the config of the language model. What it leaves out has the value that its class in transformers has.
+    """
+    if architecture not in _GROUPS or (
+        architecture == "DeepseekV2ForCausalLM" and not config.get("n_routed_experts", 64)
+    ):
+        return None
+    null = [name for name, value in _GROUPS[architecture].items() if config.get(name, value) is None]
+    if not null:
+        return None
+    return (
+        f"{' and '.join(null)} of the parents' config.json: null, or left out where that means null, and vLLM wants numbers "
+        f"for {architecture}: where the experts are in no groups, write 1 for n_group and topk_group, which means the same"
+    )
 
 
 def warn_of_model(device: str, architecture: str) -> str | None:

@@ -1,5 +1,6 @@
 """Models that vLLM has no kernel for are refused by a plan, and each is what vLLM's registry calls it."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ from lambdasweep.engine_defaults import model_warnings, server_defaults, settle
 from merge.checkpoint import open_checkpoint
 from merge.line import STRAIGHT
 from merge.pair import Pair, join
-from serve.runnable import _BFLOAT16_ONLY, _FAR_FROM_TRANSFORMERS, _WITHOUT_KERNEL
+from serve.runnable import _BFLOAT16_ONLY, _FAR_FROM_TRANSFORMERS, _GROUPS, _WITHOUT_KERNEL
 from serve.settings import EngineSettings
 from tests.support.paths import ROOT
 from tests.support.shapes import LLAMA_8B, write_shape
 
 
-def pair_of(folder: Path, architecture: str) -> Pair:
-    one = open_checkpoint(str(write_shape(folder, LLAMA_8B | {"architectures": [architecture]})), "base")
+def pair_of(folder: Path, architecture: str, more: dict[str, Any] | None = None) -> Pair:
+    shape = LLAMA_8B | {"architectures": [architecture]} | (more or {})
+    one = open_checkpoint(str(write_shape(folder, shape)), "base")
     return join({"base": one, "aligned": one}, STRAIGHT)
 
 
@@ -35,6 +37,33 @@ def test_a_model_without_a_kernel_is_refused_on_a_cpu_only(tmp_path: Path) -> No
             refused()
     assert settled(pair, "cuda").dtype == "bfloat16"
     assert "dtype" not in server_defaults(pair, "cuda", {})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "groups", "told"),
+    [
+        ("DeepseekV2ForCausalLM", {}, "n_group and topk_group of the parents' config.json: null"),
+        ("DeepseekV2ForCausalLM", {"n_group": 1, "topk_group": None}, "topk_group of the parents' config.json: null"),
+        ("DeepseekV2ForCausalLM", {"n_group": 1, "topk_group": 1}, ""),
+        ("DeepseekV2ForCausalLM", {"n_routed_experts": None}, ""),
+        ("DeepseekV3ForCausalLM", {}, ""),
+        ("DeepseekV3ForCausalLM", {"n_group": None}, "n_group of the parents' config.json: null"),
+    ],
+)
+def test_experts_without_numbers_of_groups_are_refused(
+    tmp_path: Path, architecture: str, groups: dict[str, int | None], told: str
+) -> None:
+    from transformers import AutoConfig
+
+    pair = pair_of(tmp_path / "pair", architecture, groups)
+    for device in ("cpu", "cuda"):
+        with pytest.raises(InputError, match=told) if told else nullcontext():
+            settled(pair, device)
+        with pytest.raises(InputError, match=told) if told else nullcontext():
+            server_defaults(pair, device, {})
+    kind = {"DeepseekV2ForCausalLM": "deepseek_v2", "DeepseekV3ForCausalLM": "deepseek_v3"}[architecture]
+    class_of = AutoConfig.for_model(kind)
+    assert {name: getattr(class_of, name) for name in _GROUPS[architecture]} == _GROUPS[architecture]
 
 
 def test_a_model_whose_kernels_take_bfloat16_only_gets_it(tmp_path: Path) -> None:
