@@ -102,7 +102,7 @@ def _tokens_left(prepared: "Prepared", left: Sequence[Unit], shares: Shares) -> 
         kind = "rescored" if unit.at else "generations" if name in prepared.prompts else "tokens"
         share = likely[name]
         if unit.at:  # outputs are as long as they were written
-            share *= shares.of(written[name], unit.lam, likely[written[name]]) / likely[written[name]]
+            share *= shares.of(written[name], unit.lam, likely[written[name]]) / (likely[written[name]] or 1.0)
         tokens[kind] += unit.cost * shares.of(name, unit.lam, share)
     return {kind: count for kind, count in tokens.items() if count}
 

@@ -4,9 +4,9 @@
 an object of that. For short prompts this takes about a third of vLLM's Python (docs/speed.md), and nobody reads any of it.
 """
 
+import contextlib
 import copy
 import itertools
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,34 +24,46 @@ def run_prompts(llm: Any, prompts: Iterable[tuple[Sequence[int], dict[str, Any]]
         Exception: whatever vLLM raises.
     """
     from vllm import SamplingParams
-    from vllm.v1.engine import EngineCoreRequest
 
     core = llm.llm_engine.engine_core
     # vLLM makes at least one output token, which nobody reads. The parameters are made once and copied, because making them
     # checks them.
     shared = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, ignore_eos=True)
-    arrival, waiting, cached = time.time(), 0, 0
-    for token_ids, extra_args in prompts:
-        parameters = copy.copy(shared)
-        parameters.extra_args = extra_args
-        core.add_request(
-            EngineCoreRequest(
-                request_id=f"prompt-{next(_numbers)}",
-                prompt_token_ids=list(token_ids),
-                sampling_params=parameters,
-                arrival_time=arrival,
-                # These have no defaults.
-                mm_features=None,
-                pooling_params=None,
-                lora_request=None,
-                cache_salt=None,
-                data_parallel_rank=None,
-            )
-        )
-        waiting += 1
-    while waiting:
-        for output in core.get_output().outputs:
-            waiting -= output.finished
-            if output.prefill_stats is not None:
-                cached += output.prefill_stats.num_cached_tokens
+    waiting: set[str] = set()
+    cached = 0
+    try:
+        for token_ids, extra_args in prompts:
+            parameters = copy.copy(shared)
+            parameters.extra_args = extra_args
+            number = next(_numbers)
+            name = f"prompt-{number}"
+            waiting.add(name)
+            core.add_request(_request(name, number, token_ids, parameters))
+        while waiting:
+            for output in core.get_output().outputs:
+                if output.finished:
+                    waiting.remove(output.request_id)  # another name would be what somebody left behind
+                if output.prefill_stats is not None:
+                    cached += output.prefill_stats.num_cached_tokens
+    except BaseException:  # an interrupt, too, must not leave prompts to the next call
+        with contextlib.suppress(Exception):  # a core that has failed takes nothing any more
+            core.abort_requests(list(waiting))
+        raise
     return cached
+
+
+def _request(name: str, number: int, token_ids: Sequence[int], parameters: Any) -> Any:
+    from vllm.v1.engine import EngineCoreRequest
+
+    return EngineCoreRequest(
+        request_id=name,
+        prompt_token_ids=list(token_ids),
+        sampling_params=parameters,
+        arrival_time=float(number),  # it orders prompts under a policy that goes by it
+        # These have no defaults.
+        mm_features=None,
+        pooling_params=None,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )

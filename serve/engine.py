@@ -174,7 +174,7 @@ class Engine:
 
     def clear_prefix_cache(self) -> None:
         """Forget every cached prefix, so that what follows depends on nothing before it."""
-        if not self._llm.reset_prefix_cache():
+        if not self._llm.reset_prefix_cache(reset_connector=True):
             raise EngineError("vLLM did not reset its prefix cache: requests are still running")
 
     def score(self, prompts: Sequence[Prompt]) -> EngineScores:

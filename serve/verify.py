@@ -130,9 +130,11 @@ def journey(
     for slow in slower:
         if wrong(fast) or crossed[fast] != crossed[slow]:
             yield from travel(slow)
-    if all(map(wrong, travelled)):
-        doubted = {point for route in travelled for point in wrong(route)}
-        for point in (point for point in wanted if point in doubted and point in remembered):
+    # A route that contradicts what was answered in this start is wrong, whatever a remembered answer would be now.
+    in_doubt = [wrong(route) for route in travelled if set(wrong(route)) <= set(remembered)]
+    if in_doubt and all(map(wrong, travelled)):
+        doubted = {point for points in in_doubt for point in points}
+        for point in (point for point in wanted if point in doubted):
             wanted[point] = yield from _answer(Step("ask", point=point))
     if all(map(wrong, travelled)):
         raise WrongWeightsError(_message({route: wrong(route) for route in travelled}))

@@ -17,6 +17,7 @@ from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.resample import SPLITS
 
 TEMPERATURE = "temperature"  # the rival that is aligned after temperature scaling
+MOST_APART = 0.001  # the share of the documents by which those of two λs may differ where the λs are compared
 MOST_LACKING = 0.05  # the share of the outputs of a λ that may lack the confidence which the λs are compared under
 
 
@@ -64,7 +65,9 @@ class Curve:
     lacking: tuple[str, ...] = ()
     """The λs that are left out because more than `MOST_LACKING` of their outputs lack the confidence, ascending."""
     apart: tuple[str, ...] = ()
-    """The λs that are left out because they were scored on other documents than most, ascending."""
+    """The λs that are left out because they have scores of other documents than most, ascending."""
+    is_mixed: bool = False
+    """Whether no documents are those of most λs, so that λs with scores of other documents are compared all the same."""
     gains: Mapping[str, tuple[tuple[Estimate, ...] | None, ...]] = field(default_factory=dict)
     """By parent, for each λ the differences in accuracy, NLL and error to it on what both have; None at the parent."""
 
@@ -115,15 +118,15 @@ def thinned(
     accuracy = accuracy_of(confidence, is_written)
     plain = {accuracy[0], "nll_floored", "brier", metric}
     wanted = plain | {f"{name}_scaled" for name in plain}
-    wanted |= {f"{name}_vs_{parent}" for name in (*wanted, accuracy[0]) for parent in parents}
     wanted |= {"temperature", "missing"}
-    differences = {(f"{accuracy[0]}_vs_{parent}", accuracy[1]) for parent in parents}
+    names = _names(metric, confidence, is_written)
+    differences = {(f"{name}_vs_{parent}", sure, "all") for name, sure in names for parent in parents}
 
     def thin(estimates: Estimates) -> Estimates:
         return {
             key: one
             for key, one in estimates.items()
-            if (key[0] in wanted and key[1] == confidence) or key[:2] == accuracy or key[:2] in differences
+            if (key[0] in wanted and key[1] == confidence) or key[:2] == accuracy or key in differences
         }
 
     rivals = {name: dataclasses.replace(one, estimates=thin(one.estimates)) for name, one in measured.rivals.items()}
@@ -140,10 +143,10 @@ def collect_curve(
 ) -> Curve | None:
     """Collect the metrics of a choice task, or of one whose answers are written, along λ.
 
-    A λ with documents still to be scored is left out: fewer documents are no fair comparison. So is one that was scored on
-    other documents than most λs were, because some are in quarantine there: a few hard documents more or less make a larger
-    difference than λ does. And so is one where more than `MOST_LACKING` of the outputs lack the confidence: NLL and error
-    would be those of outputs that the model itself selects.
+    A λ with documents still to be scored is left out: fewer documents are no fair comparison. So is one with scores of other
+    documents than most λs have (`MOST_APART`), because some are in quarantine there: a few hard documents more or less make
+    a larger difference than λ does. And so is one where more than `MOST_LACKING` of the outputs lack the confidence: NLL and
+    error would be those of outputs that the model itself selects.
 
     Args:
         task: the task's name.
@@ -157,14 +160,13 @@ def collect_curve(
     Returns:
         The curve; None where no λ is finished, for a continuation task, and where a half holds fewer than two documents.
     """
-    names = (
-        accuracy_of(confidence, is_written),
-        *((shown_as(name, confidence, is_written), confidence) for name in ("nll_floored", metric)),
-    )
+    names = _names(metric, confidence, is_written)
     wanted = [(*name, split) for name in names for split in SPLITS]
     whole = [measured for measured in measured_lambdas if not measured.left_out.unfinished]
     alike = _on_most_documents(whole)
-    apart = tuple(measured.lam for measured in whole if measured not in alike)
+    is_mixed = bool(whole) and not alike
+    alike = alike or whole
+    apart = tuple(measured.lam for measured in whole if not any(measured is one for one in alike))
     lacking = tuple(measured.lam for measured in alike if _lacks(measured, confidence))
     finished = [
         measured
@@ -192,15 +194,29 @@ def collect_curve(
         if lam in lambdas
     }
     made = Curve(task, metric, confidence, lambdas, tracks, parents, scaled, rivals)
-    return dataclasses.replace(made, is_written=is_written, lacking=lacking, apart=apart, gains=gains)
+    return dataclasses.replace(
+        made, is_written=is_written, lacking=lacking, apart=apart, is_mixed=is_mixed, gains=gains
+    )
+
+
+def _names(metric: str, confidence: str, is_written: bool) -> tuple[tuple[str, str], ...]:
+    """Return accuracy, NLL and error as they are judged: the name of each, and the confidence that it is stored under."""
+    judged = ((shown_as(name, confidence, is_written), confidence) for name in ("nll_floored", metric))
+    return (accuracy_of(confidence, is_written), *judged)
 
 
 def _on_most_documents(whole: Sequence[TaskMetrics]) -> list[TaskMetrics]:
-    """Return those λs that were scored on the same documents; of several such sets, that of the most λs, then documents."""
+    """Return the λs that have scores of the same documents, but for `MOST_APART`; none where these are not most λs."""
     alike: dict[bytes, list[TaskMetrics]] = {}
     for measured in whole:
         alike.setdefault(measured.scored.tobytes(), []).append(measured)
-    return max(alike.values(), key=lambda some: (len(some), len(some[0].scored)), default=[])
+    most = max(alike.values(), key=lambda some: (len(some), len(some[0].scored)), default=[])
+    found = [
+        measured
+        for measured in whole
+        if len(np.setxor1d(measured.scored, most[0].scored)) <= MOST_APART * len(most[0].scored)
+    ]
+    return found if 2 * len(found) > len(whole) else []
 
 
 def _difference(measured: TaskMetrics, parent: str, names: Sequence[tuple[str, str]]) -> tuple[Estimate, ...] | None:

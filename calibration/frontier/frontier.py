@@ -47,6 +47,8 @@ class Frontier:
     rivals: tuple[Rival, ...]  # what can be had of base and aligned without merging them, where both are finished
     optimism: dict[str, float]
     """By how much choosing λ* flatters its `accuracy` and `nll`: the intervals of its gains are so much wider."""
+    apart: tuple[str, ...]  # the λs that are compared with none, because they have scores of other documents
+    lacking: tuple[str, ...]  # those that are compared with none, because too many of their outputs lack the confidence
     macro: dict[str, Value]  # `nll` and `brier` at λ* as means over the tasks, for pooled tasks
     held_out: HeldOut
     claim: Claim | None  # None where a parent is missing, or no λ lies between them
@@ -71,6 +73,11 @@ class Frontiers:
     def first(self) -> Frontier | None:
         """Return the frontier whose λ* is the run's: that of all tasks pooled, or of the only task."""
         return next(iter((*self.pools, *self.tasks)), None)
+
+    @property
+    def left_out(self) -> dict[str, tuple[str, ...]]:
+        """Return the λs that are compared with none, by the name of the task or pool."""
+        return {one.task: (*one.apart, *one.lacking) for one in (*self.tasks, *self.pools)}
 
     @property
     def stars(self) -> dict[str, str]:
@@ -175,6 +182,8 @@ def frontier(curve: Curve, margin: float = MARGIN) -> Frontier:
         scaled=scaled,
         rivals=_rivals(curve, place, flattery),
         optimism={"accuracy": flattery[0], "nll": flattery[1]},
+        apart=curve.apart,
+        lacking=curve.lacking,
         macro=macro,
         held_out=held_out(curve, margin),
         claim=claim_of(curve, margin),
@@ -189,6 +198,7 @@ def frontier(curve: Curve, margin: float = MARGIN) -> Frontier:
             curve.is_written,
             curve.lacking,
             curve.apart,
+            curve.is_mixed,
         ),
     )
 

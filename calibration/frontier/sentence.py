@@ -8,6 +8,8 @@ from calibration.frontier.held_out import points
 from calibration.frontier.types import Chosen, FrontierPoint, Gain, Value
 from contract.points import is_named
 
+_ROUNDING = 1e-9
+
 
 def sentence(
     point: FrontierPoint,
@@ -20,6 +22,7 @@ def sentence(
     is_written: bool = False,
     lacking: Sequence[str] = (),
     apart: Sequence[str] = (),
+    is_mixed: bool = False,
 ) -> str:
     """Say where λ* is, what it gains on each parent, and what the cheap alternative gives.
 
@@ -37,7 +40,8 @@ def sentence(
         macro: `nll` and `brier` as means over the tasks, where this is of pooled tasks.
         is_written: whether this is of written answers, which are scaled after Platt.
         lacking: the λs that are compared with none, because too many of their outputs lack the confidence.
-        apart: those that are compared with none, because they were scored on other documents.
+        apart: those that are compared with none, because they have scores of other documents.
+        is_mixed: whether λs with scores of other documents are compared all the same.
     """
     word = answers()[metric].word
     where = chosen.lam if is_named(chosen.lam) else f"λ = {chosen.lam}"
@@ -64,7 +68,11 @@ def sentence(
         share = f"more than {100 * MOST_LACKING:.0f} % of the outputs"
         said.append(f"Not compared: {_places(lacking)}, where {share} lack this confidence.")
     if apart:
-        said.append(f"Not compared: {_places(apart)}, where other documents are in quarantine than at most λs.")
+        said.append(f"Not compared: {_places(apart)}, where other documents have scores than at most λs.")
+    if is_mixed:
+        said.append(
+            "The λs have scores of different documents, and differ by that, too: `lambdasweep status` has the counts."
+        )
     return " ".join(said)
 
 
@@ -87,6 +95,10 @@ def _gain(point: FrontierPoint, gain: Gain, parent: FrontierPoint, word: str) ->
     if not any(map(_is_shown, (gain.accuracy, gain.nll, gain.error))):
         return "no difference shown"
     errors = f"{_number(parent.error.value)} → {_number(point.error.value)}"
+    if (
+        abs(point.error.value - parent.error.value - gain.error.value) > _ROUNDING
+    ):  # each has outputs that the other lacks
+        errors = _signed(gain.error.value)
     return (
         f"NLL {_signed(gain.nll.value)}{_ends(gain.nll)}, {word} {errors}{_ends(gain.error)}, "
         f"accuracy {points(gain.accuracy.value)} points{_ends(gain.accuracy, 100, 1)}"

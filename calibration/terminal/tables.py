@@ -58,14 +58,15 @@ def render(
     intervals: bool = False,
     parents: Mapping[str, str] = PARENTS,
     stars: Mapping[str, str] | None = None,
+    left_out: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Table]:
     """Lay out a metrics table: one rich table per task in order of appearance, with one row per λ, ascending.
 
     Each task or group that has metrics of lm-eval, or of another evaluator, has a second table of these. The parents' λs
     are marked `base` and `aligned`, and λ* is marked `λ*`. The best values of a column carry a `*`; for confidence −
     accuracy the best is the nearest to 0. A λ with documents still to be scored is marked `partial` and has no best value:
-    fewer documents are no fair comparison. A null prints as `–`. The tables fit into 80 columns, and with intervals into
-    100.
+    fewer documents are no fair comparison. One that the answer compares with none is marked `apart`, likewise. A null
+    prints as `–`. The tables fit into 80 columns, and with intervals into 100.
 
     Args:
         metrics: the metrics table, schemas.METRICS, as `analyse.analyse` returns it; only rows of split "all" are shown.
@@ -75,6 +76,7 @@ def render(
         intervals: whether the intervals of accuracy and ECE are shown too; where there is no choice, of accuracy and NLL.
         parents: the point of each parent that is on the line.
         stars: λ* of each task and pool that has one.
+        left_out: the λs of each that its answer compares with none, though all their documents are done.
 
     Raises:
         InputError: there is no such confidence.
@@ -98,7 +100,11 @@ def render(
             tables.append(diversity_table(task, own, intervals, roles))
         elif own:
             used = confidence_of(there[task], confidence) if kind == "answers" else of_choices
-            tables.append(_task_table(task, own, kind, used, intervals, roles, (stars or {}).get(task)))
+            tables.append(
+                _task_table(
+                    task, own, kind, used, intervals, roles, (stars or {}).get(task), (left_out or {}).get(task, ())
+                )
+            )
         tables += [outcome_table(task, some, roles, tool, intervals) for tool, some in by_tool.items()]
     return tables
 
@@ -121,13 +127,14 @@ def _task_table(
     intervals: bool,
     roles: Mapping[str, str],
     star: str | None,
+    apart: Sequence[str],
 ) -> Table:
     is_continuation = kind == "continuation"
     if is_continuation:
         confidence = "sum"
     columns = catalogue.columns(kind, confidence)
     lines = _lines(rows, confidence, {one.name for one, _ in columns if one.once})
-    rivals = [line for line in lines if not line.is_partial]
+    rivals = [line for line in lines if not line.is_partial and line.lam not in apart]
     best_values = {metric.name: _best_value(metric, rivals) for metric, _ in columns}
 
     # The title is Text instead of str, because rich would read the brackets of a name as markup.
@@ -143,10 +150,11 @@ def _task_table(
             table.add_column("95 %", no_wrap=True)
     table.add_column("docs", justify="right", no_wrap=True)
     for line in lines:
-        marks = [roles.get(line.lam, ""), "λ*" if line.lam == star else "", "partial" if line.is_partial else ""]
+        unlike = "partial" if line.is_partial else "apart" if line.lam in apart else ""
+        marks = [roles.get(line.lam, ""), "λ*" if line.lam == star else "", unlike]
         cells = []
         for metric, column in columns:
-            cells.append(_cell(metric, column, line, None if line.is_partial else best_values[metric.name]))
+            cells.append(_cell(metric, column, line, None if unlike else best_values[metric.name]))
             if intervals and column.ends:
                 cells.append(_interval(metric, column, line))
         table.add_row(line.lam, ", ".join(filter(None, marks)), *cells, str(line.counts[COUNTED[kind]]))

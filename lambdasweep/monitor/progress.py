@@ -17,6 +17,7 @@ from contract.units import Receipt, Unit, UnitKey
 from lambdasweep.monitor.shares import Place, Shares
 from lambdasweep.monitor.wording import duration
 
+_BAR_SECONDS = 0.2  # the bar moves at most once in so long, and for the last unit
 _LINE_SECONDS = 5.0  # there is at most one log line in so long, and one for the last unit
 _SAMPLES, _SAMPLE_SECONDS = 300, 1.0
 
@@ -176,11 +177,14 @@ class SweepProgress(Listener):
         self._show()
 
     def _show(self) -> None:
-        text, done = self._text(), self._before + self._tally.done
+        """Tell how far the sweep is, but not at every unit: the time left takes a look at all that is left."""
+        done, now = self._before + self._tally.done, time.monotonic()
+        if now - self._printed < (_BAR_SECONDS if self._bar else _LINE_SECONDS) and done != self._total:
+            return
+        self._printed, text = now, self._text()
         if self._bar:
             self._bar.update(self._bar_task, completed=done, description=text)
-        elif (now := time.monotonic()) - self._printed >= _LINE_SECONDS or done == self._total:
-            self._printed = now
+        else:
             self.message(f"{done}/{self._total} units  {text}")
 
     def _text(self) -> str:

@@ -3,6 +3,9 @@
 An output may end at its tenth token at one λ and never at another, and what prompts begin with alike is computed once.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from contract.points import order
 
 Place = tuple[str, str]  # what the units of a task are called, and their canonical point
@@ -12,9 +15,10 @@ class Shares:
     """Learns from units that are done; at λs where none is, those of the nearest λ of the task count."""
 
     def __init__(self) -> None:
-        self._sums: dict[Place, tuple[int, int]] = {}  # costs, and the tokens that were computed
+        # By task and λ: costs, and the tokens that were computed.
+        self._sums: dict[str, dict[str, tuple[int, int]]] = {}
         self._cost = self._computed = 0
-        self._places: dict[Place, Place | None] = {}  # where units count that are like those of a place
+        self._nearest: dict[str, dict[str, str]] = {}  # by task, for λs asked for: the nearest λ where a unit is done
 
     def __bool__(self) -> bool:
         """Tell whether anything is known."""
@@ -24,11 +28,11 @@ class Shares:
         """Take in units of a task at a λ that are done."""
         if cost <= 0:
             return
-        before = self._sums.get((task, lam))
-        if before is None:
-            self._places.clear()
-        costs, tokens = before or (0, 0)
-        self._sums[task, lam] = costs + cost, tokens + computed
+        of_task = self._sums.setdefault(task, {})
+        if lam not in of_task:
+            self._nearest.pop(task, None)
+        costs, tokens = of_task.get(lam, (0, 0))
+        of_task[lam] = costs + cost, tokens + computed
         self._cost += cost
         self._computed += computed
 
@@ -37,25 +41,22 @@ class Shares:
 
         Where no unit of the task is done, it is `otherwise`; without that it is the share of all units that are done.
         """
-        place = task, lam
-        if place not in self._places:
-            self._places[place] = self._nearest(place)
-        known = self._places[place]
-        if known is not None:
-            cost, computed = self._sums[known]
+        of_task = self._sums.get(task)
+        if of_task:
+            nearest = self._nearest.setdefault(task, {})
+            if lam not in nearest:
+                nearest[lam] = _nearest(lam, of_task)
+            cost, computed = of_task[nearest[lam]]
             return computed / cost
         return otherwise if otherwise is not None else self._computed / self._cost if self._cost else 1.0
 
-    def _nearest(self, place: Place) -> Place | None:
-        """Return the nearest of some places of the same task; of two that are as near the one of the larger share."""
-        task, here = place[0], order(place[1])
-        near = [
-            (sum(abs(one - other) for one, other in zip(here, order(lam), strict=True)), lam)
-            for name, lam in self._sums
-            if name == task
-        ]
-        if not near:
-            return None
-        least = min(distance for distance, _ in near)
-        lams = [lam for distance, lam in near if distance == least]
-        return task, max(lams, key=lambda lam: self._sums[task, lam][1] / self._sums[task, lam][0])
+
+def _nearest(lam: str, sums: Mapping[str, tuple[int, int]]) -> str:
+    """Return the nearest of some λs; of two that are as near the one of the larger share."""
+    here = order(lam)
+
+    def distance(other: str) -> tuple[Any, float]:
+        cost, computed = sums[other]
+        return sum(abs(one - two) for one, two in zip(here, order(other), strict=True)), -computed / cost
+
+    return min(sums, key=distance)

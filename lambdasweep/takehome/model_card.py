@@ -101,9 +101,9 @@ def _measured(lam: str, run: "MeasuredPoint | None") -> Iterator[str]:
         yield ""
     if run.answer:
         yield (
-            "λ* was chosen on the same documents, which flatters it a little; the intervals of its gains are wider by "
-            "that. The only numbers of held-out documents on this card are those that the answer above gives of a λ that "
-            "was chosen on the other half."
+            "λ* was chosen on the same documents, which flatters it a little; the intervals of its gains in accuracy "
+            "and NLL are wider by that. The only numbers of held-out documents on this card are those that the answer above "
+            "gives of a λ that was chosen on the other half."
         )
         yield ""
     yield f"λ = {lam} ({run.chosen_by}) was measured live in vLLM {run.record.versions.get('vllm', '')}, on all documents:"

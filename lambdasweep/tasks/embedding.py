@@ -68,7 +68,7 @@ def is_of_embeddings(path: Path) -> bool:
     if (path / "modules.json").is_file():
         return True
     names = _read(path / "config.json", {}).get("architectures") or []
-    return bool(names) and all(str(name).endswith("Model") for name in names)
+    return bool(names) and all(str(name).endswith("Model") and "Head" not in str(name) for name in names)
 
 
 def embedding_of(path: Path, threshold: str | None, sha256: str) -> tuple[Embedding | None, list[str]]:

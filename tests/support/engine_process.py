@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contract.points import by_name
+from contract.rundir import commit_json
 from merge.line import Line
 from serve.settings import EngineSettings, Sampling
 from serve.start import process_environment
@@ -171,7 +172,9 @@ def _misremember(right: Any, question: Any) -> Any:
 
     reference._answer = right
     (first, *others), _ = right(question)
-    return (first + 2e-6, *others), True
+    false = (first + 2e-6, *others)
+    commit_json(question.entry, false)
+    return false, True
 
 
 if __name__ == "__main__":

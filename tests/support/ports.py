@@ -14,7 +14,7 @@ def free_ports(count: int) -> list[int]:
     lowest_given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     found: list[int] = []
     while len(found) < count:
-        port = random.SystemRandom().randrange(20_000, lowest_given)
+        port = random.SystemRandom().randrange(20_000, max(lowest_given, 32_768))
         with socket.socket() as one:
             if port not in found and one.connect_ex(("127.0.0.1", port)) != 0:
                 found.append(port)

@@ -139,7 +139,7 @@ def test_a_lambda_without_the_hard_documents_is_not_compared(tmp_path):
     assert [point.lam for point in found.points] == ["0", "1", "1.5"]
     assert {point.documents for point in found.points} == {documents}
     assert found.chosen.lam == "0"
-    assert found.answer.endswith("Not compared: λ = 0.5, where other documents are in quarantine than at most λs.")
+    assert found.answer.endswith("Not compared: λ = 0.5, where other documents have scores than at most λs.")
 
 
 def test_gains_are_the_differences_of_the_table(tmp_path):

@@ -178,7 +178,8 @@ def test_an_engine_that_is_wrong_stays_so_when_its_parent_is_asked_afresh(wrong:
     both = Engine("0", resident=wrong, reload=wrong)
     with pytest.raises(WrongWeightsError, match=r"resident route gives other logprobs.*reload route gives other"):
         both.travel(BOTH, STALE, {"1"})
-    assert both.asked == ["1"]
+    # Where both contradict what the engine itself loaded, no other answer could help, and nobody is asked.
+    assert both.asked == ([] if wrong is packed_twice else ["1"])
     assert Engine("0", resident=wrong, reload=right).travel(BOTH, STALE, {"1"}).route == "reload"
     assert Engine("0", resident=right, reload=wrong).travel(BOTH, STALE, {"1"}) == Verdict("resident", "")
 
