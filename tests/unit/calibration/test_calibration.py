@@ -792,6 +792,15 @@ def test_what_rounds_to_zero_has_no_minus(run):
     assert math.copysign(1, values(summarise(run), "words")["nll", "sum"][0]) == 1
 
 
+def test_a_lambda_that_is_compared_with_none_is_best_of_nothing():
+    metrics = as_table(choice_rows("quiz", "0", 0.5), choice_rows("quiz", "0.5", 0.9), choice_rows("quiz", "1", 0.6))
+    assert "0.9000*" in text(metrics)
+    marked = text(metrics, left_out={"quiz": ("0.5",)})
+    assert "0.6000*" in marked
+    assert "0.9000*" not in marked
+    assert "apart" in line_of(marked, "0.5")
+
+
 def test_left_out_documents_are_counted_by_reason():
     metrics = as_table(
         choice_rows("quiz", "0", 0.5, left_out=(2, 0, 0), n=98),

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from calibration.analyse import analyse
-from calibration.frontier.curve import Curve, stacked
+from calibration.frontier.curve import Curve, collect_curve, stacked
 from calibration.frontier.frontier import Frontiers, frontier, reported, write_frontiers
 from calibration.frontier.held_out import claim_of, held_out, measured, p_text
 from calibration.frontier.lambda_star import MARGIN, choose, choose_in_resamples, optimism
+from calibration.scores.per_document import LeftOut
+from calibration.task_at_lambda import TaskMetrics
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.multiple_tests import step_down
 from contract.records import read_asked
@@ -140,6 +142,53 @@ def test_a_lambda_without_the_hard_documents_is_not_compared(tmp_path):
     assert {point.documents for point in found.points} == {documents}
     assert found.chosen.lam == "0"
     assert found.answer.endswith("Not compared: λ = 0.5, where other documents have scores than at most λs.")
+
+
+@pytest.mark.parametrize(
+    ("gone", "compared", "says"),
+    [
+        (
+            {"0": [1], "0.5": [2], "1": [3]},
+            ["0", "0.5", "1"],
+            "The λs have scores of different documents, and differ by that",
+        ),
+        (
+            {"0": [1], "0.5": [1]},
+            ["0", "0.5"],
+            "Not compared: λ = 1, where other documents have scores than at most λs.",
+        ),
+        ({"1": [1]}, ["0", "0.5"], "Not compared: λ = 1, where other documents have scores than at most λs."),
+        ({}, ["0", "0.5", "1"], ""),
+    ],
+)
+def test_which_documents_are_those_of_most_lambdas(tmp_path, gone, compared, says):
+    run, documents = RunDir(tmp_path), 20
+    add_task(run, "quiz", [2] * documents, ["0", "0.5", "1"])
+    rng = np.random.default_rng(0)
+    for lam in ("0", "0.5", "1"):
+        left = [r for r in range(2 * documents) if r // 2 not in gone.get(lam, [])]
+        add_scores(run, "quiz", lam, {r: [-abs(rng.normal())] for r in left})
+        if lam in gone:
+            add_quarantine(run, "quiz", lam, [2 * d + choice for d in gone[lam] for choice in (0, 1)])
+    analysis = analyse(run, resamples=30)
+    (found,) = analysis.found.tasks
+    assert [point.lam for point in found.points] == compared
+    assert says in found.answer
+    assert ("Not compared" in found.answer) == (len(compared) < 3)
+    assert analysis.found.left_out == {"quiz": tuple(lam for lam in ("0", "0.5", "1") if lam not in compared)}
+
+
+def test_one_document_of_a_thousand_makes_no_other_documents(tmp_path):
+    some = np.arange(1000)
+    rows = {
+        (name, "sum", split): Estimate(0.5, np.full(R, 0.5), 1000)
+        for name in ("acc", "nll_floored", "ece_width15")
+        for split in ("all", "select", "report")
+    }
+    for lost, apart in ((1, ()), (2, ("1",))):
+        at = {"0": some, "0.5": some, "1": some[lost:]}
+        made = [TaskMetrics(lam, rows, LeftOut(0, 0), 1000, [], scored) for lam, scored in at.items()]
+        assert collect_curve("quiz", made, "ece_width15", "sum", {}).apart == apart
 
 
 def test_gains_are_the_differences_of_the_table(tmp_path):

@@ -458,6 +458,16 @@ def test_lambda_star_is_chosen_among_lambdas_whose_outputs_have_the_confidence(r
     assert found.answer.endswith(" Not compared: λ = 0, where more than 5 % of the outputs lack this confidence."), (
         found.answer
     )
+    # Gains are taken on the outputs that have it at both, and the answer shows no two errors that differ by something else.
+    of_all = [row for row in analysis.metrics.to_pylist() if (row["split"], row["confidence"]) == ("all", "p_true")]
+    rows = {(row["metric"], row["point"]): row for row in of_all}
+    (gain,) = found.points[0].gains.values()
+    for value, metric in ((gain.nll, "nll_floored_scaled"), (gain.error, "ece_width15_scaled")):
+        assert value.value == rows[f"{metric}_vs_aligned", "0.5"]["value"]
+    apart = found.points[0].error.value - found.points[1].error.value
+    assert gain.error.value != pytest.approx(apart, abs=1e-6)
+    if found.chosen.lam == "0.5" and "Against aligned: NLL" in found.answer:
+        assert " → " not in found.answer.partition("Against aligned")[2].partition(".")[0]
     (plain,) = analyse(run, resamples=30).found.tasks
     assert [one.lam for one in plain.points] == list(GRID)
     assert "Not compared" not in plain.answer
