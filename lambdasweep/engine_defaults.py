@@ -140,6 +140,7 @@ def _scoring_cache(settings: "EngineSettings", pair: "Pair", device_total: int) 
     from serve.switch.tiers import Room
 
     need = needs_of(settings, sizes_of(pair))
+    # The factors of adapters count with --parents reload, too, which brings none: what is recorded must not depend on it.
     _, factors = only_text(pair).held_bytes(settings.ranks)
     room = Room(
         0,

@@ -45,10 +45,11 @@ CALLED = [
     ("vllm", "LLM.update_weights", ["request"], "serve/engine.py"),
     ("vllm", "LLM.finish_weight_update", [], "serve/engine.py"),
     ("vllm", "LLM.collective_rpc", ["method", "args", "kwargs"], "serve/engine.py"),
-    ("vllm", "LLM.reset_prefix_cache", [], "serve/engine.py"),
+    ("vllm", "LLM.reset_prefix_cache", ["reset_connector"], "serve/engine.py"),
     ("vllm", "LLM.generate", ["prompts", "sampling_params", "use_tqdm"], "serve/engine.py"),
     ("vllm.v1.engine.core_client", "InprocClient.add_request", ["request"], CORE),
     ("vllm.v1.engine.core_client", "InprocClient.get_output", [], CORE),
+    ("vllm.v1.engine.core_client", "InprocClient.abort_requests", ["request_ids"], CORE),
     ("vllm.v1.engine", "EngineCoreRequest", CORE_REQUEST, CORE),
     (
         "vllm.v1.worker.gpu_model_runner",
@@ -204,7 +205,8 @@ READ = [
     ("vllm.v1.engine", "EngineCoreOutputs", "outputs:", CORE),
     ("vllm.v1.engine", "EngineCoreOutput", "prefill_stats:", CORE),
     ("vllm.v1.engine", "EngineCoreOutput", "def finished", CORE),
-    ("vllm.v1.metrics.stats", "PrefillStats", "num_cached_tokens", CORE),
+    ("vllm.v1.engine", "EngineCoreOutput", "request_id: str", CORE),
+    ("vllm.v1.metrics.stats", "PrefillStats", "num_cached_tokens: int", CORE),
     ("vllm.v1.engine.output_processor", "OutputProcessor", "tokenizer=self.tokenizer", "serve/engine.py"),
     ("vllm.config.vllm", "VllmConfig", "additional_config.compute_hash()", "serve/plugin.py"),
     (
@@ -299,6 +301,13 @@ def test_parameters_of_a_request_have_their_names() -> None:
     from vllm import SamplingParams
 
     assert sorted(set(SAMPLING) - set(SamplingParams.__struct_fields__)) == []
+
+
+def test_a_request_to_the_core_wants_nothing_that_it_is_not_given() -> None:
+    from vllm.v1.engine import EngineCoreRequest
+
+    parameters = inspect.signature(EngineCoreRequest).parameters.values()
+    assert {one.name for one in parameters if one.default is inspect.Parameter.empty} <= set(CORE_REQUEST)
 
 
 def test_variables_of_the_environment_have_their_names() -> None:
