@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from serve.hooks.v1_runner import V1Runner
+
 # So many rows of logits are computed at a time. The CPU takes 256, which are 131 MB of float32 with a vocabulary of
 # 128,000. A GPU wants larger products: it takes as many rows as make 512 MiB of float32, and the passes that follow need
 # three times that.
@@ -27,15 +29,14 @@ class ContinuationHead:
     """The head is the worker's half: it scores from the hidden states of each step.
 
     Args:
-        runner: vLLM's V1 model runner, which calls `_get_prompt_logprobs_dict` after each step on its last pipeline stage.
+        runner: vLLM's V1 model runner.
     """
 
     def __init__(self, runner: Any) -> None:
-        self._runner = runner
-        self._prompt_logprobs = runner._get_prompt_logprobs_dict
+        self._runner = V1Runner(runner)
         self._where: list[np.ndarray[Any, Any]] = []  # [tokens, 3] each: prompt, row, token
         self._scores: list[torch.Tensor] = []  # [tokens, 4] each
-        runner._get_prompt_logprobs_dict = self._after_step
+        self._runner.after_each_step(self._after_step)
 
     def take(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
         """Return what was scored since the last call, and forget it.
@@ -53,7 +54,7 @@ class ContinuationHead:
             return np.empty((0, 3), np.int64), np.empty((0, 4))
         return np.concatenate(where), torch.cat(scores).cpu().numpy()
 
-    def _after_step(self, hidden_states: torch.Tensor, num_scheduled_tokens: dict[str, int]) -> Any:
+    def _after_step(self, hidden_states: torch.Tensor, num_scheduled_tokens: dict[str, int]) -> None:
         rows: list[int] = []  # the rows of hidden_states that are scored
         of: list[int] = []  # the place in `rows` of the row that predicts each target; ascending
         # Each target has the number of its prompt, its row there, and the token.
@@ -61,17 +62,15 @@ class ContinuationHead:
         places: list[int] = []
         targets: list[int] = []
         for request_id, count in num_scheduled_tokens.items():
-            request = self._runner.requests[request_id]
-            asked = (request.sampling_params.extra_args or {}).get(EXTRA)
+            asked = self._runner.extra_args(request_id).get(EXTRA)
             if asked is None:
                 continue
             number, first, *last = asked
-            prompt = request.prompt_token_ids
-            begin = request.num_computed_tokens
+            prompt, begin = self._runner.prompt(request_id)
             low, high = max(first, begin), min(begin + count, len(prompt))
             if low >= high:
                 continue
-            start = int(self._runner.query_start_loc.np[self._runner.input_batch.req_id_to_index[request_id]]) - begin
+            start = self._runner.first_row(request_id) - begin
             ends = high == len(prompt)
             following = prompt[low + 1 : high + 1]
             of.extend(range(len(rows), len(rows) + len(following)))
@@ -86,7 +85,6 @@ class ContinuationHead:
         if rows:
             self._where.append(np.array([numbers, places, targets], np.int64).T)
             self._score(hidden_states, rows, of, targets)
-        return self._prompt_logprobs(hidden_states, num_scheduled_tokens)
 
     def _score(self, hidden_states: torch.Tensor, rows: list[int], of: list[int], targets: list[int]) -> None:
         """Score a step's targets. The CPU knows where each row is, so that nothing waits for the device."""
@@ -95,7 +93,7 @@ class ContinuationHead:
         every = hidden_states[index]
         limit = self._rows_at_a_time(hidden_states.device)
         for begin in range(0, len(rows), limit):
-            logits = self._runner.model.compute_logits(every[begin : begin + limit])
+            logits = self._runner.logits(every[begin : begin + limit])
             if logits is None:  # the logits are gathered on another rank
                 continue
             # Logits are taken relative to the largest one, as log_softmax does, so that only small numbers are subtracted.
@@ -113,8 +111,7 @@ class ContinuationHead:
     def _rows_at_a_time(self, device: torch.device) -> int:
         if device.type == "cpu":
             return _CPU_ROWS
-        vocabulary: int = self._runner.model_config.get_vocab_size()
-        return max(_CPU_ROWS, _CUDA_LOGITS_BYTES // (4 * vocabulary))
+        return max(_CPU_ROWS, _CUDA_LOGITS_BYTES // (4 * self._runner.vocabulary))
 
 
 def on_device(values: np.ndarray[Any, Any], device: torch.device) -> torch.Tensor:

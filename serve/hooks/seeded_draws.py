@@ -12,7 +12,7 @@ them. Its scores are therefore those of the model at temperature 1, and they cos
 `SeededDraws` hooks into vLLM's V1 model runner, on each rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from serve.hooks.continuation_scores import on_device
+from serve.hooks.v1_runner import V1Runner
 
 NUMBER = "lambdasweep_sample"  # its entry in extra_args is the number of a request, whose draws are then recorded
 
@@ -72,16 +73,15 @@ class SeededDraws:
     """This is the worker's half of sampling.
 
     Args:
-        runner: vLLM's V1 model runner, which calls `_sample` and then `_bookkeeping_sync` in each step.
+        runner: vLLM's V1 model runner.
     """
 
     def __init__(self, runner: Any) -> None:
-        self._runner = runner
-        self._sample, self._bookkeeping = runner._sample, runner._bookkeeping_sync
+        self._runner = V1Runner(runner)
         self._aside: dict[int, torch.Generator] = {}
         self._numbers: list[int] = []  # the request's number for each token that was drawn, in the order of the steps
         self._scores: list[torch.Tensor] = []  # [tokens, 7] each; they stay on the device
-        runner._sample, runner._bookkeeping_sync = self._before, self._after
+        self._runner.around_sampling(self._watch, self._restore)
 
     def take(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
         """Return what was drawn since the last call, and forget it.
@@ -97,22 +97,20 @@ class SeededDraws:
             return None
         return np.array(numbers, np.int64), torch.cat(scores).cpu().numpy() if scores else np.empty((0, 7))
 
-    def _before(self, logits: torch.Tensor | None, *rest: Any, **named: Any) -> Any:
-        batch = self._runner.input_batch
-        partial = self._runner.discard_request_mask.np[: batch.num_reqs]
-        generators = batch.generators  # the sampler's own dict
+    def _watch(self, sample: Callable[[], Any], logits: torch.Tensor | None) -> Any:
+        partial, generators = self._runner.is_partial, self._runner.generators
         self._aside = {row: generators.pop(row) for row in np.flatnonzero(partial).tolist() if row in generators}
-        rows, numbers = self._watched(batch.req_ids, partial)
+        rows, numbers = self._watched(self._runner.sampled, partial)
         if logits is None or not rows:  # logits are gathered on another rank
             self._numbers += numbers
-            return self._sample(logits, *rest, **named)
+            return sample()
         index = on_device(np.array(rows, np.int64), logits.device)
         every = len(rows) == len(logits)
-        is_greedy = batch.sampling_metadata.all_greedy
+        is_greedy = self._runner.is_greedy
         kept = logits if every else logits[index]
         if every and not is_greedy:  # the sampler then divides and masks the logits in place
             kept = logits.clone()
-        sampled = self._sample(logits, *rest, **named)
+        sampled = sample()
         self._numbers += numbers
         self._score(kept, sampled.sampled_token_ids[:, 0][index].long(), is_greedy)
         return sampled
@@ -121,8 +119,7 @@ class SeededDraws:
         """Return the rows of the logits whose tokens are kept, and the numbers of their requests."""
         rows, numbers = [], []
         for row, request_id in enumerate(request_ids):
-            parameters = self._runner.requests[request_id].sampling_params
-            number = (parameters.extra_args or {}).get(NUMBER)
+            number = self._runner.extra_args(request_id).get(NUMBER)
             if number is not None and not partial[row]:
                 rows.append(row)
                 numbers.append(number)
@@ -152,8 +149,6 @@ class SeededDraws:
             columns = [drawn[:, 0], value[:, 0] - norm, rank, top1, -norm, entropy, is_finite]
             self._scores.append(torch.stack([column.double() for column in columns], -1))
 
-    def _after(self, *arguments: Any, **named: Any) -> Any:
-        done = self._bookkeeping(*arguments, **named)
-        self._runner.input_batch.generators.update(self._aside)
+    def _restore(self) -> None:
+        self._runner.generators.update(self._aside)
         self._aside = {}
-        return done

@@ -21,7 +21,7 @@ RUNNER, EXECUTOR = "vllm.v1.worker.gpu_model_runner", "vllm.v1.executor.multipro
 AUTHENTICATE = "vllm.entrypoints.serve.middleware.authenticate"
 PLUGIN = "vllm.plugins.endpoint_plugins.interface"
 TRANSFER = "vllm.distributed.weight_transfer.base"
-SCORES, BACKEND = "serve.hooks.continuation_scores", "serve.switch.backend"
+SCORES, BACKEND, V1 = "serve.hooks.continuation_scores", "serve.switch.backend", "serve.hooks.v1_runner"
 # fmt: off
 BACKEND_CALLS = [
     "__init__", "init_transfer_engine", "start_weight_update", "receive_weights", "update_weights", "finish_weight_update",
@@ -55,10 +55,10 @@ CALLED = [
         "vllm.v1.worker.gpu_model_runner",
         "GPUModelRunner._get_prompt_logprobs_dict",
         ["hidden_states", "num_scheduled_tokens"],
-        "serve/hooks/continuation_scores.py",
+        "serve/hooks/v1_runner.py",
     ),
-    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._sample", ["logits"], "serve/hooks/seeded_draws.py"),
-    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._bookkeeping_sync", [], "serve/hooks/seeded_draws.py"),
+    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._sample", ["logits"], "serve/hooks/v1_runner.py"),
+    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._bookkeeping_sync", [], "serve/hooks/v1_runner.py"),
     (
         "vllm.v1.core.kv_cache_manager",
         "KVCacheManager.get_computed_blocks",
@@ -174,9 +174,9 @@ CALLED = [
 
 # Each row has a module, a function in it, and what vLLM calls in its place, or before or after it.
 REPLACED = [
-    (RUNNER, "GPUModelRunner._get_prompt_logprobs_dict", f"{SCORES}:ContinuationHead._after_step"),
-    (RUNNER, "GPUModelRunner._sample", "serve.hooks.seeded_draws:SeededDraws._before"),
-    (RUNNER, "GPUModelRunner._bookkeeping_sync", "serve.hooks.seeded_draws:SeededDraws._after"),
+    (RUNNER, "GPUModelRunner._get_prompt_logprobs_dict", f"{V1}:V1Runner._after_step"),
+    (RUNNER, "GPUModelRunner._sample", f"{V1}:V1Runner._sample"),
+    (RUNNER, "GPUModelRunner._bookkeeping_sync", f"{V1}:V1Runner._note"),
     ("vllm.v1.core.kv_cache_manager", "KVCacheManager.get_computed_blocks", f"{SCORES}:limit_prefix_reads"),
     ("vllm.v1.core.kv_cache_coordinator", "KVCacheCoordinator.find_longest_cache_hit", f"{SCORES}:limit_prefix_reads"),
     *((TRANSFER, f"WeightTransferEngine.{name}", f"{BACKEND}:InterpolationEngine.{name}") for name in BACKEND_CALLS),
@@ -189,16 +189,16 @@ REPLACED = [
 
 # Each row has a module, a class, what its source must still set or read, and where it is used.
 READ = [
-    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "self.discard_request_mask", "serve/hooks/seeded_draws.py"),
-    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "self.query_start_loc", "serve/hooks/continuation_scores.py"),
-    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "self.input_batch", "serve/hooks/continuation_scores.py"),
-    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "self.requests", "serve/hooks/continuation_scores.py"),
+    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "self.discard_request_mask", "serve/hooks/v1_runner.py"),
+    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "self.query_start_loc", "serve/hooks/v1_runner.py"),
+    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "self.input_batch", "serve/hooks/v1_runner.py"),
+    ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "self.requests", "serve/hooks/v1_runner.py"),
     ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner", "self.intermediate_tensors", "serve/switch/backend.py"),
     ("vllm.v1.core.kv_cache_manager", "KVCacheManager", "self.coordinator", "serve/hooks/continuation_scores.py"),
     ("vllm.v1.core.sched.scheduler", "Scheduler", "self.kv_cache_manager", "serve/hooks/continuation_scores.py"),
-    ("vllm.v1.worker.gpu_input_batch", "InputBatch", "self.generators", "serve/hooks/seeded_draws.py"),
-    ("vllm.v1.worker.gpu_input_batch", "InputBatch", "self.sampling_metadata", "serve/hooks/seeded_draws.py"),
-    ("vllm.v1.sample.metadata", "SamplingMetadata", "all_greedy", "serve/hooks/seeded_draws.py"),
+    ("vllm.v1.worker.gpu_input_batch", "InputBatch", "self.generators", "serve/hooks/v1_runner.py"),
+    ("vllm.v1.worker.gpu_input_batch", "InputBatch", "self.sampling_metadata", "serve/hooks/v1_runner.py"),
+    ("vllm.v1.sample.metadata", "SamplingMetadata", "all_greedy", "serve/hooks/v1_runner.py"),
     ("vllm.v1.outputs", "SamplerOutput", "sampled_token_ids", "serve/hooks/seeded_draws.py"),
     ("vllm.v1.engine.llm_engine", "LLMEngine", "self.output_processor", "serve/engine.py"),
     ("vllm.v1.engine.llm_engine", "LLMEngine", "self.engine_core", CORE),
