@@ -1,19 +1,19 @@
 """What engines are started with where the user left it open."""
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from contract.errors import InputError
 from lambdasweep.config import SweepConfig
+from lambdasweep.engine_sizes import bytes_of_number, live_bytes, needs_of
+from lambdasweep.fewest_ranks import with_fewest_ranks
 
 if TYPE_CHECKING:
     from merge.model_sizes import ModelSizes
     from merge.pair import Pair
     from serve.machine import Gpus
-    from serve.needs import Needs
     from serve.settings import EngineSettings
 
 CPU_WINDOW = 8192
@@ -113,7 +113,6 @@ def fit(
         samples: whether anything is sampled.
         gpus: the GPUs of this machine; None where there are none, or they are not known.
     """
-    from lambdasweep.fewest_ranks import with_fewest_ranks
     from merge.model_sizes import sizes_of
 
     sizes = sizes_of(pair)
@@ -162,29 +161,6 @@ def _dtype_of(pair: "Pair") -> str:
 
     kinds = {_DTYPES[info.dtype] for info in only_text(pair).base.tensors.values()}
     return "float32" if len(kinds) > 1 else kinds.pop()
-
-
-def live_bytes(pair: "Pair", dtype: str) -> int:
-    """Return the bytes of the weights that an engine computes with, over all ranks."""
-    from merge.text_part import only_text
-
-    tensors = only_text(pair).shaped.tensors.values()
-    return sum(math.prod(info.shape) for info in tensors) * _item(dtype)
-
-
-def needs_of(settings: "EngineSettings", sizes: "ModelSizes") -> "Needs":
-    """Return what a rank needs of a GPU besides its weights."""
-    from serve.needs import needs
-
-    return needs(
-        sizes,
-        settings.max_model_len,
-        settings.max_num_batched_tokens,
-        settings.max_num_seqs,
-        _item(settings.dtype),
-        settings.tensor_parallel,
-        settings.pipeline_parallel,
-    )
 
 
 def _length(settings: "EngineSettings", sizes: "ModelSizes", recorded: Mapping[str, Any] | None, longest: int) -> int:
@@ -262,12 +238,7 @@ def default_replicas(cores: int, ranks: int) -> int:
 
 def kv_bytes_per_token(sizes: "ModelSizes", dtype: str) -> int:
     """Bytes of keys and values per token over all layers; 0 where the config does not say."""
-    return sizes.kv_values_per_token * _item(dtype)
-
-
-def _item(dtype: str) -> int:
-    """Return the bytes of a number."""
-    return 4 if dtype == "float32" else 2
+    return sizes.kv_values_per_token * bytes_of_number(dtype)
 
 
 def server_defaults(pair: "Pair", device: str, recorded: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lambdasweep.engine_defaults import live_bytes, needs_of
+from lambdasweep.engine_sizes import live_bytes, needs_of
 
 if TYPE_CHECKING:
     from merge.pair import Pair

@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lambdasweep.engine_defaults import default_replicas, live_bytes, needs_of
+from lambdasweep.engine_defaults import default_replicas
+from lambdasweep.engine_sizes import live_bytes, needs_of
 from lambdasweep.monitor.wording import counted, size
 
 if TYPE_CHECKING:
