@@ -39,6 +39,6 @@ def last_error(lines: Sequence[str]) -> str:
     told = next((place for place in reversed(errors) if lacks_memory(lines[place])), [len(lines) - 1, *errors][-1])
     found = _RANK.sub("", lines[told]).strip()
     if found.endswith(("Error", "Exception")):
-        code = next((line for line in reversed(lines[:told]) if line.strip(" ~^\n")), "")
+        code = next((line for line in reversed(lines[:told]) if _RANK.sub("", line).strip(" ~^\n")), "")
         found = f"{found}: {_RANK.sub('', code).strip()}"
     return found

@@ -91,6 +91,8 @@ def test_an_error_without_words_is_told_with_the_code_that_raised_it() -> None:
         "[rank0]:[W1128] Warning: destroy_process_group() was not called",
     ]
     assert last_error(told) == "AssertionError: assert self.topk_group is not None"
+    told[3] = "[rank0]:            ~~~~~~~~~~~~~~^~~~~~~~~~~~~~~~"  # Python 3.11 underlines operators so
+    assert last_error(told) == "AssertionError: assert self.topk_group is not None"
     assert last_error(told[:1]) == told[0]
     assert last_error(["RuntimeError: no kernel", told[0]]) == "RuntimeError: no kernel"  # vLLM went on after a warning
 
