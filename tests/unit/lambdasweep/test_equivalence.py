@@ -23,6 +23,7 @@ from contract import schemas
 from contract.errors import TaskError
 from lambdasweep.tasks.answers import RowGrader, answers_of
 from lambdasweep.tasks.documents import TaskSpec, read_documents
+from lambdasweep.tasks.embedding import is_of_embeddings
 from lambdasweep.tasks.equivalence import Inference, Pair, read_equivalence, same_meaning
 from lambdasweep.tasks.grading import graded_table
 from lambdasweep.tasks.tokens import load_tokenizer
@@ -173,6 +174,15 @@ def test_models_that_embed_otherwise_are_refused(
         assert says in problems[0]
     else:
         assert found is not None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "is_one"),
+    [("BertModel", True), ("Qwen3Model", True), ("GPT2LMHeadModel", False), ("LlamaForCausalLM", False)],
+)
+def test_a_model_with_a_head_is_none_of_embeddings(architecture: str, is_one: bool, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    assert is_of_embeddings(tmp_path) == is_one
 
 
 def entailing(one: str, two: str) -> "Sequence[Pair]":

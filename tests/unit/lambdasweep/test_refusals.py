@@ -101,6 +101,14 @@ def test_a_bad_grid(refused: Callable[..., Result], lambdas: str, says: str) -> 
             {"engine": "hf_token=secret"},
             "hf_token is set by lambdasweep: use HF_TOKEN in the environment: arguments stand",
         ),
+        *(
+            (
+                {"engine": f"{name}=1"},
+                f"--engine cannot be used: {name} is set by lambdasweep: use nothing: a cache that outlives a switch of λ "
+                "would answer for another model",
+            )
+            for name in ("kv_transfer_config", "kv_offloading_size", "kv_offloading_backend", "ec_transfer_config")
+        ),
         ({"engine": ["seed=1", "seed=2"]}, "--engine cannot be used: seed is given twice"),
         ({"engine": "block_size=many"}, "--engine block_size is 'many': give a whole number above 0"),
         ({"engine": "threads=0"}, "--engine threads is 0: give a whole number above 0"),
