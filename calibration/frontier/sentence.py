@@ -95,9 +95,10 @@ def _gain(point: FrontierPoint, gain: Gain, parent: FrontierPoint, word: str) ->
     if not any(map(_is_shown, (gain.accuracy, gain.nll, gain.error))):
         return "no difference shown"
     errors = f"{_number(parent.error.value)} → {_number(point.error.value)}"
+    apart = point.error.value - parent.error.value
     if (
-        abs(point.error.value - parent.error.value - gain.error.value) > _ROUNDING
-    ):  # each has outputs that the other lacks
+        abs(apart - gain.error.value) > _ROUNDING
+    ):  # each has outputs that the other lacks, and the gain is of common ones
         errors = _signed(gain.error.value)
     return (
         f"NLL {_signed(gain.nll.value)}{_ends(gain.nll)}, {word} {errors}{_ends(gain.error)}, "

@@ -136,12 +136,8 @@ class Ranking:
         rows = np.vstack([weights, tied, none])
         # Terms go in turn into several sums, which are added up in pairs: less is lost to rounding than in one sum.
         gaps, sure = np.zeros((_LANES, *block.shape)), np.zeros((_LANES, len(block) - few, resamples))
-        inside, part, term, level = (
-            np.empty(block.shape),
-            np.empty(block.shape),
-            np.empty(block.shape),
-            block * self._block,
-        )
+        inside, part, term = (np.empty(block.shape) for _ in range(3))
+        level = block * self._block
         for step in range(self._block):
             place = self._source.take(level)
             place *= resamples

@@ -17,8 +17,6 @@ from tests.support.command_line import (
     write_task,
 )
 
-# sweep.toml
-
 
 @pytest.fixture
 def project(tmp_path: Path, pair: tuple[Path, Path]) -> Path:

@@ -22,9 +22,6 @@ from tests.support.command_line import (
     write_task,
 )
 
-# Refining
-
-
 pytestmark = pytest.mark.usefixtures("few_resamples")
 
 

@@ -11,8 +11,6 @@ from tests.support.command_line import (
     Result,
 )
 
-# Taking a point home
-
 
 def test_export_writes_a_point(lambdasweep: Callable[..., Result], pair: tuple[Path, Path], tmp_path: Path) -> None:
     parents = ["--base", pair[0], "--aligned", pair[1]]
