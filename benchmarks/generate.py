@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import yaml  # type: ignore[import-untyped]
+from answer_tasks import GSM8K, read_rows, write_gsm8k
 from peers import (
     LM_EVAL,
     MERGEKIT,
@@ -47,58 +47,7 @@ from serve.start import process_environment
 GRID, LAMBDAS = "0:1:0.1", 11
 PEER_LAMBDAS = ("0", "0.5", "1")  # mergekit does not round these
 DOCUMENTS, SHOTS, NEW_TOKENS = 100, 5, 64
-
-
-def write_yaml(folder: Path, rows: list[dict[str, str]], shots: int, new_tokens: int) -> Path:
-    """Write a task like lm-eval's gsm8k over local rows `question`, `reasoning` and `answer`; the first are the examples."""
-    for name, some in (("shots", rows[:shots]), ("rows", rows[shots:])):
-        (folder / f"{name}.json").write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
-    number = "(-?[$0-9.,]{2,})|(-?[0-9]+)"
-    task = {
-        "task": "gsm8k_local",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.json"), "train": str(folder / "shots.json")}},
-        "test_split": "test",
-        "fewshot_split": "train",
-        "num_fewshot": shots,
-        "output_type": "generate_until",
-        "doc_to_text": "Question: {{question}}\nAnswer:",
-        "doc_to_target": "{{reasoning}} #### {{answer}}",
-        "metric_list": [
-            {
-                "metric": "exact_match",
-                "aggregation": "mean",
-                "higher_is_better": True,
-                "ignore_case": True,
-                "regexes_to_ignore": [",", "\\$", "(?s).*#### ", "\\.$"],
-            }
-        ],
-        "generation_kwargs": {
-            "until": ["Question:"],
-            "do_sample": False,
-            "temperature": 0.0,
-            "max_gen_toks": new_tokens,
-        },
-        "filter_list": [
-            {
-                "name": "strict-match",
-                "filter": [
-                    {"function": "regex", "regex_pattern": "#### (\\-?[0-9\\.\\,]+)"},
-                    {"function": "take_first"},
-                ],
-            },
-            {
-                "name": "flexible-extract",
-                "filter": [
-                    {"function": "regex", "group_select": -1, "regex_pattern": number},
-                    {"function": "take_first"},
-                ],
-            },
-        ],
-    }
-    path = folder / "gsm8k_local.yaml"
-    path.write_text(yaml.safe_dump(task), encoding="utf-8")
-    return path
+UNTIL = ("Question:",)
 
 
 def in_process(command: list[Any], log: Path, variables: dict[str, str] | None = None) -> float:
@@ -160,7 +109,7 @@ def sweep(pair: Path, task: Path, out: Path, settings: EngineSettings) -> tuple[
     command += ["--max-model-len", settings.max_model_len, "--limit", DOCUMENTS]
     seconds = in_process(command, out.with_suffix(".log"))
     found: dict[str, dict[str, float]] = {}
-    for row in pq.read_table(out / "lm_eval" / "task=gsm8k_local.parquet").to_pylist():
+    for row in pq.read_table(out / "lm_eval" / f"task={GSM8K}.parquet").to_pylist():
         found.setdefault(f"{float(row['lam']):g}", {})[row["metric"]] = row["value"]
     return seconds, found
 
@@ -181,7 +130,7 @@ def usual(
         "--model",
         "vllm",
         "--tasks",
-        "gsm8k_local",
+        GSM8K,
         "--log_samples",
     ]
     command += ["--include_path", task.parent, "--model_args", arguments, "--batch_size", "auto"]
@@ -198,7 +147,7 @@ def of_peer(out: Path) -> tuple[dict[str, float], list[str]]:
     """Return the metrics and the texts of lm-eval's results."""
     (results,) = out.rglob("results_*.json")
     (samples,) = out.rglob("samples_*.jsonl")
-    metrics = json.loads(results.read_text())["results"]["gsm8k_local"]
+    metrics = json.loads(results.read_text())["results"][GSM8K]
     rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
     texts = {row["doc_id"]: row["resps"][0][0] for row in rows}
     kept = {key: value for key, value in metrics.items() if "," in key and "_stderr" not in key}
@@ -209,18 +158,12 @@ def tiny(folder: Path) -> dict[str, Any]:
     """Write and run a small task on the demo pair."""
     pair = write_tiny_inputs(folder / "pair")
     base, aligned = pair / "base", pair / "aligned"
-    rows = [
-        {"question": f"What is {a} and {b}?", "reasoning": f"{a} and {b}.", "answer": str(a + b)}
-        for a in range(4)
-        for b in range(3)
-    ]
-    task = write_yaml(folder, rows, 2, 8)
+    task = write_gsm8k(folder, read_rows(pair / "gsm8k_500.jsonl", 10), 2, 8, UNTIL)
     settings = engine_settings(WINDOW)
     ratios, texts = on_one_engine(base, aligned, task, 8, 8, "0", settings, folder)
     job = {"model": "hf", "arguments": {"pretrained": str(base), "device": "cpu", "dtype": "float32", "batch_size": 1}}
-    theirs = written(
-        "plain_answers.py", job | {"tasks": str(folder), "task": "gsm8k_local", "limit": 8}, folder, "lm-eval"
-    )
+    job |= {"folder": str(folder), "tasks": {GSM8K: False}, "limit": 8}
+    theirs = written("plain_answers.py", job, folder, "lm-eval")[GSM8K]
     own = graded(task, texts)
     return {
         "sweep_speedup": None,
@@ -268,12 +211,8 @@ def full(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     settings = engine_settings(2048)
     environment("mergekit", MERGEKIT), lm_eval()  # this does not count as time
     print(header("written answers: 11 λ of GSM8K", settings, pair) + f"; {MERGEKIT}, {LM_EVAL}", flush=True)
-    lines = (arguments.data / "gsm8k_500.jsonl").read_text(encoding="utf-8").splitlines()[: SHOTS + documents]
-    rows = [
-        {"question": row["context"], "reasoning": row["chain_of_thought"], "answer": str(row["answer"])}
-        for row in map(json.loads, lines)
-    ]
-    task = write_yaml(folder, rows, SHOTS, NEW_TOKENS)
+    rows = read_rows(arguments.data / "gsm8k_500.jsonl", SHOTS + documents)
+    task = write_gsm8k(folder, rows, SHOTS, NEW_TOKENS, UNTIL)
     seconds, metrics = sweep(pair, task, folder / "run", settings)
     print(
         f"ours: {documents} documents, {SHOTS} shots, {NEW_TOKENS} new tokens; {seconds:.0f} s for {LAMBDAS} λ",
@@ -284,7 +223,7 @@ def full(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         merging, evaluating, out = usual(pair, task, lam, documents, folder, settings)
         peer.append(merging + evaluating)
         theirs, texts = of_peer(out)
-        point = folder / "run" / "generations" / "task=gsm8k_local" / f"lambda={lam}"
+        point = folder / "run" / "generations" / f"task={GSM8K}" / f"lambda={lam}"
         own = [row["text"] for row in pq.read_table(point).sort_by("request_id").to_pylist()]
         wrong_outputs += sum(a != b for a, b in zip(own, texts, strict=True))
         wrong_metrics += sum(metrics[lam].get(key) != value for key, value in theirs.items())

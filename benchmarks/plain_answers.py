@@ -4,8 +4,9 @@
     python plain_answers.py lm-eval JOB.json
 
 The job of vllm is {"model", "settings", "prompts": token ids, "max_tokens", "out"}; the script writes the best seconds of
-three of `vllm.LLM.generate` and the tokens that it made. The job of lm-eval is {"model": "hf", "arguments", "tasks": a
-folder, "task", "limit", "out"}; the script writes the texts, and the task's metrics.
+three of `vllm.LLM.generate` and the tokens that it made. The job of lm-eval is {"model": "hf" or "vllm", "arguments",
+"folder" of YAML files, "tasks": {name: whether it goes through the chat template}, "limit", "out"}; the script writes the
+texts and the metrics of each task.
 """
 
 import json
@@ -37,19 +38,25 @@ def with_lm_eval(job: dict[str, Any]) -> dict[str, Any]:
     from lm_eval.api.registry import get_model
     from lm_eval.tasks import TaskManager
 
-    found = evaluator.simple_evaluate(
-        model=get_model(job["model"])(**job["arguments"]),
-        tasks=[job["task"]],
-        limit=job["limit"],
-        bootstrap_iters=0,
-        log_samples=True,
-        task_manager=TaskManager(include_path=job["tasks"], include_defaults=False),
-    )
-    samples = {one["doc_id"]: one["resps"][0][0] for one in found["samples"][job["task"]]}
-    metrics = {
-        key: value for key, value in found["results"][job["task"]].items() if "," in key and "_stderr" not in key
-    }
-    return {"texts": [samples[number] for number in sorted(samples)], "metrics": metrics}
+    model = get_model(job["model"])(**job["arguments"])
+    written = {}
+    for task, chat in job["tasks"].items():
+        found = evaluator.simple_evaluate(
+            model=model,
+            tasks=[task],
+            limit=job["limit"],
+            apply_chat_template=chat,
+            bootstrap_iters=0,
+            log_samples=True,
+            task_manager=TaskManager(include_path=job["folder"], include_defaults=False),
+        )
+        samples = {one["doc_id"]: one["resps"][0][0] for one in found["samples"][task]}
+        results = found["results"][task].items()
+        written[task] = {
+            "texts": [samples[number] for number in sorted(samples)],
+            "metrics": {key: value for key, value in results if "," in key and "_stderr" not in key},
+        }
+    return written
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ WINDOW = 512  # tokens, which is the demo pair's window
 
 
 def write_tiny_inputs(folder: Path) -> Path:
-    """Write `base`, `aligned`, arc_easy.jsonl, piqa.jsonl and lambada_1000.jsonl into a folder, and return it."""
+    """Write `base`, `aligned` and small task files, named as those of the evaluation sets, into a folder, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, parent in (("base", BASE), ("aligned", ALIGNED)):
         (folder / name).symlink_to(parent)
@@ -27,6 +27,12 @@ def write_tiny_inputs(folder: Path) -> Path:
     _write(folder / "piqa.jsonl", two)
     passages = [{"context": row["query"] + "\nAnswer:", "continuation": row["choices"][row["gold"]]} for row in cloze]
     _write(folder / "lambada_1000.jsonl", passages * 20)  # several texts are put together to a long one
+    _write(folder / "triviaqa_1000.jsonl", [row | {"aliases": [row["continuation"]]} for row in passages])
+    sums = [(a, b) for a in range(4) for b in range(3)]
+    _write(
+        folder / "gsm8k_500.jsonl",
+        [{"context": f"What is {a} and {b}?", "chain_of_thought": f"{a} and {b}.", "answer": a + b} for a, b in sums],
+    )
     return folder
 
 

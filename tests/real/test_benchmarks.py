@@ -24,6 +24,10 @@ SMALLEST = {
         len(found["letters_acc"]) == 11 and all(0 <= share <= 1 for share in found["letters_acc"].values())
     ),
     "generate.py --tiny": lambda found: found["output_mismatches"] == found["metric_mismatches"] == 0,
+    "answers_parity.py --tiny": lambda found: (
+        (found["outputs"], found["metrics"]) == (18, 7)
+        and found["output_mismatches"] == found["metric_mismatches"] == 0
+    ),
     "gpu.py --tiny --only bits": lambda found: found["findings"] > 0 and found["failed"] == 0,
 }
 
