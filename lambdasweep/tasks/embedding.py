@@ -1,8 +1,9 @@
 """Which answers mean the same by a model of sentence embeddings: those whose cosine is large enough.
 
 An answer's embedding is the mean of the model's last hidden states over its tokens, as sentence-transformers' models with
-mean pooling have it. The question is left out: answers behind the same words would all be alike. No threshold is right for
-every model and task: look at what one makes of answers before you rely on it.
+mean pooling have it. The question is left out: answers behind the same words would all be alike. An answer that is longer than
+the model takes means the same as no other. No threshold is right for every model and task: look at what one makes of answers
+before you rely on it.
 """
 
 import json
@@ -13,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from lambdasweep.tasks.text_window import fitting, text_window
+
 THRESHOLD = 0.9  # of the cosine, where none is given
 
 _AT_ONCE = 32  # texts
 _MODULES = {"Transformer", "Pooling", "Normalize"}  # of sentence-transformers; a cosine does not see the last one
 _MODE = "pooling_mode_"
+_OF_SEVERAL = {"text_config", "vision_config", "audio_config"}  # what a config has that is of several models
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,10 @@ class Embedding:
     """The hash of its files."""
     threshold: float
     """Answers mean the same where the cosine of their embeddings is at least this."""
+    most_tokens: int | None = None
+    """The most tokens of a text, where sentence-transformers has a bound of its own."""
+    lower_case: bool = False
+    """Texts are put in lower case first."""
 
     @property
     def recorded(self) -> str:
@@ -45,20 +53,27 @@ class Embedding:
         )
         model.eval().requires_grad_(False)
 
+        window = text_window(tokenizer, model.config, self.most_tokens)
+
         def embedded(texts: Sequence[str]) -> Any:
-            inputs: Any = tokenizer(list(texts), truncation=True, padding=True, return_tensors="pt")
+            inputs: Any = tokenizer(list(texts), padding=True, return_tensors="pt")
             mask = inputs["attention_mask"].unsqueeze(-1)
             hidden = model(**inputs).last_hidden_state
             means = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
             return means / np.linalg.norm(means, axis=1, keepdims=True)
 
         def same(question: str, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+            if self.lower_case:
+                pairs = [(one.lower(), two.lower()) for one, two in pairs]
             texts = list(dict.fromkeys(text for pair in pairs for text in pair))
             if not texts:
                 return []
-            found = np.concatenate([embedded(texts[at : at + _AT_ONCE]) for at in range(0, len(texts), _AT_ONCE)])
-            row = {text: found[number] for number, text in enumerate(texts)}
-            return [float(row[one] @ row[two]) >= self.threshold for one, two in pairs]
+            texts = [text for text, fits in zip(texts, fitting(tokenizer, window, texts), strict=True) if fits]
+            row: dict[str, Any] = {}
+            for at in range(0, len(texts), _AT_ONCE):
+                some = texts[at : at + _AT_ONCE]
+                row |= zip(some, embedded(some), strict=True)
+            return [one in row and two in row and float(row[one] @ row[two]) >= self.threshold for one, two in pairs]
 
         return same
 
@@ -83,9 +98,17 @@ def embedding_of(path: Path, threshold: str | None, sha256: str) -> tuple[Embedd
         least = THRESHOLD if threshold is None else float(threshold)
     except ValueError:
         least = 0.0
-    if not 0 < least <= 1:
-        return None, [f"and answers mean the same from a cosine above 0 up to 1 on: give DIRECTORY@{THRESHOLD}"]
+    if not 0 < least < 1:
+        return None, [f"and answers mean the same from a cosine between 0 and 1 on: give DIRECTORY@{THRESHOLD}"]
     modules = _read(path / "modules.json", [])
+    folder = path
+    for one in modules:
+        if str(one.get("type", "")).endswith("Transformer"):
+            folder = path / str(one.get("path", ""))
+    config = _read(folder / "config.json", {})
+    if config.get("is_encoder_decoder") or _OF_SEVERAL & set(config):
+        what = f"a {config.get('model_type', 'model')}, which is no single text model"
+        return None, [f"{what}: give a model whose last hidden states are those of the text alone"]
     made = [kind for kind in (str(one.get("type", "")).rpartition(".")[2] for one in modules) if kind not in _MODULES]
     for one in modules:
         if str(one.get("type", "")).endswith("Pooling"):
@@ -94,7 +117,11 @@ def embedding_of(path: Path, threshold: str | None, sha256: str) -> tuple[Embedd
     if made:
         what = f"which does more than to take the mean over an answer's tokens ({', '.join(made)})"
         return None, [f"{what}: give a model that does no more"]
-    return Embedding(path, sha256, least), []
+    # An older name of the file has the name of another architecture in it.
+    own = next((_read(file, {}) for file in sorted(folder.glob("sentence_*_config.json"))), {})
+    most = own.get("max_seq_length")
+    lower = bool(own.get("do_lower_case"))
+    return Embedding(folder, sha256, least, most if isinstance(most, int) else None, lower), []
 
 
 def _modes(pool: Mapping[str, Any]) -> list[str]:

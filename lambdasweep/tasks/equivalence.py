@@ -3,7 +3,8 @@
 By a model of natural language inference two answers mean the same where each entails the other, both behind the question
 [L. Kuhn, Y. Gal, S. Farquhar, "Semantic uncertainty", ICLR 2023, algorithm 1]; by one of sentence embeddings, where their
 cosine is large enough (`embedding`). An answer joins the first class whose first answer it means the same as. Answers that
-the normaliser takes for the same are not asked about, and neither is no answer.
+the normaliser takes for the same are not asked about, and neither is no answer. Texts that are longer than the model takes
+entail nothing and are entailed by nothing.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lambdasweep.tasks.embedding import embedding_of, is_of_embeddings
+from lambdasweep.tasks.text_window import fitting, text_window
 
 Pair = tuple[str, str]  # two answers to a question
 Judge = Callable[
@@ -21,7 +23,10 @@ Judge = Callable[
 ]  # tells, of a question's answers, what the first one of a pair entails
 
 _AT_ONCE = 32  # pairs
-_FILES = ("config.json", "tokenizer.json", "*.safetensors", "*.bin", "modules.json", "*/config.json")
+_FILES = (
+    "config.json", "tokenizer.json", "*.safetensors", "*.bin", "modules.json", "*/config.json",
+    "sentence_*_config.json", "*/sentence_*_config.json", "*/tokenizer.json", "*/*.safetensors", "*/*.bin",
+)  # fmt: skip
 _CHUNK = 1 << 22
 
 
@@ -56,13 +61,21 @@ class Inference:
         )
         model.eval().requires_grad_(False)
 
+        window = text_window(tokenizer, model.config)
+
         def entails(question: str, pairs: Sequence[Pair]) -> list[bool]:
             found: list[bool] = []
             for begin in range(0, len(pairs), _AT_ONCE):
                 some = [(f"{question} {one}", f"{question} {two}") for one, two in pairs[begin : begin + _AT_ONCE]]
                 texts = [list(one) for one in zip(*some, strict=True)]
-                inputs: Any = tokenizer(*texts, truncation=True, padding=True, return_tensors="pt")
-                found += (model(**inputs).logits.argmax(-1) == self.entailment).tolist()
+                fits = fitting(tokenizer, window, *texts)
+                said = [False] * len(some)
+                if any(fits):
+                    read = [[text for text, fit in zip(side, fits, strict=True) if fit] for side in texts]
+                    inputs: Any = tokenizer(*read, padding=True, return_tensors="pt")
+                    entailed = iter((model(**inputs).logits.argmax(-1) == self.entailment).tolist())
+                    said = [fit and next(entailed) for fit in fits]
+                found += said
             return found
 
         return entails

@@ -145,7 +145,7 @@ def test_a_threshold_is_recorded_with_the_model(embedding: Path) -> None:
             "",
             "",
         ),
-        (["Transformer", "Pooling"], {"pooling_mode": "mean"}, "@1", ""),
+        (["Transformer", "Pooling"], {"pooling_mode": "mean"}, "@0.99", ""),
         (
             ["Transformer", "Pooling"],
             {"pooling_mode_cls_token": True},
@@ -155,8 +155,8 @@ def test_a_threshold_is_recorded_with_the_model(embedding: Path) -> None:
         (["Transformer", "Pooling"], {"pooling_mode": "lasttoken"}, "", "the mean over an answer's tokens (lasttoken)"),
         (["Transformer", "Pooling"], {}, "", "the mean over an answer's tokens (no pooling mode)"),
         (["Transformer", "Pooling", "Dense"], {"pooling_mode": "mean"}, "", "(Dense)"),
-        ([], {}, "@1.5", "answers mean the same from a cosine above 0 up to 1 on: give DIRECTORY@0.9"),
-        ([], {}, "@high", "answers mean the same from a cosine above 0 up to 1 on: give DIRECTORY@0.9"),
+        ([], {}, "@1", "answers mean the same from a cosine between 0 and 1 on: give DIRECTORY@0.9"),
+        ([], {}, "@high", "answers mean the same from a cosine between 0 and 1 on: give DIRECTORY@0.9"),
     ],
 )
 def test_models_that_embed_otherwise_are_refused(
@@ -164,7 +164,7 @@ def test_models_that_embed_otherwise_are_refused(
 ) -> None:
     shutil.copytree(embedding, tmp_path / "model")
     if modules:
-        listed = [{"path": f"{number}_{kind}", "type": f"x.models.{kind}"} for number, kind in enumerate(modules)]
+        listed = [{"path": f"{number}_{kind}" if number else "", "type": f"x.models.{kind}"} for number, kind in enumerate(modules)]
         (tmp_path / "model" / "modules.json").write_text(json.dumps(listed))
         (tmp_path / "model" / "1_Pooling").mkdir()
         (tmp_path / "model" / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
@@ -174,6 +174,54 @@ def test_models_that_embed_otherwise_are_refused(
         assert says in problems[0]
     else:
         assert found is not None
+
+
+@pytest.mark.parametrize("config", [{"is_encoder_decoder": True, "model_type": "t5"}, {"text_config": {}}])
+def test_models_of_more_than_a_text_are_refused(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["SomeModel"]} | config))
+    found, (problem,) = read_equivalence(str(tmp_path))
+    assert found is None
+    assert f"a {config.get('model_type', 'model')}, which is no single text model: give a model" in problem
+
+
+def test_a_bound_and_lower_case_of_sentence_transformers(embedding: Path, tmp_path: Path) -> None:
+    """They stand beside the weights, which lie in a folder of their own in older models; a longer text means nothing."""
+    folder = tmp_path / "0_Transformer"
+    shutil.copytree(embedding, folder)
+    listed = [{"path": folder.name, "type": "x.models.Transformer"}, {"path": "1_Pooling", "type": "x.models.Pooling"}]
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean"}))
+    asked = [("the sea", "THE SEA"), ("the sea", "the sea and all of it at last"), ("the sea " * 9, "the sea " * 9)]
+
+    def judged(most: int | None, lower: bool) -> tuple[list[bool], str]:
+        own = {"max_seq_length": most, "do_lower_case": lower}
+        (folder / "sentence_bert_config.json").write_text(json.dumps(own))
+        found, problems = read_equivalence(f"{tmp_path}@0.0001")
+        assert found is not None
+        assert not problems
+        return found.judge()("", asked), found.recorded
+
+    plain, recorded = judged(None, False)
+    assert plain[2]
+    lower, other = judged(None, True)
+    assert lower[0]
+    assert recorded != other
+    ids = AutoTokenizer.from_pretrained(folder)("the sea")["input_ids"]
+    assert judged(len(ids), True)[0] == [True, False, False]
+    assert judged(len(ids) - 1, True)[0] == [False, False, False]
+
+
+def test_texts_that_a_model_cannot_take_in_entail_nothing(model: Path) -> None:
+    equivalence, _ = read_equivalence(str(model))
+    assert equivalence is not None
+    judge = equivalence.judge()
+    long = " ".join(WORDS * 20)  # of more tokens than the model has positions
+    pairs = [(" ".join(WORDS[n % 7 : n % 7 + 1 + n % 5]), " ".join(WORDS[n % 11 : n % 11 + 2])) for n in range(40)]
+    mixed = [pair for one in pairs for pair in (one, (long, one[0]))]
+    assert judge("at", mixed)[::2] == judge("at", pairs)
+    assert not any(judge("at", mixed)[1::2])
+    assert judge("at", [(long, long)]) == [False]
 
 
 @pytest.mark.parametrize(

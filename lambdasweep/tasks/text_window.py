@@ -1,0 +1,29 @@
+"""How long a text a model of texts can take in: what is longer is not read to its end, so nothing is said of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+_UNKNOWN = 1 << 24  # a tokenizer that knows no bound says a number far above this
+_UNUSED = 2  # positions that no token takes in RoBERTa and its like
+
+
+def text_window(tokenizer: Any, config: Any, told: int | None = None) -> int:
+    """Return the most tokens that a model takes, those that its tokenizer adds included.
+
+    Args:
+        tokenizer: the model's, of the transformers library.
+        config: the model's.
+        told: what somebody else says of the model.
+    """
+    bounds = [] if told is None else [told]
+    if tokenizer.model_max_length < _UNKNOWN:
+        bounds.append(int(tokenizer.model_max_length))
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions:
+        bounds.append(int(positions) - (0 if bounds else _UNUSED))
+    return min(bounds, default=_UNKNOWN)
+
+
+def fitting(tokenizer: Any, window: int, *texts: Sequence[str]) -> list[bool]:
+    """Tell of each text, or of each pair of texts at the same places, whether it has no more tokens than the window."""
+    return [len(ids) <= window for ids in tokenizer(*map(list, texts)).input_ids]
