@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from contract import schemas
-from contract.rundir import RunDir, commit_json, commit_table
+from contract.commit import commit_json, commit_table
+from contract.rundir import RunDir
 
 CHOICES, SHARDS, TOKENS = 4, 4, (4, 31)  # tokens of a continuation, 17 on average
 CONTEXT = 40

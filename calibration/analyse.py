@@ -26,11 +26,12 @@ from calibration.task_at_lambda import TaskMetrics, answer_metrics, pooled_metri
 from calibration.uncertainty.intervals import intervals
 from calibration.uncertainty.resample import RESAMPLES, SEED, SPLITS
 from contract import schemas
+from contract.commit import commit_table
 from contract.damage import describe
 from contract.errors import InputError
 from contract.points import order
 from contract.records import EachRecord, Plan, SweepRecord, read_asked, read_sweep
-from contract.rundir import RunDir, commit_table
+from contract.rundir import RunDir
 
 _Row = tuple[Any, ...]  # a row in the order of schemas.METRICS, with a canonical point in the place of λ
 

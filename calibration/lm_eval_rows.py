@@ -5,9 +5,9 @@ lm-eval computed the metrics at the end of the run. They are only read here, so 
 
 from typing import Any
 
-from contract.damage import read_or_problem
 from contract.rundir import RunDir
 from contract.schemas import point_of
+from contract.whole_tables import read_or_problem
 
 PREFIX = "lm_eval/"
 LEFT_OUT = f"{PREFIX}docs_left_out"

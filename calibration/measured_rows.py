@@ -6,8 +6,8 @@ standard errors, the 95 % interval of a normal distribution. It is not cut at th
 
 from typing import Any
 
-from contract.damage import read_or_problem
 from contract.rundir import RunDir
+from contract.whole_tables import read_or_problem
 
 Z95 = 1.96
 # The first part of a metric's name says whose it is.

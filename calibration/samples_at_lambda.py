@@ -16,10 +16,10 @@ from calibration.task_at_lambda import TaskMetrics
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.resample import SPLITS, Resamples, draw
 from contract import points, schemas
-from contract.damage import read_or_problem
 from contract.errors import LambdasweepError
 from contract.records import TaskRecord
 from contract.rundir import RunDir
+from contract.whole_tables import read_or_problem
 
 _AT_ONCE = 1000  # the texts of so many prompts are in memory at a time
 

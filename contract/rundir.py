@@ -1,4 +1,4 @@
-"""This module knows where the files of a run directory are, and is the one way in which anything is written there.
+"""This module knows where the files of a run directory are; `contract.commit` writes them.
 
     RUN/sweep.json                                    the sweep's identity; written once, never changed
     RUN/plan.json                                     the tasks, and the λs asked for so far; it grows
@@ -30,89 +30,26 @@ import fcntl
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from contract.damage import problem_of, read_or_problem
+from contract.commit import TEMPORARY
 from contract.errors import InputError, RunMismatchError
 from contract.lease import hold
-from contract.location import Location, ObjectPath, locate, read_schema
+from contract.location import Location, ObjectPath, locate
 from contract.points import from_path, in_path, order
 from contract.units import Receipt, rescored_name
+from contract.whole_tables import problem_of, read_or_problem
 
-_TEMPORARY = ".tmp"
 _OF_COMMANDS = ("each", "aside")  # folders in which a command of the user writes, or wrote
 _COMPLETIONS = ("tokens", "generations", "rescored", "scores")  # the kinds of tables of which one completes a unit
 _SHARD = re.compile(r"shard-(\d{5,})\.parquet")
-METADATA_KEY = b"lambdasweep"
 _LOOKS = 50_000  # tables whose ends are looked at when they are listed
 _READS = 16  # reads from an object store that run at a time: each mostly waits for its answer
-
-
-def commit_bytes(path: Location, data: bytes | memoryview | pa.Buffer) -> None:
-    """Write `path` so that it appears complete or not at all, even if the power fails meanwhile.
-
-    Raises:
-        OSError: the disk is full or not writable, or the object store refuses or fails; a file that was under the final
-            name before is left as it was.
-    """
-    if isinstance(path, ObjectPath):
-        path.write_bytes(data)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the rename itself must survive, not only the bytes
-    finally:
-        os.close(directory)
-
-
-def commit_json(path: Location, value: Any) -> None:
-    """Commit `value` as JSON with sorted keys, so that equal values are equal bytes."""
-    commit_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
-
-
-def commit_table(path: Location, table: pa.Table, identity: dict[str, Any] | None = None) -> int:
-    """Commit a Parquet file and return its size in bytes.
-
-    `identity` says what the table was computed from; it is stored as JSON under the schema metadata key `lambdasweep`. The
-    bytes depend on the rows and the identity alone: equal tables are equal files.
-    """
-    if identity is not None:
-        text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
-        table = table.replace_schema_metadata({METADATA_KEY: text.encode()})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", store_schema=True)
-    buffer = sink.getvalue()
-    commit_bytes(path, buffer)
-    return len(buffer)
-
-
-def read_identity(path: Location) -> dict[str, Any]:
-    """Return the identity that `commit_table` stored with a table."""
-    return identity_of(read_schema(path))
-
-
-def identity_of(schema: pa.Schema) -> dict[str, Any]:
-    """Return the identity in a schema that was read from a committed table."""
-    identity: dict[str, Any] = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    return identity
 
 
 class RunDir:
@@ -380,7 +317,7 @@ class RunDir:
         if isinstance(self.root, ObjectPath):
             return 0
         folders = [path for path in self.root.iterdir() if path.is_dir() and path.name not in _OF_COMMANDS]
-        found = [self.root.glob(f".*{_TEMPORARY}"), *(folder.rglob(f".*{_TEMPORARY}") for folder in folders)]
+        found = [self.root.glob(f".*{TEMPORARY}"), *(folder.rglob(f".*{TEMPORARY}") for folder in folders)]
         stale = [path for some in found for path in some if path.is_file()]
         for path in stale:
             path.unlink(missing_ok=True)

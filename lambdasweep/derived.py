@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from contract import schemas
-from contract.damage import read_or_problem
+from contract.commit import commit_table, identity_of
 from contract.records import Plan
-from contract.rundir import RunDir, commit_table, identity_of
+from contract.rundir import RunDir
 from contract.units import Unit
+from contract.whole_tables import read_or_problem
 
 if TYPE_CHECKING:
     from lambdasweep.prepare import Prepared

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contract import schemas
+from contract.commit import commit_json, commit_table
 from contract.errors import InputError, RunMismatchError
 from contract.location import Location, ObjectPath
 from contract.points import order
@@ -26,7 +27,7 @@ from contract.records import (
     TaskRecord,
     plan_of,
 )
-from contract.rundir import RunDir, commit_json, commit_table
+from contract.rundir import RunDir
 from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask
 from lambdasweep.tasks.answers import AnswerSpec
 from lambdasweep.tasks.documents import TaskSpec

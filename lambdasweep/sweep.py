@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from contract.damage import read_or_problem
 from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE
 from contract.points import order
 from contract.records import Plan, SweepRecord, read_sweep
 from contract.rundir import RunDir
 from contract.units import Unit, rescored_name
+from contract.whole_tables import read_or_problem
 from lambdasweep import record
 from lambdasweep.config import SweepConfig
 from lambdasweep.derived import delete_derived

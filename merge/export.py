@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from contract.commit import commit_bytes, commit_json
 from contract.errors import InputError, PairError
 from contract.points import role
-from contract.rundir import commit_bytes, commit_json
 from merge.checkpoint import INDEX, Checkpoint
 from merge.file_layout import OutputFile, index, lay_out
 from merge.heads import flags_of_tensors

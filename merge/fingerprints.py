@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from contract.cache import cache_folder
+from contract.commit import commit_json
 from contract.errors import PairError
-from contract.rundir import commit_json
 from merge.checkpoint import Checkpoint, TensorInfo
 from merge.config_meaning import meaning
 

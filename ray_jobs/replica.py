@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from contract.commit import commit_json, commit_table
 from contract.errors import EngineError, WrongWeightsError
-from contract.rundir import commit_json, commit_table
 from contract.units import Receipt, Unit
 from merge.line import STRAIGHT, Line
 from merge.remote_parent import RemoteParent, open_here

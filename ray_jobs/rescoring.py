@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from contract.damage import read_or_problem
 from contract.errors import InputError
 from contract.location import Location
 from contract.rundir import RunDir
 from contract.units import Unit
+from contract.whole_tables import read_or_problem
 from ray_jobs.work import UnitResult, parted, with_refused
 
 if TYPE_CHECKING:

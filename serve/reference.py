@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from contract.cache import cache_folder
+from contract.commit import commit_json
 from contract.errors import EngineError, PairError
-from contract.rundir import commit_json
 from merge.checkpoint import Checkpoint, open_checkpoint
 from merge.fingerprints import locked, remembered_fingerprint
 from merge.heads import loading_flags, without_flag

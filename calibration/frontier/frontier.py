@@ -24,8 +24,9 @@ from calibration.scores.per_document import CONFIDENCES
 from calibration.task_at_lambda import PARENTS
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.multiple_tests import indistinguishable, step_down
+from contract.commit import commit_json
 from contract.points import is_named
-from contract.rundir import RunDir, commit_json
+from contract.rundir import RunDir
 
 NO_FLATTERY = (0.0, 0.0)  # that of a λ that was not chosen
 REFERENCE = (0.0, 1.0)  # the accuracy and the error that nothing is worse than

@@ -6,8 +6,8 @@ from calibration.comparison.gather import Comparison
 from calibration.comparison.table import as_latex, as_markdown, cells, compared_rows, header
 from calibration.report.comparison_figures import comparison_figures
 from calibration.report.document import document
+from contract.commit import commit_bytes
 from contract.location import Location
-from contract.rundir import commit_bytes
 
 
 @dataclass(frozen=True, slots=True)

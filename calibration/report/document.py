@@ -16,7 +16,7 @@ from markupsafe import Markup
 from calibration.report.style import theme
 from calibration.report.vega import Spec
 from contract.cache import cache_folder
-from contract.rundir import commit_bytes
+from contract.commit import commit_bytes
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
 _EMBED = "globalThis.vegaEmbed = vegaEmbed;"

@@ -18,8 +18,9 @@ from calibration.report.style import theme
 from calibration.report.vega import Spec
 from calibration.samples_at_lambda import by_lambda
 from calibration.scores.per_document import CONFIDENCES
+from contract.commit import commit_bytes
 from contract.grid import canonical
-from contract.rundir import RunDir, commit_bytes, names
+from contract.rundir import RunDir, names
 
 # The first font comes with the converter, so that figures look the same on every machine.
 _FONT = "Liberation Sans, Arial, Helvetica, sans-serif"

@@ -20,10 +20,10 @@ from calibration.scores.per_document import (
     unconditional_scores,
 )
 from calibration.scores.per_token import TokenScores, token_scores
-from contract.damage import read_or_problem
 from contract.errors import LambdasweepError
 from contract.rundir import RunDir
 from contract.schemas import of_documents
+from contract.whole_tables import read_or_problem
 
 
 @dataclass(frozen=True, slots=True)

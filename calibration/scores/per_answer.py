@@ -32,11 +32,11 @@ from calibration.arrays import Bools, Floats, Ints
 from calibration.scores.confidences import P_TRUE, VERBALISED, at_point
 from calibration.scores.per_document import LeftOut
 from contract import schemas
-from contract.damage import read_or_problem
 from contract.errors import LambdasweepError
 from contract.records import TaskRecord
 from contract.rundir import RunDir
 from contract.units import rescored_name
+from contract.whole_tables import read_or_problem
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
+from contract.commit import commit_json, commit_table
 from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE, InputError, PairError, join
 from contract.records import SweepRecord
-from contract.rundir import commit_json, commit_table
 from lambdasweep import record
 from lambdasweep.batch.config import ScoreConfig
 from lambdasweep.batch.files import Inputs, open_inputs

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from contract import schemas
-from contract.damage import read_or_problem
+from contract.commit import commit_json, commit_table
 from contract.errors import RunMismatchError
 from contract.points import order
 from contract.records import EachRecord, SweepRecord, read_each
-from contract.rundir import RunDir, commit_json, commit_table
+from contract.rundir import RunDir
+from contract.whole_tables import read_or_problem
 from lambdasweep.each.config import EachConfig
 from lambdasweep.each.results import Measured
 from lambdasweep.record import differences, line_record, parent_records, versions

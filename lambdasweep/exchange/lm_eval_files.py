@@ -13,11 +13,12 @@ from datetime import datetime
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from contract.commit import commit_bytes
 from contract.formula import formula
 from contract.location import read_table
 from contract.points import coordinates
 from contract.records import LineRecord, TaskRecord
-from contract.rundir import RunDir, commit_bytes
+from contract.rundir import RunDir
 from contract.schemas import of_documents, point_of
 from lambdasweep.exchange.lm_eval_samples import FILTER, TaskTexts, hashed, samples_at, standard_error
 from lambdasweep.exchange.texts import texts_of, tokenizer_of

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict
 
-from contract.rundir import RunDir, commit_json
+from contract.commit import commit_json
+from contract.rundir import RunDir
 from contract.units import Unit
 from lambdasweep.monitor.progress import Tally
 

@@ -7,8 +7,9 @@ import contextlib
 import shlex
 import sys
 
+from contract.commit import commit_json
 from contract.events import Listener
-from contract.rundir import RunDir, commit_json
+from contract.rundir import RunDir
 from contract.units import Receipt
 
 

@@ -1,9 +1,9 @@
 """Which answers mean the same by a model of sentence embeddings: those whose cosine is large enough.
 
 An answer's embedding is the mean of the model's last hidden states over its tokens, as sentence-transformers' models with
-mean pooling have it. The question is left out: answers behind the same words would all be alike. An answer that is longer than
-the model takes means the same as no other. No threshold is right for every model and task: look at what one makes of answers
-before you rely on it.
+mean pooling have it. The question is left out: answers behind the same words would all be alike. An answer that is longer
+than the model takes means the same as no other. No threshold is right for every model and task: look at what one makes of
+answers before you rely on it.
 """
 
 import json

@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow as pa
 
 from contract import schemas
-from contract.damage import read_or_problem
+from contract.commit import commit_table, identity_of
 from contract.points import order
 from contract.records import Plan
-from contract.rundir import RunDir, commit_table, identity_of
+from contract.rundir import RunDir
 from contract.thinking import answer_part
+from contract.whole_tables import read_or_problem
 from lambdasweep.tasks.answers import Grader
 from lambdasweep.tasks.equivalence import Judge, same_meaning
 from lambdasweep.tasks.prompts import BuiltPrompts

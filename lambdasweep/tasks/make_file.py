@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from contract.commit import commit_bytes
 from contract.errors import InputError
-from contract.rundir import commit_bytes
 from lambdasweep.tasks.convert import ColumnMap, convert
 from lambdasweep.tasks.datasets import PREFIX, as_jsonl, read_dataset
 

@@ -16,8 +16,9 @@ from scipy.special import softmax
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from calibration.scores.per_answer import AnswerLoader
+from contract.commit import commit_json, commit_table
 from contract.records import read_plan
-from contract.rundir import RunDir, commit_json, commit_table
+from contract.rundir import RunDir
 from lambdasweep.tasks.answers import prompts_table
 from lambdasweep.tasks.grading import write_graded
 from lambdasweep.tasks.lm_eval_tasks.grade import LmEvalGrader

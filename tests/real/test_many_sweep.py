@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from contract.commit import read_identity
 from contract.points import parse_points
-from contract.rundir import RunDir, read_identity
+from contract.rundir import RunDir
 from lambdasweep import open_run
 from lambdasweep.takehome.export import export_point
 from lambdasweep.takehome.point import from_flags

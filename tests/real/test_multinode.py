@@ -13,7 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from contract.rundir import RunDir, read_identity
+from contract.commit import read_identity
+from contract.rundir import RunDir
 from tests.support.checkpoints import write_checkpoint
 from tests.support.sweep_process import Sweep, alive, committed, tables
 from tests.support.waiting import patiently, until

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from contract.rundir import RunDir, read_identity
+from contract.commit import read_identity
+from contract.rundir import RunDir
 from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.tasks.tokens import load_tokenizer
 from tests.support.checkpoints import write_checkpoint

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import pytest
 
 from contract import schemas
+from contract.commit import commit_table
 from contract.location import read_table
-from contract.rundir import RunDir, commit_table
+from contract.rundir import RunDir
 from lambdasweep import entry
 
 IRON = {"query": "Which is a metal?", "choices": ["iron", "oxygen"], "gold": 0}

@@ -21,8 +21,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from contract.commit import commit_json
 from contract.points import by_name
-from contract.rundir import commit_json
 from merge.line import Line
 from serve.settings import EngineSettings, Sampling
 from serve.start import process_environment

@@ -3,8 +3,8 @@
 import pyarrow as pa
 
 from contract import schemas
+from contract.commit import commit_json, commit_table
 from contract.location import read_table
-from contract.rundir import commit_json, commit_table
 
 SWEEP = {
     "pair": {"base": {"fingerprint": "b0", "source": "/here"}, "aligned": {"fingerprint": "a1", "source": "/here"}},

@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contract import schemas
-from contract.damage import read_or_problem
+from contract.commit import commit_table, identity_of
 from contract.errors import LambdasweepError
 from contract.points import order
 from contract.records import Plan, read_plan
-from contract.rundir import RunDir, commit_table, identity_of
+from contract.rundir import RunDir
+from contract.whole_tables import read_or_problem
 from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, Asked, LmEvalTasks
 from lambdasweep.tasks.lm_eval_tasks.process_state import quiet
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask

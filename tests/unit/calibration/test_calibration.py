@@ -19,8 +19,9 @@ from calibration.scores.per_document import choice_scores, continuation_scores, 
 from calibration.terminal.tables import render
 from calibration.uncertainty.resample import draw
 from contract import schemas
+from contract.commit import commit_json, commit_table, read_identity
 from contract.errors import InputError, LambdasweepError
-from contract.rundir import RunDir, commit_json, commit_table, read_identity
+from contract.rundir import RunDir
 from tests.support.tables import SWEEP, add_quarantine, add_scores, add_task
 
 NAN, INF = float("nan"), float("inf")

@@ -17,8 +17,9 @@ from calibration.comparison.table import as_latex, as_markdown, cells, compared_
 from calibration.report.comparison_figures import comparison_figures
 from calibration.report.comparison_page import comparison_page
 from calibration.terminal.comparison import comparison_table
+from contract.commit import commit_json
 from contract.errors import InputError
-from contract.rundir import RunDir, commit_json
+from contract.rundir import RunDir
 from lambdasweep import entry
 from tests.support.reports import add_quiz
 from tests.support.tables import add_scores

@@ -20,9 +20,10 @@ from calibration.metrics.diversity import DIVERSITY, diversity, normalised
 from calibration.report.write import write_report
 from calibration.terminal.tables import render
 from calibration.uncertainty.resample import draw
+from contract.commit import commit_table
 from contract.errors import InputError, LambdasweepError
 from contract.grid import canonical
-from contract.rundir import RunDir, commit_table
+from contract.rundir import RunDir
 from lambdasweep import open_run
 from tests.support.reports import add_quiz
 from tests.support.tables import add_prompts, add_quarantine, add_samples

@@ -15,8 +15,9 @@ from calibration.scores.per_document import LeftOut
 from calibration.task_at_lambda import TaskMetrics
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.multiple_tests import step_down
+from contract.commit import commit_json
 from contract.records import read_asked
-from contract.rundir import RunDir, commit_json
+from contract.rundir import RunDir
 from tests.support.curves import R, curve, track
 from tests.support.tables import SWEEP, add_quarantine, add_scores, add_task
 

@@ -19,10 +19,11 @@ from calibration.report.write import write_report
 from calibration.samples_at_lambda import by_lambda
 from calibration.terminal.tables import render
 from contract import points, schemas
+from contract.commit import commit_json, commit_table
 from contract.errors import InputError
 from contract.points import parse_points
 from contract.records import read_sweep
-from contract.rundir import RunDir, commit_json, commit_table
+from contract.rundir import RunDir
 from contract.schemas import point_of
 from lambdasweep import open_run
 from lambdasweep.monitor import status, watch

@@ -14,8 +14,9 @@ from calibration.row_views import examples
 from calibration.scores.loader import Loader
 from calibration.terminal.tables import render
 from contract import schemas
+from contract.commit import commit_json, commit_table
 from contract.errors import InputError, LambdasweepError
-from contract.rundir import RunDir, commit_json, commit_table
+from contract.rundir import RunDir
 
 # The tokens of each choice of the documents, and the place of the right one.
 KINDS = (("iron", [[5], [6, 7], [8]], 1), ("water", [[8], [5]], 0), ("salt", [[6, 7], [8]], 0))

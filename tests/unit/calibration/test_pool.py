@@ -16,9 +16,10 @@ from calibration.report.numbers import numbers
 from calibration.scores.loader import Shelf
 from calibration.scores.pool import pools_of
 from calibration.terminal.tables import render
+from contract.commit import commit_json
 from contract.grid import canonical
 from contract.records import TaskRecord
-from contract.rundir import RunDir, commit_json
+from contract.rundir import RunDir
 from lambdasweep import open_run
 from tests.support.tables import add_quarantine, add_scores, add_task
 

@@ -30,8 +30,9 @@ from calibration.report.write import write_report
 from calibration.terminal.tables import render
 from calibration.uncertainty.resample import draw
 from contract import schemas
+from contract.commit import commit_json, commit_table, read_identity
 from contract.records import read_plan, read_sweep
-from contract.rundir import RunDir, commit_json, commit_table, read_identity
+from contract.rundir import RunDir
 from tests.support.reports import GRID, add_quiz, add_words, analysed, written
 from tests.support.tables import SWEEP, add_quarantine, add_scores, add_task, add_written
 
@@ -223,7 +224,7 @@ def test_text_of_a_task_stays_text(run):
     add_words(run, "<b>words<b>")
     plan = run.plan()
     plan["tasks"][name]["file"] = "</dl><script>alert(3)</script>"
-    from contract.rundir import commit_json
+    from contract.commit import commit_json
 
     commit_json(run.plan_json, plan)
     add_quarantine(run, name, "1", [3], shard=1)

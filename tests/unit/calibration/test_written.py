@@ -23,10 +23,11 @@ from calibration.scores.per_answer import AnswerLoader, AnswerScores
 from calibration.terminal.tables import render
 from calibration.uncertainty.resample import draw
 from contract import schemas
+from contract.commit import commit_json, commit_table
 from contract.errors import InputError, LambdasweepError
 from contract.location import read_table
 from contract.records import read_plan
-from contract.rundir import RunDir, commit_json, commit_table
+from contract.rundir import RunDir
 from contract.units import rescored_name
 from lambdasweep import open_run
 from tests.support.tables import add_outputs, add_quarantine, add_written

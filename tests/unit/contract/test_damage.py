@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from contract import schemas
-from contract.damage import describe, problem_of, put_aside
+from contract.commit import commit_table
+from contract.damage import describe, put_aside
 from contract.location import read_table
-from contract.rundir import RunDir, commit_table
+from contract.rundir import RunDir
+from contract.whole_tables import problem_of
 from tests.support.run_files import tokens
 
 

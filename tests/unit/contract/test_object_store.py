@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from contract import lease, location, schemas
+from contract.commit import commit_bytes, commit_json, commit_table, read_identity
 from contract.errors import InputError, LambdasweepError, RunMismatchError
 from contract.location import ObjectPath, locate, read_table
-from contract.rundir import RunDir, commit_bytes, commit_json, commit_table, read_identity
+from contract.rundir import RunDir
 from lambdasweep import open_run
 from lambdasweep.batch.files import open_inputs
 from lambdasweep.batch.find import lies_in

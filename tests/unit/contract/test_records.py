@@ -10,9 +10,10 @@ import pytest
 
 from calibration.analyse import analyse, write_metrics
 from calibration.report.write import write_report
+from contract.commit import commit_json
 from contract.errors import InputError
 from contract.records import LineRecord, ParentRecord, SweepRecord, TaskRecord, read_plan, read_sweep
-from contract.rundir import RunDir, commit_json
+from contract.rundir import RunDir
 from tests.support.paths import ROOT
 from tests.support.tables import add_prompts, add_samples, add_scores, add_task
 

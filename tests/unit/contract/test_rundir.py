@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from contract import rundir, schemas
+from contract.commit import commit_bytes, commit_json, commit_table, read_identity
 from contract.errors import InputError, RunMismatchError
-from contract.rundir import RunDir, commit_bytes, commit_json, commit_table, read_identity
+from contract.rundir import RunDir
 from tests.support.run_files import everything, tokens
 
 HOLDER = """

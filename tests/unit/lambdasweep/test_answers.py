@@ -19,9 +19,10 @@ import pytest
 import yaml
 
 from contract import schemas
+from contract.commit import commit_json, commit_table
 from contract.errors import EngineError, InputError, TaskError
 from contract.records import TaskRecord, read_plan
-from contract.rundir import RunDir, commit_json, commit_table
+from contract.rundir import RunDir
 from contract.thinking import answer_part
 from lambdasweep.config import load_config
 from lambdasweep.tasks.answers import RowGrader, answers_of, think_end_problems

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from contract import schemas
+from contract.commit import commit_table
 from contract.errors import InputError
-from contract.rundir import commit_table
 from contract.units import Unit
 from lambdasweep.batch.files import Columns, open_inputs
 from lambdasweep.batch.reader import Reader

@@ -23,8 +23,9 @@ from calibration.report.write import write_report
 from calibration.terminal.lm_eval import outcome_table
 from calibration.terminal.tables import render
 from contract import schemas
+from contract.commit import METADATA_KEY, commit_json, commit_table
 from contract.errors import RunMismatchError
-from contract.rundir import METADATA_KEY, RunDir, commit_json, commit_table
+from contract.rundir import RunDir
 from lambdasweep import cli
 from lambdasweep.each.children import Children
 from lambdasweep.each.command import Command, environment, settle

@@ -164,7 +164,10 @@ def test_models_that_embed_otherwise_are_refused(
 ) -> None:
     shutil.copytree(embedding, tmp_path / "model")
     if modules:
-        listed = [{"path": f"{number}_{kind}" if number else "", "type": f"x.models.{kind}"} for number, kind in enumerate(modules)]
+        listed = [
+            {"path": f"{number}_{kind}" if number else "", "type": f"x.models.{kind}"}
+            for number, kind in enumerate(modules)
+        ]
         (tmp_path / "model" / "modules.json").write_text(json.dumps(listed))
         (tmp_path / "model" / "1_Pooling").mkdir()
         (tmp_path / "model" / "1_Pooling" / "config.json").write_text(json.dumps(pooling))

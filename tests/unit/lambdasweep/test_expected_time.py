@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 
 from contract import schemas
+from contract.commit import commit_json, commit_table
 from contract.records import TaskRecord
-from contract.rundir import RunDir, commit_json, commit_table
+from contract.rundir import RunDir
 from contract.units import Receipt, Unit
 from lambdasweep.expected_time import (
     FLOPS_PER_GPU,

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from contract.commit import commit_bytes, commit_json
 from contract.errors import SweepError
-from contract.rundir import RunDir, commit_bytes, commit_json
+from contract.rundir import RunDir
 from contract.units import Receipt, Unit
 from lambdasweep.batch.scoredir import ScoreDir
 from lambdasweep.launch import Launch, known_so_far

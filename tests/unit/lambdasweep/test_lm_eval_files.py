@@ -14,7 +14,8 @@ import pytest
 
 from calibration.analyse import analyse
 from contract import schemas
-from contract.rundir import RunDir, commit_json, commit_table
+from contract.commit import commit_json, commit_table
+from contract.rundir import RunDir
 from lambdasweep.exchange.lm_eval_files import write_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import write_outcomes

@@ -20,8 +20,9 @@ import pytest
 import yaml
 
 from contract import schemas
+from contract.commit import commit_json, commit_table
 from contract.errors import InputError, LambdasweepError, TaskError
-from contract.rundir import RunDir, commit_json, commit_table
+from contract.rundir import RunDir
 from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, LmEvalTasks, load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import LEFT_OUT, write_outcomes
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask, build_instances

@@ -16,8 +16,9 @@ from calibration import analyse
 from calibration.analyse import write_metrics
 from calibration.frontier.frontier import write_frontiers
 from contract import schemas
+from contract.commit import commit_json, commit_table
 from contract.errors import InputError
-from contract.rundir import RunDir, commit_json, commit_table
+from contract.rundir import RunDir
 from lambdasweep import open_run
 from lambdasweep.demo import BASE
 from tests.support.paths import ROOT

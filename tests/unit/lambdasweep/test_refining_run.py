@@ -13,8 +13,9 @@ import pytest
 import ray_jobs.driver
 from calibration.frontier.frontier import reported
 from contract import schemas
+from contract.commit import commit_table
 from contract.records import read_asked
-from contract.rundir import RunDir, commit_table
+from contract.rundir import RunDir
 from ray_jobs.driver import SweepResult
 from tests.support.command_line import (
     Result,

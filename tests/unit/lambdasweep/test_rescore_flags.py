@@ -10,9 +10,10 @@ import pyarrow as pa
 import pytest
 
 from contract import schemas
+from contract.commit import commit_table, read_identity
 from contract.location import read_table
 from contract.records import TaskRecord, read_plan
-from contract.rundir import RunDir, commit_table, read_identity
+from contract.rundir import RunDir
 from contract.units import Unit
 from lambdasweep.derived import delete_derived
 from tests.support.command_line import Result, write_task

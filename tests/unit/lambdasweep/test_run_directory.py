@@ -12,7 +12,8 @@ import pytest
 
 import ray_jobs.driver
 from contract import schemas
-from contract.rundir import RunDir, commit_table
+from contract.commit import commit_table
+from contract.rundir import RunDir
 from lambdasweep import record
 from ray_jobs.driver import SweepResult
 from tests.support.checkpoints import write_checkpoint

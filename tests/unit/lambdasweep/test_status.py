@@ -16,7 +16,8 @@ import pytest
 from rich.console import Console
 
 from contract import schemas
-from contract.rundir import RunDir, commit_json
+from contract.commit import commit_json
+from contract.rundir import RunDir
 from contract.units import Unit
 from lambdasweep.monitor import watch
 from lambdasweep.monitor.heartbeat import SECONDS, DriverState, Heartbeat, process_identity

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from calibration.analyse import Analysis
+from contract.commit import commit_bytes, commit_json
 from contract.errors import InputError, LambdasweepError
-from contract.rundir import RunDir, commit_bytes, commit_json
+from contract.rundir import RunDir
 from lambdasweep.exchange.logged import Logged, gather_logged
 from lambdasweep.exchange.trackers import TRACKERS, check_tracker, log_to
 from tests.support.reports import add_quiz, add_words, analysed

@@ -13,9 +13,10 @@ from calibration.metrics.written import answer_estimates
 from calibration.scores.per_answer import AnswerLoader
 from calibration.uncertainty.resample import draw
 from contract import schemas
+from contract.commit import commit_json, commit_table
 from contract.errors import TaskError
 from contract.records import read_plan
-from contract.rundir import RunDir, commit_json, commit_table
+from contract.rundir import RunDir
 from lambdasweep import open_run
 from lambdasweep.tasks.answers import RowGrader, answers_of
 from lambdasweep.tasks.documents import TaskSpec, read_documents

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 
 from contract import schemas
-from contract.rundir import RunDir, commit_json, commit_table
+from contract.commit import commit_json, commit_table
+from contract.rundir import RunDir
 from contract.units import Unit
 from merge.line import Line
 from serve.machine import Gpus

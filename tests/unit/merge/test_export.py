@@ -21,8 +21,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import merge.export
+from contract.commit import commit_json
 from contract.errors import InputError, PairError
-from contract.rundir import RunDir, commit_json
+from contract.rundir import RunDir
 from lambdasweep.takehome.export import export_point
 from lambdasweep.takehome.point import from_flags
 from merge.checkpoint import INDEX

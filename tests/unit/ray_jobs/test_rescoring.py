@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 
 from contract import schemas
+from contract.commit import commit_table
 from contract.errors import InputError, SweepError
-from contract.rundir import RunDir, commit_table
+from contract.rundir import RunDir
 from contract.units import Receipt, Unit, rescored_name
 from ray_jobs import driver
 from ray_jobs.replica import SweepSpec
