@@ -14,7 +14,8 @@ from lambdasweep.aligned_flags import parse_aligned, parse_revisions
 from lambdasweep.config_file import read_toml
 from lambdasweep.settings import AUTO, PairSettings, SamplingSettings, TaskSettings, as_flag, names_of, problems_of
 from lambdasweep.settings import settings as settings_of
-from lambdasweep.tasks.documents import FORMATS, GENERATE, WRITTEN, TaskSpec
+from lambdasweep.tasks.documents import WRITTEN, TaskSpec
+from lambdasweep.tasks.format_names import FORMATS, GENERATE
 from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, LmEvalSpec
 from lambdasweep.tasks.prompts import GenerateSpec
 

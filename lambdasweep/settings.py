@@ -36,7 +36,7 @@ class Setting:
 
 
 def _formats(_: Mapping[str, Any]) -> Collection[str]:
-    from lambdasweep.tasks.documents import FORMATS
+    from lambdasweep.tasks.format_names import FORMATS
 
     return FORMATS
 

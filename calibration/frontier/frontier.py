@@ -49,6 +49,7 @@ class Frontier:
     optimism: dict[str, float]
     """By how much choosing λ* flatters its `accuracy` and `nll`: the intervals of its gains are so much wider."""
     apart: tuple[str, ...]  # the λs that are compared with none, because they have scores of other documents
+    is_mixed: bool  # whether λs with scores of other documents are compared all the same, because no documents are at most λs
     lacking: tuple[str, ...]  # those that are compared with none, because too many of their outputs lack the confidence
     macro: dict[str, Value]  # `nll` and `brier` at λ* as means over the tasks, for pooled tasks
     held_out: HeldOut
@@ -184,6 +185,7 @@ def frontier(curve: Curve, margin: float = MARGIN) -> Frontier:
         rivals=_rivals(curve, place, flattery),
         optimism={"accuracy": flattery[0], "nll": flattery[1]},
         apart=curve.apart,
+        is_mixed=curve.is_mixed,
         lacking=curve.lacking,
         macro=macro,
         held_out=held_out(curve, margin),

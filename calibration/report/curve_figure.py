@@ -10,18 +10,23 @@ from calibration.report.measures import Measure
 from calibration.report.style import NEUTRAL, OTHER_COLOUR, lam_axis, lam_colour, number, role_shape
 from calibration.report.vega import Spec, end, mark, nominal, quantitative
 
-_COLUMNS = ("task", "lambda", "lam", "point", "role", "value", "low", "high", "scaled", "floor", "documents")
+_COLUMNS = ("task", "lambda", "lam", "point", "role", "value", "low", "high", "scaled", "floor", "documents", "apart")
+_TOGETHER = "!datum.apart"
 
 
 def curve_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict[str, Any]]:
-    """Yield one row per finished λ at which the metric is a finite number; `scaled` is the same in all of them."""
+    """Yield one row per finished λ at which the metric is a finite number; `scaled` is the same in all of them.
+
+    A λ at which other documents have scores than at most λs is `apart`: no line joins it to them.
+    """
     aligned = facts.parents.get("aligned")
     scaled = task.cell(aligned, measure.scaled).plottable if aligned and measure.scaled else None
     for lam in task.lambdas:
         cell = task.cell(lam, measure.metric)
         if cell.plottable is not None:
             floor = task.cell(lam, measure.floor).plottable if measure.floor else None
-            yield _row(facts, task.name, lam, cell) | {"scaled": scaled, "floor": floor}
+            apart = int(lam in task.apart)
+            yield _row(facts, task.name, lam, cell) | {"scaled": scaled, "floor": floor, "apart": apart}
 
 
 def outcome_curve_rows(facts: Facts, outcomes: Outcomes, metric: str) -> Iterator[dict[str, Any]]:
@@ -52,9 +57,11 @@ def curve_chart(facts: Facts, rows: Sequence[dict[str, Any]], measure: Measure, 
     def y(field: str, **properties: Any) -> Spec:
         return quantitative(field, title=measure.axis, scale={"zero": False}, **properties)
 
-    layers = [mark("line", {"x": x, "y": y("value")}, color=NEUTRAL, strokeWidth=1.5)]
+    together = [_TOGETHER] if any(row.get("apart") for row in rows) else []
+    layers = [mark("line", {"x": x, "y": y("value")}, together, color=NEUTRAL, strokeWidth=1.5)]
     if any(row["low"] is not None for row in rows):  # Vega warns of a channel without any number
-        layers.insert(0, mark("area", {"x": x, "y": y("low"), "y2": end("high")}, opacity=0.22, color=NEUTRAL))
+        band = {"x": x, "y": y("low"), "y2": end("high")}
+        layers.insert(0, mark("area", band, together, opacity=0.22, color=NEUTRAL))
     if follows:
         layers.append(mark("rule", {"x": x}, [OF_STOP], color=NEUTRAL, strokeDash=[2, 3], strokeWidth=1.2))
     if any(row["scaled"] is not None for row in rows):
@@ -71,9 +78,10 @@ def curve_chart(facts: Facts, rows: Sequence[dict[str, Any]], measure: Measure, 
             quantitative("documents", title="documents", format="d"),
         ],
     }
-    dots = mark("point", channels, filled=True, opacity=1, size=42)
-    parents = mark("point", channels, ["datum.role !== 'other λ'"], filled=True, opacity=1, size=110)
-    return {"data": chart_data(rows, _COLUMNS), "layer": [*layers, dots, parents]}
+    dots = mark("point", channels, together, filled=True, opacity=1, size=42)
+    parents = mark("point", channels, [*together, "datum.role !== 'other λ'"], filled=True, opacity=1, size=110)
+    hollow = [mark("point", channels, ["datum.apart"], filled=False, opacity=1, size=60)] if together else []
+    return {"data": chart_data(rows, _COLUMNS), "layer": [*layers, dots, parents, *hollow]}
 
 
 def _scaled(level: Spec) -> list[Spec]:

@@ -73,6 +73,11 @@ class TaskFacts:
         """Return the λs of the plan at which nothing of the task is committed."""
         return tuple(lam for lam in self.record.lambdas if lam not in {*self.lambdas, *self.partial})
 
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """Return the λs that are compared with none, because other documents have scores there than at most λs."""
+        return self.frontier.apart if self.frontier else ()
+
     def cell(self, lam: str, metric: str, split: str = "all") -> Cell:
         """Return a number of the task; where there is none, return a cell without a value."""
         return self.cells.get((lam, metric, split), Cell(None, None, None, 0))

@@ -103,6 +103,11 @@ def _of_task(facts: Facts, task: TaskFacts) -> Iterator[str]:
             yield f"λ = {lam} ({name}) is not finished, so nothing is compared with {name}."
     if len(task.lambdas) == 1:
         yield f"only λ = {task.lambdas[0]} is finished: a point, not a curve."
+    if task.apart:
+        yield (
+            f"other documents have scores at {_span(task.apart)} than at most λs: the points are hollow, no line joins them "
+            "to the others, and nothing is compared with them."
+        )
     for metric, words in _REASONS.items():
         touched = [lam for lam in task.lambdas if task.cell(lam, metric).value]
         if touched:

@@ -22,13 +22,10 @@ from lambdasweep.settings import TaskSettings, problems_of
 from lambdasweep.tasks.convert import index_of
 from lambdasweep.tasks.datasets import PREFIX as DATASET
 from lambdasweep.tasks.datasets import read_dataset
+from lambdasweep.tasks.format_names import GENERATE, MAX_CHOICES
 
 Kind = Literal["choices", "continuation", "answers"]
 
-# The cloze format is limited by `choice`, an int16 in the requests table; the letters format has only A to Z.
-MAX_CHOICES = {"cloze": 2**15 - 1, "letters": 26}
-GENERATE = "generate"  # the format of rows whose answers the model writes
-FORMATS = (*MAX_CHOICES, GENERATE)
 MAX_SHOWN = 20
 # Settings of answers that the model writes.
 WRITTEN = (

@@ -15,8 +15,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from merge.methods.method import Method
 from merge.vocabulary import Spans, runs
 
@@ -38,6 +36,8 @@ def angle_between(base: "torch.Tensor", aligned: "torch.Tensor", left_out: Spans
         aligned: a tensor of the same shape; only its number of rows may differ.
         left_out: rows of `aligned` that do not count, among them all that `base` lacks.
     """
+    import numpy as np  # whoever only lists the methods need not wait for it
+
     sums: list[list[float]] = [[], [], []]
     for start, stop, is_left_out in runs(0, len(aligned), left_out) if aligned.dim() else [(0, 1, False)]:
         if is_left_out:

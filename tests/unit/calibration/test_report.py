@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import altair as alt
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from jsonschema import ValidationError
@@ -309,6 +310,29 @@ def test_curves_have_bands_and_the_scaled_line(run):
         )
         assert float(row["scaled"]) == pytest.approx(task.cell("1", "brier_scaled").value, rel=1e-5)
     assert {row["scaled"] for row in drawn_rows(charts["task-auroc"])} == {""}
+
+
+def test_a_lambda_with_scores_of_other_documents_is_joined_to_none(run):
+    """Its point is hollow, and neither the line nor the band of the others goes through it."""
+    add_quiz(run)
+    whole = page_figures(facts_of(run))["curves"]["task-acc"]
+    assert {row["apart"] for row in drawn_rows(whole)} == {"0"}
+    assert not any("datum.apart" in json.dumps(layer) for layer in whole["layer"])
+    rows = run.tokens("quiz", "0.5")
+    commit_table(run.unit("tokens", "quiz", "0.5", 0), rows.filter(pc.greater_equal(rows["request_id"], 8)))
+    add_quarantine(run, "quiz", "0.5", list(range(8)))
+    facts = facts_of(run)
+    assert facts.tasks[0].apart == ("0.5",)
+    chart = page_figures(facts)["curves"]["task-acc"]
+    assert {row["lambda"]: row["apart"] for row in drawn_rows(chart)} == dict.fromkeys(GRID, "0") | {"0.5": "1"}
+    drawn = {
+        (layer["mark"]["type"], layer["mark"].get("filled")): [step["filter"] for step in layer.get("transform", [])]
+        for layer in chart["layer"]
+        if layer["mark"]["type"] in ("line", "area", "point") and layer["mark"].get("size") != 110
+    }
+    assert drawn["point", False] == ["datum.apart"]
+    assert drawn["line", None] == drawn["area", None] == drawn["point", True] == ["!datum.apart"]
+    assert any("other documents have scores at λ = 0.5 than at most λs" in text for text in notices(facts))
 
 
 def test_reliability_follows_task_and_slider(run):
