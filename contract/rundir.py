@@ -37,6 +37,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from contract import schemas
 from contract.commit import TEMPORARY
 from contract.errors import InputError, RunMismatchError
 from contract.lease import hold
@@ -59,9 +60,8 @@ class RunDir:
         """`root` is a path, or the URL of an object store (`contract.location.locate`)."""
         self.root: Location = locate(root)
         self.damaged: dict[Location, str] = {}  # tables that were found damaged so far, and how; they count as absent
-        self._whole: dict[
-            Location, set[str]
-        ] = {}  # names of tables that are whole, by folder: none changes once committed
+        # The names of whole tables, by folder; none changes once it is committed.
+        self._whole: dict[Location, set[str]] = {}
         self._looks = _LOOKS
 
     # These methods name files.
@@ -290,10 +290,12 @@ class RunDir:
         return self._rows("quarantine", task, lam)
 
     def _rows(self, kind: str, task: str, lam: str) -> pa.Table:
-        from contract import schemas
-
-        known = {"tokens": schemas.TOKENS, "generations": schemas.GENERATIONS, "graded": schemas.GRADED}
-        known["rescored"] = schemas.RESCORED
+        known = {
+            "tokens": schemas.TOKENS,
+            "generations": schemas.GENERATIONS,
+            "graded": schemas.GRADED,
+            "rescored": schemas.RESCORED,
+        }
         schema = known.get(kind, schemas.QUARANTINE)
         paths = [self.unit(kind, task, lam, shard) for shard in sorted(self.committed(task, lam, kind))]
         if isinstance(self.root, ObjectPath) and len(paths) > 1:

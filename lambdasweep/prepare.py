@@ -28,7 +28,7 @@ from lambdasweep.tasks.prompts import (
     stop_tokens,
     tokenised,
 )
-from lambdasweep.tasks.requests import BuiltTask, requests_of, shards
+from lambdasweep.tasks.requests import BuiltTask, common_prefix, requests_of, shards
 from lambdasweep.tasks.tokens import Tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -182,7 +182,8 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
             )
             built = replace(built, warnings=(*built.warnings, text))
         costs = prompt_costs(spec.samples, spec.max_tokens + built.question_tokens, built.table)
-        runs = tuple(prompt_shards(costs, SHARD_TOKENS[device]))
+        common = common_prefix(built.table["token_ids"]) if len(costs) else 0
+        runs = tuple(prompt_shards([cost - common for cost in costs], spec.samples, SHARD_TOKENS[device]))
         sums = tuple(sum(costs[first:end]) for first, end in runs)
         prompts[spec.name] = PreparedPrompts(spec, built, runs, sums, grader)
 

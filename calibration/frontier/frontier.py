@@ -49,7 +49,7 @@ class Frontier:
     optimism: dict[str, float]
     """By how much choosing λ* flatters its `accuracy` and `nll`: the intervals of its gains are so much wider."""
     apart: tuple[str, ...]  # the λs that are compared with none, because they have scores of other documents
-    is_mixed: bool  # whether λs with scores of other documents are compared all the same, because no documents are at most λs
+    is_mixed: bool  # whether λs with scores of different documents are compared all the same
     lacking: tuple[str, ...]  # those that are compared with none, because too many of their outputs lack the confidence
     macro: dict[str, Value]  # `nll` and `brier` at λ* as means over the tasks, for pooled tasks
     held_out: HeldOut

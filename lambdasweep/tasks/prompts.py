@@ -33,6 +33,9 @@ from lambdasweep.tasks.p_true import Question
 from lambdasweep.tasks.requests import batches, content_sha256
 from lambdasweep.tasks.tokens import Tokenizer, encode_prompts
 
+_OUTPUTS = 256  # with so many at a time, more hardly make an engine faster
+_MOST = 8  # times the target: the tokens of a shard at most, but for its last prompt
+
 
 @dataclass(frozen=True, slots=True)
 class GenerateSpec(SamplingSettings):
@@ -170,8 +173,16 @@ def prompt_costs(samples: int, max_tokens: int, table: pa.Table) -> list[int]:
     return [length + samples * max_tokens for length in lengths]
 
 
-def prompt_shards(costs: Sequence[int], target_tokens: int) -> list[tuple[int, int]]:
-    """Cut prompts into shards; a shard is closed by the prompt with which it reaches `target_tokens`.
+def prompt_shards(costs: Sequence[int], samples: int, target_tokens: int) -> list[tuple[int, int]]:
+    """Cut prompts into shards; whole prompts, in order.
+
+    A shard is closed by the prompt with which it has `target_tokens` and enough outputs, because an engine writes many at a
+    time in hardly more time than a few; or with which it has so many tokens that losing it would cost too much.
+
+    Args:
+        costs: the most tokens of each prompt, without what all prompts begin with, which is computed once a shard.
+        samples: of each prompt.
+        target_tokens: of a shard.
 
     Returns:
         The rows [first row, end row) of each shard.
@@ -179,7 +190,8 @@ def prompt_shards(costs: Sequence[int], target_tokens: int) -> list[tuple[int, i
     runs, first, size = [], 0, 0
     for row, cost in enumerate(costs):
         size += cost
-        if size >= target_tokens or row + 1 == len(costs):
+        is_wide = (row + 1 - first) * samples >= _OUTPUTS or size >= _MOST * target_tokens
+        if (size >= target_tokens and is_wide) or row + 1 == len(costs):
             runs.append((first, row + 1))
             first, size = row + 1, 0
     return runs

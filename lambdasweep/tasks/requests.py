@@ -247,7 +247,7 @@ def _cut(table: pa.Table, first_rows: Ints, target_tokens: int) -> list[tuple[in
     """Cut a table, at least one row, between any of the runs of rows that begin at `first_rows`."""
     starts = table["continuation_start"].to_numpy().astype(np.int64)
     lengths = pc.list_value_length(table["token_ids"]).to_numpy().astype(np.int64)
-    common = _common_prefix(table, lengths, starts)
+    common = common_prefix(table["token_ids"], starts)
     own = np.maximum.reduceat(starts, first_rows) - common + np.add.reduceat(lengths - starts, first_rows)
     done = _offsets(own)  # done[i] is the number of tokens of the documents before i, without the common prefix
     smallest = PREFIXES_PER_SHARD * common
@@ -262,11 +262,12 @@ def _cut(table: pa.Table, first_rows: Ints, target_tokens: int) -> list[tuple[in
     return [(rows[begin], rows[end]) for begin, end in itertools.pairwise(cuts)]
 
 
-def _common_prefix(table: pa.Table, lengths: Ints, starts: Ints) -> int:
-    """Return the length of the longest prefix that the contexts of all requests share."""
-    flat = pc.list_flatten(table["token_ids"]).to_numpy()
+def common_prefix(token_ids: pa.ChunkedArray, ends: Ints | None = None) -> int:
+    """Return the length of the longest prefix that all lists of tokens share, each up to its end; there is at least one."""
+    lengths = pc.list_value_length(token_ids).to_numpy().astype(np.int64)
+    flat = pc.list_flatten(token_ids).to_numpy()
     begins = _offsets(lengths)[:-1]
-    shortest = int(starts.min())
+    shortest = int((lengths if ends is None else ends).min())
     for position in range(shortest):
         column = flat[begins + position]
         if (column != column[0]).any():

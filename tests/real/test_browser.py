@@ -10,6 +10,7 @@ import pytest
 
 from contract.rundir import RunDir
 from tests.support.reports import GRID, add_quiz, add_words, written
+from tests.support.waiting import until
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -68,7 +69,7 @@ def opened(browser, report):
 
         page.route("**/*", gate)
         page.goto(report.as_uri())
-        page.wait_for_selector(f"body[data-drawn={scheme}]", timeout=60_000)
+        page.wait_for_selector(f"body[data-drawn={scheme}]", timeout=0)
         return page
 
     yield open_page
@@ -85,8 +86,11 @@ def slide(page, place):
     page.eval_on_selector(
         "#lambda", "(slider, place) => { slider.value = place; slider.dispatchEvent(new Event('input')); }", str(place)
     )
-    page.wait_for_function("place => document.getElementById('lambda').value === place", arg=str(place))
-    page.wait_for_timeout(300)
+    named = "name => document.getElementById('lambda-name').textContent === name"
+    page.wait_for_function(named, arg=GRID[place], timeout=0)
+    # The figures follow the label; the title of this one names the λ, and its marks come with it.
+    drawn = "name => document.getElementById('task-reliability-documents').textContent.includes(`λ = ${name},`)"
+    page.wait_for_function(drawn, arg=GRID[place], timeout=0)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -130,10 +134,9 @@ def test_the_slider_works_from_the_keyboard(opened):
     before = paths(page)
     page.focus("#lambda")
     page.keyboard.press("ArrowRight")
-    page.wait_for_timeout(300)
-    assert page.text_content("#lambda-name") == GRID[2]
+    until(lambda: page.text_content("#lambda-name") == GRID[2])
     assert page.get_attribute("#lambda", "aria-valuetext") == GRID[2]
-    assert paths(page) != before
+    until(lambda: paths(page) != before)
 
 
 def test_the_list_of_tasks_moves_all_figures(opened):
@@ -143,9 +146,7 @@ def test_the_list_of_tasks_moves_all_figures(opened):
     assert "<script>alert(1)" in page.text_content("#frontier-task")
     before = [page.inner_html(figure) for figure in figures]
     page.select_option("#task", "quiz")
-    page.wait_for_timeout(300)
-    after = [page.inner_html(figure) for figure in figures]
-    assert all(one != other for one, other in zip(before, after, strict=True))
+    until(lambda: all(one != page.inner_html(figure) for one, figure in zip(before, figures, strict=True)))
     assert page.text_content("#frontier-task").endswith("quiz")
 
 
@@ -154,7 +155,7 @@ def test_the_reader_changes_to_dark(opened):
     light = page.eval_on_selector("#task-brier svg text", "text => text.getAttribute('fill')")
     slide(page, 3)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_selector("body[data-drawn=dark]", timeout=60_000)
+    page.wait_for_selector("body[data-drawn=dark]", timeout=0)
     assert page.eval_on_selector("#task-brier svg text", "text => text.getAttribute('fill')") != light
     assert "λ = 1.5, n = 40" in page.text_content("#task-reliability-documents")  # the slider stays where it was
 
@@ -163,7 +164,7 @@ def test_a_table_is_copied(opened):
     page = opened()
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.click("button.copy[data-table='numbers-1']")
-    page.wait_for_selector("button.copy:has-text('Copied')")
+    page.wait_for_selector("button.copy:has-text('Copied')", timeout=0)
     header, *rows = page.evaluate("navigator.clipboard.readText()").split("\n")
     assert header.split("\t")[:4] == ["λ", "", "documents", "Accuracy"]
     assert [row.split("\t")[0] for row in rows] == list(GRID)
@@ -178,6 +179,6 @@ def test_a_report_without_anything_to_draw_opens(browser, tmp_path):
     page.on("console", lambda message: wrong.append(message.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.goto(run.index_html.as_uri())
-    page.wait_for_selector("body[data-drawn]", timeout=60_000)
+    page.wait_for_selector("body[data-drawn]", timeout=0)
     page.close()
     assert wrong == []

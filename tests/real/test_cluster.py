@@ -55,8 +55,7 @@ until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psut
 end_process(one.node_id, os.getpid())  # no replica: left alone
 
 cluster.remove_node(one, allow_graceful=False)
-while rooms()[0] is not None:
-    time.sleep(0.2)
+until(lambda: rooms()[0] is None)
 ray.shutdown()
 cluster.shutdown()
 print("all is well")

@@ -29,6 +29,7 @@ from ray_jobs.prometheus import SERIES
 from tests.support.paths import ROOT
 from tests.support.ports import free_ports
 from tests.support.waiting import finish, until
+from tests.support.waiting import run as run_command
 from tests.support.warm_python import descendants, warm_python
 
 LAMBDAS = "0:1.5:0.0125"
@@ -81,9 +82,7 @@ class Cluster:
     def job(self, *arguments: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
         environment = self.environment | ({"RAY_AUTH_TOKEN": token} if token else {})
         command = ["ray", "job", arguments[0], "--address", self.dashboard, *arguments[1:]]
-        return subprocess.run(
-            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
-        )
+        return run_command(command, env=environment)
 
     def status(self, job: str) -> str:
         printed = self.job("status", job).stdout

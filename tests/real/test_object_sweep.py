@@ -18,6 +18,7 @@ from lambdasweep import open_run
 from lambdasweep.demo import ALIGNED, BASE, CLOZE
 from tests.support.object_store import BUCKET, KEY_ID, SECRET, Store, enter, serve
 from tests.support.paths import ROOT
+from tests.support.sweep_process import alive
 from tests.support.waiting import finish, until
 from tests.support.waiting import run as run_command
 from tests.support.warm_python import descendants, warm_python
@@ -63,7 +64,7 @@ def test_a_killed_and_resumed_sweep_into_a_store_is_that_on_the_disk(store: Stor
         if process.is_running():
             os.kill(process.pid, signal.SIGKILL)
     sweep.wait()
-    psutil.wait_procs(tree[1:], timeout=30)
+    until(lambda: not alive(tree[1:]))
     before = sum(map(len, run.all_committed().values()))
     assert 0 < before < 11
     assert (run.root / "lease.json").is_file()  # the driver's process is gone, so its lease does not count

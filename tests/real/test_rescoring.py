@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from contract.rundir import RunDir
 from lambdasweep.demo import ALIGNED, BASE, CLOZE
 from tests.support.scored_requests import export
-from tests.support.sweep_process import Sweep, committed, tables, units
+from tests.support.sweep_process import Sweep, alive, committed, tables, units
+from tests.support.waiting import until
 
 GRID, UNDER = ("0", "0.5", "1"), ("0", "0.25")  # 0.25 is not on the grid
 DOCUMENTS, SAMPLES = 220, 3
@@ -149,8 +150,7 @@ def test_a_kill_while_it_is_scored_again_changes_no_byte(run: RunDir, arguments:
     engines = killed.replicas()
     killed.process.kill()
     killed.process.wait()
-    for engine in engines:
-        engine.wait(60)
+    until(lambda: not alive(engines))
     assert tables(out) < units(run.root)
     again = Sweep(out, whole)
     assert again.wait() == 3, again.text()

@@ -47,7 +47,7 @@ class Server:
 
     @property
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=600)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=1500)
 
     def ask(
         self, path: str, body: bytes | None = None, key: str | None = KEY, method: str | None = None
@@ -58,7 +58,7 @@ class Server:
         if key is not None:
             request.add_header("Authorization", f"Bearer {key}")
         try:
-            with urllib.request.urlopen(request, timeout=600) as answer:
+            with urllib.request.urlopen(request, timeout=1500) as answer:
                 status, text = answer.status, answer.read()
         except urllib.error.HTTPError as error:
             status, text = error.code, error.read()
@@ -232,7 +232,7 @@ def test_streams_finish_on_the_lambda_that_they_name(server: Server, greedy: Any
             named, found = raw.headers[HEADER], []
             for chunk in raw.parse():
                 if not found:
-                    started.wait(600)
+                    started.wait(1500)
                 found += chunk.choices[0].token_ids or [] if chunk.choices else []  # type: ignore[attr-defined]
         ended.append(time.monotonic())
         return named, found
@@ -243,14 +243,17 @@ def test_streams_finish_on_the_lambda_that_they_name(server: Server, greedy: Any
         started, ended = threading.Barrier(len(prompts) + 1), list[float]()
         with ThreadPoolExecutor(12) as pool:
             old = [pool.submit(stream, ids, started, ended) for ids in prompts]
-            started.wait(600)
+            started.wait(1500)
             asked = time.monotonic()
             move = pool.submit(server.move, "1.3")
             time.sleep(0.1)
             new = [pool.submit(complete, server, ids) for ids in prompts]
             move.result()
             assert [one.result() for one in old] == [("0.35", ids) for ids in before]
-            assert [one.result() for one in new] == [("1.3", ids) for ids in after]
+            found = [one.result() for one in new]
+            if any(lam == "0.35" for lam, _ in found):  # on a busy machine one may come before the move
+                return False
+            assert found == [("1.3", ids) for ids in after]
         return asked < min(ended)
 
     # On a busy machine the streams may be over before this thread has its turn. Then the move had nothing to wait for.

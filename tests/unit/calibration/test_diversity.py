@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from sacrebleu.metrics import BLEU
@@ -52,7 +52,6 @@ def by_hand(samples: list[str]) -> dict[str, float]:
     return found
 
 
-@settings(deadline=None)
 @given(prompts=st.lists(texts, min_size=1, max_size=4))
 def test_metrics_are_those_of_their_definitions(prompts: list[list[str]]) -> None:
     prompt = np.repeat(np.arange(len(prompts)), [len(samples) for samples in prompts])

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.calibration import calibration_curve
@@ -277,7 +277,6 @@ def test_perplexity():
 # Beyond equal-width ECE
 
 
-@settings(deadline=None)
 @given(documents)
 def test_auroc_equals_scikit_learn(pairs):
     confidence, correct = arrays(*zip(*pairs, strict=True))
@@ -295,7 +294,6 @@ def selective(confidence, correct):
     return np.mean(wrong / np.arange(1, len(wrong) + 1)), 1 - wrong[most - 1] / most
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([0.3, 0.5, 0.8, 1.0]), st.booleans()), min_size=1, max_size=6))
 def test_aurc_and_selective_accuracy_are_means_over_the_orders_of_ties(pairs):
     orders = [
@@ -315,7 +313,6 @@ def test_aurc_by_hand():
 weighted = st.lists(st.tuples(confidences, st.booleans(), st.integers(0, 5)), min_size=1, max_size=60)
 
 
-@settings(deadline=None)
 @given(weighted)
 def test_a_weight_is_a_number_of_copies(rows):
     confidence, correct, copies = (np.array(column) for column in zip(*rows, strict=True))
@@ -329,7 +326,6 @@ def test_a_weight_is_a_number_of_copies(rows):
                 assert list(value) == pytest.approx([expected[name], plain[name]], abs=tolerance, nan_ok=True), name
 
 
-@settings(deadline=None)
 @given(documents, st.randoms(use_true_random=False))
 def test_the_order_of_the_documents_changes_nothing(pairs, random):
     shuffled = random.sample(pairs, len(pairs))
@@ -406,7 +402,6 @@ def test_matched_ece_has_the_accuracy_it_is_asked_for():
     assert reliability([0.9], [True], target=1.0)["ece_width_matched"] == pytest.approx(0.1)
 
 
-@settings(deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(1, 40), st.integers(1, 5))
 def test_the_parts_of_the_brier_score_add_up(random, count, choices):
     rng = np.random.default_rng(random.randrange(2**32))

@@ -267,7 +267,7 @@ def test_lambdas_are_computed_side_by_side(tmp_path: Path, monkeypatch: pytest.M
         add_outputs(run, "sums", lam, outputs(number, 8, 2))
     monkeypatch.setattr("calibration.task_at_lambda.cores", lambda: 1)
     expected = analyse(run, resamples=20).metrics
-    together, load = threading.Barrier(2, timeout=30), AnswerLoader.load
+    together, load = threading.Barrier(2, timeout=1500), AnswerLoader.load
 
     def waits(self: AnswerLoader, lam: str) -> AnswerScores:
         if lam in between:

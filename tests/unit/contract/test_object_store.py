@@ -376,12 +376,12 @@ def test_wrong_credentials(url: str, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.2)
     monkeypatch.setattr(lease, "_SETTLE_SECONDS", 0.1)
 
 
-def test_a_second_driver_is_refused_until_the_first_is_killed(store: Store, url: str, quick: None) -> None:
+def test_a_second_driver_is_refused_until_the_first_is_killed(store: Store, url: str, short_lease: None) -> None:
     run = RunDir(url)
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, url], stdout=subprocess.PIPE, text=True)
     try:
@@ -405,7 +405,7 @@ def write_lease(run: RunDir, age: float) -> None:
     )
 
 
-def test_a_lease_of_another_machine_counts_until_it_runs_out(store: Store, url: str, quick: None) -> None:
+def test_a_lease_of_another_machine_counts_until_it_runs_out(store: Store, url: str, short_lease: None) -> None:
     run = RunDir(url)
     write_lease(run, age=lease.LEASE_SECONDS - 10)
     with pytest.raises(RunMismatchError, match=r"process 1 on elsewhere\).* runs out 90 s after"), run.lock():
@@ -413,17 +413,16 @@ def test_a_lease_of_another_machine_counts_until_it_runs_out(store: Store, url: 
     write_lease(run, age=lease.LEASE_SECONDS + 1)
     with run.lock():
         before = json.loads((run.root / "lease.json").read_bytes())["renewed"]
-        time.sleep(0.7)
-        assert json.loads((run.root / "lease.json").read_bytes())["renewed"] > before
+        until(lambda: json.loads((run.root / "lease.json").read_bytes())["renewed"] > before)
 
 
-def test_a_driver_whose_lease_is_taken_is_interrupted(store: Store, url: str, quick: None) -> None:
+def test_a_driver_whose_lease_is_taken_is_interrupted(store: Store, url: str, short_lease: None) -> None:
     run, interrupted = RunDir(url), threading.Event()
     before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     try:
         with pytest.raises(RunMismatchError, match="process 1 on elsewhere"), run.lock():  # noqa: PT012
             write_lease(run, age=0)
-            interrupted.wait(10)
+            until(interrupted.is_set)
         assert interrupted.is_set()
     finally:
         signal.signal(signal.SIGINT, before)
@@ -431,7 +430,7 @@ def test_a_driver_whose_lease_is_taken_is_interrupted(store: Store, url: str, qu
 
 
 def test_of_two_that_start_at_once_the_later_write_stands(
-    store: Store, url: str, quick: None, monkeypatch: pytest.MonkeyPatch
+    store: Store, url: str, short_lease: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, write = RunDir(url), lease._write
 

@@ -270,7 +270,7 @@ def test_what_leaves_the_group_of_the_command_is_ended(tmp_path: Path) -> None:
         alone, left = started(children, "")
         process = next(iter(children._running))
         assert process.pid == alone
-        process.wait(30)
+        until(lambda: process.poll() is not None, 30)
         assert lives(left)
         children.end(process)
         assert not lives(left)

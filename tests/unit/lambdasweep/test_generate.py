@@ -176,9 +176,14 @@ def test_prompts_are_cut_into_shards_by_what_they_cost(pair: tuple[Path, Path], 
     lengths = [len(ids) for ids in table["token_ids"].to_pylist()]
     assert lengths[1] == 0  # the prompt keeps its row, and is quarantined
     assert prompt_costs(spec.samples, spec.max_tokens, table) == [length + 20 for length in lengths]
-    assert prompt_shards([5, 5, 5, 20, 1], 10) == [(0, 2), (2, 4), (4, 5)]
-    assert prompt_shards([5], 10) == [(0, 1)]
-    assert prompt_shards([], 10) == []
+    # 128 samples of each of two prompts are enough outputs for an engine.
+    assert prompt_shards([5, 5, 5, 20, 1], 128, 10) == [(0, 2), (2, 4), (4, 5)]
+    assert prompt_shards([5], 128, 10) == [(0, 1)]
+    assert prompt_shards([], 128, 10) == []
+    # A few outputs are written with others, unless they are very long.
+    assert prompt_shards([5] * 600, 1, 10)[0] == (0, 16)
+    assert prompt_shards([5] * 600, 1, 500) == [(0, 256), (256, 512), (512, 600)]
+    assert prompt_shards([5] * 600, 2, 500) == [(0, 128), (128, 256), (256, 384), (384, 512), (512, 600)]
 
 
 def test_where_answers_end(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lambdasweep.held_signals import held_signals
 from lambdasweep.monitor import phase as module
 from lambdasweep.monitor.phase import phase
 from tests.support.command_line import Result
+from tests.support.waiting import until
 
 
 class Written(io.StringIO):
@@ -36,15 +37,14 @@ def test_long_work_is_told_and_short_work_is_not(monkeypatch: pytest.MonkeyPatch
     stream = Written()
     monkeypatch.setattr(module, "PATIENCE", 0.0)
     with phase("checking [weights]", Console(file=stream)):
-        assert stream.touched.wait(60)
+        until(stream.touched.is_set)
     assert stream.getvalue() == "checking [weights]\n"
     monkeypatch.setattr(module, "PATIENCE", 1e6)
     threads = threading.active_count()
     with phase("writing report", Console(file=stream)):
         pass
     assert stream.getvalue() == "checking [weights]\n"
-    while threading.active_count() > threads:  # the timer ends with the work, or a command would wait for it
-        pass
+    until(lambda: threading.active_count() <= threads)  # the timer ends with the work, or a command would wait for it
 
 
 def test_a_terminal_has_a_spinner() -> None:

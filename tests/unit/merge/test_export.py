@@ -333,7 +333,7 @@ def test_a_killed_export_goes_on_where_it_stopped(large_pair: tuple[Path, Path],
         file.write(b"\x00\x00\x00\x00")
     before = {name: (partial / name).stat().st_ino for name in sound}
     process = start(large_pair, "0.3", out)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate()
     assert process.returncode == 0
     assert said == f"going on: {len(sound)} of 200 files are there already\n"
     assert {name: (out / name).stat().st_ino for name in sound} == before

@@ -75,7 +75,7 @@ def test_as_many_tensors_are_read_at_a_time_as_there_are_threads(
 
     def path(*_: object) -> None:
         if not passed.is_set():
-            together.wait(timeout=60)
+            together.wait(timeout=1500)
             passed.set()
 
     passed = threading.Event()

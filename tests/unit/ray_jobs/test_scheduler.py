@@ -454,7 +454,7 @@ class Rules(RuleBasedStateMachine):
         assert self.scheduler.finished
 
 
-Rules.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+Rules.TestCase.settings = settings(max_examples=200, stateful_step_count=40)
 TestRules = Rules.TestCase
 
 

@@ -170,7 +170,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("pairs")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     path=st.lists(st.sampled_from(["0", "1", "0.35", "1.3", "-0.5", "0.000001"]), min_size=1, max_size=4),
     width=st.sampled_from([1, 2, 7, 8, 12]),
@@ -206,7 +206,7 @@ def test_any_path_gives_what_going_straight_there_gives(
     assert straight.switch(path[-1]) == digest
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     path=st.lists(st.sampled_from(["0", "1", "0.35", "1.3", "-0.5"]), min_size=1, max_size=3),
     method=st.sampled_from(["linear", "slerp"]),
@@ -262,7 +262,7 @@ def test_other_lines_are_those_of_the_checkpoint(
     assert straight.switch(path[-1]) == digest
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     path=st.lists(
         st.sampled_from(["dpo=0,sft=0", "dpo=0.5,sft=0", "dpo=0,sft=1", "dpo=0.35,sft=-0.5", "dpo=1,sft=1"]),
@@ -331,7 +331,7 @@ def write_adapter(
     return nbytes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     path=st.lists(st.sampled_from(["0", "1", "0.35", "-0.5"]), min_size=1, max_size=3),
     count=st.sampled_from([1, 2]),
