@@ -4,7 +4,7 @@
 
 The job is {"settings", "cores", "base", "aligned", "lam", "task": a YAML file, "limit", "out"}. The script writes the
 seconds of a unit with its tokens' scores and those of the same requests through `vllm.LLM.generate` on the same engine,
-in turn, three times; the tokens that they made; the texts; and the prompts' tokens.
+in turn, three times; the tokens that they made; and the prompts' tokens.
 """
 
 import json
@@ -55,11 +55,6 @@ def main(job: dict[str, Any]) -> None:
         found["without_s"].append(time.perf_counter() - began)
         found["tokens"] = unit.new_tokens
         assert sum(len(output.outputs[0].token_ids) for output in outputs) == unit.new_tokens
-    ended = Sampling(1, 0.0, asked.max_tokens, part.stop_token_ids, until=asked.until)
-    texts = sample_unit(
-        engine, part.table, job["lam"], ended, lambda ids: tokenizer.decode(ids, skip_special_tokens=True), tokenizer
-    )
-    found["texts"] = texts.generations["text"].to_pylist()
     found["prompts"] = [prompt["prompt_token_ids"] for prompt in prompts]
     Path(job["out"]).write_text(json.dumps(found))
 

@@ -32,6 +32,10 @@ from contract.rundir import RunDir
 # The parents of a run whose line ends at its one aligned checkpoint; `records.SweepRecord.parents` has those of any run.
 PARENTS = points.parents([points.ONLY])
 
+# Bytes that are taken while a λ is worked on: by the resamples, of 14,000 documents, and by each token of written answers.
+_OF_RESAMPLES, _OF_TOKEN = 300 << 20, 100
+_MOST = 4 << 30  # for all λs that are worked on at the same time, unless one takes more
+
 
 @dataclass(frozen=True, slots=True)
 class TaskMetrics:
@@ -127,14 +131,14 @@ def answer_metrics(
         return
     loader = AnswerLoader(run, task, record)
     drawn = draw(task, loader.count, resamples, seed)
-    yield from _along(_AnswersAlongLambda(loader, drawn, there, parents), there)
+    yield from _along(_AnswersAlongLambda(loader, drawn, there, parents, sum(record.costs)), there)
 
 
 class _AnswersAlongLambda:
     def __init__(
-        self, loader: AnswerLoader, resamples: Resamples, there: Sequence[str], parents: Mapping[str, str]
+        self, loader: AnswerLoader, resamples: Resamples, there: Sequence[str], parents: Mapping[str, str], tokens: int
     ) -> None:
-        self._loader, self._resamples = loader, resamples
+        self._loader, self._resamples, self.tokens = loader, resamples, tokens
         self.parents = {name: lam for name, lam in parents.items() if lam in there}
         self._of_parents = {name: self._loaded(lam) for name, lam in self.parents.items()}
 
@@ -211,7 +215,8 @@ def _along(along_lambda: "_AlongLambda | _AnswersAlongLambda", there: Sequence[s
     yield from map(along_lambda.parent, along_lambda.parents)
     # Threads are enough, because nearly all of the work is sums in compiled code. Each λ is computed by itself, so their
     # number changes no result.
-    pool = ThreadPoolExecutor(cores())
+    each = _OF_RESAMPLES + _OF_TOKEN * along_lambda.tokens
+    pool = ThreadPoolExecutor(max(1, min(_cores(), _MOST // each)))
     try:
         others = set(there) - set(along_lambda.parents.values())
         yield from pool.map(along_lambda.at, sorted(others, key=points.order))
@@ -219,13 +224,14 @@ def _along(along_lambda: "_AlongLambda | _AnswersAlongLambda", there: Sequence[s
         pool.shutdown(cancel_futures=True)
 
 
-def cores() -> int:
-    """Return how many λs to work on at the same time."""
+def _cores() -> int:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(count, 8)  # a λ of 14,000 documents takes 300 MB of memory while it is worked on
+    return min(count, 8)
 
 
 class _AlongLambda:
+    tokens = 0  # those that are scored are few, and are counted with the resamples
+
     def __init__(
         self,
         loader: Loader | PooledLoader,

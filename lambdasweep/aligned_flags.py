@@ -1,4 +1,6 @@
-"""Flags that name several aligned checkpoints: `--aligned sft=DIR,dpo=DIR`, and what of a sweep does not go with them."""
+"""This module reads flags that name several aligned checkpoints (`--aligned sft=DIR,dpo=DIR`), and knows what does not go
+with them.
+"""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command line. Imports nothing heavy: `lambdasweep --help` answers at once, without torch, vllm or ray."""
+"""This module is the command line. It imports nothing heavy, so `lambdasweep --help` answers at once."""
 
 import os
 import time

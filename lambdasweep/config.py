@@ -1,4 +1,4 @@
-"""What the user asks for: flags and `--config sweep.toml` → one checked `SweepConfig`. Flags win over the file."""
+"""This module makes one checked `SweepConfig` of the flags and of `--config sweep.toml`; flags win."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence

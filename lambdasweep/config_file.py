@@ -1,4 +1,4 @@
-"""`--config sweep.toml` → the values in it, each of the kind that its key wants."""
+"""This module reads `sweep.toml` and gives each value the kind that its key wants."""
 
 import difflib
 import tomllib

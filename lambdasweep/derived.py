@@ -1,4 +1,5 @@
-"""What was made of tables that are to be made anew goes before they are: grades, lm-eval's metrics, scores under another λ.
+"""Before tables are made again, this module deletes what was made of the old ones: grades, lm-eval's metrics, other λs'
+scores.
 
 An output that is sampled again may have other tokens, on other hardware for example. What was made of the earlier one may
 fit it by its length, and would stand beside it unnoticed. So it is deleted while the output is not there, at the start of

@@ -1,4 +1,4 @@
-"""What engines are started with where the user left it open."""
+"""This module settles what engines are started with where the user left it open."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""What an engine takes of memory beside the parents: its live weights, and what a rank needs of a GPU."""
+"""This module computes what memory an engine takes besides the parents: its live weights, and what a rank needs of a GPU."""
 
 import math
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The process around the command line: signals, exit statuses, and what is told of errors that nobody foresaw."""
+"""This module runs the command line in its process: it handles signals, exit statuses and unforeseen errors."""
 
 import io
 import os

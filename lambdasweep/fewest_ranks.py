@@ -1,4 +1,4 @@
-"""How many tensor-parallel ranks an engine has where nobody said it: the fewest whose GPUs hold the model."""
+"""This module finds the fewest tensor-parallel ranks whose GPUs hold the model."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The flags of the command line, and the `SweepConfig` that those of `run` and `plan` make. Imports nothing heavy."""
+"""This module defines the flags, and makes the `SweepConfig` of `run` and `plan`. It imports nothing heavy."""
 
 import functools
 import inspect

@@ -1,6 +1,5 @@
-"""Signals that wait, because a library that is cut off in the middle of its start may end the process by a crash, and
-signals that are not forgotten where a library swallowed the exception that they raised.
-"""
+"""This module lets signals wait, because a library that is cut off while it starts may crash the process. A signal is not
+forgotten either where a library swallowed the exception that it raised."""
 
 import os
 import signal

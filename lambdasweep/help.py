@@ -1,4 +1,4 @@
-"""The help of the command line: flags in groups, with what holds where they are left out, and an example of each command.
+"""This module writes the help of the command line: flags in groups, what holds without them, and an example of each command.
 
 Help is drawn by rich, and an error in a command line stays one plain line.
 """

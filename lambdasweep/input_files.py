@@ -1,4 +1,6 @@
-"""The files that a path of the user's means: a file, all files of a kind below a directory, or what a glob matches."""
+"""This module finds the files that a user's path means: a file, all files of a kind below a directory, or what a glob
+matches.
+"""
 
 import glob
 import itertools

@@ -1,4 +1,4 @@
-"""Where the parents are expected to be kept, and what all replicas of this machine take of its memory."""
+"""This module computes where the parents are expected to be kept, and what all replicas here take of memory."""
 
 import dataclasses
 from dataclasses import dataclass

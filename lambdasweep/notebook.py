@@ -1,4 +1,4 @@
-"""A run for notebooks: its tables as Arrow, which DuckDB, polars and pandas read as they are."""
+"""This module gives notebooks a run's tables as Arrow, which DuckDB, polars and pandas read as they are."""
 
 import json
 import os
@@ -62,7 +62,8 @@ class Run:
             InputError: there is none.
         """
         self._run = RunDir(root)
-        self._names = read_sweep(self._run).names
+        self._sweep = read_sweep(self._run)
+        self._names = self._sweep.names
         self._plan = read_plan(self._run)
 
     def __repr__(self) -> str:
@@ -254,9 +255,8 @@ class Run:
     def _tokenizer(self, texts: bool | str | os.PathLike[str]) -> "Tokenizer":
         from lambdasweep.tasks.tokens import load_tokenizer
 
-        sweep = read_sweep(self._run)
-        role = sweep.tokenizer or "base"
-        source = Path(sweep.pair[role].source if isinstance(texts, bool) else os.fspath(texts))
+        role = self._sweep.tokenizer or "base"
+        source = Path(self._sweep.pair[role].source if isinstance(texts, bool) else os.fspath(texts))
         if not source.is_dir():
             raise InputError(
                 f"the tokenizer of {source} is not in a directory of this machine: give texts=DIRECTORY, that of {role}'s"
@@ -292,10 +292,11 @@ class Run:
                 f"nothing of task {task!r} is scored at λ = {name} yet: run the sweep on, or give another λ"
             )
         grid = self._plan[task].lambdas  # its ends are those of the colours
-        import altair as alt
+        from calibration.report.as_altair import layered
 
-        chart = reliability_chart(rows, grid, of) | {"title": f"{task}, λ = {name}", "width": 320, "height": 320}
-        return alt.LayerChart.from_dict(chart)
+        return layered(
+            reliability_chart(rows, grid, of) | {"title": f"{task}, λ = {name}", "width": 320, "height": 320}
+        )
 
     @property
     def _remedy(self) -> str:

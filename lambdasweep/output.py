@@ -1,4 +1,4 @@
-"""What commands show of a run when they are done with it: its tables, its answers, and its page."""
+"""This module shows what commands have to show at their end: tables, answers and the page."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -37,8 +37,10 @@ def show_metrics(run_dir: "RunDir", margin: float | None = None, confidence: str
     from calibration.frontier.beside import notes
     from calibration.terminal.beside import beside_table
     from calibration.terminal.tables import render
+    from lambdasweep.freed_memory import keep_freed_memory
     from lambdasweep.monitor.phase import phase
 
+    keep_freed_memory()
     with phase("computing metrics"):
         analysis = analyse(run_dir, margin=margin, confidence=confidence)
     wide = 100 + max(0, max(map(len, analysis.parents.values())) - 4)  # columns that intervals take

@@ -1,4 +1,4 @@
-"""`lambdasweep plan`: what a sweep would cost, and whether its inputs fit, without starting anything."""
+"""`lambdasweep plan` says what a sweep would cost and whether its inputs fit. It starts nothing."""
 
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""What the machine, vLLM and the requests say of a command before anything is written or started.
+"""This module asks the machine, vLLM and the requests whether a command can run, before anything is written.
 
 `plan`, `run` and `score` share it, so that what `plan` says yes to runs.
 """

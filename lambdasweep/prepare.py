@@ -1,4 +1,4 @@
-"""From a `SweepConfig` to everything a sweep needs: a checked pair, engine settings, tasks as requests."""
+"""This module makes all that a sweep needs of a `SweepConfig`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace

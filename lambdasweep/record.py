@@ -1,4 +1,4 @@
-"""sweep.json and plan.json: what a run directory is, what it was asked for, and what may not change.
+"""sweep.json says what a run directory is, plan.json what it was asked for; this module holds what may not change.
 
 sweep.json holds the pair, the engine and the versions: one set for all tables, never changed. plan.json holds the tasks and
 the λs asked for of each: it grows, but a task that is in it stays as it is.

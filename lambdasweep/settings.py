@@ -1,5 +1,5 @@
-"""The settings of tasks, of samples, of a pair and of its engines. Each is one annotated field: its flag, its key in a
-settings file, its help and its check follow from the annotation. Imports nothing heavy.
+"""This module holds the settings of tasks, samples, a pair and its engines. Each is one annotated field, from which its
+flag, its key in a settings file, its help and its check follow. It imports nothing heavy.
 
 `run` and `plan` take all of them, `score` those of `PairSettings`, and `export` and `serve` those that say which pair it is.
 """

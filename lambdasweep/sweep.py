@@ -1,4 +1,4 @@
-"""`lambdasweep run`: prepare, record, run what is left, add λs where λ* may be."""
+"""`lambdasweep run` prepares and records a sweep, runs what is left, and adds λs where λ* may be."""
 
 import dataclasses
 from collections.abc import Callable

@@ -10,7 +10,6 @@ from typing import Any
 from contract.errors import InputError
 from merge.checkpoint import DTYPE_BYTES, SINGLE, TensorInfo
 
-DEFAULT_SHARD_SIZE = "5GB"  # the default of save_pretrained in transformers 4
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _SIZE = re.compile(r"(\d+)\s*([A-Za-z]*)")
 

@@ -1,4 +1,5 @@
-"""What vLLM 0.32 does not run on a CPU, by architecture, or scores otherwise than transformers. Knows no vLLM.
+"""This module knows which architectures vLLM 0.32 does not run on a CPU, or scores otherwise than transformers. It needs no
+vLLM.
 
 A plan refuses the former, and no engine is started; of the latter it warns.
 """

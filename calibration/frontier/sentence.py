@@ -1,4 +1,4 @@
-"""The answer of a sweep in a few sentences."""
+"""This module writes the answer of a sweep in a few sentences."""
 
 from collections.abc import Mapping, Sequence
 

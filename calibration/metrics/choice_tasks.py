@@ -1,4 +1,4 @@
-"""A choice task at one λ → all its metrics on every split, each with its value in every resample."""
+"""This module computes all metrics of a choice task at one λ, each with its value in every resample."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

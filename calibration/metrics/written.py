@@ -1,4 +1,4 @@
-"""A task whose answers are written, at one λ → all its metrics on every split, each with its value in every resample.
+"""This module computes all metrics of a task whose answers are written, at one λ.
 
 Documents are what is resampled: all outputs of a document are in a resample as often as the document. K outputs of a
 document are K events for the confidences of an output, and its voted answer is one event for the share of votes.
@@ -161,7 +161,7 @@ def answer_estimates(scores: AnswerScores, resamples: Resamples) -> Estimates:
         return found
 
     whole = ones(len(order))
-    chunks = list(resamples.chunks(scores.document))
+    chunks = list(resamples.chunks(scores.document, scores.correct.size))
     found: Estimates = {}
     itself, drawn = documents(whole), [documents(weights) for weights in chunks]
     for key, value in itself.items():

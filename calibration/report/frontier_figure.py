@@ -173,7 +173,7 @@ def _box(dot: tuple[float, float], letters: int, below: bool, left: bool) -> _Bo
 
 
 def _span(values: list[Value]) -> float:
-    ends = [end for one in values for end in (one.value, one.low, one.high) if end is not None]
+    ends = [side for one in values for side in (one.value, one.low, one.high) if side is not None]
     return (max(ends) - min(ends)) or 1.0
 
 
@@ -188,7 +188,7 @@ def _cross(predicate: str, colour: Spec, opacity: float) -> tuple[Spec, Spec]:
 
 def _row(title: str, point: FrontierPoint) -> dict[str, Any]:
     accuracy, error = point.accuracy, point.error
-    ends = [end for end in (accuracy.low, accuracy.high, error.low, error.high) if end is not None]
+    ends = [side for side in (accuracy.low, accuracy.high, error.low, error.high) if side is not None]
     interval = "accuracy {:.3f}–{:.3f}, error {:.3f}–{:.3f}".format(*ends) if len(ends) == 4 else ""
     return {
         **{"task": title, "lambda": point.lam, "lam": number(point.lam), "documents": point.documents},

@@ -91,7 +91,7 @@ def notices(facts: Facts) -> Iterator[str]:
 
 def _of_task(facts: Facts, task: TaskFacts) -> Iterator[str]:
     if task.partial:
-        yield f"{_lams(task.partial)} partly scored, hence in no figure: fewer documents are no fair comparison."
+        yield f"{_lams(task.partial)} partly scored and in no figure, because fewer documents are no fair comparison."
     if task.missing:
         yield f"{_lams(task.missing)} not scored yet."
     if not task.lambdas:
@@ -102,7 +102,7 @@ def _of_task(facts: Facts, task: TaskFacts) -> Iterator[str]:
         elif lam not in task.lambdas:
             yield f"λ = {lam} ({name}) is not finished, so nothing is compared with {name}."
     if len(task.lambdas) == 1:
-        yield f"only λ = {task.lambdas[0]} is finished: a point, not a curve."
+        yield f"only λ = {task.lambdas[0]} is finished, so there is no curve yet."
     if task.apart:
         yield (
             f"other documents have scores at {_span(task.apart)} than at most λs: the points are hollow, no line joins them "
@@ -121,7 +121,7 @@ def _of_task(facts: Facts, task: TaskFacts) -> Iterator[str]:
     if 0 < (most := max(task.cell(lam, "distinct_answers").n for lam in task.lambdas)) < _FEW:
         yield f"{most} prompt{'s' if most > 1 else ''} only: differences between λs are mostly chance."
     if task.record.samples == 1:
-        yield "one sample a prompt: there are no pairs, hence no self-BLEU."
+        yield "there is one sample a prompt, so there are no pairs and no self-BLEU."
 
 
 def _of_values(facts: Facts, task: TaskFacts) -> Iterator[str]:

@@ -28,7 +28,7 @@ def plane_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict
             yield {
                 **{"task": task.name, "lambda": point, "across": across, "up": up, "documents": cell.n},
                 **{"value": cell.plottable, "low": cell.low, "high": cell.high},
-                "label": ", ".join(mark for mark in marks if mark not in ("", "other λ")),
+                "label": ", ".join(role for role in marks if role not in ("", "other λ")),
             }
 
 

@@ -27,7 +27,7 @@ def task_rows(facts: Facts, task: TaskFacts) -> Iterator[dict[str, Any]]:
 
 def domain(rows: Sequence[dict[str, Any]]) -> tuple[float, float]:
     """Return one vertical range for all tasks, because small multiples are compared with each other."""
-    ends = [end for row in rows for end in (row["value"], row["low"], row["high"]) if end is not None]
+    ends = [side for row in rows for side in (row["value"], row["low"], row["high"]) if side is not None]
     low, high = min(ends, default=0.0), max(ends, default=1.0)
     return max(0.0, low - 0.02), min(1.0, high + 0.02)
 

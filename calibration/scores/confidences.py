@@ -1,4 +1,4 @@
-"""The names of confidences, and which of them a task has."""
+"""This module names the confidences, and says which of them a task has."""
 
 from collections.abc import Collection
 

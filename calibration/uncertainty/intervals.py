@@ -1,4 +1,4 @@
-"""A number, how it varies over resamples, and the interval that follows."""
+"""This module makes the interval of a number from its resamples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -49,9 +49,14 @@ class Resamples:
         runs = {"all": slice(None), "select": slice(middle), "report": slice(middle, None)}
         return np.argsort(in_report, kind="stable"), runs
 
-    def chunks(self, documents: Ints) -> Iterator[NDArray[np.float32]]:
-        """Yield the weights [N, …] of these documents, some consecutive resamples at a time."""
-        size = min(max(_AT_ONCE[0], _CHUNK // max(len(documents), 1)), _AT_ONCE[1])
+    def chunks(self, documents: Ints, rows: int = 0) -> Iterator[NDArray[np.float32]]:
+        """Yield the weights [N, …] of these documents, some consecutive resamples at a time.
+
+        Args:
+            documents: the documents [N].
+            rows: what each resample weighs, where that is more than N, as several outputs of each document are.
+        """
+        size = min(max(_AT_ONCE[0], _CHUNK // max(len(documents), rows, 1)), _AT_ONCE[1])
         for start in range(0, self.counts.shape[1], size):
             yield self.counts[documents, start : start + size].astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""`lambdasweep score`: Parquet files of prompts in, Parquet files of scores out, streamed.
+"""`lambdasweep score` reads Parquet files of prompts and streams scores into Parquet files.
 
 config.py     what the user asks for
 files.py      the input files as their footers tell of them: columns, identity, the cut into units

@@ -1,4 +1,4 @@
-"""What the user asks of `lambdasweep score`: flags → one checked `ScoreConfig`."""
+"""This module makes one checked `ScoreConfig` of the flags of `lambdasweep score`."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The input files as their footers tell of them. No row is read: a terabyte is planned from its metadata.
+"""This module knows the input files by their footers. It reads no row, so a terabyte is planned from its metadata.
 
 A file is known by its size and the SHA-256 of its Parquet footer, which holds the place, size and statistics of every column
 chunk. What a footer cannot show, a value changed in place, shows in the content hash that each table of scores carries.

@@ -1,4 +1,6 @@
-"""The Parquet files that a path, a glob, a directory or a URL means, and the columns that their folders stand for."""
+"""This module finds the Parquet files that a path, a glob, a directory or a URL means, and the columns that folders stand
+for.
+"""
 
 import glob
 import itertools

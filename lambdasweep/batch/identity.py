@@ -1,4 +1,4 @@
-"""What score.json says: what a directory of scores was started with, which never changes once it is written."""
+"""score.json says what a directory of scores was started with; it never changes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Rows of an input file, read in bounded memory."""
+"""This module reads rows of an input file in bounded memory."""
 
 import bisect
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Ids that stand in more than one row of the input: no row with such an id can be told from the other.
+"""This module finds ids that stand in more than one row, because such rows cannot be told apart.
 
 All of the id column and nothing else is read once. Keys go to as many scratch files as it takes for one of them to fit into
 memory; equal ids meet in the same file. Only rows with a repeated id are kept, 8 bytes each.

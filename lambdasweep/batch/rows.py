@@ -1,4 +1,4 @@
-"""Rows of the input → requests, and their scores → rows of the output.
+"""This module makes requests of input rows, and output rows of their scores.
 
 A row with a continuation is one request; rows that follow each other and have the same prompt are one document, so that
 answers of one token share one forward pass. A row without a continuation is scored from its first token on: behind BOS

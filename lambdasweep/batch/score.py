@@ -1,4 +1,4 @@
-"""`lambdasweep score`: check, record, run what is left."""
+"""`lambdasweep score` checks the input, records it, and runs what is left."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The output directory of `lambdasweep score`.
+"""This module knows the output directory of `lambdasweep score`.
 
 OUT/score.json                        the identity: model, λ, engine, versions, input files; written once
 OUT/repeated_ids.parquet              rows whose id stands in more than one row; written once, before the first unit

@@ -1,4 +1,4 @@
-"""A unit's rows, read and tokenised in the replica that scores them."""
+"""A unit's rows are read and tokenised in the replica that scores them."""
 
 import bisect
 import dataclasses

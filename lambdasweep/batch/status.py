@@ -1,4 +1,4 @@
-"""`lambdasweep status` of a batch: what is done of it. Reads names, footers and quarantined rows only; knows no Ray."""
+"""`lambdasweep status` says what is done of a batch. It reads names, footers and quarantined rows only, and needs no Ray."""
 
 from collections import Counter
 from collections.abc import Iterator

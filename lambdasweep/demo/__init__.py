@@ -1,4 +1,4 @@
-"""A demo pair of a few MB, with two tasks whose right confidences are known exactly.
+"""This folder holds a demo pair of a few MB, with two tasks whose right confidences are known exactly.
 
 `base` learned the synthetic world of `world.py` by likelihood, `aligned` was then post-trained from it by direct
 preference optimisation. `examples/train_demo_pair.py` makes every file in this folder; none of it is edited by hand.

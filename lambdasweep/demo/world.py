@@ -1,4 +1,4 @@
-"""The demo's world: questions whose answer is truly uncertain, with the exact probability of every choice.
+"""The demo's world asks questions whose answer is uncertain, and knows the exact probability of each choice.
 
 Four places have four animals each. An animal is drawn from the prior of its place and leaves two to five clues, each drawn
 from its own likelihood table. The question shows the place and the clues and asks which of the place's animals it was.

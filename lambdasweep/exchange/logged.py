@@ -1,4 +1,4 @@
-"""What an experiment tracker is given of a run: the curves along λ, the tables and the figures of its report."""
+"""This module gathers what an experiment tracker is given of a run: curves along λ, tables and the report's figures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

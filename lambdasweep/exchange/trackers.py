@@ -1,4 +1,4 @@
-"""Experiment trackers: W&B, MLflow and trackio. Each is an optional extra, and is imported where it is used.
+"""This module logs a run to W&B, MLflow or trackio. Each is an optional extra, and is imported where it is used.
 
 A tracker takes its own settings from the environment, as its users know them: `WANDB_MODE`, `WANDB_PROJECT`,
 `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`, `TRACKIO_DIR`, and so on. lambdasweep takes no credentials.

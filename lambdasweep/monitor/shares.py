@@ -1,4 +1,5 @@
-"""Which share of its cost a unit really computes: costs are the most that it can take, and what it takes changes with λ.
+"""This module learns which share of its cost a unit really computes: a cost is the most that a unit can take, and the share
+changes with λ.
 
 An output may end at its tenth token at one λ and never at another, and what prompts begin with alike is computed once.
 """

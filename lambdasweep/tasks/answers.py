@@ -1,4 +1,4 @@
-"""Tasks whose answers the model writes: how they are sampled, and rows of one's own as prompts, and graded.
+"""This module says how the answers of a task are sampled, and makes prompts and grades of rows of one's own.
 
 Rows of `--format generate` are objects `{"prompt": "Which metal is liquid?", "answers": ["mercury", "quicksilver"]}`.
 """
@@ -15,7 +15,7 @@ from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import TaskFile, unescaped
 from lambdasweep.tasks.equivalence import read_equivalence
 from lambdasweep.tasks.formats import draw_shots, in_chat, render, template_of
-from lambdasweep.tasks.normalise import NORMALISERS, is_right
+from lambdasweep.tasks.normalise import NORMALISERS, is_right, numbers_in
 from lambdasweep.tasks.p_true import question_of
 from lambdasweep.tasks.prompts import BuiltPrompts
 from lambdasweep.tasks.requests import batches, content_sha256
@@ -181,6 +181,14 @@ def answers_of(
         for document in file.documents
         if not any(NORMALISERS[kind](answer).answer_class for answer in document.choices)
     ]
+    if kind == "number":
+        no_answer += [
+            f"{document.doc_id}: there are several numbers in {answer!r}, of which the normaliser takes the last: write the "
+            "answer as one number, or give another --normaliser"
+            for document in file.documents
+            for answer in document.choices
+            if numbers_in(answer) > 1
+        ]
     chat = chat if spec.chat else None
     question, of_question = question_of(spec.p_true, tokenizer, chat, spec.think_end_token)
     equivalence, of_model = read_equivalence(spec.equivalence)

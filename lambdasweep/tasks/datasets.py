@@ -1,4 +1,6 @@
-"""Data sets of a model hub as task files: `hf:ORG/DATASET[:CONFIG][:SPLIT]`; a folder's path may stand for ORG/DATASET."""
+"""This module reads data sets of a model hub as task files (`hf:ORG/DATASET[:CONFIG][:SPLIT]`); a folder's path may stand
+for ORG/DATASET.
+"""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Which answers mean the same by a model of sentence embeddings: those whose cosine is large enough.
+"""This module says which answers mean the same, by a model of sentence embeddings: those whose cosine is large enough.
 
 An answer's embedding is the mean of the model's last hidden states over its tokens, as sentence-transformers' models with
 mean pooling have it. The question is left out: answers behind the same words would all be alike. An answer that is longer
@@ -62,18 +62,25 @@ class Embedding:
             means = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
             return means / np.linalg.norm(means, axis=1, keepdims=True)
 
+        kept: dict[str, Any] = {}  # the embeddings of the answers to one question; None of those that are too long
+        asked: list[str] = []
+
         def same(question: str, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+            if asked != [question]:
+                kept.clear()
+                asked[:] = [question]
             if self.lower_case:
                 pairs = [(one.lower(), two.lower()) for one, two in pairs]
-            texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-            if not texts:
-                return []
-            texts = [text for text, fits in zip(texts, fitting(tokenizer, window, texts), strict=True) if fits]
-            row: dict[str, Any] = {}
+            texts = list(dict.fromkeys(text for pair in pairs for text in pair if text not in kept))
+            if texts:
+                fits = fitting(tokenizer, window, texts)
+                kept.update(dict.fromkeys(texts))
+                texts = [text for text, fit in zip(texts, fits, strict=True) if fit]
             for at in range(0, len(texts), _AT_ONCE):
                 some = texts[at : at + _AT_ONCE]
-                row |= zip(some, embedded(some), strict=True)
-            return [one in row and two in row and float(row[one] @ row[two]) >= self.threshold for one, two in pairs]
+                kept.update(zip(some, embedded(some), strict=True))
+            found = [(kept[one], kept[two]) for one, two in pairs]
+            return [one is not None and two is not None and float(one @ two) >= self.threshold for one, two in found]
 
         return same
 

@@ -1,4 +1,4 @@
-"""Which written answers of a document mean the same, by a model that lies on disk.
+"""This module says which written answers of a document mean the same, by a model that lies on disk.
 
 By a model of natural language inference two answers mean the same where each entails the other, both behind the question
 [L. Kuhn, Y. Gal, S. Farquhar, "Semantic uncertainty", ICLR 2023, algorithm 1]; by one of sentence embeddings, where their

@@ -21,7 +21,7 @@ from lambdasweep.tasks.answers import Grader
 from lambdasweep.tasks.equivalence import Judge, same_meaning
 from lambdasweep.tasks.prompts import BuiltPrompts
 from lambdasweep.tasks.tokens import Tokenizer
-from lambdasweep.tasks.verbalised import said_in
+from lambdasweep.tasks.verbalised import Said, said_in
 
 _END = "answer_end"
 
@@ -112,9 +112,14 @@ def graded_table(
             own = [grade for _, grade in some]
             texts_of, classes_of = [grade.answer for grade in own], [grade.answer_class for grade in own]
             classes += same_meaning(grader.question(request), texts_of, classes_of, entails)
+    found = [said_in(text, verbalised) if verbalised else None for text in texts]
     starts, thinking, ends = [], [], []
-    for ids, text, grade in zip(generations["token_ids"].to_pylist(), texts, grades, strict=True):
-        starts.append(answer_start(tokenizer, ids, text, grade.answer, grade.start, think_end_token))
+    for scalar, text, grade, said in zip(generations["token_ids"], texts, grades, found, strict=True):
+        ids = scalar.as_py()  # one output at a time: as lists, those of a λ take many times the memory
+        start = grade.start
+        if start is None and said is not None and grade.answer:
+            start = _outside(text, grade.answer, said)
+        starts.append(answer_start(tokenizer, ids, text, grade.answer, start, think_end_token))
         thinking.append(None if think_end_token is None else thinking_tokens(tokenizer, ids, think_end_token))
         ends.append(None if think_end_token is None else answer_end(tokenizer, ids, text, until, think_end_token))
     columns = {
@@ -133,9 +138,15 @@ def graded_table(
     table = table.drop_columns([_END]) if think_end_token is None else table
     if verbalised is None:
         return table
-    found = [said_in(text, verbalised) for text in texts]
-    said = [None if one is None else one.probability for one in found]
-    return table.append_column(schemas.VERBALISED, pa.array(said, schemas.VERBALISED.type))
+    sure = [None if said is None else said.probability for said in found]
+    return table.append_column(schemas.VERBALISED, pa.array(sure, schemas.VERBALISED.type))
+
+
+def _outside(text: str, answer: str, said: Said) -> int | None:
+    """Return where an answer stands for the last time outside of what an output says of how sure it is, or None."""
+    place = text.rfind(answer, said.end)
+    place = text.rfind(answer, 0, said.start) if place < 0 else place
+    return None if place < 0 else place
 
 
 def answer_start(

@@ -127,6 +127,7 @@ def question_of(
             ]
         ends = [f"\n{asked.rstrip()} {letter}" for letter in letters]
         return Question(asked, ends[0], ends[1], tokenizer), []
+    chat = chat.asked(None)  # the question stands behind an answer, and a system message stands in front of all
     turns = [("user", _ASKS), ("assistant", _ANSWER), ("user", asked)]
     messages = [{"role": role, "content": content} for role, content in turns]
     try:

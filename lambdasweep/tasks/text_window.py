@@ -1,4 +1,4 @@
-"""How long a text a model of texts can take in: what is longer is not read to its end, so nothing is said of it."""
+"""This module finds how long a text such a model reads to its end, because nothing is said of what is cut."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass
 
 _PER_CENT = re.compile(r"\s*(?:%|per\s?cent)", re.IGNORECASE)
-# What makes another number of the one in front of it: 0.9 and 0,9 of 0, 9/10 of 9; and of the one behind it.
-_GOES_ON = re.compile(r"\d*(?:[.,]\d+)*(?:\s*/\s*\d+(?:[.,]\d+)*)?")
+# What makes another number of the one in front of it: 0.9 and 0,9 of 0, 9/10 and 9 out of 10 of 9; and of the one behind it.
+_GOES_ON = re.compile(r"\d*(?:[.,]\d+)*(?:\s*(?:/|(?:out\s+)?of\b)\s*\d+(?:[.,]\d+)*)?", re.IGNORECASE)
 _BEGINS_BEFORE = re.compile(r"(?:\d[.,/]?|\.)$")
 
 
@@ -29,7 +29,8 @@ def said_in(output: str, pattern: str) -> Said | None:
     """Return what an output says in the last place where a regular expression matches, or None where it does not.
 
     The number is what the expression's first group matched, or all of it where it has no group. It is in per cent where a
-    sign of per cent follows, or where it is above 1. Of a part of a number (0 of 0.9, 9 of 9/10) nothing is made.
+    sign of per cent follows, or where it is above 1. Of a part of a number (0 of 0.9, 9 of 9/10
+    and of 9 out of 10) nothing is made.
     """
     matches = list(re.finditer(pattern, output))
     if not matches:

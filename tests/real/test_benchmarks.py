@@ -23,7 +23,7 @@ SMALLEST = {
     "sweep.py --tiny": lambda found: (
         len(found["letters_acc"]) == 11 and all(0 <= share <= 1 for share in found["letters_acc"].values())
     ),
-    "generate.py --tiny": lambda found: found["output_mismatches"] == found["metric_mismatches"] == 0,
+    "generate.py --tiny": lambda found: found["logprob_overhead"] > 0 and found["throughput_ratio"] > 0,
     "answers_parity.py --tiny": lambda found: (
         (found["outputs"], found["metrics"]) == (18, 7)
         and found["output_mismatches"] == found["metric_mismatches"] == 0

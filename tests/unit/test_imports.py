@@ -36,17 +36,22 @@ MAY_KNOW = {
     "wandb": {"lambdasweep.exchange"},
     "mlflow": {"lambdasweep.exchange"},
     "trackio": {"lambdasweep.exchange"},
-    "altair": {"lambdasweep.notebook"},
+    "altair": {"calibration.report"},
     "vl_convert": {"calibration.report"},
     "jinja2": {"calibration.report", "lambdasweep.tasks"},
+    "huggingface_hub": {"merge.checkpoint", "lambdasweep.exchange"},
+    "fastapi": {"serve.http"},
+    "triton": {"serve.switch.fused"},
 }
 # These know neither torch nor vllm even so: a plan is made from headers and settings alone.
 LIGHT = {
     "merge.adapter",
     "merge.checkpoint",
     "merge.heads",
+    "merge.file_layout",
     "merge.lam_map",
     "merge.line",
+    "merge.model_sizes",
     "merge.pair",
     "merge.parents",
     "merge.quantised",
@@ -54,7 +59,10 @@ LIGHT = {
     "merge.text_part",
     "merge.fingerprints",
     "merge.vocabulary",
+    "serve.last_words",
     "serve.needs",
+    "serve.refusals",
+    "serve.runnable",
     "serve.settings",
     "serve.switch.tiers",
 }
@@ -90,7 +98,7 @@ def imports(name: str, source: str) -> Iterator[tuple[str, str, int]]:
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
                 yield whole if whole in modules() else node.module, place, node.lineno
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             for child in node.body:
                 yield from walk(child, "types")
             for child in node.orelse:
@@ -122,7 +130,9 @@ def offences(name: str, source: str) -> list[str]:
             found.append(f"{name} line {line}: {why}")
 
         library = imported.partition(".")[0]
-        if library in STANDS_ON:
+        if library == "tests":
+            offence(f"{folder} imports {imported}: only tests know tests")
+        elif library in STANDS_ON:
             if library != folder and library not in below(folder):
                 offence(f"{folder} imports {imported}, which is not below it")
             elif folder == "lambdasweep" and library not in (folder, "contract") and place == "top":
@@ -164,7 +174,9 @@ def test_imports_follow_the_tree(name: str) -> None:
         ("calibration.terminal.lm_eval", "def f():\n    import lm_eval", 1),
         ("calibration.metrics.predictions", "def f():\n    import torch", 1),
         ("calibration.analyse", "def f():\n    import altair", 1),
-        ("calibration.report.style", "import altair", 1),
+        ("lambdasweep.notebook", "def f():\n    import altair", 1),
+        ("merge.pair", "if not TYPE_CHECKING:\n    import torch", 1),
+        ("benchmarks.simulate", "from tests.support.paths import ROOT", 1),
         ("calibration.report.page", "import vl_convert", 0),
         ("lambdasweep.cli", "def f():\n    import vl_convert", 1),
         ("calibration.metrics.predictions", "from lambdasweep.config import SweepConfig", 1),
@@ -192,6 +204,31 @@ def test_imports_follow_the_tree(name: str) -> None:
 )
 def test_the_rule_sees_what_it_is_about(name: str, source: str, count: int) -> None:
     assert len(offences(name, source)) == count
+
+
+def test_no_two_files_import_each_other() -> None:
+    """Neither do three or more in a circle, wherever their imports stand."""
+    graph = {
+        name: {one for one, *_ in imports(name, path.read_text(encoding="utf-8")) if one in modules() and one != name}
+        for name, path in modules().items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " → ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_no_test_imports_another() -> None:
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for one, _, line in imports(path.stem, path.read_text(encoding="utf-8")):
+            assert not one.startswith(("tests.unit", "tests.real")), f"{path} line {line}: put it into tests/support"
 
 
 @pytest.mark.parametrize(

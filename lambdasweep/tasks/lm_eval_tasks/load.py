@@ -22,7 +22,7 @@ from lambdasweep.tasks.answers import MAX_TOKENS, greedy_warnings
 from lambdasweep.tasks.chat import ChatTemplate
 from lambdasweep.tasks.documents import check_name, system_problems, temperature_problems, unescaped
 from lambdasweep.tasks.lm_eval_tasks.process_state import quiet, seeded
-from lambdasweep.tasks.lm_eval_tasks.right_outputs import metric_warnings, try_grading
+from lambdasweep.tasks.lm_eval_tasks.right_outputs import judged_by, metric_warnings, try_grading
 from lambdasweep.tasks.verbalised import pattern_problems
 
 PREFIX = "lm-eval:"
@@ -31,6 +31,7 @@ SEED = 1234  # lm-eval's own seed for drawing examples
 
 ROLLING = "loglikelihood_rolling"
 GENERATE = "generate_until"
+_TRIED = 32  # documents, at least, of which it is looked at what judges their outputs
 
 _FILES = (".yaml", ".yml")
 _GROUP = re.compile(r"^group\s*:\s*([\"']?)([^\"'#\n]+?)\1\s*(?:#.*)?$", re.MULTILINE)
@@ -383,12 +384,17 @@ def _outputs(name: str, task: Any, asked: Sequence[Asked], spec: LmEvalSpec) -> 
     repeats = int(instances[0].repeats or 1)
     try:
         metric, filters = try_grading(task, asked[0].doc, asked[0].instances[0], repeats)
+        some = asked[:: max(1, len(asked) // _TRIED)]
+        others = [(one.number, judged_by(task, one.doc, one.instances[0], metric)) for one in some]
     except Exception as error:  # the task's own functions, and the libraries that they need, may raise anything
         problem = (
             f"{name}: lm-eval cannot make metrics of {repeats} outputs ({type(error).__name__}: {_first_line(error)})"
         )
         hint = ": give --repeats as many as its filters take" if isinstance(error, AssertionError) else ""
         raise _error(spec, [problem + hint]) from error
+    if unlike := [f"document {number} {why}" for number, why in others if why]:
+        told = f"{name}: outputs would be right where {metric.partition(',')[0]} is 1, and {unlike[0]}"
+        raise _error(spec, [f"{told}: give a task whose documents have one metric"])
     return Outputs(
         repeats=repeats,
         temperature=temperature,

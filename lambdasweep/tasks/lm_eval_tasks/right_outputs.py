@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+_MADE_UP = "The answer is 1."
 _RIGHT = ("exact_match", "acc", "em")  # metrics that are 1 where an output is right
 
 
@@ -25,15 +26,14 @@ def try_grading(task: Any, doc: Any, instance: Any, repeats: int) -> tuple[str, 
         ValueError: no metric of a single output is a number of which more is better.
         Exception: whatever the task's functions raise.
     """
-    made_up = "The answer is 1."
-    instance.resps, instance.filtered_resps = [made_up] * repeats, {}
+    instance.resps, instance.filtered_resps = [_MADE_UP] * repeats, {}
     for ensemble in task._filters:
         ensemble.apply([instance])
         task.process_results(doc, [instance.filtered_resps[ensemble.name]])
     is_better = task.higher_is_better()
     singles: list[str] = []
     metric = ""
-    instance.resps, instance.filtered_resps = [made_up], {}
+    instance.resps, instance.filtered_resps = [_MADE_UP], {}
     for ensemble in task._filters:
         try:
             ensemble.apply([instance])
@@ -48,6 +48,21 @@ def try_grading(task: Any, doc: Any, instance: Any, repeats: int) -> tuple[str, 
     if not metric:
         raise ValueError("no metric of a single output is a number of which more is better")
     return metric, tuple(singles)
+
+
+def judged_by(task: Any, doc: Any, instance: Any, metric: str) -> str | None:
+    """Return why a document is not judged by a metric of `try_grading`, or None where it is.
+
+    A task may give documents metrics of their own, and others a negative number (RULER's are by length).
+    """
+    key, _, name = metric.rpartition(",")
+    (ensemble,) = (one for one in task._filters if one.name == name)
+    instance.resps, instance.filtered_resps = [_MADE_UP], {}
+    ensemble.apply([instance])
+    value = task.process_results(doc, [instance.filtered_resps[name]]).get(key)
+    if not is_number(value):
+        return f"has no number {key}"
+    return f"has {key} {value:g} whatever is written" if value < 0 else None
 
 
 def metric_warnings(name: str, metric: str) -> tuple[str, ...]:

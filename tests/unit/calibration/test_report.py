@@ -572,7 +572,7 @@ def one_choice(run):
 CASES = {
     empty: ["No λ is finished yet", "quiz: λ = 0, 0.5, 1, 1.5 are not scored yet", "No answer yet"],
     one_document: ["1 document only", "quiz: no frontier"],
-    one_lambda: ["a point, not a curve", "λ = 0 (base) is not in the grid", "λ = 1 (aligned) is not in the grid"],
+    one_lambda: ["so there is no curve yet", "λ = 0 (base) is not in the grid", "λ = 1 (aligned) is not in the grid"],
     no_parents: ["λ = 0 (base) is not in the grid, so nothing is compared with base"],
     all_right: ["every answer is right at λ = 0, 1, so confidence cannot rank them (no AUROC)"],
     all_wrong: ["every answer is wrong at λ = 0, 1, so confidence cannot rank them (no AUROC)"],

@@ -421,6 +421,26 @@ def test_what_cannot_be_done_is_said_before_anything_is_sampled(
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("{'4': 1.0} if doc['a'] < 3 else {'8': 1.0}", "has no number 4"),
+        ("{'4': 1.0, '8': -1.0} if doc['a'] < 3 else {'4': -1.0, '8': 1.0}", "has 4 -1 whatever is written"),
+    ],
+)
+def test_documents_with_metrics_of_their_own_are_refused(body: str, says: str, directory: Path, tmp_path: Path) -> None:
+    """RULER's are so: by the first document's metric, whatever is written of some others would be wrong."""
+    own = {key: value for key, value in TASKS["bare"].items() if key != "metric_list"}
+    path = write_yaml(directory, "ruled", own)
+    (directory / "ruled.py").write_text(f"def results(doc, results):\n    return {body}\n")
+    metrics = "".join(f"- {{metric: '{key}', aggregation: mean, higher_is_better: true}}\n" for key in "48")
+    path.write_text(path.read_text() + f"process_results: !function ruled.results\nmetric_list:\n{metrics}")
+    with pytest.raises(TaskError) as caught:
+        load_lm_eval(LmEvalSpec(str(path)))
+    assert "ruled: outputs would be right where 4 is 1, and document" in str(caught.value)
+    assert f"{says}: give a task whose documents have one metric" in str(caught.value)
+
+
 def test_a_text_is_cut_as_lm_eval_cuts_it() -> None:
     from lm_eval.models.utils import postprocess_generated_text
 
@@ -584,6 +604,16 @@ def test_texts_in_thoughts_end_no_output(
         ("number", "it is -0", "-0", "0"),
         ("number", "no idea", "", ""),
         ("number", "$5.", "5", "5"),
+        ("number", "The answer is −5", "−5", "-5"),
+        ("number", "on pages 10-12", "12", "12"),
+        ("number", "Apollo-11", "11", "11"),
+        ("number", "5-(-3)", "-3", "-3"),
+        ("number", "about 1.5e-3", "1.5e-3", "0.0015"),
+        ("number", "1.000.000", "1.000.000", "1000000"),
+        ("number", "it is 1/2.", "1/2", "0.5"),
+        ("number", "it is -4/6", "-4/6", "-2/3"),
+        ("number", "on 12/05/2020", "2020", "2020"),
+        ("number", "1/0", "1/0", "1/0"),
         ("letter", "The answer is (b).", "b", "B"),
         ("letter", "C. because A is wrong", "C", "C"),
         ("letter", "I'd take option D", "D", "D"),
@@ -592,9 +622,21 @@ def test_texts_in_thoughts_end_no_output(
         ("letter", "Answer: I think it's B", "B", "B"),
         ("letter", "the answer is a.", "a", "A"),
         ("letter", "(b)", "b", "B"),
+        ("letter", "The answer is A because B is wrong.", "A", "A"),
+        ("letter", "The answer is B because A is wrong.", "B", "B"),
+        ("letter", "The answer is **B**. Option A is too small.", "B", "B"),
+        ("letter", "**Answer:** option (C), not D", "C", "C"),
+        ("letter", "The answer is B, because answer C is wrong.", "B", "B"),
+        ("letter", "I think it is C.", "C", "C"),
+        ("letter", "A because B is too small", "A", "A"),
+        ("letter", "A small one, hence B", "B", "B"),
+        ("letter", "A small one", "", ""),
+        ("letter", "Answer: I", "I", "I"),
         ("auto", " -5 ", "-5", "-5"),
         ("auto", "$1,000", "$1,000", "1000"),
         ("auto", "The cat", "The cat", "cat"),
+        ("auto", "−5", "−5", "-5"),
+        ("auto", "1/2", "1/2", "0.5"),  # SQuAD's would be 12
     ],
 )
 def test_normalisers(normaliser: str, text: str, answer: str, answer_class: str) -> None:
@@ -657,6 +699,18 @@ def test_rows_become_prompts(directory: Path, tmp_path: Path) -> None:
     )
     assert (greedy.samples, greedy.until) == (1, ("</s>",))
     assert "at temperature 0 all 4 samples are the same" in warned.warnings[0]
+
+
+def test_a_right_answer_of_several_numbers_is_no_number(directory: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "x", "answers": [answer]} for answer in ("1/2", "10-12", "5 apples", "3 (or 4)")]
+    path = write_task(tmp_path / "quiz.jsonl", *rows)
+    file = read_documents(TaskSpec("quiz", path, format="generate", normaliser="number"))
+    with pytest.raises(TaskError) as caught:
+        answers_of(file, load_tokenizer(directory / "tokenizer"), ())
+    assert [problem.partition(": write")[0] for problem in caught.value.problems] == [
+        f"{line}: there are several numbers in {answer!r}, of which the normaliser takes the last"
+        for line, answer in ((2, "10-12"), (4, "3 (or 4)"))
+    ]
 
 
 def test_bad_rows_are_all_named(tmp_path: Path) -> None:

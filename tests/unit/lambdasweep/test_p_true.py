@@ -81,6 +81,11 @@ def test_in_a_chat_the_question_is_a_turn(tokenizer: Any) -> None:
     rows = question.requests([prompt], [" an e \n"])
     assert rows["token_ids"].to_pylist() == tokenizer([whole + "(A", whole + "(B"])["input_ids"]
     assert question.asked == asked
+    # A system message stands in front of the prompt, and the question asks behind an answer.
+    briefed, problems = question_of(KADAVATH, tokenizer, chat.asked("Be brief."))
+    assert not problems
+    assert briefed is not None
+    assert briefed.requests([prompt], [" an e \n"]).equals(rows)
 
 
 def test_a_reply_is_written_as_the_template_writes_it(tokenizer: Any) -> None:

@@ -14,10 +14,7 @@ import pytest
 from contract.errors import InputError
 from contract.grid import stops_short
 from ray_jobs.reach import check_address
-from serve.settings import available_cores
 from tests.support.command_line import IRON, WATER, Result, write_task
-
-CORES = len(available_cores())
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
         ("Paris. Confidence: .9", GIVEN, 0.9, "Paris. "),
         ("Paris. Confidence: 90, or so", GIVEN, 0.9, "Paris. , or so"),
         ("Paris. Confidence: 9/10", GIVEN, None, "Paris. "),
+        ("Paris. Confidence: 9 out of 10", GIVEN, None, "Paris. "),
+        ("Paris. Confidence: 9 of 10.", GIVEN, None, "Paris. ."),
+        ("Paris. Confidence: 90 of course", GIVEN, 0.9, "Paris.  of course"),
         ("Paris. Confidence: 0.9", WHOLE, None, "Paris. "),
         ("Paris. Confidence: 0,9", WHOLE, None, "Paris. "),
         ("Paris. Confidence: 9/10", WHOLE, None, "Paris. "),
@@ -145,6 +148,45 @@ def test_the_number_is_no_part_of_the_answer() -> None:
         assert grade.correct
 
 
+@pytest.mark.parametrize(
+    ("normaliser", "text", "answer", "place"),
+    [
+        ("auto", "9\nConfidence: 0.9", "9", 0),
+        ("number", "It is 5. Confidence: 95%", "5", 6),
+        ("exact", "on\nConfidence: 0.5", "on", 0),
+        ("squad", "Confidence: 0.9 then 9", "then 9", 16),
+    ],
+)
+def test_no_answer_begins_in_what_says_how_sure_it_is(
+    normaliser: str, text: str, answer: str, place: int, tokenizer: Any
+) -> None:
+    graded = graded_table(
+        outputs([text], 1, tokenizer), "0", RowGrader(((answer,),), normaliser, GIVEN), tokenizer, verbalised=GIVEN
+    )
+    assert graded["answer"].to_pylist() == [answer]
+    (start,) = graded["answer_start"].to_pylist()
+    ids = tokenizer([text])["input_ids"][0]
+    assert len(tokenizer.decode(ids[:start])) <= place < len(tokenizer.decode(ids[: start + 1]))
+
+
+def outputs(texts: list[str], samples: int, tokenizer: Any) -> pa.Table:
+    """Return outputs with these texts, some of each document."""
+    ids = tokenizer(texts)["input_ids"]
+    rows = range(len(texts))
+    columns: dict[str, Any] = {
+        "request_id": [row // samples for row in rows],
+        "sample": [row % samples for row in rows],
+        **schemas.place_columns("0", len(rows)),
+        "seed": [7] * len(rows),
+        "token_ids": ids,
+        "text": texts,
+        "finish_reason": ["stop"] * len(rows),
+        **{name: [[-0.5] * len(one) for one in ids] for name in ("logprobs", "top1_logprobs", "entropies")},
+        **{name: [[1] * len(one) for one in ids] for name in ("ranks", "top1_ids")},
+    }
+    return pa.table(columns, schema=schemas.GENERATIONS)
+
+
 def test_the_pattern_of_the_documents_takes_whole_numbers() -> None:
     for name in ("docs/answers.md", "examples/sweep.toml"):
         text = (ROOT / name).read_text(encoding="utf-8")
@@ -167,20 +209,7 @@ def test_outputs_without_a_number_are_left_out_and_counted(tokenizer: Any, tmp_p
             texts.append(("the sea" if is_right else "sand") + ("" if silent else f" confidence: {value} %"))
             sure.append(np.nan if silent else value / 100)
             right.append(is_right)
-    ids = tokenizer(texts)["input_ids"]
-    rows = range(documents * samples)
-    columns: dict[str, Any] = {
-        "request_id": [row // samples for row in rows],
-        "sample": [row % samples for row in rows],
-        **schemas.place_columns("0", len(rows)),
-        "seed": [7] * len(rows),
-        "token_ids": ids,
-        "text": texts,
-        "finish_reason": ["stop"] * len(rows),
-        **{name: [[-0.5] * len(one) for one in ids] for name in ("logprobs", "top1_logprobs", "entropies")},
-        **{name: [[1] * len(one) for one in ids] for name in ("ranks", "top1_ids")},
-    }
-    generations = pa.table(columns, schema=schemas.GENERATIONS)
+    generations = outputs(texts, samples, tokenizer)
     commit_table(run.unit("generations", "quiz", "0", 0), generations)
     grader = RowGrader((("sea",),) * documents, "squad", ASKS)
     graded = graded_table(generations, "0", grader, tokenizer, verbalised=ASKS)
