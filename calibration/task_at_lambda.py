@@ -136,11 +136,16 @@ def answer_metrics(
 
 class _AnswersAlongLambda:
     def __init__(
-        self, loader: AnswerLoader, resamples: Resamples, there: Sequence[str], parents: Mapping[str, str], tokens: int
+        self, loader: AnswerLoader, resamples: Resamples, there: Sequence[str], parents: Mapping[str, str], most: int
     ) -> None:
-        self._loader, self._resamples, self.tokens = loader, resamples, tokens
+        """`most` is the most tokens that the task can have at a λ."""
+        self._loader, self._resamples = loader, resamples
         self.parents = {name: lam for name, lam in parents.items() if lam in there}
         self._of_parents = {name: self._loaded(lam) for name, lam in self.parents.items()}
+        written = [scores.length.sum() * scores.samples for scores, _ in self._of_parents.values()]
+        self.tokens = int(
+            min(2 * max(written, default=most), most)
+        )  # outputs are longer at some λs than at the parents
 
     def parent(self, name: str) -> TaskMetrics:
         """Return the metrics of a parent, compared with those of the other parents."""
@@ -216,7 +221,7 @@ def _along(along_lambda: "_AlongLambda | _AnswersAlongLambda", there: Sequence[s
     # Threads are enough, because nearly all of the work is sums in compiled code. Each λ is computed by itself, so their
     # number changes no result.
     each = _OF_RESAMPLES + _OF_TOKEN * along_lambda.tokens
-    pool = ThreadPoolExecutor(max(1, min(_cores(), _MOST // each)))
+    pool = ThreadPoolExecutor(max(1, min(cores(), _MOST // each)))
     try:
         others = set(there) - set(along_lambda.parents.values())
         yield from pool.map(along_lambda.at, sorted(others, key=points.order))
@@ -224,7 +229,8 @@ def _along(along_lambda: "_AlongLambda | _AnswersAlongLambda", there: Sequence[s
         pool.shutdown(cancel_futures=True)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return on how many λs to work at the same time, as far as memory goes."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(count, 8)
 

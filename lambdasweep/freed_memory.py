@@ -8,7 +8,7 @@ _LARGEST = 32 << 20  # bytes: glibc takes no greater threshold
 
 
 def keep_freed_memory() -> None:
-    """Keep up to what this process has taken at most, until it ends; whoever has another C library than glibc is left alone.
+    """Keep up to 1 GiB of it until this process ends; whoever has another C library than glibc is left alone.
 
     Metrics are computed in arrays of a few MB, over and over. Without this, the system maps and zeroes each of them anew.
     """

@@ -29,14 +29,14 @@ def describe(config: SweepConfig) -> Iterator[str]:
     from lambdasweep import record
     from lambdasweep.launch import check_disk
     from lambdasweep.preflight import preflight
-    from lambdasweep.prepare import prepare
+    from lambdasweep.prepare import prepare_for
     from lambdasweep.sweep import disk_bytes, replicas_idle, units_left, units_to_rescore
     from merge.text_part import only_text
 
     record.check_target(config.out)
     run = RunDir(config.out)
     recorded = read_sweep(run) if run.exists() else None
-    prepared = prepare(config, recorded.engine if recorded else None)
+    prepared = prepare_for(run, config)
     warnings = [*preflight(prepared), *prepared.warnings]
     if recorded:
         weights = {role: recorded.pair.get(role, ParentRecord()).fingerprint for role in prepared.pair.parents}

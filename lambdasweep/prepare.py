@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 
 from contract.errors import InputError, PairError, join
 from contract.points import order
+from contract.records import Plan, read_plan, read_sweep
+from contract.rundir import RunDir
 from lambdasweep.config import SweepConfig
 from lambdasweep.engine_defaults import cache_warnings, fit, how_long, model_warnings, rope_warnings, settle
 from lambdasweep.settings import SamplingSettings, as_flag, names_of
@@ -88,6 +90,19 @@ class Prepared:
     """Why engines take requests of `settings.max_model_len` tokens."""
     refined: tuple[str, ...] = ()
     """Canonical λs that were added to those of the config; nothing is sampled there."""
+
+    def cut_as(self, plan: Plan) -> "Prepared":
+        """Return it with the shards that a run was begun with, because committed tables are of these."""
+
+        def cut(name: str, task: Any) -> Any:
+            recorded = plan.get(name)
+            return replace(task, shards=recorded.shards, costs=recorded.costs) if recorded else task
+
+        return replace(
+            self,
+            tasks={name: cut(name, task) for name, task in self.tasks.items()},
+            prompts={name: cut(name, task) for name, task in self.prompts.items()},
+        )
 
     @property
     def everything(self) -> dict[str, PreparedTask | PreparedPrompts]:
@@ -228,6 +243,18 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
         ),
         length=how_long(settings, config, recorded, longest),
     )
+
+
+def prepare_for(run: RunDir, config: SweepConfig) -> Prepared:
+    """Prepare a sweep as its run directory was begun, where it was.
+
+    Raises:
+        InputError: as `prepare` does.
+    """
+    if not run.exists():
+        return prepare(config)
+    prepared = prepare(config, read_sweep(run).engine)
+    return prepared.cut_as(read_plan(run)) if run.plan_json.is_file() else prepared
 
 
 def _gpus(device: str) -> "Gpus | None":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE
 from contract.points import order
-from contract.records import Plan, SweepRecord, read_sweep
+from contract.records import Plan, SweepRecord
 from contract.rundir import RunDir
 from contract.units import Unit, rescored_name
 from contract.whole_tables import read_or_problem
@@ -21,7 +21,7 @@ from lambdasweep.monitor.phase import phase
 from lambdasweep.monitor.progress import SweepProgress
 from lambdasweep.monitor.wording import counted
 from lambdasweep.preflight import preflight
-from lambdasweep.prepare import Prepared, prepare
+from lambdasweep.prepare import Prepared, prepare_for
 from lambdasweep.tasks.answers import AnswerSpec
 from lambdasweep.tasks.grading import write_graded
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import write_outcomes
@@ -60,7 +60,7 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
     run = RunDir(config.out)
     record.check_is_sweep(run)
     with phase("reading the pair and its tasks"):
-        prepared = prepare(config, read_sweep(run).engine if run.exists() else None)
+        prepared = prepare_for(run, config)
     warnings = [*preflight(prepared), *prepared.warnings]
     check_disk(config.out, disk_bytes(prepared, len(config.lambdas) + config.refine))
     fingerprints = fingerprint_pair(prepared)

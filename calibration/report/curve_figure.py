@@ -67,7 +67,7 @@ def curve_chart(facts: Facts, rows: Sequence[dict[str, Any]], measure: Measure, 
     if any(row["scaled"] is not None for row in rows):
         layers += _scaled(y("scaled", aggregate="mean"))
     if any(row.get("floor") is not None for row in rows):
-        layers += _floor(x, y("floor"))
+        layers += _floor(x, y("floor"), together)
     channels = {
         **{"x": x, "y": y("value"), "color": lam_colour(facts.every_lam), "shape": role_shape()},
         "tooltip": [
@@ -93,14 +93,15 @@ def _scaled(level: Spec) -> list[Spec]:
     ]
 
 
-def _floor(x: Spec, noise: Spec) -> list[Spec]:
-    """Draw what noise alone gives, with its name at the right end."""
+def _floor(x: Spec, noise: Spec, together: Sequence[str]) -> list[Spec]:
+    """Draw what noise alone gives where `together` holds, with its name at the right end."""
     last: list[Spec | str] = [
+        *together,
         {"joinaggregate": [{"op": "max", "field": "lam", "as": "most"}], "groupby": ["task"]},
         "datum.lam === datum.most",
     ]
     words: Spec = {"text": "noise alone", "align": "right", "dy": 9, "fontSize": 10}
     return [
-        mark("line", {"x": x, "y": noise}, color=NEUTRAL, strokeWidth=1.4, strokeDash=[1, 3]),
+        mark("line", {"x": x, "y": noise}, together, color=NEUTRAL, strokeWidth=1.4, strokeDash=[1, 3]),
         mark("text", {"x": quantitative("lam"), "y": noise}, last, color=NEUTRAL, **words),
     ]

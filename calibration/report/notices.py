@@ -105,8 +105,8 @@ def _of_task(facts: Facts, task: TaskFacts) -> Iterator[str]:
         yield f"only λ = {task.lambdas[0]} is finished, so there is no curve yet."
     if task.apart:
         yield (
-            f"other documents have scores at {_span(task.apart)} than at most λs: the points are hollow, no line joins them "
-            "to the others, and nothing is compared with them."
+            f"other documents have scores at {_span(task.apart)} than at most λs: their points in the curves are hollow, no "
+            "line goes through them, and nothing is compared with them."
         )
     for metric, words in _REASONS.items():
         touched = [lam for lam in task.lambdas if task.cell(lam, metric).value]

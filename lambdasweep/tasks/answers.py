@@ -181,14 +181,6 @@ def answers_of(
         for document in file.documents
         if not any(NORMALISERS[kind](answer).answer_class for answer in document.choices)
     ]
-    if kind == "number":
-        no_answer += [
-            f"{document.doc_id}: there are several numbers in {answer!r}, of which the normaliser takes the last: write the "
-            "answer as one number, or give another --normaliser"
-            for document in file.documents
-            for answer in document.choices
-            if numbers_in(answer) > 1
-        ]
     chat = chat if spec.chat else None
     question, of_question = question_of(spec.p_true, tokenizer, chat, spec.think_end_token)
     equivalence, of_model = read_equivalence(spec.equivalence)
@@ -230,7 +222,11 @@ def answers_of(
     table = prompts_table([document.doc_id for document in documents], texts, tokenizer)
     built = BuiltPrompts(
         table=table,
-        warnings=file.warnings + greedy_warnings(spec.name, spec.repeats, temperature),
+        warnings=(
+            file.warnings
+            + greedy_warnings(spec.name, spec.repeats, temperature)
+            + (_several_numbers(file) if kind == "number" else ())
+        ),
         sha256=file.sha256,
         requests_sha256=content_sha256(table),
         stop_token_ids=end_tokens(stop_token_ids, tokenizer),
@@ -250,6 +246,20 @@ def answers_of(
             tuple(document.query for document in documents),
         ),
     )
+
+
+def _several_numbers(file: TaskFile) -> tuple[str, ...]:
+    """Say that right answers have several numbers, of which one counts."""
+    several = [
+        (document.doc_id, answer)
+        for document in file.documents
+        for answer in document.choices
+        if numbers_in(answer) > 1
+    ]
+    if not several:
+        return ()
+    told = f"{len(several)} right answers have several numbers, of which the normaliser takes the last"
+    return (f"task {file.spec.name}: {told}: {several[0][1]!r} of {several[0][0]} is the first",)
 
 
 def greedy_warnings(name: str, repeats: int | None, temperature: float) -> tuple[str, ...]:

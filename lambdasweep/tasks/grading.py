@@ -24,6 +24,7 @@ from lambdasweep.tasks.tokens import Tokenizer
 from lambdasweep.tasks.verbalised import Said, said_in
 
 _END = "answer_end"
+_GRADING = 2  # it grows whenever outputs are graded otherwise than before, so that one run has one way
 
 
 def write_graded(
@@ -52,6 +53,7 @@ def write_graded(
         "task_sha256": built.sha256,
         "metric": record.metric,
         "normaliser": record.normaliser,
+        "grading": _GRADING,
     }
     if record.verbalised is not None:
         identity["verbalised"] = record.verbalised

@@ -7,30 +7,37 @@ tasks of lm-eval, whose own filters find and grade the answer, classes only say 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, localcontext
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
 # A sign belongs to a number unless a word, a number or a bracket stands in front of it, as in 10-12 and Apollo-11.
 _SIGN = "[-+−]"
-_DIGITS = r"(?:\d{1,3}(?:\.\d{3}){2,}(?!\d)|\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+−]?\d{1,2}\b)?"
-_FRACTION = r"(?<![\d/.,])\d+/\d+(?![\d/]|\.\d)"
-_NUMBER = re.compile(rf"(?:(?<![\w).]){_SIGN})?(?:{_FRACTION}|{_DIGITS})")
-_WHOLE_NUMBER = re.compile(rf"{_SIGN}?[$€£]?\s*{_SIGN}?(?:\d+/\d+|{_DIGITS}|\d[\d,]*\.)\s*%?\.?")
-_THOUSANDS = re.compile(r"\d{1,3}(?:\.\d{3}){2,}")
+# Of numbers with several points nothing is made: 1.000.000 may be a million, or a version.
+_DIGITS = r"(?:\d+(?:\.\d+){2,}|\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+−]?\d{1,2}\b)?"
+_FRACTION = r"(?<![\d/.,])(?:\d{1,9} )?\d{1,9}/[1-9]\d{0,8}(?![\d/]|[.,]\d)"
+_NUMBER = re.compile(rf"(?:(?<![^\W_])(?<![).]){_SIGN}(?:[$€£] ?)?)?(?:{_FRACTION}|{_DIGITS})")
+_WHOLE_NUMBER = re.compile(
+    rf"{_SIGN}?[$€£]?\s*{_SIGN}?(?:(?:\d{{1,9}} )?\d{{1,9}}/[1-9]\d{{0,8}}|{_DIGITS}|\d[\d,]*\.)\s*%?\.?"
+)
+_FRACTION_OF = re.compile(r"(-?)(?:(\d+) )?(\d+)/(\d+)")
 
-# "A" and "I" are words, too. They count as letters of choices at the end of a phrase, and A in front of a word that no noun
-# phrase begins with.
-_GOES_ON = "although|and|as|because|but|for|here|is|not|or|rather|since|than|that|was|which|while|with|would"
-_ENDS = r"(?=[*_\"'”’)\]]*\s*(?:[.,;:)\n]|$))"
-_CAPITAL = rf"(?:([B-HJ-Z])\b(?!['’])|([AI])\b{_ENDS}|(A)\b(?=[*_\"'”’)\]]*\s+(?:{_GOES_ON})\b))"
-_OPENS = r"[\s*_\"'`“‘]*(?:(?i:option|choice)\s+[*_\"'`“‘]*)?"
+# "A" and "I" are words, too: in front of a word in lower case they are no letters of choices, unless it is one of these.
+_GOES_ON = (
+    "although|and|as|because|but|by|can|does|due|fits|for|given|has|here|if|instead|is|makes|matches|means|must|not|only|or|"
+    "over|rather|says|seems|should|since|than|that|was|when|where|which|while|with|would"
+)
+_CAPITAL = rf"(?:([B-HJ-Z])\b(?!['’])|([AI])\b(?!['’]|\s+[a-z])|(A)\b(?=\s+(?:{_GOES_ON})\b))"
+_OPENS = r"(?:\\[a-z]{1,9}\{|[\s*_\"'`“‘${<])*+(?:(?i:option|choice)\s[\s*_\"'`“‘${<]*+)?+"
+_ENDS = r"(?=[\s*_\"'”’)\]$}]*+(?:[.,;:)\n!?<]|$))"
+_ANSWER = r"(?i:\banswer\b)[*_\"'”’]*+\s*+"
 _SAID_LETTER = re.compile(
-    rf"(?i:\banswer\b)[*_]*\s*(?:(?i:is\b)\s*:?{_OPENS}(A)\b(?!['’])|(?:(?i:is\b)\s*:?|[:=]){_OPENS}"
+    rf"{_ANSWER}(?:(?i:is\b)(?:\s*+:)?+{_OPENS}(A)\b(?!['’])|(?:(?i:is\b)(?:\s*+:)?+|[:=>]){_OPENS}"
     rf"(?:[(\[]([A-Za-z])[)\]]|{_CAPITAL}|([a-z])\b{_ENDS}))"
 )
+_BARE_LETTER = re.compile(rf"{_ANSWER}(?:[(\[]([A-Za-z])[)\]]|([A-HJ-Z])\b{_ENDS})")
 _LONE_LETTER = re.compile(r"\W*([A-Za-z])\W*")
 _FIRST_LETTER = re.compile(rf"\W*{_CAPITAL}")
-_ANY_LETTER = re.compile(rf"\b{_CAPITAL}")
+_ANY_LETTER = re.compile(rf"(?<![^\W_]){_CAPITAL}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,7 @@ def squad(output: str) -> Found:
 
 
 def number(output: str) -> Found:
-    """Return the last number of the output; 1,000.0 is of the class of 1000, and 1/2 of that of 0.5."""
+    """Return the last number of the output: 1,000.0 is of the class of 1000, 1/2 of that of 0.5, 15e-1 of that of 1.5."""
     found = [*_NUMBER.finditer(output)]
     return Found(found[-1][0], _canonical(found[-1][0]), found[-1].start()) if found else Found("", "")
 
@@ -70,13 +77,17 @@ def numbers_in(text: str) -> int:
 
 def letter(output: str) -> Found:
     """Return the letter of a choice: the last one behind "answer is" or "answer:", else the one that the output begins with,
-    else its last single capital letter. "A" and "I" do not count where they are words."""
-    match = _LONE_LETTER.fullmatch(output) or next(reversed([*_SAID_LETTER.finditer(output)]), None)
-    match = match or _FIRST_LETTER.match(output) or next(reversed([*_ANY_LETTER.finditer(output)]), None)
+    else one behind "answer", else its last single capital letter. "A" and "I" do not count where they are words."""
+    match = _LONE_LETTER.fullmatch(output) or _last(_SAID_LETTER, output) or _FIRST_LETTER.match(output)
+    match = match or _last(_BARE_LETTER, output) or _last(_ANY_LETTER, output)
     if match is None:
         return Found("", "")
     place = match.lastindex or 1
     return Found(match[place], match[place].upper(), match.start(place))
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    return next(reversed([*pattern.finditer(text)]), None)
 
 
 def auto(output: str) -> Found:
@@ -86,28 +97,24 @@ def auto(output: str) -> Found:
     """
     text = output.strip()
     if _WHOLE_NUMBER.fullmatch(text):
-        return Found(text, _canonical(re.sub(r"[$€£%\s]", "", text)))
+        return Found(text, _canonical(text.rstrip(".").rstrip("% ")))
     return squad(output)
 
 
 def _canonical(text: str) -> str:
-    above, _, below = text.replace("−", "-").replace(",", "").rstrip(".").partition("/")
-    if _THOUSANDS.fullmatch(above.lstrip("+-")):
-        above = above.replace(".", "")
-    try:
-        value = Fraction(Decimal(above)) / Fraction(below or 1)
-        rest = value.denominator
-        for prime in (2, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest > 1:  # no decimal number is it
-            return str(value)
-    except (ArithmeticError, ValueError):  # nothing can be divided by 0, and Python writes no number of 4,300 digits
-        return text
-    with localcontext() as context:
-        context.prec = 5000
+    plain = re.sub(r"[$€£]", "", text).replace("−", "-").replace(",", "").rstrip(".")
+    plain = re.sub(r"^([-+]?)\s*", r"\1", plain)
+    if match := _FRACTION_OF.fullmatch(plain.lstrip("+")):
+        sign, whole, above, below = match.groups()
+        value = int(whole or 0) + Fraction(int(above), int(below))
+        value = -value if sign else value
         exact = Decimal(value.numerator) / Decimal(value.denominator)
-        return f"{exact.normalize() + 0:f}"  # + 0 turns −0 into 0
+        # Where no decimal number is it, it stays a fraction, in lowest terms.
+        return str(value) if Fraction(exact) != value else f"{exact.normalize() + 0:f}"
+    try:
+        return f"{Decimal(plain).normalize() + 0:f}"  # + 0 turns −0 into 0
+    except InvalidOperation:
+        return text
 
 
 NORMALISERS: dict[str, Callable[[str], Found]] = {

@@ -4,7 +4,17 @@ from collections.abc import Sequence
 from typing import Any
 
 _UNKNOWN = 1 << 24  # a tokenizer that knows no bound says a number far above this
-_UNUSED = 2  # positions that no token takes in RoBERTa and its like
+# These count positions from behind that of the padding token.
+_FROM_PADDING = {
+    "camembert",
+    "data2vec-text",
+    "luke",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+}
 
 
 def text_window(tokenizer: Any, config: Any, told: int | None = None) -> int:
@@ -20,7 +30,8 @@ def text_window(tokenizer: Any, config: Any, told: int | None = None) -> int:
         bounds.append(int(tokenizer.model_max_length))
     positions = getattr(config, "max_position_embeddings", None)
     if positions:
-        bounds.append(int(positions) - (0 if bounds else _UNUSED))
+        before = config.pad_token_id + 1 if getattr(config, "model_type", "") in _FROM_PADDING else 0
+        bounds.append(int(positions) - before)
     return min(bounds, default=_UNKNOWN)
 
 

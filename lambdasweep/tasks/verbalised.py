@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 _PER_CENT = re.compile(r"\s*(?:%|per\s?cent)", re.IGNORECASE)
 # What makes another number of the one in front of it: 0.9 and 0,9 of 0, 9/10 and 9 out of 10 of 9; and of the one behind it.
-_GOES_ON = re.compile(r"\d*(?:[.,]\d+)*(?:\s*(?:/|(?:out\s+)?of\b)\s*\d+(?:[.,]\d+)*)?", re.IGNORECASE)
+_GOES_ON = re.compile(r"\d*(?:[.,]\d+)*(?:[ \t]*(?:/|(?:out[ \t]+)?of\b)[ \t]*\d+(?:[.,]\d+)*)?", re.IGNORECASE)
 _BEGINS_BEFORE = re.compile(r"(?:\d[.,/]?|\.)$")
 
 

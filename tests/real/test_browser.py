@@ -69,7 +69,7 @@ def opened(browser, report):
 
         page.route("**/*", gate)
         page.goto(report.as_uri())
-        page.wait_for_selector(f"body[data-drawn={scheme}]", timeout=0)
+        until(lambda: page.query_selector(f"body[data-drawn={scheme}]"))
         return page
 
     yield open_page
@@ -86,11 +86,9 @@ def slide(page, place):
     page.eval_on_selector(
         "#lambda", "(slider, place) => { slider.value = place; slider.dispatchEvent(new Event('input')); }", str(place)
     )
-    named = "name => document.getElementById('lambda-name').textContent === name"
-    page.wait_for_function(named, arg=GRID[place], timeout=0)
+    until(lambda: page.text_content("#lambda-name") == GRID[place])
     # The figures follow the label; the title of this one names the λ, and its marks come with it.
-    drawn = "name => document.getElementById('task-reliability-documents').textContent.includes(`λ = ${name},`)"
-    page.wait_for_function(drawn, arg=GRID[place], timeout=0)
+    until(lambda: f"λ = {GRID[place]}," in page.text_content("#task-reliability-documents"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -155,7 +153,7 @@ def test_the_reader_changes_to_dark(opened):
     light = page.eval_on_selector("#task-brier svg text", "text => text.getAttribute('fill')")
     slide(page, 3)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_selector("body[data-drawn=dark]", timeout=0)
+    until(lambda: page.query_selector("body[data-drawn=dark]"))
     assert page.eval_on_selector("#task-brier svg text", "text => text.getAttribute('fill')") != light
     assert "λ = 1.5, n = 40" in page.text_content("#task-reliability-documents")  # the slider stays where it was
 
@@ -164,7 +162,7 @@ def test_a_table_is_copied(opened):
     page = opened()
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.click("button.copy[data-table='numbers-1']")
-    page.wait_for_selector("button.copy:has-text('Copied')", timeout=0)
+    until(lambda: page.query_selector("button.copy:has-text('Copied')"))
     header, *rows = page.evaluate("navigator.clipboard.readText()").split("\n")
     assert header.split("\t")[:4] == ["λ", "", "documents", "Accuracy"]
     assert [row.split("\t")[0] for row in rows] == list(GRID)
@@ -179,6 +177,6 @@ def test_a_report_without_anything_to_draw_opens(browser, tmp_path):
     page.on("console", lambda message: wrong.append(message.text))
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.goto(run.index_html.as_uri())
-    page.wait_for_selector("body[data-drawn]", timeout=0)
+    until(lambda: page.query_selector("body[data-drawn]"))
     page.close()
     assert wrong == []

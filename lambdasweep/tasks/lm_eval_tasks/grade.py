@@ -51,7 +51,7 @@ class LmEvalGrader:
         answer = instance.filtered_resps[settled.metric.rpartition(",")[2]]
         while isinstance(answer, (list, tuple)) and len(answer) == 1:
             (answer,) = answer
-        if settled.metric not in metrics:
-            raise ValueError(f"document {asked.number} has no number {settled.metric}, by which outputs are right")
+        if not metrics.get(settled.metric, -1.0) >= 0:
+            raise ValueError(f"document {asked.number} is not judged by {settled.metric}, by which outputs are right")
         found = NORMALISERS[settled.normaliser](str(answer))
         return Grade(str(answer).strip(), found.answer_class, metrics[settled.metric] == 1.0, metrics)

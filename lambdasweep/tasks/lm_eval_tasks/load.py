@@ -8,6 +8,7 @@ where it is used, because it is an optional extra.
 import contextlib
 import difflib
 import os
+import random
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ SEED = 1234  # lm-eval's own seed for drawing examples
 
 ROLLING = "loglikelihood_rolling"
 GENERATE = "generate_until"
-_TRIED = 32  # documents, at least, of which it is looked at what judges their outputs
+_TRIED = 32  # so many documents are looked at for what judges their outputs
 
 _FILES = (".yaml", ".yml")
 _GROUP = re.compile(r"^group\s*:\s*([\"']?)([^\"'#\n]+?)\1\s*(?:#.*)?$", re.MULTILINE)
@@ -384,7 +385,8 @@ def _outputs(name: str, task: Any, asked: Sequence[Asked], spec: LmEvalSpec) -> 
     repeats = int(instances[0].repeats or 1)
     try:
         metric, filters = try_grading(task, asked[0].doc, asked[0].instances[0], repeats)
-        some = asked[:: max(1, len(asked) // _TRIED)]
+        # A task may treat every n-th document otherwise, so they are taken at random.
+        some = random.Random(0).sample(asked, min(len(asked), _TRIED))
         others = [(one.number, judged_by(task, one.doc, one.instances[0], metric)) for one in some]
     except Exception as error:  # the task's own functions, and the libraries that they need, may raise anything
         problem = (

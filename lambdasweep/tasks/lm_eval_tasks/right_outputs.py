@@ -62,7 +62,7 @@ def judged_by(task: Any, doc: Any, instance: Any, metric: str) -> str | None:
     value = task.process_results(doc, [instance.filtered_resps[name]]).get(key)
     if not is_number(value):
         return f"has no number {key}"
-    return f"has {key} {value:g} whatever is written" if value < 0 else None
+    return f"has {key} {value:g}" if value < 0 else None
 
 
 def metric_warnings(name: str, metric: str) -> tuple[str, ...]:
