@@ -233,7 +233,7 @@ def read_plan(run: RunDir) -> dict[str, TaskRecord]:
     Raises:
         InputError: `run` holds no sweep, or the file is damaged.
     """
-    return plan_of(run.plan_json, run.plan())
+    return _plan_of(run.plan_json, run.plan())
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +245,14 @@ class Asked:
     """The accuracy that λ* may give up, as a share of documents, where it was asked for."""
     each: EachRecord | None  # the command of the user that measured everything; None where the run is a sweep
 
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"tasks": {name: task.to_json() for name, task in self.plan.items()}}
+        if self.margin is not None:
+            found["margin"] = self.margin
+        if self.each is not None:
+            found["each"] = self.each.to_json()
+        return found
+
 
 def read_asked(run: RunDir) -> Asked:
     """Read plan.json.
@@ -255,7 +263,7 @@ def read_asked(run: RunDir) -> Asked:
     value, path = run.plan(), run.plan_json
     margin, each = value.get("margin"), value.get("each")
     return Asked(
-        plan_of(path, value),
+        _plan_of(path, value),
         whole(path, lambda: None if margin is None else float(margin)),
         whole(path, lambda: each and EachRecord(tuple(each["command"]), dict(each["files"]), tuple(each["lambdas"]))),
     )
@@ -270,8 +278,7 @@ def read_each(run: RunDir) -> EachRecord | None:
     return read_asked(run).each
 
 
-def plan_of(path: Location, value: Mapping[str, Any]) -> dict[str, TaskRecord]:
-    """Return the tasks of what is in plan.json; raises as `read_plan`."""
+def _plan_of(path: Location, value: Mapping[str, Any]) -> dict[str, TaskRecord]:
     return whole(path, lambda: {name: _task(task) for name, task in value["tasks"].items()})
 
 

@@ -7,7 +7,7 @@ the λs asked for of each: it grows, but a task that is in it stays as it is.
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,14 @@ from contract.points import order
 from contract.records import (
     ANSWERED_ONLY,
     SAMPLED_ONLY,
+    Asked,
     LineRecord,
     ParentRecord,
     Plan,
     SweepRecord,
     TaskRecord,
-    plan_of,
+    read_asked,
+    read_sweep,
 )
 from contract.rundir import RunDir
 from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask
@@ -198,33 +200,32 @@ def _scored(task: PreparedTask) -> TaskRecord:
     )
 
 
-def check(run: RunDir, sweep: SweepRecord, tasks: Plan) -> dict[str, Any]:
+def check(run: RunDir, sweep: SweepRecord, tasks: Plan) -> Plan:
     """Hold what is asked for now against what the run directory was started with.
 
     Returns:
-        plan.json as it is; one without tasks where there is none.
+        The tasks of plan.json; none where there is no such file.
 
     Raises:
         RunMismatchError: naming every difference.
     """
-    plan = run.plan() if run.plan_json.is_file() else {"tasks": {}}
+    asked = _asked(run)
     if not run.exists():
-        return plan
-    check_is_sweep(run)
-    recorded = run.sweep()
-    problems = list(differences("", recorded, sweep.to_json()))
-    before = recorded.get("engine", {}).get("max_model_len")
+        return asked.plan
+    _refuse_each(run, asked)
+    recorded = read_sweep(run)
+    problems = differences("", recorded.to_json(), sweep.to_json())
+    before = recorded.engine.get("max_model_len")
     if before is not None and before < sweep.engine["max_model_len"]:
         longer = next(index for index, text in enumerate(problems) if text.startswith("engine.max_model_len was"))
         problems[longer] += f": --max-model-len {before} keeps it, and quarantines longer requests"
-    planned = plan["tasks"]
-    for name in sorted(tasks.keys() & planned.keys()):
-        problems += _task_differences(f"task {name}: ", _identity(planned[name]), _identity(tasks[name].to_json()))
+    for name in sorted(tasks.keys() & asked.plan.keys()):
+        problems += _task_differences(f"task {name}: ", _identity(asked.plan[name]), _identity(tasks[name]))
     if problems:
         raise RunMismatchError(
             f"{run.root} holds another sweep; give another --out, or the settings it was started with", problems
         )
-    return plan
+    return asked.plan
 
 
 def check_is_sweep(run: RunDir) -> None:
@@ -233,7 +234,16 @@ def check_is_sweep(run: RunDir) -> None:
     Raises:
         RunMismatchError: it did.
     """
-    if run.exists() and run.plan_json.is_file() and "each" in run.plan():
+    if run.exists():
+        _refuse_each(run, _asked(run))
+
+
+def _asked(run: RunDir) -> Asked:
+    return read_asked(run) if run.plan_json.is_file() else Asked({}, None, None)
+
+
+def _refuse_each(run: RunDir, asked: Asked) -> None:
+    if asked.each is not None:
         raise RunMismatchError(
             f"{run.root} is of `lambdasweep each`, whose numbers come from another engine: give another --out"
         )
@@ -245,9 +255,10 @@ def _task_differences(path: str, old: dict[str, Any], new: dict[str, Any]) -> li
     return found or differences(path, old, new)
 
 
-def _identity(task: dict[str, Any]) -> dict[str, Any]:
+def _identity(task: TaskRecord) -> dict[str, Any]:
     """Return what of a task's record may not change."""
-    return {key: task[key] for key in (*_TASK_IDENTITY, *_WRITTEN) if key in task}
+    known = task.to_json()
+    return {key: known[key] for key in (*_TASK_IDENTITY, *_WRITTEN) if key in known}
 
 
 def write(run: RunDir, sweep: SweepRecord, prepared: Prepared) -> dict[str, TaskRecord]:
@@ -256,26 +267,31 @@ def write(run: RunDir, sweep: SweepRecord, prepared: Prepared) -> dict[str, Task
     The requests tables come first and the plan last: what the plan names is there.
     """
     tasks = {name: task_record(task) for name, task in prepared.everything.items()}
-    plan = check(run, sweep, tasks)
+    plan = dict(check(run, sweep, tasks))
     for name, task in prepared.everything.items():
         # A table that no plan names may be of another file, and one that is there may be damaged.
         path = run.requests(name)
         is_there = isinstance(path, ObjectPath) or (path.is_file() and run.is_whole(path))
-        if name not in plan["tasks"] or not is_there:
-            commit_table(path, task.built.table, _identity(tasks[name].to_json()))
+        if name not in plan or not is_there:
+            commit_table(path, task.built.table, _identity(tasks[name]))
             run.damaged.pop(path, None)
     if not run.exists():
         commit_json(run.sweep_json, sweep.to_json())
     for name, asked in tasks.items():
-        entry = plan["tasks"].setdefault(name, asked.to_json())
-        entry["lambdas"] = sorted({*entry["lambdas"], *prepared.lambdas(name)}, key=order)
+        planned, lambdas = plan.get(name, asked), prepared.lambdas(name)
+        plan[name] = dataclasses.replace(planned, lambdas=_grown(planned.lambdas, lambdas))
         if asked.is_answered:
-            rescored = entry.setdefault("rescored", {})
-            for under in prepared.config.rescore:
-                rescored[under] = sorted({*rescored.get(under, ()), *prepared.lambdas(name)}, key=order)
-    plan["margin"] = prepared.config.margin / 100  # a share of documents; the last command's holds
-    commit_json(run.plan_json, plan)
-    return plan_of(run.plan_json, plan)
+            rescored = dict(planned.rescored)
+            rescored |= {under: _grown(rescored.get(under, ()), lambdas) for under in prepared.config.rescore}
+            by_under = {under: rescored[under] for under in sorted(rescored, key=order)}
+            plan[name] = dataclasses.replace(plan[name], rescored=by_under)
+    margin = prepared.config.margin / 100  # a share of documents; the last command's holds
+    commit_json(run.plan_json, Asked(plan, margin, None).to_json())
+    return plan
+
+
+def _grown(lambdas: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({*lambdas, *others}, key=order))
 
 
 def differences(path: str, old: Any, new: Any) -> list[str]:

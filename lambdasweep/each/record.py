@@ -7,7 +7,7 @@ from contract import schemas
 from contract.commit import commit_json, commit_table
 from contract.errors import RunMismatchError
 from contract.points import order
-from contract.records import EachRecord, SweepRecord, read_each
+from contract.records import Asked, EachRecord, SweepRecord, read_each, read_sweep
 from contract.rundir import RunDir
 from contract.whole_tables import read_or_problem
 from lambdasweep.each.config import EachConfig
@@ -46,18 +46,21 @@ def sweep_record(
     )
 
 
-def check(run: RunDir, sweep: SweepRecord, config: EachConfig) -> None:
+def check(run: RunDir, sweep: SweepRecord, config: EachConfig) -> EachRecord | None:
     """Hold what is asked for now against what the run directory was started with.
+
+    Returns:
+        What the plan says so far; None where there is no plan yet.
 
     Raises:
         RunMismatchError: naming every difference.
     """
     if not run.exists():
-        return
+        return None
     planned = read_each(run) if run.plan_json.is_file() else None
     if planned is None and run.plan_json.is_file():
         raise RunMismatchError(f"{run.root} belongs to a sweep of `lambdasweep run`: give another --out")
-    problems = differences("", run.sweep(), sweep.to_json())
+    problems = differences("", read_sweep(run).to_json(), sweep.to_json())
     if planned is None:
         pass  # an earlier call was killed between writing the two records
     elif planned.command != config.command.words:
@@ -68,16 +71,16 @@ def check(run: RunDir, sweep: SweepRecord, config: EachConfig) -> None:
         raise RunMismatchError(
             f"{run.root} holds something else; give another --out, or what it was started with", problems
         )
+    return planned
 
 
-def write(run: RunDir, sweep: SweepRecord, config: EachConfig) -> EachRecord:
-    """Record what is asked for, and grow the plan by its λs; return the record."""
-    planned = read_each(run) if run.exists() and run.plan_json.is_file() else None
+def write(run: RunDir, sweep: SweepRecord, config: EachConfig, planned: EachRecord | None) -> EachRecord:
+    """Record what is asked for, and grow by its λs what `check` found planned; return the record."""
     lambdas = {*config.lambdas, *(planned.lambdas if planned else ())}
     record = EachRecord(config.command.words, config.command.files, tuple(sorted(lambdas, key=order)))
     if not run.exists():
         commit_json(run.sweep_json, sweep.to_json())
-    commit_json(run.plan_json, {"tasks": {}, "each": record.to_json()})
+    commit_json(run.plan_json, Asked({}, None, record).to_json())
     return record
 
 

@@ -91,14 +91,13 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
     # The lock is the outer block, so that the server has ended before another driver may go on here.
     with ExitStack() as held, Children() as children:
 
-        def hold() -> None:
+        def hold() -> EachRecord | None:
             held.enter_context(run.lock())
-            record.check(run, sweep, config)  # another driver may have written since the first check
+            return record.check(run, sweep, config)  # another driver may have written since the first check
 
         # A new directory is made only when the server is up, so that a refusal by the server leaves nothing behind.
         locked = config.out.is_dir()
-        if locked:
-            hold()
+        before = hold() if locked else None
         left = _left(run, config)
         name = served_name(pair)
         server = None
@@ -108,7 +107,7 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
                 server = Server.start(children, _pair_flags(config, left[0]), server_flags(config.arguments), names)
         if not locked:
             try:
-                hold()
+                before = hold()
             except InputError:
                 if server is not None:
                     server.end()
@@ -117,7 +116,7 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
         run.sweep_temporaries()
         for line in put_aside(run):
             say(f"warning: damaged, and moved to {run.root / 'damaged'}: {line}")
-        planned = record.write(run, sweep, config)
+        planned = record.write(run, sweep, config, before)
         History(run, command_line())
         if len(left) < len(config.lambdas):
             say(f"{len(config.lambdas) - len(left)} of {len(config.lambdas)} λs are measured already; {len(left)} left")
