@@ -30,7 +30,7 @@ from contract.commit import commit_table
 from contract.damage import describe
 from contract.errors import InputError
 from contract.points import order
-from contract.records import EachRecord, Plan, SweepRecord, read_asked, read_sweep
+from contract.records import Asked, EachRecord, Plan, SweepRecord, read_asked, read_sweep
 from contract.rundir import RunDir
 
 _Row = tuple[Any, ...]  # a row in the order of schemas.METRICS, with a canonical point in the place of λ
@@ -65,6 +65,8 @@ def analyse(
     confidence: str = CONFIDENCES[0],
     margin: float | None = None,
     tasks: Collection[str] | None = None,
+    asked: Asked | None = None,
+    sweep: SweepRecord | None = None,
 ) -> Analysis:
     """Compute every metric of every task at every λ of the plan that has anything committed.
 
@@ -100,6 +102,8 @@ def analyse(
         confidence: the confidence of that error and accuracy; a task that has no such confidence takes sum.
         margin: the accuracy that λ* may give up, as a share of documents [lambda_star.choose]; without it, the run's.
         tasks: the tasks that are looked at; without it, all of the plan.
+        asked: the run's plan.json, if it was read already.
+        sweep: the run's sweep.json, if it was read already.
 
     Returns:
         The metrics, ordered by task as in the plan, λ ascending, metric, confidence [confidences.in_order], and split (all,
@@ -117,7 +121,7 @@ def analyse(
     frontiers: list[Frontier] = []
     means: dict[str, Means] = {}  # by choice task
     walks: dict[tuple[str, str, str], Walk] = {}
-    asked = read_asked(run)  # it is read first, because this tells a place that holds no run
+    asked = asked or read_asked(run)  # it is read first, because this tells a place that holds no run
     plan = asked.plan
     there = tuple(dict.fromkeys((*ALWAYS_KNOWN, *(name for entry in plan.values() for name in confidences_in(entry)))))
     if error not in answers() or confidence not in there:
@@ -126,7 +130,7 @@ def analyse(
     if tasks is not None:
         plan = {task: entry for task, entry in plan.items() if task in tasks}
     outcomes = outcome_rows(run) | measured_rows(run)  # a run has one of the two
-    sweep = read_sweep(run)
+    sweep = sweep or read_sweep(run)
     parents = sweep.parents
     if margin is None:
         margin = MARGIN if asked.margin is None else asked.margin

@@ -159,7 +159,7 @@ class _Refinement:
         count = min(ROUND, self._most - (len(lambdas) - len(self._grid)))
         if count <= 0:
             return ()
-        curve = answer_curve(self._run, list(self.prepared.tasks), sweep=self._sweep, plan=self.plan)
+        curve = answer_curve(self._run, list(self.prepared.tasks), self._sweep, self.plan)
         if curve is None:
             self._say("nothing to refine: no λ of a task with choices is finished")
             return ()

@@ -12,7 +12,7 @@ from calibration.uncertainty.resample import RESAMPLES
 from contract.errors import InputError
 from contract.location import locate
 from contract.points import ONLY
-from contract.records import Plan, SweepRecord, TaskRecord, read_asked, read_sweep
+from contract.records import Asked, Plan, SweepRecord, TaskRecord, read_asked, read_sweep
 from contract.rundir import RunDir
 
 # What makes a task another one, as far as a plan tells; tokenizers, and with them requests, differ between pairs.
@@ -59,7 +59,7 @@ def gather_runs(places: Sequence[str], margin: float | None = None, resamples: i
     problems = [] if len(places) > 1 else ["one run alone is shown by lambdasweep report: give two or more"]
     whole = {place: _whole(place) for place in places}
     problems += [f"{place} is given twice" for place in whole if [*map(whole.get, places)].count(whole[place]) > 1]
-    read: dict[str, tuple[RunDir, SweepRecord, Plan, float | None]] = {}
+    read: dict[str, tuple[RunDir, SweepRecord, Asked]] = {}
     for place in dict.fromkeys(places):
         run = RunDir(locate(place))
         try:
@@ -69,23 +69,23 @@ def gather_runs(places: Sequence[str], margin: float | None = None, resamples: i
             continue
         if sweep.names != (ONLY,):
             problems.append(f"{place} has several aligned checkpoints, so that its points are on no one line")
-        read[place] = run, sweep, asked.plan, asked.margin
-    plans = {place: plan for place, (_, _, plan, _) in read.items()}
+        read[place] = run, sweep, asked
+    plans = {place: asked.plan for place, (_, _, asked) in read.items()}
     tasks, notices = _common(plans)
     if not problems and not tasks:
         each = [f"{place} has {', '.join(plan) or 'no task'}" for place, plan in plans.items()]
         problems += ["the runs have no task with choices in common", *each, *notices]
     if problems:
         raise InputError("the runs cannot be compared", problems)
-    asked_for = {MARGIN if asked is None else asked for _, _, _, asked in read.values()}
+    asked_for = {MARGIN if asked.margin is None else asked.margin for _, _, asked in read.values()}
     if margin is None:
         margin = next(iter(asked_for)) if len(asked_for) == 1 else MARGIN
         if len(asked_for) > 1:
             notices.append("The runs were asked for different margins of λ*; here it is 1 point in all of them.")
     names = _names(list(read))
     runs = []
-    for place, (run, sweep, _, _) in read.items():
-        analysis = analyse(run, resamples=resamples, margin=margin, tasks=tasks)
+    for place, (run, sweep, asked) in read.items():
+        analysis = analyse(run, resamples=resamples, margin=margin, tasks=tasks, asked=asked, sweep=sweep)
         notices += [f"{names[place]}: damaged tables count as absent: {line}" for line in analysis.damaged]
         runs.append(_compared(names[place], sweep, analysis))
     # A pool in which a run has fewer tasks finished is another pool.

@@ -10,17 +10,17 @@ from calibration.scores.pool import pools_of
 from calibration.task_at_lambda import begun, pooled_metrics
 from calibration.uncertainty.resample import RESAMPLES, SEED
 from contract.points import order
-from contract.records import Plan, SweepRecord, read_plan, read_sweep
+from contract.records import Plan, SweepRecord
 from contract.rundir import RunDir
 
 
 def answer_curve(
     run: RunDir,
     tasks: Sequence[str],
+    sweep: SweepRecord,
+    plan: Plan,
     resamples: int = RESAMPLES,
     seed: int = SEED,
-    sweep: SweepRecord | None = None,
-    plan: Plan | None = None,
 ) -> Curve | None:
     """Return the curve that the first answer of a report is made of, from a pass over the tables for a few metrics only.
 
@@ -30,10 +30,10 @@ def answer_curve(
     Args:
         run: the run.
         tasks: names of tasks of its plan; those without choices are passed over.
+        sweep: the run's sweep.json.
+        plan: the tasks of the run's plan.json.
         resamples: the number of resamples, as `analyse.analyse` takes it.
         seed: the seed of splits and resamples, as `analyse.analyse` takes it.
-        sweep: the run's sweep.json, if it was read already.
-        plan: the tasks of the run's plan.json, if it was read already.
 
     Returns:
         The curve; None without a choice task, or without a λ that all choice tasks have finished.
@@ -41,8 +41,7 @@ def answer_curve(
     Raises:
         LambdasweepError: a table is missing or damaged; the message names the run, the task and λ.
     """
-    plan = plan if plan is not None else read_plan(run)
-    parents = (sweep or read_sweep(run)).parents
+    parents = sweep.parents
     # The plan's order is that of `analyse`: sums of the same numbers in another order differ in the last bits.
     with_choices = [task for task in plan if task in tasks and has_choices(run, task, plan)]
     if not with_choices:

@@ -153,7 +153,7 @@ def run(pair: tuple[Path, Path], folder: Path, tmp_path_factory: pytest.TempPath
     for table, (name, (harness, one, part, task)) in zip(tables, built.items(), strict=True):
         commit_table(found.requests(name), part.table)
         commit_table(found.unit("generations", name, LAM, 0), table)
-        write_outcomes(found, harness, [one], {})
+        write_outcomes(found, harness, [one], {}, read_plan(found))
         write_graded(found, name, part, LmEvalGrader(task), {}, read_plan(found))
     return found
 

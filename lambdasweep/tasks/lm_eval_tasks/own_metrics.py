@@ -19,7 +19,7 @@ from contract import schemas
 from contract.commit import commit_table, identity_of
 from contract.errors import LambdasweepError
 from contract.points import order
-from contract.records import Plan, read_plan
+from contract.records import Plan
 from contract.rundir import RunDir
 from contract.whole_tables import read_or_problem
 from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, Asked, LmEvalTasks
@@ -55,7 +55,7 @@ def write_outcomes(
     harness: LmEvalTasks,
     built: Sequence[BuiltLmEvalTask],
     identity: dict[str, Any],
-    plan: Plan | None = None,
+    plan: Plan,
 ) -> pa.Table:
     """Commit RUN/lm_eval/task=<harness>.parquet and return it: `schemas.OUTCOMES`, sorted by task, λ and metric.
 
@@ -67,7 +67,7 @@ def write_outcomes(
         harness: the tasks and groups that were asked for.
         built: the harness's tasks, as they are recorded in the run's plan.
         identity: what every table of the run carries.
-        plan: of the run, where it was read already.
+        plan: the tasks of the run's plan.json.
 
     Raises:
         LambdasweepError: one of lm-eval's functions failed, or a table is damaged.
@@ -86,7 +86,6 @@ def write_outcomes(
             (row["task"], schemas.point_of(row), row["metric"], row["value"], row["n"]) for row in before.to_pylist()
         ]
     known = {row[1] for row in rows}
-    plan = plan if plan is not None else read_plan(run)
     for lam in sorted(set.intersection(*(set(plan[name].lambdas) for name in parts)), key=order):
         if lam not in known and all(is_complete(run, plan, name, lam) for name in parts):
             damaged = len(run.damaged)

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from collections import Counter
 
 import altair as alt
 import numpy as np
@@ -52,6 +53,16 @@ def test_runs_are_compared_on_the_tasks_that_both_have(places):
             assert run.frontiers[task] == alone[task]
         # The pool is of the common tasks, and not of the run's own.
         assert run.frontiers["all tasks"].points[0].documents == 80
+
+
+def test_each_record_of_a_run_is_read_once(places, monkeypatch):
+    reads = Counter()
+    read = RunDir._json
+    monkeypatch.setattr(
+        RunDir, "_json", lambda self, path, keys: (reads.update([str(path)]), read(self, path, keys))[1]
+    )
+    gather_runs(places, resamples=10)
+    assert reads == {f"{place}/{name}": 1 for place in places for name in ("sweep.json", "plan.json")}
 
 
 def test_rows_and_tables_say_what_the_frontiers_say(places):

@@ -15,6 +15,7 @@ from calibration.frontier.running_curve import answer_curve
 from calibration.metrics.binned import Layout, means
 from calibration.metrics.predictions import predictions
 from contract.grid import canonical, parse_grid
+from contract.records import read_plan, read_sweep
 from contract.rundir import RunDir
 from tests.support.curves import curve, estimates
 from tests.support.tables import add_quarantine, add_scores, add_task
@@ -183,7 +184,7 @@ def quiz(tmp_path):
 def test_it_is_the_curve_of_the_report(quiz):
     analysis = analyse.analyse(quiz, resamples=60)
     for tasks in (["quiz"], ["other"], ["quiz", "other"]):
-        found = answer_curve(quiz, tasks, resamples=60)
+        found = answer_curve(quiz, tasks, analysis.sweep, analysis.plan, resamples=60)
         every = (*analysis.found.tasks, *analysis.found.pools)
         expected = next(one for one in every if one.task == (tasks[0] if len(tasks) == 1 else "all tasks"))
         again = frontier(dataclasses.replace(found, macro={}))
@@ -202,4 +203,4 @@ def test_without_choices_there_is_nothing_to_refine(tmp_path):
     add_task(run, "words", [1] * 4, GRID)
     add_scores(run, "words", "0", {r: [-1.0] for r in range(4)})
     add_task(run, "quiz", [2] * 4, GRID)
-    assert answer_curve(run, ["words", "quiz"], resamples=20) is None
+    assert answer_curve(run, ["words", "quiz"], read_sweep(run), read_plan(run), resamples=20) is None

@@ -239,7 +239,7 @@ def sweep(directory: Path, target: RunDir, spec: LmEvalSpec, out: tuple[int, ...
         plan[task.name] = {"shards": [[0, len(part.table)]], "lambdas": ["0"], **entry}
         built.append(one)
     commit_json(target.plan_json, {"tasks": plan})
-    write_outcomes(target, harness, built, IDENTITY)
+    write_outcomes(target, harness, built, IDENTITY, read_plan(target))
     for name, (part, grader) in graders.items():
         write_graded(target, name, part, grader, IDENTITY, read_plan(target))
     return tuple(built)

@@ -15,6 +15,7 @@ import pytest
 from calibration.analyse import analyse
 from contract import schemas
 from contract.commit import commit_json, commit_table
+from contract.records import read_plan
 from contract.rundir import RunDir
 from lambdasweep.exchange.lm_eval_files import write_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, load_lm_eval
@@ -104,7 +105,7 @@ def ours(root: Path) -> Path:
     commit_table(run.unit("tokens", "quiz", "0.5", 0), pa.table(tokens, schema=schemas.TOKENS))
     record = {"file": f"lm-eval:{root / 'quiz.yaml'}", "shards": [[0, len(rows)]], "lambdas": ["0.5"], "shots": 0}
     commit_json(run.plan_json, {"tasks": {"quiz": record | {"documents": 4, "format": "lm-eval"}}})
-    write_outcomes(run, harness, built, {})
+    write_outcomes(run, harness, built, {}, read_plan(run))
     said: list[str] = []
     (path,) = write_lm_eval(run, analyse(run, resamples=20), root / "ours", WHEN, said.append)
     assert said == []

@@ -22,6 +22,7 @@ import yaml
 from contract import schemas
 from contract.commit import commit_json, commit_table
 from contract.errors import InputError, LambdasweepError, TaskError
+from contract.records import read_plan
 from contract.rundir import RunDir
 from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, LmEvalTasks, load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import LEFT_OUT, write_outcomes
@@ -148,7 +149,7 @@ def sweep(directory: Path, tmp_path: Path) -> Callable[..., RunDir]:
         harness, built = build(directory, spec)
         target = RunDir(tmp_path / to)
         commit(target, built, lambdas, quarantined)
-        write_outcomes(target, harness, built, IDENTITY)
+        write_outcomes(target, harness, built, IDENTITY, read_plan(target))
         return target
 
     return run
@@ -408,7 +409,7 @@ def test_unknown_greediness_is_no_guess(directory: Path, tmp_path: Path) -> None
     ]
     top1[places[0]] = [None] * len(top1[places[0]])
     commit_table(path, replaced(table, "top1_ids", top1))
-    write_outcomes(run, harness, built, IDENTITY)
+    write_outcomes(run, harness, built, IDENTITY, read_plan(run))
     assert outcomes(run, "lambada")["lambada"][LEFT_OUT] == (1, 6)
 
 
@@ -420,7 +421,7 @@ def test_a_perplexity_beyond_float64_is_null(directory: Path, tmp_path: Path) ->
     table = pq.read_table(path)
     low = [[-5000.0] * len(one) for one in table["logprobs"].to_pylist()]
     commit_table(path, replaced(table, "logprobs", low))
-    write_outcomes(run, harness, built, IDENTITY)
+    write_outcomes(run, harness, built, IDENTITY, read_plan(run))
     found = outcomes(run, "lambada")["lambada"]
     assert found["perplexity,none"] == (None, 6)
     assert not math.isnan(found["acc,none"][0])
@@ -438,19 +439,19 @@ def test_only_complete_lambdas_and_those_once(directory: Path, tmp_path: Path, m
     missing = run.unit("tokens", "informed.unconditional", "0.5", 0)
     kept = missing.read_bytes()
     missing.unlink()
-    write_outcomes(run, harness, built, IDENTITY)
+    write_outcomes(run, harness, built, IDENTITY, read_plan(run))
     assert not outcomes(run, "informed", "0.5")
     missing.write_bytes(kept)
     computed = []
     evaluate = module.evaluate
     monkeypatch.setattr(module, "evaluate", lambda *given: computed.append(given) or evaluate(*given))
-    write_outcomes(run, harness, built, IDENTITY)
+    write_outcomes(run, harness, built, IDENTITY, read_plan(run))
     assert len(computed) == 1
     assert outcomes(run, "informed", "0.5") == outcomes(run, "informed", "0")
     again = run.outcomes("informed").read_bytes()
     other = RunDir(tmp_path / "other")
     commit(other, built, ("0", "0.5"))
-    write_outcomes(other, harness, built, IDENTITY)
+    write_outcomes(other, harness, built, IDENTITY, read_plan(other))
     assert other.outcomes("informed").read_bytes() == again
 
 
@@ -641,7 +642,7 @@ def test_a_metric_that_fails_names_its_task(directory: Path, tmp_path: Path, mon
     commit(run, built, ("0",))
     monkeypatch.setattr(type(built[0].source.task), "process_results", lambda *_: {}["gold"])
     with pytest.raises(LambdasweepError, match="task plain at λ = 0: lm-eval cannot make metrics of the scores"):
-        write_outcomes(run, harness, built, IDENTITY)
+        write_outcomes(run, harness, built, IDENTITY, read_plan(run))
 
 
 # Identity
