@@ -148,8 +148,8 @@ GRADED = pa.schema(
         pa.field("request_id", pa.int64(), nullable=False),
         pa.field("sample", pa.int16(), nullable=False),
         *PLACE,
-        pa.field("answer", pa.string(), nullable=False),  # as it was found in the text
-        pa.field("answer_class", pa.string(), nullable=False),  # normalised: answers of one class say the same
+        pa.field("answer", pa.string(), nullable=False),  # the answer as it was found in the text
+        pa.field("answer_class", pa.string(), nullable=False),  # answers of one class, normalised, say the same
         pa.field("answer_start", pa.int32(), nullable=False),  # the token of the output that the answer begins in
         pa.field("correct", pa.bool_(), nullable=False),  # whether the task's metric is 1
         pa.field("metrics", pa.map_(pa.string(), pa.float64()), nullable=False),  # by name, lm-eval's as metric,filter

@@ -22,10 +22,10 @@ class Memory:
     tier: str
     each: str  # says what a rank takes, and where
     replicas: int
-    host: int  # taken by all replicas
-    room: "Room"  # what one rank finds; of a GPU after the live weights
-    tensors: int  # of all parents, of a rank
-    live: int  # of a rank
+    host: int  # all replicas together take so much of the host's memory
+    room: "Room"  # what one rank finds; on a GPU the live weights are taken off
+    tensors: int  # the tensors of all parents take so much in a rank
+    live: int  # the live weights take so much in a rank
 
     @property
     def parents(self) -> int:

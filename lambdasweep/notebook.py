@@ -39,10 +39,10 @@ _FRONTIER = pa.schema(
             for end in ("", "_ci_low", "_ci_high")
         ),
         pa.field("on_frontier", pa.bool_(), nullable=False),
-        pa.field("membership", pa.float64()),  # share of the resamples in which it is on the frontier
-        pa.field("chosen", pa.bool_(), nullable=False),  # it is λ*
-        pa.field("p_accuracy", pa.float64()),  # that it is more accurate than both parents
-        pa.field("p_error", pa.float64()),  # that it is better calibrated than both
+        pa.field("membership", pa.float64()),  # the share of the resamples in which λ is on the frontier
+        pa.field("chosen", pa.bool_(), nullable=False),  # whether λ is λ*
+        pa.field("p_accuracy", pa.float64()),  # the p-value that λ is more accurate than both parents
+        pa.field("p_error", pa.float64()),  # the p-value that λ is better calibrated than both parents
     ]
 )
 

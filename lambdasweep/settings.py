@@ -25,14 +25,13 @@ class Setting:
     help: str
     panel: str = ENGINE
     metavar: str | None = None
-    least: int | None = None  # of a number
-    most: int | None = None  # of a number
-    choices: Callable[[Mapping[str, Any]], Collection[str]] | None = (
-        None  # all values that were given → what this may be
-    )
+    least: int | None = None  # a number may not be less
+    most: int | None = None  # a number may not be more
+    choices: Callable[[Mapping[str, Any]], Collection[str]] | None = None
+    """Returns what the field may be, from all values that were given."""
     default: str | None = None  # says in words what holds where the field is None
-    flag: bool = True  # else a settings file alone has it
-    auto: bool = False  # whether a number may also be `auto`, which is the same as not to give it
+    flag: bool = True  # tells whether there is a flag; without one, a settings file alone has the field
+    auto: bool = False  # tells whether a number may also be `auto`, which is the same as not to give it
 
 
 def _formats(_: Mapping[str, Any]) -> Collection[str]:

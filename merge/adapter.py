@@ -43,7 +43,7 @@ _STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 @dataclass(slots=True)
 class _Factors:
-    found: dict[str, TensorInfo] = field(default_factory=dict)  # by A and B
+    found: dict[str, TensorInfo] = field(default_factory=dict)  # the keys are A and B
     is_embedding: bool = False
 
 
@@ -69,7 +69,7 @@ def apply_adapter(
     for name, info in saved.items():
         target = _target(name, base.tensors)
         if target is None and name.endswith("lm_head.weight"):
-            target = name  # of a base that ties it
+            target = name  # a base that ties its head has no tensor of this name
         if target is None:
             strange.append(name)
         else:

@@ -30,7 +30,8 @@ _UNREAD = re.compile(
     r"(.*\.)?(rotary_emb|rotary_embs|rope)\.(original_)?(inv_freq|cos_cached|sin_cached)|(.*\.)?(attn|attention|self_attn)"
     r"\.masked_bias|(.*\.)?position_ids"
 )
-_MASK = re.compile(r"(.*\.)?(attn|attention|self_attn)\.bias")  # of attention, if it has the shape of a mask
+# Attention's mask has this name, and so may a bias, which has another shape.
+_MASK = re.compile(r"(.*\.)?(attn|attention|self_attn)\.bias")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 

@@ -162,7 +162,7 @@ def _rope(values: dict[str, Any]) -> dict[str, Any]:
     local = values.pop("rope_local_base_freq", None)
     if kinds:
         kinds = {kind: common | table for kind, table in kinds.items()}
-    elif local is not None:  # as transformers 4 writes Gemma-3: what scales the embedding is of the other layers
+    elif local is not None:  # transformers 4 writes Gemma-3 so: what scales the embedding belongs to the other layers
         kinds = {"full_attention": common, "sliding_attention": {"rope_theta": local}}
     if kinds:
         return {

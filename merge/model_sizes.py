@@ -54,7 +54,7 @@ class ModelSizes:
     is_hybrid: bool = False
     """Whether some layers keep a state instead of keys and values, as far as the config tells: no prefix is cached then."""
     vocabulary: int | None = None
-    expert_share: float = 1.0  # of its experts that a token is sent to
+    expert_share: float = 1.0  # the share of the model's experts that a token is sent to
     step_values_per_token: int = 0
     """How many numbers the widest layer holds of a token, at most: six times the residual stream, and what goes into its
     activation function and comes out of it, or into and out of those of the experts that the token goes to."""
@@ -86,7 +86,8 @@ def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
     if not dims and heads and hidden:
         dims = [hidden // heads]
     kv_heads = next((count for key in _KV_HEADS if (count := _int(read(key)))), heads)
-    if read("multi_query") and not read("new_decoder_architecture"):  # which of Falcon's has groups of heads
+    # Falcon's new decoder architecture has groups of heads, whatever its `multi_query` says.
+    if read("multi_query") and not read("new_decoder_architecture"):
         kv_heads = 1
     values = 2 * layers * kv_heads * max(dims) if layers and kv_heads and dims else 0
     kinds = [str(kind) for kind in read("layer_types") or ()]
@@ -143,7 +144,7 @@ def _smallest(windows: Iterable[int | None]) -> int | None:
 
 def _window(read: Callable[[str], Any], ropes: list[Mapping[str, Any]]) -> int | None:
     window = _smallest(_int(read(key)) for key in _WINDOWS)
-    if window is None or "gemma3" in str(read("model_type")):  # whose window is written after scaling
+    if window is None or "gemma3" in str(read("model_type")):  # Gemma-3's window is written after scaling
         return window
     factors = [rope.get("factor") for rope in ropes if _kind(rope) not in _SCALED]
     return int(window * next((factor for factor in reversed(factors) if factor), 1))

@@ -42,7 +42,7 @@ def check_address(address: str, seconds: float = _SECONDS, noted: Path = _NOTED)
                 "HOST:PORT, or leave --address out"
             )
     if "://" in where and not where.startswith("ray://"):
-        return  # of a kind that Ray may know
+        return  # Ray may know this kind of address
     host, _, port = where.removeprefix("ray://").rpartition(":")
     if not (host and port.isdigit()):
         raise InputError(f"{where!r} (of {source}) is no address of a Ray cluster: write it like HOST:6379, or auto")

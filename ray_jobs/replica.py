@@ -60,9 +60,9 @@ class Started:
     """A replica tells this once its engine runs."""
 
     hardware: str
-    hardware_of_ranks: str  # of each rank in order, where they are on different kinds
+    hardware_of_ranks: str  # the hardware of each rank in order, where ranks are on different kinds
     fallback: str  # the reason why λ is switched through vLLM's own loader; empty where it is not
-    probe_digest: str  # of what the engine said of a fixed prompt
+    probe_digest: str  # the digest of what the engine said of a fixed prompt
     host: str
 
 

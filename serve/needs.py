@@ -28,9 +28,9 @@ _ALIKE = 1.5  # vLLM's bound on the ratio of the counts of two kinds of layers, 
 class Needs:
     """This says what a rank needs, in bytes."""
 
-    request: int  # for the keys and values of a request of the greatest length; 0 where the config does not tell
-    scoring: int  # for so many keys and values that scoring never waits; 0 where the config does not tell
-    step: int  # the most that a step makes: what its widest layer does, or its logits
+    request: int  # keys and values of a request of the greatest length take it; 0 where the config does not tell
+    scoring: int  # with room for so many keys and values scoring never waits; 0 where the config does not tell
+    step: int  # a step makes at most so much: what its widest layer does, or its logits
 
 
 def needs(

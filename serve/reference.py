@@ -85,7 +85,7 @@ class References:
 
     def __init__(self, arguments: Mapping[str, Any], on: Way, device: str) -> None:
         plain = {name: value for name, value in arguments.items() if name not in _SWITCHES}
-        self.said: dict[str, Probe] = {}  # by point
+        self.said: dict[str, Probe] = {}  # what was answered, by point
         self.remembered: set[str] = set()  # the points of answers that an earlier start has left behind
         self._questions: dict[str, _Question] = {}
         for point, path in on.others.items():

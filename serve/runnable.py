@@ -7,7 +7,7 @@ A plan refuses the former, and no engine is started; of the latter it warns.
 from collections.abc import Mapping
 from typing import Any
 
-# What a model has for which there is no kernel.
+# These architectures have something that vLLM has no kernel for on a CPU.
 _WITHOUT_KERNEL = {
     "DeepseekV32ForCausalLM": "sparse attention",
     "FalconMambaForCausalLM": "the selective scan of Mamba-1",
@@ -17,7 +17,7 @@ _WITHOUT_KERNEL = {
     "KimiLinearForCausalLM": "linear attention",
     "MambaForCausalLM": "the selective scan of Mamba-1",
 }
-# Whose kernels take bfloat16 only.
+# The CPU kernels of these architectures take bfloat16 only.
 _BFLOAT16_ONLY = {"Qwen3NextForCausalLM": "gated delta networks"}
 # The groups of experts that a token may go to, with what they are where a config leaves them out. vLLM ends on null.
 _GROUPS: dict[str, dict[str, int | None]] = {

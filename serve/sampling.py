@@ -49,9 +49,9 @@ class UnitSamples:
 
     generations: pa.Table
     quarantine: pa.Table
-    prompt_tokens: int  # of all requests
-    cached_tokens: int  # of those, read from the prefix cache
-    new_tokens: int  # that were sampled
+    prompt_tokens: int  # the prompts of all requests have so many tokens
+    cached_tokens: int  # so many tokens of prompts were read from the prefix cache
+    new_tokens: int  # so many tokens were sampled
 
 
 def sample_unit(

@@ -17,7 +17,7 @@ from scipy.special import ndtr
 
 from calibration.arrays import Bools, Floats
 
-POINTS = 32  # of a curve that is drawn
+POINTS = 32  # a curve is drawn through so many points
 LEAST_VARIANCE = 25.0
 
 

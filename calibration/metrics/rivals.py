@@ -15,9 +15,8 @@ from calibration.metrics.temperature import match_temperature
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores
 from calibration.uncertainty.resample import Resamples
 
-CONFIDENCE = CONFIDENCES[
-    0
-]  # per token and per byte probabilities have an arbitrary temperature: nothing to match or mix
+# Probabilities per token and per byte have an arbitrary temperature, so there is nothing in them to match or to mix.
+CONFIDENCE = CONFIDENCES[0]
 
 
 @dataclass(frozen=True, slots=True)

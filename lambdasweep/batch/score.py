@@ -24,7 +24,7 @@ from lambdasweep.preflight import preflight
 from lambdasweep.prepare import SHARD_TOKENS, Prepared, prepare
 
 TASK = "scores"  # what a unit's task is called
-_SHORTEST = 3  # tokens of a window
+_SHORTEST = 3  # a window has at least so many tokens
 
 # Parquet with zstd: see `lambdasweep.sweep`.
 _BYTES_PER_TOKEN, _BYTES_PER_ROW, _BYTES_PER_UNIT = 20, 32, 16 << 10

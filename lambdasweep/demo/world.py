@@ -90,7 +90,7 @@ CLUES: Mapping[tuple[str, ...], tuple[tuple[int, ...], ...]] = {
 
 MIN_CLUES = 2
 LETTERS = "ABCD"
-EVALUATION_ROWS = 300  # of each task
+EVALUATION_ROWS = 300  # each task has so many documents
 EVALUATION_SEED = 2510
 
 

@@ -23,7 +23,7 @@ from lambdasweep.tasks.tokens import Tokenizer, encode_prompts
 from lambdasweep.tasks.verbalised import pattern_problems, said_in, without
 
 MAX_TOKENS = 256  # lm-eval's default, for rows of one's own too
-METRIC = "exact_match"  # of rows of one's own: the answer is of the class of one of the row's answers
+METRIC = "exact_match"  # an output of rows of one's own is right where its answer is of the class of one of the row's
 NORMALISER = "auto"
 
 
@@ -96,10 +96,10 @@ class Grader(Protocol):
 class RowGrader:
     """Grades outputs of rows of one's own."""
 
-    answers: tuple[tuple[str, ...], ...]  # of each request
+    answers: tuple[tuple[str, ...], ...]  # the right answers of each request
     normaliser: str
     verbalised: str | None = None  # finds how sure an output says it is, which is no part of its answer
-    questions: tuple[str, ...] = ()  # of each request
+    questions: tuple[str, ...] = ()  # the question of each request
 
     def question(self, request_id: int) -> str:
         return self.questions[request_id]

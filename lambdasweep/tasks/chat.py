@@ -24,7 +24,7 @@ class ChatTemplate:
 
     source: str
     tokenizer: Any
-    system_prompt: str | None = None  # was asked for: no system message is then left out
+    system_prompt: str | None = None  # where one was asked for, no system message is left out
 
     @property
     def sha256(self) -> str:

@@ -55,7 +55,7 @@ def _load(name: str, config: str | None, split: str | None) -> list[Mapping[str,
         return list(datasets.load_dataset(path, config, split=wanted))
     except InputError:
         raise
-    except Exception as error:  # of the library, of the hub, of the network
+    except Exception as error:  # the library, the hub and the network raise errors of many kinds
         words = (str(error).strip().splitlines() or [""])[0]
         hint = ""
         if "gated" in str(error).lower() or "401" in str(error) or "403" in str(error):

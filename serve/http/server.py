@@ -145,7 +145,7 @@ def arguments(serving: Serving) -> argparse.Namespace:
     def refuse(message: str) -> NoReturn:
         raise InputError("the flags after -- cannot be used", [f"vllm serve says: {message}"])
 
-    parser.error = refuse  # which would print hundreds of lines of usage
+    parser.error = refuse  # the parser's own would print hundreds of lines of usage
     untouched = parser.parse_args([])
     args: argparse.Namespace = parser.parse_args(list(serving.flags))
     problems = [

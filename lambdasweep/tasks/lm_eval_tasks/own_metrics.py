@@ -47,7 +47,7 @@ class RequestScores:
 class RequestTexts:
     """The outputs of the R requests of a table at one λ."""
 
-    texts: list[list[str]]  # [R] of each of its samples; empty where there is none
+    texts: list[list[str]]  # [R] the texts of a request's samples; empty where there is none
 
 
 def write_outcomes(
