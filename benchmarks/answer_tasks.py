@@ -21,8 +21,18 @@ def read_rows(file: Path, count: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[:count]]
 
 
-def write_gsm8k(folder: Path, rows: list[dict[str, Any]], shots: int, new_tokens: int, until: Sequence[str]) -> Path:
-    """Write a task over rows with `context`, `chain_of_thought` and `answer`; the first are the examples."""
+def write_gsm8k(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    shots: int,
+    new_tokens: int,
+    until: Sequence[str],
+    sampler: str = "default",
+) -> Path:
+    """Write a task over rows with `context`, `chain_of_thought` and `answer`; the first are the examples.
+
+    Their order differs from document to document, unless the sampler is `first_n`, as that of lm-eval's gsm8k_cot is.
+    """
     known = [{"question": row["context"], "answer": f"{row['chain_of_thought']} #### {row['answer']}"} for row in rows]
     number = "(-?[$0-9.,]{2,})|(-?[0-9]+)"
     return _write(
@@ -31,6 +41,7 @@ def write_gsm8k(folder: Path, rows: list[dict[str, Any]], shots: int, new_tokens
         {
             "fewshot_split": "train",
             "num_fewshot": shots,
+            "fewshot_config": {"sampler": sampler},
             "doc_to_text": "Question: {{question}}\nAnswer:",
             "doc_to_target": "{{answer}}",
             "metric_list": [

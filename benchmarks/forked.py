@@ -38,6 +38,16 @@ def import_vllm() -> None:
         type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
 
 
+def import_model(architecture: str) -> None:
+    """Import an architecture's code of vLLM and of transformers, which every fork would otherwise import anew."""
+    import transformers
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    getattr(transformers, architecture, None)
+    if module := getattr(ModelRegistry.models.get(architecture), "module_name", None):
+        importlib.import_module(module)
+
+
 def forked(log: Path, work: Callable[[], Any]) -> Any:
     """Return what `work` returns in a fork of this process, through JSON; what it prints goes to `log`.
 

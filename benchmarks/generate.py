@@ -3,7 +3,7 @@
     python benchmarks/generate.py --pair DIR --data DIR [--quick]
     python benchmarks/generate.py --tiny
 
-The sweep has 11 λs of a local GSM8K task (100 documents, 5 shots, at most 64 new tokens, greedy). The usual way is
+The sweep has 11 λs of a local GSM8K task (100 documents, the same 5 shots, at most 64 new tokens, greedy). The usual way is
 measured at three λs and multiplied, from the start of each command to its end, with our dtype, threads and settings.
 Before that, on one engine at λ = 0.5, of 32 of the documents: the time with each token's scores over that of the same
 requests through the same engine without them (`logprob_overhead`), and our output tokens a second over those of plain
@@ -194,7 +194,7 @@ def full(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     environment("mergekit", MERGEKIT), lm_eval()  # this does not count as time
     print(header("written answers: 11 λ of GSM8K", settings, pair) + f"; {MERGEKIT}, {LM_EVAL}", flush=True)
     rows = read_rows(arguments.data / "gsm8k_500.jsonl", SHOTS + documents)
-    task = write_gsm8k(folder, rows, SHOTS, NEW_TOKENS, UNTIL)
+    task = write_gsm8k(folder, rows, SHOTS, NEW_TOKENS, UNTIL, "first_n")
     ratios = on_one_engine(
         pair / "base", pair / "aligned", task, min(documents, ON_ONE_ENGINE), NEW_TOKENS, "0.5", settings, folder
     )

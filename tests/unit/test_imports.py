@@ -39,7 +39,7 @@ MAY_KNOW = {
     "altair": {"calibration.report"},
     "vl_convert": {"calibration.report"},
     "jinja2": {"calibration.report", "lambdasweep.tasks"},
-    "huggingface_hub": {"merge.checkpoint", "lambdasweep.exchange"},
+    "huggingface_hub": {"merge", "lambdasweep.exchange"},
     "fastapi": {"serve.http"},
     "triton": {"serve.switch.fused"},
 }
@@ -140,7 +140,7 @@ def offences(name: str, source: str) -> list[str]:
         elif library in MAY_KNOW and folder in PACKAGED and place != "types":
             if not any(within(name, allowed) for allowed in MAY_KNOW[library]):
                 offence(f"{folder} knows {library}")
-            elif name in LIGHT:
+            elif name in LIGHT and library != "huggingface_hub":
                 offence(f"{name} knows {library}")
             elif folder == "lambdasweep" and place != "function":
                 offence(f"{library} is imported at the top: import it where it is used")

@@ -86,7 +86,7 @@ def test_a_signal_whose_exception_a_library_swallows_ends_the_command_all_the_sa
 ) -> None:
     from lambdasweep import sweep
 
-    prepare = sweep.prepare
+    prepare = sweep.prepare_for
 
     def swallow(*arguments: Any) -> Any:
         with contextlib.suppress(BaseException):  # as an import does that tries what a machine has
@@ -95,7 +95,7 @@ def test_a_signal_whose_exception_a_library_swallows_ends_the_command_all_the_sa
         return prepare(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sweep, "prepare", swallow)
+        patched.setattr(sweep, "prepare_for", swallow)
         result = lambdasweep("run", *flags())
     assert (result.code, result.err.count("lambdasweep: interrupted")) == (130, 1)
     assert not handed
