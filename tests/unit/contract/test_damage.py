@@ -104,7 +104,7 @@ def test_a_disk_that_fails_is_no_damaged_table(run: RunDir, monkeypatch: pytest.
     def fail(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("contract.damage.read_table", fail)
+    monkeypatch.setattr("contract.whole_tables.read_table", fail)
     with pytest.raises(OSError, match="Input/output error"):
         run.tokens("arc", "0")
     assert run.damaged == {}

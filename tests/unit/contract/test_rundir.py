@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from contract import rundir, schemas
+from contract import commit, schemas
 from contract.commit import commit_bytes, commit_json, commit_table, read_identity
 from contract.errors import InputError, RunMismatchError
 from contract.rundir import RunDir
@@ -57,7 +57,7 @@ class Full:
 
 
 def fail_writing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(rundir, "open", lambda path, mode: Full(path.open(mode)), raising=False)
+    patch.setattr(commit, "open", lambda path, mode: Full(path.open(mode)), raising=False)
 
 
 def fail_syncing(patch: pytest.MonkeyPatch) -> None:
@@ -128,9 +128,9 @@ def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path: Path) -> 
             "-c",
             "import os, signal, sys\n"
             "from pathlib import Path\n"
-            "from contract import rundir\n"
+            "from contract import commit\n"
             "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "rundir.commit_bytes(Path(sys.argv[1]), b'whole')\n",
+            "commit.commit_bytes(Path(sys.argv[1]), b'whole')\n",
             str(path),
         ]
     )
