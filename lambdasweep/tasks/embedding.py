@@ -125,7 +125,7 @@ def embedding_of(path: Path, threshold: str | None, sha256: str) -> tuple[Embedd
         what = f"which does more than to take the mean over an answer's tokens ({', '.join(made)})"
         return None, [f"{what}: give a model that does no more"]
     # An older name of the file has the name of another architecture in it.
-    own = next((_read(file, {}) for file in sorted(folder.glob("sentence_*_config.json"))), {})
+    own: dict[str, Any] = next((_read(file, {}) for file in sorted(folder.glob("sentence_*_config.json"))), {})
     most = own.get("max_seq_length")
     lower = bool(own.get("do_lower_case"))
     return Embedding(folder, sha256, least, most if isinstance(most, int) else None, lower), []

@@ -387,14 +387,14 @@ def _outputs(name: str, task: Any, asked: Sequence[Asked], spec: LmEvalSpec) -> 
         metric, filters = try_grading(task, asked[0].doc, asked[0].instances[0], repeats)
         # A task may treat every n-th document otherwise, so they are taken at random.
         some = random.Random(0).sample(asked, min(len(asked), _TRIED))
-        others = [(one.number, judged_by(task, one.doc, one.instances[0], metric)) for one in some]
+        judged = [(one.number, judged_by(task, one.doc, one.instances[0], metric)) for one in some]
     except Exception as error:  # the task's own functions, and the libraries that they need, may raise anything
         problem = (
             f"{name}: lm-eval cannot make metrics of {repeats} outputs ({type(error).__name__}: {_first_line(error)})"
         )
         hint = ": give --repeats as many as its filters take" if isinstance(error, AssertionError) else ""
         raise _error(spec, [problem + hint]) from error
-    if unlike := [f"document {number} {why}" for number, why in others if why]:
+    if unlike := [f"document {number} {why}" for number, why in judged if why]:
         told = f"{name}: outputs would be right where {metric.partition(',')[0]} is 1, and {unlike[0]}"
         raise _error(spec, [f"{told}: give a task whose documents have one metric"])
     return Outputs(
