@@ -24,7 +24,7 @@ from typing import Any
 
 from family_shapes import DIFFERING, KINDS, NOT_RUN, WRAPPERS, make_pair
 from family_shapes import FAMILIES as MODELS
-from forked import forked, import_model, import_vllm
+from forked import forked, import_model, import_vllm, keep_what_is_there
 
 from lambdasweep.takehome.export import export_point
 from lambdasweep.takehome.point import from_flags
@@ -125,6 +125,7 @@ def judge(family: str, work: Path, lambdas: tuple[str, ...]) -> dict[str, Any]:
     architecture = architecture_of(open_checkpoint(str(work / "base"), "base"))
     for one in (architecture, *json.loads((work / "base" / "config.json").read_text())["architectures"]):
         import_model(one)
+    keep_what_is_there()
     if refused := refuse_model(installed_device(), architecture, settings(architecture).dtype):
         try:
             forked(work / "fresh-0.log", lambda: fresh(work / "base"))

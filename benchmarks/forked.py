@@ -1,5 +1,7 @@
 """This runs work in forks of a process that has imported vLLM once, which takes longer than a tiny engine takes to start."""
 
+import contextlib
+import gc
 import importlib
 import json
 import os
@@ -38,14 +40,22 @@ def import_vllm() -> None:
         type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)
 
 
+def keep_what_is_there() -> None:
+    """Leave the objects that are there out of every fork's garbage collections, of which engines make several."""
+    gc.collect()
+    gc.freeze()
+    gc.unfreeze = lambda: None
+
+
 def import_model(architecture: str) -> None:
     """Import an architecture's code of vLLM and of transformers, which every fork would otherwise import anew."""
     import transformers
     from vllm.model_executor.models.registry import ModelRegistry
 
-    getattr(transformers, architecture, None)
-    if module := getattr(ModelRegistry.models.get(architecture), "module_name", None):
-        importlib.import_module(module)
+    with contextlib.suppress(ImportError):  # that of a wrapper may need what its language model does not
+        getattr(transformers, architecture, None)
+        if module := getattr(ModelRegistry.models.get(architecture), "module_name", None):
+            importlib.import_module(module)
 
 
 def forked(log: Path, work: Callable[[], Any]) -> Any:

@@ -201,6 +201,7 @@ def _serve(folder: Path) -> None:
     """Import everything; then fork for each executable that asks, until nobody holds the process any more."""
     import gc
     import importlib
+    import logging.config
 
     sys.modules["ray"] = None  # type: ignore[assignment]  # it reads the environment once, when it is imported: nobody may
     for module in _IMPORTED:
@@ -213,6 +214,9 @@ def _serve(folder: Path) -> None:
     type(current_platform).register_triton_kernel_overrides = classmethod(lambda cls: None)  # type: ignore[method-assign]
     gc.collect()
     gc.freeze()
+    # Engines thaw at their end what was frozen, and collect it: seconds for objects that no fork has made.
+    gc.unfreeze = lambda: None
+    logging.config._handle_existing_loggers = _handle_existing_loggers
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / "binding"))
     listener.listen(128)
@@ -260,6 +264,25 @@ def _serve(folder: Path) -> None:
                     line.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
                 line.close()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _handle_existing_loggers(existing: list[str], child_loggers: list[str], disable_existing: bool) -> None:
+    """Do what logging does with loggers that a configuration does not name, where that changes one of them.
+
+    Setting a level empties the caches of all loggers, and an engine configures vLLM's, of which there are a thousand.
+    """
+    import logging
+
+    for name in existing:
+        logger = logging.root.manager.loggerDict[name]
+        if not isinstance(logger, logging.Logger):
+            continue
+        if name not in child_loggers:
+            logger.disabled = disable_existing
+        elif logger.level or logger.handlers or not logger.propagate:
+            logger.setLevel(logging.NOTSET)
+            logger.handlers = []
+            logger.propagate = True
 
 
 def _asked(line: socket.socket) -> tuple[dict[str, Any], list[int]]:
