@@ -1,5 +1,6 @@
 """This marks the real tests, and loads the fixtures of the command line."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ __all__ = ["begun", "few_resamples", "flags", "handed", "lambdasweep", "pair", "
 # A busy machine may take long over any example.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+# A cluster of Ray starts as many workers as there are cores before anybody wants one, and most tests want fewer.
+os.environ.setdefault("RAY_enable_worker_prestart", "0")
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 REAL = Path(__file__).parent / "real"
 
