@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,11 +33,16 @@ from tests.support.paths import ROOT
 from tests.support.waiting import until
 
 _IMPORTED = (
+    "aiohttp.web",
+    "aiohttp_cors",
     "altair",
     "calibration.report.page",
     "lambdasweep.entry",
     "lm_eval.evaluator",
+    "msgpack",
+    "opencensus.stats.stats",
     "pandas",
+    "prometheus_client",
     "serve.engine",
     "serve.reference",
     "serve.sampling",
@@ -66,8 +72,7 @@ arguments = {before} + sys.argv[1:]
 rest = [one for one in arguments if one != "-u"]
 first = rest[0] if rest else ""
 spawned = first == "-c" and "--multiprocessing-fork" in rest
-agents = ("dashboard.py", "agent.py", "main.py")  # of Ray, which look at their parent
-if not (spawned or first == "-m" or first[:1] not in ("", "-") and os.path.basename(first) not in agents):
+if not (spawned or first == "-m" or first[:1] not in ("", "-") and os.path.basename(first) != "dashboard.py"):
     os.execv("{python}", ["{python}", *arguments])
 fds = [0, 1, 2]
 if spawned:  # multiprocessing hands its pipes down
@@ -207,6 +212,7 @@ def _serve(folder: Path) -> None:
     for module in _IMPORTED:
         importlib.import_module(module)
     del sys.modules["ray"]
+    from vllm.distributed.device_communicators import shm_broadcast
     from vllm.platforms import current_platform
 
     # Each engine would do this again: it looks through every module for kernels to replace.
@@ -217,6 +223,8 @@ def _serve(folder: Path) -> None:
     # Engines thaw at their end what was frozen, and collect it: seconds for objects that no fork has made.
     gc.unfreeze = lambda: None
     logging.config._handle_existing_loggers = _handle_existing_loggers
+    # Ranks look for work without a pause for a second before they sleep, on cores that other tests want.
+    shm_broadcast.sched_yield = lambda: time.sleep(2e-4)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / "binding"))
     listener.listen(128)
