@@ -213,7 +213,11 @@ def _serve(folder: Path) -> None:
         importlib.import_module(module)
     del sys.modules["ray"]
     from vllm.distributed.device_communicators import shm_broadcast
+    from vllm.model_executor.models import registry
     from vllm.platforms import current_platform
+
+    # vLLM asks an architecture's class in a process of its own, which imports vLLM anew. A fork is such a process.
+    registry._run_in_subprocess = lambda ask: ask()
 
     # Each engine would do this again: it looks through every module for kernels to replace.
     current_platform.register_triton_kernel_overrides()
