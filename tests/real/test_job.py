@@ -211,7 +211,8 @@ def test_a_job_is_stopped_gone_on_with_and_measured(cluster: Cluster, tmp_path: 
     state = DriverState.read(run)
     assert state is not None
     kept = tables()
-    assert (state.state, state.done, state.left) == ("stopped", kept, UNITS - kept)
+    assert (state.state, state.done + state.left) == ("stopped", UNITS)
+    assert 0 <= kept - state.done <= 1  # the replica may commit its unit when the driver has counted for the last time
     assert committed <= kept < UNITS
     assert not list(out.rglob(".*.tmp"))
     for path in out.glob("tokens/*/*/*.parquet"):
