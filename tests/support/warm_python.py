@@ -3,8 +3,8 @@
 Importing them takes a process 15 to 25 s of processor time on a slow core, many times what a tiny engine takes to start, and
 a sweep starts nine such processes: the command, Ray's own and each replica. `warm_python()` is the path of an executable
 that does what `sys.executable` does with `-m MODULE …` and `SCRIPT …`, in a fork; whatever a fork starts by its own
-`sys.executable` is one again: Ray's workers, and what multiprocessing spawns. All else is handed to the real Python. Tests
-that use `sys.executable` itself see that everything can be imported anew.
+`sys.executable` is one again: Ray's workers and agents, and what multiprocessing spawns. All else is handed to the real
+Python. Tests that use `sys.executable` itself see that everything can be imported anew.
 
 The executable is a process of its own that waits for the fork: it passes signals on and ends as the fork does, and if it is
 killed, so is the fork. But a fork is no child of it, so `descendants` finds what psutil would look for in vain.
