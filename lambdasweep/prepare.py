@@ -96,7 +96,11 @@ class Prepared:
 
         def cut(name: str, task: Any) -> Any:
             recorded = plan.get(name)
-            return replace(task, shards=recorded.shards, costs=recorded.costs) if recorded else task
+            if recorded is None or not recorded.shards:
+                return task
+            # A plan without costs has rows in their place: costs only balance the work.
+            costs = recorded.costs or tuple(end - first for first, end in recorded.shards)
+            return replace(task, shards=recorded.shards, costs=costs)
 
         return replace(
             self,
