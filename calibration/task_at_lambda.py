@@ -143,9 +143,8 @@ class _AnswersAlongLambda:
         self.parents = {name: lam for name, lam in parents.items() if lam in there}
         self._of_parents = {name: self._loaded(lam) for name, lam in self.parents.items()}
         written = [scores.length.sum() * scores.samples for scores, _ in self._of_parents.values()]
-        self.tokens = int(
-            min(2 * max(written, default=most), most)
-        )  # outputs are longer at some λs than at the parents
+        # Outputs are longer at some λs than at the parents.
+        self.tokens = int(min(2 * max(written, default=most), most))
 
     def parent(self, name: str) -> TaskMetrics:
         """Return the metrics of a parent, compared with those of the other parents."""

@@ -36,7 +36,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
     record.check_target(config.out)
     run = RunDir(config.out)
     recorded = read_sweep(run) if run.exists() else None
-    prepared = prepare_for(run, config)
+    prepared = prepare_for(run, config, recorded)
     warnings = [*preflight(prepared), *prepared.warnings]
     if recorded:
         weights = {role: recorded.pair.get(role, ParentRecord()).fingerprint for role in prepared.pair.parents}

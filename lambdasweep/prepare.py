@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from contract.errors import InputError, PairError, join
 from contract.points import order
-from contract.records import Plan, read_plan, read_sweep
+from contract.records import Plan, SweepRecord, read_plan
 from contract.rundir import RunDir
 from lambdasweep.config import SweepConfig
 from lambdasweep.engine_defaults import cache_warnings, fit, how_long, model_warnings, rope_warnings, settle
@@ -249,15 +249,20 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
     )
 
 
-def prepare_for(run: RunDir, config: SweepConfig) -> Prepared:
-    """Prepare a sweep as its run directory was begun, where it was.
+def prepare_for(run: RunDir, config: SweepConfig, begun: SweepRecord | None) -> Prepared:
+    """Prepare a sweep as its run directory was begun: with the engine's settings of sweep.json and the shards of plan.json.
+
+    Args:
+        run: the run directory.
+        config: what was asked for.
+        begun: the run's sweep.json; None where the run was not begun.
 
     Raises:
         InputError: as `prepare` does.
     """
-    if not run.exists():
+    if begun is None:
         return prepare(config)
-    prepared = prepare(config, read_sweep(run).engine)
+    prepared = prepare(config, begun.engine)
     return prepared.cut_as(read_plan(run)) if run.plan_json.is_file() else prepared
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE
 from contract.points import order
-from contract.records import Plan, SweepRecord
+from contract.records import Plan, SweepRecord, read_sweep
 from contract.rundir import RunDir
 from contract.units import Unit, rescored_name
 from contract.whole_tables import read_or_problem
@@ -60,7 +60,7 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
     run = RunDir(config.out)
     record.check_is_sweep(run)
     with phase("reading the pair and its tasks"):
-        prepared = prepare_for(run, config)
+        prepared = prepare_for(run, config, read_sweep(run) if run.exists() else None)
     warnings = [*preflight(prepared), *prepared.warnings]
     check_disk(config.out, disk_bytes(prepared, len(config.lambdas) + config.refine))
     fingerprints = fingerprint_pair(prepared)

@@ -63,12 +63,13 @@ class Embedding:
             return means / np.linalg.norm(means, axis=1, keepdims=True)
 
         kept: dict[str, Any] = {}  # the embeddings of the answers to one question; None of those that are too long
-        asked: list[str] = []
+        asked: str | None = None
 
         def same(question: str, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-            if asked != [question]:
+            nonlocal asked
+            if asked != question:
                 kept.clear()
-                asked[:] = [question]
+                asked = question
             if self.lower_case:
                 pairs = [(one.lower(), two.lower()) for one, two in pairs]
             texts = list(dict.fromkeys(text for pair in pairs for text in pair if text not in kept))
