@@ -230,7 +230,7 @@ class Rule:
         self.places.append(place)
         self.regrets.append((truth.nll[place] - truth.nll.min(), truth.ece_width[place] - truth.ece_width.min()))
 
-    def means(self, grid: Sequence[str]) -> tuple[float, float, float]:
+    def mean_regrets_and_spread(self, grid: Sequence[str]) -> tuple[float, float, float]:
         nll, ece = np.mean(self.regrets, axis=0)
         return float(nll), float(ece), float(np.std([float(grid[place]) for place in self.places]))
 
@@ -321,7 +321,7 @@ def main() -> None:
     for world in worlds:
         for documents in size.sizes:
             rules, shares, off = stars(world, documents, size, given.seed)
-            now, before = (rules[name].means(world.grid) for name in ("now", "before"))
+            now, before = (rules[name].mean_regrets_and_spread(world.grid) for name in ("now", "before"))
             if documents == size.sizes[0]:
                 ratios.append((now[0] / max(before[0], 1e-12), now[1] / max(before[1], 1e-12)))
             gains += shares.under("gain").values()

@@ -27,8 +27,9 @@ def main(job: dict[str, Any]) -> None:
     os.environ.update(process_environment(settings, job["cores"]))
     from vllm import SamplingParams
 
-    from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, load_lm_eval
+    from lambdasweep.tasks.lm_eval_tasks.load import load_lm_eval
     from lambdasweep.tasks.lm_eval_tasks.requests import build_answers
+    from lambdasweep.tasks.lm_eval_tasks.spec import LmEvalSpec
     from lambdasweep.tasks.prompts import BuiltPrompts
     from lambdasweep.tasks.tokens import load_tokenizer
     from serve.sampling import sample_unit

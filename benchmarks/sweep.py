@@ -2,12 +2,11 @@
 
     python benchmarks/sweep.py --pair DIR [--quick] | --tiny
 
-DIR holds `base`, `aligned` and `arc_easy.jsonl` (benchmarks/real_pair.py makes one). It sweeps 11 λs
-twice: with five-shot letter questions, and with zero-shot answers in full text. The peer is mergekit's linear merge to
-    disk and lm-eval with its vLLM
-backend, each in an environment and a process of its own, with our dtype, threads and engine settings, on the same prompts,
-character by character. It is measured at three λs and multiplied. Everything is counted from the start of the command to
-its end.
+DIR holds `base`, `aligned` and `arc_easy.jsonl` (benchmarks/real_pair.py makes one). It sweeps 11 λs twice: with five-shot
+letter questions, and with zero-shot answers in full text. The peer is mergekit's linear merge to disk and lm-eval with its
+vLLM backend, each in an environment and a process of its own, with our dtype, threads and engine settings, on the same
+prompts, character by character. It is measured at three λs and multiplied. Everything is counted from the start of the
+command to its end.
 """
 
 import argparse

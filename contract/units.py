@@ -22,7 +22,7 @@ class Unit:
     shard: int
     first_row: int  # the first row in the task's request table
     end_row: int  # the row after the last one
-    cost: int  # an estimate of the work, in tokens or requests, which is used for balancing only
+    cost: int  # the expected work, in tokens or requests, which is used for balancing only
     offenders: tuple[tuple[int, str], ...] = ()  # the rows that go straight into quarantine, and the reason of each
     at: str = ""  # the point that its engine is at, where it scores what was written at `lam`
 

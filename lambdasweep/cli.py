@@ -20,7 +20,7 @@ from lambdasweep.flags import (
     takes_settings,
     takes_sweep,
 )
-from lambdasweep.help import Command, EachCommand, ForwardingCommand, Group, flag
+from lambdasweep.help import EachCommand, ForwardingCommand, Group, PanelCommand, flag
 from lambdasweep.output import console_of, show_metrics, write_page
 from lambdasweep.settings import PAIR
 
@@ -65,14 +65,14 @@ def lambdasweep(
     """
 
 
-@app.command(cls=Command, rich_help_panel=_SWEEP)
+@app.command(cls=PanelCommand, rich_help_panel=_SWEEP)
 @takes_sweep
 def run(config: "SweepConfig") -> None:
     """Score the pair at every λ. The same command again goes on where it stopped."""
     sweep(config)
 
 
-@app.command(cls=Command, rich_help_panel=_SWEEP)
+@app.command(cls=PanelCommand, rich_help_panel=_SWEEP)
 @takes_sweep
 def plan(config: "SweepConfig") -> None:
     """Check everything that run would use and print what it would cost; start nothing."""
@@ -121,7 +121,7 @@ def each(
     raise typer.Exit(result.exit_code)
 
 
-@app.command(cls=Command, rich_help_panel=_BATCH)
+@app.command(cls=PanelCommand, rich_help_panel=_BATCH)
 @takes_settings()
 def score(
     requests: Annotated[
@@ -167,7 +167,7 @@ def score(
         raise typer.Exit(result.exit_code)
 
 
-@app.command(cls=Command, rich_help_panel=_RESULTS)
+@app.command(cls=PanelCommand, rich_help_panel=_RESULTS)
 def status(
     run_dir: RunArgument,
     live: Annotated[bool, typer.Option("--watch", help="Show it live, until the run is done.")] = False,
@@ -197,7 +197,7 @@ def status(
         typer.echo(line)
 
 
-@app.command(cls=Command, rich_help_panel=_RESULTS)
+@app.command(cls=PanelCommand, rich_help_panel=_RESULTS)
 def report(
     run_dir: RunArgument,
     margin: Margin = None,
@@ -262,7 +262,7 @@ def report(
         typer.echo(f"{name}: {log_to(name, gather_logged(run, analysis))}")
 
 
-@app.command(cls=Command, rich_help_panel=_RESULTS)
+@app.command(cls=PanelCommand, rich_help_panel=_RESULTS)
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN RUN…", help="Run directories: paths, s3:// or gs:// URLs.")],
     out: Annotated[str, typer.Option(help="The page to write.", metavar="FILE.html")] = "compare.html",
@@ -287,7 +287,7 @@ def compare(
     typer.echo(f"comparison: {out}")
 
 
-@app.command(cls=Command, rich_help_panel=_SWEEP)
+@app.command(cls=PanelCommand, rich_help_panel=_SWEEP)
 def demo(out: Annotated[str, typer.Option(help="The run directory.", metavar="DIRECTORY")] = "runs/demo") -> None:
     """Sweep the pair that comes with lambdasweep: two small models, two tasks, λ from 0 to 1.5."""
     from contract.grid import parse_grid
@@ -307,7 +307,7 @@ def demo(out: Annotated[str, typer.Option(help="The run directory.", metavar="DI
     )
 
 
-@app.command(cls=Command, rich_help_panel=_TAKE_HOME)
+@app.command(cls=PanelCommand, rich_help_panel=_TAKE_HOME)
 @takes_settings(*_OF_LINE)
 def export(
     out: Annotated[Path, typer.Option(help="The directory to write; it must not exist.", metavar="DIRECTORY")],
@@ -373,7 +373,7 @@ tasks = typer.Typer(cls=Group, no_args_is_help=True, rich_markup_mode=None, help
 app.add_typer(tasks, name="tasks", rich_help_panel=_SWEEP)
 
 
-@tasks.command(name="convert", cls=Command)
+@tasks.command(name="convert", cls=PanelCommand)
 def convert_task(
     source: Annotated[
         str,

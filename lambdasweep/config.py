@@ -16,7 +16,7 @@ from lambdasweep.settings import AUTO, PairSettings, SamplingSettings, TaskSetti
 from lambdasweep.settings import settings as settings_of
 from lambdasweep.tasks.documents import WRITTEN, TaskSpec
 from lambdasweep.tasks.format_names import FORMATS, GENERATE
-from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, LmEvalSpec
+from lambdasweep.tasks.lm_eval_tasks.spec import PREFIX, LmEvalSpec
 from lambdasweep.tasks.prompts import GenerateSpec
 
 

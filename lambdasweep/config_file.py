@@ -10,7 +10,7 @@ from typing import Any
 from lambdasweep.aligned_flags import relative_to
 from lambdasweep.settings import AUTO, PairSettings, SamplingSettings, TaskSettings, names_of, settings
 from lambdasweep.tasks.datasets import PREFIX as DATASET
-from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, LmEvalSpec, resolved
+from lambdasweep.tasks.lm_eval_tasks.spec import PREFIX, LmEvalSpec, resolved
 
 # The keys of the tables [[task]] and [[generate]].
 TABLES = {

@@ -157,7 +157,7 @@ def computed_share(task: "PreparedTask", block: int | None) -> float:
     the engine caches no prefixes. Requests of a document that differ in their last token only are one prompt
     (`serve.scoring`).
     """
-    from serve.scoring import plan, read_requests
+    from serve.scoring import prompts_of, read_requests
 
     if block is None:
         return 1.0
@@ -165,7 +165,7 @@ def computed_share(task: "PreparedTask", block: int | None) -> float:
     for index in _some(len(task.shards)):
         first, end = task.shards[index]
         requests = list(read_requests(task.built.table.slice(first, end - first)))
-        prompts, _ = plan([one for one in requests if 1 <= one.start < len(one.token_ids)])
+        prompts, _ = prompts_of([one for one in requests if 1 <= one.start < len(one.token_ids)])
         computed += computed_tokens(prompts, block)
         sent += task.costs[index]
     return computed / sent if sent else 1.0

@@ -33,7 +33,7 @@ EXAMPLES = {
 }
 
 
-class Command(TyperCommand):
+class PanelCommand(TyperCommand):
     """A command whose help is in panels and ends with its example."""
 
     def __init__(self, name: str | None, **given: Any) -> None:
@@ -42,7 +42,7 @@ class Command(TyperCommand):
         super().__init__(name, **given | {"rich_markup_mode": "rich"})
 
 
-class ForwardingCommand(Command):
+class ForwardingCommand(PanelCommand):
     """A command that leaves what follows after `--` as it is, in `context.args`."""
 
     follows = "Flags of `vllm serve` follow after --, as in: serve RUN -- --port 8123"
@@ -109,7 +109,7 @@ def flag(
 
 def flag_of(group: type, name: str, said: Setting) -> Any:
     """Return what typer is told of the flag of a setting."""
-    metavar = f"[{'|'.join(said.choices({}))}]" if said.choices else said.metavar
+    metavar = f"[{'|'.join(said.one_of({}))}]" if said.one_of else said.metavar
     return flag(
         said.help,
         said.panel,

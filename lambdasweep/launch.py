@@ -102,14 +102,14 @@ class Launch:
         )
         with progress, tally:
             told = Listeners(tally, progress, *self.listeners)
-            outcome = run_units(spec, left, self.sources, config.replicas, told, config.address, self.more)
-        if outcome.given_up:
+            result = run_units(spec, left, self.sources, config.replicas, told, config.address, self.more)
+        if result.given_up:
             raise SweepError(
-                f"{counted(len(outcome.given_up), 'unit')} failed on every try; all others are committed. Run the same "
+                f"{counted(len(result.given_up), 'unit')} failed on every try; all others are committed. Run the same "
                 "command again to try them again. They are\n"
-                + "\n".join(f"  - {self.called(unit)}: {why}" for unit, why in outcome.given_up)
+                + "\n".join(f"  - {self.called(unit)}: {why}" for unit, why in result.given_up)
             )
-        return outcome.interrupted
+        return result.interrupted
 
 
 def known_so_far(out: RunDir) -> tuple[dict[str, tuple[str, str]], tuple[Receipt, ...]]:

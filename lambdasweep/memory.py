@@ -71,7 +71,7 @@ def placed(pair: "Pair", settings: "EngineSettings", asked: str, room: "Room", r
     """
     from merge.model_sizes import sizes_of
     from merge.text_part import only_text
-    from serve.switch.tiers import RELOAD, choose
+    from serve.switch.tiers import RELOAD, tier_for
 
     held, ranks = only_text(pair), settings.ranks
     # Stages are not quite equal: the first has the embedding, the last the LM head.
@@ -88,7 +88,7 @@ def placed(pair: "Pair", settings: "EngineSettings", asked: str, room: "Room", r
             request_bytes=need.request,
             step_bytes=need.step,
         )
-    tier = RELOAD if asked == RELOAD else choose(asked, parents, room)
+    tier = RELOAD if asked == RELOAD else tier_for(asked, parents, room)
     if settings.device == "cuda":
         host = parents * room.ranks if tier == "pinned" else 0
         brought = f" and {size(factors)} of factors in GPU memory" if factors else ""

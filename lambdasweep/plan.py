@@ -98,7 +98,7 @@ def shortened(lambdas: Sequence[str], shown: int = 24) -> str:
 def _describe_headers(config: SweepConfig) -> Iterator[str]:
     from lambdasweep.tasks.chat import read_template
     from lambdasweep.tasks.documents import read_documents
-    from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, LmEvalSpec
+    from lambdasweep.tasks.lm_eval_tasks.spec import PREFIX, LmEvalSpec
     from lambdasweep.tasks.prompts import read_prompts
     from merge.line import Line
     from merge.pair import open_pair

@@ -19,8 +19,9 @@ from lambdasweep.tasks.answers import AnswerSpec, Grader, answers_of
 from lambdasweep.tasks.chat import ChatTemplate, read_template
 from lambdasweep.tasks.documents import WRITTEN, TaskFile, TaskSpec, read_documents
 from lambdasweep.tasks.lm_eval_tasks.grade import LmEvalGrader
-from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, LmEvalTask, LmEvalTasks, load_lm_eval
+from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTask, LmEvalTasks, load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask, build_answers, build_instances
+from lambdasweep.tasks.lm_eval_tasks.spec import LmEvalSpec
 from lambdasweep.tasks.prompts import (
     BuiltPrompts,
     GenerateSpec,
@@ -170,24 +171,20 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
             source = collect(lambda: read_template((pair.aligned if is_base else parent).path))
     if tokenizer is not None and source is not None:
         chat = ChatTemplate(source, tokenizer)
-    loaded: list[TaskFile | LmEvalTasks | None] = [
+    read: list[TaskFile | LmEvalTasks | None] = [
         collect(lambda spec=spec: _load(spec, chat))  # type: ignore[misc]
         for spec in config.tasks
     ]
     files = [collect(lambda spec=spec: read_prompts(spec)) for spec in config.generate]  # type: ignore[misc]
-    if (
-        pair is not None
-        and tokenizer is not None
-        and (config.generate or any(_is_written(one) for one in loaded if one))
-    ):
+    if pair is not None and tokenizer is not None and (config.generate or any(_is_written(one) for one in read if one)):
         stops = collect(lambda: stop_tokens(parent.path, tokenizer))
-    collect(lambda: _check_names([one for one in loaded if one], config.generate))
-    if all(loaded):
-        collect(lambda: _check_written(config, [one for one in loaded if one]))
-        collect(lambda: _check_pmi(config, [one for one in loaded if one]))
+    collect(lambda: _check_names([one for one in read if one], config.generate))
+    if all(read):
+        collect(lambda: _check_written(config, [one for one in read if one]))
+        collect(lambda: _check_pmi(config, [one for one in read if one]))
     if failures or pair is None or device is None or tokenizer is None:
         raise join(failures)
-    samples = bool(config.generate) or any(_is_written(one) for one in loaded if one)
+    samples = bool(config.generate) or any(_is_written(one) for one in read if one)
     settings = settle(config, pair, device, recorded, samples)
     tasks: dict[str, PreparedTask] = {}
     prompts: dict[str, PreparedPrompts] = {}
@@ -206,7 +203,7 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
         sums = tuple(sum(costs[first:end]) for first, end in runs)
         prompts[spec.name] = PreparedPrompts(spec, built, runs, sums, grader)
 
-    for one in loaded:
+    for one in read:
         found: list[tuple[str, TaskSpec | LmEvalTask, BuiltTask]] = []
         if isinstance(one, LmEvalTasks):
             # Its windows over whole texts are those of the model, however long the other requests are.
@@ -288,8 +285,8 @@ def _load(spec: TaskSpec | LmEvalSpec, chat: ChatTemplate | None) -> TaskFile | 
     return load_lm_eval(spec, chat) if isinstance(spec, LmEvalSpec) else read_documents(spec)
 
 
-def _check_names(loaded: list[TaskFile | LmEvalTasks], generate: tuple[GenerateSpec, ...]) -> None:
-    names = [name for one in loaded for name in (one.names if isinstance(one, LmEvalTasks) else [one.spec.name])]
+def _check_names(read: list[TaskFile | LmEvalTasks], generate: tuple[GenerateSpec, ...]) -> None:
+    names = [name for one in read for name in (one.names if isinstance(one, LmEvalTasks) else [one.spec.name])]
     names += [spec.name for spec in generate]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -301,20 +298,20 @@ def _is_written(one: TaskFile | LmEvalTasks) -> bool:
     return any(task.outputs for task in one.tasks) if isinstance(one, LmEvalTasks) else one.kind == "answers"
 
 
-def _check_written(config: SweepConfig, loaded: list[TaskFile | LmEvalTasks]) -> None:
+def _check_written(config: SweepConfig, read: list[TaskFile | LmEvalTasks]) -> None:
     """Refuse settings of written answers where no answer is written."""
     given = sorted({name for spec in config.tasks for name in WRITTEN if getattr(spec, name, None) is not None})
     given = [name for name in given if not (config.generate and name in names_of(SamplingSettings))]
     given += ["rescore"] if config.rescore else []
-    if given and not any(_is_written(one) for one in loaded):
+    if given and not any(_is_written(one) for one in read):
         flags = ", ".join(as_flag(name) for name in given)
         raise InputError(f"{flags}: no task has answers that the model writes: leave it out, or give --format generate")
 
 
-def _check_pmi(config: SweepConfig, loaded: list[TaskFile | LmEvalTasks]) -> None:
+def _check_pmi(config: SweepConfig, read: list[TaskFile | LmEvalTasks]) -> None:
     """Refuse an unconditional pass where no task has choices that it could be of."""
     asked = any(isinstance(spec, TaskSpec) and spec.pmi for spec in config.tasks)
-    if asked and not any(isinstance(one, TaskFile) and one.kind == "choices" and one.spec.pmi for one in loaded):
+    if asked and not any(isinstance(one, TaskFile) and one.kind == "choices" and one.spec.pmi for one in read):
         raise InputError("--pmi is about tasks with choices, and there is none with pmi: leave it out")
 
 

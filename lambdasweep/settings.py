@@ -27,7 +27,7 @@ class Setting:
     metavar: str | None = None
     least: int | None = None  # a number may not be less
     most: int | None = None  # a number may not be more
-    choices: Callable[[Mapping[str, Any]], Collection[str]] | None = None
+    one_of: Callable[[Mapping[str, Any]], Collection[str]] | None = None
     """Returns what the field may be, from all values that were given."""
     default: str | None = None  # says in words what holds where the field is None
     flag: bool = True  # tells whether there is a flag; without one, a settings file alone has the field
@@ -93,7 +93,7 @@ _MAX_TOKENS = Setting(
 _TEMPLATE = Setting(
     "chat: contexts go through the aligned model's chat template, at every λ; chat-turns: with shots as turns of their own.",
     TASKS,
-    choices=_templates,
+    one_of=_templates,
 )
 _SYSTEM_PROMPT = Setting("What the chat template's system message says.", TASKS, "TEXT", default="no such message")
 
@@ -107,7 +107,7 @@ class TaskSettings:
         Setting(
             "What of a choice is scored: its text (cloze), or A, B, C… (letters); generate: the model writes its answer.",
             TASKS,
-            choices=_formats,
+            one_of=_formats,
         ),
     ] = "cloze"
     shots: Annotated[
@@ -148,7 +148,7 @@ class TaskSettings:
         Setting(
             "What says which written answers are the same.",
             TASKS,
-            choices=_normalisers,
+            one_of=_normalisers,
             default="auto",
         ),
     ] = None
@@ -243,11 +243,11 @@ class PairSettings:
         Setting("The same of aligned; of several NAME=REVISION,NAME=REVISION.", PAIR, "REVISION", default="main"),
     ] = None
     tokenizer: Annotated[
-        str, Setting("Whose tokenizer makes the requests; one of several aligned ones by name.", PAIR, choices=_parents)
+        str, Setting("Whose tokenizer makes the requests; one of several aligned ones by name.", PAIR, one_of=_parents)
     ] = "base"
     """base, aligned or one of several by name; aligned where vocab is shared."""
     method: Annotated[
-        str, Setting("A straight line, or slerp along the arc of each tensor.", LINE, choices=_methods)
+        str, Setting("A straight line, or slerp along the arc of each tensor.", LINE, one_of=_methods)
     ] = "linear"
     lam_map: Annotated[
         str,
@@ -259,7 +259,7 @@ class PairSettings:
     vocab: Annotated[
         str,
         Setting(
-            "Where vocabularies differ: refuse, or take aligned's rows of other tokens.", LINE, choices=_vocabularies
+            "Where vocabularies differ: refuse, or take aligned's rows of other tokens.", LINE, one_of=_vocabularies
         ),
     ] = "strict"
     tp: Annotated[
@@ -274,7 +274,7 @@ class PairSettings:
     ] = None
     pp: Annotated[int, Setting("Pipeline stages of each engine, of --tp ranks each.", metavar="N", least=1)] = 1
     dtype: Annotated[
-        str, Setting("What engines compute in; auto: float32 on a CPU, the checkpoint's on a GPU.", choices=_dtypes)
+        str, Setting("What engines compute in; auto: float32 on a CPU, the checkpoint's on a GPU.", one_of=_dtypes)
     ] = "auto"
     max_model_len: Annotated[
         int | None,
@@ -288,7 +288,7 @@ class PairSettings:
     """None: the longest request of the tasks, rounded up; where requests are not known beforehand, what the model takes."""
     parents: Annotated[
         str,
-        Setting("Where each rank keeps both parents (reload: nowhere); it changes no number.", choices=_tiers),
+        Setting("Where each rank keeps both parents (reload: nowhere); it changes no number.", one_of=_tiers),
     ] = "auto"
     engine: Annotated[
         dict[str, Any], Setting("A further argument of vLLM; repeatable.", metavar="KEY=VALUE", default="none")
@@ -360,6 +360,6 @@ def problems_of(values: Mapping[str, Any], group: type, called: Callable[[str], 
         if said.least is not None and not said.least <= value <= (said.most or value):
             wanted = f"{said.least} or more" if said.most is None else f"{said.least} to {said.most}"
             found.append(f"{called(name)} is {value}: give {wanted}")
-        if said.choices and value not in (known := said.choices(values)):
+        if said.one_of and value not in (known := said.one_of(values)):
             found.append(f"{called(name)} is {value!r}: use {', '.join(known)}")
     return found

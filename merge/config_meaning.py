@@ -278,7 +278,7 @@ def _named(kind: Any) -> frozenset[str]:
 
 
 @cache
-def default_of(kind: str, key: str) -> Any:
+def class_default(kind: str, key: str) -> Any:
     """Return the default of a key in transformers' config class of a model type; None where that is not known."""
     if find_spec("transformers") is None:
         return None

@@ -15,7 +15,7 @@ import torch
 
 _WORD = 8
 # The sum is spread over so many partial sums: additions from all over a GPU to one number would wait for each other.
-_SLOTS = 1024
+_PARTIAL_SUMS = 1024
 _INTEGERS = {2: torch.int16, 4: torch.int32}
 
 
@@ -27,7 +27,7 @@ class WeightDigest:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.partial_sums = torch.zeros(_SLOTS, dtype=torch.int64, device=device)
+        self.partial_sums = torch.zeros(_PARTIAL_SUMS, dtype=torch.int64, device=device)
         """Partial sums, shape (1024,), int64; kernels may add to any of them, and the digest is made of their sum."""
 
     def add(self, block: torch.Tensor, key: int, first_row: int, row_steps: Sequence[int], words: bool) -> None:

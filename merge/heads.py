@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from merge.checkpoint import Checkpoint, TensorInfo, natural_key
-from merge.config_meaning import default_of
+from merge.config_meaning import class_default
 from merge.lam_map import EMBEDDINGS, HEADS
 
 _HEAD = re.compile(rf"(.*\.)?({'|'.join(HEADS)})\.weight|output\.weight")
@@ -87,7 +87,7 @@ def ties(config: Mapping[str, Any]) -> bool | None:
     for level in (config, text if isinstance(text, dict) else {}):
         if isinstance(level.get(FLAG), bool):
             return bool(level[FLAG])
-    default = default_of(str(config.get("model_type")), FLAG)
+    default = class_default(str(config.get("model_type")), FLAG)
     return default if isinstance(default, bool) else None
 
 

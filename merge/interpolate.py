@@ -30,7 +30,7 @@ from contract.points import coordinates
 from merge.checkpoint import Checkpoint
 from merge.computed import mapped, whole
 from merge.lam_map import scaled
-from merge.methods import METHODS, Path, linear
+from merge.methods import METHODS, TensorPath, linear
 from merge.pair import Pair
 from merge.vocabulary import runs
 
@@ -40,7 +40,7 @@ class Rule:
     """Says how one tensor moves with λ."""
 
     weight: str = "1"  # the factor on λ, a canonical decimal
-    path: Path | None = None  # the tensor's own path; None where the tensor goes straight
+    path: TensorPath | None = None  # the tensor's own path; None where the tensor goes straight
 
 
 PLAIN = Rule()
@@ -127,7 +127,7 @@ def tensor_rules(pair: Pair, threads: int | None = None) -> dict[str, Rule]:
         pair: the parents and the line.
         threads: how many tensors are read at the same time; None: as many as PyTorch has threads.
     """
-    paths: dict[str, Path | None] = {}
+    paths: dict[str, TensorPath | None] = {}
     if path := METHODS[pair.line.method].path:
         base, aligned = mapped(pair.base), mapped(pair.aligned)
         # One thread does a whole tensor, so that its sums have one order.
@@ -169,13 +169,13 @@ def interpolated_tensors(
     rules = tensor_rules(pair) if rules is None else rules
     for together in zip(*(mapped_tensors(parent, only) for parent in pair.parents.values()), strict=True):
         name, parents = together[0][0], [tensor for _, tensor in together]
-        spans = pair.aligned_rows.get(name)
-        if spans is None:
+        ranges = pair.aligned_rows.get(name)
+        if ranges is None:
             yield name, _theta_on(device, parents, point, rules[name])
             continue
         base, aligned = parents
         made = torch.empty_like(aligned, device=device)
-        for start, stop, is_kept in runs(0, len(aligned), spans):
+        for start, stop, is_kept in runs(0, len(aligned), ranges):
             rows = slice(start, stop)
             if is_kept:
                 made[rows] = aligned[rows].to(device)

@@ -13,7 +13,7 @@ from merge.config_meaning import compare_configs
 from merge.lam_map import parse_map, resolve_map
 from merge.line import STRAIGHT, Line
 from merge.parents import FLOATS, resolve
-from merge.vocabulary import Spans, aligned_rows, compare_vocabularies, has_vocabulary_rows
+from merge.vocabulary import RowRanges, aligned_rows, compare_vocabularies, has_vocabulary_rows
 
 _SHOWN = 8
 
@@ -30,7 +30,7 @@ class Pair:
     warnings: tuple[str, ...]
     line: Line = STRAIGHT
     weights: Mapping[str, str] = field(default_factory=dict)  # the factors on λ, for the tensors that the map names
-    aligned_rows: Mapping[str, Spans] = field(default_factory=dict)
+    aligned_rows: Mapping[str, RowRanges] = field(default_factory=dict)
     """The rows that are aligned's at every λ, by the tensor's name; there are none with a strict vocabulary."""
     opened: Mapping[str, Checkpoint] = field(default_factory=dict, compare=False)
     """The checkpoints as they were opened, by role: what fingerprints stand for, and what engines are given the path of."""
@@ -141,8 +141,8 @@ def open_pair(
     if problems:
         raise PairError("base and aligned do not fit together", problems)
     pair = _paired(opened, parents, line)
-    for name, spans in pair.aligned_rows.items():
-        rows = sum(stop - start for start, stop in spans)
+    for name, ranges in pair.aligned_rows.items():
+        rows = sum(stop - start for start, stop in ranges)
         warnings.append(
             f"{rows} of {pair.aligned.tensors[name].shape[0]} rows of {name} are aligned's at every λ: their token ids "
             "stand for other strings in base, or are not in it"
@@ -150,7 +150,7 @@ def open_pair(
     return replace(pair, warnings=tuple(warnings))
 
 
-def join(opened: Mapping[str, Checkpoint], line: Line) -> Pair:
+def put_together(opened: Mapping[str, Checkpoint], line: Line) -> Pair:
     """Make a pair from the headers and tokenizers of checkpoints that fit together, which `open_pair` checks.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 from merge.checkpoint import Checkpoint
 from merge.lam_map import EMBEDDINGS, HEADS
 
-Spans = tuple[tuple[int, int], ...]  # ranges [start, stop) of rows, in ascending order, which do not touch
+RowRanges = tuple[tuple[int, int], ...]  # ranges [start, stop) of rows, in ascending order, which do not touch
 
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 _SHOWN = 5
@@ -58,7 +58,7 @@ def has_vocabulary_rows(name: str) -> bool:
     return _ROWS.fullmatch(name) is not None
 
 
-def aligned_rows(base: Checkpoint, aligned: Checkpoint) -> dict[str, Spans]:
+def aligned_rows(base: Checkpoint, aligned: Checkpoint) -> dict[str, RowRanges]:
     """Return the rows of embedding and LM head that no line goes through, by the tensor's name.
 
     They belong to token ids that stand for different strings, that stand for a string in one parent only, or that base has
@@ -67,7 +67,7 @@ def aligned_rows(base: Checkpoint, aligned: Checkpoint) -> dict[str, Spans]:
     """
     one, two = token_strings(base.path) or {}, token_strings(aligned.path) or {}
     differing = {token for token in one.keys() | two.keys() if one.get(token) != two.get(token)}
-    found: dict[str, Spans] = {}
+    found: dict[str, RowRanges] = {}
     for name, info in aligned.tensors.items():
         if has_vocabulary_rows(name):
             rows, common = info.shape[0], min(info.shape[0], base.tensors[name].shape[0])
@@ -81,9 +81,9 @@ def aligned_rows(base: Checkpoint, aligned: Checkpoint) -> dict[str, Spans]:
     return found
 
 
-def runs(first: int, stop: int, spans: Spans) -> Iterator[tuple[int, int, bool]]:
-    """Cut the rows [first, stop) where spans begin and end; yield each part's (first, stop, whether it is in a span)."""
-    for start, end in spans:
+def runs(first: int, stop: int, ranges: RowRanges) -> Iterator[tuple[int, int, bool]]:
+    """Cut the rows [first, stop) where ranges begin and end; yield each part's (first, stop, whether it is in a range)."""
+    for start, end in ranges:
         start, end = max(start, first), min(end, stop)
         if start < end:
             if first < start:

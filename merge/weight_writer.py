@@ -23,7 +23,7 @@ from merge.digest import WeightDigest, parameter_key, takes_words
 from merge.file_layout import OutputFile
 from merge.interpolate import PLAIN, chunks, needed, tensor_rules, theta
 from merge.pair import Pair
-from merge.vocabulary import Spans, runs
+from merge.vocabulary import RowRanges, runs
 
 BLOCK = 1 << 20  # bytes of a block: one of each parent and one of the result stay in the second-level cache
 _SYNC = 64 << 20  # bytes that are written between two requests to flush: the disk works while blocks are still made
@@ -40,7 +40,7 @@ class Block:
     is_aligned: bool = False  # whether the block is aligned's at every λ
 
 
-def blocks(name: str, shape: tuple[int, ...], itemsize: int, aligned_rows: Spans = ()) -> Iterator[Block]:
+def blocks(name: str, shape: tuple[int, ...], itemsize: int, aligned_rows: RowRanges = ()) -> Iterator[Block]:
     """Cut a tensor into blocks of whole rows, also where `aligned_rows` begin or end; larger rows are cut themselves."""
     strides = _strides(shape)
     for place in chunks(shape, itemsize, BLOCK):

@@ -31,7 +31,7 @@ class Node:
     draining: bool  # whether the node has announced its end
 
 
-def needs(settings: EngineSettings, stages: int) -> dict[str, int]:
+def resources_of(settings: EngineSettings, stages: int) -> dict[str, int]:
     """Return the Ray resources that so many pipeline stages of a replica take, by the resource's name."""
     if settings.device == "cpu":
         return {"CPU": settings.threads * settings.tensor_parallel * stages}
@@ -42,7 +42,7 @@ def living_nodes(settings: EngineSettings, accelerator_type: str | None) -> dict
     """Return the nodes that Ray now knows to live, by their id."""
     from ray._private.state import state  # ray.nodes() does not tell which nodes are being drained
 
-    ((name, each),) = needs(settings, 1).items()
+    ((name, each),) = resources_of(settings, 1).items()
     draining = state.get_draining_nodes()
     found = {}
     for entry in ray.nodes():

@@ -43,7 +43,7 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EREM
 
 
 @dataclass(frozen=True, slots=True)
-class SweepResult:
+class DriverResult:
     """Says how a sweep ended."""
 
     done: int
@@ -60,7 +60,7 @@ def run_units(
     listener: Listener,
     address: str | None = None,
     more: Callable[[], Sequence[Unit]] | None = None,
-) -> SweepResult:
+) -> DriverResult:
     """Do every unit, or as many as can be done.
 
     Args:
@@ -81,7 +81,7 @@ def run_units(
     # A signal while Ray starts waits until Ray can be ended in order: its processes, and then this one.
     with _stop_signals() as stop, cluster(address, spec.settings, replicas, listener.message, stop):
         if stop.is_set():
-            return SweepResult(0, (), interrupted=True, hardware=())
+            return DriverResult(0, (), interrupted=True, hardware=())
         check_room(living_nodes(spec.settings, spec.accelerator_type), spec.settings, replicas, spec.accelerator_type)
         listener.message("starting engines")
         driver = _Driver(spec, units, sources, replicas, Listeners(listener, PrometheusMetrics(units)))
@@ -89,7 +89,7 @@ def run_units(
             driver.loop(stop, more or tuple)
         finally:
             driver.shutdown()
-        return SweepResult(
+        return DriverResult(
             done=driver.done,
             given_up=tuple((unit, driver.reasons.get(unit.key, "")) for unit in driver.scheduler.given_up),
             interrupted=stop.is_set(),

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from contract.errors import InputError
-from ray_jobs.cluster import Node, needs
+from ray_jobs.cluster import Node, resources_of
 from serve.settings import EngineSettings
 
 
@@ -90,7 +90,7 @@ def check_room(
     """
     room = count_placements(nodes.values(), settings)
     if room < (replicas or 1):
-        ((name, each),) = needs(settings, settings.pipeline_parallel).items()
+        ((name, each),) = resources_of(settings, settings.pipeline_parallel).items()
         kind = f" of the kind {accelerator}" if accelerator else ""
         others = ""
         if counts := _node_counts(settings)[1:]:

@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from contract.units import Unit
 from ray_jobs import health
-from ray_jobs.cluster import Node, needs, on_node
+from ray_jobs.cluster import Node, on_node, resources_of
 from ray_jobs.placement import NodeShare, Placement
 from ray_jobs.replica import Follower, Replica, SweepSpec
 
@@ -84,7 +84,7 @@ class ReplicaHandle:
             The references of the actors' first calls: of `start` on the first node, and on the others of `follow`, which
             never returns and may raise.
         """
-        wants = [needs(spec.settings, share.stages) for share in self.placement]
+        wants = [resources_of(spec.settings, share.stages) for share in self.placement]
         if len(self.placement) > 1:  # the group gets all of its nodes or none: those where the driver counted room
             nodes = [{NODE_ID_LABEL_KEY: share.node.node_id} for share in self.placement]
             self._group = placement_group(wants, strategy="STRICT_SPREAD", bundle_label_selector=nodes)

@@ -22,7 +22,7 @@ from contract.errors import EngineError
 from serve.engine import Engine, Prompt
 from serve.refusals import refuse_request
 
-Source = tuple[int, int, int]  # prompt, row, token
+AnswerKey = tuple[int, int, int]  # prompt, row, token
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +69,15 @@ def score_unit(engine: Engine, requests: pa.Table, lam: str, starts_empty: bool 
     """
     if starts_empty:
         engine.clear_prefix_cache()
-    outcomes: dict[int, Score | str] = {}
+    scored: dict[int, Score | str] = {}
     fit: list[Request] = []
     for request in read_requests(requests):
         reason = refuse_request(request.token_ids, request.start, engine.settings.max_model_len, engine.vocab_size)
         if reason is None:
             fit.append(request)
         else:
-            outcomes[request.request_id] = reason
-    prompts, sources = plan(fit)
+            scored[request.request_id] = reason
+    prompts, keys_of = prompts_of(fit)
     answers = engine.score(prompts)
     entry_of = {
         key: entry
@@ -85,9 +85,9 @@ def score_unit(engine: Engine, requests: pa.Table, lam: str, starts_empty: bool 
             zip(answers.prompt.tolist(), answers.row.tolist(), answers.token.tolist(), strict=True)
         )
     }
-    for request, source in zip(fit, sources, strict=True):
+    for request, keys in zip(fit, keys_of, strict=True):
         try:
-            entries = [entry_of[key] for key in source]
+            entries = [entry_of[key] for key in keys]
         except KeyError:
             raise EngineError(f"the engine did not answer request {request.request_id}") from None
         score = Score(
@@ -96,33 +96,33 @@ def score_unit(engine: Engine, requests: pa.Table, lam: str, starts_empty: bool 
             answers.top1[entries].tolist(),
             answers.top1_logprob[entries].tolist(),
         )
-        outcomes[request.request_id] = _finite(score)
+        scored[request.request_id] = _finite(score)
     return UnitScores(
-        *_tables(requests.column("request_id").to_pylist(), outcomes, lam),
+        *_tables(requests.column("request_id").to_pylist(), scored, lam),
         prompt_tokens=answers.prompt_tokens,
         cached_tokens=answers.cached_tokens,
     )
 
 
-def plan(requests: Sequence[Request]) -> tuple[list[Prompt], list[list[Source]]]:
+def prompts_of(requests: Sequence[Request]) -> tuple[list[Prompt], list[list[AnswerKey]]]:
     """Return the prompts that score some requests, and for each request where its tokens' scores are.
 
     Args:
         requests: those of a document follow each other; each has a context and a continuation.
     """
     prompts: list[_Draft] = []
-    sources: list[list[Source]] = []
+    keys_of: list[list[AnswerKey]] = []
     for _, group in groupby(requests, key=lambda request: request.doc_id):
-        seen: list[tuple[Request, list[Source]]] = []
+        seen: list[tuple[Request, list[AnswerKey]]] = []
         by_prompt: dict[tuple[int, ...], int] = {}
         for request in group:
             ids = request.token_ids
             # Tokens that an earlier request has in the same place, after the same tokens, are scored there.
             common, known = request.start, []
-            for earlier, source in seen:
+            for earlier, keys in seen:
                 shared = _common(earlier.token_ids, ids)
                 if earlier.start <= request.start and shared > common:
-                    common, known = shared, source[request.start - earlier.start : shared - earlier.start]
+                    common, known = shared, keys[request.start - earlier.start : shared - earlier.start]
             found = list(known)
             if common < len(ids):
                 key = tuple(ids[:-1])
@@ -134,8 +134,8 @@ def plan(requests: Sequence[Request]) -> tuple[list[Prompt], list[list[Source]]]
                 draft.last.append(ids[-1])
                 found += [(number, row, ids[row + 1]) for row in range(common - 1, len(ids) - 1)]
             seen.append((request, found))
-            sources.append(found)
-    return [Prompt(draft.token_ids, draft.first_row, draft.last) for draft in prompts], sources
+            keys_of.append(found)
+    return [Prompt(draft.token_ids, draft.first_row, draft.last) for draft in prompts], keys_of
 
 
 @dataclass(slots=True)
@@ -170,11 +170,11 @@ def _finite(score: Score) -> Score | str:
     return score
 
 
-def _tables(request_ids: list[int], outcomes: dict[int, Score | str], lam: str) -> tuple[pa.Table, pa.Table]:
+def _tables(request_ids: list[int], scored: dict[int, Score | str], lam: str) -> tuple[pa.Table, pa.Table]:
     good: list[tuple[int, Score]] = []
     bad: list[tuple[int, str]] = []
     for request_id in request_ids:
-        outcome = outcomes[request_id]
+        outcome = scored[request_id]
         if isinstance(outcome, str):
             bad.append((request_id, outcome))
         else:

@@ -105,7 +105,7 @@ def _text(curve: Curve, found: HeldOut, verdict: Verdict, halves: Mapping[str, f
     parts = []
     for one in found.tests:
         if one.metric == "accuracy":
-            parts.append(f"accuracy {points(one.difference.value)} points against {one.parent} ({p_text(one.p)})")
+            parts.append(f"accuracy {in_points(one.difference.value)} points against {one.parent} ({p_text(one.p)})")
     for name, p in halves.items():
         own, theirs = error[place].value, error[curve.places[name]].value
         parts.append(f"{word} {theirs:.2f} → {own:.2f} against {name} (below half: {p_text(p)})")
@@ -120,6 +120,6 @@ def p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def points(share: float) -> str:
+def in_points(share: float) -> str:
     """Return a difference in accuracy in points, with its sign."""
     return f"{100 * share:+z.1f}".replace("-", "−")

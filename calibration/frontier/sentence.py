@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from calibration.catalogue import answers
 from calibration.frontier.curve import MOST_LACKING
-from calibration.frontier.held_out import points
+from calibration.frontier.held_out import in_points
 from calibration.frontier.types import Chosen, FrontierPoint, Gain, Value
 from contract.points import is_named
 
@@ -102,7 +102,7 @@ def _gain(point: FrontierPoint, gain: Gain, parent: FrontierPoint, word: str) ->
         errors = _signed(gain.error.value)
     return (
         f"NLL {_signed(gain.nll.value)}{_ends(gain.nll)}, {word} {errors}{_ends(gain.error)}, "
-        f"accuracy {points(gain.accuracy.value)} points{_ends(gain.accuracy, 100, 1)}"
+        f"accuracy {in_points(gain.accuracy.value)} points{_ends(gain.accuracy, 100, 1)}"
     )
 
 

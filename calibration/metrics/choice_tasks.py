@@ -88,7 +88,7 @@ def choice_estimates(
     order, runs = resamples.halves_first(scores.document)
     scores = restricted(scores, order)
     drawn_luck = luck(len(resamples.in_report), scores.document)
-    views = [_View(scores, token_scores, runs, parents, confidence) for confidence in distinct]
+    views = [_Sums(scores, token_scores, runs, parents, confidence) for confidence in distinct]
     targets = [_targets(aligned, confidence) for confidence in distinct]
     itself = [
         view.sample({split: np.array([one.value]) for split, one in target.items()})
@@ -160,7 +160,7 @@ def _targets(aligned: Estimates | None, confidence: str) -> dict[str, Estimate]:
     return {split: aligned[ACCURACY[confidence], confidence, split] for split in SPLITS} if aligned else {}
 
 
-class _View:
+class _Sums:
     """The scores at a λ under one confidence, laid out as sums over the documents."""
 
     def __init__(

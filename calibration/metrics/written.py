@@ -142,7 +142,7 @@ def answer_estimates(scores: AnswerScores, resamples: Resamples) -> Estimates:
     """
     order, runs = resamples.halves_first(scores.document)
     scores = scores.restricted(order)
-    views = [_View(scores, confidence, runs) for confidence in confidences_of(scores)]
+    views = [_Sums(scores, confidence, runs) for confidence in confidences_of(scores)]
     plain = Layout(len(order))
     plain.add("documents", np.ones(len(order)))
     numbers = {(name, "sum"): values for name, values in per_document(scores).items()}
@@ -179,7 +179,7 @@ def answer_estimates(scores: AnswerScores, resamples: Resamples) -> Estimates:
     return found
 
 
-class _View:
+class _Sums:
     """The answers of some documents under one confidence, laid out as sums over the documents."""
 
     def __init__(self, scores: AnswerScores, confidence: str, runs: dict[str, slice]) -> None:

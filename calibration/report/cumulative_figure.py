@@ -41,20 +41,20 @@ def cumulative_chart(rows: Sequence[dict[str, Any]], grid: Sequence[str]) -> Spe
     ends = [end for row in rows for end in (row["gap"], row["band"] or 0.0, -(row["band"] or 0.0))]
     low, high = min(ends, default=0.0), 1.12 * max(ends, default=0.0) or 1e-3
     x = quantitative("share", title="share of documents, the least confident first", scale=_UNIT)
-    span = {"domain": [low, high], "nice": False}  # one range for all λs: heights can be compared
-    y: Spec = {"title": "sum of confidence − correctness, per document", "scale": span}
+    value_range = {"domain": [low, high], "nice": False}  # one range for all λs: heights can be compared
+    y: Spec = {"title": "sum of confidence − correctness, per document", "scale": value_range}
     edges = [
         mark(
             "rule", {"y": quantitative("edge", **y)}, [_FIRST, *calculated(edge=edge)], color=NEUTRAL, strokeDash=[5, 4]
         )
         for edge in ("datum.band", "-datum.band")
     ]
-    label = {"x": {"datum": 0, "scale": _UNIT}, "y": {"datum": high, "scale": span}, "text": nominal("label")}
+    label = {"x": {"datum": 0, "scale": _UNIT}, "y": {"datum": high, "scale": value_range}, "text": nominal("label")}
     words = {"align": "left", "baseline": "top", "dx": 6, "dy": 4, "fontSize": 11}
     return {
         "data": chart_data(rows, _COLUMNS, _DIGITS),
         "layer": [
-            mark("rule", {"y": {"datum": 0, "scale": span}}, color=NEUTRAL),
+            mark("rule", {"y": {"datum": 0, "scale": value_range}}, color=NEUTRAL),
             *edges,
             mark("line", {"x": x, "y": quantitative("gap", **y), "color": lam_colour(grid)}, strokeWidth=2),
             mark("text", label, [_FIRST], **words),

@@ -40,9 +40,9 @@ def page_figures(facts: Facts) -> dict[str, dict[str, Spec]]:
     found["reliability"] = _reliability(facts, facts.choice_tasks, ("documents", "tokens"), _TASK, stop)
     found["reliability"] |= _cumulative(facts, _TASK, stop)
     multiples = {task.name: list(task_rows(facts, task)) for task in facts.choice_tasks if not facts.coordinates}
-    span = domain([row for rows in multiples.values() for row in rows])
+    value_range = domain([row for rows in multiples.values() for row in rows])
     found["tasks"] = {
-        f"tasks-{i}": tasks_chart(facts, rows, span) | {"title": _title(name)}
+        f"tasks-{i}": tasks_chart(facts, rows, value_range) | {"title": _title(name)}
         for i, (name, rows) in enumerate(multiples.items())
     }
     continuations = facts.continuation_tasks

@@ -32,7 +32,7 @@ def domain(rows: Sequence[dict[str, Any]]) -> tuple[float, float]:
     return max(0.0, low - 0.02), min(1.0, high + 0.02)
 
 
-def tasks_chart(facts: Facts, rows: Sequence[dict[str, Any]], span: tuple[float, float]) -> Spec:
+def tasks_chart(facts: Facts, rows: Sequence[dict[str, Any]], value_range: tuple[float, float]) -> Spec:
     """Draw the rows of one task, or of several tasks that a facet takes apart."""
     legend = {"title": None, "orient": "bottom", "symbolType": "stroke", "symbolOpacity": 1, "symbolSize": 300}
     colours = {"domain": list(_SERIES), "range": [ACCURACY_COLOUR, OTHER_COLOUR]}
@@ -43,7 +43,7 @@ def tasks_chart(facts: Facts, rows: Sequence[dict[str, Any]], span: tuple[float,
     }
 
     def y(field: str) -> Spec:
-        return quantitative(field, title="share, probability", scale={"domain": list(span), "nice": False})
+        return quantitative(field, title="share, probability", scale={"domain": list(value_range), "nice": False})
 
     tooltip = [
         nominal("lambda", title="λ"),

@@ -23,7 +23,7 @@ from contract.schemas import of_documents, point_of
 from lambdasweep.exchange.lm_eval_samples import FILTER, TaskTexts, hashed, samples_at, standard_error
 from lambdasweep.exchange.texts import texts_of, tokenizer_of
 from lambdasweep.tasks.formats import AS_TURNS
-from lambdasweep.tasks.lm_eval_tasks.load import PREFIX, VERSION
+from lambdasweep.tasks.lm_eval_tasks.spec import PREFIX, VERSION
 
 if TYPE_CHECKING:
     from calibration.analyse import Analysis

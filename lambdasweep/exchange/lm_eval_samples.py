@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from contract.rundir import RunDir
-from lambdasweep.exchange.texts import Pair
+from lambdasweep.exchange.texts import ContextAndContinuation
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import RequestScores, read_scores
 
 FILTER = "none"
@@ -28,7 +28,7 @@ class TaskTexts:
 
     name: str
     requests: pa.Table  # the rows of schemas.REQUESTS
-    texts: Sequence[Pair]  # the context and the continuation of each request
+    texts: Sequence[ContextAndContinuation]  # the context and the continuation of each request
     is_of_lm_eval: bool  # whether a document is known by its number among lm-eval's documents
 
 
@@ -96,7 +96,7 @@ def _sample(
     rows: Sequence[int],
     gold: int,
     answers: RequestScores,
-    texts: Sequence[Pair],
+    texts: Sequence[ContextAndContinuation],
     metrics: Mapping[str, float | None],
 ) -> dict[str, Any]:
     continuations = [texts[row][1] for row in rows]

@@ -16,7 +16,7 @@ LAM = "lambda"
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class AtLambda:
     """The numbers at one λ."""
 
     number: int  # λ in units of `Logged.unit`; the place in the grid where points have several coordinates
@@ -31,7 +31,7 @@ class Logged:
     name: str
     settings: Mapping[str, str]
     unit: str  # the λ that one step stands for, so that λ = step · unit; empty where a step is a place
-    steps: tuple[Step, ...]  # ascending
+    steps: tuple[AtLambda, ...]  # ascending
     summary: Mapping[str, str]  # λ* and the answer of each task and of the average
     files: Mapping[str, bytes]  # the files of RUN/report by name; figures are `figures/<name>.png` and `.svg`
 
@@ -58,7 +58,7 @@ def gather_logged(run: RunDir, analysis: "Analysis") -> Logged:
     digits = max((-int(Decimal(lam).as_tuple().exponent) for lam in lams if not is_named(lam)), default=0)
     named = any(map(is_named, lams))
     steps = tuple(
-        Step(place if named else int(Decimal(lam).scaleb(digits)), lam, _place(lam) | by_lam[lam])
+        AtLambda(place if named else int(Decimal(lam).scaleb(digits)), lam, _place(lam) | by_lam[lam])
         for place, lam in enumerate(lams)
     )
     frontiers = [*analysis.found.tasks, *analysis.found.pools]

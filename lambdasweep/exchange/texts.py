@@ -13,7 +13,9 @@ from contract.records import SweepRecord
 if TYPE_CHECKING:
     from lambdasweep.tasks.tokens import Tokenizer
 
-Pair = tuple[str, str] | tuple[list[int], list[int]]  # context and continuation, as texts or as token ids
+ContextAndContinuation = (
+    tuple[str, str] | tuple[list[int], list[int]]
+)  # context and continuation, as texts or as token ids
 
 
 def tokenizer_of(sweep: SweepRecord, say: Callable[[str], None]) -> "Tokenizer | None":
@@ -47,7 +49,7 @@ def _folder(source: str, revision: str | None) -> Path:
         raise InputError(f"{source} at {revision} is not in the hub's cache on this machine") from None
 
 
-def texts_of(requests: pa.Table, tokenizer: "Tokenizer | None") -> list[Pair]:
+def texts_of(requests: pa.Table, tokenizer: "Tokenizer | None") -> list[ContextAndContinuation]:
     """Return the context and the continuation of each request, in order; as token ids where there is no tokenizer.
 
     A special token that the tokenizer puts in front of every text is left out, as it is no part of the text that was asked.
@@ -56,7 +58,7 @@ def texts_of(requests: pa.Table, tokenizer: "Tokenizer | None") -> list[Pair]:
         requests: the rows of one task, as schemas.REQUESTS.
         tokenizer: the tokenizer that made them.
     """
-    found: list[Pair] = []
+    found: list[ContextAndContinuation] = []
     known: dict[tuple[int, ...], str] = {}
     rows = zip(requests["token_ids"].to_pylist(), requests["continuation_start"].to_pylist(), strict=True)
     for ids, start in rows:

@@ -94,7 +94,7 @@ def is_of_embeddings(path: Path) -> bool:
     return bool(names) and all(str(name).endswith("Model") and "Head" not in str(name) for name in names)
 
 
-def embedding_of(path: Path, threshold: str | None, sha256: str) -> tuple[Embedding | None, list[str]]:
+def embedding_model_of(path: Path, threshold: str | None, sha256: str) -> tuple[Embedding | None, list[str]]:
     """Return a model of sentence embeddings, and what is wrong with it or with its threshold, if anything.
 
     Args:

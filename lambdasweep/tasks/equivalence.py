@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from lambdasweep.tasks.embedding import embedding_of, is_of_embeddings
+from lambdasweep.tasks.embedding import embedding_model_of, is_of_embeddings
 from lambdasweep.tasks.text_window import fitting, text_window
 
-Pair = tuple[str, str]  # two answers to a question
+TwoAnswers = tuple[str, str]  # two answers to a question
 Judge = Callable[
-    [str, Sequence[Pair]], list[bool]
+    [str, Sequence[TwoAnswers]], list[bool]
 ]  # tells, of a question's answers, what the first one of a pair entails
 
 _AT_ONCE = 32  # pairs
@@ -63,7 +63,7 @@ class Inference:
 
         window = text_window(tokenizer, model.config)
 
-        def entails(question: str, pairs: Sequence[Pair]) -> list[bool]:
+        def entails(question: str, pairs: Sequence[TwoAnswers]) -> list[bool]:
             found: list[bool] = []
             for begin in range(0, len(pairs), _AT_ONCE):
                 some = [(f"{question} {one}", f"{question} {two}") for one, two in pairs[begin : begin + _AT_ONCE]]
@@ -87,7 +87,7 @@ def read_equivalence(directory: str | None) -> tuple[Equivalence | None, list[st
         return None, []
     path, threshold = _parted(directory)
     if is_of_embeddings(path):
-        found, problems = embedding_of(path, threshold, _digest(path))
+        found, problems = embedding_model_of(path, threshold, _digest(path))
         return found, [f"equivalence is {directory}, {problem}" for problem in problems]
     if threshold is not None:
         return None, [

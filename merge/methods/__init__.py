@@ -6,8 +6,8 @@ method as `name(base, aligned; λ)`; see `contract.formula`.
 """
 
 from merge.methods import linear, slerp
-from merge.methods.method import Method, Path
+from merge.methods.method import Method, TensorPath
 
 METHODS: dict[str, Method] = {one.name: one for one in (linear.METHOD, slerp.METHOD)}
 
-__all__ = ["METHODS", "Method", "Path"]
+__all__ = ["METHODS", "Method", "TensorPath"]

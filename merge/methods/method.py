@@ -8,10 +8,10 @@ if TYPE_CHECKING:
 
     import torch
 
-    from merge.vocabulary import Spans
+    from merge.vocabulary import RowRanges
 
 
-class Path(Protocol):
+class TensorPath(Protocol):
     """The path of one tensor holds numbers that are the same for all of its elements. It is hashable, and equal by them."""
 
     def between(self, base: "torch.Tensor", aligned: "torch.Tensor", lam: float) -> "torch.Tensor":
@@ -26,7 +26,7 @@ class Method:
     """A method is a way from base to an aligned checkpoint."""
 
     name: str  # the name that --method and sweep.json have
-    path: "Callable[[torch.Tensor, torch.Tensor, Spans], Path | None] | None" = None
+    path: "Callable[[torch.Tensor, torch.Tensor, RowRanges], TensorPath | None] | None" = None
     """It takes base, aligned and the rows of aligned that do not count, and returns the tensor's path; None where the tensor
     goes straight. Without a function every tensor goes straight, and nothing is read to know that."""
     one_only: str = ""

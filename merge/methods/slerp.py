@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from merge.methods.method import Method
-from merge.vocabulary import Spans, runs
+from merge.vocabulary import RowRanges, runs
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ _LEAST_NORM = 1e-8
 _CHUNK = 1 << 17  # elements at a time: as float64, those of both parents stay in the second-level cache
 
 
-def angle_between(base: "torch.Tensor", aligned: "torch.Tensor", left_out: Spans = ()) -> float | None:
+def angle_between(base: "torch.Tensor", aligned: "torch.Tensor", left_out: RowRanges = ()) -> float | None:
     """Return the angle between two tensors in radians, computed in float64, or None where the straight line is to be taken.
 
     The result has the same bits whatever the number of threads.
@@ -78,7 +78,7 @@ class Arc:
         return (base.float() * one).add_(aligned.float() * two)
 
 
-def path(base: "torch.Tensor", aligned: "torch.Tensor", left_out: Spans = ()) -> Arc | None:
+def path(base: "torch.Tensor", aligned: "torch.Tensor", left_out: RowRanges = ()) -> Arc | None:
     """Return the path of a tensor, or None where it goes straight; the arguments are those of `angle_between`."""
     angle = angle_between(base, aligned, left_out)
     return None if angle is None else Arc(angle)

@@ -25,7 +25,7 @@ from merge.checkpoint import open_checkpoint
 from merge.interpolate import tensor_rules
 from merge.line import Line
 from merge.model_sizes import sizes_of
-from merge.pair import Pair, join
+from merge.pair import Pair, put_together
 from merge.text_part import only_text, text_part
 from serve.hooks.continuation_scores import ContinuationHead
 from serve.hooks.seeded_draws import SeededDraws
@@ -37,7 +37,7 @@ from serve.settings import available_cores, threads_of_rank
 from serve.switch.recorder import UntraceableError
 from serve.switch.reload import ReloadRoute, Route
 from serve.switch.resident import ResidentRoute
-from serve.switch.tiers import RELOAD, Room, choose
+from serve.switch.tiers import RELOAD, Room, tier_for
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -73,7 +73,7 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
         # The driver has checked the pair; a worker reads the headers again only to know where each tensor is.
         base = open_checkpoint(parents["base"], "base")
         aligned = {role(name): open_checkpoint(path, role(name)) for name, path in parents["aligned"].items()}
-        pair = join({"base": base} | aligned, Line.from_json(parents["line"]))
+        pair = put_together({"base": base} | aligned, Line.from_json(parents["line"]))
         part = text_part(pair.shaped)
         names = part.names if part else {}
         whole, pair = pair, only_text(pair)
@@ -90,7 +90,7 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
             room = _room(device, vllm_config, parents["ranks"], whole)
 
             def choose_tier(tensors: int, factors: int) -> str:
-                return choose(parents["tier"], tensors, replace(room, factor_bytes=factors))
+                return tier_for(parents["tier"], tensors, replace(room, factor_bytes=factors))
 
             try:
                 dtype = vllm_config.model_config.dtype

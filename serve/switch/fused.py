@@ -60,7 +60,7 @@ def write(
     _compiled()[grid](
         base, aligned, out, digest.partial_sums, factor, rows, columns, key, first_row,
         MODE=mode, ITEM=out.element_size(), WORDS=words,
-        COLUMNS=_COLUMNS, ROWS=_ROWS, SLOTS=digest.partial_sums.numel(),
+        COLUMNS=_COLUMNS, ROWS=_ROWS, PARTS=digest.partial_sums.numel(),
     )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def _compiled() -> Any:
     def kernel(  # type: ignore[no-untyped-def]
         base, aligned, out, sums, factor, rows, columns, key, first_row,
         MODE: tl.constexpr, ITEM: tl.constexpr, WORDS: tl.constexpr,
-        COLUMNS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr,
+        COLUMNS: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
     ):  # fmt: skip
         block = tl.program_id(0).to(tl.int64)
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -113,8 +113,8 @@ def _compiled() -> Any:
                 bits = made.to(tl.int32, bitcast=True).to(tl.int64)
             words = tl.sum(tl.where(kept, bits, 0))
             total += words * (2 * (first_row + row) + 1)
-        slot = (block * tl.num_programs(1) + tl.program_id(1)) % SLOTS
-        tl.atomic_add(sums + slot, total * key, sem="relaxed")
+        part = (block * tl.num_programs(1) + tl.program_id(1)) % PARTS
+        tl.atomic_add(sums + part, total * key, sem="relaxed")
 
     _kernel = kernel
     return kernel

@@ -66,7 +66,7 @@ def fits(tier: str, parents: int, room: Room) -> bool:
     return True
 
 
-def choose(asked: str, parents: int, room: Room) -> str:
+def tier_for(asked: str, parents: int, room: Room) -> str:
     """Return the tier for a rank's parents.
 
     Args:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from merge.digest import parameter_key, takes_words
-from merge.vocabulary import Spans, runs
+from merge.vocabulary import RowRanges, runs
 from serve.switch.recorder import Recorder, UntraceableError, Writes, storage_of
 from serve.switch.views import View
 
-NO_ROWS: Mapping[str, Spans] = {}
+NO_ROWS: Mapping[str, RowRanges] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Target:
 def trace(
     model: torch.nn.Module,
     tensors: dict[str, torch.Tensor],
-    aligned_rows: Mapping[str, Spans] = NO_ROWS,
+    aligned_rows: Mapping[str, RowRanges] = NO_ROWS,
     names: Mapping[str, str] | None = None,
 ) -> list[Target]:
     """Return the parameters that a checkpoint fills, in the model's order.
@@ -156,12 +156,12 @@ def derived(model: torch.nn.Module) -> dict[Any, list[str]]:
     return found
 
 
-def _cut(pieces: list[Piece], tensors: dict[str, torch.Tensor], aligned_rows: Mapping[str, Spans]) -> list[Piece]:
+def _cut(pieces: list[Piece], tensors: dict[str, torch.Tensor], aligned_rows: Mapping[str, RowRanges]) -> list[Piece]:
     """Cut pieces so that each has rows of one kind."""
     found: list[Piece] = []
     for piece in pieces:
-        spans, source, place = aligned_rows.get(piece.name), piece.source, piece.place
-        if spans is None:
+        ranges, source, place = aligned_rows.get(piece.name), piece.source, piece.place
+        if ranges is None:
             found.append(piece)
             continue
         columns = math.prod(tensors[piece.name].shape[1:])
@@ -169,7 +169,7 @@ def _cut(pieces: list[Piece], tensors: dict[str, torch.Tensor], aligned_rows: Ma
         reach = sum((side - 1) * step for side, step in zip(source.shape[1:], source.stride[1:], strict=True))
         if source.stride[0] != columns or left + reach >= columns:
             raise UntraceableError(f"rows of {piece.name} are not loaded as rows")
-        for start, stop, is_kept in runs(first, first + source.shape[0], spans):
+        for start, stop, is_kept in runs(first, first + source.shape[0], ranges):
             index = (slice(start - first, stop - first), *(slice(0, side) for side in source.shape[1:]))
             found.append(Piece(piece.name, source.block(index), place.block(index), is_kept))
     return found
@@ -182,7 +182,7 @@ def _target(
     path: str,
     writes: Writes,
     tensors: dict[str, torch.Tensor],
-    aligned_rows: Mapping[str, Spans],
+    aligned_rows: Mapping[str, RowRanges],
 ) -> Target:
     # An element that nothing fills would keep what an earlier λ left there, unless it is padding.
     want, have = layout.numel(), sum(math.prod(copy.place.shape) for copy in writes.copies) + writes.computed

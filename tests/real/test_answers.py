@@ -22,9 +22,10 @@ from contract.rundir import RunDir
 from lambdasweep.tasks.answers import prompts_table
 from lambdasweep.tasks.grading import write_graded
 from lambdasweep.tasks.lm_eval_tasks.grade import LmEvalGrader
-from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, load_lm_eval
+from lambdasweep.tasks.lm_eval_tasks.load import load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import LEFT_OUT, write_outcomes
 from lambdasweep.tasks.lm_eval_tasks.requests import build_answers
+from lambdasweep.tasks.lm_eval_tasks.spec import LmEvalSpec
 from lambdasweep.tasks.tokens import load_tokenizer
 from serve.settings import Sampling
 from tests.support import engine_process

@@ -53,13 +53,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def handed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Replace the cluster by a stub that does nothing; return what was handed to it, one entry a call."""
     import ray_jobs.driver
-    from ray_jobs.driver import SweepResult
+    from ray_jobs.driver import DriverResult
 
     calls: list[dict[str, Any]] = []
 
-    def run_units(spec, units, tables, replicas, progress, address=None, more=None) -> SweepResult:
+    def run_units(spec, units, tables, replicas, progress, address=None, more=None) -> DriverResult:
         calls.append({"spec": spec, "units": units, "replicas": replicas, "address": address, "more": more})
-        return SweepResult(done=0, given_up=(), interrupted=False, hardware=())
+        return DriverResult(done=0, given_up=(), interrupted=False, hardware=())
 
     monkeypatch.setattr(ray_jobs.driver, "run_units", run_units)
     monkeypatch.setattr("lambdasweep.monitor.phase.PATIENCE", 1e9)  # messages must not depend on the machine's load

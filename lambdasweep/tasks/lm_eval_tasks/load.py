@@ -1,133 +1,46 @@
 """This module finds the task objects of lm-evaluation-harness for the task that a user names.
 
 Documents, prompts, examples and targets are those of lm-eval's objects, which are set up as its `simple_evaluate` sets them
-up; with a chat template that is done as with `apply_chat_template=True`. lm-eval is imported
-where it is used, because it is an optional extra.
+up; with a chat template that is done as with `apply_chat_template=True`. lm-eval is imported where it is used, because it
+is an optional extra.
 """
 
 import contextlib
 import difflib
 import os
-import random
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from contract.errors import InputError, TaskError
 from lambdasweep.settings import TaskSettings, problems_of
-from lambdasweep.tasks.answers import MAX_TOKENS, greedy_warnings
+from lambdasweep.tasks.answers import greedy_warnings
 from lambdasweep.tasks.chat import ChatTemplate
-from lambdasweep.tasks.documents import check_name, system_problems, temperature_problems, unescaped
+from lambdasweep.tasks.documents import check_name, system_problems, temperature_problems
+from lambdasweep.tasks.lm_eval_tasks.outputs import (
+    AskedDocument,
+    Outputs,
+    generation_kwargs,
+    outputs_of,
+)
 from lambdasweep.tasks.lm_eval_tasks.process_state import quiet, seeded
-from lambdasweep.tasks.lm_eval_tasks.right_outputs import judged_by, metric_warnings, try_grading
-from lambdasweep.tasks.verbalised import pattern_problems
+from lambdasweep.tasks.lm_eval_tasks.right_outputs import metric_warnings
+from lambdasweep.tasks.lm_eval_tasks.spec import (
+    GENERATE_UNTIL,
+    PREFIX,
+    ROLLING,
+    VERSION,
+    LmEvalSpec,
+    first_line,
+    task_error,
+)
 
-PREFIX = "lm-eval:"
-VERSION = "0.4.13"  # this package was compared with the tokens and the evaluator of this version
-SEED = 1234  # lm-eval's own seed for drawing examples
-
-ROLLING = "loglikelihood_rolling"
-GENERATE = "generate_until"
-_TRIED = 32  # so many documents are looked at for what judges their outputs
-
-_FILES = (".yaml", ".yml")
 _GROUP = re.compile(r"^group\s*:\s*([\"']?)([^\"'#\n]+?)\1\s*(?:#.*)?$", re.MULTILINE)
-_SCORED = {"loglikelihood", ROLLING, "multiple_choice", GENERATE}
-
-
-@dataclass(frozen=True, slots=True)
-class LmEvalSpec:
-    """The lm-eval task that a user asks for; nothing is checked until `load_lm_eval`.
-
-    Args:
-        source: the name of a task, group or tag of lm-eval, or the path of a YAML file.
-        name: the name that the task has here; None takes lm-eval's name.
-        shots: how many solved examples stand in front of every document; None takes as many as the task says.
-        limit: how many documents of each task are evaluated, from the first on; None evaluates all of them.
-        seed: the seed that the examples are drawn with.
-        template: chat puts documents and examples into a user turn of the aligned model's chat template, chat-turns each
-            example into two turns of its own.
-        system_prompt: lm-eval's `system_instruction`.
-        repeats, temperature, max_tokens, until: take the place of what a task says whose answers the model writes; until is
-            one text, in which a backslash and an n are a new line.
-        normaliser: says which of these answers are the same.
-        equivalence: says which of these answers mean the same [equivalence.Equivalence].
-        think_end_token: ends the thinking before these answers; an argument of lm-eval's models.
-        p_true: asks the model whether such an answer is right.
-        verbalised: finds how sure such an answer says it is.
-        verbalised_suffix: is refused: prompts are lm-eval's own.
-    """
-
-    source: str
-    name: str | None = None
-    shots: int | None = None
-    limit: int | None = None
-    seed: int = SEED
-    template: str = "none"
-    system_prompt: str | None = None
-    repeats: int | None = None
-    temperature: float | None = None
-    max_tokens: int | None = None
-    until: str | None = None
-    normaliser: str | None = None
-    equivalence: str | None = None
-    think_end_token: str | None = None
-    p_true: str | None = None
-    verbalised: str | None = None
-    verbalised_suffix: str | None = None
-
-    @property
-    def chat(self) -> bool:
-        return self.template != "none"
-
-    @property
-    def is_file(self) -> bool:
-        """Tell whether `source` is the path of a YAML file."""
-        return self.source.endswith(_FILES)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A document with its number in lm-eval's order, and with its instances, which are all that lm-eval asks about it."""
-
-    number: int
-    doc: Any
-    instances: tuple[Any, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """How the answers of a task are written, by its `generation_kwargs` as lm-eval's models read them.
-
-    Attributes:
-        repeats: the outputs that lm-eval takes of each document.
-        until: without the text of the end token, which a tokenizer has.
-        metric: what an output is right by, as lm-eval's `metric,filter`.
-        filters: lm-eval's filters that can do with a single output.
-    """
-
-    repeats: int
-    temperature: float
-    top_p: float
-    top_k: int
-    max_tokens: int
-    until: tuple[str, ...]
-    normaliser: str
-    metric: str
-    filters: tuple[str, ...]
-    equivalence: str | None = None
-    think_end_token: str | None = None
-    p_true: str | None = None
-    verbalised: str | None = None
-
-    @property
-    def samples(self) -> int:
-        """Return how many outputs are made: where the likeliest tokens are taken, all would be the same."""
-        return self.repeats if self.temperature else 1
+_SCORED = {"loglikelihood", ROLLING, "multiple_choice", GENERATE_UNTIL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +49,7 @@ class LmEvalTask:
 
     name: str
     task: Any
-    asked: tuple[Asked, ...]
+    asked: tuple[AskedDocument, ...]
     source: str
     shots: int
     limit: int | None
@@ -185,30 +98,30 @@ def load_lm_eval(spec: LmEvalSpec, chat: ChatTemplate | None = None) -> LmEvalTa
     if spec.name is not None:
         problems += check_name(spec.name)
     if problems:
-        raise _error(spec, problems)
+        raise task_error(spec, problems)
     with quiet(), seeded():
         try:
             loaded = _load(spec)
         except TaskError:
             raise
         except Exception as error:  # lm-eval's task files and the data sets' library may raise anything
-            raise _error(spec, [f"{type(error).__name__}: {_first_line(error)}"]) from error
+            raise task_error(spec, [f"{type(error).__name__}: {first_line(error)}"]) from error
         tasks, groups = loaded["tasks"], loaded.get("groups") or {}
         problems = [problem for name, task in tasks.items() for problem in _unfit(name, task)]
         if not tasks:
             problems.append("it holds no task")
         if problems:
-            raise _error(spec, problems)
+            raise task_error(spec, problems)
         warnings = [warning for name, task in tasks.items() for warning in _set_up(name, task, spec, chat)]
         asked = {name: _ask(name, task, spec, chat) for name, task in tasks.items()}
         outputs: dict[str, Outputs | None] = {}
         for name, task in tasks.items():
             try:
-                outputs[name] = _outputs(name, task, asked[name], spec)
+                outputs[name] = outputs_of(name, task, asked[name], spec)
             except TaskError as error:
                 problems += error.problems
         if problems:
-            raise _error(spec, problems)
+            raise task_error(spec, problems)
         warnings += [
             warning
             for name, one in outputs.items()
@@ -257,20 +170,20 @@ def _load(spec: LmEvalSpec) -> Any:
         if spec.source not in manager.all_tasks:
             close = difflib.get_close_matches(spec.source, manager.all_tasks, n=3)
             hint = f": did you mean {' or '.join(close)}?" if close else ": give a name that `lm-eval ls tasks` prints"
-            raise _error(spec, [f"lm-eval {VERSION} has no task of that name{hint}"])
+            raise task_error(spec, [f"lm-eval {VERSION} has no task of that name{hint}"])
         return manager.load(spec.source)
     path = Path(spec.source)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         problem = f"the file cannot be read ({error.strerror}): check the path and its permissions"
-        raise _error(spec, [problem]) from None
+        raise task_error(spec, [problem]) from None
     if group := _GROUP.search(text):
         # The group is loaded by name, because lm-eval takes none by path; members may be in its folder, or lm-eval's own.
         manager = TaskManager(include_path=str(path.parent))
         there = manager.task_index[group[2]].yaml_path
         if there is None or Path(there).resolve() != path.resolve():
-            raise _error(spec, [f"{there} has a group of the same name: rename one of them"])
+            raise task_error(spec, [f"{there} has a group of the same name: rename one of them"])
         return manager.load(group[2])
     return TaskManager(include_defaults=False).load(str(path))
 
@@ -295,10 +208,10 @@ def _set_up(name: str, task: Any, spec: LmEvalSpec, chat: ChatTemplate | None) -
     elif default is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=spec.seed)
-    if task.OUTPUT_TYPE == GENERATE:
+    if task.OUTPUT_TYPE == GENERATE_UNTIL:
         if spec.repeats is not None:
             task.set_config(key="repeats", value=spec.repeats)
-        if changes := _asked_for(spec):
+        if changes := generation_kwargs(spec):
             task.set_config(key="generation_kwargs", value=changes, update=True)
     if chat and task.OUTPUT_TYPE == ROLLING:
         yield f"task {name}: lm-eval scores whole texts as they are, without a chat template"
@@ -306,19 +219,7 @@ def _set_up(name: str, task: Any, spec: LmEvalSpec, chat: ChatTemplate | None) -
         yield f"task {name}: the chat template takes no system message, so lm-eval leaves its description out"
 
 
-def _asked_for(spec: LmEvalSpec) -> dict[str, Any]:
-    """Return the generation_kwargs that the user gave."""
-    found: dict[str, Any] = {}
-    if spec.temperature is not None:
-        found |= {"do_sample": spec.temperature > 0, "temperature": float(spec.temperature)}
-    if spec.max_tokens is not None:
-        found["max_gen_toks"] = spec.max_tokens
-    if spec.until is not None:
-        found["until"] = [unescaped(spec.until)] if spec.until else []
-    return found
-
-
-def _ask(name: str, task: Any, spec: LmEvalSpec, chat: ChatTemplate | None) -> tuple[Asked, ...]:
+def _ask(name: str, task: Any, spec: LmEvalSpec, chat: ChatTemplate | None) -> tuple[AskedDocument, ...]:
     try:
         # lm-eval draws a progress bar while it builds requests.
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
@@ -331,86 +232,24 @@ def _ask(name: str, task: Any, spec: LmEvalSpec, chat: ChatTemplate | None) -> t
             )
         documents = list(task.doc_iterator(limit=spec.limit))
     except Exception as error:  # the task's own functions may raise anything
-        problem = f"{name}: lm-eval cannot build its requests ({type(error).__name__}: {_first_line(error)})"
-        raise _error(spec, [problem]) from error
+        problem = f"{name}: lm-eval cannot build its requests ({type(error).__name__}: {first_line(error)})"
+        raise task_error(spec, [problem]) from error
     kinds = {instance.request_type for instance in task.instances}
-    if len(kinds) > 1 or not kinds <= {"loglikelihood", ROLLING, GENERATE}:
-        raise _error(spec, [f"{name} asks for {' and '.join(sorted(kinds))}: only one kind of request is done"])
+    if len(kinds) > 1 or not kinds <= {"loglikelihood", ROLLING, GENERATE_UNTIL}:
+        raise task_error(spec, [f"{name} asks for {' and '.join(sorted(kinds))}: only one kind of request is done"])
     for instance in task.instances:
-        for part in instance.args[:1] if kinds == {GENERATE} else instance.args:
+        for part in instance.args[:1] if kinds == {GENERATE_UNTIL} else instance.args:
             if not isinstance(part, str):
                 problem = (
                     f"{name}: doc_to_text or doc_to_target of document {instance.doc_id} is a {type(part).__name__}"
                 )
-                raise _error(spec, [f"{problem}, where a text is scored: let it give one text"])
+                raise task_error(spec, [f"{problem}, where a text is scored: let it give one text"])
     found = defaultdict(list)
     for instance in task.instances:
         found[instance.doc_id].append(instance)
     return tuple(
-        Asked(number, doc, tuple(sorted(found[number], key=lambda instance: instance.idx))) for number, doc in documents
-    )
-
-
-def _outputs(name: str, task: Any, asked: Sequence[Asked], spec: LmEvalSpec) -> Outputs | None:
-    """Settle how the answers of a task are written, and try its filters and metrics on outputs that are made up."""
-    instances = [instance for one in asked for instance in one.instances]
-    if not instances or instances[0].request_type != GENERATE:
-        return None
-    from lm_eval.models.utils import normalize_gen_kwargs
-
-    if spec.verbalised_suffix is not None:
-        raise _error(spec, [f"{name} has prompts of its own: leave verbalised_suffix out, and ask in its doc_to_text"])
-    if problems := pattern_problems(spec.verbalised, None):
-        raise _error(spec, problems)
-    if any(len(one.instances) != 1 for one in asked):
-        raise _error(spec, [f"{name} asks several times for outputs of a document: only one is asked for here"])
-    wanted = instances[0].args[1]
-    if any(instance.args[1] != wanted for instance in instances):
-        raise _error(
-            spec, [f"{name} has other generation_kwargs for some documents, and one set for all is needed here"]
-        )
-    changes = _asked_for(spec)  # a task that makes its own requests may have left these out
-    others = {"max_new_tokens", "max_tokens", "max_completion_tokens"} if "max_gen_toks" in changes else set()
-    wanted = {key: value for key, value in wanted.items() if key not in others} | changes
-    found = dict(normalize_gen_kwargs(wanted, MAX_TOKENS))
-    if found.get("num_beams") == 1:
-        del found["num_beams"]
-    strange = sorted(found.keys() - {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k"})
-    if strange:
-        raise _error(spec, [f"{name} has {', '.join(strange)} in its generation_kwargs, which is not done here"])
-    temperature = float(found.get("temperature", 1.0)) if found["do_sample"] else 0.0
-    problems = [f"{name}: {problem}" for problem in temperature_problems(temperature)]
-    if problems:
-        raise _error(spec, problems)
-    repeats = int(instances[0].repeats or 1)
-    try:
-        metric, filters = try_grading(task, asked[0].doc, asked[0].instances[0], repeats)
-        # A task may treat every n-th document otherwise, so they are taken at random.
-        some = random.Random(0).sample(asked, min(len(asked), _TRIED))
-        judged = [(one.number, judged_by(task, one.doc, one.instances[0], metric)) for one in some]
-    except Exception as error:  # the task's own functions, and the libraries that they need, may raise anything
-        problem = (
-            f"{name}: lm-eval cannot make metrics of {repeats} outputs ({type(error).__name__}: {_first_line(error)})"
-        )
-        hint = ": give --repeats as many as its filters take" if isinstance(error, AssertionError) else ""
-        raise _error(spec, [problem + hint]) from error
-    if unlike := [f"document {number} {why}" for number, why in judged if why]:
-        told = f"{name}: outputs would be right where {metric.partition(',')[0]} is 1, and {unlike[0]}"
-        raise _error(spec, [f"{told}: give a task whose documents have one metric"])
-    return Outputs(
-        repeats=repeats,
-        temperature=temperature,
-        top_p=float(found.get("top_p", 1.0)) if temperature else 1.0,
-        top_k=int(found.get("top_k", 0)) if temperature else 0,
-        max_tokens=int(found["max_gen_toks"]),
-        until=tuple(found["until"]),
-        normaliser=spec.normaliser or "auto",
-        metric=metric,
-        filters=filters,
-        equivalence=spec.equivalence,
-        think_end_token=spec.think_end_token,
-        p_true=spec.p_true,
-        verbalised=spec.verbalised,
+        AskedDocument(number, doc, tuple(sorted(found[number], key=lambda instance: instance.idx)))
+        for number, doc in documents
     )
 
 
@@ -423,7 +262,7 @@ def _names(spec: LmEvalSpec, names: Sequence[str], top: str | None) -> dict[str,
     twice = sorted({name for name in found.values() if list(found.values()).count(name) > 1})
     problems += [f"two of its tasks and groups would both be called {name!r} here" for name in twice]
     if problems:
-        raise _error(spec, problems)
+        raise task_error(spec, problems)
     return found
 
 
@@ -433,16 +272,3 @@ def _safe(name: str) -> str:
 
 def _known_as(spec: LmEvalSpec) -> str:
     return str(Path(spec.source).resolve()) if spec.is_file else spec.source
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]
-
-
-def _error(spec: LmEvalSpec, problems: Sequence[str]) -> TaskError:
-    return TaskError(f"task {PREFIX}{spec.source} cannot be built", list(problems))
-
-
-def resolved(spec: LmEvalSpec, folder: Path) -> LmEvalSpec:
-    """Return the spec with a relative path of a YAML file taken as relative to `folder`."""
-    return replace(spec, source=str(folder / spec.source)) if spec.is_file else spec

@@ -22,9 +22,11 @@ from contract.points import order
 from contract.records import Plan
 from contract.rundir import RunDir
 from contract.whole_tables import read_or_problem
-from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, Asked, LmEvalTasks
+from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTasks
+from lambdasweep.tasks.lm_eval_tasks.outputs import AskedDocument
 from lambdasweep.tasks.lm_eval_tasks.process_state import quiet
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask
+from lambdasweep.tasks.lm_eval_tasks.spec import ROLLING, VERSION
 from lambdasweep.tasks.prompts import BuiltPrompts
 from lambdasweep.tasks.tokens import Ints
 
@@ -208,7 +210,7 @@ def _rows(harness: LmEvalTasks, built: Sequence[BuiltLmEvalTask], answers: Answe
     return made
 
 
-def responses(asked: Asked, rows: Sequence[tuple[str, int, int]], answers: Answers) -> list[Any] | None:
+def responses(asked: AskedDocument, rows: Sequence[tuple[str, int, int]], answers: Answers) -> list[Any] | None:
     """Return what a model of lm-eval's would have answered to each instance of a document, or None if a score is missing.
 
     Args:
@@ -234,7 +236,7 @@ def responses(asked: Asked, rows: Sequence[tuple[str, int, int]], answers: Answe
     return found
 
 
-def evaluate(task: Any, complete: Sequence[tuple[Asked, list[Any]]]) -> dict[str, _Value]:
+def evaluate(task: Any, complete: Sequence[tuple[AskedDocument, list[Any]]]) -> dict[str, _Value]:
     """Compute lm-eval's metrics of a task, named `<metric>,<filter>`, from the answers to its complete documents."""
     if not complete:
         return {}

@@ -19,7 +19,8 @@ from lambdasweep.tasks.answers import AnswerSpec, end_tokens, prompts_table, thi
 from lambdasweep.tasks.equivalence import read_equivalence
 from lambdasweep.tasks.formats import AS_TURNS
 from lambdasweep.tasks.lm_eval_tasks.answers import read
-from lambdasweep.tasks.lm_eval_tasks.load import ROLLING, VERSION, LmEvalTask
+from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTask
+from lambdasweep.tasks.lm_eval_tasks.spec import ROLLING, VERSION
 from lambdasweep.tasks.p_true import question_of
 from lambdasweep.tasks.prompts import BuiltPrompts
 from lambdasweep.tasks.requests import BuiltTask, ScoredAs, batches, content_sha256, joined, requests_table

@@ -30,9 +30,10 @@ from lambdasweep.tasks.answers import RowGrader, answers_of, think_end_problems
 from lambdasweep.tasks.documents import TaskSpec, read_documents
 from lambdasweep.tasks.grading import answer_end, answer_start, graded_table, thinking_tokens, write_graded
 from lambdasweep.tasks.lm_eval_tasks.grade import LmEvalGrader
-from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, load_lm_eval
+from lambdasweep.tasks.lm_eval_tasks.load import load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import LEFT_OUT, write_outcomes
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask, build_answers, build_instances
+from lambdasweep.tasks.lm_eval_tasks.spec import LmEvalSpec
 from lambdasweep.tasks.normalise import NORMALISERS, is_right
 from lambdasweep.tasks.tokens import load_tokenizer
 from serve.engine import Engine

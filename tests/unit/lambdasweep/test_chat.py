@@ -14,8 +14,9 @@ from contract.errors import PairError, TaskError
 from lambdasweep.tasks.chat import ChatTemplate, read_template
 from lambdasweep.tasks.documents import TaskSpec, read_documents
 from lambdasweep.tasks.formats import draw_shots
-from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, load_lm_eval
+from lambdasweep.tasks.lm_eval_tasks.load import load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.requests import build_instances
+from lambdasweep.tasks.lm_eval_tasks.spec import LmEvalSpec
 from lambdasweep.tasks.requests import build_requests
 from lambdasweep.tasks.tokens import load_tokenizer
 from tests.support.checkpoints import write_tokenizer

@@ -24,7 +24,7 @@ from contract.errors import TaskError
 from lambdasweep.tasks.answers import RowGrader, answers_of
 from lambdasweep.tasks.documents import TaskSpec, read_documents
 from lambdasweep.tasks.embedding import is_of_embeddings
-from lambdasweep.tasks.equivalence import Inference, Pair, read_equivalence, same_meaning
+from lambdasweep.tasks.equivalence import Inference, TwoAnswers, read_equivalence, same_meaning
 from lambdasweep.tasks.grading import graded_table
 from lambdasweep.tasks.tokens import load_tokenizer
 from tests.support.checkpoints import write_tokenizer
@@ -236,7 +236,7 @@ def test_a_model_with_a_head_is_none_of_embeddings(architecture: str, is_one: bo
     assert is_of_embeddings(tmp_path) == is_one
 
 
-def entailing(one: str, two: str) -> "Sequence[Pair]":
+def entailing(one: str, two: str) -> "Sequence[TwoAnswers]":
     return [(one, two), (two, one)]
 
 
@@ -244,9 +244,9 @@ def test_answers_mean_the_same_where_each_entails_the_other() -> None:
     """An answer is held against the first one of each class, in order; the normaliser's own classes are not asked about."""
     known = {*entailing("Rome", "the city of Rome"), *entailing("Rome", "Roma"), ("Paris", "Rome")}
     known |= {*entailing("Roma", "Paris")}  # Roma is in the class of Rome by then, whose first answer is not Paris
-    asked: list[Pair] = []
+    asked: list[TwoAnswers] = []
 
-    def entails(question: str, pairs: Sequence[Pair]) -> list[bool]:
+    def entails(question: str, pairs: Sequence[TwoAnswers]) -> list[bool]:
         assert question == "Q"
         asked.extend(pairs)
         return [pair in known for pair in pairs]
@@ -279,7 +279,7 @@ def test_classes_of_graded_outputs(model: Path, tmp_path: Path) -> None:
     generations = pa.table(columns, schema=schemas.GENERATIONS)
     grader = RowGrader((("sea",), ("sea",)), "squad", questions=("what is wet?", "what else?"))
 
-    def entails(question: str, pairs: Sequence[Pair]) -> list[bool]:
+    def entails(question: str, pairs: Sequence[TwoAnswers]) -> list[bool]:
         return ["else" in question and "tin" not in one + two for one, two in pairs]
 
     found = graded_table(generations, "0", grader, tokenizer, entails=entails)

@@ -17,7 +17,7 @@ from contract.points import by_name
 from lambdasweep import cli, config
 from lambdasweep.config import SweepConfig, load_config
 from lambdasweep.tasks.documents import TaskSpec, read_documents
-from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec
+from lambdasweep.tasks.lm_eval_tasks.spec import LmEvalSpec
 from lambdasweep.tasks.prompts import GenerateSpec, read_prompts
 from tests.support.paths import ROOT
 

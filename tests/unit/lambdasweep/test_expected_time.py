@@ -25,7 +25,7 @@ from lambdasweep.expected_time import (
 from lambdasweep.prepare import token_counts
 from merge.checkpoint import open_checkpoint
 from merge.line import STRAIGHT
-from merge.pair import join
+from merge.pair import put_together
 from serve.engine import Prompt
 from tests.support.shapes import LLAMA_8B, QWEN_30B_A3B, write_shape
 
@@ -99,7 +99,7 @@ def test_what_is_scored_and_what_is_sampled_go_at_their_own_speeds(
     quiz, written = SimpleNamespace(costs=(4000,)), SimpleNamespace(costs=(800,), output_costs=(600,))
     prepared: Any = SimpleNamespace(tasks={"quiz": quiz}, prompts={"sums": written}, config=config)
     prepared.settings = SimpleNamespace(device="cuda", block_size=16, ranks=1)
-    prepared.pair = join({"base": one, "aligned": one}, STRAIGHT)
+    prepared.pair = put_together({"base": one, "aligned": one}, STRAIGHT)
     run = RunDir(tmp_path / "run")
     commit_json(run.sweep_json, {"pair": {}, "engine": {}, "versions": {}})
     records = {"quiz": TaskRecord(("0", "1"), ((0, 1),), (1,)).to_json()}
@@ -144,5 +144,5 @@ def test_what_is_scored_and_what_is_sampled_go_at_their_own_speeds(
 @pytest.mark.parametrize(("shape", "billions"), [(LLAMA_8B, 8.03), (QWEN_30B_A3B, 3.3)])
 def test_of_experts_those_count_that_a_token_goes_to(tmp_path: Path, shape: dict[str, Any], billions: float) -> None:
     one = open_checkpoint(str(write_shape(tmp_path / "model", shape)), "base")
-    prepared: Any = SimpleNamespace(pair=join({"base": one, "aligned": one}, STRAIGHT))
+    prepared: Any = SimpleNamespace(pair=put_together({"base": one, "aligned": one}, STRAIGHT))
     assert active_parameters(prepared) == pytest.approx(billions * 1e9, rel=0.02)

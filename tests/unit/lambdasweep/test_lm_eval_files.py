@@ -18,9 +18,10 @@ from contract.commit import commit_json, commit_table
 from contract.records import read_plan
 from contract.rundir import RunDir
 from lambdasweep.exchange.lm_eval_files import write_lm_eval
-from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, load_lm_eval
+from lambdasweep.tasks.lm_eval_tasks.load import load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import write_outcomes
 from lambdasweep.tasks.lm_eval_tasks.requests import build_instances
+from lambdasweep.tasks.lm_eval_tasks.spec import LmEvalSpec
 from lambdasweep.tasks.tokens import load_tokenizer
 from tests.support.lm_eval_inputs import CHOICE, QUESTIONS, cache_of_datasets, model_of_lm_eval, scores, write_yaml
 from tests.support.reports import add_quiz

@@ -24,9 +24,10 @@ from contract.commit import commit_json, commit_table
 from contract.errors import InputError, LambdasweepError, TaskError
 from contract.records import read_plan
 from contract.rundir import RunDir
-from lambdasweep.tasks.lm_eval_tasks.load import LmEvalSpec, LmEvalTasks, load_lm_eval
+from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTasks, load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.own_metrics import LEFT_OUT, write_outcomes
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask, build_instances
+from lambdasweep.tasks.lm_eval_tasks.spec import LmEvalSpec
 from lambdasweep.tasks.tokens import load_tokenizer
 from tests.support.lm_eval_inputs import (
     CHOICE,

@@ -16,7 +16,7 @@ from lambdasweep.memory import Memory, placed
 from lambdasweep.plan import _describe_pair
 from merge.checkpoint import open_checkpoint
 from merge.line import STRAIGHT
-from merge.pair import Pair, join
+from merge.pair import Pair, put_together
 from serve.machine import Gpus, gpu_count, smallest_gpu
 from serve.settings import EngineSettings
 from serve.switch.tiers import Room
@@ -58,7 +58,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Pai
         one = open_checkpoint(str(write_shape(folder / str(number), config)), "base")
         for count in {count for called, count, _, _ in ROWS if called == name}:
             names = ["aligned"] if count == 1 else [f"aligned.{letter}" for letter in "ab"]
-            found[name, count] = join({"base": one} | dict.fromkeys(names, one), STRAIGHT)
+            found[name, count] = put_together({"base": one} | dict.fromkeys(names, one), STRAIGHT)
     return found
 
 
@@ -255,7 +255,7 @@ def test_a_kv_cache_that_may_not_fit_is_left_to_vllm(
 ) -> None:
     shape = LLAMA_8B | {"num_key_value_heads": 32, "intermediate_size": 11_008, "vocab_size": 32_000}  # Llama-2 7B
     one = open_checkpoint(str(write_shape(tmp_path / "model", shape)), "base")
-    pair = join({"base": one, "aligned": one}, STRAIGHT)
+    pair = put_together({"base": one, "aligned": one}, STRAIGHT)
     config = load_config(FLAGS | {"tp": tp}, [f"t={ROOT}"], [], [], None)
     gpus = None if device_total is None else Gpus(8, device_total)
     settings = fit(settle(config, pair, "cuda", None), config, pair, None, 9, False, gpus)
@@ -295,7 +295,7 @@ def test_a_rank_holds_one_parent_and_the_factors_of_an_adapter(
 ) -> None:
     two = pairs["Llama-3.1 70B", 1]
     adapter = open_checkpoint(str(write_adapter_shape(tmp_path / "adapter", LLAMA_70B, 16)), "aligned")
-    adapted = join({"base": two.base, "aligned": adapter}, STRAIGHT)
+    adapted = put_together({"base": two.base, "aligned": adapter}, STRAIGHT)
     hidden, inner, keys = 8192, 28672, 1024
     # Of q, k, v, o, gate, up and down: the numbers on both sides of a matrix, 16 times.
     sides = 2 * (hidden + hidden) + 2 * (hidden + keys) + 3 * (hidden + inner)
@@ -321,7 +321,7 @@ def test_a_rank_holds_one_parent_and_the_factors_of_an_adapter(
         "reload": 0,
     }
     assert f" a rank and {factors / 1e6:.2f} MB of factors in GPU memory beside " in tiers["pinned"].each
-    several = join({"base": two.base, "aligned.a": adapter, "aligned.b": adapter}, STRAIGHT)
+    several = put_together({"base": two.base, "aligned.a": adapter, "aligned.b": adapter}, STRAIGHT)
     assert memory(several, 4, LONGEST).parents == two.base.nbytes // 4 + 2 * factors
     assert _describe_pair(adapted, 4).endswith(
         f"base and the factors of 1 adapter per rank: {found.parents / 1e9:.2f} GB"
@@ -336,7 +336,7 @@ def test_factors_that_do_not_fit_beside_the_weights_ask_for_more_ranks(
     config = load_config(FLAGS, [f"t={ROOT}"], [], [], None)
     for rank, ranks, fits in ((64, 4, True), (1536, 8, True), (4096, 8, False)):
         adapter = open_checkpoint(str(write_adapter_shape(tmp_path / str(rank), LLAMA_70B, rank)), "aligned")
-        adapted = join({"base": two.base, "aligned": adapter}, STRAIGHT)
+        adapted = put_together({"base": two.base, "aligned": adapter}, STRAIGHT)
         settings = fit(settle(config, adapted, "cuda", None), config, adapted, None, LONGEST, False, GPUS)
         found = placed(adapted, settings, "mmap", Room(HOST, HOST, settings.ranks, **H100))
         assert (rank, settings.tensor_parallel, "may not fit" not in found.each) == (rank, ranks, fits)

@@ -16,7 +16,7 @@ from contract import schemas
 from contract.commit import commit_table
 from contract.records import read_asked
 from contract.rundir import RunDir
-from ray_jobs.driver import SweepResult
+from ray_jobs.driver import DriverResult
 from tests.support.command_line import (
     Result,
     contents,
@@ -40,7 +40,7 @@ def scoring(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[list[str]]]
     def score(kill_after: int = -1) -> list[list[str]]:
         rounds: list[list[str]] = []
 
-        def run_units(spec, units, tables, replicas, progress, address=None, more=None) -> SweepResult:
+        def run_units(spec, units, tables, replicas, progress, address=None, more=None) -> DriverResult:
             done = 0
             while units:
                 rounds.append(sorted({unit.lam for unit in units}, key=Decimal))
@@ -61,7 +61,7 @@ def scoring(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[list[str]]]
                     commit_table(RunDir(spec.root).unit("tokens", unit.task, unit.lam, unit.shard), table)
                     done += 1
                 units = more()
-            return SweepResult(done=done, given_up=(), interrupted=False, hardware=())
+            return DriverResult(done=done, given_up=(), interrupted=False, hardware=())
 
         monkeypatch.setattr(ray_jobs.driver, "run_units", run_units)
         return rounds

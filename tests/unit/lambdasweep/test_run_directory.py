@@ -15,7 +15,7 @@ from contract import schemas
 from contract.commit import commit_table
 from contract.rundir import RunDir
 from lambdasweep import record
-from ray_jobs.driver import SweepResult
+from ray_jobs.driver import DriverResult
 from tests.support.checkpoints import write_checkpoint
 from tests.support.command_line import (
     IRON,
@@ -220,9 +220,9 @@ def test_a_sweep_that_does_not_finish_says_how_to_go_on(
     code: int,
     says: str,
 ) -> None:
-    def run_units(spec, units, *_: object) -> SweepResult:
+    def run_units(spec, units, *_: object) -> DriverResult:
         given_up = ((units[1], "CUDA error"),) if "given_up" in outcome else ()
-        return SweepResult(done=0, given_up=given_up, interrupted="interrupted" in outcome, hardware=())
+        return DriverResult(done=0, given_up=given_up, interrupted="interrupted" in outcome, hardware=())
 
     monkeypatch.setattr(ray_jobs.driver, "run_units", run_units)
     result = lambdasweep("run", *flags())

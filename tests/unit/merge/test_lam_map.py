@@ -156,7 +156,7 @@ BASE = {0: "a", 1: "b", 2: "c", 3: "d", 4: "e"}  # rows 5 and 6 of 7 are padding
 
 
 @pytest.mark.parametrize(
-    ("rows", "strings", "spans"),
+    ("rows", "strings", "ranges"),
     [
         (7, BASE, None),  # the padding is interpolated
         (7, BASE | {5: "<turn>"}, ((5, 6),)),
@@ -169,15 +169,15 @@ BASE = {0: "a", 1: "b", 2: "c", 3: "d", 4: "e"}  # rows 5 and 6 of 7 are padding
     ],
 )
 def test_rows_of_other_strings_are_those_of_aligned(
-    tmp_path: Path, rows: int, strings: dict[int, str], spans: tuple[tuple[int, int], ...] | None
+    tmp_path: Path, rows: int, strings: dict[int, str], ranges: tuple[tuple[int, int], ...] | None
 ) -> None:
     base, aligned = write(tmp_path / "base", 7, BASE), write(tmp_path / "aligned", rows, strings)
     pair = open_pair(base, aligned, line=Line(vocab="shared"))
-    assert pair.aligned_rows == ({} if spans is None else {"model.embed_tokens.weight": spans})
-    count = sum(stop - start for start, stop in spans or ())
+    assert pair.aligned_rows == ({} if ranges is None else {"model.embed_tokens.weight": ranges})
+    count = sum(stop - start for start, stop in ranges or ())
     told = [text for text in pair.warnings if "rows of model.embed_tokens.weight are aligned's at every λ" in text]
-    assert told == ([pair.warnings[0]] if spans else [])
-    assert not spans or told[0].startswith(f"{count} of {rows} rows")
+    assert told == ([pair.warnings[0]] if ranges else [])
+    assert not ranges or told[0].startswith(f"{count} of {rows} rows")
     assert pair.shaped is pair.aligned
     if (rows, strings) == (7, BASE):
         assert open_pair(base, aligned) == Pair(pair.base, {"": pair.aligned}, ())
@@ -202,8 +202,8 @@ def test_what_cannot_be_shared(tmp_path: Path) -> None:
 
 @given(st.sets(st.integers(0, 20)), st.integers(0, 20), st.integers(0, 20))
 def test_runs_cover_every_row_once(kept: set[int], first: int, length: int) -> None:
-    spans = tuple((row, row + 1) for row in sorted(kept))
-    found = list(runs(first, first + length, spans))
+    ranges = tuple((row, row + 1) for row in sorted(kept))
+    found = list(runs(first, first + length, ranges))
     rows = [(row, is_kept) for start, stop, is_kept in found for row in range(start, stop)]
     assert rows == [(row, row in kept) for row in range(first, first + length)]
 

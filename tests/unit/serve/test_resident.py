@@ -24,12 +24,12 @@ from merge.computed import Factors, mapped_together
 from merge.digest import WeightDigest, parameter_key, takes_words
 from merge.interpolate import chunks, interpolated_tensors, mapped_tensors, tensor_rules
 from merge.line import STRAIGHT, Line
-from merge.pair import Pair, join
+from merge.pair import Pair, put_together
 from serve.switch.held_parents import Added, HeldParents, MappedParents, is_read_anew
 from serve.switch.recorder import UntraceableError
 from serve.switch.reload import ReloadRoute, tied_modules
 from serve.switch.resident import ResidentRoute, _Staging
-from serve.switch.tiers import Room, choose
+from serve.switch.tiers import Room, tier_for
 from serve.switch.trace import trace
 from serve.switch.views import View
 
@@ -357,7 +357,7 @@ def test_adapters_are_kept_as_factors_and_give_the_checkpoint_that_is_exported(
     for seed, name in enumerate(names):
         of_factors += write_adapter(root / f"adapter-{seed}-{factors}", seed, factors)
         opened[role_of(name)] = open_checkpoint(str(root / f"adapter-{seed}-{factors}"), role_of(name))
-    pair = join(opened, STRAIGHT)
+    pair = put_together(opened, STRAIGHT)
     model = loaded(Model(*place, 8, live))
     asked: list[tuple[int, int]] = []
 
@@ -391,7 +391,7 @@ def test_adapters_are_kept_as_factors_and_give_the_checkpoint_that_is_exported(
 def test_factors_are_brought_to_the_device_once_wherever_base_is(root: Path, tier: str) -> None:
     base = write_pair(root / "brought", 8, torch.bfloat16).base
     write_adapter(root / "brought-adapter", 0, torch.bfloat16)
-    pair = join({"base": base, "aligned": open_checkpoint(str(root / "brought-adapter"), "aligned")}, STRAIGHT)
+    pair = put_together({"base": base, "aligned": open_checkpoint(str(root / "brought-adapter"), "aligned")}, STRAIGHT)
     parents, device = mapped_together([*pair.parents.values()]), torch.device("meta")
     targets = trace(loaded(Model(0, 1, 8, torch.bfloat16)), dict(mapped_tensors(pair.base)))
     where = device if tier == "device" else CPU
@@ -419,9 +419,9 @@ def test_a_block_is_kept_unless_it_is_made_when_it_is_read(root: Path) -> None:
     """What an adapter adds is a view of its factors; what is converted of a file is a copy."""
     base = write_pair(root / "kept", 8, torch.bfloat16).base
     write_adapter(root / "kept-adapter", 0, torch.bfloat16)
-    adapted = join({"base": base, "aligned": open_checkpoint(str(root / "kept-adapter"), "aligned")}, STRAIGHT)
+    adapted = put_together({"base": base, "aligned": open_checkpoint(str(root / "kept-adapter"), "aligned")}, STRAIGHT)
     other = write_pair(root / "kept-wide", 8, torch.float32).aligned
-    widened = join({"base": base, "aligned": other}, STRAIGHT)
+    widened = put_together({"base": base, "aligned": other}, STRAIGHT)
     for pair, anew in ((adapted, False), (widened, True)):
         parents = mapped_together([*pair.parents.values()])
         targets = trace(loaded(Model(0, 1, 8, torch.float32)), dict(mapped_tensors(pair.base)))
@@ -611,7 +611,7 @@ def test_what_the_loader_computes_it_makes_again(root: Path, place: tuple[int, i
 def test_an_adapted_tensor_that_is_loaded_as_no_part_of_a_matrix_is_a_copy(root: Path, tier: str) -> None:
     base = write_pair(root / "turning", 4, torch.bfloat16).base  # k is as wide as it is high, and loaded transposed
     write_adapter(root / "turning-adapter", 0, torch.bfloat16, {"attn.k": (4, 4), "attn.q": (8, 4)}, width=4)
-    pair = join({"base": base, "aligned": open_checkpoint(str(root / "turning-adapter"), "aligned")}, STRAIGHT)
+    pair = put_together({"base": base, "aligned": open_checkpoint(str(root / "turning-adapter"), "aligned")}, STRAIGHT)
     model = Turning(0, 1, 4, torch.float32)
     resident = route(pair, model, tier)
     resident._limit = 24
@@ -967,19 +967,19 @@ def room(**changes: Any) -> Room:
     ],
 )
 def test_the_fastest_tier_that_fits(parents: int, changes: dict[str, Any], tier: str) -> None:
-    assert choose("auto", parents, room(**changes)) == tier
+    assert tier_for("auto", parents, room(**changes)) == tier
 
 
 def test_a_tier_that_was_asked_for_is_used_or_refused() -> None:
-    assert choose("mmap", 1, room()) == "mmap"
-    assert choose("pinned", 1, room()) == "pinned"
-    assert choose("device", 1, room(device_total=0)) == "device"
+    assert tier_for("mmap", 1, room()) == "mmap"
+    assert tier_for("pinned", 1, room()) == "pinned"
+    assert tier_for("device", 1, room(device_total=0)) == "device"
     with pytest.raises(InputError, match=r"42\.9 GB a rank, and 64\.4 GB are free and 22\.3 GB must stay so"):
-        choose("device", 40 * GIB, room())
+        tier_for("device", 40 * GIB, room())
     with pytest.raises(InputError, match=r"the host has 107\.4 GB for 8 ranks"):
-        choose("pinned", 40 * GIB, room(host_total=100 * GIB))
+        tier_for("pinned", 40 * GIB, room(host_total=100 * GIB))
     with pytest.raises(InputError, match="use --parents auto"):
-        choose("device", 40 * GIB, room(device_total=0, host_total=100 * GIB))
+        tier_for("device", 40 * GIB, room(device_total=0, host_total=100 * GIB))
 
 
 def test_blocks_of_a_target_are_windows_on_it() -> None:

@@ -11,7 +11,7 @@ from lambdasweep.config import load_config
 from lambdasweep.engine_defaults import model_warnings, server_defaults, settle
 from merge.checkpoint import open_checkpoint
 from merge.line import STRAIGHT
-from merge.pair import Pair, join
+from merge.pair import Pair, put_together
 from serve.runnable import _BFLOAT16_ONLY, _FAR_FROM_TRANSFORMERS, _GROUPS, _WITHOUT_KERNEL
 from serve.settings import EngineSettings
 from tests.support.paths import ROOT
@@ -21,7 +21,7 @@ from tests.support.shapes import LLAMA_8B, write_shape
 def pair_of(folder: Path, architecture: str, more: dict[str, Any] | None = None) -> Pair:
     shape = LLAMA_8B | {"architectures": [architecture]} | (more or {})
     one = open_checkpoint(str(write_shape(folder, shape)), "base")
-    return join({"base": one, "aligned": one}, STRAIGHT)
+    return put_together({"base": one, "aligned": one}, STRAIGHT)
 
 
 def settled(pair: Pair, device: str, **flags: Any) -> EngineSettings:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from contract import schemas
 from contract.errors import EngineError
 from serve.engine import EngineScores, Prompt
-from serve.scoring import Request, plan, score_unit
+from serve.scoring import Request, prompts_of, score_unit
 
 VOCAB = 5
 
@@ -122,7 +122,7 @@ def test_no_row_of_a_document_is_asked_about_twice(documents: list[list[tuple[li
         ]
         if len({request.start for request in requests}) > 1:
             continue  # a context can begin inside another request's continuation
-        prompts, _ = plan(requests)
+        prompts, _ = prompts_of(requests)
         asked = [
             (tuple(prompt.token_ids[: row + 1]), token)
             for prompt in prompts
@@ -143,26 +143,28 @@ def request(number: int, ids: list[int], start: int, doc: str = "d") -> Request:
 
 
 def test_letters_share_one_prompt() -> None:
-    prompts, sources = plan([request(choice, [1, 2, 3, 4, choice], 4) for choice in range(4)])
+    prompts, keys_of = prompts_of([request(choice, [1, 2, 3, 4, choice], 4) for choice in range(4)])
     assert prompts == [Prompt([1, 2, 3, 4], 3, [0, 1, 2, 3])]
-    assert sources == [[(0, 3, choice)] for choice in range(4)]
+    assert keys_of == [[(0, 3, choice)] for choice in range(4)]
 
 
 def test_choices_are_scored_from_where_they_part() -> None:
     """A prompt's first row is where it leaves the earlier ones: up to there the cache may be read."""
-    prompts, sources = plan([request(0, [1, 2, 3, 4, 0], 2), request(1, [1, 2, 3, 0, 0], 2), request(2, [1, 2, 3], 2)])
+    prompts, keys_of = prompts_of(
+        [request(0, [1, 2, 3, 4, 0], 2), request(1, [1, 2, 3, 0, 0], 2), request(2, [1, 2, 3], 2)]
+    )
     assert prompts == [Prompt([1, 2, 3, 4], 1, [0]), Prompt([1, 2, 3, 0], 2, [0])]
-    assert sources == [[(0, 1, 3), (0, 2, 4), (0, 3, 0)], [(0, 1, 3), (1, 2, 0), (1, 3, 0)], [(0, 1, 3)]]
+    assert keys_of == [[(0, 1, 3), (0, 2, 4), (0, 3, 0)], [(0, 1, 3), (1, 2, 0), (1, 3, 0)], [(0, 1, 3)]]
 
 
 def test_a_context_may_begin_inside_an_earlier_continuation() -> None:
-    prompts, sources = plan([request(0, [1, 2, 3, 4, 0], 1), request(1, [1, 2, 3, 4, 1], 2)])
+    prompts, keys_of = prompts_of([request(0, [1, 2, 3, 4, 0], 1), request(1, [1, 2, 3, 4, 1], 2)])
     assert prompts == [Prompt([1, 2, 3, 4], 0, [0, 1])]
-    assert sources[1] == [(0, 1, 3), (0, 2, 4), (0, 3, 1)]
+    assert keys_of[1] == [(0, 1, 3), (0, 2, 4), (0, 3, 1)]
 
 
 def test_documents_do_not_borrow_from_each_other() -> None:
-    prompts, _ = plan([request(0, [1, 2, 3, 4], 2, "a"), request(1, [1, 2, 3, 4], 2, "b")])
+    prompts, _ = prompts_of([request(0, [1, 2, 3, 4], 2, "a"), request(1, [1, 2, 3, 4], 2, "b")])
     assert prompts == [Prompt([1, 2, 3], 1, [4])] * 2
 
 
