@@ -12,7 +12,7 @@ from tests.support.warm_python import warm_python
 SMALLEST = {
     "switch.py --tiny": lambda found: found["our_logprob_diff"] == 0 and found["switch_s"] > 0 and not found["cold_s"],
     "diversity.py --quick": lambda found: found["max_rel_diff"] < 1e-6,
-    "coverage.py --tiny": lambda found: found["contains_value"] == 1 and 0 < found["nll_regret_ratio"] < 1,
+    "interval_coverage.py --tiny": lambda found: found["contains_value"] == 1 and 0 < found["nll_regret_ratio"] < 1,
     "export.py --tiny": lambda found: 0 < found["max_ulp"] < 0.501,
     "report.py --tiny": lambda found: (found["requests"], found["resamples"]) == (720, 2000),
     "real_pair.py --tiny --out OUT": lambda found: found["trained_on"] > 0 and found["held_out"] > 0,

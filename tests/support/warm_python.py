@@ -6,6 +6,9 @@ that does what `sys.executable` does with `-m MODULE …` and `SCRIPT …`, in a
 `sys.executable` is one again: Ray's workers and agents, and what multiprocessing spawns. All else is handed to the real
 Python. Tests that use `sys.executable` itself see that everything can be imported anew.
 
+Ray reads the environment when it is imported, so its own processes are forks of a fork that has imported Ray, of which there
+is one for each environment that Ray could tell apart.
+
 The executable is a process of its own that waits for the fork: it passes signals on and ends as the fork does, and if it is
 killed, so is the fork. But a fork is no child of it, so `descendants` finds what psutil would look for in vain.
 """
@@ -64,15 +67,38 @@ _IMPORTED = (
     "vllm.v1.worker.cpu_worker",
 )
 
+# All that Ray's processes import: workers, agents, monitors, and the dashboard with its modules.
+_IMPORTED_BY_RAY = (
+    "ray",
+    "ray._private.log_monitor",
+    "ray._private.runtime_env.agent.runtime_env_agent",
+    "ray._private.workers.default_worker",
+    "ray.autoscaler._private.monitor",
+    "ray.autoscaler.v2.monitor",
+    "ray.dashboard.agent",
+    "ray.dashboard.head",
+    "ray.dashboard.modules.job.job_agent",
+    "ray.dashboard.modules.job.job_head",
+    "ray.dashboard.modules.metrics.metrics_head",
+    "ray.dashboard.modules.reporter.reporter_agent",
+    "ray.dashboard.modules.reporter.reporter_head",
+)
+_OF_A_PROCESS = {
+    "RAY_CLIENT_MODE",
+    "RAY_JOB_ID",
+    "RAY_NODE_ID",
+    "RAY_RAYLET_PID",
+}  # these are read when they are needed
+
 # The executable runs without the site module, so that it starts in milliseconds.
 _EXECUTABLE = """#!{python} -IS
 import array, json, os, signal, socket, sys
 
 arguments = {before} + sys.argv[1:]
-rest = [one for one in arguments if one != "-u"]
+rest = [one for one in arguments if one not in ("-B", "-u")]
 first = rest[0] if rest else ""
 spawned = first == "-c" and "--multiprocessing-fork" in rest
-if not (spawned or first == "-m" or first[:1] not in ("", "-") and os.path.basename(first) != "dashboard.py"):
+if not (spawned or first == "-m" or first[:1] not in ("", "-")):
     os.execv("{python}", ["{python}", *arguments])
 fds = [0, 1, 2]
 if spawned:  # multiprocessing hands its pipes down
@@ -163,10 +189,16 @@ _held: list[socket.socket] = []
 def _hold(folder: Path) -> None:
     line = socket.socket(socket.AF_UNIX)
     line.connect(str(folder / "socket"))
-    asked = json.dumps({"hold": True}).encode()
-    line.sendmsg([len(asked).to_bytes(4, "big")])
-    line.sendall(asked)
+    _ask(line, {"hold": True}, [])
     _held.append(line)
+
+
+def _ask(line: socket.socket, asked: dict[str, Any], fds: list[int]) -> None:
+    """Write what somebody asks for, for `_asked`."""
+    text = json.dumps(asked).encode()
+    handed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    line.sendmsg([len(text).to_bytes(4, "big")], handed)
+    line.sendall(text)
 
 
 def _start(folder: Path) -> None:
@@ -234,48 +266,116 @@ def _serve(folder: Path) -> None:
     listener.listen(128)
     (folder / "binding").rename(folder / "socket")
 
+    forks = _Forks(folder)
+    of_ray: dict[frozenset[tuple[str, str]], tuple[socket.socket, int]] = {}
     holders: list[socket.socket] = []
-    forks: dict[int, tuple[socket.socket, int]] = {}
-    gone: set[int] = set()  # forks whose executable was killed
     begun = False
     while holders or forks or not begun:
-        lines = [line for pid, (line, _) in forks.items() if pid not in gone]
-        readable, _, _ = select.select([listener, *holders, *lines], [], [], 0.02 if forks else None)
-        for line in readable:
-            if line is listener:
-                asking, _ = listener.accept()
-                asked, fds = _asked(asking)
-                if "hold" in asked:
-                    holders.append(asking)
-                    begun = True
-                elif asked:
-                    pid = os.fork()
-                    if not pid:
-                        _become(asked, fds)
-                    (folder / str(asked["asks"])).write_text(str(pid))
-                    with contextlib.suppress(OSError):
-                        asking.sendall(f"{pid}\n".encode())
-                    forks[pid] = asking, asked["asks"]
-                for fd in fds:
-                    os.close(fd)
-            elif line in holders:
+        for line in forks.readable(listener, *holders):
+            if line in holders:
                 holders.remove(line)
-            else:
-                for pid, (other, _) in forks.items():
-                    if other is line:
-                        gone.add(pid)
-                        with contextlib.suppress(OSError):
-                            os.kill(pid, signal.SIGKILL)
-        for pid in list(forks):
+                continue
+            asking, _ = listener.accept()
+            asked, fds = _asked(asking)
+            if "hold" in asked:
+                holders.append(asking)
+                begun = True
+            elif asked and f"{os.sep}ray{os.sep}" in asked["arguments"][0]:
+                ray = {name: value for name, value in asked["environment"].items() if name.startswith("RAY_")}
+                key = frozenset((name, value) for name, value in ray.items() if name not in _OF_A_PROCESS)
+                if key not in of_ray:
+                    ours, theirs = socket.socketpair()
+                    if not (pid := os.fork()):
+                        _serve_ray(folder, dict(key), theirs)
+                    theirs.close()
+                    of_ray[key] = ours, pid
+                _ask(of_ray[key][0], asked, [asking.fileno(), *fds])
+                asking.close()
+            elif asked:
+                forks.begin(asking, asked, fds)
+            for fd in fds:
+                os.close(fd)
+    for line, _ in of_ray.values():
+        line.close()
+    for _, pid in of_ray.values():
+        os.waitpid(pid, 0)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _serve_ray(folder: Path, environment: dict[str, str], line: socket.socket) -> NoReturn:
+    """Import Ray in an environment; then fork for each executable that is handed down, until nobody can hand one down."""
+    import gc
+    import importlib
+    import traceback
+
+    try:
+        # Whatever else is open belongs to others, who wait until nobody has it open any more.
+        away = fcntl.fcntl(line.fileno(), fcntl.F_DUPFD_CLOEXEC, _HIGH)
+        os.closerange(3, _HIGH)
+        line = socket.socket(fileno=away)
+        for name in [name for name in os.environ if name.startswith("RAY_")]:
+            del os.environ[name]
+        os.environ.update(environment)
+        for module in _IMPORTED_BY_RAY:
+            importlib.import_module(module)
+        gc.collect()
+        gc.freeze()
+        forks = _Forks(folder)
+        is_open = True
+        while is_open or forks:
+            for _ in forks.readable(*[line] * is_open):
+                asked, fds = _asked(line)
+                is_open = bool(asked)
+                if asked:
+                    forks.begin(socket.socket(fileno=fds[0]), asked, fds[1:])
+                for fd in fds[1:]:
+                    os.close(fd)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
+class _Forks:
+    """The forks of this process that run, each with the line to the executable that asked for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._running: dict[int, tuple[socket.socket, int]] = {}
+        self._gone: set[int] = set()  # forks whose executable was killed
+
+    def __bool__(self) -> bool:
+        return bool(self._running)
+
+    def begin(self, asking: socket.socket, asked: dict[str, Any], fds: list[int]) -> None:
+        """Fork, and be what is asked for there."""
+        pid = os.fork()
+        if not pid:
+            _become(asked, fds)
+        (self._folder / str(asked["asks"])).write_text(str(pid))
+        with contextlib.suppress(OSError):
+            asking.sendall(f"{pid}\n".encode())
+        self._running[pid] = asking, asked["asks"]
+
+    def readable(self, *others: socket.socket) -> list[socket.socket]:
+        """Wait a little for some sockets, and return those with something to read; meanwhile forks and executables end."""
+        lines = {line: pid for pid, (line, _) in self._running.items() if pid not in self._gone}
+        found, _, _ = select.select([*others, *lines], [], [], 0.02 if self._running else None)
+        for line in found:
+            if line in lines:
+                self._gone.add(lines[line])
+                with contextlib.suppress(OSError):
+                    os.kill(lines[line], signal.SIGKILL)
+        for pid in list(self._running):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
-                line, asks = forks.pop(pid)
-                gone.discard(pid)
-                (folder / str(asks)).unlink(missing_ok=True)
+                line, asks = self._running.pop(pid)
+                self._gone.discard(pid)
+                (self._folder / str(asks)).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     line.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
                 line.close()
-    shutil.rmtree(folder, ignore_errors=True)
+        return [line for line in found if line in others]
 
 
 def _handle_existing_loggers(existing: list[str], child_loggers: list[str], disable_existing: bool) -> None:

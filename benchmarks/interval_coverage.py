@@ -1,6 +1,6 @@
 """This counts how often intervals hold the truth and what λ* costs, in worlds whose truth is known, and by simpler rules.
 
-    python benchmarks/coverage.py [--quick | --tiny] [--seed N]
+    python benchmarks/interval_coverage.py [--quick | --tiny] [--seed N]
 
 Samples are drawn anew from the demo's world, scored by transformers with the demo's pair, and from synthetic worlds
 [benchmarks/worlds.py]. They go through the code of `lambdasweep report`. "Before" are simpler rules: the basic bootstrap
