@@ -1,5 +1,6 @@
 """This makes runs whose numbers have a known shape, and their reports."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -46,10 +47,16 @@ def analysed(run):
 
 
 def written(run, figures=False, pngs=False):
-    """Write the report and return its page. PNGs and PDFs are empty unless asked for: they show what the SVGs show."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not pngs:
-            patch.setattr("vl_convert.svg_to_png", lambda svg, ppi: b"")
-            patch.setattr("vl_convert.svg_to_pdf", lambda svg: b"")
+    """Write the report and return its page, with PNGs and PDFs if asked for."""
+    with contextlib.nullcontext() if pngs else svgs_only():
         write_report(run, analysed(run), figures=figures or pngs)
     return run.index_html.read_text(encoding="utf-8")
+
+
+@contextlib.contextmanager
+def svgs_only():
+    """Leave PNGs and PDFs empty: they show what the SVGs show, and drawing them takes most of a report's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vl_convert.svg_to_png", lambda svg, ppi: b"")
+        patch.setattr("vl_convert.svg_to_pdf", lambda svg: b"")
+        yield

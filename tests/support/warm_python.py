@@ -6,8 +6,9 @@ that does what `sys.executable` does with `-m MODULE …` and `SCRIPT …`, in a
 `sys.executable` is one again: Ray's workers and agents, and what multiprocessing spawns. All else is handed to the real
 Python. Tests that use `sys.executable` itself see that everything can be imported anew.
 
-Ray reads the environment when it is imported, so its own processes are forks of a fork that has imported Ray, of which there
-is one for each environment that Ray could tell apart.
+Ray reads the environment when it is imported. Its dashboard and its monitors, which are always started in the same few
+environments, are forks of a fork that has imported Ray in that environment. Each node's agents and workers have environments
+of their own, and import Ray themselves.
 
 The executable is a process of its own that waits for the fork: it passes signals on and ends as the fork does, and if it is
 killed, so is the fork. But a fork is no child of it, so `descendants` finds what psutil would look for in vain.
@@ -67,20 +68,15 @@ _IMPORTED = (
     "vllm.v1.worker.cpu_worker",
 )
 
-# All that Ray's processes import: workers, agents, monitors, and the dashboard with its modules.
+# All that Ray's dashboard and its monitors import.
 _IMPORTED_BY_RAY = (
     "ray",
     "ray._private.log_monitor",
-    "ray._private.runtime_env.agent.runtime_env_agent",
-    "ray._private.workers.default_worker",
     "ray.autoscaler._private.monitor",
     "ray.autoscaler.v2.monitor",
-    "ray.dashboard.agent",
     "ray.dashboard.head",
-    "ray.dashboard.modules.job.job_agent",
     "ray.dashboard.modules.job.job_head",
     "ray.dashboard.modules.metrics.metrics_head",
-    "ray.dashboard.modules.reporter.reporter_agent",
     "ray.dashboard.modules.reporter.reporter_head",
 )
 _OF_A_PROCESS = {
@@ -280,9 +276,12 @@ def _serve(folder: Path) -> None:
             if "hold" in asked:
                 holders.append(asking)
                 begun = True
-            elif asked and f"{os.sep}ray{os.sep}" in asked["arguments"][0]:
-                ray = {name: value for name, value in asked["environment"].items() if name.startswith("RAY_")}
-                key = frozenset((name, value) for name, value in ray.items() if name not in _OF_A_PROCESS)
+            elif (
+                asked
+                and f"{os.sep}ray{os.sep}" in asked["arguments"][0]
+                and "RAY_RAYLET_PID" not in asked["environment"]
+            ):
+                key = frozenset(one for one in asked["environment"].items() if one[0].startswith("RAY_"))
                 if key not in of_ray:
                     ours, theirs = socket.socketpair()
                     if not (pid := os.fork()):
@@ -312,7 +311,9 @@ def _serve_ray(folder: Path, environment: dict[str, str], line: socket.socket) -
         # Whatever else is open belongs to others, who wait until nobody has it open any more.
         away = fcntl.fcntl(line.fileno(), fcntl.F_DUPFD_CLOEXEC, _HIGH)
         os.closerange(3, _HIGH)
-        line = socket.socket(fileno=away)
+        os.dup2(away, 3, inheritable=False)
+        os.close(away)
+        line = socket.socket(fileno=3)
         for name in [name for name in os.environ if name.startswith("RAY_")]:
             del os.environ[name]
         os.environ.update(environment)
@@ -404,8 +405,8 @@ def _asked(line: socket.socket) -> tuple[dict[str, Any], list[int]]:
     for _, _, data in ancillary:
         fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     text = b""
-    while head and len(text) < int.from_bytes(head, "big"):
-        part = line.recv(1 << 16)
+    while head and (left := int.from_bytes(head, "big") - len(text)):
+        part = line.recv(left)
         if not part:
             return {}, list(fds)
         text += part
@@ -488,7 +489,7 @@ _before: list[Any] = []
 
 
 def _read_environment() -> None:
-    """Have torch and Ray read the environment as they would if they were imported now."""
+    """Have torch read the environment as it would if it were imported now."""
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))

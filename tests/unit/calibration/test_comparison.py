@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import altair as alt
 import numpy as np
@@ -28,18 +29,30 @@ from tests.support.tables import add_scores
 GRID = ("0", "0.5", "1")
 
 
-@pytest.fixture
-def places(tmp_path):
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
     """Return two runs that have `arc` and `quiz` in common, on different grids, and a task of their own each."""
+    root = tmp_path_factory.mktemp("kept")
     for name, grid, own, sure in (("sft", GRID, "words", 2.0), ("dpo", (*GRID, "1.5"), "letters", 4.0)):
-        run = RunDir(tmp_path / name)
+        run = RunDir(root / name)
         for seed, task in enumerate(("quiz", "arc", own)):
             add_quiz(run, task, grid=grid, seed=seed, sure=sure)
-    return [str(tmp_path / "sft"), str(tmp_path / "dpo")]
+    return [str(root / "sft"), str(root / "dpo")]
 
 
-def test_runs_are_compared_on_the_tasks_that_both_have(places):
-    found = gather_runs(places, resamples=60)
+@pytest.fixture(scope="module")
+def found(kept):
+    """Return these runs, compared. No test changes either."""
+    return gather_runs(kept, resamples=60)
+
+
+@pytest.fixture
+def places(kept, tmp_path):
+    """Return copies of these runs, for tests that change them."""
+    return [str(shutil.copytree(place, tmp_path / Path(place).name)) for place in kept]
+
+
+def test_runs_are_compared_on_the_tasks_that_both_have(kept, found):
     assert [run.name for run in found.runs] == ["sft", "dpo"]
     assert sorted(found.tasks) == ["arc", "quiz"]
     assert found.titles[0] == "all tasks"
@@ -47,7 +60,7 @@ def test_runs_are_compared_on_the_tasks_that_both_have(places):
     assert "Not in all runs, hence not compared: letters, words." in found.notices or (
         "Not in all runs, hence not compared: words, letters." in found.notices
     )
-    for place, run in zip(places, found.runs, strict=True):
+    for place, run in zip(kept, found.runs, strict=True):
         alone = {one.task: one for one in analyse(RunDir(place), resamples=60).found.tasks}
         for task in ("arc", "quiz"):  # a run's numbers of a task do not depend on the run beside it
             assert run.frontiers[task] == alone[task]
@@ -65,8 +78,7 @@ def test_each_record_of_a_run_is_read_once(places, monkeypatch):
     assert reads == {f"{place}/{name}": 1 for place in places for name in ("sweep.json", "plan.json")}
 
 
-def test_rows_and_tables_say_what_the_frontiers_say(places):
-    found = gather_runs(places, resamples=60)
+def test_rows_and_tables_say_what_the_frontiers_say(found):
     for title in found.titles:
         for run, row in zip(found.runs, compared_rows(found, title), strict=True):
             frontier = run.frontiers[title]
@@ -104,8 +116,7 @@ def rows_of(chart):
     return [dict(zip(head.split(","), line.split(","), strict=True)) for line in lines]
 
 
-def test_figures_have_every_run_on_the_same_axes(places):
-    found = gather_runs(places, resamples=60)
+def test_figures_have_every_run_on_the_same_axes(found):
     figures = comparison_figures(found)
     assert {section: len(charts) for section, charts in figures.items()} == {
         "along": 3,
@@ -137,18 +148,12 @@ def test_figures_have_every_run_on_the_same_axes(places):
             alt.Chart.from_dict(chart)  # altair raises where a chart does not fit the schema of Vega-Lite
 
 
-def test_the_same_tables_give_the_same_page(places, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    moved = [
-        str(shutil.copytree(place, tmp_path / "elsewhere" / name))
-        for name, place in zip(("sft", "dpo"), places, strict=True)
-    ]
-    html, again = (comparison_page(gather_runs(some, resamples=60)) for some in (places, moved))
-    assert html == again
-    assert str(tmp_path) not in html
+def test_the_same_tables_give_the_same_page(places, found, tmp_path):
+    html = comparison_page(found)
+    assert comparison_page(gather_runs(places, resamples=60)) == html  # places are copies
+    assert str(tmp_path.parent) not in html
     data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.S)[1])
     assert set(data["specs"]) == set(re.findall(r'class="figure" id="([^"]+)"', html))
-    found = gather_runs(places, resamples=60)
     for run in found.runs:
         assert markup.escape(run.frontiers["all tasks"].answer) in html
     names, rows = header(found, "arc"), [cells(row) for row in compared_rows(found, "arc")]

@@ -28,6 +28,7 @@ from contract.schemas import point_of
 from lambdasweep import open_run
 from lambdasweep.monitor import status, watch
 from lambdasweep.monitor.run_counts import RunCounts
+from tests.support.reports import svgs_only
 from tests.support.tables import SWEEP, add_prompts, add_samples, add_scores, add_task
 
 POINTS = parse_points("dpo=0,0.5,1,sft=0,1", ["dpo", "sft"])
@@ -197,7 +198,8 @@ def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
     told = list(notices(facts))
     assert any("no curves, no interval of λ*" in text for text in told)
     assert not any("weighed by module" in text for text in told)
-    write_report(plane, analysis, figures=True)
+    with svgs_only():
+        write_report(plane, analysis, figures=True)
     svg = plane.figure("acc-one.svg").read_text()
     assert all(f">{name}<" in svg for name in ("base", "dpo", "sft", "λ*", "0.667"))
     assert ">null<" not in svg

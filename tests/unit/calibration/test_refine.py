@@ -86,7 +86,7 @@ SHAPES = {  # skill and sharpness by λ
 class World:
     """These are documents of four choices, with their metrics at any λ in shared resamples."""
 
-    def __init__(self, shape, documents, seed, resamples=200):
+    def __init__(self, shape, documents, seed, resamples=80):
         rng = np.random.default_rng([seed, documents])
         self._shape, self._gold = SHAPES[shape], rng.integers(4, size=documents)
         self._skill = rng.normal(1, 0.9, documents)

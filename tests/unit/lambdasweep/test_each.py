@@ -35,6 +35,7 @@ from lambdasweep.monitor.status import describe
 from lambdasweep.takehome.serve import name_at
 from tests.support.command_line import Result, contents
 from tests.support.paths import ROOT
+from tests.support.reports import svgs_only
 from tests.support.waiting import until
 
 STAND_IN = ROOT / "tests" / "support" / "stand_in_server.py"
@@ -582,7 +583,8 @@ def test_tables_and_report_of_what_was_measured(tmp_path: Path) -> None:
     ]
     assert str(tables[0].caption) == "95 %: ± 1.96 standard errors, by lm-eval"
     assert list(tables[1].columns[-1].cells) == ["–", "–"]  # the command did not say how many documents there were
-    write_report(run, analysis, figures=True)
+    with svgs_only():
+        write_report(run, analysis, figures=True)
     html = run.index_html.read_text(encoding="utf-8")
     assert "A command measured everything here" in html
     assert "λ = 1: nothing is measured there" in html

@@ -305,12 +305,12 @@ def start(pair: tuple[Path, Path], lam: str, out: Path) -> "subprocess.Popen[str
 
 @pytest.fixture(scope="module")
 def large_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Write 200 MB in 200 files, which takes long enough to be killed in the middle."""
+    """Write 80 MB in 80 files, which takes long enough to be killed in the middle."""
     root = tmp_path_factory.mktemp("large")
     parents = []
     for seed, role in enumerate(("base", "aligned")):
         generator = torch.Generator().manual_seed(seed)
-        tensors = {f"model.layers.{n}.w": torch.randn(1000, 500, generator=generator).bfloat16() for n in range(200)}
+        tensors = {f"model.layers.{n}.w": torch.randn(1000, 500, generator=generator).bfloat16() for n in range(80)}
         parents.append(write(root / role, tensors))
     return parents[0], parents[1]
 
@@ -319,14 +319,14 @@ def test_a_killed_export_goes_on_where_it_stopped(large_pair: tuple[Path, Path],
     whole = make(*large_pair, "0.3", tmp_path / "whole", "1MB")
     out, partial = tmp_path / "out", tmp_path / ".out.partial"
     process = start(large_pair, "0.3", out)
-    while not (partial / "model-00020-of-00200.safetensors").exists():
+    while not (partial / "model-00010-of-00080.safetensors").exists():
         assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not out.exists()
     kept = json.loads((partial / "progress.json").read_text())["files"]
-    assert 0 < len(kept) < 200
+    assert 0 < len(kept) < 80
     damaged, *sound = sorted(kept)
     with open(partial / damaged, "r+b") as file:
         file.seek(5000)
@@ -335,7 +335,7 @@ def test_a_killed_export_goes_on_where_it_stopped(large_pair: tuple[Path, Path],
     process = start(large_pair, "0.3", out)
     said, _ = process.communicate()
     assert process.returncode == 0
-    assert said == f"going on: {len(sound)} of 200 files are there already\n"
+    assert said == f"going on: {len(sound)} of 80 files are there already\n"
     assert {name: (out / name).stat().st_ino for name in sound} == before
     assert files(out) == files(whole)
     assert not partial.exists()
