@@ -7,7 +7,6 @@ reading results has no transformers: there only those keys are compared that bot
 """
 
 import contextlib
-import copy
 import dataclasses
 import inspect
 import json
@@ -219,10 +218,16 @@ def _read_text(text: str) -> _Reading | None:
 
 
 def made_by_class(config: Mapping[str, Any]) -> Any:
-    """Return the object that transformers' config class makes of a config.json.
+    """Return the object that transformers' config class makes of a config.json, which nobody may change.
 
     It is None where transformers is not installed, has no such class, or its class does not take the config.
     """
+    return _made_of_text(json.dumps(config))
+
+
+@lru_cache(maxsize=16)  # a command asks several times what each parent's config means
+def _made_of_text(text: str) -> Any:
+    config = json.loads(text)
     kind = config.get("model_type")
     if find_spec("transformers") is None or not isinstance(kind, str):
         return None
@@ -234,7 +239,7 @@ def made_by_class(config: Mapping[str, Any]) -> Any:
     loudness = logging.get_verbosity()
     logging.set_verbosity_error()  # what it has to say of a config is not about the pair
     try:
-        return CONFIG_MAPPING[kind].from_dict(copy.deepcopy(dict(config)))
+        return CONFIG_MAPPING[kind].from_dict(config)
     except Exception:  # a config class may raise anything over a value that it does not expect
         return None
     finally:

@@ -35,16 +35,19 @@ def document(template: str, drawn: Mapping[str, Spec], **context: Any) -> str:
     bundle, script = Markup(_bundle()), Markup(_file("page.js"))
     data = {"specs": specs, "datasets": datasets, "themes": {name: theme(name, _FONT) for name in ("light", "dark")}}
     # A task's name cannot become markup: jinja2 escapes it in HTML, and the JSON has no "<" at all.
-    environment = Environment(loader=FunctionLoader(_file), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template(template).render(
-        **context,
-        style=Markup(_file("page.css")),
-        bundle=bundle,
-        script=script,
-        data=Markup(_json(data)),
-        # Only these two scripts run, whatever else is in the page, and nothing is fetched. Vega makes functions of its
-        # expressions ('unsafe-eval'), and no expression holds text of a task.
-        hashes=[_digest(bundle), _digest(script)],
+    return (
+        _templates()
+        .get_template(template)
+        .render(
+            **context,
+            style=Markup(_file("page.css")),
+            bundle=bundle,
+            script=script,
+            data=Markup(_json(data)),
+            # Only these two scripts run, whatever else is in the page, and nothing is fetched. Vega makes functions of its
+            # expressions ('unsafe-eval'), and no expression holds text of a task.
+            hashes=[_digest(bundle), _digest(script)],
+        )
     )
 
 
@@ -62,6 +65,11 @@ def _spec(chart: Spec, datasets: dict[str, str]) -> Spec:
 def _json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+@functools.cache  # it keeps the templates that it has compiled
+def _templates() -> Environment:
+    return Environment(loader=FunctionLoader(_file), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 @functools.cache
