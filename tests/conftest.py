@@ -1,7 +1,11 @@
-"""This marks the real tests, and loads the fixtures of the command line."""
+"""This marks the real tests, loads the fixtures of the command line, and has each process compute in one thread."""
 
 import os
+import sys
 from pathlib import Path
+
+# There is a process for each core, where a second thread would wait for the first and the first for it.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
@@ -25,3 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(REAL):
             item.add_marker("real")
+
+
+def pytest_collection_finish() -> None:
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)  # and not by the environment, which the processes that tests start would have as well

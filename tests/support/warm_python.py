@@ -244,6 +244,8 @@ def _serve(folder: Path) -> None:
     from vllm.model_executor.models import registry
     from vllm.platforms import current_platform
 
+    from serve import start
+
     # vLLM asks an architecture's class in a process of its own, which imports vLLM anew. A fork is such a process.
     registry._run_in_subprocess = lambda ask: ask()
 
@@ -255,6 +257,7 @@ def _serve(folder: Path) -> None:
     # Engines thaw at their end what was frozen, and collect it: seconds for objects that no fork has made.
     gc.unfreeze = lambda: None
     logging.config._handle_existing_loggers = _handle_existing_loggers
+    start.process_environment = _with_threads(start.process_environment)
     # Ranks look for work without a pause for a second before they sleep, on cores that other tests want.
     shm_broadcast.sched_yield = lambda: time.sleep(2e-4)
     listener = socket.socket(socket.AF_UNIX)
@@ -377,6 +380,23 @@ class _Forks:
                     line.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
                 line.close()
         return [line for line in found if line in others]
+
+
+def _with_threads(right: Any) -> Any:
+    """Have torch take the number of threads that a replica sets in its environment, which torch reads once, at its import.
+
+    Otherwise a replica with one core of two computes in two threads, which wait for each other on that core.
+    """
+
+    @functools.wraps(right)
+    def process_environment(*arguments: Any, **named: Any) -> dict[str, str]:
+        import torch
+
+        found: dict[str, str] = right(*arguments, **named)
+        torch.set_num_threads(int(found.get("OMP_NUM_THREADS", torch.get_num_threads())))
+        return found
+
+    return process_environment
 
 
 def _handle_existing_loggers(existing: list[str], child_loggers: list[str], disable_existing: bool) -> None:
