@@ -22,6 +22,9 @@ settings.load_profile("patient")
 os.environ.setdefault("RAY_enable_worker_prestart", "0")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
+# No test cuts the power, and waiting for the disk takes a twentieth of the unit tests' time.
+os.fsync = lambda descriptor: None
+
 REAL = Path(__file__).parent / "real"
 
 
