@@ -37,7 +37,7 @@ def show_metrics(run_dir: "RunDir", margin: float | None = None, confidence: str
     from calibration.frontier.beside import notes
     from calibration.terminal.beside import beside_table
     from calibration.terminal.tables import render
-    from lambdasweep.freed_memory import keep_freed_memory
+    from contract.freed_memory import keep_freed_memory
     from lambdasweep.monitor.phase import phase
 
     keep_freed_memory()

@@ -8,10 +8,9 @@ from calibration.report.data import chart_data
 from calibration.report.facts import Cell, Facts, Outcomes, TaskFacts
 from calibration.report.measures import Measure
 from calibration.report.style import NEUTRAL, OTHER_COLOUR, lam_axis, lam_colour, number, role_shape
-from calibration.report.vega import Spec, end, mark, nominal, quantitative
+from calibration.report.vega import Spec, end, mark, nominal, quantitative, together_in
 
 _COLUMNS = ("task", "lambda", "lam", "point", "role", "value", "low", "high", "scaled", "floor", "documents", "apart")
-_TOGETHER = "!datum.apart"
 
 
 def curve_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict[str, Any]]:
@@ -57,7 +56,7 @@ def curve_chart(facts: Facts, rows: Sequence[dict[str, Any]], measure: Measure, 
     def y(field: str, **properties: Any) -> Spec:
         return quantitative(field, title=measure.axis, scale={"zero": False}, **properties)
 
-    together = [_TOGETHER] if any(row.get("apart") for row in rows) else []
+    together = together_in(rows)
     layers = [mark("line", {"x": x, "y": y("value")}, together, color=NEUTRAL, strokeWidth=1.5)]
     if any(row["low"] is not None for row in rows):  # Vega warns of a channel without any number
         band = {"x": x, "y": y("low"), "y2": end("high")}

@@ -105,7 +105,7 @@ def _of_task(facts: Facts, task: TaskFacts) -> Iterator[str]:
         yield f"only λ = {task.lambdas[0]} is finished, so there is no curve yet."
     if task.apart:
         yield (
-            f"other documents have scores at {_span(task.apart)} than at most λs: their points in the curves are hollow, no "
+            f"other documents have scores at {_span(task.apart)} than at most λs: their points along λ are hollow, no "
             "line goes through them, and nothing is compared with them."
         )
     for metric, words in _REASONS.items():

@@ -24,7 +24,8 @@ def plane_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict
         cell = task.cell(point, measure.metric)
         if cell.plottable is not None:
             across, up = (float(lam) for lam in coordinates(point).values())
-            marks = [facts.role_of(point), "λ*" if point == star else ""]
+            apart = "other documents" if point in task.apart else ""
+            marks = [facts.role_of(point), "λ*" if point == star else "", apart]
             yield {
                 **{"task": task.name, "lambda": point, "across": across, "up": up, "documents": cell.n},
                 **{"value": cell.plottable, "low": cell.low, "high": cell.high},

@@ -7,14 +7,14 @@ from calibration.frontier.curve import shown_as
 from calibration.report.data import chart_data
 from calibration.report.facts import Facts, TaskFacts
 from calibration.report.style import ACCURACY_COLOUR, OTHER_COLOUR, lam_axis, number
-from calibration.report.vega import Spec, end, mark, nominal, quantitative
+from calibration.report.vega import Spec, end, mark, nominal, quantitative, together_in
 
-_COLUMNS = ("task", "lambda", "lam", "point", "series", "value", "low", "high")
+_COLUMNS = ("task", "lambda", "lam", "point", "series", "value", "low", "high", "apart")
 _SERIES = ("accuracy", "mean confidence")
 
 
 def task_rows(facts: Facts, task: TaskFacts) -> Iterator[dict[str, Any]]:
-    """Yield accuracy and mean confidence at every finished λ."""
+    """Yield accuracy and mean confidence at every finished λ; λs are `apart` as in `curve_rows`."""
     for lam in task.lambdas:
         for series, metric in zip(_SERIES, (facts.accuracy, shown_as("confidence", facts.confidence)), strict=True):
             cell = task.cell(lam, metric)
@@ -22,6 +22,7 @@ def task_rows(facts: Facts, task: TaskFacts) -> Iterator[dict[str, Any]]:
                 yield {
                     **{"task": task.name, "lambda": lam, "lam": number(lam), "point": facts.stop(lam)},
                     **{"series": series, "value": cell.plottable, "low": cell.low, "high": cell.high},
+                    "apart": int(lam in task.apart),
                 }
 
 
@@ -51,11 +52,15 @@ def tasks_chart(facts: Facts, rows: Sequence[dict[str, Any]], value_range: tuple
         quantitative("value", title="value", format=".4f"),
     ]
     dash = nominal("series", scale=dashes, legend=legend)
+    together = together_in(rows)
+    dots = along | {"y": y("value"), "tooltip": tooltip}
+    hollow = [mark("point", dots, ["datum.apart"], filled=False, opacity=1, size=40)] if together else []
     return {
         "data": chart_data(rows, _COLUMNS),
         "layer": [
-            mark("area", along | {"y": y("low"), "y2": end("high")}, opacity=0.16),
-            mark("line", along | {"y": y("value"), "strokeDash": dash}, strokeWidth=2),
-            mark("point", along | {"y": y("value"), "tooltip": tooltip}, size=28, filled=True, opacity=1),
+            mark("area", along | {"y": y("low"), "y2": end("high")}, together, opacity=0.16),
+            mark("line", along | {"y": y("value"), "strokeDash": dash}, together, strokeWidth=2),
+            mark("point", dots, together, size=28, filled=True, opacity=1),
+            *hollow,
         ],
     }

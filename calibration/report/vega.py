@@ -4,7 +4,7 @@ Altair has classes for them, which check and copy every part of a chart whenever
 there. Tests hold the finished charts against altair's copy of the Vega-Lite schema instead.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Spec = dict[str, Any]
@@ -29,6 +29,11 @@ def ordinal(field: str, **properties: Any) -> Spec:
 def end(field: str) -> Spec:
     """Return the second end (x2 or y2) of a mark that has two."""
     return {"field": field}
+
+
+def together_in(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the filter that leaves out rows that are `apart`, or no filter where none is."""
+    return ["!datum.apart"] if any(row.get("apart") for row in rows) else []
 
 
 def mark(kind: str, encoding: Mapping[str, Any], transform: Sequence[Spec | str] = (), **properties: Any) -> Spec:

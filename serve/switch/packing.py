@@ -1,12 +1,12 @@
 """This module fills weights that vLLM's CPU backend keeps packed: layer by layer they are laid out, filled and packed."""
 
-import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from contract.errors import EngineError
+from contract.freed_memory import keep_freed_memory
 from serve.switch.experts import kernel_of
 from serve.switch.recorder import UntraceableError
 from serve.switch.reload import tied_modules
@@ -39,7 +39,7 @@ class Packer:
             raise UntraceableError(f"vLLM keeps {', '.join(unknown[:5])} in a layout of its own")
         size = max((self._scratch_bytes(targets) for targets in layers.values()), default=0)
         self._scratch = torch.zeros(size, dtype=torch.uint8)
-        _keep_freed_memory()
+        keep_freed_memory()
 
     def unpacked(self, module: torch.nn.Module, targets: Sequence[Target]) -> Iterator[tuple[Target, torch.Tensor]]:
         """Yield the layer's parameters, each with the tensor in the loader's layout that is to be filled."""
@@ -122,15 +122,3 @@ def _process(module: Any) -> None:
         experts.process_weights_after_loading(module)
         return
     module.quant_method.process_weights_after_loading(module)
-
-
-def _keep_freed_memory() -> None:
-    """Have the C library reuse a freed packed copy instead of returning it to the system and faulting it in again page by
-    page, which costs more than packing. Does nothing where there is no mallopt."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    trim_threshold, mmap_threshold = -1, -3
-    mallopt(mmap_threshold, 1 << 30)
-    mallopt(trim_threshold, 1 << 30)

@@ -1,5 +1,6 @@
 """Runs over several aligned checkpoints have tables of points, which say what tables of λs with the same scores say."""
 
+import dataclasses
 import io
 import json
 import math
@@ -14,7 +15,9 @@ from rich.console import Console
 from calibration.analyse import analyse, write_metrics
 from calibration.report.facts import gather
 from calibration.report.figures import page_figures, paper_figures
+from calibration.report.measures import drawn_measures
 from calibration.report.notices import notices
+from calibration.report.plane_figure import plane_measures, plane_rows
 from calibration.report.write import write_report
 from calibration.samples_at_lambda import by_lambda
 from calibration.terminal.tables import render
@@ -216,6 +219,18 @@ def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
     bins = pq.read_table(plane.bins_parquet)
     assert bins.schema.remove_metadata().equals(schemas.BINS)
     assert plane.metrics_csv.read_text().splitlines()[1].startswith('one,,"dpo=0,sft=0",acc,')
+
+
+def test_a_point_with_scores_of_other_documents_is_named_in_the_plane(analysis):
+    facts = gather(analysis, "ece_width15", "sum")
+    task = facts.tasks[0]
+    apart = dataclasses.replace(task, frontier=dataclasses.replace(task.frontier, apart=("dpo=0.5,sft=1",)))
+    measure = plane_measures(facts, drawn_measures("choices"))[0]
+    named, plain = ({row["lambda"]: row["label"] for row in plane_rows(facts, one, measure)} for one in (apart, task))
+    told = named.pop("dpo=0.5,sft=1"), plain.pop("dpo=0.5,sft=1")
+    assert told[0] == ", ".join(filter(None, (told[1], "other documents")))
+    assert named == plain
+    assert not any("other documents" in label for label in plain.values())
 
 
 def test_a_run_whose_tables_have_no_point_is_reported(line, tmp_path):

@@ -27,6 +27,7 @@ from calibration.report.measures import drawn_measures
 from calibration.report.notices import notices
 from calibration.report.numbers import numbers
 from calibration.report.page import page
+from calibration.report.tasks_figure import task_rows, tasks_chart
 from calibration.report.write import write_report
 from calibration.terminal.tables import render
 from calibration.uncertainty.resample import draw
@@ -323,15 +324,18 @@ def test_a_lambda_with_scores_of_other_documents_is_joined_to_none(run):
     add_quarantine(run, "quiz", "0.5", list(range(8)))
     facts = facts_of(run)
     assert facts.tasks[0].apart == ("0.5",)
-    chart = page_figures(facts)["curves"]["task-acc"]
-    assert {row["lambda"]: row["apart"] for row in drawn_rows(chart)} == dict.fromkeys(GRID, "0") | {"0.5": "1"}
-    drawn = {
-        (layer["mark"]["type"], layer["mark"].get("filled")): [step["filter"] for step in layer.get("transform", [])]
-        for layer in chart["layer"]
-        if layer["mark"]["type"] in ("line", "area", "point") and layer["mark"].get("size") != 110
-    }
-    assert drawn["point", False] == ["datum.apart"]
-    assert drawn["line", None] == drawn["area", None] == drawn["point", True] == ["!datum.apart"]
+    multiple = tasks_chart(facts, list(task_rows(facts, facts.tasks[0])), (0, 1))
+    for chart in (page_figures(facts)["curves"]["task-acc"], multiple):
+        assert {row["lambda"]: row["apart"] for row in drawn_rows(chart)} == dict.fromkeys(GRID, "0") | {"0.5": "1"}
+        drawn = {
+            (layer["mark"]["type"], layer["mark"].get("filled")): [
+                step["filter"] for step in layer.get("transform", [])
+            ]
+            for layer in chart["layer"]
+            if layer["mark"]["type"] in ("line", "area", "point") and layer["mark"].get("size") != 110
+        }
+        assert drawn["point", False] == ["datum.apart"]
+        assert drawn["line", None] == drawn["area", None] == drawn["point", True] == ["!datum.apart"]
     assert any("other documents have scores at λ = 0.5 than at most λs" in text for text in notices(facts))
 
 
