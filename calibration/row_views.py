@@ -5,8 +5,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calibration.metrics.predictions import predictions
+from calibration.scores.columns import places
+from calibration.scores.documents import continuations_of
 from calibration.scores.loader import Loader, TaskScores
-from calibration.scores.per_document import CONFIDENCES, ChoiceScores, continuations_of, places
+from calibration.scores.per_document import CONFIDENCES, ChoiceScores
 from calibration.uncertainty.resample import draw
 from contract import schemas
 from contract.errors import InputError

@@ -199,7 +199,7 @@ class Run:
         `tokens`.
         """
         from calibration.row_views import EXPLODED, explode
-        from calibration.scores.per_document import CONTINUATION_COLUMNS
+        from calibration.scores.documents import CONTINUATION_COLUMNS
 
         tables = [_named("", EXPLODED.empty_table())]
         requests: dict[str, pa.Table] = {}

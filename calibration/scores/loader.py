@@ -5,18 +5,20 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from calibration.scores.documents import (
+    CONTINUATION_COLUMNS,
+    REQUEST_COLUMNS,
+    continuations_of,
+    documents_of,
+    unconditional_of,
+)
 from calibration.scores.per_document import (
     CONFIDENCES,
-    CONTINUATION_COLUMNS,
     PMI,
-    REQUEST_COLUMNS,
     ChoiceScores,
     ContinuationScores,
     choice_scores,
     continuation_scores,
-    continuations_of,
-    documents_of,
-    unconditional_of,
     unconditional_scores,
 )
 from calibration.scores.per_token import TokenScores, token_scores

@@ -1,4 +1,4 @@
-"""Tables become arrays over documents: which rows make up a document, which documents are complete, and their scores.
+"""Tables of scores become arrays over documents: which documents are complete at a λ, and their scores.
 
 Three confidences are made of the same log-probabilities. Each is a softmax over a document's choices, of
 
@@ -22,47 +22,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from calibration.arrays import Bools, Floats, Ints
+from calibration.scores.columns import ints, one_chunk, owners_of, places
+from calibration.scores.documents import Continuations, Documents, damaged_requests
 from contract.errors import LambdasweepError
 from contract.points import is_named
 
 CONFIDENCES = ("sum", "tokens", "bytes")  # the confidences that every choice task has
 PMI = "pmi"
 
-# This module needs only these columns of schemas.REQUESTS.
-REQUEST_COLUMNS = ("request_id", "doc_id", "continuation_bytes", "is_gold")
-CONTINUATION_COLUMNS = ("token_ids", "continuation_start")
-
-_REQUESTS = "The request table is damaged: restore it, or sweep again into another directory"
 _TOKENS = "The committed table is damaged: delete the file that holds it, then the same sweep scores it again"
-
-
-@dataclass(frozen=True, slots=True)
-class Documents:
-    """Says how the R requests of a task make up its D documents, which is the same at every λ."""
-
-    of_request: Ints  # [R] the document of each request
-    position: Ints  # [R] the place of each request among the choices of its document
-    byte_counts: Ints  # [R] the UTF-8 bytes of each request's continuation
-    sizes: Ints  # [D] the number of choices of each document
-    gold: Ints  # [D] the place of each document's gold choice
-
-    @property
-    def gold_requests(self) -> Ints:
-        """Return [D] the request of each document's right choice."""
-        return np.cumsum(self.sizes) - self.sizes + self.gold
-
-    @property
-    def is_continuation(self) -> bool:
-        """Tell whether every document is one continuation; then there is no choice, and no confidence in one."""
-        return len(self.sizes) > 0 and bool((self.sizes == 1).all())
-
-
-@dataclass(frozen=True, slots=True)
-class Continuations:
-    """The tokens that the R requests of a task are scored on, which are the same at every λ."""
-
-    token_ids: Ints  # [sum of lengths] the token ids, request after request
-    lengths: Ints  # [R] the number of tokens of each request's continuation
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,67 +88,6 @@ class _Rows:
     lengths: Ints  # [T] the number of continuation tokens
 
 
-def documents_of(requests: pa.Table, where: str) -> Documents:
-    """Group the rows of a request table into documents.
-
-    Args:
-        requests: all rows of one task, with at least REQUEST_COLUMNS of schemas.REQUESTS.
-        where: the words that name the run and the task in messages.
-
-    Raises:
-        LambdasweepError: request_id is not the row number, a document's rows are not contiguous, a document does not have
-            exactly one gold choice, or a continuation has no bytes.
-    """
-    if not np.array_equal(_ints(requests["request_id"]), np.arange(len(requests))):
-        raise _damaged(where, "request_id is not the row number", _REQUESTS)
-    # Codes are given out in order of appearance, so documents are contiguous if their codes never fall.
-    of_request = _ints(_one_chunk(requests["doc_id"]).dictionary_encode().indices)
-    if (np.diff(of_request) < 0).any():
-        raise _damaged(where, "the rows of a document are not next to each other", _REQUESTS)
-    byte_counts = _ints(requests["continuation_bytes"])
-    if (byte_counts < 1).any():
-        raise _damaged(where, f"request {int(np.argmax(byte_counts < 1))} has a continuation of no bytes", _REQUESTS)
-    sizes = np.bincount(of_request)
-    position = np.arange(len(of_request)) - (np.cumsum(sizes) - sizes)[of_request]
-    gold_rows = np.flatnonzero(_one_chunk(requests["is_gold"]).to_numpy(zero_copy_only=False))
-    gold_counts = np.bincount(of_request[gold_rows], minlength=len(sizes))
-    if (gold_counts != 1).any():
-        document = int(np.argmax(gold_counts != 1))
-        first = int(np.argmax(of_request == document))
-        name = requests["doc_id"][first].as_py()
-        raise _damaged(where, f"document {name!r} has {gold_counts[document]} gold choices, not one", _REQUESTS)
-    return Documents(of_request, position, byte_counts, sizes, position[gold_rows])
-
-
-def continuations_of(requests: pa.Table) -> Continuations:
-    """Cut the continuations out of all rows of a task's request table, of which CONTINUATION_COLUMNS are enough."""
-    lists = _one_chunk(requests["token_ids"])
-    starts = _ints(requests["continuation_start"])
-    lengths = _ints(pc.list_value_length(lists)) - starts
-    # Only the tokens of continuations are taken, because contexts are hundreds of times longer.
-    first = np.cumsum(lengths + starts) - lengths
-    return Continuations(_ints(lists.flatten().take(pa.array(np.repeat(first, lengths) + places(lengths)))), lengths)
-
-
-def unconditional_of(continuations: Continuations, alone: Continuations) -> Ints:
-    """Return [R] which of U unconditional requests has the same continuation as each of R requests; −1: none.
-
-    Args:
-        continuations: the tokens that the R requests are scored on.
-        alone: those of the U requests.
-    """
-    found = pc.index_in(_as_bytes(continuations), value_set=_as_bytes(alone))
-    return _ints(pc.fill_null(found, -1))
-
-
-def _as_bytes(continuations: Continuations) -> pa.Array:
-    """Return the tokens of each request as one value, which Arrow can look up."""
-    flat = continuations.token_ids.astype("<i4")
-    ends = np.concatenate([[0], np.cumsum(continuations.lengths)]) * flat.itemsize
-    buffers = [None, pa.py_buffer(ends.astype("<i8").tobytes()), pa.py_buffer(flat.tobytes())]
-    return pa.Array.from_buffers(pa.large_binary(), len(continuations.lengths), buffers)
-
-
 def unconditional_scores(of: Ints, tokens: pa.Table, quarantine: pa.Table, lam: str, where: str) -> Unconditional:
     """Read what the U unconditional requests of a task came to at one λ.
 
@@ -194,7 +101,7 @@ def unconditional_scores(of: Ints, tokens: pa.Table, quarantine: pa.Table, lam: 
         LambdasweepError: the tables are damaged, as for `choice_scores`, or a request has no unconditional one.
     """
     if (of < 0).any():
-        raise _damaged(where, f"request {int(np.argmax(of < 0))} has no unconditional request", _REQUESTS)
+        raise damaged_requests(where, f"request {int(np.argmax(of < 0))} has no unconditional request")
     count = int(of.max(initial=-1)) + 1
     rows = _rows(count, tokens, lam, where)
     logprob = np.full(count, np.nan)
@@ -301,18 +208,18 @@ def first_tokens(continuations: Continuations, tokens: pa.Table, where: str) -> 
     Raises:
         LambdasweepError: the columns of a row differ in length from each other or from the continuation.
     """
-    ranks, top1_ids = _one_chunk(tokens["ranks"]), _one_chunk(tokens["top1_ids"])
-    lengths = _ints(pc.list_value_length(_one_chunk(tokens["logprobs"])))
+    ranks, top1_ids = one_chunk(tokens["ranks"]), one_chunk(tokens["top1_ids"])
+    lengths = ints(pc.list_value_length(one_chunk(tokens["logprobs"])))
     for others in (ranks, top1_ids):
-        if not np.array_equal(_ints(pc.list_value_length(others)), lengths):
+        if not np.array_equal(ints(pc.list_value_length(others)), lengths):
             raise _damaged(where, "ranks, top1_ids and logprobs differ in length")
-    request = _ints(tokens["request_id"])
+    request = ints(tokens["request_id"])
     if not np.array_equal(continuations.lengths[request], lengths):
         raise _damaged(where, "a request is scored on more or fewer tokens than its continuation has")
     starts = np.cumsum(continuations.lengths) - continuations.lengths
     actual = continuations.token_ids[np.repeat(starts[request], lengths) + places(lengths)]
-    rank = _ints(pc.fill_null(ranks.flatten(), 0))
-    top1 = _ints(pc.fill_null(top1_ids.flatten(), -1))
+    rank = ints(pc.fill_null(ranks.flatten(), 0))
+    top1 = ints(pc.fill_null(top1_ids.flatten(), -1))
     return np.where(rank == 0, top1 == actual, rank == 1), (rank == 0) & (top1 == -1)
 
 
@@ -326,12 +233,12 @@ def _rows(count: int, tokens: pa.Table, lam: str, where: str) -> _Rows:
         here.append(pc.equal(tokens["lam"], pa.scalar(Decimal(lam), tokens["lam"].type)))
     if not all(pc.all(same, min_count=0, skip_nulls=False).as_py() for same in here):
         raise _damaged(where, "a row belongs to another λ")
-    lists = _one_chunk(tokens["logprobs"])
-    lengths = _ints(pc.list_value_length(lists))
+    lists = one_chunk(tokens["logprobs"])
+    lengths = ints(pc.list_value_length(lists))
     if (lengths == 0).any():
         raise _damaged(where, f"request {request[np.argmax(lengths == 0)]} is scored on no tokens")
     values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64)  # a null becomes NaN
-    owners = _owners(lengths)
+    owners = owners_of(lengths)
     bad = ~(values < np.inf)
     if bad.any():
         raise _damaged(where, f"request {request[owners[np.argmax(bad)]]} has a log-probability that is NaN or +inf")
@@ -357,37 +264,17 @@ def _complete(
 
 
 def _request_ids(count: int, table: pa.Table, where: str) -> Ints:
-    ids = _ints(table["request_id"])
+    ids = ints(table["request_id"])
     strange = (ids < 0) | (ids >= count)
     if strange.any():
         raise _damaged(where, f"request {ids[np.argmax(strange)]} is not in the request table")
     return ids
 
 
-def _damaged(where: str, what: str, remedy: str = _TOKENS) -> LambdasweepError:
-    return LambdasweepError(f"{where}: {what}. {remedy}")
-
-
-def _owners(lengths: Ints) -> Ints:
-    """Return [sum of lengths] the index of the list that each flattened value comes from, for lists of lengths [T]."""
-    return np.repeat(np.arange(len(lengths)), lengths)
-
-
-def places(lengths: Ints) -> Ints:
-    """Return [sum of lengths] the index of each flattened value in its own list, for lists of lengths [T]."""
-    return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-
-
 def _count(flags: Bools, rows: _Rows) -> Ints:
     """Return [T] how many flags of each row's tokens are set; `flags` has one for each token of all rows."""
-    return np.bincount(_owners(rows.lengths)[flags], minlength=len(rows.request))
+    return np.bincount(owners_of(rows.lengths)[flags], minlength=len(rows.request))
 
 
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    """Return a column's chunks as one array, so that a column is flattened once."""
-    return column.combine_chunks()
-
-
-def _ints(column: pa.Array | pa.ChunkedArray) -> Ints:
-    array: Ints = column.to_numpy().astype(np.int64)
-    return array
+def _damaged(where: str, what: str) -> LambdasweepError:
+    return LambdasweepError(f"{where}: {what}. {_TOKENS}")

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from calibration.arrays import Bools, Floats, Ints
-from calibration.scores.per_document import Continuations, Documents, first_tokens
+from calibration.scores.documents import Continuations, Documents
+from calibration.scores.per_document import first_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from calibration.scores.documents import Documents
 from calibration.scores.loader import Loader, TaskScores
-from calibration.scores.per_document import CONFIDENCES, ChoiceScores, Documents, LeftOut
+from calibration.scores.per_document import CONFIDENCES, ChoiceScores, LeftOut
 from calibration.uncertainty.resample import Resamples
 from contract.records import Plan
 

@@ -15,7 +15,8 @@ from sklearn.metrics import roc_auc_score
 from calibration import analyse
 from calibration.analyse import write_metrics
 from calibration.metrics.predictions import predictions
-from calibration.scores.per_document import choice_scores, continuation_scores, continuations_of, documents_of
+from calibration.scores.documents import continuations_of, documents_of
+from calibration.scores.per_document import choice_scores, continuation_scores
 from calibration.terminal.tables import render
 from calibration.uncertainty.resample import draw
 from contract import schemas
