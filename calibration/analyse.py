@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from calibration.catalogue import ERROR, answers, find
-from calibration.frontier.curve import collect_curve, thinned
+from calibration.frontier.curve import collect_curve, on_other_documents, thinned
 from calibration.frontier.frontier import Frontier, Frontiers, frontier
 from calibration.frontier.lambda_star import MARGIN
 from calibration.lm_eval_rows import outcome_rows
@@ -48,6 +48,9 @@ class Analysis:
     plan: Plan
     walks: Mapping[tuple[str, str, str], Walk]
     """The cumulative differences of choice tasks and pools on all documents, by task, λ and confidence."""
+    apart: Mapping[str, tuple[str, ...]]
+    """The λs of each task and pool that are compared with none: scores there are of other documents than at most λs, or too
+    many outputs lack the confidence."""
     damaged: tuple[str, ...] = ()  # a line for each damaged table, whose documents count as unfinished
     each: EachRecord | None = None  # the command of the user that measured everything, where one did
 
@@ -121,6 +124,7 @@ def analyse(
     frontiers: list[Frontier] = []
     means: dict[str, Means] = {}  # by choice task
     walks: dict[tuple[str, str, str], Walk] = {}
+    apart: dict[str, tuple[str, ...]] = {}
     asked = asked or read_asked(run)  # it is read first, because this tells a place that holds no run
     plan = asked.plan
     there = tuple(dict.fromkeys((*ALWAYS_KNOWN, *(name for entry in plan.values() for name in confidences_in(entry)))))
@@ -151,7 +155,9 @@ def analyse(
         kept.sort(key=lambda measured: order(measured.lam))
         binned.extend((name, measured.lam, measured.bins) for measured in kept)
         walks.update({(name, one.lam, sure): walk for one in kept for sure, walk in one.walks.items()})
+        apart[name] = on_other_documents(kept)
         if along := collect_curve(name, kept, error, used, parents, is_written):
+            apart[name] += along.lacking
             several = [means[task] for task in pools.get(name, ())]
             frontiers.append(frontier(dataclasses.replace(along, macro=macro_along(along.lambdas, several)), margin))
             means.setdefault(name, means_of(kept, used))
@@ -183,7 +189,7 @@ def analyse(
     of_pools = frontiers[len(with_choices) :]
     found = Frontiers(tuple(of_tasks), margin, tuple(of_pools), asked_confidence)
     damaged = tuple(describe(run))
-    return Analysis(metrics, bin_table(binned), found, pools, sweep, plan, walks, damaged, asked.each)
+    return Analysis(metrics, bin_table(binned), found, pools, sweep, plan, walks, apart, damaged, asked.each)
 
 
 def write_metrics(run: RunDir, analysis: Analysis | None = None) -> pa.Table:

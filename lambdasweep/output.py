@@ -46,9 +46,7 @@ def show_metrics(run_dir: "RunDir", margin: float | None = None, confidence: str
     wide = 100 + max(0, max(map(len, analysis.parents.values())) - 4)  # columns that intervals take
     console = console_of(wide)
     metrics = write_metrics(run_dir, analysis)
-    tables = render(
-        metrics, confidence, console.width >= wide, analysis.parents, analysis.found.stars, analysis.found.left_out
-    )
+    tables = render(metrics, confidence, console.width >= wide, analysis.parents, analysis.found.stars, analysis.apart)
     for table in tables:
         console.print(table)
     if not tables:

@@ -166,7 +166,7 @@ def collect_curve(
     alike = _on_most_documents(whole)
     is_mixed = bool(whole) and not alike
     alike = alike or whole
-    apart = tuple(measured.lam for measured in whole if not any(measured is one for one in alike))
+    apart = _others(whole, alike)
     lacking = tuple(measured.lam for measured in alike if _lacks(measured, confidence))
     finished = [
         measured
@@ -203,6 +203,16 @@ def _names(metric: str, confidence: str, is_written: bool) -> tuple[tuple[str, s
     """Return accuracy, NLL and error as they are judged: the name of each, and the confidence that it is stored under."""
     judged = ((shown_as(name, confidence, is_written), confidence) for name in ("nll_floored", metric))
     return (accuracy_of(confidence, is_written), *judged)
+
+
+def on_other_documents(measured_lambdas: Sequence[TaskMetrics]) -> tuple[str, ...]:
+    """Return the finished λs that have scores of other documents than most λs; none where these are not most λs."""
+    whole = [measured for measured in measured_lambdas if not measured.left_out.unfinished]
+    return _others(whole, _on_most_documents(whole) or whole)
+
+
+def _others(whole: Sequence[TaskMetrics], alike: Sequence[TaskMetrics]) -> tuple[str, ...]:
+    return tuple(measured.lam for measured in whole if not any(measured is one for one in alike))
 
 
 def _on_most_documents(whole: Sequence[TaskMetrics]) -> list[TaskMetrics]:

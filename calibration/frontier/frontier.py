@@ -77,11 +77,6 @@ class Frontiers:
         return next(iter((*self.pools, *self.tasks)), None)
 
     @property
-    def left_out(self) -> dict[str, tuple[str, ...]]:
-        """Return the λs that are compared with none, by the name of the task or pool."""
-        return {one.task: (*one.apart, *one.lacking) for one in (*self.tasks, *self.pools)}
-
-    @property
     def stars(self) -> dict[str, str]:
         """Return λ* by the name of the task or pool."""
         return {one.task: one.chosen.lam for one in (*self.tasks, *self.pools)}

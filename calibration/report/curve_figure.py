@@ -16,9 +16,11 @@ _COLUMNS = ("task", "lambda", "lam", "point", "role", "value", "low", "high", "s
 def curve_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict[str, Any]]:
     """Yield one row per finished λ at which the metric is a finite number; `scaled` is the same in all of them.
 
-    A λ at which other documents have scores than at most λs is `apart`: no line joins it to them.
+    A λ that is compared with none is `apart`: no line joins it to others.
     """
     aligned = facts.parents.get("aligned")
+    if aligned in task.apart:
+        aligned = None
     scaled = task.cell(aligned, measure.scaled).plottable if aligned and measure.scaled else None
     for lam in task.lambdas:
         cell = task.cell(lam, measure.metric)

@@ -47,6 +47,7 @@ class TaskFacts:
     partial: tuple[str, ...]  # the λs that are begun and not finished, ascending
     cells: Mapping[tuple[str, str, str], Cell]  # the numbers by λ, metric and split
     frontier: Frontier | None
+    apart: tuple[str, ...]  # the λs that are compared with none [analyse.Analysis.apart]
 
     @property
     def is_sampled(self) -> bool:
@@ -72,11 +73,6 @@ class TaskFacts:
     def missing(self) -> tuple[str, ...]:
         """Return the λs of the plan at which nothing of the task is committed."""
         return tuple(lam for lam in self.record.lambdas if lam not in {*self.lambdas, *self.partial})
-
-    @property
-    def apart(self) -> tuple[str, ...]:
-        """Return the λs that are compared with none, because other documents have scores there than at most λs."""
-        return self.frontier.apart if self.frontier else ()
 
     def cell(self, lam: str, metric: str, split: str = "all") -> Cell:
         """Return a number of the task; where there is none, return a cell without a value."""
@@ -233,7 +229,10 @@ def gather(analysis: Analysis, error: str, confidence: str) -> Facts:
     elsewhere = tuple(name for name, record in analysis.plan.items() if record.scored_as == "other")
     records = {name: record for name, record in analysis.plan.items() if name not in elsewhere}
     records |= {name: _pool_record(analysis.plan, members) for name, members in analysis.pools.items()}
-    tasks = tuple(_task(name, record, cells.get(name, {}), frontiers.get(name)) for name, record in records.items())
+    tasks = tuple(
+        _task(name, record, cells.get(name, {}), frontiers.get(name), analysis.apart.get(name, ()))
+        for name, record in records.items()
+    )
     grid = sorted({lam for task in tasks for lam in task.lambdas}, key=order)
     bins = _shown_bins(analysis.bins, tasks, confidence, written)
     stars = {one.chosen.lam for one in frontiers.values()}
@@ -269,13 +268,17 @@ def _pool_record(plan: Plan, members: Sequence[str]) -> TaskRecord:
 
 
 def _task(
-    name: str, record: TaskRecord, cells: Mapping[tuple[str, str, str], Cell], found: Frontier | None
+    name: str,
+    record: TaskRecord,
+    cells: Mapping[tuple[str, str, str], Cell],
+    found: Frontier | None,
+    apart: tuple[str, ...],
 ) -> TaskFacts:
     lambdas = sorted({lam for lam, _, _ in cells}, key=order)
     partial = {lam for lam in lambdas if cells[lam, "docs_unfinished", "all"].value}
     kind = kind_of(metric for _, metric, _ in cells)
     finished = tuple(lam for lam in lambdas if lam not in partial)
-    return TaskFacts(name, record, kind, finished, tuple(lam for lam in lambdas if lam in partial), cells, found)
+    return TaskFacts(name, record, kind, finished, tuple(lam for lam in lambdas if lam in partial), cells, found, apart)
 
 
 def _shown_bins(bins: pa.Table, tasks: tuple[TaskFacts, ...], confidence: str, written: Mapping[str, str]) -> pa.Table:

@@ -202,7 +202,7 @@ def _scaled(facts: Facts, title: str, frontier: Frontier) -> tuple[Cell, Cell] |
     """Return a task's accuracy and error for aligned after temperature scaling, or None if there are none."""
     task = next((task for task in facts.tasks if task.name == title and task.frontier is frontier), None)
     aligned = facts.parents.get("aligned")
-    if task is None or aligned is None:
+    if task is None or aligned is None or aligned in task.apart:
         return None
     accuracy, error = (
         task.cell(aligned, "acc" if task.is_answered else facts.accuracy),

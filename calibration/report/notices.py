@@ -103,11 +103,12 @@ def _of_task(facts: Facts, task: TaskFacts) -> Iterator[str]:
             yield f"λ = {lam} ({name}) is not finished, so nothing is compared with {name}."
     if len(task.lambdas) == 1:
         yield f"only λ = {task.lambdas[0]} is finished, so there is no curve yet."
-    if task.apart:
-        yield (
-            f"other documents have scores at {_span(task.apart)} than at most λs: their points along λ are hollow, no "
-            "line goes through them, and nothing is compared with them."
-        )
+    drawn = "" if facts.coordinates else "their points are hollow, no line goes through them, and "
+    lacking = task.frontier.lacking if task.frontier else ()
+    if others := [lam for lam in task.apart if lam not in lacking]:
+        yield f"other documents have scores at {_span(others)} than at most λs: {drawn}nothing is compared with them."
+    if lacking:
+        yield f"too many outputs lack the confidence at {_span(lacking)}: {drawn}nothing is compared with them."
     for metric, words in _REASONS.items():
         touched = [lam for lam in task.lambdas if task.cell(lam, metric).value]
         if touched:

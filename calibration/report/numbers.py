@@ -52,11 +52,13 @@ def _of_task(facts: Facts, task: TaskFacts, every: bool) -> Numbers:
         measures = tuple(one for one in measures if any(task.cell(lam, one.metric).n for lam in every_lam))
     notable = {point.lam for point in task.frontier.points if point.on_frontier} if task.frontier else set()
     star = task.frontier.chosen.lam if task.frontier else None
-    shown = [lam for lam in every_lam if every or lam in notable or lam == star or facts.role_of(lam) != "other λ"]
+    named = {*notable, *task.apart, star}
+    shown = [lam for lam in every_lam if every or lam in named or facts.role_of(lam) != "other λ"]
     rows = []
     for lam in shown:
         marks = [facts.role_of(lam) if facts.role_of(lam) != "other λ" else "", "λ*" if lam == star else ""]
         marks += ["frontier" if lam in notable else "", "partial" if lam in task.partial else ""]
+        marks += ["apart" if lam in task.apart else ""]
         cells = [_text(task.cell(lam, measure.metric), measure) for measure in measures]
         documents = task.cell(lam, COUNTED[kind]).n
         rows.append((lam, ", ".join(filter(None, marks)), str(documents), *cells))

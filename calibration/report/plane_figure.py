@@ -24,8 +24,7 @@ def plane_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict
         cell = task.cell(point, measure.metric)
         if cell.plottable is not None:
             across, up = (float(lam) for lam in coordinates(point).values())
-            apart = "other documents" if point in task.apart else ""
-            marks = [facts.role_of(point), "λ*" if point == star else "", apart]
+            marks = [facts.role_of(point), "λ*" if point == star else "", "apart" if point in task.apart else ""]
             yield {
                 **{"task": task.name, "lambda": point, "across": across, "up": up, "documents": cell.n},
                 **{"value": cell.plottable, "low": cell.low, "high": cell.high},
@@ -34,7 +33,7 @@ def plane_rows(facts: Facts, task: TaskFacts, measure: Measure) -> Iterator[dict
 
 
 def plane_chart(facts: Facts, rows: Sequence[dict[str, Any]], measure: Measure) -> Spec:
-    """Draw a metric over both coordinates; parents and λ* are named.
+    """Draw a metric over both coordinates; parents, λ* and what is compared with none are named.
 
     Args:
         facts: the facts of a run whose points have two coordinates.

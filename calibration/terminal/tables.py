@@ -140,7 +140,7 @@ def _task_table(
     # The title is Text instead of str, because rich would read the brackets of a name as markup.
     table = Table(title=Text(task, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.pad_edge = False
-    table.caption = Text("\n".join(_notes(lines, kind, confidence, intervals, star)))
+    table.caption = Text("\n".join(_notes(lines, kind, confidence, intervals, star, apart)))
     table.caption_justify = "left"
     table.add_column("λ", justify="right", no_wrap=True)
     table.add_column("", min_width=len("aligned,"))  # marks: the one column that may wrap, where λ has many digits
@@ -199,7 +199,9 @@ def _interval(metric: Metric, column: Column, line: _Line) -> Text:
     return Text("–".join(ends), style="dim")
 
 
-def _notes(lines: Sequence[_Line], kind: Task, confidence: str, intervals: bool, star: str | None) -> list[str]:
+def _notes(
+    lines: Sequence[_Line], kind: Task, confidence: str, intervals: bool, star: str | None, apart: Sequence[str]
+) -> list[str]:
     is_continuation = kind == "continuation"
     notes = ["*: best of its column, by whatever little"]
     if star is not None:
@@ -240,6 +242,10 @@ def _notes(lines: Sequence[_Line], kind: Task, confidence: str, intervals: bool,
             number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
             total = touched[0].counts[reason]
             notes.append(f"left out: {number} of {total} documents at {_span(touched, lines)}: {words}")
+    if any(line.lam in apart for line in lines):
+        notes.append(
+            "apart: scores are of other documents, or too many lack, so this λ is not compared with the others"
+        )
     if any(line.is_partial for line in lines):
         notes.append("partial: documents are still to be scored, so this λ is not compared with the others")
     return notes

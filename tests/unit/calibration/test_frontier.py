@@ -1,18 +1,23 @@
 """The frontier, λ*, the tests against the parents and the answer are as worked out by hand."""
 
 import dataclasses
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from calibration.analyse import analyse
 from calibration.frontier.curve import Curve, collect_curve, stacked
 from calibration.frontier.frontier import Frontiers, frontier, reported, write_frontiers
 from calibration.frontier.held_out import claim_of, held_out, measured, p_text
 from calibration.frontier.lambda_star import MARGIN, choose, choose_in_resamples, optimism
+from calibration.report.facts import gather
+from calibration.report.notices import notices
 from calibration.scores.per_document import LeftOut
 from calibration.task_at_lambda import TaskMetrics
+from calibration.terminal.tables import render
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.multiple_tests import step_down
 from contract.commit import commit_json
@@ -176,7 +181,28 @@ def test_which_documents_are_those_of_most_lambdas(tmp_path, gone, compared, say
     assert [point.lam for point in found.points] == compared
     assert says in found.answer
     assert ("Not compared" in found.answer) == (len(compared) < 3)
-    assert analysis.found.left_out == {"quiz": tuple(lam for lam in ("0", "0.5", "1") if lam not in compared)}
+    assert analysis.apart == {"quiz": tuple(lam for lam in ("0", "0.5", "1") if lam not in compared)}
+
+
+def test_a_lambda_of_a_continuation_task_without_the_hard_documents_is_not_the_best(tmp_path):
+    run, documents, lambdas = RunDir(tmp_path), 20, ["0", "0.5", "1"]
+    add_task(run, "words", [1] * documents, lambdas)
+    for lam in lambdas:
+        easy = range(15) if lam == "0.5" else range(documents)
+        add_scores(run, "words", lam, {d: [-9.0 if d >= 15 else -1.0 - float(lam)] for d in easy})
+    add_quarantine(run, "words", "0.5", range(15, documents))
+    analysis = analyse(run, resamples=30)
+    assert analysis.apart == {"words": ("0.5",)}
+    console = Console(width=100, file=io.StringIO())
+    for table in render(analysis.metrics, left_out=analysis.apart):
+        console.print(table)
+    lines = {line.split()[0]: line for line in console.file.getvalue().splitlines() if line.strip()}
+    assert "*" in lines["0"]
+    assert "*" not in lines["0.5"]
+    assert "apart" in lines["0.5"]
+    assert "apart: scores are of other documents" in console.file.getvalue()
+    (told,) = (text for text in notices(gather(analysis, "ece_width15", "sum")) if "than at most λs" in text)
+    assert "λ = 0.5" in told
 
 
 def test_one_document_of_a_thousand_makes_no_other_documents(tmp_path):

@@ -221,16 +221,18 @@ def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
     assert plane.metrics_csv.read_text().splitlines()[1].startswith('one,,"dpo=0,sft=0",acc,')
 
 
-def test_a_point_with_scores_of_other_documents_is_named_in_the_plane(analysis):
+def test_a_point_that_is_compared_with_none_is_named_in_the_plane(analysis):
     facts = gather(analysis, "ece_width15", "sum")
     task = facts.tasks[0]
-    apart = dataclasses.replace(task, frontier=dataclasses.replace(task.frontier, apart=("dpo=0.5,sft=1",)))
+    apart = dataclasses.replace(task, apart=("dpo=0.5,sft=1",))
     measure = plane_measures(facts, drawn_measures("choices"))[0]
     named, plain = ({row["lambda"]: row["label"] for row in plane_rows(facts, one, measure)} for one in (apart, task))
     told = named.pop("dpo=0.5,sft=1"), plain.pop("dpo=0.5,sft=1")
-    assert told[0] == ", ".join(filter(None, (told[1], "other documents")))
+    assert told[0] == ", ".join(filter(None, (told[1], "apart")))
     assert named == plain
-    assert not any("other documents" in label for label in plain.values())
+    assert not any("apart" in label for label in plain.values())
+    (told,) = (text for text in notices(dataclasses.replace(facts, tasks=(apart,))) if "than at most λs" in text)
+    assert "hollow" not in told
 
 
 def test_a_run_whose_tables_have_no_point_is_reported(line, tmp_path):
