@@ -40,7 +40,7 @@ def show_metrics(run_dir: "RunDir", margin: float | None = None, confidence: str
     from contract.freed_memory import keep_freed_memory
     from lambdasweep.monitor.phase import phase
 
-    keep_freed_memory()
+    keep_freed_memory(largest=32 << 20, of_threads=True)
     with phase("computing metrics"):
         analysis = analyse(run_dir, margin=margin, confidence=confidence)
     wide = 100 + max(0, max(map(len, analysis.parents.values())) - 4)  # columns that intervals take

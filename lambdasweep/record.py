@@ -122,7 +122,7 @@ def parent_records(pair: "Pair", fingerprints: Mapping[str, str]) -> dict[str, P
 
 def line_record(pair: "Pair") -> LineRecord:
     """Return what sweep.json and every table hold of the way between the parents."""
-    counts = {name: sum(stop - start for start, stop in spans) for name, spans in pair.aligned_rows.items()}
+    counts = {name: sum(stop - start for start, stop in ranges) for name, ranges in pair.aligned_rows.items()}
     return LineRecord(**pair.line.to_json(), rows_from_aligned=counts, ends_at_aligned=pair.ends_at_aligned)
 
 

@@ -222,24 +222,24 @@ def made_by_class(config: Mapping[str, Any]) -> Any:
 
     It is None where transformers is not installed, has no such class, or its class does not take the config.
     """
-    return _made_of_text(json.dumps(config))
-
-
-@lru_cache(maxsize=16)  # a command asks several times what each parent's config means
-def _made_of_text(text: str) -> Any:
-    config = json.loads(text)
     kind = config.get("model_type")
     if find_spec("transformers") is None or not isinstance(kind, str):
         return None
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return _made_of_text(json.dumps(config)) if kind in CONFIG_MAPPING else None
+
+
+@lru_cache(maxsize=16)  # a command asks several times what each parent's config means
+def _made_of_text(text: str) -> Any:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.utils import logging
 
-    if kind not in CONFIG_MAPPING:
-        return None
+    config = json.loads(text)
     loudness = logging.get_verbosity()
     logging.set_verbosity_error()  # what it has to say of a config is not about the pair
     try:
-        return CONFIG_MAPPING[kind].from_dict(config)
+        return CONFIG_MAPPING[config["model_type"]].from_dict(config)
     except Exception:  # a config class may raise anything over a value that it does not expect
         return None
     finally:

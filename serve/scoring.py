@@ -47,7 +47,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class UnitScores:
-    """The outcome has a unit's tables, and says what they cost."""
+    """A unit's tables, and what they cost."""
 
     tokens: pa.Table
     quarantine: pa.Table
@@ -174,11 +174,11 @@ def _tables(request_ids: list[int], scored: dict[int, Score | str], lam: str) ->
     good: list[tuple[int, Score]] = []
     bad: list[tuple[int, str]] = []
     for request_id in request_ids:
-        outcome = scored[request_id]
-        if isinstance(outcome, str):
-            bad.append((request_id, outcome))
+        found = scored[request_id]
+        if isinstance(found, str):
+            bad.append((request_id, found))
         else:
-            good.append((request_id, outcome))
+            good.append((request_id, found))
     tokens = pa.table(
         {
             "request_id": [request_id for request_id, _ in good],

@@ -5,8 +5,9 @@ import os
 import sys
 from pathlib import Path
 
-# There is a process for each core, where a second thread would wait for the first and the first for it.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# There is a process for each core, where a second thread would wait for the first and the first for it. NumPy and SciPy read
+# this when they are imported; processes that tests start do without it.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import pytest
 from hypothesis import settings
@@ -23,7 +24,7 @@ settings.load_profile("patient")
 os.environ.setdefault("RAY_enable_worker_prestart", "0")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
-# No test cuts the power, and waiting for the disk takes a twentieth of the unit tests' time.
+# No test cuts the power, and waiting for the disk takes a twentieth of the unit tests' time. Processes of their own do wait.
 os.fsync = lambda descriptor: None
 
 REAL = Path(__file__).parent / "real"
@@ -37,7 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     if torch := sys.modules.get("torch"):
-        torch.set_num_threads(1)  # and not by the environment, which the processes that tests start would have as well
+        torch.set_num_threads(1)
+    os.environ.pop("OPENBLAS_NUM_THREADS", None)
     # No test makes garbage of what was imported, and looking through it takes a second each time.
     gc.collect()
     gc.freeze()

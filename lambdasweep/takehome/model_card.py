@@ -57,8 +57,8 @@ def model_card(pair: "Pair", fingerprints: dict[str, str], lam: str, like: str, 
 def _beyond_the_formula(pair: "Pair") -> Iterator[str]:
     if pair.line.lam_map:
         yield f"The weight w of a tensor is 1, or what `{pair.line.lam_map}` says of it."
-    for name, spans in pair.aligned_rows.items():
-        rows = sum(stop - start for start, stop in spans)
+    for name, ranges in pair.aligned_rows.items():
+        rows = sum(stop - start for start, stop in ranges)
         yield f"{rows} rows of `{name}` are aligned's: their token ids stand for other strings in base, or are not in it."
 
 

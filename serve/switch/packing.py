@@ -39,7 +39,7 @@ class Packer:
             raise UntraceableError(f"vLLM keeps {', '.join(unknown[:5])} in a layout of its own")
         size = max((self._scratch_bytes(targets) for targets in layers.values()), default=0)
         self._scratch = torch.zeros(size, dtype=torch.uint8)
-        keep_freed_memory()
+        keep_freed_memory(largest=1 << 30)
 
     def unpacked(self, module: torch.nn.Module, targets: Sequence[Target]) -> Iterator[tuple[Target, torch.Tensor]]:
         """Yield the layer's parameters, each with the tensor in the loader's layout that is to be filled."""

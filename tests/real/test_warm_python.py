@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.waiting import until
 from tests.support.warm_python import descendants, warm_python
 
@@ -41,6 +42,15 @@ if __name__ == "__main__":
     imported, parent = ours.recv()
     child.join()
     print(imported, parent == os.getpid(), child.exitcode)
+"""
+
+THREADS = """
+import torch
+from serve.start import process_environment
+from tests.support.engine_process import settings
+torch.set_num_threads(2)
+process_environment(settings(), [0])
+print(torch.get_num_threads())
 """
 
 
@@ -87,3 +97,25 @@ def test_both_are_killed_with_either(script: str, which: str) -> None:
 def test_what_it_spawns_is_a_fork_as_well(script: str) -> None:
     done = subprocess.run([warm_python(), script], capture_output=True, text=True, check=True)
     assert done.stdout == "True True 0\n"
+
+
+@pytest.mark.parametrize("script", [THREADS], indirect=True)
+def test_a_replica_computes_in_as_many_threads_as_it_is_given(script: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([warm_python(), script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--unknown"]])
+def test_a_process_of_ray_tells_the_same(arguments: list[str], tmp_path: Path) -> None:
+    import ray
+
+    script = Path(ray.__file__).parent / "_private/log_monitor.py"
+    ends = []
+    for python in (sys.executable, warm_python()):
+        command = [python, "-B", "-u", str(script), *arguments]
+        environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        ends.append((done.returncode, done.stdout, done.stderr))
+    assert ends[0] == ends[1]
+    assert ends[0][0] == (0 if arguments == ["--help"] else 2)

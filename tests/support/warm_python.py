@@ -79,19 +79,15 @@ _IMPORTED_BY_RAY = (
     "ray.dashboard.modules.metrics.metrics_head",
     "ray.dashboard.modules.reporter.reporter_head",
 )
-_OF_A_PROCESS = {
-    "RAY_CLIENT_MODE",
-    "RAY_JOB_ID",
-    "RAY_NODE_ID",
-    "RAY_RAYLET_PID",
-}  # these are read when they are needed
 
 # The executable runs without the site module, so that it starts in milliseconds.
 _EXECUTABLE = """#!{python} -IS
 import array, json, os, signal, socket, sys
 
 arguments = {before} + sys.argv[1:]
-rest = [one for one in arguments if one not in ("-B", "-u")]
+rest = arguments[:]
+while rest[:1] in (["-B"], ["-u"]):
+    del rest[0]
 first = rest[0] if rest else ""
 spawned = first == "-c" and "--multiprocessing-fork" in rest
 if not (spawned or first == "-m" or first[:1] not in ("", "-")):
@@ -233,7 +229,7 @@ def _start(folder: Path) -> None:
 def _serve(folder: Path) -> None:
     """Import everything; then fork for each executable that asks, until nobody holds the process any more."""
     import gc
-    import importlib
+    import importlib.util
     import logging.config
 
     sys.modules["ray"] = None  # type: ignore[assignment]  # it reads the environment once, when it is imported: nobody may
@@ -265,12 +261,13 @@ def _serve(folder: Path) -> None:
     listener.listen(128)
     (folder / "binding").rename(folder / "socket")
 
+    ray_package = os.path.dirname(importlib.util.find_spec("ray").origin) + os.sep  # type: ignore[union-attr,arg-type]
     forks = _Forks(folder)
     of_ray: dict[frozenset[tuple[str, str]], tuple[socket.socket, int]] = {}
     holders: list[socket.socket] = []
     begun = False
-    while holders or forks or not begun:
-        for line in forks.readable(listener, *holders):
+    while holders or forks or of_ray or not begun:
+        for line in forks.readable(listener, *holders, at_most=0.02 if of_ray else None):
             if line in holders:
                 holders.remove(line)
                 continue
@@ -280,34 +277,41 @@ def _serve(folder: Path) -> None:
                 holders.append(asking)
                 begun = True
             elif (
-                asked
-                and f"{os.sep}ray{os.sep}" in asked["arguments"][0]
-                and "RAY_RAYLET_PID" not in asked["environment"]
+                asked and asked["arguments"][0].startswith(ray_package) and "RAY_RAYLET_PID" not in asked["environment"]
             ):
                 key = frozenset(one for one in asked["environment"].items() if one[0].startswith("RAY_"))
                 if key not in of_ray:
-                    ours, theirs = socket.socketpair()
-                    if not (pid := os.fork()):
-                        _serve_ray(folder, dict(key), theirs)
-                    theirs.close()
-                    of_ray[key] = ours, pid
-                _ask(of_ray[key][0], asked, [asking.fileno(), *fds])
+                    of_ray[key] = _ray_server(folder, dict(key))
+                with contextlib.suppress(OSError):  # it has ended, and so does the executable that asks
+                    _ask(of_ray[key][0], asked, [asking.fileno(), *fds])
                 asking.close()
             elif asked:
                 forks.begin(asking, asked, fds)
             for fd in fds:
                 os.close(fd)
-    for line, _ in of_ray.values():
-        line.close()
-    for _, pid in of_ray.values():
-        os.waitpid(pid, 0)
+        for key, (line, pid) in list(of_ray.items()):
+            if begun and not holders and line.fileno() >= 0:
+                line.close()  # it ends when its forks have ended
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                line.close()
+                del of_ray[key]
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ray_server(folder: Path, environment: dict[str, str]) -> tuple[socket.socket, int]:
+    """Return the line to a fork that serves Ray's own processes in an environment, and its number."""
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if not pid:
+        _serve_ray(folder, environment, theirs)
+    theirs.close()
+    return ours, pid
 
 
 def _serve_ray(folder: Path, environment: dict[str, str], line: socket.socket) -> NoReturn:
     """Import Ray in an environment; then fork for each executable that is handed down, until nobody can hand one down."""
     import gc
-    import importlib
+    import importlib.util
     import traceback
 
     try:
@@ -361,10 +365,13 @@ class _Forks:
             asking.sendall(f"{pid}\n".encode())
         self._running[pid] = asking, asked["asks"]
 
-    def readable(self, *others: socket.socket) -> list[socket.socket]:
-        """Wait a little for some sockets, and return those with something to read; meanwhile forks and executables end."""
+    def readable(self, *others: socket.socket, at_most: float | None = None) -> list[socket.socket]:
+        """Wait a little for some sockets, and return those with something to read; meanwhile forks and executables end.
+
+        Without forks it waits for as many seconds, or until there is something.
+        """
         lines = {line: pid for pid, (line, _) in self._running.items() if pid not in self._gone}
-        found, _, _ = select.select([*others, *lines], [], [], 0.02 if self._running else None)
+        found, _, _ = select.select([*others, *lines], [], [], 0.02 if self._running else at_most)
         for line in found:
             if line in lines:
                 self._gone.add(lines[line])

@@ -87,7 +87,7 @@ def load_lm_eval(spec: LmEvalSpec, chat: ChatTemplate | None = None) -> LmEvalTa
 
     Raises:
         InputError: lm-eval is not installed, or another version of it is.
-        TaskError: lm-eval does not know the task, cannot load or build it, or the task needs more than log-likelihoods; the
+        TaskError: lm-eval does not know the task, cannot load or build it, or it asks for what is not done here; the
             error lists every problem.
     """
     _check_installed()

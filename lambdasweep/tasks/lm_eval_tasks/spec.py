@@ -10,8 +10,7 @@ PREFIX = "lm-eval:"
 VERSION = "0.4.13"  # this package was compared with the tokens and the evaluator of this version
 SEED = 1234  # lm-eval's own seed for drawing examples
 
-GENERATE_UNTIL = "generate_until"  # the kinds of requests that lm-eval has
-ROLLING = "loglikelihood_rolling"
+GENERATE_UNTIL, ROLLING = "generate_until", "loglikelihood_rolling"  # two of the kinds of requests that lm-eval has
 
 _FILES = (".yaml", ".yml")
 

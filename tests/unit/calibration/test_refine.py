@@ -86,7 +86,7 @@ SHAPES = {  # skill and sharpness by λ
 class World:
     """These are documents of four choices, with their metrics at any λ in shared resamples."""
 
-    def __init__(self, shape, documents, seed, resamples=80):
+    def __init__(self, shape, documents, seed, resamples=200):
         rng = np.random.default_rng([seed, documents])
         self._shape, self._gold = SHAPES[shape], rng.integers(4, size=documents)
         self._skill = rng.normal(1, 0.9, documents)
@@ -129,7 +129,7 @@ OTHERS = 1000  # these seeds give other documents
 GRIDS = [("0:1.5:0.05", "0:1.5:0.25", 3), ("0:1.5:0.02", "0:1.5:0.1", 9)]
 
 
-def simulate(seeds):
+def simulate(seeds, resamples=200):
     """Return of every shape, grid, number of documents and seed: how far λ* is from the dense grid's, in dense steps; how
     far that is from the dense grid's on as many other documents; the share of the units; and what the NLL of λ* is above
     that of the dense λ*."""
@@ -138,11 +138,11 @@ def simulate(seeds):
         for dense, coarse, most in GRIDS:
             for documents in (300, 2000):
                 for seed in range(seeds):
-                    world, grid = World(shape, documents, seed), parse_grid(dense)
+                    world, grid = World(shape, documents, seed, resamples), parse_grid(dense)
                     whole = world.curve(grid)
                     star = grid[choose(whole.tracks["all"])]
                     lam, used = refined(world, parse_grid(coarse), most)
-                    other = grid[choose(World(shape, documents, seed + OTHERS).curve(grid).tracks["all"])]
+                    other = grid[choose(World(shape, documents, seed + OTHERS, resamples).curve(grid).tracks["all"])]
                     off, noise = (
                         abs(Decimal(one) - Decimal(star)) / Decimal(dense.split(":")[2]) for one in (lam, other)
                     )
@@ -154,7 +154,7 @@ def simulate(seeds):
 
 
 def test_a_coarse_grid_and_refinement_find_the_lambda_of_a_dense_grid():
-    rows = simulate(seeds=4)
+    rows = simulate(seeds=4, resamples=80)
     off, noise, share, excess = (np.array(column) for column in list(zip(*rows, strict=True))[3:])
     assert share.max() <= 1 / 3
     # The documents decide which of a dense grid's λs is λ*, and refining adds little to how far that varies.

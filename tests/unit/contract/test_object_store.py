@@ -416,12 +416,24 @@ def test_a_lease_of_another_machine_counts_until_it_runs_out(store: Store, url: 
         until(lambda: json.loads((run.root / "lease.json").read_bytes())["renewed"] > before)
 
 
-def test_a_driver_whose_lease_is_taken_is_interrupted(store: Store, url: str, short_lease: None) -> None:
-    run, interrupted = RunDir(url), threading.Event()
+def test_a_driver_whose_lease_is_taken_is_interrupted(
+    store: Store, url: str, short_lease: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, interrupted, read = RunDir(url), threading.Event(), lease._read
+    taken: list[int] = []
+
+    def taken_before(path: ObjectPath) -> dict[str, object] | None:
+        """Another driver takes the lease once, when the driver is about to look whether it still has it."""
+        if threading.current_thread() is not threading.main_thread() and not taken:
+            write_lease(run, age=0)
+            taken.append(1)
+        return read(path)
+
+    monkeypatch.setattr(lease, "_read", taken_before)
     before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     try:
         with pytest.raises(RunMismatchError, match="process 1 on elsewhere"), run.lock():
-            until(lambda: write_lease(run, age=0) or interrupted.is_set())  # a renewal may come between and replace it
+            until(interrupted.is_set)
         assert interrupted.is_set()
     finally:
         signal.signal(signal.SIGINT, before)
