@@ -51,13 +51,14 @@ def commit_table(path: Location, table: pa.Table, identity: dict[str, Any] | Non
     """Commit a Parquet file and return its size in bytes.
 
     `identity` says what the table was computed from; it is stored as JSON under the schema metadata key `lambdasweep`. The
-    bytes depend on the rows and the identity alone: equal tables are equal files.
+    bytes depend on the rows and the identity alone: equal tables are equal files. Its pages have checksums, by which
+    `location.read_table` finds a byte that has changed.
     """
     if identity is not None:
         text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
         table = table.replace_schema_metadata({METADATA_KEY: text.encode()})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", store_schema=True)
+    pq.write_table(table, sink, compression="zstd", store_schema=True, write_page_checksum=True)
     buffer = sink.getvalue()
     commit_bytes(path, buffer)
     return len(buffer)

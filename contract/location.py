@@ -181,11 +181,15 @@ def locate(root: str | os.PathLike[str] | ObjectPath) -> Location:
 
 
 def read_table(path: Location, columns: list[str] | None = None, filters: pc.Expression | None = None) -> pa.Table:
-    """Read a Parquet file, all of it or only some of its columns, or only the rows that pass a filter."""
+    """Read a Parquet file, all of it or only some of its columns, or only the rows that pass a filter.
+
+    Raises:
+        OSError, pa.ArrowException: the file is not there, is no Parquet file, or a page is not as its checksum says.
+    """
     if filters is None:  # without pyarrow.dataset, whose import takes as long as hundreds of tables
-        with pq.ParquetFile(_readable(path)) as file:
+        with pq.ParquetFile(_readable(path), page_checksum_verification=True) as file:
             return file.read(columns=columns)
-    return pq.read_table(_readable(path), columns=columns, filters=filters)
+    return pq.read_table(_readable(path), columns=columns, filters=filters, page_checksum_verification=True)
 
 
 def read_metadata(path: Location) -> pq.FileMetaData:

@@ -30,6 +30,7 @@ from contract.points import is_named
 CONFIDENCES = ("sum", "tokens", "bytes")  # the confidences that every choice task has
 PMI = "pmi"
 
+_ABOVE_0 = 1e-3  # nats by which rounding may lift a log-probability
 _TOKENS = "The committed table is damaged: delete the file that holds it, then the same sweep scores it again"
 
 
@@ -134,8 +135,8 @@ def choice_scores(
         unconditional: what the choices' log-probabilities are without the documents; without it there is no `pmi`.
 
     Raises:
-        LambdasweepError: the tables are damaged: they have a NaN or +inf log-probability, a continuation without tokens, a
-            row of another λ or of no request, or two rows of one request.
+        LambdasweepError: the tables are damaged: they have a log-probability that is NaN or above 0, a continuation without
+            tokens, a row of another λ or of no request, or two rows of one request.
     """
     rows = _rows(len(documents.of_request), tokens, lam, where)
     complete, left_out = _complete(documents, rows, quarantine, where, unconditional)
@@ -239,9 +240,9 @@ def _rows(count: int, tokens: pa.Table, lam: str, where: str) -> _Rows:
         raise _damaged(where, f"request {request[np.argmax(lengths == 0)]} is scored on no tokens")
     values = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64)  # a null becomes NaN
     owners = owners_of(lengths)
-    bad = ~(values < np.inf)
+    bad = ~(values <= _ABOVE_0)
     if bad.any():
-        raise _damaged(where, f"request {request[owners[np.argmax(bad)]]} has a log-probability that is NaN or +inf")
+        raise _damaged(where, f"request {request[owners[np.argmax(bad)]]} has a log-probability that is NaN or above 0")
     # Each row is summed by itself: differences of one running sum would turn −inf into NaN and give equal choices unequal
     # scores.
     logprob = np.bincount(owners, weights=values, minlength=len(request)).astype(np.float64, copy=False)

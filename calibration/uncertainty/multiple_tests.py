@@ -4,6 +4,10 @@ import numpy as np
 
 from calibration.arrays import Bools, Floats
 
+_ROUNDING = 1e-9
+"""What two studentised values may differ by and be equal. Accuracies are shares of a few documents, so that a resample is
+often exactly as far off as the sample, and what rounding makes of that must not decide."""
+
 
 def step_down(gain: Floats, resampled: Floats) -> Floats:
     """Return the p-value of each claim "this gain is above 0", adjusted for there being H claims.
@@ -29,7 +33,7 @@ def step_down(gain: Floats, resampled: Floats) -> Floats:
     order = np.argsort(-t, kind="stable")
     # The k-th largest is compared with the maxima over itself and all smaller ones.
     highest = np.maximum.accumulate(drawn[order][::-1], axis=0)[::-1]
-    exceeded = (highest >= t[order, None]).sum(axis=1)
+    exceeded = (highest >= t[order, None] - _ROUNDING).sum(axis=1)
     adjusted = np.maximum.accumulate((1 + exceeded) / (1 + resampled.shape[1]))
     p = np.empty(len(gain))
     p[order] = adjusted
@@ -46,7 +50,7 @@ def indistinguishable(difference: Floats, resampled: Floats, level: float = 0.95
         return np.empty(0, np.bool_)
     t, drawn = _studentised(difference, resampled)
     critical = np.quantile(np.abs(drawn).max(axis=0), level, method="higher")
-    within: Bools = np.abs(t) <= critical
+    within: Bools = np.abs(t) <= critical + _ROUNDING
     return within
 
 

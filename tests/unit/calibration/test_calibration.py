@@ -606,7 +606,7 @@ def test_a_directory_without_a_run_is_refused(run):
 # Damage
 
 
-@pytest.mark.parametrize("damage", [NAN, INF, None])
+@pytest.mark.parametrize("damage", [NAN, INF, None, 0.01, 6993.0])
 @pytest.mark.parametrize("documents", [[2], [1, 1]])
 def test_a_score_that_is_no_log_probability_is_refused(run, damage, documents):
     add_task(run, "quiz", documents, ["0", "0.5"])

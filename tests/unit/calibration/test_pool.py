@@ -31,7 +31,7 @@ def add_random(run, task, choices, seed, scored=GRID):
     gold = [int(rng.integers(size)) for size in choices]
     add_task(run, task, choices, GRID, gold=gold)
     for lam in scored:
-        scores = rng.normal(-3, 1 + float(lam), sum(choices))
+        scores = -np.abs(rng.normal(-3, 1 + float(lam), sum(choices)))
         add_scores(run, task, lam, {r: [float(one)] * (1 + r % 2) for r, one in enumerate(scores)})
 
 

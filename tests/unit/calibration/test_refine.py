@@ -174,7 +174,7 @@ def quiz(tmp_path):
         add_task(run, task, [3] * count, GRID, gold=[int(gold) for gold in rng.integers(3, size=count)])
         for lam in GRID[:-1]:
             add_scores(
-                run, task, lam, {r: [float(x)] * (1 + r % 3) for r, x in enumerate(rng.normal(-2, 1, 3 * count))}
+                run, task, lam, {r: [-abs(float(x))] * (1 + r % 3) for r, x in enumerate(rng.normal(-2, 1, 3 * count))}
             )
     add_quarantine(run, "quiz", "1", list(range(63)))
     add_scores(run, "other", "1", {0: [-1.0]})

@@ -212,6 +212,21 @@ def test_a_large_effect_is_found_among_small_ones_and_helps_the_next():
     assert p[1] < 0.7 * np.mean(noise.max(axis=0) >= 2.1)
 
 
+@pytest.mark.parametrize("right", range(8, 41, 4))
+@pytest.mark.parametrize(("up", "down"), [(1, 0), (2, 0), (3, 0), (3, 1)])
+def test_ties_count_whatever_rounding_makes_of_shares(right, up, down):
+    """Resamples whose difference is exactly that of the sample are as far off: it is counted in whole documents here."""
+    documents = 50
+    base = np.arange(documents) < right
+    other = base.copy()
+    other[documents - up :], other[:down] = True, False
+    counts = np.random.default_rng(right).multinomial(documents, np.full(documents, 1 / documents), 2000)
+    difference, drawn = up - down, counts @ (other.astype(int) - base)
+    exact = (1 + (drawn - difference >= difference).sum()) / 2001
+    one, two = (counts @ answers / documents for answers in (other, base))
+    assert step_down(np.array([other.mean() - base.mean()]), (one - two)[None])[0] == exact
+
+
 def test_what_does_not_vary_is_judged_by_its_sign():
     resampled = np.array([[0.0] * 99, [0.1] * 99, [-0.1] * 99])
     assert list(step_down(resampled[:, 0], resampled)) == [1.0, 0.01, 1.0]

@@ -11,7 +11,7 @@ from contract.commit import commit_table
 from contract.damage import describe, put_aside
 from contract.location import read_table
 from contract.rundir import RunDir
-from contract.whole_tables import problem_of
+from contract.whole_tables import problem_of, read_or_problem
 from tests.support.run_files import tokens
 
 
@@ -77,6 +77,23 @@ def test_a_table_of_every_length_but_its_own_is_damaged(run: RunDir) -> None:
     for size in range(len(data)):
         path.write_bytes(data[:size])
         assert problem_of(path) is not None, size
+
+
+def test_a_byte_of_a_page_that_has_changed_is_noticed(run: RunDir) -> None:
+    """Or it changes nothing: much of a page's header says what is known anyway."""
+    path = run.unit("tokens", "arc", "0", 1)
+    assert isinstance(path, Path)
+    commit_table(path, tokens(300))
+    data, whole = path.read_bytes(), read_table(path)
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    noticed = 0
+    places = range(4, footer, 5)
+    for place in places:
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        found, problem = read_or_problem(path)
+        noticed += found is None
+        assert problem if found is None else found.equals(whole), place
+    assert noticed > 0.9 * len(places)
 
 
 def test_damaged_tables_are_put_aside_with_what_belongs_to_their_units(run: RunDir) -> None:
