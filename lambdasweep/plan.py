@@ -12,6 +12,8 @@ from lambdasweep.memory import describe_cache, describe_memory
 from lambdasweep.monitor.wording import as_scored, counted, duration, how, size
 
 if TYPE_CHECKING:
+    from contract.records import SweepRecord
+    from contract.rundir import RunDir
     from merge.pair import Pair
 
 
@@ -41,7 +43,9 @@ def describe(config: SweepConfig) -> Iterator[str]:
     if recorded:
         weights = {role: recorded.pair.get(role, ParentRecord()).fingerprint for role in prepared.pair.parents}
         tasks = {name: record.task_record(task) for name, task in prepared.everything.items()}
-        record.check(run, record.sweep_record(prepared, weights), tasks)
+        planned = record.sweep_record(prepared, weights)
+        record.check(run, planned, tasks)
+        warnings += _other_sources(run, recorded, planned)
     pair, settings = only_text(prepared.pair), prepared.settings
     left, total = units_left(run, prepared)
     needed = disk_bytes(prepared, len(config.lambdas) + config.refine)
@@ -85,6 +89,14 @@ def describe(config: SweepConfig) -> Iterator[str]:
         yield f"warning: {warning}"
     same = f", and whether they are those of {config.out}" if recorded else ""
     yield f"not checked: NaN and infinity in the weights{same} (`run` reads them)"
+
+
+def _other_sources(run: "RunDir", recorded: "SweepRecord", planned: "SweepRecord") -> Iterator[str]:
+    """Yield a warning for each parent that comes from elsewhere than when the run was begun."""
+    for role, parent in planned.pair.items():
+        before = recorded.pair[role].source
+        if parent.source != before:
+            yield f"{run.root} was begun with {role} from {before}, which `run` holds {parent.source} against"
 
 
 def shortened(lambdas: Sequence[str], shown: int = 24) -> str:

@@ -298,7 +298,10 @@ def _choices(line: int, row: dict[str, Any], format: str, problems: list[str]) -
         gold = index_of(gold, choices)  # a letter, 1.0, or the text of the choice, where it means one choice only
     if isinstance(gold, bool) or not isinstance(gold, int):
         what = "is missing" if row.get("gold") is None else f"is {row['gold']!r}"
-        problems.append(f"line {line}: gold {what}: give the index of the right choice, counted from 0, or its letter")
+        problems.append(
+            f"line {line}: gold {what}: give the index of the right choice, counted from 0, its letter or its text, if that "
+            "means one choice"
+        )
     elif choices and not 0 <= gold < len(choices):
         problems.append(f"line {line}: gold is {gold}: it counts from 0, so give 0 to {len(choices) - 1}")
     if len(problems) > before:

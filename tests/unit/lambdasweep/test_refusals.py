@@ -213,7 +213,8 @@ def test_a_parent_without_a_tokenizer(refused: Callable[..., Result], pair: tupl
         (IRON | {"gold": -1}, "line 2: gold is -1: it counts from 0, so give 0 to 1"),
         (
             IRON | {"gold": "1"},
-            "line 2: gold is '1': give the index of the right choice, counted from 0, or its letter",
+            "line 2: gold is '1': give the index of the right choice, counted from 0"
+            ", its letter or its text, if that means one choice",
         ),
     ],
 )

@@ -45,6 +45,15 @@ def test_a_sweep_is_recorded_before_its_units_are_handed_out(
     assert begun.requests("metals").is_file()
 
 
+def test_a_plan_for_a_run_of_other_parents_says_so(
+    begun: RunDir, lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], pair: tuple[Path, Path]
+) -> None:
+    told = lambdasweep("plan", *flags(base=pair[1], aligned=pair[0])).out
+    for role, before in zip(("base", "aligned"), pair, strict=True):
+        assert f"warning: {begun.root} was begun with {role} from {before}, which `run` holds " in told
+    assert "was begun with" not in lambdasweep("plan", *flags()).out
+
+
 def test_requests_that_no_plan_names_are_written_anew(
     begun: RunDir, lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], tmp_path: Path
 ) -> None:
