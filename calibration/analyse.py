@@ -155,9 +155,9 @@ def analyse(
         kept.sort(key=lambda measured: order(measured.lam))
         binned.extend((name, measured.lam, measured.bins) for measured in kept)
         walks.update({(name, one.lam, sure): walk for one in kept for sure, walk in one.walks.items()})
-        apart[name] = on_other_documents(kept)
-        if along := collect_curve(name, kept, error, used, parents, is_written):
-            apart[name] += along.lacking
+        along = collect_curve(name, kept, error, used, parents, is_written)
+        apart[name] = (*along.apart, *along.lacking) if along else on_other_documents(kept)
+        if along:
             several = [means[task] for task in pools.get(name, ())]
             frontiers.append(frontier(dataclasses.replace(along, macro=macro_along(along.lambdas, several)), margin))
             means.setdefault(name, means_of(kept, used))

@@ -96,7 +96,10 @@ def _other_sources(run: "RunDir", recorded: "SweepRecord", planned: "SweepRecord
     for role, parent in planned.pair.items():
         before = recorded.pair[role].source
         if parent.source != before:
-            yield f"{run.root} was begun with {role} from {before}, which `run` holds {parent.source} against"
+            yield (
+                f"{run.root} was begun with {role} from {before}, and here it is {parent.source}: `run` refuses it unless "
+                "its content is the same"
+            )
 
 
 def shortened(lambdas: Sequence[str], shown: int = 24) -> str:

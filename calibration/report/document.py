@@ -35,19 +35,16 @@ def document(template: str, drawn: Mapping[str, Spec], **context: Any) -> str:
     bundle, script = Markup(_bundle()), Markup(_file("page.js"))
     data = {"specs": specs, "datasets": datasets, "themes": {name: theme(name, _FONT) for name in ("light", "dark")}}
     # A task's name cannot become markup: jinja2 escapes it in HTML, and the JSON has no "<" at all.
-    return (
-        _templates()
-        .get_template(template)
-        .render(
-            **context,
-            style=Markup(_file("page.css")),
-            bundle=bundle,
-            script=script,
-            data=Markup(_json(data)),
-            # Only these two scripts run, whatever else is in the page, and nothing is fetched. Vega makes functions of its
-            # expressions ('unsafe-eval'), and no expression holds text of a task.
-            hashes=[_digest(bundle), _digest(script)],
-        )
+    page = _templates().get_template(template)
+    return page.render(
+        **context,
+        style=Markup(_file("page.css")),
+        bundle=bundle,
+        script=script,
+        data=Markup(_json(data)),
+        # Only these two scripts run, whatever else is in the page, and nothing is fetched. Vega makes functions of its
+        # expressions ('unsafe-eval'), and no expression holds text of a task.
+        hashes=[_digest(bundle), _digest(script)],
     )
 
 

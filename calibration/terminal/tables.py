@@ -244,7 +244,7 @@ def _notes(
             notes.append(f"left out: {number} of {total} documents at {_span(touched, lines)}: {words}")
     if any(line.lam in apart for line in lines):
         notes.append(
-            "apart: scores are of other documents, or too many lack, so this λ is not compared with the others"
+            "apart: scores are of other documents, or too many outputs lack the confidence; not compared with the others"
         )
     if any(line.is_partial for line in lines):
         notes.append("partial: documents are still to be scored, so this λ is not compared with the others")

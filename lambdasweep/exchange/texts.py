@@ -13,9 +13,8 @@ from contract.records import SweepRecord
 if TYPE_CHECKING:
     from lambdasweep.tasks.tokens import Tokenizer
 
-ContextAndContinuation = (
-    tuple[str, str] | tuple[list[int], list[int]]
-)  # context and continuation, as texts or as token ids
+ContextAndContinuation = tuple[str, str] | tuple[list[int], list[int]]
+"""Both are texts, or both are token ids."""
 
 
 def tokenizer_of(sweep: SweepRecord, say: Callable[[str], None]) -> "Tokenizer | None":

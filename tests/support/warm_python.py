@@ -311,7 +311,7 @@ def _ray_server(folder: Path, environment: dict[str, str]) -> tuple[socket.socke
 def _serve_ray(folder: Path, environment: dict[str, str], line: socket.socket) -> NoReturn:
     """Import Ray in an environment; then fork for each executable that is handed down, until nobody can hand one down."""
     import gc
-    import importlib.util
+    import importlib
     import traceback
 
     try:

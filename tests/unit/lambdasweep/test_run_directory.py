@@ -50,7 +50,7 @@ def test_a_plan_for_a_run_of_other_parents_says_so(
 ) -> None:
     told = lambdasweep("plan", *flags(base=pair[1], aligned=pair[0])).out
     for role, before in zip(("base", "aligned"), pair, strict=True):
-        assert f"warning: {begun.root} was begun with {role} from {before}, which `run` holds " in told
+        assert f"warning: {begun.root} was begun with {role} from {before}, and here it is " in told
     assert "was begun with" not in lambdasweep("plan", *flags()).out
 
 
