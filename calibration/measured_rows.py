@@ -7,7 +7,6 @@ standard errors, the 95 % interval of a normal distribution. It is not cut at th
 from typing import Any
 
 from contract.rundir import RunDir
-from contract.whole_tables import read_or_problem
 
 Z95 = 1.96
 # The first part of a metric's name says whose it is.
@@ -20,11 +19,7 @@ def measured_rows(run: RunDir) -> dict[str, dict[str, list[tuple[Any, ...]]]]:
     The metrics have the names `lm_eval/<metric>,<filter>`, `inspect/<scorer>/<metric>` and `command/<metric>`.
     """
     found: dict[str, dict[str, list[tuple[Any, ...]]]] = {}
-    for lam, path in run.all_measured().items():
-        table, problem = read_or_problem(path)
-        if table is None:
-            run.damaged[path] = problem
-            continue
+    for lam, table in run.measured_tables():
         for row in table.to_pylist():
             value, error = row["value"], row["standard_error"]
             half = None if value is None or error is None else Z95 * error

@@ -4,15 +4,40 @@ Nothing of ours leaves a damaged file behind: it comes from a copy that was brok
 store that lost a part. It counts as absent, is named wherever somebody looks, and is never read around in silence.
 """
 
+import contextlib
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from contract.commit import commit_bytes
 from contract.location import Location, ObjectPath
 from contract.rundir import RunDir
+from contract.whole_tables import footer_problem
 
 _SHOWN = 20
-_KINDS = ("tokens", "generations", "graded", "rescored", "quarantine", "scores")
+_LOOK_SECONDS = 5.0  # footers are looked at for so long, which are those of some ten thousand tables
+_OF_UNITS = ("tokens", "generations", "graded", "rescored", "quarantine")
+_KINDS = (*_OF_UNITS, "scores")
+
+
+def look_at_footers(run: RunDir) -> None:
+    """Note the tables of a run that say themselves that they are of another task, λ or shard than their path.
+
+    Each is a read, so that nothing is looked at in an object store, and not all of a very large run. Such a table is found
+    when it is read, too.
+    """
+    if isinstance(run.root, ObjectPath):
+        return
+    until = time.monotonic() + _LOOK_SECONDS
+    for kind in _OF_UNITS:
+        units = ((task, lam, shard) for (task, lam), shards in run.all_committed(kind).items() for shard in shards)
+        for unit in units:
+            if time.monotonic() > until:
+                return
+            path = run.unit(kind, *unit)
+            with contextlib.suppress(FileNotFoundError):  # somebody has just put it aside
+                if problem := footer_problem(path, unit):
+                    run.damaged[path] = problem
 
 
 def put_aside(run: RunDir) -> list[str]:

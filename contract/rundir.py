@@ -137,6 +137,17 @@ class RunDir:
         }
         return {lam: found[lam] for lam in sorted(found, key=order)}
 
+    def measured_tables(self) -> Iterator[tuple[str, pa.Table]]:
+        """Yield λ and table of what commands of the user measured, in order; damaged tables are absent, and noted."""
+        for lam, path in self.all_measured().items():
+            table, problem = read_or_problem(path)
+            if table is not None and (others := {*table.column("point").to_pylist()} - {lam}):
+                table, problem = None, f"is another table, moved or copied there: that of λ = {min(others)}"
+            if table is None:
+                self.damaged[path] = problem
+            else:
+                yield lam, table
+
     def unit(self, kind: str, task: str, lam: str, shard: int) -> Location:
         """Return the path of one unit's file; `kind` is tokens, generations, rescored, quarantine or receipts."""
         suffix = "json" if kind == "receipts" else "parquet"
@@ -297,12 +308,13 @@ class RunDir:
             "rescored": schemas.RESCORED,
         }
         schema = known.get(kind, schemas.QUARANTINE)
-        paths = [self.unit(kind, task, lam, shard) for shard in sorted(self.committed(task, lam, kind))]
+        units = [(task, lam, shard) for shard in sorted(self.committed(task, lam, kind))]
+        paths = [self.unit(kind, *unit) for unit in units]
         if isinstance(self.root, ObjectPath) and len(paths) > 1:
             with ThreadPoolExecutor(_READS) as pool:
-                read = list(pool.map(read_or_problem, paths))
+                read = list(pool.map(read_or_problem, paths, units))
         else:
-            read = [read_or_problem(path) for path in paths]
+            read = list(map(read_or_problem, paths, units))
         self.damaged |= {path: problem for path, (table, problem) in zip(paths, read, strict=True) if table is None}
         there = [schemas.with_point(table).replace_schema_metadata(None) for table, _ in read if table is not None]
         tables = [schemas.with_columns(table, schema) for table in there]

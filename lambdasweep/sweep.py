@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from contract.damage import look_at_footers
 from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE
 from contract.points import order
 from contract.records import Plan, SweepRecord, read_sweep
@@ -70,6 +71,7 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
         say(f"warning: {warning}")
     with run.lock():
         run.sweep_temporaries()
+        look_at_footers(run)
         say_put_aside(run, say)
         return _run_left(run, _Refinement(run, prepared, sweep, record.write(run, sweep, prepared), say), sweep, say)
 
@@ -114,7 +116,7 @@ def units_to_rescore(run: RunDir, prepared: Prepared, is_ahead: bool = False) ->
 def _is_readable(run: RunDir, task: str, lam: str, shard: int) -> bool:
     """Read a table of outputs; tell whether that went well, and note it in the run where it did not."""
     path = run.unit("generations", task, lam, shard)
-    table, problem = read_or_problem(path)
+    table, problem = read_or_problem(path, (task, lam, shard))
     if table is None:
         run.damaged[path] = problem
     return table is not None

@@ -37,8 +37,9 @@ class RescoreSource:
         return "rescored"
 
     def open(self, unit: Unit) -> "RescoreWork":
-        path = RunDir(self.root).unit("generations", self.task, unit.lam, unit.shard)
-        outputs, problem = read_or_problem(path) if path.is_file() else (None, "is missing")
+        key = self.task, unit.lam, unit.shard
+        path = RunDir(self.root).unit("generations", *key)
+        outputs, problem = read_or_problem(path, key) if path.is_file() else (None, "is missing")
         if outputs is None:
             raise InputError(f"{path} {problem}: run the same command again, which writes it anew")
         prompts, refused = parted(self.table, unit)

@@ -99,7 +99,8 @@ class Loader:
         if kept is not None:
             return TaskScores(lam, kept, None)
         tables = self._run.tokens(self._task, lam), self._run.quarantine(self._task, lam)
-        where = f"{self._where} at λ = {lam}"
+        folder = self._run.unit("tokens", self._task, lam, 0).parent
+        where = f"{self._where} (tokens/{folder.parent.name}/{folder.name}) at λ = {lam}"
         unconditional = None
         if self._unconditional_of is not None:
             count = len(self.documents.of_request)

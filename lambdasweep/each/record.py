@@ -9,7 +9,6 @@ from contract.errors import RunMismatchError
 from contract.points import order
 from contract.records import Asked, EachRecord, SweepRecord, read_each, read_sweep
 from contract.rundir import RunDir
-from contract.whole_tables import read_or_problem
 from lambdasweep.each.config import EachConfig
 from lambdasweep.each.results import Measured
 from lambdasweep.record import differences, line_record, parent_records, versions
@@ -87,10 +86,8 @@ def write(run: RunDir, sweep: SweepRecord, config: EachConfig, planned: EachReco
 def metrics_of(run: RunDir) -> set[tuple[str, str]]:
     """Return task and metric, as in the tables, of everything that was measured at any λ."""
     found = set[tuple[str, str]]()
-    for path in run.all_measured().values():
-        table, _ = read_or_problem(path)
-        if table is not None:  # λs with damaged tables are measured again
-            found.update(zip(table.column("task").to_pylist(), table.column("metric").to_pylist(), strict=True))
+    for _, table in run.measured_tables():  # λs with damaged tables are measured again
+        found.update(zip(table.column("task").to_pylist(), table.column("metric").to_pylist(), strict=True))
     return found
 
 

@@ -133,7 +133,7 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
 
 
 def _left(run: RunDir, config: EachConfig) -> list[str]:
-    done = run.all_measured().keys()
+    done = dict(run.measured_tables())
     return [lam for lam in config.lambdas if lam not in done]
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from contract.damage import describe as describe_damage
+from contract.damage import look_at_footers
 from contract.points import is_named
 from contract.records import EachRecord
 from contract.rundir import RunDir
@@ -26,6 +27,7 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
         InputError: `root` holds no sweep.
     """
     run = RunDir(root)
+    look_at_footers(run)
     counts = RunCounts(run, _RECEIPT_SECONDS)
     sweep, engine = counts.sweep, counts.sweep.engine
     for role, parent in sorted(sweep.pair.items(), key=lambda item: (item[0] != "base", item[0])):
@@ -59,7 +61,6 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
                     reasons.update(run.quarantine(part, lam).column("reason").to_pylist())
         for reason, number in reasons.most_common(_SHOWN):
             yield f"  quarantined: {number} × {reason}"
-    run.damaged |= counts.run.damaged
     yield from damaged(run)
     yield f"{counted(counts.done, 'unit')} done, {counts.total - counts.done} left"
     yield from filter(None, [spent(counts)])
@@ -70,7 +71,7 @@ def describe(root: str | os.PathLike[str]) -> Iterator[str]:
 
 def _command_lines(run: RunDir, each: EachRecord) -> Iterator[str]:
     """Say at which λs a command has measured, and at which it has not."""
-    done = run.all_measured()
+    done = dict(run.measured_tables())
     left = [lam for lam in each.lambdas if lam not in done]
     yield f"command  {' '.join(each.command)}"
     yield f"{len(each.lambdas) - len(left)}/{counted(len(each.lambdas), 'λ')} measured"

@@ -167,7 +167,8 @@ def score_all(run: RunDir) -> None:
             "top1_ids": [[5] * len(one) for one in logprobs],
             "top1_logprobs": logprobs,
         }
-        commit_table(run.unit("tokens", "metals", lam, 0), pa.table(columns, schema=schemas.TOKENS))
+        identity = {"task": "metals", "lam": lam, "shard": 0}
+        commit_table(run.unit("tokens", "metals", lam, 0), pa.table(columns, schema=schemas.TOKENS), identity)
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import pytest
 
 from contract import schemas
 from contract.commit import commit_table
-from contract.damage import describe, put_aside
+from contract.damage import describe, look_at_footers, put_aside
 from contract.location import read_table
 from contract.rundir import RunDir
+from contract.units import rescored_name
 from contract.whole_tables import problem_of, read_or_problem
 from tests.support.run_files import tokens
 
@@ -115,6 +116,49 @@ def test_damaged_tables_are_put_aside_with_what_belongs_to_their_units(run: RunD
     commit_table(first, tokens(2, first=2))
     assert run.committed("arc", "0") == {0, 1, 2}
     assert len(read_table(first)) == 2
+
+
+@pytest.mark.parametrize("kind", ["tokens", "quarantine"])
+@pytest.mark.parametrize("there", [("arc", "0.5", 1), ("arc", "0", 2), ("mmlu", "0", 1)])
+def test_a_table_of_another_unit_is_absent_and_named(tmp_path: Path, kind: str, there: tuple[str, str, int]) -> None:
+    table = tokens(2) if kind == "tokens" else schemas.QUARANTINE.empty_table()
+    known = dict(zip(("task", "lam", "shard"), ("arc", "0", 1), strict=True))
+    for unit in (("arc", "0", 1), there):
+        commit_table(RunDir(tmp_path).unit(kind, *unit), table, known)
+    says = " is another table, moved or copied there: that of task arc, λ = 0, shard 1"
+    looked, read = RunDir(tmp_path), RunDir(tmp_path)
+    look_at_footers(looked)
+    for lam in ("0", "0.5"):
+        for task in ("arc", "mmlu"):
+            read.tokens(task, lam)
+            read.quarantine(task, lam)
+    for run in (looked, read):
+        assert run.damaged == {run.unit(kind, *there): says.removeprefix(" ")}
+        assert describe(run) == [f"{run.unit(kind, *there).relative_to(tmp_path)}{says}"]
+
+
+def test_scores_under_another_lambda_are_of_their_own_unit(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    identity = {"task": "arc", "under": "0.5", "lam": "1", "shard": 0}
+    for under in ("0.5", "0"):
+        commit_table(
+            run.unit("rescored", rescored_name("arc", under), "1", 0), schemas.RESCORED.empty_table(), identity
+        )
+    look_at_footers(run)
+    assert list(run.damaged) == [run.unit("rescored", "arc@0", "1", 0)]
+
+
+def test_a_footer_that_cannot_be_read_is_damage(run: RunDir) -> None:
+    path = run.unit("tokens", "arc", "0", 1)
+    assert isinstance(path, Path)
+    data = bytearray(path.read_bytes())
+    footer = int.from_bytes(data[-8:-4], "little")
+    data[-8 - footer : -8] = bytes(footer)
+    path.write_bytes(data)
+    look_at_footers(run)
+    assert [line.partition(" (")[0] for line in describe(run)] == [
+        "tokens/task=arc/lambda=0/shard-00001.parquet cannot be read"
+    ]
 
 
 def test_a_disk_that_fails_is_no_damaged_table(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -616,6 +616,18 @@ def test_a_damaged_table_of_what_was_measured_counts_as_absent(tmp_path: Path) -
     assert analysis.damaged[0].startswith("measured/lambda=0.parquet is cut short")
 
 
+def test_what_was_measured_at_another_lambda_counts_as_absent(tmp_path: Path) -> None:
+    run = measured_run(tmp_path)
+    shutil.copy(run.measured("0"), run.measured("0.5"))
+    says = "measured/lambda=0.5.parquet is another table, moved or copied there: that of λ = 0"
+    analysis = analyse(RunDir(tmp_path), resamples=20)
+    assert {row["point"] for row in analysis.metrics.to_pylist()} == {"0"}
+    assert analysis.damaged == (says,)
+    lines = list(describe(tmp_path))
+    assert "1/3 λs measured" in lines
+    assert f"  {says}" in lines
+
+
 def test_a_damaged_lambda_is_measured_again(each: Each, evaluator: Any, tmp_path: Path) -> None:
     command = evaluator()
     assert each(sys.executable, command, lambdas="0,1").code == 0

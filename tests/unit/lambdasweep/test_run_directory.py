@@ -313,3 +313,24 @@ def test_a_table_whose_rows_are_spoiled_is_found_when_it_is_read(
     assert "damaged tables were found at the end: run the same command again, which scores them anew" in run.err
     assert not path.exists()
     assert "metals: 2/3 units" in lambdasweep("status", begun.root).out
+
+
+def test_a_table_of_another_lambda_is_named_and_scored_again(
+    begun: RunDir, lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], handed: list[dict[str, Any]]
+) -> None:
+    score_all(begun)
+    path = begun.unit("tokens", "metals", "1", 0)
+    shutil.copy(begun.unit("tokens", "metals", "0.5", 0), path)
+    says = (
+        "tokens/task=metals/lambda=1/shard-00000.parquet is another table, moved or copied there: "
+        "that of task metals, λ = 0.5, shard 0"
+    )
+    status = lambdasweep("status", begun.root)
+    assert "metals: 2/3 units" in status.out
+    assert says in status.out
+    report = lambdasweep("report", begun.root)
+    assert (report.code, says in report.err) == (0, True)
+    run = lambdasweep("run", *flags())
+    assert says in run.err
+    assert [unit.key for unit in handed[-1]["units"]] == [("metals", "1", 0)]
+    assert not path.exists()
