@@ -12,10 +12,18 @@ from contract.location import Location, locate
 from contract.points import ONLY, by_name, parse_points
 from lambdasweep.aligned_flags import parse_aligned, parse_revisions
 from lambdasweep.config_file import read_toml
-from lambdasweep.settings import AUTO, PairSettings, SamplingSettings, TaskSettings, as_flag, names_of, problems_of
+from lambdasweep.flag_problems import (
+    about_nothing,
+    about_other_formats,
+    about_written,
+    no_answers,
+    out_of_range,
+    rows_out_of_range,
+)
+from lambdasweep.settings import AUTO, PairSettings, SamplingSettings, TaskSettings, names_of, problems_of
 from lambdasweep.settings import settings as settings_of
 from lambdasweep.tasks.documents import WRITTEN, TaskSpec
-from lambdasweep.tasks.format_names import FORMATS, GENERATE
+from lambdasweep.tasks.format_names import FORMATS
 from lambdasweep.tasks.lm_eval_tasks.spec import PREFIX, LmEvalSpec
 from lambdasweep.tasks.prompts import GenerateSpec
 
@@ -46,6 +54,8 @@ class SweepConfig(PairSettings):
 
 
 _ENGINE_NUMBERS = {"threads", "block_size", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
+# Further arguments of which vLLM need not be asked: they are checked numbers, or lambdasweep's own.
+CHECKED_ARGUMENTS = {"head_dtype", *_ENGINE_NUMBERS}
 # What is asked of a pair and of its engines; further arguments of vLLM are read apart.
 ENGINE_FIELDS = tuple(name for name in names_of(PairSettings) if name != "engine")
 
@@ -73,7 +83,8 @@ def load_config(
     values = read_toml(file, problems) if file else {}
     is_readable = not problems  # else what is missing may well be in the file
     given = {name: value for name, value in flags.items() if value is not None}
-    problems += _about_other_formats(values, given, file)
+    problems += about_other_formats(values, given, file)
+    problems += rows_out_of_range(values, given, file)
     # Flags win.
     rows: list[dict[str, Any]] = [row | _of(TaskSettings, given) for row in values.pop("task", [])]
     prompts: list[dict[str, Any]] = [row | _of(SamplingSettings, given) for row in values.pop("generate", [])]
@@ -100,7 +111,7 @@ def load_config(
     rescore = collect(lambda: parse_points(str(rescored), parents), ()) if parents and rescored is not None else ()
     # What is said of a flag holds for the file's table too: some arguments are not the user's to set.
     written = [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
-    settings = collect(lambda: parse_extra(written), {}) | collect(lambda: parse_extra(engine), {})
+    settings = parse_extra(written, problems) | parse_extra(engine, problems)
     out: Location = collect(lambda: locate(str(values["out"])), Path()) if values.get("out") else Path()
     specs = _tasks(tasks, rows, values, problems)
     sampled = generate_specs(generate, prompts, values, problems)
@@ -112,10 +123,13 @@ def load_config(
     if values.get("refine", 0) < 0:
         problems.append(f"--refine is {values['refine']}: give 0 or more")
     problems += margin_problems(values.get("margin"))
-    problems += engine_problems(values, settings)
+    problems += engine_problems(values, settings) + argument_problems(settings)
     if len(lambdas) == 1 and values.get("refine"):
         problems.append("--refine adds λs between others: give --lambdas two or more")
-    problems += _about_nothing(given, bool(tasks or rows), bool(generate or prompts))
+    idle = about_nothing(given, bool(tasks or rows), bool(generate or prompts))
+    unwritten = [] if len(specs) < len(tasks or rows) else about_written(specs, bool(sampled), bool(rescored))
+    problems += [*idle.values(), *no_answers(unwritten)]
+    problems += out_of_range({name: value for name, value in values.items() if name not in (*idle, *unwritten)})
     if len(parents or ()) > 1 and values.get("refine"):
         problems.append("--refine goes along one λ: leave it out where there are several aligned checkpoints")
     if problems:
@@ -132,35 +146,6 @@ def load_config(
         warnings=tuple(_warnings(values)),
         **{name: values[name] for name in ("refine", "margin", *ENGINE_FIELDS) if name in values},
     )
-
-
-def _about_other_formats(values: dict[str, Any], given: dict[str, Any], file: Path | None) -> Iterator[str]:
-    """Yield a line for each [[task]] that says how answers are written, and whose format has none.
-
-    What is said of all tasks at once is not about such a task, and is no mistake.
-    """
-    for index, row in enumerate(values.get("task", [])):
-        own = [name for name in WRITTEN if name in row]
-        form = given.get("format") or row.get("format") or values.get("format") or TaskSettings().format
-        if own and form != GENERATE and not str(row["file"]).startswith(PREFIX):
-            which = f"[[task]] {index + 1} ({row['name']})"
-            yield (
-                f"{file}: {which}: {', '.join(own)} {'is' if len(own) == 1 else 'are'} about answers that the model writes, "
-                f"and its format is {form}: leave {'it' if len(own) == 1 else 'them'} out, or give format generate"
-            )
-
-
-def _about_nothing(given: dict[str, Any], has_tasks: bool, has_prompts: bool) -> list[str]:
-    """Return a line for each flag that is about tasks or samples which nobody asked for."""
-    if has_tasks is has_prompts:
-        return []
-    of_others = set(names_of(SamplingSettings if has_tasks else TaskSettings))
-    of_others -= set(names_of(TaskSettings if has_tasks else SamplingSettings))
-    missing, what = ("--generate", "samples") if has_tasks else ("--task", "tasks that are scored")
-    return [
-        f"{as_flag(name)} is about {what}: give a {missing}, or leave it out"
-        for name in sorted(of_others & given.keys())
-    ]
 
 
 def _warnings(values: dict[str, Any]) -> Iterator[str]:
@@ -197,6 +182,13 @@ def read_parents(values: dict[str, Any]) -> dict[str, str]:
     return names
 
 
+def argument_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Return which further arguments of a sweep's engines vLLM does not know."""
+    from serve.vllm_arguments import unknown_arguments
+
+    return unknown_arguments(settings.keys() - CHECKED_ARGUMENTS)
+
+
 def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     """Return what is wrong with values of `ENGINE_FIELDS` and with further arguments of vLLM.
 
@@ -210,6 +202,8 @@ def engine_problems(values: dict[str, Any], settings: dict[str, Any]) -> list[st
         for name in sorted(_ENGINE_NUMBERS & settings.keys())
         if not (type(settings[name]) is int and settings[name] > 0)
     ]
+    if (head_dtype := settings.get("head_dtype", AUTO)) not in ("float32", AUTO):
+        problems.append(f"--engine head_dtype={head_dtype}: it is float32, or auto for the engine's dtype")
     problems += problems_of(values, PairSettings)
     values |= {name: None for name, _, said in settings_of(PairSettings) if said.auto and values.get(name) == AUTO}
     if values.get("lam_map"):

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from contract.errors import InputError
+from contract.errors import InputError, join
 from lambdasweep.config import SweepConfig
 from lambdasweep.engine_sizes import bytes_of_number, live_bytes, needs_of
 from lambdasweep.fewest_ranks import with_fewest_ranks
@@ -48,13 +48,14 @@ def settle(
         raise InputError(refused)
     window = sizes.window or CPU_WINDOW
     max_model_len = config.max_model_len or (min(window, CPU_WINDOW) if device == "cpu" else window)
+    failures = []
     if max_model_len > window:
-        raise InputError(f"--max-model-len {max_model_len} is more than the {window} positions of the model")
-    head_dtype = config.engine.get("head_dtype", "float32")
-    if head_dtype not in ("float32", "auto"):
-        raise InputError(f"--engine head_dtype={head_dtype}: it is float32, or auto for the engine's dtype")
+        failures.append(f"--max-model-len {max_model_len} is more than the {window} positions of the model")
     if sizes.layers is not None and config.pp > sizes.layers:
-        raise InputError(f"--pp {config.pp} is more than the {sizes.layers} layers of the model: each stage needs one")
+        failures.append(f"--pp {config.pp} is more than the {sizes.layers} layers of the model: each stage needs one")
+    if failures:
+        raise join([InputError(failure) for failure in failures])
+    head_dtype = config.engine.get("head_dtype", "float32")
     extra = {key: value for key, value in config.engine.items() if key != "head_dtype"}
     if device == "cuda":
         # Steps of thousands of tokens gain nothing from CUDA graphs, and an engine starts minutes sooner without.

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from contract.errors import InputError
 from contract.points import role
 from contract.schemas import of_documents
+from lambdasweep.config import CHECKED_ARGUMENTS
 from lambdasweep.memory import expected_memory
 from lambdasweep.monitor.wording import counted, size
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask
 
 _TOO_LONG = "too long"
-# Further arguments that are no more than checked numbers, or lambdasweep's own.
-_OURS = {"head_dtype", "threads", "block_size", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
 
 
 def preflight(prepared: "Prepared") -> list[str]:
@@ -52,7 +51,9 @@ def preflight(prepared: "Prepared") -> list[str]:
             problems.append(f"{text}: {_remedy(prepared, task)}")
         else:
             warnings.append(f"{text}; they will be quarantined")
-    if not problems and config.engine.keys() - _OURS:  # vLLM is heavy, and says less clearly what is said above
+    if (
+        not problems and config.engine.keys() - CHECKED_ARGUMENTS
+    ):  # vLLM is heavy, and says less clearly what is said above
         aligned = {name: pair.opened[role(name)].path for name in pair.aligned_by_name}
         problems += argument_problems(pair.base.path, aligned, settings, config.parents, pair.line)
     if problems:

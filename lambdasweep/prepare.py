@@ -14,10 +14,10 @@ from contract.records import Plan, SweepRecord, read_plan
 from contract.rundir import RunDir
 from lambdasweep.config import SweepConfig
 from lambdasweep.engine_defaults import cache_warnings, fit, how_long, model_warnings, rope_warnings, settle
-from lambdasweep.settings import SamplingSettings, as_flag, names_of
+from lambdasweep.flag_problems import given_of_written, no_answers
 from lambdasweep.tasks.answers import AnswerSpec, Grader, answers_of
 from lambdasweep.tasks.chat import ChatTemplate, read_template
-from lambdasweep.tasks.documents import WRITTEN, TaskFile, TaskSpec, read_documents
+from lambdasweep.tasks.documents import TaskFile, TaskSpec, read_documents
 from lambdasweep.tasks.lm_eval_tasks.grade import LmEvalGrader
 from lambdasweep.tasks.lm_eval_tasks.load import LmEvalTask, LmEvalTasks, load_lm_eval
 from lambdasweep.tasks.lm_eval_tasks.requests import BuiltLmEvalTask, build_answers, build_instances
@@ -300,12 +300,10 @@ def _is_written(one: TaskFile | LmEvalTasks) -> bool:
 
 def _check_written(config: SweepConfig, read: list[TaskFile | LmEvalTasks]) -> None:
     """Refuse settings of written answers where no answer is written."""
-    given = sorted({name for spec in config.tasks for name in WRITTEN if getattr(spec, name, None) is not None})
-    given = [name for name in given if not (config.generate and name in names_of(SamplingSettings))]
-    given += ["rescore"] if config.rescore else []
-    if given and not any(_is_written(one) for one in read):
-        flags = ", ".join(as_flag(name) for name in given)
-        raise InputError(f"{flags}: no task has answers that the model writes: leave it out, or give --format generate")
+    given = given_of_written(config.tasks, bool(config.generate), bool(config.rescore))
+    if not any(_is_written(one) for one in read):
+        for problem in no_answers(given):
+            raise InputError(problem)
 
 
 def _check_pmi(config: SweepConfig, read: list[TaskFile | LmEvalTasks]) -> None:

@@ -122,30 +122,30 @@ def installed_device() -> str:
     raise InputError("vLLM is not installed: install lambdasweep[cpu] or lambdasweep[gpu]")
 
 
-def parse_extra(pairs: list[str]) -> dict[str, Any]:
+def parse_extra(pairs: list[str], problems: list[str]) -> dict[str, Any]:
     """Parse `KEY=VALUE` arguments for vLLM; a value is JSON where it parses as such, else text.
 
-    Raises:
-        InputError: naming every malformed, repeated or owned key.
+    Args:
+        pairs: the arguments.
+        problems: gets every malformed, repeated or owned key; the others are returned all the same.
     """
     extra: dict[str, Any] = {}
-    problems: list[str] = []
+    found: list[str] = []
     for pair in pairs:
         key, equals, text = pair.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key.isidentifier():
-            problems.append(f"{pair!r} is not KEY=VALUE")
+            found.append(f"{pair!r} is not KEY=VALUE")
         elif key in _OWNED:
-            problems.append(f"{key} is set by lambdasweep: use {_OWNED[key]}")
+            found.append(f"{key} is set by lambdasweep: use {_OWNED[key]}")
         elif key in extra:
-            problems.append(f"{key} is given twice")
+            found.append(f"{key} is given twice")
         else:
             try:
                 extra[key] = json.loads(text)
             except ValueError:
                 extra[key] = text
-    if problems:
-        raise InputError("--engine cannot be used", problems)
+    problems += [f"--engine cannot be used: {problem}" for problem in found]
     return extra
 
 

@@ -1,7 +1,10 @@
 """This module asks vLLM about further arguments before an engine starts, in a process of its own, because vLLM is heavy."""
 
+import ast
 import dataclasses
 import difflib
+import functools
+import importlib.util
 import inspect
 import json
 import os
@@ -47,6 +50,40 @@ def argument_problems(
     except (IndexError, ValueError):
         found = ["vLLM cannot be asked: " + (done.stderr.strip().splitlines() or ["it said nothing"])[-1]]
     return found
+
+
+def unknown_arguments(names: Iterable[str]) -> list[str]:
+    """Return a line for each name of a further argument that vLLM does not know.
+
+    vLLM's sources are read, because to import vLLM takes many seconds; where it is not installed, nothing is said.
+    """
+    known = _named_in_sources()
+    return _unknown(sorted({*names} - known), known) if known else []
+
+
+@functools.cache
+def _named_in_sources() -> frozenset[str]:
+    """Return the names of the arguments of vLLM's engine and of its class LLM; none where they are not found."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        return frozenset()
+    folder = Path(spec.origin).parent
+    fields = parameters = list[str]()
+    for path, name in ((folder / "engine" / "arg_utils.py", "EngineArgs"), (folder / "entrypoints" / "llm.py", "LLM")):
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (OSError, SyntaxError):
+            return frozenset()
+        body = [
+            one for found in tree.body if isinstance(found, ast.ClassDef) and found.name == name for one in found.body
+        ]
+        if name == "LLM":
+            made = [one.args for one in body if isinstance(one, ast.FunctionDef) and one.name == "__init__"]
+            parameters = [one.arg for all_of in made for one in (*all_of.args, *all_of.kwonlyargs)]
+        else:
+            targets = [one.target for one in body if isinstance(one, ast.AnnAssign)]
+            fields = [one.id for one in targets if isinstance(one, ast.Name)]
+    return frozenset((*fields, *parameters)) if fields and parameters else frozenset()
 
 
 def _unknown(names: Iterable[str], known: Iterable[str]) -> list[str]:

@@ -7,7 +7,8 @@ from typing import Any
 from contract.errors import InputError
 from contract.location import Location, locate
 from contract.points import ONLY, parse_points
-from lambdasweep.config import ENGINE_FIELDS, SweepConfig, engine_problems, read_parents
+from lambdasweep.config import ENGINE_FIELDS, SweepConfig, argument_problems, engine_problems, read_parents
+from lambdasweep.settings import as_flag
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,12 @@ def load_score_config(flags: dict[str, Any], requests: list[str], engine: list[s
 
     values = {name: value for name, value in flags.items() if value is not None}
     problems: list[str] = []
-    settings: dict[str, Any] = {}
-    try:
-        settings = parse_extra(engine)
-    except InputError as error:
-        problems += [f"{error.title}: {problem}" for problem in error.problems]
+    settings = parse_extra(engine, problems)
     is_model = "model" in values
     of_pair = ("base", "aligned", "lam")
     lambdas: tuple[str, ...] = ("0",)
     if is_model:
-        pair_flags = [
+        pair_flags = (
             *of_pair,
             "base_revision",
             "aligned_revision",
@@ -57,20 +54,17 @@ def load_score_config(flags: dict[str, Any], requests: list[str], engine: list[s
             "vocab",
             "tokenizer",
             "parents",
-        ]
-        problems += [
-            f"--{name.replace('_', '-')} is of a pair: leave out --model, or it"
-            for name in pair_flags
-            if name in values
-        ]
+        )
+        if given := [as_flag(name) for name in pair_flags if name in values]:
+            one = len(given) == 1
+            problems.append(
+                f"{', '.join(given)} {'is' if one else 'are'} of a pair: leave out --model, or {'it' if one else 'them'}"
+            )
     elif not any(name in values for name in of_pair):
         problems.append("--model is missing: give a checkpoint, or a point of a pair as --base, --aligned and --lam")
-    else:
-        problems += [
-            f"--{name} is missing: a point of a pair takes --base, --aligned and --lam"
-            for name in of_pair
-            if name not in values
-        ]
+    elif missing := [as_flag(name) for name in of_pair if name not in values]:
+        are = "is" if len(missing) == 1 else "are"
+        problems.append(f"{', '.join(missing)} {are} missing: a point of a pair takes --base, --aligned and --lam")
     if "lam" in values:
         try:
             lambdas = parse_points(values["lam"], read_parents(values) if values.get("aligned") else (ONLY,))
@@ -87,7 +81,7 @@ def load_score_config(flags: dict[str, Any], requests: list[str], engine: list[s
             out = locate(values["out"])
         except InputError as error:
             problems.append(error.title)
-    problems += engine_problems(values, settings)
+    problems += engine_problems(values, settings) + argument_problems(settings)
     if problems:
         raise InputError("the batch cannot be set up", problems)
     model = values.get("model", "")

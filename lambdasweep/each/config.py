@@ -63,17 +63,13 @@ def load_each_config(flags: Mapping[str, Any], engine: Sequence[str], words: Seq
 
     values = {name: value for name, value in flags.items() if value is not None}
     problems = [f"--{name} is missing" for name in _NEEDED if not values.get(name)]
-    settings: dict[str, Any] = {}
+    settings = parse_extra(list(engine), problems)
     names: dict[str, str] = {ONLY: ""}
     lambdas: tuple[str, ...] = ()
 
     def collect(error: InputError) -> None:
         problems.extend([f"{error.title}: {problem}" for problem in error.problems] or [error.title])
 
-    try:
-        settings = parse_extra(list(engine))
-    except InputError as error:
-        collect(error)
     for name in _OF_SWEEPS:
         if name in settings:
             problems.append(f"--engine {name} is of a sweep's engines: vLLM's server has no such argument")

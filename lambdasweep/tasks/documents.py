@@ -200,11 +200,11 @@ def task_error(name: str, file: Path, problems: Sequence[str]) -> TaskError:
     return TaskError(f"task {name!r} cannot be built from {file}", shown)
 
 
-def temperature_problems(temperature: float | None) -> list[str]:
-    """Return what is wrong with a temperature, if anything."""
+def temperature_problems(temperature: float | None, called: str = "temperature") -> list[str]:
+    """Return what is wrong with a temperature, if anything; `called` is what it is called in messages."""
     if temperature is None or temperature == 0 or LEAST_TEMPERATURE <= temperature < float("inf"):
         return []
-    return [f"temperature is {temperature:g}: give 0, or {LEAST_TEMPERATURE} or more"]
+    return [f"{called} is {temperature:g}: give 0, or {LEAST_TEMPERATURE} or more"]
 
 
 def check_name(name: str) -> list[str]:

@@ -481,8 +481,24 @@ def test_all_problems_of_all_files_at_once(score: Callable[..., Result], tmp_pat
     ("changes", "problem"),
     [
         ({"model": None}, "--model is missing: give a checkpoint, or a point of a pair as --base, --aligned and --lam"),
-        ({"model": None, "base": "b"}, "--aligned is missing: a point of a pair takes --base, --aligned and --lam"),
+        (
+            {"model": None, "base": "b"},
+            "--aligned, --lam are missing: a point of a pair takes --base, --aligned and --lam",
+        ),
+        (
+            {"model": None, "base": "b", "lam": "1"},
+            "--aligned is missing: a point of a pair takes --base, --aligned and",
+        ),
+        (
+            {"model": None, "lam": "1"},
+            "--base, --aligned are missing: a point of a pair takes --base, --aligned and --lam",
+        ),
         ({"lam": "0.5"}, "--lam is of a pair: leave out --model, or it"),
+        (
+            {"lam": "0.5", "base": "b", "vocab": "shared"},
+            "--base, --lam, --vocab are of a pair: leave out --model, or them",
+        ),
+        ({"engine": "fo=1"}, "--engine fo: vLLM has no such argument"),
         ({"model": None, "base": "b", "aligned": "a", "lam": "0:1:0.5"}, "--lam 0:1:0.5 is 3 points: give one"),
         ({"out": None}, "--out is missing"),
         ({"tp": 0}, "--tp is 0: give 1 or more"),

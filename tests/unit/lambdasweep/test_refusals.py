@@ -137,6 +137,89 @@ def test_bad_flags_are_named_at_once(refused: Callable[..., Result]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"format": "generate", "repeats": 0, "temperature": -1, "max_tokens": 0, "shots": -1, "limit": 0},
+            [
+                "--shots is -1: give 0 or more",
+                "--limit is 0: give 1 or more",
+                "--repeats is 0: give 1 to 32767",
+                "--max-tokens is 0: give 1 or more",
+                "--temperature is -1: give 0, or 0.01 or more",
+            ],
+        ),
+        (
+            {"repeats": 0, "temperature": -1, "rescore": "0", "samples": 0, "shots": -1},
+            [
+                "--samples is about samples: give a --generate, or leave it out",
+                "--repeats, --temperature, --rescore: no task has answers that the model writes: leave them out, or give "
+                "--format generate",
+                "--shots is -1: give 0 or more",
+            ],
+        ),
+        (
+            {"task": None, "generate": "s=prompts.jsonl", "repeats": 0, "temperature": -1, "samples": 0},
+            [
+                "--repeats is about tasks that are scored: give a --task, or leave it out",
+                "--samples is 0: give 1 to 32767",
+                "--temperature is -1: give 0, or 0.01 or more",
+            ],
+        ),
+        (
+            {
+                "engine": [
+                    "foo",
+                    "seed=1",
+                    "dtype=half",
+                    "seed=2",
+                    "max_num_seqs=0",
+                    "head_dtype=half",
+                    "enforce_eagr=1",
+                ],
+                "tp": 0,
+            },
+            [
+                "--engine cannot be used: 'foo' is not KEY=VALUE",
+                "--engine cannot be used: dtype is set by lambdasweep: use --dtype",
+                "--engine cannot be used: seed is given twice",
+                "--engine max_num_seqs is 0: give a whole number above 0",
+                "--engine head_dtype=half: it is float32, or auto for the engine's dtype",
+                "--tp is 0: give 1 or more",
+                "--engine enforce_eagr: vLLM has no such argument: did you mean enforce_eager?",
+            ],
+        ),
+        (
+            {"pp": 3, "max_model_len": 513},
+            [
+                "--max-model-len 513 is more than the 512 positions of the model",
+                "--pp 3 is more than the 2 layers of the model: each stage needs one",
+            ],
+        ),
+    ],
+)
+def test_flags_that_do_not_fit_are_told_at_once_and_once(
+    refused: Callable[..., Result], changes: dict[str, object], says: list[str]
+) -> None:
+    assert refused(**changes).problems == says
+
+
+def test_tables_of_a_settings_file_that_do_not_fit_are_told_at_once(
+    refused: Callable[..., Result], tmp_path: Path
+) -> None:
+    file = tmp_path / "sweep.toml"
+    file.write_text(
+        '[[task]]\nname = "a"\nfile = "a.jsonl"\nshots = -1\nlimit = 0\n'
+        '[[generate]]\nname = "s"\nfile = "s.jsonl"\nsamples = 0\ntemperature = -1\n'
+    )
+    assert refused(config=file, task=None, limit=5).problems == [
+        f"{file}: [[task]] 1 (a): shots is -1: give 0 or more",
+        f"{file}: [[generate]] 1 (s): samples is 0: give 1 to 32767",
+        f"{file}: [[generate]] 1 (s): temperature is -1: give 0, or 0.01 or more",
+    ]
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["run", "--lambda", "0"], "No such option: --lambda"),

@@ -297,6 +297,20 @@ def test_arguments_of_an_engine_have_their_names() -> None:
     assert sorted(set(ARGUMENTS) - {field.name for field in dataclasses.fields(EngineArgs)}) == []
 
 
+def test_sources_tell_the_names_of_all_arguments() -> None:
+    """They are read where an import would take too long, and must neither refuse an argument nor let one through."""
+    from vllm import LLM
+    from vllm.engine.arg_utils import EngineArgs
+
+    from serve.vllm_arguments import _named_in_sources, unknown_arguments
+
+    known = {field.name for field in dataclasses.fields(EngineArgs)} | set(inspect.signature(LLM.__init__).parameters)
+    assert sorted(_named_in_sources() ^ known) in ([], ["kwargs"])  # further arguments of LLM are those of EngineArgs
+    assert unknown_arguments({"seed", "sed", "max_num_seqs"}) == [
+        "--engine sed: vLLM has no such argument: did you mean seed?"
+    ]
+
+
 def test_parameters_of_a_request_have_their_names() -> None:
     from vllm import SamplingParams
 
