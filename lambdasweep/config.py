@@ -18,7 +18,8 @@ from lambdasweep.flag_problems import (
     about_written,
     no_answers,
     out_of_range,
-    rows_out_of_range,
+    take_out_of_range,
+    without,
 )
 from lambdasweep.settings import AUTO, PairSettings, SamplingSettings, TaskSettings, names_of, problems_of
 from lambdasweep.settings import settings as settings_of
@@ -51,6 +52,8 @@ class SweepConfig(PairSettings):
     """The accuracy that λ* may give up for a lower NLL, in points."""
     warnings: tuple[str, ...] = ()
     """What was asked for and is taken, and probably means something else."""
+    problems: tuple[str, ...] = ()
+    """What is wrong with settings of tasks and samples, which is told together with what is wrong with their files."""
 
 
 _ENGINE_NUMBERS = {"threads", "block_size", "kv_cache_memory_bytes", "max_num_batched_tokens", "max_num_seqs"}
@@ -84,7 +87,7 @@ def load_config(
     is_readable = not problems  # else what is missing may well be in the file
     given = {name: value for name, value in flags.items() if value is not None}
     problems += about_other_formats(values, given, file)
-    problems += rows_out_of_range(values, given, file)
+    late = [*take_out_of_range(values, given, file)]
     # Flags win.
     rows: list[dict[str, Any]] = [row | _of(TaskSettings, given) for row in values.pop("task", [])]
     prompts: list[dict[str, Any]] = [row | _of(SamplingSettings, given) for row in values.pop("generate", [])]
@@ -128,22 +131,25 @@ def load_config(
         problems.append("--refine adds λs between others: give --lambdas two or more")
     idle = about_nothing(given, bool(tasks or rows), bool(generate or prompts))
     unwritten = [] if len(specs) < len(tasks or rows) else about_written(specs, bool(sampled), bool(rescored))
-    problems += [*idle.values(), *no_answers(unwritten)]
-    problems += out_of_range({name: value for name, value in values.items() if name not in (*idle, *unwritten)})
+    wrong = out_of_range({name: value for name, value in values.items() if name not in (*idle, *unwritten)})
+    problems += idle.values()
+    late += [*no_answers(unwritten), *wrong.values()]
     if len(parents or ()) > 1 and values.get("refine"):
         problems.append("--refine goes along one λ: leave it out where there are several aligned checkpoints")
     if problems:
-        raise InputError("the sweep cannot be set up", problems)
+        raise InputError("the sweep cannot be set up", problems + late)
+    left_out = {*wrong, *unwritten}
     return SweepConfig(
         base=str(values["base"]),
         aligned=values["aligned"],
         lambdas=lambdas,
-        tasks=specs,
+        tasks=tuple(without(spec, left_out) for spec in specs),
         out=out,
-        generate=sampled,
-        rescore=rescore,
+        generate=tuple(without(spec, left_out) for spec in sampled),
+        rescore=() if "rescore" in left_out else rescore,
         engine=settings,
         warnings=tuple(_warnings(values)),
+        problems=tuple(late),
         **{name: values[name] for name in ("refine", "margin", *ENGINE_FIELDS) if name in values},
     )
 

@@ -1,33 +1,57 @@
 """This module finds settings of tasks and samples that are out of range, or about something that nobody asked for.
 
-They are found before any file is opened, so that all of them are told at once.
+They are found without the files of the tasks. So that each is told once, and together with what is wrong with the files, a
+setting that is told of is then left out.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lambdasweep.settings import SamplingSettings, TaskSettings, as_flag, names_of, problems_of
 from lambdasweep.tasks.documents import WRITTEN, TaskSpec, temperature_problems
 from lambdasweep.tasks.format_names import FORMATS, GENERATE
 from lambdasweep.tasks.lm_eval_tasks.spec import PREFIX, LmEvalSpec
 
+T = TypeVar("T")
+
 _GROUPS = {"task": TaskSettings, "generate": SamplingSettings}
 
 
-def out_of_range(values: Mapping[str, Any]) -> list[str]:
-    """Return a line for each setting of all tasks and samples that is out of range."""
-    found = [line for group in _GROUPS.values() for line in problems_of(values, group)]
-    return list(dict.fromkeys(found + temperature_problems(values.get("temperature"), as_flag("temperature"))))
+def out_of_range(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return a line for each setting of all tasks and samples that is out of range, by its name."""
+    return {name: line for group in _GROUPS.values() for name, line in _out_of_range(values, group, as_flag)}
 
 
-def rows_out_of_range(values: Mapping[str, Any], given: Collection[str], file: Path | None) -> Iterator[str]:
-    """Yield a line for each setting of a [[task]] or a [[generate]] that is out of range, and that no flag replaces."""
+def take_out_of_range(values: Mapping[str, Any], given: Collection[str], file: Path | None) -> Iterator[str]:
+    """Yield a line for each setting of a [[task]] or a [[generate]] that is out of range, and leave it out there.
+
+    Those that a flag replaces are no matter.
+    """
     for table, group in _GROUPS.items():
         for index, row in enumerate(values.get(table, [])):
-            own = {name: value for name, value in row.items() if name not in given}
-            for line in problems_of(own, group, str) + temperature_problems(own.get("temperature")):
-                yield f"{file}: [[{table}]] {index + 1} ({row['name']}): {line}"
+            for name, line in [*_out_of_range({name: row[name] for name in row if name not in given}, group, str)]:
+                del row[name]
+                yield f"{file}: {_which(table, index, row)}: {line}"
+
+
+def _out_of_range(values: Mapping[str, Any], group: type, called: Callable[[str], str]) -> Iterator[tuple[str, str]]:
+    for name in names_of(group):
+        found = problems_of({name: values.get(name)}, group, called)
+        if name == "temperature":
+            found += temperature_problems(values.get(name), called(name))
+        yield from ((name, line) for line in found)
+
+
+def without(spec: T, names: Collection[str]) -> T:
+    """Return what is asked for without some settings."""
+    fields = {one.name: one.default for one in dataclasses.fields(spec) if one.name in names}  # type: ignore[arg-type]
+    return dataclasses.replace(spec, **fields)  # type: ignore[type-var]
+
+
+def _which(table: str, index: int, row: Mapping[str, Any]) -> str:
+    return f"[[{table}]] {index + 1} ({row.get('name') or row['file']})"
 
 
 def about_other_formats(values: dict[str, Any], given: dict[str, Any], file: Path | None) -> Iterator[str]:
@@ -39,7 +63,7 @@ def about_other_formats(values: dict[str, Any], given: dict[str, Any], file: Pat
         own = [name for name in WRITTEN if name in row]
         form = given.get("format") or row.get("format") or values.get("format") or TaskSettings().format
         if own and form != GENERATE and not str(row["file"]).startswith(PREFIX):
-            which = f"[[task]] {index + 1} ({row['name']})"
+            which = _which("task", index, row)
             yield (
                 f"{file}: {which}: {', '.join(own)} {'is' if len(own) == 1 else 'are'} about answers that the model writes, "
                 f"and its format is {form}: leave {'it' if len(own) == 1 else 'them'} out, or give format generate"

@@ -147,7 +147,7 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
     from merge.text_part import only_text
     from serve.settings import installed_device
 
-    failures: list[InputError] = []
+    failures = [InputError(problem) for problem in config.problems]
 
     def collect(make: Callable[[], T]) -> T | None:
         try:
@@ -179,7 +179,7 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
     if pair is not None and tokenizer is not None and (config.generate or any(_is_written(one) for one in read if one)):
         stops = collect(lambda: stop_tokens(parent.path, tokenizer))
     collect(lambda: _check_names([one for one in read if one], config.generate))
-    if all(read):
+    if all(read) and not config.problems:  # a format that is misspelt may be one of written answers
         collect(lambda: _check_written(config, [one for one in read if one]))
         collect(lambda: _check_pmi(config, [one for one in read if one]))
     if failures or pair is None or device is None or tokenizer is None:

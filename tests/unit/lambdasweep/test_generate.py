@@ -46,7 +46,7 @@ def prompts(tmp_path: Path) -> Path:
         ({"temperature": -1}, "temperature is -1: give 0, or 0.01 or more"),
         ({"temperature": 0.001}, "temperature is 0.001: give 0, or 0.01 or more"),
         ({"temperature": "nan"}, "temperature is nan: give 0, or 0.01 or more"),
-        ({"max_tokens": 0}, "max_tokens is 0: give 1 or more"),
+        ({"max_tokens": 0}, "--max-tokens is 0: give 1 or more"),
         ({"generate": "prompts.jsonl"}, "--generate 'prompts.jsonl' is not NAME=PROMPTS.jsonl"),
         ({"generate": "metals=prompts.jsonl"}, "task 'metals' is named twice: give each its own name"),
         ({"generate": "stories=nowhere.jsonl"}, "the file cannot be read (No such file or directory)"),
@@ -66,9 +66,9 @@ def test_everything_is_named_at_once(refused: Callable[..., Result], tmp_path: P
     file = write_task(tmp_path / "bad.jsonl", {"prompt": 3}, "{", ["x"], {"text": "no prompt"}, {"prompt": "\ud800"})
     task = write_task(tmp_path / "task.jsonl", {"query": "?"})
     found = refused(generate=f"stories={file}", samples=0, task=f"quiz={task}").problems
-    assert [problem.partition(": ")[2] for problem in found] == [
+    assert found[0] == "--samples is 0: give 1 to 32767"
+    assert [problem.partition(": ")[2] for problem in found[1:]] == [
         "line 1: has neither choices (with query and gold) nor a continuation (with context)",
-        "samples is 0: give 1 to 32767",
         "line 1: prompt is of type number: give a string",
         "line 2: is not JSON (Expecting property name enclosed in double quotes at column 2): write one object a line",
         "line 3: is of type list, not an object: write {…}",
