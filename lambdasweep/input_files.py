@@ -30,6 +30,15 @@ def local_files(path: Path, suffix: str) -> list[str]:
     return sorted(str(file) for file in found if not is_hidden(file.relative_to(root).parts))
 
 
+def why_none(path: Path, suffix: str) -> str | None:
+    """Return why a path means no files, where it is a directory or a glob."""
+    if path.is_dir():
+        return f"the directory holds no file *{suffix}: give a file, or a directory or a glob of some"
+    if glob.has_magic(str(path)):
+        return "no file matches it: give a file, or a directory or a glob of some"
+    return None
+
+
 def is_hidden(parts: Iterable[str]) -> bool:
     """Whether a file, by its path below a directory, is left out of it."""
     return any(part[:1] in (".", "_") and "=" not in part for part in parts)

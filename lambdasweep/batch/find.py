@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from contract.errors import InputError
 from contract.location import Location, ObjectPath, locate
-from lambdasweep.input_files import is_hidden, local_files
+from lambdasweep.input_files import is_hidden, local_files, why_none
 
 Partition = tuple[tuple[str, str], ...]  # the name and the value of each
 
@@ -39,7 +39,8 @@ def find(requests: Sequence[str], problems: list[str]) -> list[tuple[str, Partit
             problems.append(error.strerror or str(error))
             continue
         if not paths:
-            problems.append(f"{request}: no such Parquet file")
+            why = why_none(Path(request), ".parquet") if isinstance(location, Path) else None
+            problems.append(f"{request}: {why or 'no such Parquet file'}")
         found += [(path, _partition(request, path)) for path in sorted(paths)]
     seen: set[str] = set()
     for path, _ in found:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import InputError
+from contract.json_objects import keys_once
 
 OWN = "metrics.json"
 LM_EVAL, INSPECT, COMMAND = "lm_eval", "inspect", "command"  # tools; in the tables a metric's name begins with its tool
@@ -66,7 +67,8 @@ def collect(folder: Path) -> list[Measured]:
     for path in sorted(folder.rglob("*.json")):
         name = str(path.relative_to(folder))
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            once = keys_once if name == OWN else None  # files of tools are as the tools write them
+            value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
         except (OSError, ValueError, RecursionError) as error:  # JSON that is nested too deep raises the last of these
             if name == OWN or path.name.startswith("results_") or _was_a_log(path, folder):
                 problems.append(f"{name} is broken: {error}")

@@ -13,16 +13,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from contract.errors import InputError, TaskError
-from lambdasweep.input_files import local_files
+from contract.json_objects import keys_once
+from lambdasweep.input_files import local_files, why_none
 from lambdasweep.settings import TaskSettings, problems_of
 from lambdasweep.tasks.convert import index_of
 from lambdasweep.tasks.datasets import PREFIX as DATASET
 from lambdasweep.tasks.datasets import read_dataset
-from lambdasweep.tasks.format_names import GENERATE, MAX_CHOICES
+from lambdasweep.tasks.format_names import FORMATS, GENERATE, MAX_CHOICES
 
 Kind = Literal["choices", "continuation", "answers"]
 
@@ -110,7 +112,7 @@ def read_documents(spec: TaskSpec) -> TaskFile:
         asked |= dict.fromkeys(WRITTEN)
     problems = check_name(spec.name) + problems_of(asked, TaskSettings, str)
     problems += temperature_problems(asked["temperature"]) + system_problems(spec.system_prompt, spec.chat)
-    data = read_bytes(spec.name, spec.file, problems)
+    data = read_bytes(spec.name, spec.file, problems, has_format=True)
     documents: list[Document] = []
     ids: list[Any] = []
     first: dict[Kind, int] = {}  # the line of the first row of each kind
@@ -153,10 +155,16 @@ def unescaped(until: str) -> str:
     return until.replace("\\n", "\n")
 
 
-def read_bytes(name: str, file: Path, problems: list[str]) -> bytes:
+def read_bytes(name: str, file: Path, problems: list[str], has_format: bool = False) -> bytes:
     """Return the bytes of a task's file; of a directory or a glob those of all its `*.jsonl`, one after the other.
 
     A data set of a hub is converted.
+
+    Args:
+        name: of the task.
+        file: what the user gave.
+        problems: those that were found so far.
+        has_format: whether a user may write a format behind it, which is still there if it is none.
 
     Raises:
         TaskError: the file cannot be read; the error also lists the problems found so far.
@@ -164,13 +172,25 @@ def read_bytes(name: str, file: Path, problems: list[str]) -> bytes:
     try:
         if str(file).startswith(DATASET):
             return read_dataset(str(file))
-        return b"\n".join(Path(one).read_bytes() for one in local_files(file, ".jsonl") or [str(file)])
+        if found := local_files(file, ".jsonl"):
+            return b"\n".join(Path(one).read_bytes() for one in found)
+        said = (has_format and _misspelt_format(file)) or why_none(file, ".jsonl")
+        if said is None:
+            return file.read_bytes()
     except OSError as error:
-        problems.append(f"the file cannot be read ({error.strerror}): check the path and its permissions")
-        raise task_error(name, file, problems) from None
+        said = f"the file cannot be read ({error.strerror}): check the path and its permissions"
     except InputError as error:
         problems += [f"{error.title}: {problem}" for problem in error.problems] or [error.title]
-        raise task_error(name, file, problems) from None
+        said = _misspelt_format(file) if has_format else None
+    raise task_error(name, file, [*problems, *filter(None, [said])])
+
+
+def _misspelt_format(file: Path) -> str | None:
+    """Say that there is no such format, where a path that leads nowhere is FILE:FORMAT with a format that there is not."""
+    path, _, form = str(file).rpartition(":")
+    if form.isidentifier() and path and (get_close_matches(form, FORMATS) or local_files(Path(path), ".jsonl")):
+        return f"there is no format {form!r}: write {path}:FORMAT with one of {', '.join(FORMATS)}"
+    return None
 
 
 def json_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -183,7 +203,12 @@ def json_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def task_error(name: str, file: Path, problems: Sequence[str]) -> TaskError:
-    """Make one error of the problems of a task; what is wrong with many rows is said once, and the first 20 are shown."""
+    """Make one error of the problems of a task."""
+    return TaskError(f"task {name!r} cannot be built from {file}", by_rows(problems))
+
+
+def by_rows(problems: Sequence[str]) -> list[str]:
+    """Return the problems of a file; what is wrong with many rows is said once, and the first 20 are shown."""
     lines: dict[str, list[str]] = {}
     for problem in problems:
         match = _ROW.match(problem)
@@ -197,7 +222,7 @@ def task_error(name: str, file: Path, problems: Sequence[str]) -> TaskError:
     shown = said[:MAX_SHOWN]
     if len(said) > MAX_SHOWN:
         shown.append(f"and {len(said) - MAX_SHOWN} more")
-    return TaskError(f"task {name!r} cannot be built from {file}", shown)
+    return shown
 
 
 def temperature_problems(temperature: float | None, called: str = "temperature") -> list[str]:
@@ -220,12 +245,12 @@ def check_name(name: str) -> list[str]:
 def read_object(line: int, raw: bytes, problems: list[str]) -> dict[str, Any] | None:
     """Return the JSON object on a line; if there is none, add a problem and return None."""
     try:
-        row = json.loads(raw.decode("utf-8"))
+        row = json.loads(raw.decode("utf-8"), object_pairs_hook=keys_once)
     except UnicodeDecodeError:
         problems.append(f"line {line}: is not UTF-8: convert the file")
     except json.JSONDecodeError as error:
         problems.append(f"line {line}: is not JSON ({error.msg} at column {error.colno}): write one object a line")
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, or objects nested thousands deep
+    except (ValueError, RecursionError) as error:  # a key twice, numbers of thousands of digits, or very deep objects
         problems.append(f"line {line}: cannot be read as JSON ({error})")
     else:
         if isinstance(row, dict):

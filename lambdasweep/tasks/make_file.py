@@ -1,6 +1,5 @@
 """`lambdasweep tasks convert`: the rows of a data set, wherever they lie, are written as a task file."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from contract.commit import commit_bytes
 from contract.errors import InputError
 from lambdasweep.tasks.convert import ColumnMap, convert
 from lambdasweep.tasks.datasets import PREFIX, as_jsonl, read_dataset
+from lambdasweep.tasks.documents import by_rows, json_lines, read_object
 
 
 def make_file(source: str, out: Path, columns: str | None) -> int:
@@ -31,13 +31,14 @@ def make_file(source: str, out: Path, columns: str | None) -> int:
 
 
 def _rows(path: Path) -> list[Mapping[str, Any]]:
+    problems: list[str] = []
     try:
         if path.suffix == ".parquet":
             rows: list[Mapping[str, Any]] = pq.read_table(path).to_pylist()
             return rows
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        read = [read_object(line, raw, problems) for line, raw in json_lines(path.read_bytes())]
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read: {(str(error).splitlines() or [''])[0]}") from None
-    if not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path} has lines that are no JSON objects")
-    return rows
+    if problems:
+        raise InputError(f"{path} cannot be converted", by_rows(problems))
+    return [row for row in read if row is not None]

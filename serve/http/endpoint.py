@@ -24,6 +24,7 @@ from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddlew
 from vllm.logger import init_logger
 
 from contract.errors import EngineError, GridError
+from contract.json_objects import keys_once
 from contract.points import named, parse_point
 from merge.line import Line
 from serve.http.gate import FailedMoveError, Gate
@@ -187,7 +188,7 @@ def asked_lambda(body: bytes, names: Collection[str]) -> str:
     """
     example = json.dumps({"lam": named(dict.fromkeys(names, "0.7"))})
     try:
-        value = json.loads(body, parse_float=str, parse_int=str)
+        value = json.loads(body, parse_float=str, parse_int=str, object_pairs_hook=keys_once)
     except ValueError as error:
         raise ValueError(f"the body is not JSON ({error}): send {example}") from None
     if not isinstance(value, dict) or value.keys() != {"lam"} or not isinstance(value["lam"], str):

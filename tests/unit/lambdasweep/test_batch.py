@@ -460,7 +460,7 @@ def test_all_problems_of_all_files_at_once(score: Callable[..., Result], tmp_pat
         *(
             f"--requests cannot be scored: {problem}"
             for problem in (
-                "none-*.parquet: no such Parquet file",
+                "none-*.parquet: no file matches it: give a file, or a directory or a glob of some",
                 "a.parquet is given twice",
                 "b.parquet: id is double: give integers or text as ids",
                 "b.parquet: prompt is int64: give text",

@@ -139,6 +139,21 @@ def test_a_file_is_converted(lambdasweep: Callable[..., Result], tmp_path: Path,
     assert (again.code, again.err) == (2, f"lambdasweep: {out} exists: give another --out, or remove it\n")
 
 
+def test_lines_that_cannot_be_converted_are_named(lambdasweep: Callable[..., Result], tmp_path: Path) -> None:
+    source, out = tmp_path / "rows.jsonl", tmp_path / "task.jsonl"
+    twice = '{"query": "x", "choices": ["a", "b"], "gold": 0, "gold": 1}'
+    write_task(source, IRON | {"query": "one\u2028line"}, "[1]", twice, "", twice, "{")
+    result = lambdasweep("tasks", "convert", source, "--out", out)
+    assert (result.code, result.err.splitlines()[0]) == (2, f"lambdasweep: {source} cannot be converted")
+    assert result.problems == [
+        "line 2: is of type list, not an object: write {…}",
+        "lines 3, 5: cannot be read as JSON (the key 'gold' stands twice in one object: keep one of them)",
+        "line 6: is not JSON (Expecting property name enclosed in double quotes at column 2): write one object a line",
+    ]
+    source.write_text(json.dumps(IRON | {"query": "one\u2028line"}, ensure_ascii=False), encoding="utf-8")
+    assert lambdasweep("tasks", "convert", source, "--out", out).code == 0
+
+
 def test_a_format_of_one_task(
     lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], tmp_path: Path
 ) -> None:

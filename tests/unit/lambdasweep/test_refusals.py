@@ -145,8 +145,8 @@ def test_bad_flags_are_named_at_once(refused: Callable[..., Result]) -> None:
                 "--shots is -1: give 0 or more",
                 "--limit is 0: give 1 or more",
                 "--repeats is 0: give 1 to 32767",
-                "--max-tokens is 0: give 1 or more",
                 "--temperature is -1: give 0, or 0.01 or more",
+                "--max-tokens is 0: give 1 or more",
             ],
         ),
         (
@@ -162,8 +162,8 @@ def test_bad_flags_are_named_at_once(refused: Callable[..., Result]) -> None:
             {"task": None, "generate": "s=prompts.jsonl", "repeats": 0, "temperature": -1, "samples": 0},
             [
                 "--repeats is about tasks that are scored: give a --task, or leave it out",
-                "--samples is 0: give 1 to 32767",
                 "--temperature is -1: give 0, or 0.01 or more",
+                "--samples is 0: give 1 to 32767",
             ],
         ),
         (
@@ -201,7 +201,8 @@ def test_bad_flags_are_named_at_once(refused: Callable[..., Result]) -> None:
 def test_flags_that_do_not_fit_are_told_at_once_and_once(
     refused: Callable[..., Result], changes: dict[str, object], says: list[str]
 ) -> None:
-    assert refused(**changes).problems == says
+    told = refused(**changes).problems
+    assert [problem for problem in told if not problem.startswith("task 'metals' cannot be built")] == says
 
 
 def test_tables_of_a_settings_file_that_do_not_fit_are_told_at_once(
@@ -212,11 +213,25 @@ def test_tables_of_a_settings_file_that_do_not_fit_are_told_at_once(
         '[[task]]\nname = "a"\nfile = "a.jsonl"\nshots = -1\nlimit = 0\n'
         '[[generate]]\nname = "s"\nfile = "s.jsonl"\nsamples = 0\ntemperature = -1\n'
     )
-    assert refused(config=file, task=None, limit=5).problems == [
+    problems = refused(config=file, task=None, limit=5).problems
+    unread = "the file cannot be read (No such file or directory): check the path and its permissions"
+    assert [problem.rpartition("jsonl: ")[2] for problem in problems] == [
         f"{file}: [[task]] 1 (a): shots is -1: give 0 or more",
         f"{file}: [[generate]] 1 (s): samples is 0: give 1 to 32767",
         f"{file}: [[generate]] 1 (s): temperature is -1: give 0, or 0.01 or more",
+        unread,
+        unread,
     ]
+
+
+def test_what_is_wrong_with_settings_and_with_files_is_told_at_once(
+    refused: Callable[..., Result], tmp_path: Path
+) -> None:
+    """Each setting is told of once, for however many tasks it holds."""
+    files = [write_task(tmp_path / f"{name}.jsonl", "{") for name in "ab"]
+    of_flag, *of_files = refused(task=[f"{file.stem}={file}" for file in files], format="leters").problems
+    assert of_flag == "--format is 'leters': use cloze, letters, generate"
+    assert ["is not JSON" in problem for problem in of_files] == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -244,6 +259,48 @@ def test_paths_that_do_not_exist(refused: Callable[..., Result], tmp_path: Path)
     assert base.endswith(f"the base checkpoint {gone} does not exist: give a directory or a hub id like org/name")
     assert aligned.endswith(f"the aligned checkpoint {away} does not exist: give a directory or a hub id like org/name")
     assert task.endswith("the file cannot be read (No such file or directory): check the path and its permissions")
+
+
+def test_a_misspelt_format_behind_a_file_is_told_with_those_that_there_are(
+    refused: Callable[..., Result], tmp_path: Path
+) -> None:
+    file = tmp_path / "metals.jsonl"
+    sources = [
+        f"{file}:leters",
+        f"{tmp_path}:foo",
+        f"{tmp_path}/*.jsonl:foo",
+        f"{tmp_path / 'gone'}:Cloze",
+        "hf:a/b:c:d:leters",
+    ]
+    problems = refused(task=[f"t{place}={source}" for place, source in enumerate(sources)]).problems
+    said = [problem for problem in problems if "there is no format" in problem]
+    assert len(said) == len(sources)
+    for source, problem in zip(sources, said, strict=True):
+        path, _, form = source.rpartition(":")
+        assert problem.endswith(
+            f"there is no format {form!r}: write {path}:FORMAT with one of cloze, letters, generate"
+        )
+
+
+def test_what_may_be_no_format_is_a_file_that_is_not_there(refused: Callable[..., Result], tmp_path: Path) -> None:
+    gone = [f"{tmp_path}:x/y.jsonl", f"{tmp_path / 'gone.jsonl'}:second"]
+    prompts = f"s={tmp_path / 'metals.jsonl'}:letters"  # samples have no formats
+    problems = refused(task=[f"t{place}={one}" for place, one in enumerate(gone)], generate=prompts).problems
+    assert [problem.rpartition(": the ")[2] for problem in problems] == [
+        "file cannot be read (No such file or directory): check the path and its permissions"
+    ] * 3
+
+
+def test_a_directory_or_a_glob_without_files_says_so(refused: Callable[..., Result], tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    directory, glob = refused(task=[f"a={empty}", f"b={empty}/*.jsonl"]).problems
+    assert directory.endswith(
+        f"{empty}: the directory holds no file *.jsonl: give a file, or a directory or a glob of some"
+    )
+    assert glob.endswith(f"{empty}/*.jsonl: no file matches it: give a file, or a directory or a glob of some")
+    (said,) = refused(task=None, generate=f"s={empty}").problems
+    assert said == "the directory holds no file *.jsonl: give a file, or a directory or a glob of some"
 
 
 def test_a_truncated_checkpoint(refused: Callable[..., Result], pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -288,6 +345,10 @@ def test_a_parent_without_a_tokenizer(refused: Callable[..., Result], pair: tupl
     ("row", "says"),
     [
         ('{"query": ', "line 2: is not JSON (Expecting value at column 11): write one object a line"),
+        (
+            '{"query": "x", "choices": ["a", "b"], "gold": 0, "gold": 1}',
+            "line 2: cannot be read as JSON (the key 'gold' stands twice in one object: keep one of them)",
+        ),
         ("[1]", "line 2: is of type list, not an object: write {…}"),
         ({"query": "x"}, "line 2: has neither choices (with query and gold) nor a continuation (with context)"),
         (IRON | {"choices": []}, "line 2: has 0 choices: give at least 2"),

@@ -41,3 +41,11 @@ def test_a_server_asks_afresh_what_was_remembered_while_its_loop_goes_on() -> No
     going = journey({"reload": "why"}, Way("0", {"1": Path("aligned")}, "0.35"), {"1": (1.000002,)}, {"1"})
     assert asyncio.run(endpoint._travel(going)) == Verdict("reload", "why")
     assert asked == [("1", False)]
+
+
+def test_a_move_to_two_points_is_refused() -> None:
+    from serve.http.endpoint import asked_lambda
+
+    assert asked_lambda(b'{"lam": "0.50"}', [""]) == "0.5"
+    with pytest.raises(ValueError, match="the key 'lam' stands twice in one object"):
+        asked_lambda(b'{"lam": "0", "lam": "1"}', [""])
