@@ -1,5 +1,6 @@
 """This module writes files that appear complete or not at all, and tables that say what they were computed from."""
 
+import contextlib
 import json
 import os
 import uuid
@@ -24,16 +25,19 @@ def commit_bytes(path: Location, data: bytes | memoryview | pa.Buffer) -> None:
     if isinstance(path, ObjectPath):
         path.write_bytes(data)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # its own words name the temporary file, or a directory above
+            raise OSError(error.errno, f"{path} cannot be written: {error.strerror or error}") from None
         raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:

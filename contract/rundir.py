@@ -193,10 +193,19 @@ class RunDir:
             if not (isinstance(value, dict) and keys <= value.keys()):
                 raise ValueError(f"it lacks {', '.join(sorted(keys))}")
         except FileNotFoundError:
-            raise InputError(f"{self.root} is not a run directory: it has no {path.name}") from None
+            raise self._is_none(path) from None
         except ValueError as error:
             raise InputError(f"{path} is damaged ({error}): restore it, or start again in another directory") from None
         return value
+
+    def _is_none(self, missing: Location) -> InputError:
+        """Return why the directory is no run, by the record that it lacks; whichever is read first, the reason is one."""
+        if (self.root / "score.json").is_file():
+            return InputError(
+                f"{self.root} is of `lambdasweep score`, and not a run directory: give one of `lambdasweep run`"
+            )
+        first = self.sweep_json if missing == self.plan_json and not self.sweep_json.is_file() else missing
+        return InputError(f"{self.root} is not a run directory: it has no {first.name}")
 
     def committed(self, task: str, lam: str, kind: str = "tokens") -> set[int]:
         """Return the numbers of the shards whose `kind` file is committed, and not damaged as far as its ends tell."""

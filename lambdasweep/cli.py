@@ -180,20 +180,17 @@ def status(
     batch = ScoreDir(run_dir)
     batch.check_store()
     is_batch = batch.exists()
+    counts = None
     if live:
         from rich.console import Console
 
-        from contract.errors import InputError
-        from contract.records import read_each
         from contract.rundir import RunDir
         from lambdasweep.monitor.watch import watch
 
         if is_batch:
             raise InputError(f"{run_dir} is a batch, and --watch shows sweeps: leave it out")
-        if read_each(RunDir(run_dir)) is not None:
-            raise InputError(f"{run_dir} is of `lambdasweep each`, and --watch shows sweeps: leave it out")
-        watch(RunDir(run_dir), Console())
-    for line in describe_score(batch) if is_batch else describe(run_dir):
+        counts = watch(RunDir(run_dir), Console())
+    for line in describe_score(batch) if is_batch else describe(run_dir, counts):
         typer.echo(line)
 
 
@@ -229,8 +226,9 @@ def report(
 ) -> None:
     """Recompute metrics.parquet from the tables, print it, and write RUN/report/index.html."""
     from calibration.report.write import write_report
-    from contract.records import read_each
+    from contract.records import read_asked
     from contract.rundir import RunDir
+    from contract.writable import check_writable
     from lambdasweep.config import margin_problems
     from lambdasweep.exchange.trackers import check_tracker, log_to
     from lambdasweep.monitor.phase import phase
@@ -238,14 +236,19 @@ def report(
     if problems := margin_problems(margin):
         raise InputError(*problems)
     run = RunDir(run_dir)
-    if lm_eval is not None and read_each(run) is not None:
+    asked = read_asked(run)
+    if lm_eval is not None and asked.each is not None:
         raise InputError(
             f"{run_dir} is of `lambdasweep each`: files of lm-eval that its command wrote lie in {run_dir}/each; leave out "
             "--lm-eval"
         )
     for name in log or ():
         check_tracker(name)
-    analysis = show_metrics(run, None if margin is None else margin / 100, confidence)
+    for place in (run.root, run.index_html.parent):
+        check_writable(place, "copy the run directory to where you may write, and report on the copy")
+    if lm_eval is not None:
+        check_writable(lm_eval, "give another --lm-eval")
+    analysis = show_metrics(run, None if margin is None else margin / 100, confidence, asked)
     with phase("writing report"):
         write_report(run, analysis, confidence=confidence, figures=figures or bool(log))
     typer.echo(f"report: {run.index_html}")
@@ -273,17 +276,20 @@ def compare(
     from calibration.report.comparison_page import write_comparison
     from calibration.terminal.comparison import comparison_table
     from contract.location import locate
+    from contract.writable import check_file
     from lambdasweep.config import margin_problems
     from lambdasweep.monitor.phase import phase
 
     if problems := margin_problems(margin):
         raise InputError(*problems)
+    page = locate(out)
+    check_file(page)
     with phase("computing metrics"):
         found = gather_runs(runs, None if margin is None else margin / 100)
     console_of().print(comparison_table(found, found.titles[0]))
     for notice in found.notices:
         typer.echo(notice)
-    write_comparison(found, locate(out))
+    write_comparison(found, page)
     typer.echo(f"comparison: {out}")
 
 

@@ -37,12 +37,17 @@ def _run() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again while it ends
         sys.exit(EXIT_FAILED)
     except OSError as error:  # the disk, the permissions: nothing that a traceback would help with
-        typer.echo(f"lambdasweep: {error}", err=True)
+        typer.echo(f"lambdasweep: {_said(error)}", err=True)
         sys.exit(EXIT_FAILED)
     except Exception as error:  # of some library: nobody is shown a traceback, and nobody loses it
         typer.echo(f"lambdasweep: {_logged(error)}", err=True)
         sys.exit(EXIT_FAILED)
     sys.exit(0)
+
+
+def _said(error: OSError) -> str:
+    """Return what an error of the system says: our sentence alone, else its words with the file that they are about."""
+    return error.strerror if error.strerror and error.filename is None else str(error)
 
 
 def _logged(error: Exception) -> str:

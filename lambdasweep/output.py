@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from calibration.analyse import Analysis
+    from contract.records import Asked
     from contract.rundir import RunDir
 
 
@@ -25,13 +26,16 @@ def write_page(run_dir: "RunDir", analysis: "Analysis") -> None:
         typer.echo(f"no report ({error}): lambdasweep report {run_dir.root} tries again", err=True)
 
 
-def show_metrics(run_dir: "RunDir", margin: float | None = None, confidence: str = "sum") -> "Analysis":
+def show_metrics(
+    run_dir: "RunDir", margin: float | None = None, confidence: str = "sum", asked: "Asked | None" = None
+) -> "Analysis":
     """Compute and commit the metrics of a run, print its tables and its answers; return what they were made of.
 
     Args:
         run_dir: the run.
         margin: the accuracy that λ* may give up, as a share of documents; without it, the run's.
         confidence: what λ* is chosen by, and the tables show, where a task has it.
+        asked: the run's plan.json, if it was read already.
     """
     from calibration.analyse import analyse, write_metrics
     from calibration.frontier.beside import notes
@@ -42,7 +46,7 @@ def show_metrics(run_dir: "RunDir", margin: float | None = None, confidence: str
 
     keep_freed_memory(largest=32 << 20, of_threads=True)
     with phase("computing metrics"):
-        analysis = analyse(run_dir, margin=margin, confidence=confidence)
+        analysis = analyse(run_dir, margin=margin, confidence=confidence, asked=asked)
     wide = 100 + max(0, max(map(len, analysis.parents.values())) - 4)  # columns that intervals take
     console = console_of(wide)
     metrics = write_metrics(run_dir, analysis)

@@ -6,7 +6,6 @@ the λs asked for of each: it grows, but a task that is in it stays as it is.
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from contract import schemas
 from contract.commit import commit_json, commit_table
-from contract.errors import InputError, RunMismatchError
+from contract.errors import RunMismatchError
 from contract.location import Location, ObjectPath
 from contract.points import order
 from contract.records import (
@@ -30,6 +29,7 @@ from contract.records import (
     read_sweep,
 )
 from contract.rundir import RunDir
+from contract.writable import check_writable
 from lambdasweep.prepare import Prepared, PreparedPrompts, PreparedTask
 from lambdasweep.tasks.answers import AnswerSpec
 from lambdasweep.tasks.documents import TaskSpec
@@ -75,22 +75,7 @@ def check_target(out: Location, record: str = "sweep.json", early: str = "reques
     elif out.exists():
         raise RunMismatchError(f"{out} is a file: give a directory as --out")
     if isinstance(out, Path):
-        check_place(out)
-
-
-def check_place(out: Path) -> None:
-    """Refuse a directory that cannot be made or written; make nothing.
-
-    Raises:
-        InputError: a file is in the way, or the permissions forbid it.
-    """
-    there = out.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        raise InputError(f"{out} cannot be made: {there} is a file; give another --out")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{out} cannot be written: the permissions of {there} forbid it; give another --out")
+        check_writable(out)
 
 
 def sweep_record(prepared: Prepared, fingerprints: Mapping[str, str]) -> SweepRecord:

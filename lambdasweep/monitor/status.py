@@ -20,15 +20,21 @@ _REPLICAS_SHOWN = 16
 _RECEIPT_SECONDS = 30.0  # a million receipts take longer; the status then counts those that were read
 
 
-def describe(root: str | os.PathLike[str]) -> Iterator[str]:
+def describe(root: str | os.PathLike[str], counts: RunCounts | None = None) -> Iterator[str]:
     """Yield the lines of the status.
+
+    Args:
+        root: of the run.
+        counts: what the run has, if that was counted already.
 
     Raises:
         InputError: `root` holds no sweep.
     """
-    run = RunDir(root)
-    look_at_footers(run)
-    counts = RunCounts(run, _RECEIPT_SECONDS)
+    if counts is None:
+        run = RunDir(root)
+        look_at_footers(run)
+        counts = RunCounts(run, _RECEIPT_SECONDS)
+    run = counts.run
     sweep, engine = counts.sweep, counts.sweep.engine
     for role, parent in sorted(sweep.pair.items(), key=lambda item: (item[0] != "base", item[0])):
         yield f"{role:<8} {parent.source}"

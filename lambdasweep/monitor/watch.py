@@ -7,6 +7,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from contract.damage import look_at_footers
+from contract.errors import InputError
 from contract.points import is_parent, order
 from contract.rundir import RunDir
 from lambdasweep.monitor import status
@@ -19,21 +21,28 @@ _READ_SECONDS = 0.3  # a look reads new receipts for so long
 _LABEL, _CELL = 24, 6  # a task's name, and a λ, have at most so many columns
 
 
-def watch(run: RunDir, console: Console) -> None:
+def watch(run: RunDir, console: Console) -> RunCounts:
     """Show the run until all its units are done and its driver has ended, or until the process is interrupted.
 
+    Returns:
+        What the run has then.
+
     Raises:
-        InputError: `run` is no run directory.
+        InputError: `run` is no run directory, or that of a command of the user.
     """
+    look_at_footers(run)
     counts = RunCounts(run)
+    if counts.each is not None:
+        raise InputError(f"{run.root} is of `lambdasweep each`, and --watch shows sweeps: leave it out")
     if not console.is_terminal:
         _print_lines(counts, console)
-        return
+        return counts
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while not _ended(counts):
             live.update(Group(*render(counts, console.width, console.height)), refresh=True)
             time.sleep(_SECONDS)
             counts.refresh(_READ_SECONDS)
+    return counts
 
 
 def _print_lines(counts: RunCounts, console: Console) -> None:

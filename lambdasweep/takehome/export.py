@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from contract.errors import InputError
+from contract.errors import InputError, join
 from contract.points import parent_names
-from lambdasweep.record import check_place
+from contract.writable import check_writable
 from lambdasweep.takehome.model_card import model_card
 from lambdasweep.takehome.point import PointSource, fingerprints_of
 
@@ -34,13 +34,23 @@ def export_point(source: PointSource, out: Path, like: str, max_shard_size: str,
     from merge.pair import open_pair
     from serve.settings import available_cores
 
+    failures: list[InputError] = []
     if like not in (known := parent_names(source.aligned)):
-        raise InputError(f"--like {like} is no parent: give {', '.join(known[:-1])} or {known[-1]}")
-    max_shard_bytes = parse_size(max_shard_size)
-    if max_shard_bytes < _LEAST:
-        raise InputError(f"--max-shard-size {max_shard_size} is {max_shard_bytes} bytes: write the unit, as in 5GB")
-    check_target(out)
-    check_place(out)
+        failures.append(InputError(f"--like {like} is no parent: give {', '.join(known[:-1])} or {known[-1]}"))
+    max_shard_bytes = _LEAST
+    try:
+        max_shard_bytes = parse_size(max_shard_size)
+        if max_shard_bytes < _LEAST:
+            raise InputError(f"--max-shard-size {max_shard_size} is {max_shard_bytes} bytes: write the unit, as in 5GB")
+    except InputError as error:
+        failures.append(error)
+    try:
+        check_target(out)
+        check_writable(out)
+    except InputError as error:
+        failures.append(error)
+    if failures:
+        raise join(failures, "the point cannot be exported")
     pair = open_pair(source.base, source.aligned, source.base_revision, source.aligned_revision, source.line)
     if like == "base" and pair.line.has_aligned_shapes:
         raise InputError("--like base does not go with --vocab shared: the model has aligned's vocabulary and shapes")

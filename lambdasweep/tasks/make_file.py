@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from contract.commit import commit_bytes
 from contract.errors import InputError
+from contract.writable import check_file
 from lambdasweep.tasks.convert import ColumnMap, convert
 from lambdasweep.tasks.datasets import PREFIX, as_jsonl, read_dataset
 from lambdasweep.tasks.documents import by_rows, json_lines, read_object
@@ -22,6 +23,7 @@ def make_file(source: str, out: Path, columns: str | None) -> int:
     """
     if out.exists():
         raise InputError(f"{out} exists: give another --out, or remove it")
+    check_file(out)
     if source.startswith(PREFIX):
         data = read_dataset(f"{source}?{columns}" if columns else source)
     else:

@@ -251,8 +251,12 @@ def test_what_is_no_run_directory_is_said_to_be_none(tmp_path: Path) -> None:
         RunDir(tmp_path / "gone").sweep()
     with pytest.raises(InputError, match=r"is not a run directory: it has no sweep\.json"):
         RunDir(tmp_path).sweep()
+    with pytest.raises(InputError, match=r"is not a run directory: it has no sweep\.json"):
+        RunDir(tmp_path).plan()  # whichever record is asked for first, the reason is one
+    (tmp_path / "sweep.json").write_text("{}")
     with pytest.raises(InputError, match=r"is not a run directory: it has no plan\.json"):
         RunDir(tmp_path).plan()
+    (tmp_path / "sweep.json").unlink()
     (tmp_path / "plan.json").write_text('{"tasks": ')
     with pytest.raises(
         InputError, match=r"plan\.json is damaged \(.*\): restore it, or start again in another directory"

@@ -1,6 +1,7 @@
 """The command line has one clear message for each bad input, and then writes nothing."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -424,6 +425,122 @@ def test_a_disk_that_cannot_be_written_to_is_no_traceback(
     assert result.err.count("\n") == 1
 
 
+@pytest.fixture(params=["permissions", "file system"])
+def forbidden(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, str]:
+    """Return a directory that cannot be written, which is root's, too, and the words that say why."""
+    folder = tmp_path / "forbidden"
+    folder.mkdir()
+    access, statvfs = os.access, os.statvfs
+    if request.param == "permissions":
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and access(path, mode))
+        return folder, f"cannot be written: the permissions of {folder} forbid it; "
+    flags = SimpleNamespace(f_flag=os.ST_RDONLY)
+    monkeypatch.setattr(os, "statvfs", lambda path: flags if Path(path) == folder else statvfs(path))
+    return folder, f"cannot be written: the file system of {folder} is read-only; "
+
+
+def test_no_command_writes_into_a_directory_that_forbids_it(
+    begun: RunDir, lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], forbidden: tuple[Path, str]
+) -> None:
+    folder, says = forbidden
+    out = "--out", folder / "new"
+    source = write_task(folder.parent / "rows.jsonl", IRON)
+    pair = flags()[:4]
+    for command, remedy in (
+        (["tasks", "convert", source, *out], "give another --out"),
+        (["compare", begun.root, begun.root, *out], "give another --out"),
+        (["compare", begun.root, begun.root, "--out", folder / "deep" / "new"], "give another --out"),
+        (["export", *pair, "--lam", "0.5", *out], "give another --out"),
+        (["report", begun.root, "--lm-eval", folder / "new"], "give another --lm-eval"),
+        (["run", *flags(out=folder / "run")], "give another --out"),
+    ):
+        result = lambdasweep(*command)
+        assert (result.code, result.out) == (2, ""), result.err
+        assert result.err.endswith(f"{says}{remedy}\n")
+        assert result.err.count("\n") == 1
+    assert not any(folder.iterdir())
+
+
+@pytest.mark.parametrize("place", ["", "report"])
+def test_no_report_is_computed_where_none_can_be_written(
+    begun: RunDir, lambdasweep: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    folder, access = Path(str(begun.root)) / place, os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and access(path, mode))
+    before = contents(begun.root)
+    result = lambdasweep("report", begun.root)
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        f"lambdasweep: {folder} cannot be written: the permissions of {folder} forbid it; copy the run directory to where "
+        "you may write, and report on the copy\n"
+    )
+    assert contents(begun.root) == before
+
+
+def test_a_file_or_a_directory_in_the_way(begun: RunDir, lambdasweep: Callable[..., Result], tmp_path: Path) -> None:
+    file = write_task(tmp_path / "rows.jsonl", IRON)
+    for command in (["tasks", "convert", file], ["compare", begun.root, begun.root]):
+        result = lambdasweep(*command, "--out", file / "deep" / "new")
+        assert result.code == 2
+        assert result.err == f"lambdasweep: {file / 'deep'} cannot be made: {file} is a file; give another --out\n"
+    result = lambdasweep("compare", begun.root, begun.root, "--out", tmp_path)
+    assert (result.code, result.err) == (2, f"lambdasweep: {tmp_path} is a directory: give the name of a file\n")
+
+
+def test_a_disk_that_is_full_is_told_with_the_file(
+    begun: RunDir, lambdasweep: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = lambdasweep("report", begun.root)
+    assert result.code == 1
+    assert result.err.endswith(f"lambdasweep: {begun.metrics_parquet} cannot be written: No space left on device\n")
+    assert not [*Path(str(begun.root)).glob(".*.tmp")]
+
+
+def test_export_says_everything_that_is_wrong(
+    lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], tmp_path: Path
+) -> None:
+    result = lambdasweep(
+        "export", *flags()[:4], "--lam", "1", "--out", tmp_path, "--like", "x", "--max-shard-size", "5"
+    )
+    assert result.code == 2
+    assert result.problems == [
+        "--like x is no parent: give base or aligned",
+        "--max-shard-size 5 is 5 bytes: write the unit, as in 5GB",
+        f"{tmp_path} exists: give another --out, or remove it",
+    ]
+
+
+@pytest.mark.parametrize("command", ["status", "report", "compare", "export", "watch"])
+def test_what_is_no_run_has_one_reason(lambdasweep: Callable[..., Result], tmp_path: Path, command: str) -> None:
+    """Commands read the records of a run in different orders."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "half").mkdir()
+    parents = {"base": {}, "aligned": {}}
+    (tmp_path / "half" / "sweep.json").write_text(json.dumps({"pair": parents, "engine": {}, "versions": {}}))
+    (tmp_path / "batch").mkdir()
+    (tmp_path / "batch" / "score.json").write_text("{}")
+    for name, says in (
+        ("empty", "not a run directory: it has no sweep.json"),
+        ("half", "not a run directory: it has no plan.json"),
+        ("batch", "of `lambdasweep score`, and not a run directory: give one of `lambdasweep run`"),
+    ):
+        place = tmp_path / name
+        line = {
+            "compare": ["compare", place, tmp_path / "none"],
+            "export": ["export", place, "--out", tmp_path / "new"],
+            "watch": ["status", "--watch", place],
+        }.get(command, [command, place])
+        if name == "batch" and command in ("status", "watch"):
+            continue  # there `status` knows batches
+        result = lambdasweep(*line)
+        assert result.code == 2
+        assert f"{place} is {says}" in result.problems
+
+
 @pytest.mark.parametrize("command", ["status", "report"])
 def test_what_is_no_run(lambdasweep: Callable[..., Result], tmp_path: Path, command: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -450,7 +567,7 @@ def test_what_is_no_run(lambdasweep: Callable[..., Result], tmp_path: Path, comm
 
 
 def test_no_exception_is_a_traceback(
-    lambdasweep: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begun: RunDir, lambdasweep: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise pa.ArrowInvalid("no such thing\nat all")
@@ -458,7 +575,7 @@ def test_no_exception_is_a_traceback(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr("calibration.analyse.analyse", fail)
-    result = lambdasweep("report", tmp_path)
+    result = lambdasweep("report", begun.root)
     assert result.code == 1
     (log,) = tmp_path.glob("lambdasweep-*.log")
     assert result.err == (
@@ -466,7 +583,7 @@ def test_no_exception_is_a_traceback(
         f"The full log is {log}: please report it to the project as an issue, with that file\n"
     )
     text = log.read_text(encoding="utf-8")
-    assert text.startswith(f"'lambdasweep' 'report' '{tmp_path}'\n")
+    assert text.startswith(f"'lambdasweep' 'report' '{begun.root}'\n")
     assert "in fail\n" in text
     assert text.endswith("pyarrow.lib.ArrowInvalid: no such thing\nat all\n")
 
