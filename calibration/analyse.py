@@ -28,7 +28,7 @@ from calibration.uncertainty.resample import RESAMPLES, SEED, SPLITS
 from contract import schemas
 from contract.commit import commit_table
 from contract.damage import describe
-from contract.errors import InputError
+from contract.errors import InputError, join
 from contract.points import order
 from contract.records import Asked, EachRecord, Plan, SweepRecord, read_asked, read_sweep
 from contract.rundir import RunDir
@@ -127,10 +127,14 @@ def analyse(
     apart: dict[str, tuple[str, ...]] = {}
     asked = asked or read_asked(run)  # it is read first, because this tells a place that holds no run
     plan = asked.plan
-    there = tuple(dict.fromkeys((*ALWAYS_KNOWN, *(name for entry in plan.values() for name in confidences_in(entry)))))
-    if error not in answers() or confidence not in there:
-        known = f"an error of {', '.join(answers())} and a confidence of {', '.join(there)}"
-        raise InputError(f"accuracy cannot be held against {error!r} of confidence {confidence!r}: give {known}")
+    there = sorted({name for entry in plan.values() for name in confidences_in(entry)}, key=in_order)
+    problems = []
+    if error not in answers():
+        problems.append(f"calibration error {error!r} does not exist: give one of {', '.join(answers())}")
+    if confidence not in (*ALWAYS_KNOWN, *there):
+        problems.append(f"confidence {confidence!r} does not exist: give one of {', '.join(there) or ALWAYS_KNOWN[0]}")
+    if problems:
+        raise join([InputError(problem) for problem in problems], f"{run.root} cannot be analysed")
     if tasks is not None:
         plan = {task: entry for task, entry in plan.items() if task in tasks}
     outcomes = outcome_rows(run) | measured_rows(run)  # a run has one of the two

@@ -227,7 +227,9 @@ def test_lambda_star_can_be_of_any_confidence(run: RunDir) -> None:
         chosen[confidence] = frontier.confidence
         assert frontier.points[0].documents == DOCUMENTS
     assert chosen == {name: "sum" if name == "bytes" else name for name in chosen}
-    with pytest.raises(InputError, match="give an error of"):
+    with pytest.raises(
+        InputError, match=r"^confidence 'guess' does not exist: give one of sum, tokens, lowest, first, votes$"
+    ):
         analyse(run, resamples=30, confidence="guess")
 
 
@@ -475,10 +477,11 @@ def test_lambda_star_is_chosen_among_lambdas_whose_outputs_have_the_confidence(r
 
 
 def test_a_confidence_that_no_task_has_is_refused(run: RunDir) -> None:
-    with pytest.raises(
-        InputError, match=r"give an error of .* and a confidence of sum, tokens, bytes, lowest, first, votes$"
-    ):
+    there = r"confidence 'p_true' does not exist: give one of sum, tokens, lowest, first, votes$"
+    with pytest.raises(InputError, match=f"^{there}"):
         analyse(run, resamples=2, confidence="p_true")
+    with pytest.raises(InputError, match=rf"calibration error 'ace' does not exist: give one of ece_.*\n  - {there}"):
+        analyse(run, resamples=2, error="ace", confidence="p_true")
 
 
 def add_rescored(run: RunDir, lam: str, under: str, scores: dict[int, list[list[float]]]) -> None:
@@ -546,7 +549,7 @@ def test_what_another_lambda_makes_of_outputs_is_a_confidence(run: RunDir) -> No
     write_report(run, analysis, confidence="tokens@0", figures=False)
     assert open_run(run.root).rescored("sums", "0.5", "0")["request_id"].unique().to_pylist() == list(again)
     for under in ("0.3", "0.7"):
-        with pytest.raises(InputError, match=r"a confidence of sum, .*tokens@0"):
+        with pytest.raises(InputError, match=r"give one of sum, tokens, lowest, first, votes, .*tokens@0"):
             analyse(run, resamples=2, confidence=f"sum@{under}7")
     damaged = dict(again) | {0: [one[:-1] or [-1.0, -1.0] for one in again[0]]}
     add_rescored(run, "0.5", "0", damaged)
