@@ -1,9 +1,10 @@
 """This module gives notebooks a run's tables as Arrow, which DuckDB, polars and pandas read as they are."""
 
 import json
+import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 from contract import schemas
 from contract.damage import describe
 from contract.errors import InputError
+from contract.grid import MAX_DECIMALS
 from contract.location import read_table
 from contract.points import order, parse_point
 from contract.records import read_plan, read_sweep
@@ -181,8 +183,8 @@ class Run:
             InputError: the plan has no such task, or the task no such λ, or its outputs were not scored under the other.
         """
         ((name, one),) = self._points(task, lam, "generations")
-        point = parse_point(f"{under:f}" if isinstance(under, Decimal) else str(under), self._names)
         known = self._plan[name].rescored
+        point = _point(under, self._names)
         if point not in known:
             raise InputError(
                 f"what task {name!r} wrote is not scored under λ = {point}, but under {', '.join(known) or 'no other'}: "
@@ -319,14 +321,37 @@ class Run:
             raise InputError(
                 f"task {task!r} has no {kind}: " + ("it is sampled" if kind == "tokens" else "it is scored")
             )
-        wanted = None if lam is None else parse_point(f"{lam:f}" if isinstance(lam, Decimal) else str(lam), self._names)
+        wanted = None if lam is None else _point(lam, self._names)
         names = of_kind if task is None else [task]
         found = [(name, one) for name in names for one in self._plan[name].lambdas if wanted in (None, one)]
         if wanted is not None and not found:
             known = sorted({one for name in names for one in self._plan[name].lambdas}, key=order)
             between = "; " if len(self._names) > 1 else ", "
-            raise InputError(f"{self._run.root} has no λ = {wanted}: give one of {between.join(known)}")
+            nearest = min(known, key=lambda one: _distance(one, wanted), default="")
+            near = f"; the nearest is {nearest}" if nearest else ""
+            raise InputError(f"{self._run.root} has no λ = {wanted}: give one of {between.join(known)}{near}")
         return iter(found)
+
+
+def _point(lam: Lam, names: Collection[str]) -> str:
+    """Return the canonical point that a user means.
+
+    A float that is a λ but for its rounding is that λ: 0.1 + 0.2, which is 0.30000000000000004, means 0.3. Text and
+    decimals are exact, and are taken as they are written.
+
+    Raises:
+        GridError: it is no point over the aligned checkpoints of these names.
+    """
+    if isinstance(lam, float) and math.isfinite(lam):  # those of NumPy, too
+        rounded = f"{lam:.{MAX_DECIMALS}f}"
+        if not math.isclose(lam, float(rounded), rel_tol=1e-12, abs_tol=1e-12):
+            return f"{Decimal(repr(float(lam))):f}"  # no run has it
+        lam = rounded
+    return parse_point(f"{lam:f}" if isinstance(lam, Decimal) else str(lam), names)
+
+
+def _distance(one: str, other: str) -> Decimal:
+    return sum((abs(a - b) for a, b in zip(order(one), order(other), strict=True)), Decimal())
 
 
 def _tell(run: RunDir) -> None:

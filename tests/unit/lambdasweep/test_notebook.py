@@ -2,10 +2,12 @@
 
 import importlib.util
 import math
+import re
 import subprocess
 import sys
 from decimal import Decimal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -109,6 +111,29 @@ def test_a_task_or_lambda_that_is_not_there_is_named(run):
         opened.examples("quiz", 0.7)
     with pytest.raises(InputError, match="confidence 'words' does not exist"):
         opened.examples("quiz", 0.5, "words")
+
+
+@pytest.mark.parametrize("lam", [0.1 + 0.2, np.float64(0.1) + np.float64(0.2), 0.3, "0.30", Decimal("0.3")])
+def test_a_lambda_that_was_computed_in_floats_is_found(run, lam):
+    add_task(run, "quiz", [2], ["0", "0.3", "1"])
+    add_scores(run, "quiz", "0.3", {0: [-1.0], 1: [-2.0]})
+    assert open_run(run.root).tokens("quiz", lam)["point"].to_pylist() == ["0.3", "0.3"]
+
+
+@pytest.mark.parametrize(
+    ("lam", "says"),
+    [
+        (0.2999999, "has no λ = 0.2999999: give one of 0, 0.3, 1; the nearest is 0.3"),
+        (1e-9, "has no λ = 0.000000001: give one of 0, 0.3, 1; the nearest is 0"),
+        (7, "has no λ = 7: give one of 0, 0.3, 1; the nearest is 1"),
+        ("0.30000000000000004", "λ 0.30000000000000004 has more than 6 decimals: round it"),
+        (float("nan"), "λ 'nan' is not a decimal number: write it like 0.35"),
+    ],
+)
+def test_the_nearest_lambda_is_named_where_one_is_not_there(run, lam, says):
+    add_task(run, "quiz", [2], ["0", "0.3", "1"])
+    with pytest.raises(InputError, match=re.escape(says)):
+        open_run(run.root).tokens("quiz", lam)
 
 
 def test_exploded_tokens_by_hand(run):
