@@ -77,7 +77,8 @@ def refusals(prepared: "Prepared", task: "PreparedTask | PreparedPrompts") -> di
         return {}
     vocabulary = _of_text(prepared, "vocab_size") or np.iinfo(np.int64).max
     lengths = pc.list_value_length(table["token_ids"]).to_numpy()
-    sampled = task.spec.max_tokens if isinstance(task, PreparedPrompts) else None
+    # A question about an answer stands behind it, so that both must fit.
+    sampled = task.spec.max_tokens + task.built.question_tokens if isinstance(task, PreparedPrompts) else None
     starts = table["continuation_start"].to_numpy() if sampled is None else None
     suspect = lengths + (sampled or 0) > most
     suspect |= (lengths < 1) if starts is None else (starts >= lengths) | (starts < 1)
@@ -93,11 +94,12 @@ def refusals(prepared: "Prepared", task: "PreparedTask | PreparedPrompts") -> di
         if reason is None:
             continue
         if "more than the" in reason:
-            longest = max(longest, len(ids) + (sampled or 0))
+            longest = max(longest, len(ids))
             reason = _TOO_LONG
         found[reason] = found.get(reason, 0) + 1
     if _TOO_LONG in found:
-        found[f"longer than {most} tokens (up to {longest})"] = found.pop(_TOO_LONG)
+        parts = f": {longest} and {sampled} to be sampled" if sampled else ""
+        found[f"longer than {most} tokens (up to {longest + (sampled or 0)}{parts})"] = found.pop(_TOO_LONG)
     return found
 
 

@@ -220,14 +220,21 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
                 instances.append(each)
             harnesses.append((one, tuple(instances)))
         elif one and one.kind == "answers":
-            sampled(*answers_of(one, tokenizer, stops or (), chat))
+            answers = collect(lambda one=one: answers_of(one, tokenizer, stops or (), chat))  # type: ignore[misc]
+            if answers is not None:
+                sampled(*answers)
         elif one:
-            found = [(one.spec.name, one.spec, requests_of(one, tokenizer, chat))]
+            requests = collect(lambda one=one: requests_of(one, tokenizer, chat))  # type: ignore[misc]
+            found = [(one.spec.name, one.spec, requests)] if requests is not None else []
         for name, spec, built in found:
             runs = tuple(shards(built.table, SHARD_TOKENS[device]))
             tasks[name] = PreparedTask(spec, built, runs, tuple(token_counts(built.table, runs)))
     for file in filter(None, files):
-        sampled(file.spec, tokenised(file, tokenizer, stops or (), chat))
+        texts = collect(lambda file=file: tokenised(file, tokenizer, stops or (), chat))  # type: ignore[misc]
+        if texts is not None:
+            sampled(file.spec, texts)
+    if failures:
+        raise join(failures)
     longest = _longest(tasks, prompts)
     settings = fit(settings, config, pair, recorded, longest, samples, _gpus(device))
     return Prepared(

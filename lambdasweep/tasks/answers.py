@@ -9,10 +9,9 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from contract.errors import TaskError
 from contract.schemas import PROMPTS
 from lambdasweep.tasks.chat import ChatTemplate
-from lambdasweep.tasks.documents import TaskFile, unescaped
+from lambdasweep.tasks.documents import TaskFile, task_error, unescaped
 from lambdasweep.tasks.equivalence import read_equivalence
 from lambdasweep.tasks.formats import draw_shots, in_chat, render, template_of
 from lambdasweep.tasks.normalise import NORMALISERS, is_right, numbers_in
@@ -176,8 +175,8 @@ def answers_of(
     spec = file.spec
     kind = spec.normaliser or NORMALISER
     no_answer = [
-        f"{document.doc_id}: the normaliser {kind} finds no answer in {list(document.choices)}, so that no output could be "
-        "right: mend the answers, or give another --normaliser"
+        f"line {document.line}: the normaliser {kind} finds no answer in {list(document.choices)}, so that no output could "
+        "be right: mend the answers, or give another --normaliser"
         for document in file.documents
         if not any(NORMALISERS[kind](answer).answer_class for answer in document.choices)
     ]
@@ -186,7 +185,7 @@ def answers_of(
     equivalence, of_model = read_equivalence(spec.equivalence)
     of_pattern = pattern_problems(spec.verbalised, spec.verbalised_suffix) + of_model
     if problems := no_answer + think_end_problems(spec.think_end_token, tokenizer) + of_question + of_pattern:
-        raise TaskError(f"task {spec.name!r} cannot be built from {spec.file}", problems)
+        raise task_error(spec.name, spec.file, problems)
     shots, documents = draw_shots(file.documents, spec.shots, spec.limit, spec.seed)
     suffix = unescaped(spec.verbalised_suffix or "")
     asked = [replace(document, query=document.query + suffix) for document in documents]

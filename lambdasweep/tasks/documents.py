@@ -357,7 +357,8 @@ def _answers(line: int, row: dict[str, Any], format: str, problems: list[str]) -
     prompt = check_text(line, "prompt", row.get("prompt"), problems, may_be_empty=True)
     answers = row["answers"]
     if not isinstance(answers, list) or not answers:
-        problems.append(f"line {line}: answers is of type {_json_type(answers)}: give a list of one string or more")
+        what = "is empty" if isinstance(answers, list) else f"is of type {_json_type(answers)}"
+        problems.append(f"line {line}: answers {what}: give a list of one string or more")
         return None
     for index, answer in enumerate(answers):
         check_text(line, f"answer {index}", answer, problems)

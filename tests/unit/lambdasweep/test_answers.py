@@ -786,12 +786,25 @@ def test_bad_rows_are_all_named(tmp_path: Path) -> None:
         "temperature is -1: give 0, or 0.01 or more",
         "line 1: has no answers: the generate format needs prompt and a list of answers",
         "line 2: prompt is of type number: give a string",
-        "line 3: answers is of type list: give a list of one string or more",
+        "line 3: answers is empty: give a list of one string or more",
         "line 4: answer 0 is empty: there is nothing to score",
     ]
 
 
 # The command line
+
+
+def test_rows_without_an_answer_are_named_by_their_lines_in_all_tasks(
+    refused: Callable[..., Result], tmp_path: Path
+) -> None:
+    rows = [{"prompt": "x", "answers": ["4"], "id": "first"}, {"prompt": "y", "answers": ["four"], "id": "second"}]
+    files = {name: write_task(tmp_path / f"{name}.jsonl", *rows) for name in ("a", "b")}
+    tasks = [f"{name}={file}:generate" for name, file in files.items()]
+    assert refused(task=tasks, normaliser="number").problems == [
+        f"task '{name}' cannot be built from {file}: line 2: the normaliser number finds no answer in ['four'], so that no "
+        "output could be right: mend the answers, or give another --normaliser"
+        for name, file in files.items()
+    ]
 
 
 def test_a_sweep_of_answers_is_planned_and_recorded(

@@ -14,6 +14,7 @@ import pytest
 from contract.errors import InputError
 from contract.grid import stops_short
 from ray_jobs.reach import check_address
+from serve.refusals import refuse_prompt
 from tests.support.command_line import IRON, WATER, Result, write_task
 
 
@@ -84,6 +85,24 @@ def test_shots_that_fill_the_window(refused: Callable[..., Result], tmp_path: Pa
 def test_everything_that_cannot_run_is_named_at_once(refused: Callable[..., Result]) -> None:
     asked = {"max_model_len": 3, "tp": 3, "replicas": 1, "accelerator_type": "H100", "address": "127.0.0.1:1"}
     assert len(refused(**asked).problems) == 4
+
+
+@pytest.mark.parametrize("question", [None, "kadavath"])
+def test_what_is_said_of_a_long_prompt_has_one_set_of_numbers(
+    lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], tmp_path: Path, question: str | None
+) -> None:
+    rows = [{"prompt": text, "answers": ["4"]} for text in ("two and two is " * 60, "two and two is ")]
+    task = f"sums={write_task(tmp_path / 'sums.jsonl', *rows)}:generate"
+    told = lambdasweep("plan", *flags(task=task, max_tokens=7, p_true=question)).out
+    of_longest = re.search(r"\(the longest has (\d+)\)", told)
+    found = re.search(r"1 longer than 512 tokens \(up to (\d+): (\d+) and (\d+) to be sampled\)", told)
+    assert of_longest is not None
+    assert found is not None, told
+    longest, prompt, sampled = map(int, found.groups())
+    assert longest == prompt + sampled == int(of_longest[1])
+    assert (sampled > 7) == (question is not None)  # a question stands behind the answer
+    reason = refuse_prompt([1] * prompt, sampled, 512, 600)
+    assert reason == f"{prompt} tokens and {sampled} to be sampled are more than the 512 the engine takes"
 
 
 def test_a_plan_counts_what_will_be_quarantined(
