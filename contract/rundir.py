@@ -14,6 +14,7 @@
     RUN/history.json                                  the commands, and the kinds of hardware; no result either
     RUN/lm_eval/task=<task>.parquet                   lm-eval's own metrics of its tasks, computed from the tables
     RUN/each/lambda=0.35/…                            what a command of the user wrote at a λ; nobody reads it afterwards
+    RUN/each/lambda=0.35/failed.txt                   why its last try there has no results, for whoever asks for the status
     RUN/aside/lambda=0.35.1/…                         the same of a λ that was broken off, or failed
     RUN/measured/lambda=0.35.parquet                  what it measured there, which is the completion record of that λ
     RUN/metrics.parquet                               our metrics, computed from the tables, replaced as a whole
@@ -122,6 +123,10 @@ class RunDir:
     def command_folder(self, lam: str) -> Location:
         """Return the folder of a command of the user at one λ."""
         return self.root / "each" / f"lambda={in_path(lam)}"
+
+    def failure(self, lam: str) -> Location:
+        """Return the path of what is said of a command's last try at one λ, if it failed or its results were refused."""
+        return self.command_folder(lam) / "failed.txt"
 
     def measured(self, lam: str) -> Location:
         """Return the path of what a command of the user measured at one λ."""

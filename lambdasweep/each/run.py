@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from contract.commit import commit_bytes
 from contract.damage import put_aside
 from contract.errors import EXIT_QUARANTINE, InputError, RunMismatchError
 from contract.records import EachRecord, SweepRecord
@@ -104,7 +105,9 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
         if left:
             with phase("starting the server"):
                 names = [name, *(name_at(name, lam) for lam in config.lambdas)]
-                server = Server.start(children, _pair_flags(config, left[0]), server_flags(config.arguments), names)
+                server = Server.start(
+                    children, _pair_flags(config, left[0]), server_flags(config.arguments), names, say
+                )
         if not locked:
             try:
                 before = hold()
@@ -161,6 +164,7 @@ class _Evaluation:
             self.say(f"λ = {lam}: {error.lines[0]}")
             for line in error.lines[1:]:
                 self.say(f"    {line}")
+            commit_bytes(self.run.failure(lam), "".join(f"{line}\n" for line in error.lines).encode())
             return False
         record.commit(self.run, self.sweep, self.planned, lam, measured)
         metrics, tasks = counted(len(measured), "metric"), counted(len({one.task for one in measured}), "task")

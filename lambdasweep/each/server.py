@@ -10,13 +10,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contract.errors import EXIT_BAD_INPUT, EngineError, InputError
 from lambdasweep.each.children import Children, last_lines
+from lambdasweep.monitor import phase
 
 if TYPE_CHECKING:
     import subprocess
@@ -48,7 +49,14 @@ class Server:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     @classmethod
-    def start(cls, children: Children, pair: Sequence[str], flags: Sequence[str], models: Sequence[str]) -> "Server":
+    def start(
+        cls,
+        children: Children,
+        pair: Sequence[str],
+        flags: Sequence[str],
+        models: Sequence[str],
+        say: Callable[[str], None],
+    ) -> "Server":
         """Start a server and wait until it answers.
 
         Args:
@@ -56,6 +64,7 @@ class Server:
             pair: the flags of `lambdasweep serve` that say which pair and λ.
             flags: flags of `vllm serve`.
             models: the names under which it serves the model; the first one is its own.
+            say: a function that is told where its log is, if the start takes longer than moments.
 
         Raises:
             InputError: the server refuses what it was given.
@@ -70,14 +79,15 @@ class Server:
             process = children.start(command, environment, stream)
         server = cls(children, process, Path(name), port, key)
         try:
-            server._wait()
+            server._wait(say)
         except SystemExit:
             server.log.unlink()
             raise
         return server
 
-    def _wait(self) -> None:
-        until = time.monotonic() + _START
+    def _wait(self, say: Callable[[str], None]) -> None:
+        began = time.monotonic()
+        until, is_told = began + _START, False
         while True:
             if self._process.poll() is not None:
                 raise self._refusal()
@@ -87,6 +97,9 @@ class Server:
             except OSError:
                 if time.monotonic() > until:
                     raise EngineError(f"the server did not answer in {_START:.0f} s; its log is {self.log}") from None
+            if not is_told and time.monotonic() >= began + phase.PATIENCE:
+                say(f"the server starts; its log is {self.log}")
+                is_told = True
             time.sleep(_LOOK)
 
     def position(self) -> Position:

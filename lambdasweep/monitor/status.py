@@ -4,6 +4,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from contract.damage import describe as describe_damage
 from contract.damage import look_at_footers
@@ -17,6 +18,7 @@ from lambdasweep.monitor.wording import cost, counted, duration, how, quantity
 
 _SHOWN = 5
 _REPLICAS_SHOWN = 16
+_LAST_LINES = 2  # of what is said of a command that failed
 _RECEIPT_SECONDS = 30.0  # a million receipts take longer; the status then counts those that were read
 
 
@@ -85,6 +87,13 @@ def _command_lines(run: RunDir, each: EachRecord) -> Iterator[str]:
         between = "; " if is_named(left[0]) else ", "
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         yield f"  left at λ {between.join(left[:_SHOWN])}{more}"
+    failed = [(lam, path) for lam in left if isinstance(path := run.failure(lam), Path) and path.is_file()]
+    for lam, path in failed[:_SHOWN]:
+        why, *more_of_it = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+        yield f"  the last try at λ {lam} failed: {why}"
+        yield from (f"    {line}" for line in more_of_it[-_LAST_LINES:])
+    if len(failed) > _SHOWN:
+        yield f"  and so did those at {counted(len(failed) - _SHOWN, 'more λ')}"
     yield from damaged(run)
 
 

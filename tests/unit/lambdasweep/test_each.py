@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from decimal import Decimal
@@ -153,6 +154,15 @@ def test_again_nothing_runs_and_more_lambdas_run_alone(each: Each, evaluator: An
     assert RunDir(tmp_path / "run").plan()["each"]["lambdas"] == ["0", "0.25", "1"]
 
 
+def test_a_server_that_takes_long_to_start_says_where_its_log_is(
+    each: Each, evaluator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lambdasweep.monitor.phase.PATIENCE", 0.0)
+    result = each(sys.executable, evaluator(), lambdas="0")
+    assert result.code == 0
+    assert result.err.count(f"the server starts; its log is {tempfile.gettempdir()}/lambdasweep-server-") == 1
+
+
 def test_a_command_that_fails_is_told_and_the_others_go_on(each: Each, evaluator: Any, tmp_path: Path) -> None:
     command = evaluator(
         'if lam == "0.5" and not os.path.exists(os.environ["SEEN"] + ".mended"):\n'
@@ -168,7 +178,13 @@ def test_a_command_that_fails_is_told_and_the_others_go_on(each: Each, evaluator
     )
     assert "nothing was measured at λ = 0.5: the same command tries there again" in result.err
     assert "quiz, by the command" in result.out
-    assert list(describe(tmp_path / "run"))[-2:] == ["2/3 λs measured", "  left at λ 0.5"]
+    assert list(describe(tmp_path / "run"))[-5:] == [
+        "2/3 λs measured",
+        "  left at λ 0.5",
+        f"  the last try at λ 0.5 failed: the command ended with status 7; {log} ends with",
+        "    [red]one[/red]",
+        "    the last words",
+    ]
     (tmp_path / "seen.mended").touch()
     again = each(sys.executable, command)
     assert (again.code, seen(tmp_path)) == (0, ["0", "0.5", "1", "0.5"])
