@@ -91,7 +91,7 @@ def _from_run(run: RunDir, lam: str | None) -> PointSource:
 
         # The tables are read anew, because what `report` wrote may be older; its margin holds.
         margin, confidence = reported(run)
-        analysis = analyse(run, confidence=confidence, margin=margin)
+        analysis = analyse(run, confidence=confidence, margin=margin, sweep=record)
         metrics = analysis.metrics
         lam, chosen_by, answer, rows_beside = _best(run, analysis)
     else:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -250,6 +251,43 @@ def test_quarantined_requests_show_in_the_exit_status(
     assert result.code == 3
     assert f"some requests are quarantined: lambdasweep status {begun.root} counts them\n" in result.err
     assert lambdasweep("run", *flags(lambdas="0")).code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "reads"),
+    [
+        (["status", "RUN"], {"sweep.json": 1, "plan.json": 1}),
+        # The plan may grow while it is watched.
+        (["status", "RUN", "--watch"], {"sweep.json": 1, "plan.json": 2}),
+        (["report", "RUN"], {"sweep.json": 1, "plan.json": 1}),
+        (["report", "RUN", "--lm-eval", "OUT"], {"sweep.json": 1, "plan.json": 1}),
+        (["export", "RUN", "--out", "OUT"], {"sweep.json": 1, "plan.json": 1}),
+    ],
+)
+def test_a_command_reads_a_record_once(
+    begun: RunDir,
+    lambdasweep: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    reads: dict[str, int],
+) -> None:
+    score_all(begun)
+    found = Counter[str]()
+    read = RunDir._json
+
+    def counted(run: RunDir, path: Path, keys: set[str]) -> dict[str, Any]:
+        found[path.name] += 1
+        return read(run, path, keys)
+
+    monkeypatch.setattr(RunDir, "_json", counted)
+    places = {"RUN": begun.root, "OUT": tmp_path / "new"}
+    result = lambdasweep(*(places.get(word, word) for word in command))
+    assert found == reads
+    if command[0] == "export":  # the run is too small for a λ*, which its tables told
+        assert "has no results of a task with choices, so there is no λ*" in result.err
+    else:
+        assert result.code == 0, result.err
 
 
 # Damage
