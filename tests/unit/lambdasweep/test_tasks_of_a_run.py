@@ -109,7 +109,7 @@ def test_a_pair_without_a_chat_template(refused: Callable[..., Result], pair: tu
     )
     assert refused(template="chat", base=chatty, aligned=pair[0]).problems == [problem.replace("aligned", "base", 1)]
     (problem,) = refused(template="yes").problems
-    assert problem == "template is 'yes': use none, chat, chat-turns"
+    assert problem == "--template is 'yes': use none, chat, chat-turns"
 
 
 def test_a_chat_template_is_part_of_the_task(
@@ -151,4 +151,4 @@ def test_a_chat_template_for_one_task_of_a_file(
     assert [tasks[name]["chat_template_sha256"] is None for name in ("none", "chat")] == [True, False]
     config.write_text(rows.format("some"))
     (problem,) = lambdasweep("plan", *flags(task=None, config=config)).problems
-    assert problem == "template is 'some': use none, chat, chat-turns"
+    assert problem == f"{config}: [[task]] 1 (some): template is 'some': use none, chat, chat-turns"
