@@ -1,5 +1,5 @@
 # make demo    sweep the demo pair       make test       every test
-# make lint    format, lint, types, docs make test-fast  the tests that start no engine, no cluster and no browser
+# make lint    format, lint, types, docs make test-fast  the tests that start no engine, cluster, store or browser
 # make docs    the documents, in build/docs
 # All share one .venv, made on first use and quick when it is there.
 VENV   := .venv

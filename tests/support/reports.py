@@ -11,6 +11,7 @@ from calibration.report.write import write_report
 from tests.support.tables import add_scores, add_task
 
 GRID = ("0", "0.5", "1", "1.5")
+MARKUP = """<script>alert("1")<script> & "'><img src=x onerror=alert(2)> {{ 7 }}"""  # a name that a task may have
 
 
 def add_quiz(run, task="quiz", documents=40, grid=GRID, scored=None, sure=2.0, seed=0):
@@ -46,11 +47,17 @@ def analysed(run):
     return analyse.analyse(run, resamples=60)
 
 
-def written(run, figures=False, pngs=False):
-    """Write the report and return its page, with PNGs and PDFs if asked for."""
-    with contextlib.nullcontext() if pngs else svgs_only():
-        write_report(run, analysed(run), figures=figures or pngs)
+def written(run, figures=False):
+    """Write the report and return its page, with empty figures if they are asked for."""
+    with undrawn():
+        write_report(run, analysed(run), figures=figures)
     return run.index_html.read_text(encoding="utf-8")
+
+
+def drawn(run, pngs=False):
+    """Write the report with its figures, as SVGs, and as PNGs and PDFs if asked for."""
+    with contextlib.nullcontext() if pngs else svgs_only():
+        write_report(run, analysed(run), figures=True)
 
 
 @contextlib.contextmanager
@@ -59,4 +66,12 @@ def svgs_only():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vl_convert.svg_to_png", lambda svg, ppi: b"")
         patch.setattr("vl_convert.svg_to_pdf", lambda svg: b"")
+        yield
+
+
+@contextlib.contextmanager
+def undrawn():
+    """Leave all figures empty: a browser's engine draws them, which takes a tenth of a second for each."""
+    with svgs_only(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vl_convert.vegalite_to_svg", lambda chart: "")
         yield

@@ -25,7 +25,7 @@ from contract.errors import InputError, LambdasweepError
 from contract.grid import canonical
 from contract.rundir import RunDir
 from lambdasweep import open_run
-from tests.support.reports import add_quiz, svgs_only
+from tests.support.reports import add_quiz, undrawn
 from tests.support.tables import add_prompts, add_quarantine, add_samples
 
 texts = st.lists(
@@ -177,7 +177,7 @@ def test_the_terminal_and_the_report_show_them(run: RunDir) -> None:
     assert "left out: up to 1 of 6 prompts at 1 of 3 λs: quarantined" in shown
     assert all(len(line) <= 100 and "…" not in line for line in shown.splitlines())
 
-    with svgs_only():
+    with undrawn():
         write_report(run, analysis, figures=True)
     assert run.plan() == plan
     html = run.index_html.read_text()

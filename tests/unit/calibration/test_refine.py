@@ -154,7 +154,7 @@ def simulate(seeds, resamples=200):
 
 
 def test_a_coarse_grid_and_refinement_find_the_lambda_of_a_dense_grid():
-    rows = simulate(seeds=4, resamples=80)
+    rows = simulate(seeds=2, resamples=80)
     off, noise, share, excess = (np.array(column) for column in list(zip(*rows, strict=True))[3:])
     assert share.max() <= 1 / 3
     # The documents decide which of a dense grid's λs is λ*, and refining adds little to how far that varies.

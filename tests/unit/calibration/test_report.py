@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import re
 from decimal import Decimal
 from html.parser import HTMLParser
@@ -12,7 +11,6 @@ from urllib.parse import unquote
 import altair as alt
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 from jsonschema import ValidationError
 
@@ -23,7 +21,6 @@ from calibration.report.data import chart_data
 from calibration.report.facts import gather
 from calibration.report.figures import OUTCOME_FIGURES, page_figures, paper_figures
 from calibration.report.identity import quarantine
-from calibration.report.measures import drawn_measures
 from calibration.report.notices import notices
 from calibration.report.numbers import numbers
 from calibration.report.page import page
@@ -32,10 +29,11 @@ from calibration.report.write import write_report
 from calibration.terminal.tables import render
 from calibration.uncertainty.resample import draw
 from contract import schemas
-from contract.commit import commit_json, commit_table, read_identity
+from contract.commit import commit_json, commit_table
 from contract.records import read_plan, read_sweep
 from contract.rundir import RunDir
-from tests.support.reports import GRID, add_quiz, add_words, analysed, written
+from tests.support import odd_runs
+from tests.support.reports import GRID, MARKUP, add_quiz, add_words, analysed, written
 from tests.support.tables import SWEEP, add_quarantine, add_scores, add_task, add_written
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -154,46 +152,6 @@ def test_bins_of_the_halves(run):
 # The files
 
 
-def test_everything_is_written_and_again_with_the_same_bytes(run):
-    add_quiz(run)
-    add_words(run, "some words")
-    written(run, pngs=True)
-    folder = run.root / "report"
-    first = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    kinds = {
-        "quiz": ("frontier", "accuracy-and-confidence", "reliability-documents", "confidence-documents"),
-        "some-words": (),
-    }
-    measures = {"quiz": drawn_measures("choices"), "some-words": drawn_measures("continuation")}
-    # Every right answer is in the first place, so there is no skill against the places of right answers.
-    measures["quiz"] = tuple(one for one in measures["quiz"] if one.metric != "nll_skill_prior")
-    assert set(first) == {"index.html", "frontier.json", "bins.parquet", "metrics.csv"} | {
-        f"figures/{kind}-{task}.{ending}"
-        for task, own in kinds.items()
-        for kind in (*own, *(one.metric for one in measures[task]), "reliability-tokens", "confidence-tokens")
-        for ending in ("svg", "png", "pdf")
-    }
-    written(run, pngs=True)
-    again = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert again.keys() == first.keys()
-    # The writer of PDFs puts the same objects down in any order.
-    assert {name: data for name, data in again.items() if not name.endswith(".pdf")} == {
-        name: data for name, data in first.items() if not name.endswith(".pdf")
-    }
-    assert first["figures/frontier-quiz.png"].startswith(b"\x89PNG")
-    assert first["figures/frontier-quiz.pdf"].startswith(b"%PDF")
-    for name, words in (("acc-quiz", "quiz: Accuracy"), ("nll-some-words", "some words: NLL")):
-        svg = first[f"figures/{name}.svg"].decode()
-        assert f">{words}" in svg
-        assert f">here → here, n = {40 if 'quiz' in name else 6} documents<" in svg
-    assert len(first["index.html"]) < 3_000_000
-    assert not re.search(rb"NaN|Infinity|undefined", first["figures/nll-quiz.svg"])
-    for name, data in first.items():
-        assert str(run.root).encode() not in data, name
-    assert read_identity(run.bins_parquet)["base"] == "b0"
-    assert pq.read_table(run.bins_parquet).schema.remove_metadata().equals(schemas.BINS)
-
-
 def test_the_csv_is_the_metrics_table(run):
     add_quiz(run, documents=8)
     analysis = analysed(run)
@@ -221,7 +179,7 @@ def test_the_page_needs_nothing_else(run):
 
 
 def test_text_of_a_task_stays_text(run):
-    name = """<script>alert("1")<script> & "'><img src=x onerror=alert(2)> {{ 7 }}"""
+    name = MARKUP
     add_quiz(run, name, documents=8)
     add_words(run, "<b>words<b>")
     plan = run.plan()
@@ -238,10 +196,6 @@ def test_text_of_a_task_stays_text(run):
     assert "<" not in found.data
     assert name in [attributes.get("value") for tag, attributes in found.elements if tag == "option"]
     json.loads(found.data)
-    (path,) = (run.root / "report/figures").glob("nll-%3Cscript*.svg")
-    svg = path.read_text(encoding="utf-8")
-    assert "<script" not in svg
-    assert "&lt;script&gt;" in svg
     names = {path.name for path in (run.root / "report/figures").iterdir()}
     assert {unquote(link).removeprefix("figures/") for link in found_links(found) if "figures/" in link} == names
 
@@ -506,116 +460,55 @@ def test_outputs_that_another_lambda_could_not_score_are_in_the_quarantine(run):
 # What is not there
 
 
-def empty(run):
-    add_task(run, "quiz", [2] * 4, GRID)
-
-
-def one_document(run):
-    add_quiz(run, documents=1)
-
-
-def one_lambda(run):
-    add_quiz(run, grid=("0.5",))
-
-
-def no_parents(run):
-    add_quiz(run, grid=("0.25", "0.5"))
-
-
-def all_right(run):
-    add_task(run, "quiz", [2] * 8, ["0", "1"])
-    for lam in ("0", "1"):
-        add_scores(run, "quiz", lam, {r: [-0.1 if r % 2 == 0 else -3.0] for r in range(16)})
-
-
-def all_wrong(run):
-    add_task(run, "quiz", [2] * 8, ["0", "1"])
-    for lam in ("0", "1"):
-        add_scores(run, "quiz", lam, {r: [-0.1 if r % 2 else -3.0] for r in range(16)})
-
-
-def impossible(run):
-    add_task(run, "quiz", [2] * 8, ["0", "1"])
-    for lam in ("0", "1"):
-        add_scores(run, "quiz", lam, {r: [-math.inf if r == 0 else -1.0] for r in range(16)})
-
-
-def half_finished(run):
-    add_quiz(run, scored=("0", "0.5"))
-    add_quiz(run, "other", scored=())
-    add_scores(run, "quiz", "1.5", {0: [-1.0], 1: [-2.0]})
-
-
-def nothing_finished(run):
-    add_quiz(run, scored=())
-    add_scores(run, "quiz", "1", {0: [-1.0], 1: [-2.0]})
-
-
-def continuations_only(run):
-    add_words(run)
-
-
-def all_quarantined(run):
-    add_task(run, "quiz", [2] * 4, ["0", "1"])
-    for lam in ("0", "1"):
-        add_quarantine(run, "quiz", lam, list(range(8)))
-
-
-def quarantined_parents(run):
-    add_quiz(run, scored=("0.5",))
-    for lam in ("0", "1", "1.5"):
-        add_quarantine(run, "quiz", lam, list(range(len(pq.read_table(run.requests("quiz"))))))
-
-
-def one_choice(run):
-    add_task(run, "quiz", [1, 2, 1, 1, 2, 1, 1, 1], ["0", "1"])
-    for lam in ("0", "1"):
-        add_scores(run, "quiz", lam, {r: [-1.0 - 0.1 * r] for r in range(10)})
-
-
 CASES = {
-    empty: ["No λ is finished yet", "quiz: λ = 0, 0.5, 1, 1.5 are not scored yet", "No answer yet"],
-    one_document: ["1 document only", "quiz: no frontier"],
-    one_lambda: ["so there is no curve yet", "λ = 0 (base) is not in the grid", "λ = 1 (aligned) is not in the grid"],
-    no_parents: ["λ = 0 (base) is not in the grid, so nothing is compared with base"],
-    all_right: ["every answer is right at λ = 0, 1, so confidence cannot rank them (no AUROC)"],
-    all_wrong: ["every answer is wrong at λ = 0, 1, so confidence cannot rank them (no AUROC)"],
-    impossible: ["right choices have probability 0 at λ = 0, 1: NLL is infinite there", "of at least 1e-09 it is "],
-    half_finished: [
+    odd_runs.empty: ["No λ is finished yet", "quiz: λ = 0, 0.5, 1, 1.5 are not scored yet", "No answer yet"],
+    odd_runs.one_document: ["1 document only", "quiz: no frontier"],
+    odd_runs.one_lambda: [
+        "so there is no curve yet",
+        "λ = 0 (base) is not in the grid",
+        "λ = 1 (aligned) is not in the grid",
+    ],
+    odd_runs.no_parents: ["λ = 0 (base) is not in the grid, so nothing is compared with base"],
+    odd_runs.all_right: ["every answer is right at λ = 0, 1, so confidence cannot rank them (no AUROC)"],
+    odd_runs.all_wrong: ["every answer is wrong at λ = 0, 1, so confidence cannot rank them (no AUROC)"],
+    odd_runs.impossible: [
+        "right choices have probability 0 at λ = 0, 1: NLL is infinite there",
+        "of at least 1e-09 it is ",
+    ],
+    odd_runs.half_finished: [
         "quiz: λ = 1.5 is partly scored",
         "quiz: λ = 1 is not scored yet",
         "λ = 1 (aligned) is not finished",
         "other: λ = 0, 0.5, 1, 1.5 are not scored yet",
     ],
-    nothing_finished: ["No λ is finished yet", "quiz: λ = 1 is partly scored"],
-    continuations_only: [
+    odd_runs.nothing_finished: ["No λ is finished yet", "quiz: λ = 1 is partly scored"],
+    odd_runs.continuations_only: [
         "words: 6 documents only",
         "words: accuracy is of the documents with known token ranks only, at least 3 of 6",
         "words: every answer is right at λ = 0, 0.5, 1, 1.5.",
         "There is no finished task with choices",
         "No answer yet",
     ],
-    quarantined_parents: [
+    odd_runs.quarantined_parents: [
         "documents are in quarantine and are left out at λ = 0, 1, 1.5",
         "no document could be evaluated",
     ],
-    one_choice: ["8 documents only", "every answer is right at λ = 0, 1"],
-    all_quarantined: ["4 of 4 documents are in quarantine", "no document could be evaluated"],
+    odd_runs.one_choice: ["8 documents only", "every answer is right at λ = 0, 1"],
+    odd_runs.all_quarantined: ["4 of 4 documents are in quarantine", "no document could be evaluated"],
 }
 
 
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
 def test_a_report_says_what_is_absent(run, make):
     make(run)
-    found = page_of(written(run, figures=True))
+    found = page_of(written(run))
     for says in CASES[make]:
         assert says in found.text
     for wrong in ("nan", "None", "undefined"):
         assert not re.search(rf"\b{wrong}\b", found.text.partition("What was run")[0])
     data = json.loads(found.data)
     assert not re.search(r"\b(nan|inf)\b", json.dumps(data["specs"]))
-    for figure in (run.root / "report").glob("figures/*.svg"):
-        assert "NaN" not in figure.read_text(encoding="utf-8"), figure.name
+    assert set(CASES) == set(odd_runs.ALL)
 
 
 def test_a_sound_report_admits_nothing(run):
@@ -624,7 +517,7 @@ def test_a_sound_report_admits_nothing(run):
 
 
 def test_partly_scored_points_are_in_the_table_but_in_no_figure(run):
-    half_finished(run)
+    odd_runs.half_finished(run)
     facts = facts_of(run)
     assert facts.grid == ("0", "0.5")
     rows = drawn_rows(page_figures(facts)["curves"]["task-acc"])

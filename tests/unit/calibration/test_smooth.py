@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from relplot import smECE, smECE_sigma
 
 from calibration.metrics.binned import Layout
 from calibration.metrics.smooth_ece import add_residuals, smooth_ece, smooth_residual
@@ -28,6 +27,8 @@ def world(seed, power, documents=3000):
 
 @pytest.mark.parametrize("sigma", [0.02, 0.05, 0.1])
 def test_at_a_fixed_width_it_equals_relplot(sigma):
+    from relplot import smECE_sigma  # it loads matplotlib
+
     # relplot looks at 200 points and leaves the part of the Gaussian beyond ±0.5 out.
     confidence, correct = world(1, 2.0)
     expected = smECE_sigma(confidence, correct.astype(float), sigma)
@@ -36,6 +37,8 @@ def test_at_a_fixed_width_it_equals_relplot(sigma):
 
 @pytest.mark.parametrize(("power", "about"), [(1.0, 0.02), (1.3, 0.06), (2.0, 0.14), (0.5, 0.12)])
 def test_it_equals_relplot(power, about):
+    from relplot import smECE
+
     confidence, correct = world(2, power)
     expected = smECE(confidence, correct.astype(float))
     found = smooth_ece(*sums(confidence, correct))[0]

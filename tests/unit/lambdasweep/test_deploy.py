@@ -16,8 +16,6 @@ import typer
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.dashboard.modules.job.cli import submit as job_submit
-from ray.scripts.scripts import cli as ray_command
-from ray.scripts.symmetric_run import curate_and_validate_ray_start_args, symmetric_run
 
 from lambdasweep import cli, flags
 from lambdasweep.config import SweepConfig
@@ -60,6 +58,8 @@ def check_shell(text: str) -> None:
 
 def parse_ray(line: str) -> None:
     """Parse what a shell line gives to `ray`, with Ray's own command line."""
+    from ray.scripts.scripts import cli as ray_command
+
     words = shlex.split(line.rpartition(";")[2])
     assert words[0].rpartition("/")[2] == "ray"
     ray_command.commands[words[1]].make_context(words[1], words[2:])
@@ -154,6 +154,9 @@ def test_the_ray_job_of_kubernetes() -> None:
 
 
 def test_the_slurm_script() -> None:
+    from ray.scripts.scripts import cli as ray_command
+    from ray.scripts.symmetric_run import curate_and_validate_ray_start_args, symmetric_run
+
     file = EXAMPLES / "slurm.sbatch"
     check_shell(file.read_text())
     (line,) = [line for line in joined(file) if "ray symmetric-run" in line and "lambdasweep run" in line]

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from contract import schemas
 from contract.commit import METADATA_KEY, commit_json, commit_table
 from contract.errors import RunMismatchError
 from contract.rundir import RunDir
-from lambdasweep import cli
+from lambdasweep import cli, entry
 from lambdasweep.each.children import Children
 from lambdasweep.each.command import Command, environment, settle
 from lambdasweep.each.run import _prepared
@@ -35,8 +34,9 @@ from lambdasweep.each.server import Server, server_flags
 from lambdasweep.monitor.status import describe
 from lambdasweep.takehome.serve import name_at
 from tests.support.command_line import Result, contents
+from tests.support.forked import fork
 from tests.support.paths import ROOT
-from tests.support.reports import svgs_only
+from tests.support.reports import undrawn
 from tests.support.waiting import until
 
 STAND_IN = ROOT / "tests" / "support" / "stand_in_server.py"
@@ -458,27 +458,20 @@ class Driver:
     """This runs `lambdasweep each` in a process of its own, which can be killed."""
 
     def __init__(self, pair: tuple[Path, Path], root: Path, command: Path) -> None:
-        code = (
-            "import sys, lambdasweep.each.server as server\n"
-            f"server.serve_command = lambda: [sys.executable, {str(STAND_IN)!r}]\n"
-            "from lambdasweep import cli, entry\ncli.write_page = lambda run, analysis: None\nentry.main()"
-        )
         flags = ["--base", pair[0], "--aligned", pair[1], "--lambdas", "0,0.5,1", "--out", root / "run"]
+        arguments = ["lambdasweep", "each", *map(str, flags), "--", sys.executable, str(command)]
+
+        def run() -> None:
+            os.environ["TMPDIR"], tempfile.tempdir = str(root), None
+            sys.argv = arguments
+            entry.main()
+
         self.log = root / "driver.log"
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", code, "each", *map(str, flags), "--", sys.executable, str(command)],
-                cwd=ROOT,
-                env=os.environ
-                | {"SEEN": str(root / "seen"), "STAND_IN_LOG": str(root / "server"), "TMPDIR": str(root)},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self.process = fork(run, self.log)
 
     def wait_for(self, path: Path) -> None:
         def there() -> bool:
-            assert self.process.poll() is None, self.log.read_text()
+            assert self.process.exitcode is None, self.log.read_text()
             return path.exists() and bool(path.read_text())
 
         until(there, 120)
@@ -508,8 +501,9 @@ def test_a_driver_that_is_killed_loses_one_lambda_and_leaves_nothing_running(
     driver.wait_for(waiting)
     children = [int(waiting.read_text()), int(re.findall(r"process (\d+)", (tmp_path / "server").read_text())[0])]
     assert all(map(lives, children))
+    assert driver.process.pid is not None
     os.kill(driver.process.pid, number)
-    code = until(lambda: driver.process.poll() is not None and [driver.process.returncode], 60)[0]
+    code = until(lambda: driver.process.exitcode is not None and [driver.process.exitcode], 60)[0]
     until(lambda: not any(map(lives, children)), 30)
     if number == signal.SIGKILL:
         assert code == -signal.SIGKILL
@@ -599,7 +593,7 @@ def test_tables_and_report_of_what_was_measured(tmp_path: Path) -> None:
     ]
     assert str(tables[0].caption) == "95 %: ± 1.96 standard errors, by lm-eval"
     assert list(tables[1].columns[-1].cells) == ["–", "–"]  # the command did not say how many documents there were
-    with svgs_only():
+    with undrawn():
         write_report(run, analysis, figures=True)
     html = run.index_html.read_text(encoding="utf-8")
     assert "A command measured everything here" in html

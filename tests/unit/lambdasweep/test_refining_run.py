@@ -81,10 +81,10 @@ def test_refining_goes_on_where_it_was_killed_and_stops_when_all_is_there(
     rows = [{"query": f"Number {n}?", "choices": ["a", "b", "c"], "gold": n % 3} for n in range(60)]
     task = f"numbers={write_task(tmp_path / 'numbers.jsonl', *rows)}"
 
-    def sweep(out: str, refine: int = 6, kill_after: int = -1) -> tuple[int, list[list[str]]]:
+    def sweep(out: str, refine: int = 5, kill_after: int = -1) -> tuple[int, list[list[str]]]:
         rounds = scoring(kill_after)
         try:
-            arguments = flags(task=task, lambdas="0:1:0.25", refine=refine, out=tmp_path / out)
+            arguments = flags(task=task, lambdas="0:1:0.5", refine=refine, out=tmp_path / out)
             return lambdasweep("run", *arguments).code, rounds
         except Killed:
             return 137, rounds
@@ -94,12 +94,12 @@ def test_refining_goes_on_where_it_was_killed_and_stops_when_all_is_there(
 
     code, rounds = sweep("whole")
     assert code == 0
-    assert [len(lambdas) for lambdas in rounds] == [5, 4, 2]
+    assert [len(lambdas) for lambdas in rounds] == [3, 4, 1]
     whole = results("whole")
     assert RunDir(tmp_path / "whole").plan()["tasks"]["numbers"]["lambdas"] == sorted(
         (lam for lambdas in rounds for lam in lambdas), key=Decimal
     )
-    for kill_after in (2, 5, 7, 10):  # it is killed in the grid, between two rounds, and in each of them
+    for kill_after in (1, 3, 5, 7):  # it is killed in the grid, between two rounds, and in each of them
         out = f"killed-{kill_after}"
         assert sweep(out, kill_after=kill_after)[0] == 137
         assert sweep(out)[0] == 0
@@ -108,7 +108,7 @@ def test_refining_goes_on_where_it_was_killed_and_stops_when_all_is_there(
     assert sweep("whole") == (0, [])
     assert sweep("whole", refine=3) == (0, [])
     assert results("whole") == whole
-    code, rounds = sweep("whole", refine=7)
+    code, rounds = sweep("whole", refine=6)
     assert [len(lambdas) for lambdas in rounds] == [1]
 
 

@@ -27,7 +27,7 @@ from tests.support.command_line import (
     write_task,
 )
 from tests.support.receipts import receipt
-from tests.support.reports import svgs_only
+from tests.support.reports import undrawn
 
 # What commands print
 
@@ -232,7 +232,7 @@ def test_figures_for_a_paper_are_written_when_asked_for(begun: RunDir, lambdaswe
     assert isinstance(folder, Path)
     assert lambdasweep("report", begun.root).code == 0
     assert not folder.exists()
-    with svgs_only():
+    with undrawn():
         assert lambdasweep("report", begun.root, "--figures").code == 0
     assert {path.suffix for path in folder.iterdir()} == {".svg", ".png", ".pdf"}
     assert "figures/" in begun.index_html.read_text(encoding="utf-8")

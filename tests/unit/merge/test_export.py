@@ -4,12 +4,10 @@ import json
 import math
 import os
 import shutil
-import signal
 import struct
-import subprocess
-import sys
 import time
 from fractions import Fraction
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +36,7 @@ from merge.weight_writer import BLOCK, blocks
 from tests.support import lines
 from tests.support.checkpoints import write_checkpoint
 from tests.support.exported import EDGES, FORMATS, UNIT, bits, files, mixed, ulp, weights
-from tests.support.paths import ROOT
+from tests.support.forked import fork
 from tests.support.tables import add_scores, add_task
 from tests.support.weights import write
 
@@ -288,19 +286,10 @@ def test_a_line_that_cannot_be_exported(tmp_path: Path) -> None:
 
 # Kills
 
-EXPORT = """
-import sys
-from pathlib import Path
-from lambdasweep.takehome.export import export_point
-from lambdasweep.takehome.point import from_flags
-base, aligned, lam, out = sys.argv[1:]
-export_point(from_flags(None, base, aligned, None, None, lam), Path(out), "aligned", "1MB", print)
-"""
 
-
-def start(pair: tuple[Path, Path], lam: str, out: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", EXPORT, *map(str, pair), lam, str(out)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def start(pair: tuple[Path, Path], lam: str, out: Path, log: Path) -> ForkProcess:
+    source = from_flags(None, *map(str, pair), None, None, lam)  # type: ignore[arg-type]
+    return fork(lambda: export_point(source, out, "aligned", "1MB", print), log)
 
 
 @pytest.fixture(scope="module")
@@ -318,12 +307,12 @@ def large_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_a_killed_export_goes_on_where_it_stopped(large_pair: tuple[Path, Path], tmp_path: Path) -> None:
     whole = make(*large_pair, "0.3", tmp_path / "whole", "1MB")
     out, partial = tmp_path / "out", tmp_path / ".out.partial"
-    process = start(large_pair, "0.3", out)
+    process = start(large_pair, "0.3", out, tmp_path / "killed.log")
     while not (partial / "model-00010-of-00080.safetensors").exists():
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.exitcode is None, "it ended before it could be killed"
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not out.exists()
     kept = json.loads((partial / "progress.json").read_text())["files"]
     assert 0 < len(kept) < 80
@@ -332,10 +321,10 @@ def test_a_killed_export_goes_on_where_it_stopped(large_pair: tuple[Path, Path],
         file.seek(5000)
         file.write(b"\x00\x00\x00\x00")
     before = {name: (partial / name).stat().st_ino for name in sound}
-    process = start(large_pair, "0.3", out)
-    said, _ = process.communicate()
-    assert process.returncode == 0
-    assert said == f"going on: {len(sound)} of 80 files are there already\n"
+    process = start(large_pair, "0.3", out, tmp_path / "log")
+    process.join()
+    assert process.exitcode == 0
+    assert (tmp_path / "log").read_text() == f"going on: {len(sound)} of 80 files are there already\n"
     assert {name: (out / name).stat().st_ino for name in sound} == before
     assert files(out) == files(whole)
     assert not partial.exists()

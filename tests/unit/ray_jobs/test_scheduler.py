@@ -585,16 +585,15 @@ def _answers(seed: int) -> list[tuple[str, str | Unit | None]]:
 
 
 def test_same_calls_same_answers_whatever_the_hash_seed() -> None:
-    program = "from tests.unit.ray_jobs.test_scheduler import _answers; print([_answers(seed) for seed in range(20)])"
-    texts = set()
-    for hash_seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-        run = subprocess.run(
-            [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-        )
-        texts.add(run.stdout)
-    assert len(texts) == 1
-    assert len(texts.pop()) > 10_000
+    """Another process hashes texts otherwise than this one, of which nobody says by what seed."""
+    program = "from tests.unit.ray_jobs.test_scheduler import _answers; print([_answers(seed) for seed in range(10)])"
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    environment = {**os.environ, "PYTHONHASHSEED": seed}
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert run.stdout == f"{[_answers(seed) for seed in range(10)]}\n"
+    assert len(run.stdout) > 10_000
 
 
 def test_benchmark_runs() -> None:

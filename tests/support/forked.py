@@ -1,0 +1,31 @@
+"""This runs a function in a fork of the test's process, which can be killed without having imported everything anew."""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+
+
+def fork(function: Callable[[], object], log: Path) -> ForkProcess:
+    """Start `function` in a fork with a session of its own, whose standard streams end in the file `log`.
+
+    Its status is what `sys.exit` was given there, or 0 where the function returns.
+    """
+
+    def begin() -> None:
+        os.setsid()
+        with open(log, "ab") as out:
+            os.dup2(out.fileno(), 1)
+            os.dup2(out.fileno(), 2)
+        # Those of pytest keep what is printed.
+        sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+        try:
+            function()
+        finally:
+            sys.stdout.flush()
+
+    process = multiprocessing.get_context("fork").Process(target=begin)
+    process.start()
+    return process
