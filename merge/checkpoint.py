@@ -5,11 +5,13 @@ import math
 import os
 import re
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from contract.errors import PairError
+from merge.file_states import FileState, state_of
 from merge.quantised import gguf_problem, quantised_problem
 
 INDEX = "model.safetensors.index.json"
@@ -88,6 +90,8 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
     unread: tuple[str, ...] = ()  # stored buffers that no model reads, which are left out
     is_adapter: bool = False
+    files: Mapping[Path, FileState] = field(default_factory=dict, compare=False)
+    """The state of each weight file before it was opened."""
 
     @property
     def nbytes(self) -> int:
@@ -119,8 +123,10 @@ def open_checkpoint(source: str, role: str, revision: str | None = None) -> Chec
     config = _read_json(path / (ADAPTER_CONFIG if is_adapter else "config.json"), problems)
     files, indexed = _weight_files(path, problems, ADAPTER if is_adapter else SINGLE)
     tensors: dict[str, TensorInfo] = {}
+    states: dict[Path, FileState] = {}
     for file in files:
         try:
+            states[file] = state_of(file)
             header = _read_header(file, problems)
         except OSError as error:
             problems.append(f"{file} cannot be read: {error.strerror}")
@@ -140,7 +146,7 @@ def open_checkpoint(source: str, role: str, revision: str | None = None) -> Chec
         raise PairError(_unusable(source, role), problems)
     unread = {name for name, info in tensors.items() if _is_unread(name, info)}
     ordered = {name: tensors[name] for name in sorted(tensors.keys() - unread, key=natural_key)}
-    return Checkpoint(source, path, commit, config, ordered, tuple(sorted(unread, key=natural_key)), is_adapter)
+    return Checkpoint(source, path, commit, config, ordered, tuple(sorted(unread, key=natural_key)), is_adapter, states)
 
 
 def _is_unread(name: str, info: TensorInfo) -> bool:

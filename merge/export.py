@@ -21,6 +21,7 @@ from contract.errors import InputError, PairError
 from contract.points import role
 from merge.checkpoint import INDEX, Checkpoint
 from merge.file_layout import OutputFile, index, lay_out
+from merge.file_states import check_unchanged
 from merge.heads import flags_of_tensors
 from merge.pair import Pair
 from merge.weight_writer import WeightWriter
@@ -69,7 +70,8 @@ def export(plan: ExportPlan, card: str, threads: int, say: Callable[[str], None]
 
     Raises:
         InputError: `out` exists, another process is writing it, or it does not fit on the disk. Nothing is written.
-        PairError: NaN or infinity came out; the error names the tensors, and nothing is left behind.
+        PairError: NaN or infinity came out; the error names the tensors, and nothing is left behind. Or a parent's files
+            were changed meanwhile; what was written before goes on counting for the parents as they were.
         OSError: the disk is full or not writable; the same call, made again, goes on from there.
     """
     out = plan.out.absolute()
@@ -88,6 +90,7 @@ def export(plan: ExportPlan, card: str, threads: int, say: Callable[[str], None]
                 if file.name in written:
                     continue
                 digest = writer.write(file, partial / file.name)
+                check_unchanged(plan.pair.files)
                 if not writer.not_finite:  # NaN or infinity makes the whole export useless: then nothing is recorded
                     written[file.name] = digest
                     commit_json(partial / PROGRESS, _identity(plan) | {"files": written})

@@ -5,11 +5,13 @@ One is base and one is aligned; or several are aligned, each with a name, and θ
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from contract.errors import PairError
 from contract.points import by_name, names_of, role
 from merge.checkpoint import Checkpoint, natural_key, open_checkpoint
 from merge.config_meaning import compare_configs
+from merge.file_states import FileState
 from merge.lam_map import parse_map, resolve_map
 from merge.line import STRAIGHT, Line
 from merge.parents import FLOATS, resolve
@@ -48,6 +50,11 @@ class Pair:
     def parent(self, name: str) -> Checkpoint:
         """Return the parent that a user calls by this name: `base`, `aligned`, or the name of an aligned checkpoint."""
         return {"base": self.base, "aligned": self.aligned, **self.aligned_by_name}[name]
+
+    @property
+    def files(self) -> dict[Path, FileState]:
+        """Return the weight files of all parents, with their states before they were opened."""
+        return {file: state for one in self.opened.values() for file, state in one.files.items()}
 
     @property
     def shaped(self) -> Checkpoint:

@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from contract.errors import PairError
 from contract.points import role
@@ -47,8 +46,8 @@ def travelling(pair: Pair, fingerprints: Mapping[str, str]) -> tuple[RemoteParen
     return describe_parent(pair.opened["base"], "base", fingerprints["base"]), aligned
 
 
-def open_here(parent: RemoteParent) -> Path:
-    """Return the directory of a parent on this machine.
+def open_here(parent: RemoteParent) -> Checkpoint:
+    """Open a parent on this machine.
 
     A hub id is downloaded if this machine does not have it yet; huggingface_hub locks each file, so that the processes of a
     machine do it once. The headers are always compared. The content is compared too unless these are the very files that the
@@ -65,7 +64,7 @@ def open_here(parent: RemoteParent) -> Path:
         raise PairError(f"{problem}: tensors, shapes or dtypes differ; put the same files on every machine")
     if stamp(checkpoint) != parent.stamp and remembered_fingerprint(checkpoint, parent.role) != parent.fingerprint:
         raise PairError(f"{problem}: weights or config.json differ; put the same files on every machine")
-    return checkpoint.path
+    return checkpoint
 
 
 def _headers(checkpoint: Checkpoint) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 from contract.commit import commit_json, commit_table
 from contract.errors import EngineError, WrongWeightsError
 from contract.units import Receipt, Unit
+from merge.checkpoint import Checkpoint
+from merge.file_states import check_unchanged
 from merge.line import STRAIGHT, Line
 from merge.remote_parent import RemoteParent, open_here
 from ray_jobs.placement import Placement
@@ -45,8 +47,8 @@ class SweepSpec:
     accelerator_type: str | None = None
     """Ray's name for the kind of GPU to use; None takes any kind."""
 
-    def open_parents(self) -> tuple[Path, dict[str, Path] | None]:
-        """Return the directories, on this machine, of base and of the aligned checkpoints by name.
+    def open_parents(self) -> tuple[Checkpoint, dict[str, Checkpoint] | None]:
+        """Open base and the aligned checkpoints, by name, on this machine.
 
         Raises:
             PairError: a parent cannot be had on this machine, or is another checkpoint there.
@@ -101,7 +103,7 @@ class Replica:
 
         Raises:
             EngineError: the engine did not start; the message has vLLM's reason and the last lines that its processes wrote.
-            PairError: a parent cannot be had on this machine, or is another checkpoint here.
+            PairError: a parent cannot be had on this machine, is another checkpoint here, or was changed meanwhile.
         """
         from serve.engine import Engine
 
@@ -111,11 +113,15 @@ class Replica:
         base, aligned = spec.open_parents()
         nodes = NodePlace(len(self._placement), 0, self._placement[0].node.address, port) if port is not None else None
         try:
-            self._engine = Engine(base, aligned, spec.settings, spec.parents, ranks_on_node, spec.line, nodes)
+            self._engine = Engine(
+                base.path, _paths(aligned), spec.settings, spec.parents, ranks_on_node, spec.line, nodes
+            )
         except WrongWeightsError:
             raise  # the last words of the processes would add nothing
         except EngineError as error:
             raise EngineError(f"{error}{last_words()}") from error
+        # Ranks have opened the files after they were held against the sweep's, and look at them at each switch from now on.
+        check_unchanged({file: state for one in (base, *(aligned or {}).values()) for file, state in one.files.items()})
         engine = self._engine
         hardware = engine.hardware, engine.hardware_of_ranks
         return Started(*hardware, engine.fallback, engine.probe_digest, socket.gethostname())
@@ -223,9 +229,15 @@ class Follower:
         base, aligned = spec.open_parents()
         nodes = NodePlace(len(self._placement), self._number, self._placement[0].node.address, port)
         try:
-            follow(llm_arguments(base, aligned, spec.settings, spec.parents, ranks_on_node, spec.line, nodes))
+            follow(
+                llm_arguments(base.path, _paths(aligned), spec.settings, spec.parents, ranks_on_node, spec.line, nodes)
+            )
         except EngineError as error:
             raise EngineError(f"{error} ({self._placement[self._number].node.address}){last_words()}") from error
+
+
+def _paths(aligned: Mapping[str, Checkpoint] | None) -> dict[str, Path] | None:
+    return {name: one.path for name, one in aligned.items()} if aligned else None
 
 
 def settle_in(settings: EngineSettings, placement: Placement, number: int) -> list[int]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def _tokenizer(parent: "RemoteParent") -> Tokenizer:
     from merge.remote_parent import open_here
 
-    return load_tokenizer(open_here(parent))
+    return load_tokenizer(open_here(parent).path)
 
 
 @functools.lru_cache(maxsize=1)

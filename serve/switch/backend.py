@@ -22,6 +22,7 @@ import serve.text_part  # noqa: F401 a rank loads its weights through what it re
 from contract.errors import InputError
 from contract.points import role
 from merge.checkpoint import open_checkpoint
+from merge.file_states import check_unchanged
 from merge.interpolate import tensor_rules
 from merge.line import Line
 from merge.model_sizes import sizes_of
@@ -74,6 +75,7 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
         base = open_checkpoint(parents["base"], "base")
         aligned = {role(name): open_checkpoint(path, role(name)) for name, path in parents["aligned"].items()}
         pair = put_together({"base": base} | aligned, Line.from_json(parents["line"]))
+        self._files = pair.files
         part = text_part(pair.shaped)
         names = part.names if part else {}
         whole, pair = pair, only_text(pair)
@@ -116,8 +118,15 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
         """Do nothing: a switch is one update."""
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Make θ(λ) live in this rank."""
+        """Make θ(λ) live in this rank.
+
+        Raises:
+            PairError: somebody wrote to a parent's files after they were opened.
+        """
         self.digest = self._route.switch(update_info.lam)
+        # What was read is of the files that were opened if they are the same now. A file may be written to at any time.
+        if self._route.reads != "not at all":
+            check_unchanged(self._files, are_mapped=self._route.reads == "mapped")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Update as the base class does, which synchronises through an API that CPU builds of PyTorch lack."""

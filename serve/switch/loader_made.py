@@ -46,6 +46,10 @@ class LoaderMade:
         self._called = names or {}
         self._names = {name for target in self._targets for name in target.computed_from}
 
+    def __bool__(self) -> bool:
+        """Tell whether there is any such parameter."""
+        return bool(self._targets)
+
     def make(self, lam: str, digest: WeightDigest) -> dict[str, torch.Tensor]:
         """Return the parameters at λ by path, each in the loader's layout, and take their tensors into the digest.
 

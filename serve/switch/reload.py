@@ -5,7 +5,7 @@ fast one; each engine holds the two against each other when it starts.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
@@ -21,8 +21,14 @@ if TYPE_CHECKING:
     from vllm.config import ModelConfig
 
 
+Reads = Literal["opened", "mapped", "not at all"]  # the files are opened anew, were mapped, or are no longer needed
+
+
 class Route(Protocol):
     """Moves the live parameters of one rank to a point."""
+
+    reads: Reads
+    """How a switch reads the parents' files."""
 
     def switch(self, lam: str) -> str:
         """Make θ(λ) live, bit-equal to a fresh load of the exported θ(λ).
@@ -42,6 +48,8 @@ class ReloadRoute:
     into a parameter by itself, as GPT-OSS does with its experts, is lost there without a word. Modules that have such
     parameters are found at the first switch, and get memory before the load from then on.
     """
+
+    reads: Reads = "opened"
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ one after another.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -32,6 +33,9 @@ from serve.switch.loader_made import LoaderMade
 from serve.switch.packing import Packer, is_as_loaded
 from serve.switch.recorder import UntraceableError
 from serve.switch.trace import Target, derived, trace
+
+if TYPE_CHECKING:
+    from serve.switch.reload import Reads
 
 
 class ResidentRoute:
@@ -78,6 +82,7 @@ class ResidentRoute:
         if self._packer is None and (packed := [target.path for target in targets if not is_as_loaded(target)]):
             raise UntraceableError(f"vLLM keeps {', '.join(packed[:5])} in a layout of its own")
         self.tier = choose_tier(*held_bytes(copied, parents))
+        self.reads: Reads = "opened" if self._by_loader else "mapped" if self.tier == "mmap" else "not at all"
         self._parents: Parents
         if self.tier == "mmap":
             self._parents = MappedParents(copied, parents, device)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from contract.errors import LambdasweepError
 from contract.rundir import RunDir
 from lambdasweep.batch.config import load_score_config
 from lambdasweep.batch.score import run_score
@@ -18,7 +19,7 @@ from lambdasweep.tasks.documents import TaskSpec
 from ray_jobs import driver, health
 from ray_jobs.splitting import REASON
 from tests.support.checkpoints import write_checkpoint
-from tests.support.faulty import POISON, FaultyReplica
+from tests.support.faulty import POISON, FaultyReplica, ReplicaOfAChangedParent
 from tests.support.waiting import share_of_a_core
 from tests.support.warm_python import warm_python
 
@@ -57,6 +58,36 @@ def test_a_hung_replica_is_replaced_and_a_deadly_request_is_quarantined(
     assert run.tokens("deadly", "0.5").column("request_id").to_pylist() == [0, 1, 2]
     assert run.tokens("harmless", "0.5").column("request_id").to_pylist() == [0, 1]
     assert run.quarantine("harmless", "0.5").num_rows == 0
+
+
+def test_a_parent_that_is_written_to_ends_the_sweep_before_a_wrong_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The file keeps its size and its headers, and the engine reads it where it lies."""
+    for seed, name in enumerate(("base", "aligned", "other")):
+        write_checkpoint(tmp_path / name, seed=seed)
+    row = {"query": "Which is it?", "choices": ["this", "that"], "gold": 0}
+    (tmp_path / "task.jsonl").write_text(json.dumps(row))
+    monkeypatch.setattr(driver, "Replica", ReplicaOfAChangedParent)
+    monkeypatch.setattr(sys, "executable", warm_python())  # Ray makes its workers from this Python
+    monkeypatch.setenv("LAMBDASWEEP_FAULTS", str(tmp_path))
+    config = SweepConfig(
+        base=str(tmp_path / "base"),
+        aligned=str(tmp_path / "aligned"),
+        lambdas=("0", "0.5", "1", "1.5"),
+        tasks=(TaskSpec("task", tmp_path / "task.jsonl", format="cloze"),),
+        out=tmp_path / "run",
+        replicas=1,
+        max_model_len=128,
+        engine={"kv_cache_memory_bytes": 1 << 26},
+    )
+    with pytest.raises(LambdasweepError, match="no replica starts"):
+        run_sweep(config, print)
+    told = capfd.readouterr().err
+    assert "a parent has changed while it was in use" in told
+    assert "is not the one that the sweep was started with" in told
+    # What was scored before the change is kept, and there is nothing else.
+    assert len(RunDir(tmp_path / "run").all_committed()) == 1
 
 
 def test_a_deadly_row_of_a_batch_is_quarantined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -404,6 +404,20 @@ def test_it_listens_on_this_machine_only(server: Server) -> None:
     assert listening == {"0100007F"}
 
 
+def test_a_parent_that_is_written_to_fails_the_next_move(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """The parents are read where they lie, so that θ(λ) would be of another model, and no number would look wrong."""
+    aligned, other = (write_checkpoint(tmp_path / str(seed), seed=seed) for seed in (1, 2))
+    with serving(pair[0], aligned, tmp_path / "log") as server:
+        assert server.ask("/v1/lambda")[1]["route"] == "resident mmap"
+        assert server.ask("/v1/lambda", b'{"lam": "0.5"}')[0] == 200
+        with open(aligned / "model.safetensors", "r+b") as file:
+            file.write((other / "model.safetensors").read_bytes())
+        status, answer = server.ask("/v1/lambda", b'{"lam": "0.75"}')
+        assert status == 503
+        assert "a parent has changed while it was in use" in answer["error"]["message"]
+        assert server.ask("/v1/lambda")[0] == 503
+
+
 def test_after_a_failed_move_the_reason_is_all_there_is(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """Where no parent is in memory, a file that is gone fails a move half-way."""
     base = write_checkpoint(tmp_path / "before", seed=0)

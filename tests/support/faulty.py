@@ -4,7 +4,7 @@ import os
 import signal
 from pathlib import Path
 
-from contract.units import Unit
+from contract.units import Receipt, Unit
 from ray_jobs.replica import Replica
 
 POISON = 3  # this request ends every process that scores it
@@ -21,3 +21,14 @@ class FaultyReplica(Replica):
             hung.write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGSTOP)
         return super()._work(unit)
+
+
+class ReplicaOfAChangedParent(Replica):
+    """Somebody writes another model into the aligned parent's file after the first unit of a sweep."""
+
+    def run(self, unit: Unit) -> Receipt:
+        receipt = super().run(unit)
+        folder = Path(os.environ["LAMBDASWEEP_FAULTS"])
+        with open(folder / "aligned" / "model.safetensors", "r+b") as file:
+            file.write((folder / "other" / "model.safetensors").read_bytes())
+        return receipt

@@ -177,7 +177,7 @@ def test_fingerprints_and_other_machines_have_the_adapter_itself(tmp_path: Path)
     pair = open_pair(str(base), str(adapter))
     prints = {role: fingerprint(one, role) for role, one in pair.opened.items()}
     one, others = travelling(pair, prints)
-    assert (open_here(one), open_here(others[""])) == (base.resolve(), adapter.resolve())
+    assert (open_here(one).path, open_here(others[""]).path) == (base.resolve(), adapter.resolve())
     config = json.loads((adapter / ADAPTER_CONFIG).read_text())
     (adapter / ADAPTER_CONFIG).write_text(json.dumps(config | {"lora_alpha": 9}))
     assert fingerprint(open_checkpoint(str(adapter), "aligned"), "aligned") != prints["aligned"]

@@ -330,6 +330,32 @@ def test_a_killed_export_goes_on_where_it_stopped(large_pair: tuple[Path, Path],
     assert not partial.exists()
 
 
+def test_a_parent_that_is_written_to_meanwhile_stops_it(
+    mixed_pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, aligned = (shutil.copytree(path, tmp_path / path.name) for path in mixed_pair)
+    write_file = merge.export.WeightWriter.write
+
+    def change(writer: Any, file: Any, path: Path) -> str:
+        if path.name.startswith("model-00002"):
+            (weights_file, *_) = sorted(aligned.glob("*.safetensors"))
+            with open(weights_file, "r+b") as stream:
+                stream.seek(-2, os.SEEK_END)
+                stream.write(b"\x01\x02")
+        return write_file(writer, file, path)
+
+    monkeypatch.setattr(merge.export.WeightWriter, "write", change)
+    with pytest.raises(PairError, match="a parent has changed while it was in use"):
+        make(base, aligned, "0.3", tmp_path / "out", "1500KB")
+    assert not (tmp_path / "out").exists()
+    kept = json.loads((tmp_path / ".out.partial" / "progress.json").read_text())["files"]
+    assert [name[:11] for name in kept] == ["model-00001"]
+    # The next export is of the parents as they are then, and takes nothing over.
+    monkeypatch.undo()
+    again, whole = (make(base, aligned, "0.3", tmp_path / name, "1500KB") for name in ("out", "whole"))
+    assert files(again) == files(whole)
+
+
 def test_what_another_lambda_left_is_not_used(mixed_pair: tuple[Path, Path], tmp_path: Path) -> None:
     whole = make(*mixed_pair, "0.3", tmp_path / "whole", "1500KB")
     pair = open_pair(*map(str, mixed_pair))

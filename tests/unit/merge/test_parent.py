@@ -153,7 +153,7 @@ def test_the_very_files_of_the_driver_are_not_read(tmp_path: Path, scans: list[P
     monkeypatch.chdir(tmp_path)
     parent = sent(Path("one"))
     monkeypatch.chdir("/")  # a worker's directory is another one
-    assert open_here(parent) == directory
+    assert open_here(parent).path == directory
     assert scans == []
 
 
@@ -161,7 +161,7 @@ def test_a_copy_is_read_once(tmp_path: Path, scans: list[Path]) -> None:
     parent = sent(write(tmp_path / "one", tensors()))
     copy = write(tmp_path / "copy", tensors(), shards=3)  # the files are split otherwise, and only the content counts
     there = replace(parent, source=str(copy))
-    assert open_here(there) == open_here(there) == copy
+    assert open_here(there).path == open_here(there).path == copy
     assert scans == [copy]
 
 
@@ -198,6 +198,6 @@ def test_a_hub_id_is_resolved_again_by_its_commit(
     checkpoint = open_checkpoint("org/model", "base", "main")
     parent = describe_parent(checkpoint, "base", made_afresh(checkpoint, "base"))
     machine = "there"
-    assert open_here(parent) == tmp_path / "there" / "c0ffee"
+    assert open_here(parent).path == tmp_path / "there" / "c0ffee"
     assert asked == [("org/model", "main"), ("org/model", "c0ffee")]
     assert stamp(checkpoint) == parent.stamp
