@@ -256,12 +256,19 @@ class Run:
 
     def _tokenizer(self, texts: bool | str | os.PathLike[str]) -> "Tokenizer":
         from lambdasweep.tasks.tokens import load_tokenizer
+        from merge.vocabulary import tokenizer_digest
 
         role = self._sweep.tokenizer or "base"
         source = Path(self._sweep.pair[role].source if isinstance(texts, bool) else os.fspath(texts))
         if not source.is_dir():
             raise InputError(
                 f"the tokenizer of {source} is not in a directory of this machine: give texts=DIRECTORY, that of {role}'s"
+            )
+        recorded = self._sweep.pair[role].tokenizer_sha256
+        if recorded is not None and tokenizer_digest(source) != recorded:
+            raise InputError(
+                f"{source}/tokenizer.json is not that of the run, and would make other texts of its tokens: restore it, or "
+                f"give texts=DIRECTORY, that of {role}'s as it was"
             )
         return load_tokenizer(source)
 

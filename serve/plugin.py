@@ -13,6 +13,7 @@ BACKEND = "interpolation"
 CONFIG_KEY = "lambdasweep"  # under vLLM's additional_config
 WORKER_EXTENSION = "serve.switch.backend.WorkerExtension"
 RESIDENT = "resident"
+END_WITH_PARENT = "LAMBDASWEEP_END_WITH_PARENT"  # in the environment of a server: its engine ends with it
 
 
 class ParentsConfig:
@@ -49,10 +50,11 @@ def register() -> None:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel end a rank's process with the process that owns the engine, whatever the rank is doing then.
+    """Have the kernel end a rank's process, or a server's engine, with the process that owns it, whatever it is doing then.
 
     vLLM's ranks notice by themselves, in a thread, but not while they are stuck; then they would keep memory and cores.
     """
-    if multiprocessing.parent_process() and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
+    is_rank = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0" or os.environ.get(END_WITH_PARENT) == "1"
+    if multiprocessing.parent_process() and is_rank:
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)

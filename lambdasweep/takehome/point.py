@@ -139,20 +139,26 @@ def fingerprints_of(pair: "Pair", run: MeasuredPoint | None) -> dict[str, str]:
 
     Raises:
         PairError: a parent holds NaN or infinity.
-        RunMismatchError: a parent is another one than the run's.
+        RunMismatchError: a parent is another one than the run's, or has another tokenizer.
     """
     from merge.fingerprints import remembered_fingerprint
+    from merge.vocabulary import tokenizer_digest
 
     found = {name: remembered_fingerprint(parent, name) for name, parent in pair.opened.items()}
     if run is not None:
-        recorded = {name: run.record.pair[name].fingerprint for name in found}
-        changed = [name for name in found if found[name] != recorded[name]]
+        changed = []
+        for name, parent in pair.parents.items():
+            recorded = run.record.pair[name]
+            for what, before, now in (
+                ("", recorded.fingerprint, found[name]),
+                ("the tokenizer of ", recorded.tokenizer_sha256, tokenizer_digest(parent.path)),
+            ):
+                if before is not None and now != before:
+                    changed.append(
+                        f"{what}{name} {recorded.source} was {before[:12]}… and is {(now or 'none')[:12]}… now"
+                    )
         if changed:
             raise RunMismatchError(
-                f"{run.root} was made with another pair; restore what it was made with, or sweep again",
-                [
-                    f"{name} {run.record.pair[name].source} was {recorded[name][:12]}… and is {found[name][:12]}… now"
-                    for name in changed
-                ],
+                f"{run.root} was made with another pair; restore what it was made with, or sweep again", changed
             )
     return found

@@ -15,7 +15,7 @@ from contract.points import by_name
 from merge.checkpoint import open_checkpoint
 from merge.heads import engine_parent
 from merge.line import Line
-from serve.plugin import BACKEND, WORKER_EXTENSION, ParentsConfig, register
+from serve.plugin import BACKEND, END_WITH_PARENT, WORKER_EXTENSION, ParentsConfig, register
 from serve.prefixes import shares_prefixes
 from serve.reference import References
 from serve.settings import available_cores, cores_by_rank, installed_device
@@ -31,6 +31,8 @@ _REFUSED = {
     "additional_config": "it is how λ moves",
     "load_format": "safetensors only",
     "config_format": "it follows from the checkpoints",
+    "hf_overrides": "it would serve another model than θ(λ); what config.json says is the parents'",
+    "hf_config_path": "it would serve another model than θ(λ); what config.json says is the parents'",
     "quantization": "quantised parents cannot be interpolated",
     "trust_remote_code": "code from a checkpoint is never run",
     "enable_lora": "an adapter does not belong to any λ",
@@ -70,6 +72,7 @@ def serve(serving: Serving) -> None:
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
         "VLLM_ENABLE_RESPONSES_API_STORE": "0",  # stored responses go on after the request is over
         "VLLM_USE_RUST_FRONTEND": "0",
+        END_WITH_PARENT: "1",
         "VLLM_NO_USAGE_STATS": os.environ.get("VLLM_NO_USAGE_STATS", "1"),
     }
     import uvloop

@@ -1,5 +1,6 @@
 """`open_run` gives a run's tables as Arrow, and the examples use them."""
 
+import contextlib
 import importlib.util
 import math
 import re
@@ -23,6 +24,7 @@ from contract.errors import InputError
 from contract.rundir import RunDir
 from lambdasweep import open_run
 from lambdasweep.demo import BASE
+from merge.vocabulary import tokenizer_digest
 from tests.support.paths import ROOT
 from tests.support.reports import add_quiz
 from tests.support.tables import add_scores, add_task
@@ -193,6 +195,13 @@ def test_examples_are_decoded(run, tmp_path):
     assert len(row["probabilities"]) == 2
     with pytest.raises(InputError, match="give texts=DIRECTORY, that of base's"):
         open_run(run.root).examples("quiz", 0, texts=True)
+    # Another tokenizer than the run's would make other texts of the same tokens.
+    for digest, is_refused in ((tokenizer_digest(BASE), False), ("5" * 64, True)):
+        record = run.sweep()
+        record["pair"]["base"]["tokenizer_sha256"] = digest
+        commit_json(run.sweep_json, record)
+        with pytest.raises(InputError, match="is not that of the run") if is_refused else contextlib.nullcontext():
+            assert open_run(run.root).examples("quiz", 0, texts=BASE).to_pylist() == [row]
 
 
 def test_examples_average_to_the_metrics(run):

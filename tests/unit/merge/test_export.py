@@ -1,5 +1,6 @@
 """θ(λ) on disk agrees with references that share none of its code, survives kills, and has its refusals."""
 
+import hashlib
 import json
 import math
 import os
@@ -454,6 +455,20 @@ def test_a_changed_parent_of_a_run_is_refused(run: RunDir, tmp_path: Path, mixed
     assert problem.startswith(f"aligned {changed} was ")
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / ".out.partial").exists()
+
+
+def test_another_tokenizer_than_the_runs_is_refused(run: RunDir, tmp_path: Path, mixed_pair: tuple[Path, Path]) -> None:
+    """The weights are the run's, and every text would come out as other tokens."""
+    changed = Path(shutil.copytree(mixed_pair[1], tmp_path / "changed"))
+    (changed / "tokenizer.json").write_text("{}")
+    record = run.sweep()
+    record["pair"]["aligned"] |= {"source": str(changed), "tokenizer_sha256": "5" * 64}
+    commit_json(run.sweep_json, record)
+    with pytest.raises(InputError) as caught:
+        export_point(from_flags(run.root, None, None, None, None, None), tmp_path / "out", "aligned", "5GB", print)
+    digest = hashlib.sha256(b"{}").hexdigest()[:12]
+    assert caught.value.problems == (f"the tokenizer of aligned {changed} was 555555555555… and is {digest}… now",)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_card_names_checkpoints_of_the_hub(mixed_pair: tuple[Path, Path]) -> None:

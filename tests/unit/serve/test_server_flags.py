@@ -22,11 +22,11 @@ def test_flags_that_would_break_it_are_refused_at_once(pair: tuple[Path, Path]) 
     from serve.http.server import Serving, arguments
 
     flags = ("other-model", "--load-format", "dummy", "--enable-lora", "--api-server-count", "2", "--trust-remote-code")
-    flags += ("--pipeline-parallel-size", "2")
+    flags += ("--pipeline-parallel-size", "2", "--hf-overrides", '{"rope_theta": 5}')
     with pytest.raises(InputError) as caught:
         arguments(Serving(*pair, STRAIGHT, "0", "auto", "name", flags))
     assert [problem.split()[0] for problem in caught.value.problems] == [
-        "--model-tag", "--load-format", "--trust-remote-code", "--enable-lora", "--api-server-count",
+        "--model-tag", "--load-format", "--hf-overrides", "--trust-remote-code", "--enable-lora", "--api-server-count",
         "--pipeline-parallel-size",
     ]  # fmt: skip
 
