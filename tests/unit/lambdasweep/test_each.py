@@ -81,7 +81,7 @@ def each(
     lambdasweep: Callable[..., Result], pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Each:
     """Run `lambdasweep each` with a server that has no engine, without the page, which takes a second."""
-    monkeypatch.setattr("lambdasweep.each.server.serve_command", lambda: [sys.executable, str(STAND_IN)])
+    monkeypatch.setattr("lambdasweep.each.server.serve_command", lambda: [sys.executable, "-S", str(STAND_IN)])
     monkeypatch.setattr("lambdasweep.each.server._LOOK", 0.02)
     monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "server"))
     monkeypatch.setattr(cli, "write_page", lambda run, analysis: None)
