@@ -15,20 +15,19 @@ from contract.rundir import RunDir
 from contract.whole_tables import footer_problem
 
 _SHOWN = 20
-_LOOK_SECONDS = 5.0  # footers are looked at for so long, which are those of some ten thousand tables
 _OF_UNITS = ("tokens", "generations", "graded", "rescored", "quarantine")
 _KINDS = (*_OF_UNITS, "scores")
 
 
-def look_at_footers(run: RunDir) -> None:
+def look_at_footers(run: RunDir, seconds: float = 5.0) -> None:
     """Note the tables of a run that say themselves that they are of another task, λ or shard than their path.
 
-    Each is a read, so that nothing is looked at in an object store, and not all of a very large run. Such a table is found
-    when it is read, too.
+    Each is a read, so that nothing is looked at in an object store, and not all of a very large run: about as many as can be
+    looked at in `seconds`. Such a table is found when it is read, too.
     """
     if isinstance(run.root, ObjectPath):
         return
-    until = time.monotonic() + _LOOK_SECONDS
+    until = time.monotonic() + seconds
     for kind in _OF_UNITS:
         units = ((task, lam, shard) for (task, lam), shards in run.all_committed(kind).items() for shard in shards)
         for unit in units:

@@ -146,8 +146,10 @@ class RunDir:
         """Yield λ and table of what commands of the user measured, in order; damaged tables are absent, and noted."""
         for lam, path in self.all_measured().items():
             table, problem = read_or_problem(path)
-            if table is not None and (others := {*table.column("point").to_pylist()} - {lam}):
-                table, problem = None, f"is another table, moved or copied there: that of λ = {min(others)}"
+            if table is not None and "point" not in table.column_names:
+                table, problem = None, "is no table of what a command measured"
+            elif table is not None and (others := {*table.column("point").to_pylist()} - {lam}):
+                table, problem = None, f"is another table, moved or copied there: that of λ = {min(map(str, others))}"
             if table is None:
                 self.damaged[path] = problem
             else:

@@ -63,11 +63,14 @@ def _unreadable(error: Exception) -> str:
 
 def _of_another(schema: pa.Schema, unit: UnitKey) -> str:
     """Say of which unit a table says that it is, if that is another one; a table that does not say is taken."""
-    said = identity_of(schema)
-    if "under" in said:
-        said["task"] = rescored_name(said["task"], said["under"])
     wanted = dict(zip(("task", "lam", "shard"), unit, strict=True))
-    if all(said.get(name, wanted[name]) == wanted[name] for name in wanted):
-        return ""
+    try:
+        said = identity_of(schema)
+        if "under" in said:
+            said["task"] = rescored_name(said["task"], said["under"])
+        if all(said.get(name, wanted[name]) == wanted[name] for name in wanted):
+            return ""
+    except (ValueError, TypeError, KeyError, AttributeError):  # footers have no checksum
+        return "has a damaged footer, which does not say what the table is of"
     said = wanted | said
     return f"is another table, moved or copied there: that of task {said['task']}, λ = {said['lam']}, shard {said['shard']}"

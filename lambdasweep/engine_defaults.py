@@ -274,6 +274,10 @@ def server_defaults(pair: "Pair", device: str, recorded: Mapping[str, Any]) -> d
             "enforce_eager": True,
         }
     defaults |= {key: recorded[key] for key in ("dtype",) if key in recorded}
+    # What a sweep's engines were given of another config is a part of its numbers.
+    defaults |= {
+        key: value for key, value in recorded.get("extra", {}).items() if key in ("hf_overrides", "hf_config_path")
+    }
     if recorded.get("tensor_parallel", 1) > 1:
         defaults["tensor_parallel_size"] = recorded["tensor_parallel"]
     if recorded.get("pipeline_parallel", 1) > 1 and device != "cpu":  # whose memory is one

@@ -17,7 +17,7 @@ from contract.damage import describe
 from contract.errors import InputError
 from contract.grid import MAX_DECIMALS
 from contract.location import read_table
-from contract.points import order, parse_point
+from contract.points import ONLY, order, parse_point
 from contract.records import read_plan, read_sweep
 from contract.rundir import RunDir
 from contract.schemas import of_documents
@@ -265,12 +265,13 @@ class Run:
                 f"the tokenizer of {source} is not in a directory of this machine: give texts=DIRECTORY, that of {role}'s"
             )
         recorded = self._sweep.pair[role].tokenizer_sha256
-        if recorded is not None and tokenizer_digest(source) != recorded:
-            raise InputError(
-                f"{source}/tokenizer.json is not that of the run, and would make other texts of its tokens: restore it, or "
-                f"give texts=DIRECTORY, that of {role}'s as it was"
-            )
-        return load_tokenizer(source)
+        tokenizer, digest = load_tokenizer(source), tokenizer_digest(source)
+        if None not in (recorded, digest) and digest != recorded:
+            other = f"{source}/tokenizer.json is not that of the run, and may make other texts of its tokens"
+            if isinstance(texts, bool):
+                raise InputError(f"{other}: restore it, or give texts=DIRECTORY, that of {role}'s as it was")
+            warnings.warn(other, stacklevel=3)
+        return tokenizer
 
     def plot_reliability(self, task: str, lam: Lam, confidence: str = "sum") -> "alt.LayerChart":
         """Draw the reliability diagram of a choice task at one λ; of a continuation task, that of its tokens.
@@ -349,7 +350,7 @@ def _point(lam: Lam, names: Collection[str]) -> str:
     Raises:
         GridError: it is no point over the aligned checkpoints of these names.
     """
-    if isinstance(lam, float) and math.isfinite(lam):  # those of NumPy, too
+    if isinstance(lam, float) and math.isfinite(lam) and set(names) == {ONLY}:  # those of NumPy, too
         rounded = f"{lam:.{MAX_DECIMALS}f}"
         if not math.isclose(lam, float(rounded), rel_tol=1e-12, abs_tol=1e-12):
             return f"{Decimal(repr(float(lam))):f}"  # no run has it

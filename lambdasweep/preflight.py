@@ -51,9 +51,8 @@ def preflight(prepared: "Prepared") -> list[str]:
             problems.append(f"{text}: {_remedy(prepared, task)}")
         else:
             warnings.append(f"{text}; they will be quarantined")
-    if (
-        not problems and config.engine.keys() - CHECKED_ARGUMENTS
-    ):  # vLLM is heavy, and says less clearly what is said above
+    # vLLM is heavy, and says less clearly what is said above.
+    if not problems and config.engine.keys() - CHECKED_ARGUMENTS:
         aligned = {name: pair.opened[role(name)].path for name in pair.aligned_by_name}
         problems += argument_problems(pair.base.path, aligned, settings, config.parents, pair.line)
     if problems:

@@ -196,12 +196,15 @@ def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Cal
     tally = Heartbeat(run, left)
     progress = SweepProgress(total, tally)
     if left:
+        from merge.file_states import check_unchanged
         from merge.remote_parent import travelling
 
+        parents = travelling(prepared.pair, sweep.fingerprints)
+        check_unchanged(prepared.pair.files)  # replicas take files of these stamps for those of the fingerprints
         launch = Launch(
             out=run,
             prepared=prepared,
-            parents=travelling(prepared.pair, sweep.fingerprints),
+            parents=parents,
             identity=sweep.table_identity(),
             sources=_sources(str(run.root.resolve()), prepared),
             total=total,

@@ -12,7 +12,6 @@ from contract.errors import PairError
 class FileState:
     """What the file system says of a file without reading it: another content has another state."""
 
-    device: int
     inode: int
     size: int  # bytes
     modified: int  # nanoseconds since 1970
@@ -25,7 +24,7 @@ def state_of(file: Path) -> FileState:
         OSError: it is not there.
     """
     status = os.stat(file)
-    return FileState(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return FileState(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def check_unchanged(files: Mapping[Path, FileState], are_mapped: bool = False) -> None:
@@ -49,10 +48,11 @@ def check_unchanged(files: Mapping[Path, FileState], are_mapped: bool = False) -
             if not are_mapped:
                 wrong.append(f"{file} is gone")
             continue
-        is_another = (now.device, now.inode) != (before.device, before.inode)
-        if now != before and not (is_another and are_mapped):
-            wrong.append(f"{file} {'was replaced' if is_another else 'was written to'}")
+        # An inode alone tells nothing: some network file systems give a file another one after a while.
+        is_another = now.inode != before.inode
+        if (now.size, now.modified) != (before.size, before.modified) and not (is_another and are_mapped):
+            how = "was replaced" if is_another else "was written to"
+            wrong.append(f"{file} {how}: its size or time of change is another")
     if wrong:
-        raise PairError(
-            "a parent has changed while it was in use: start again, and leave its files alone meanwhile", wrong
-        )
+        what_to_do = "give the same command again, and leave the parents' files alone meanwhile"
+        raise PairError(f"a parent has changed while it was in use: {what_to_do}", wrong)

@@ -163,12 +163,14 @@ def _run_left(
     tally = Heartbeat(out, left)
     progress = ScoreProgress(total, tally)
     if left:
+        from merge.file_states import check_unchanged
         from merge.remote_parent import describe_parent, travelling
 
         if config.is_model:
             base, aligned = describe_parent(prepared.pair.opened["base"], "model", made.fingerprints["model"]), None
         else:
             base, aligned = travelling(prepared.pair, made.fingerprints)
+        check_unchanged(prepared.pair.files)  # replicas take files of these stamps for those of the fingerprints
         tokenizer = base
         if aligned and config.sweep.tokenizer != "base":
             tokenizer = aligned.get(config.sweep.tokenizer) or next(iter(aligned.values()))

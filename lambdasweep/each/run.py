@@ -3,7 +3,7 @@
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +72,7 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
         InputError: bad input; nothing is written. RunMismatchError, one of them: a file of the command changed meanwhile.
         EngineError: the server failed.
     """
+    from merge.file_states import check_unchanged
     from merge.fingerprints import remembered_fingerprint
     from merge.pair import open_pair
     from merge.text_part import only_text
@@ -108,6 +109,7 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
                 server = Server.start(
                     children, _pair_flags(config, left[0]), server_flags(config.arguments), names, say
                 )
+            check_unchanged(pair.files)  # those that the server has are those of the fingerprints
         if not locked:
             try:
                 before = hold()
@@ -115,6 +117,7 @@ def run_each(config: EachConfig, around: Mapping[str, str], say: Callable[[str],
                 if server is not None:
                     server.end()
                 raise
+            run.damaged.clear()  # another driver may have mended what was damaged before
             left = _left(run, config)
         run.sweep_temporaries()
         for line in put_aside(run):
@@ -164,7 +167,8 @@ class _Evaluation:
             self.say(f"λ = {lam}: {error.lines[0]}")
             for line in error.lines[1:]:
                 self.say(f"    {line}")
-            commit_bytes(self.run.failure(lam), "".join(f"{line}\n" for line in error.lines).encode())
+            with suppress(OSError):  # this is a note for `status`, and a disk that is full is no matter to other λs
+                commit_bytes(self.run.failure(lam), "".join(f"{line}\n" for line in error.lines).encode())
             return False
         record.commit(self.run, self.sweep, self.planned, lam, measured)
         metrics, tasks = counted(len(measured), "metric"), counted(len({one.task for one in measured}), "task")

@@ -1,5 +1,6 @@
 """`lambdasweep status` says which units of a run are done, what they took, and how its driver does. It knows no Ray."""
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -19,6 +20,7 @@ from lambdasweep.monitor.wording import cost, counted, duration, how, quantity
 _SHOWN = 5
 _REPLICAS_SHOWN = 16
 _LAST_LINES = 2  # of what is said of a command that failed
+_FOOTER_SECONDS = 1.0  # a table that was moved there is found when it is read, too
 _RECEIPT_SECONDS = 30.0  # a million receipts take longer; the status then counts those that were read
 
 
@@ -34,8 +36,10 @@ def describe(root: str | os.PathLike[str], counts: RunCounts | None = None) -> I
     """
     if counts is None:
         run = RunDir(root)
-        look_at_footers(run)
+        look_at_footers(run, _FOOTER_SECONDS)
         counts = RunCounts(run, _RECEIPT_SECONDS)
+    else:
+        counts.refresh(_RECEIPT_SECONDS)
     run = counts.run
     sweep, engine = counts.sweep, counts.sweep.engine
     for role, parent in sorted(sweep.pair.items(), key=lambda item: (item[0] != "base", item[0])):
@@ -89,7 +93,9 @@ def _command_lines(run: RunDir, each: EachRecord) -> Iterator[str]:
         yield f"  left at λ {between.join(left[:_SHOWN])}{more}"
     failed = [(lam, path) for lam in left if isinstance(path := run.failure(lam), Path) and path.is_file()]
     for lam, path in failed[:_SHOWN]:
-        why, *more_of_it = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+        why, *more_of_it = [""]
+        with contextlib.suppress(OSError):  # the next try has just put it aside
+            why, *more_of_it = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
         yield f"  the last try at λ {lam} failed: {why}"
         yield from (f"    {line}" for line in more_of_it[-_LAST_LINES:])
     if len(failed) > _SHOWN:

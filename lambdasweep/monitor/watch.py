@@ -7,7 +7,6 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from contract.damage import look_at_footers
 from contract.errors import InputError
 from contract.points import is_parent, order
 from contract.rundir import RunDir
@@ -30,7 +29,6 @@ def watch(run: RunDir, console: Console) -> RunCounts:
     Raises:
         InputError: `run` is no run directory, or that of a command of the user.
     """
-    look_at_footers(run)
     counts = RunCounts(run)
     if counts.each is not None:
         raise InputError(f"{run.root} is of `lambdasweep each`, and --watch shows sweeps: leave it out")

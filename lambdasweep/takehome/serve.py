@@ -45,7 +45,15 @@ def serve_point(source: PointSource, parents: str, flags: Sequence[str], say: Ca
     aligned = {one: pair.opened[role(one)].path for one in pair.aligned_by_name}
     serve(
         Serving(
-            pair.opened["base"].path, aligned, pair.line, source.lam, parents, served_name(pair), tuple(flags), defaults
+            pair.opened["base"].path,
+            aligned,
+            pair.line,
+            source.lam,
+            parents,
+            served_name(pair),
+            tuple(flags),
+            defaults,
+            pair.files,
         )
     )
 

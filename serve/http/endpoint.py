@@ -26,6 +26,7 @@ from vllm.logger import init_logger
 from contract.errors import EngineError, GridError
 from contract.json_objects import keys_once
 from contract.points import named, parse_point
+from merge.file_states import check_unchanged
 from merge.line import Line
 from serve.http.gate import FailedMoveError, Gate
 from serve.plugin import CONFIG_KEY, RESIDENT
@@ -81,6 +82,7 @@ class LambdaEndpoint:
         tier = f" {'/'.join(sorted({tier for tier, _ in tiers}))}" if verdict.route == RESIDENT else ""
         self._route = verdict.route + tier
         await self._gate.move(parents["lam"], self._switch)
+        check_unchanged(args.lambdasweep_files)  # ranks opened the parents long after they were looked at
         logger.info("λ = %s, route %s%s", self._gate.lam, self._route, f": {self._fallback}" if self._fallback else "")
 
     async def show(self) -> JSONResponse:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from contract.errors import InputError
 from contract.points import by_name
 from merge.checkpoint import open_checkpoint
+from merge.file_states import FileState
 from merge.heads import engine_parent
 from merge.line import Line
 from serve.plugin import BACKEND, END_WITH_PARENT, WORKER_EXTENSION, ParentsConfig, register
@@ -57,6 +58,7 @@ class Serving:
     name: str
     flags: tuple[str, ...]  # flags of `vllm serve`
     defaults: dict[str, Any] = field(default_factory=dict)
+    files: Mapping[Path, FileState] = field(default_factory=dict)  # the parents' weight files as they were opened first
 
 
 def serve(serving: Serving) -> None:
@@ -97,6 +99,7 @@ def serve(serving: Serving) -> None:
     aligned = by_name(serving.aligned)
     on = way(serving.base, {name: Path(path) for name, path in aligned.items()}, serving.line, Path(args.model))
     args.lambdasweep_references = References(engine_arguments(args), on, installed_device())  # for the endpoint
+    args.lambdasweep_files = serving.files  # for the endpoint, too
     uvloop.run(run_server(args))
 
 

@@ -104,6 +104,7 @@ class InterpolationEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: 
             else:
                 self._routes[RESIDENT], self.tier = resident, resident.tier
         self._route = self._routes.get(RESIDENT, self._routes[RELOAD])
+        check_unchanged(self._files)  # what was copied or mapped is of the files whose headers were read
 
     def use(self, route: str, only: bool) -> None:
         """Switch through `route` from now on; `only` gives up the other one and its memory."""

@@ -82,7 +82,11 @@ class ResidentRoute:
         if self._packer is None and (packed := [target.path for target in targets if not is_as_loaded(target)]):
             raise UntraceableError(f"vLLM keeps {', '.join(packed[:5])} in a layout of its own")
         self.tier = choose_tier(*held_bytes(copied, parents))
-        self.reads: Reads = "opened" if self._by_loader else "mapped" if self.tier == "mmap" else "not at all"
+        # On a CPU the factors of an adapter are maps of its file, wherever the parents are kept.
+        is_mapped = self.tier == "mmap" or (
+            device.type == "cpu" and any(one.is_adapter for one in pair.opened.values())
+        )
+        self.reads: Reads = "opened" if self._by_loader else "mapped" if is_mapped else "not at all"
         self._parents: Parents
         if self.tier == "mmap":
             self._parents = MappedParents(copied, parents, device)

@@ -11,7 +11,8 @@ from pathlib import Path
 def fork(function: Callable[[], object], log: Path) -> ForkProcess:
     """Start `function` in a fork with a session of its own, whose standard streams end in the file `log`.
 
-    Its status is what `sys.exit` was given there, or 0 where the function returns.
+    It is killed at the end of this process at the latest. Its status is what `sys.exit` was given there, or 0 where the
+    function returns.
     """
 
     def begin() -> None:
@@ -25,7 +26,8 @@ def fork(function: Callable[[], object], log: Path) -> ForkProcess:
             function()
         finally:
             sys.stdout.flush()
+            sys.stderr.flush()
 
-    process = multiprocessing.get_context("fork").Process(target=begin)
+    process = multiprocessing.get_context("fork").Process(target=begin, daemon=True)
     process.start()
     return process

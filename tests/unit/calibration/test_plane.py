@@ -103,6 +103,8 @@ def test_tables_have_a_point_beside_a_lambda_that_is_null(plane):
     assert set(read["lambda"].to_pylist()) == set(POINTS)
     with pytest.raises(InputError, match="'sft' is missing"):
         run.tokens(task="one", lam="dpo=0.5")
+    with pytest.raises(InputError, match="name"):
+        run.tokens(task="one", lam=0.1234567)
     with pytest.raises(InputError, match=r"has no λ = dpo=0.5,sft=2: give one of dpo=0,sft=0; dpo=0,sft=1"):
         run.tokens(task="one", lam="dpo=0.5,sft=2")
 

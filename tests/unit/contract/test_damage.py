@@ -4,10 +4,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from contract import schemas
-from contract.commit import commit_table
+from contract.commit import METADATA_KEY, commit_table
 from contract.damage import describe, look_at_footers, put_aside
 from contract.location import read_table
 from contract.rundir import RunDir
@@ -159,6 +161,27 @@ def test_a_footer_that_cannot_be_read_is_damage(run: RunDir) -> None:
     assert [line.partition(" (")[0] for line in describe(run)] == [
         "tokens/task=arc/lambda=0/shard-00001.parquet cannot be read"
     ]
+
+
+@pytest.mark.parametrize("identity", [b"{", b"\xff", b"[]", b'{"under": "1"}'])
+def test_a_footer_that_does_not_say_what_it_is_of_is_damage(run: RunDir, identity: bytes) -> None:
+    """Footers have no checksum, so that a byte of what they say may change unnoticed."""
+    path = run.unit("tokens", "arc", "0", 1)
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: identity}), path)
+    for look in (lambda: look_at_footers(run), lambda: run.tokens("arc", "0")):
+        run.damaged.clear()
+        look()
+        assert list(describe(run)) == [
+            "tokens/task=arc/lambda=0/shard-00001.parquet has a damaged footer, which does not say what the table is of"
+        ]
+
+
+def test_a_table_of_something_else_is_no_measurement(run: RunDir) -> None:
+    commit_table(run.measured("0.5"), pa.table({"x": [1]}))
+    assert list(run.measured_tables()) == []
+    (line,) = describe(run)
+    assert line.endswith("lambda=0.5.parquet is no table of what a command measured")
 
 
 def test_a_disk_that_fails_is_no_damaged_table(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

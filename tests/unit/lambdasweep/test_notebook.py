@@ -200,8 +200,12 @@ def test_examples_are_decoded(run, tmp_path):
         record = run.sweep()
         record["pair"]["base"]["tokenizer_sha256"] = digest
         commit_json(run.sweep_json, record)
-        with pytest.raises(InputError, match="is not that of the run") if is_refused else contextlib.nullcontext():
+        with pytest.warns(UserWarning, match="is not that of the run") if is_refused else contextlib.nullcontext():
             assert open_run(run.root).examples("quiz", 0, texts=BASE).to_pylist() == [row]
+        record["pair"]["base"]["source"] = str(BASE)
+        commit_json(run.sweep_json, record)
+        with pytest.raises(InputError, match="is not that of the run") if is_refused else contextlib.nullcontext():
+            assert open_run(run.root).examples("quiz", 0, texts=True).to_pylist() == [row]
 
 
 def test_examples_average_to_the_metrics(run):

@@ -37,6 +37,9 @@ def test_a_model_without_a_kernel_is_refused_on_a_cpu_only(tmp_path: Path) -> No
             refused()
     assert settled(pair, "cuda").dtype == "bfloat16"
     assert "dtype" not in server_defaults(pair, "cuda", {})
+    extra = {"hf_overrides": {"rope_theta": 5.0}, "max_num_seqs": 4}  # the first is a part of the run's numbers
+    assert server_defaults(pair, "cuda", {"extra": extra}).items() >= {"hf_overrides": {"rope_theta": 5.0}}.items()
+    assert "max_num_seqs" not in server_defaults(pair, "cuda", {"extra": extra})
 
 
 @pytest.mark.parametrize(
