@@ -125,9 +125,10 @@ class RunCounts(DriverView):
                 if len(there) >= task.shards:
                     del self._seen[name, lam]
         self.look_at_driver()
-        self._read(seconds)
+        self.read_receipts(seconds)
 
-    def _read(self, seconds: float) -> None:
+    def read_receipts(self, seconds: float) -> None:
+        """Read receipts of units that were counted, for at most about so many seconds."""
         until = time.monotonic() + seconds
         for _ in range(len(self._unread)):
             if time.monotonic() >= until:

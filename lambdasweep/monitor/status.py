@@ -39,7 +39,7 @@ def describe(root: str | os.PathLike[str], counts: RunCounts | None = None) -> I
         look_at_footers(run, _FOOTER_SECONDS)
         counts = RunCounts(run, _RECEIPT_SECONDS)
     else:
-        counts.refresh(_RECEIPT_SECONDS)
+        counts.read_receipts(_RECEIPT_SECONDS)
     run = counts.run
     sweep, engine = counts.sweep, counts.sweep.engine
     for role, parent in sorted(sweep.pair.items(), key=lambda item: (item[0] != "base", item[0])):
