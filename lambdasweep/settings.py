@@ -5,8 +5,9 @@ flag, its key in a settings file, its help and its check follow. It imports noth
 """
 
 import dataclasses
+import functools
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -306,19 +307,22 @@ class PairSettings:
     ] = None
 
 
-def settings(group: type) -> Iterator[tuple[str, type, Setting]]:
-    """Yield the name of each setting, what its flag takes, and what is said of it.
+@functools.cache
+def settings(group: type) -> tuple[tuple[str, type, Setting], ...]:
+    """Return the name of each setting, what its flag takes, and what is said of it.
 
     A flag takes `bool`, `int`, `float`, `str`, or `dict`, which is repeated KEY=VALUE.
     """
     hints = get_type_hints(group, include_extras=True)
+    found: list[tuple[str, type, Setting]] = []
     for one in dataclasses.fields(group):
         if get_origin(hints[one.name]) is not Annotated:
             continue  # a subclass has fields that are no settings
         hint, said = get_args(hints[one.name])
         kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-        found = {get_origin(kind) or kind for kind in kinds}
-        yield one.name, next(kind for kind in (bool, int, float, dict, str) if kind in found), said
+        taken = {get_origin(kind) or kind for kind in kinds}
+        found.append((one.name, next(kind for kind in (bool, int, float, dict, str) if kind in taken), said))
+    return tuple(found)
 
 
 def names_of(group: type) -> tuple[str, ...]:

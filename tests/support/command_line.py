@@ -1,5 +1,6 @@
 """This runs the command line in this process, with a stub in the place of the cluster."""
 
+import functools
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import typer
 
 from contract import schemas
 from contract.commit import commit_table
@@ -22,6 +24,9 @@ from lambdasweep import entry
 
 IRON = {"query": "Which is a metal?", "choices": ["iron", "oxygen"], "gold": 0}
 WATER = {"query": "Which is wet?", "choices": ["sand", "water", "salt"], "gold": 1}
+# Typer builds the objects of all commands whenever one is called, which takes longer than most of them.
+typer.main.get_command = functools.cache(typer.main.get_command)
+
 _COMMAND = re.compile(rb"<dt>command</dt><dd>.*?</dd>\n")  # of a report
 
 
