@@ -5,6 +5,7 @@ the λs asked for of each: it grows, but a task that is in it stays as it is.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -296,6 +297,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     """Return the versions that numbers depend on."""
     found = {}

@@ -67,7 +67,7 @@ def stamp(checkpoint: Checkpoint) -> str:
 
 
 def _files(checkpoint: Checkpoint) -> list[Path]:
-    return sorted({info.file.resolve() for info in checkpoint.tensors.values()})
+    return sorted({file.resolve() for file in {info.file for info in checkpoint.tensors.values()}})
 
 
 def _newest(checkpoint: Checkpoint) -> int:
