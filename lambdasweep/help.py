@@ -69,8 +69,11 @@ class Group(TyperGroup):
     """All commands; its help is in panels, too."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        self.rich_markup_mode = "rich"
-        super().format_help(ctx, formatter)
+        before, self.rich_markup_mode = self.rich_markup_mode, "rich"
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self.rich_markup_mode = before  # errors are plain, also after a help in the same process
 
 
 def flag(

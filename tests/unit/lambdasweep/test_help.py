@@ -91,3 +91,9 @@ def test_flags_of_vllm_in_the_wrong_place(lambdasweep: Callable[..., Result]) ->
         "No such option: --port. Flags of `vllm serve` follow after --, as in: serve RUN -- --port 8123" in result.err
     )
     assert "vllm" not in lambdasweep("export", "runs/mine", "--port", "8123").err
+
+
+def test_errors_are_plain_after_a_help(lambdasweep: Callable[..., Result]) -> None:
+    """The help of all commands has panels, and in a test its object is the next command's, too."""
+    assert lambdasweep("--help").code == 0
+    assert "\nError: No such command 'sweep'." in lambdasweep("sweep").err
