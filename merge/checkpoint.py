@@ -5,7 +5,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -97,6 +97,11 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Return the bytes of all tensors together."""
         return sum(info.nbytes for info in self.tensors.values())
+
+
+def files_of(checkpoints: Iterable[Checkpoint]) -> dict[Path, FileState]:
+    """Return the weight files of several checkpoints, with their states before they were opened."""
+    return {file: state for one in checkpoints for file, state in one.files.items()}
 
 
 def natural_key(name: str) -> list[tuple[int, int | str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from contract.errors import PairError
 from contract.points import by_name, names_of, role
-from merge.checkpoint import Checkpoint, natural_key, open_checkpoint
+from merge.checkpoint import Checkpoint, files_of, natural_key, open_checkpoint
 from merge.config_meaning import compare_configs
 from merge.file_states import FileState
 from merge.lam_map import parse_map, resolve_map
@@ -54,7 +54,7 @@ class Pair:
     @property
     def files(self) -> dict[Path, FileState]:
         """Return the weight files of all parents, with their states before they were opened."""
-        return {file: state for one in self.opened.values() for file, state in one.files.items()}
+        return files_of(self.opened.values())
 
     @property
     def shaped(self) -> Checkpoint:

@@ -11,7 +11,7 @@ from typing import Any
 from contract.commit import commit_json, commit_table
 from contract.errors import EngineError, WrongWeightsError
 from contract.units import Receipt, Unit
-from merge.checkpoint import Checkpoint
+from merge.checkpoint import Checkpoint, files_of
 from merge.file_states import check_unchanged
 from merge.line import STRAIGHT, Line
 from merge.remote_parent import RemoteParent, open_here
@@ -121,7 +121,7 @@ class Replica:
         except EngineError as error:
             raise EngineError(f"{error}{last_words()}") from error
         # Ranks have opened the files after they were held against the sweep's, and look at them at each switch from now on.
-        check_unchanged({file: state for one in (base, *(aligned or {}).values()) for file, state in one.files.items()})
+        check_unchanged(files_of([base, *(aligned or {}).values()]))
         engine = self._engine
         hardware = engine.hardware, engine.hardware_of_ranks
         return Started(*hardware, engine.fallback, engine.probe_digest, socket.gethostname())
