@@ -248,8 +248,7 @@ def _rows(task: str, measured: TaskMetrics, scored_as: str) -> Iterator[_Row]:
 
 def _is_meaningful(metric: str, scored_as: str) -> bool:
     """Tell whether a metric means something: probabilities that follow different contexts have no meaningful sum."""
-    known = find(metric)
-    return scored_as != "contexts" or known is None or known.of_contexts
+    return scored_as != "contexts" or (known := find(metric)) is None or known.of_contexts
 
 
 def _order(row: _Row) -> tuple[str, tuple[int, str], int]:

@@ -64,21 +64,31 @@ class SumMatrix:
     """A sparse matrix [K, D] that takes weights [D, R] to sums [K, R]."""
 
     def __init__(self, row: Ints, document: Ints, value: Floats, shape: tuple[int, int]) -> None:
-        kept = value != 0
-        entries = value[kept].astype(np.float64), (row[kept], document[kept])
-        # The matrix is stored by column, that is by document: its weights are read once for all the sums that it is in.
-        self._float64 = scipy.sparse.csc_matrix(entries, shape=shape)
-        self._float32 = self._float64.astype(np.float32)
-        self._parts: dict[tuple[bool, int | None, int | None], Any] = {}  # the same few slices are asked for every time
+        self._entries, self._shape = (row, document, value), shape
+        self._parts: dict[tuple[type, int | None, int | None], Any] = {}  # the same few are asked for every time
 
     def sums(self, weights: Weights, documents: slice = slice(None)) -> Floats:
         """Return the sums [K, R] over all documents, or over a slice of them, whose weights are [documents, R]."""
-        is_single = weights.dtype == np.float32
-        part = is_single, documents.start, documents.stop
+        part = weights.dtype.type, documents.start, documents.stop
         if part not in self._parts:
-            self._parts[part] = (self._float32 if is_single else self._float64)[:, documents]
+            self._parts[part] = self._part(part[0], documents)
         sums: Floats = (self._parts[part] @ weights).astype(np.float64)
         return sums
+
+    @functools.cached_property
+    def _whole(self) -> Any:
+        row, document, value = self._entries
+        kept = value != 0
+        entries = value[kept].astype(np.float64), (row[kept], document[kept])
+        # The matrix is stored by column, that is by document: its weights are read once for all the sums that it is in.
+        return scipy.sparse.csc_matrix(entries, shape=self._shape)
+
+    def _part(self, dtype: type, documents: slice) -> Any:
+        start, stop, _ = documents.indices(self._shape[1])
+        ends = self._whole.indptr[start : stop + 1]  # where the entries of each document begin and end
+        entries = slice(ends[0], ends[-1])
+        value, row = self._whole.data[entries].astype(dtype, copy=False), self._whole.indices[entries]
+        return scipy.sparse.csc_matrix((value, row, ends - ends[0]), shape=(self._shape[0], stop - start))
 
 
 def add_reliability(layout: Layout, made: Predictions, bins: int = BINS, document: Ints | None = None) -> None:

@@ -168,8 +168,10 @@ class Ranking:
         begins = np.concatenate([[True], (kind[1:] != kind[:-1]) | (kind[1:] == 2)])[: len(kind)]
         kinds, segment = kind[begins], (np.cumsum(begins) - 1)[group]
         shape = (len(kinds), len(group))
-        # The matrix is stored by row, so that each sum is written once.
-        self._float64 = scipy.sparse.csr_matrix((np.ones(len(group)), (segment, np.arange(len(group)))), shape=shape)
+        # The matrix is stored by row, so that each sum is written once. A document is in one segment.
+        ends = np.concatenate([[0], np.cumsum(np.bincount(segment, minlength=len(kinds)))])
+        entries = np.ones(len(group)), np.argsort(segment, kind="stable"), ends
+        self._float64 = scipy.sparse.csr_matrix(entries, shape=shape)
         self._float32 = self._float64.astype(np.float32)
         self._wrong, self._mixed = np.flatnonzero(kinds == 1), np.flatnonzero(kinds == 2)
         among = np.flatnonzero((kinds[segment] == 2) & ~correct)

@@ -170,7 +170,7 @@ def answer_estimates(scores: AnswerScores, resamples: Resamples) -> Estimates:
     for view in views:
         own, parts = view.measure(whole), [view.measure(weights) for weights in chunks]
         for (name, split), value in own.items():
-            n = view.documents(split)
+            n = view.documents[split]
             several = np.concatenate([one[name, split] for one in parts] or [value[..., :0]], axis=-1)
             stored = f"{_NAMES.get(name.removesuffix('_scaled'), name.removesuffix('_scaled'))}"
             stored += "_scaled" if name.endswith("_scaled") else ""
@@ -191,14 +191,13 @@ class _Sums:
         with np.errstate(divide="ignore"):
             of_scaled = Events(np.log(scaled), events.correct, events.owner)
         self._scaled = _layout(of_scaled, len(scores.document))
-        self._rankings = {}
+        self._rankings, self._owner = {}, {}
         for split, run in runs.items():
             own = events.within(run)
+            self._owner[split] = events.owner[own]
             self._rankings[split] = Ranking(events.confidence[own], events.correct[own], coverages=COVERAGES)
-
-    def documents(self, split: str) -> int:
-        """Return how many documents of a split have such a confidence."""
-        return len(np.unique(self._events.owner[self._events.within(self._runs[split])]))
+        # How many documents of each split have such a confidence.
+        self.documents = {split: len(np.unique(owner)) for split, owner in self._owner.items()}
 
     def measure(self, weights: Weights) -> dict[tuple[str, str], Floats]:
         """Return every metric on every split: [R], or [B, R] of an error that is a sum of B absolute values."""
@@ -208,8 +207,7 @@ class _Sums:
             scaled = _summed(self._scaled, weights[run], run)
             for name in _SCALED:
                 metrics[f"{name}_scaled"] = scaled[name] if self._has_scaled else np.full_like(scaled[name], np.nan)
-            owner = self._events.owner[self._events.within(run)]
-            metrics |= self._rankings[split].metrics(weights[owner])
+            metrics |= self._rankings[split].metrics(weights[self._owner[split]])
             found |= {(name, split): value for name, value in metrics.items() if name not in ("mce", "ece_squared")}
         return found
 

@@ -70,19 +70,24 @@ def intervals(several: Sequence[tuple[Estimate, str]]) -> list[Interval | None]:
     """
     found: list[Interval | None] = [None] * len(several)
     places = [i for i, (one, _) in enumerate(several) if not np.isnan(one.value) and one.n >= 2]
-    bounds = [_bounds(several[i][0]) for i in places]
-    lows = _quantiles([under for under, _ in bounds], upper=False)
-    highs = _quantiles([over for _, over in bounds], upper=True)
-    for i, (low, _), (high, count) in zip(places, lows, highs, strict=True):
+    draws: list[Floats] = []
+    for i in places:
+        draws += _bounds(several[i][0])
+    middles = iter(_middles(draws))
+    for i in places:
+        one, metric = several[i]
+        # The low end comes from the first of the draws, and the high one from the last.
+        ends = [next(middles) for _ in _bounds(one)]
+        low, high = ends[0], ends[-1]
         if low is not None and high is not None:
-            found[i] = _around(*several[i], Interval(low, high, count))
+            found[i] = _around(one, metric, Interval(low.low, high.high, high.resamples))
     return found
 
 
-def _bounds(estimate: Estimate) -> tuple[Floats, Floats]:
+def _bounds(estimate: Estimate) -> list[Floats]:
     if estimate.over is None or estimate.under is None:
-        return estimate.resampled, estimate.resampled
-    return estimate.under, estimate.over
+        return [estimate.resampled]
+    return [estimate.under, estimate.over]
 
 
 def _around(estimate: Estimate, metric: str, middle: Interval) -> Interval:
@@ -100,25 +105,26 @@ def _around(estimate: Estimate, metric: str, middle: Interval) -> Interval:
     return Interval(estimate.value - half, estimate.value + half, middle.resamples)
 
 
-def _quantiles(several: Sequence[Floats], upper: bool) -> list[tuple[float | None, int]]:
-    """Return the 2.5 % quantile of each of several sets of draws, or the upper one, and how many of its draws have a value.
+def _middles(several: Sequence[Floats]) -> list[Interval | None]:
+    """Return between which values the middle 95 % of each of several sets of draws lie, and how many draws have a value.
 
     It is None where more than half of the draws have none. Sets of one size are looked at together, which is fast.
     """
-    found: list[tuple[float | None, int]] = [(None, 0)] * len(several)
+    found: list[Interval | None] = [None] * len(several)
     alike: dict[int, list[int]] = {}
     for i, drawn in enumerate(several):
         alike.setdefault(len(drawn), []).append(i)
     for size, members in alike.items():
         matrix = np.stack([several[i] for i in members])
-        counts = size - np.isnan(matrix).sum(axis=1)
-        for count in np.unique(counts):
-            rows = np.flatnonzero(counts == count)
+        counts = size - np.count_nonzero(np.isnan(matrix), axis=1)
+        for count in map(int, np.unique(counts)):
             if count == 0 or 2 * count < size:
                 continue
+            rows = np.flatnonzero(counts == count)
+            some = matrix if len(rows) == len(matrix) else matrix[rows]
             first = max(int((1 - LEVEL) / 2 * (count + 1)) - 1, 0)
-            place = int(count) - 1 - first if upper else first
-            ends = np.partition(matrix[rows], place, axis=1)[:, place]  # NaN counts as the largest
-            for row, end in zip(rows, ends, strict=True):
-                found[members[row]] = float(end), int(count)
+            last = count - 1 - first
+            some.partition(sorted({first, last}), axis=1)  # NaN counts as the largest
+            for row, low, high in zip(rows.tolist(), some[:, first].tolist(), some[:, last].tolist(), strict=True):
+                found[members[row]] = Interval(low, high, count)
     return found
