@@ -79,7 +79,12 @@ def plane(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def analysis(plane):
-    return analyse(plane, resamples=200)
+    return analyse(plane, resamples=100)
+
+
+@pytest.fixture(scope="module")
+def straight(line):
+    return analyse(line, resamples=100)
 
 
 def test_a_point_is_a_part_of_a_path(plane):
@@ -109,8 +114,7 @@ def test_tables_have_a_point_beside_a_lambda_that_is_null(plane):
         run.tokens(task="one", lam="dpo=0.5,sft=2")
 
 
-def test_metrics_are_those_of_the_same_scores_along_a_line(plane, line, analysis):
-    straight = analyse(line, resamples=200)
+def test_metrics_are_those_of_the_same_scores_along_a_line(plane, straight, analysis):
     metrics = write_metrics(plane, analysis)
     assert metrics.schema.names[:4] == ["task", "lam", "point", "metric"]
     assert metrics["lam"].null_count == len(metrics)
@@ -136,8 +140,8 @@ def test_metrics_are_those_of_the_same_scores_along_a_line(plane, line, analysis
     assert list(dict.fromkeys(metrics["point"].to_pylist())) == list(POINTS)
 
 
-def test_the_best_point_is_that_of_the_same_scores(plane, line, analysis):
-    found, straight = analysis.found, analyse(line, resamples=200).found
+def test_the_best_point_is_that_of_the_same_scores(straight, analysis):
+    found, straight = analysis.found, straight.found
     for one, two in zip((*found.tasks, *found.pools), (*straight.tasks, *straight.pools), strict=True):
         assert LINE[one.chosen.lam] == two.chosen.lam
         theirs = {point.lam: point for point in two.points}
@@ -239,7 +243,7 @@ def test_a_point_that_is_compared_with_none_is_named_in_the_plane(analysis):
     assert "hollow" not in told
 
 
-def test_a_run_whose_tables_have_no_point_is_reported(line, tmp_path):
+def test_a_run_whose_tables_have_no_point_is_reported(line, straight, tmp_path):
     """Tables without points were written before all tables had them."""
     old = RunDir(tmp_path / "old")
     shutil.copytree(line.root, old.root)
@@ -247,8 +251,8 @@ def test_a_run_whose_tables_have_no_point_is_reported(line, tmp_path):
         commit_table(path, pq.read_table(path).drop_columns("point"))
     assert "point" not in pq.read_schema(next(old.root.rglob("tokens/**/*.parquet"))).names
     assert old.tokens("one", "0.5").equals(line.tokens("one", "0.5"))
-    before = write_metrics(old, analyse(old, resamples=60))
-    assert before.equals(analyse(line, resamples=60).metrics)
+    before = write_metrics(old, analyse(old, resamples=100))
+    assert before.equals(straight.metrics)
     commit_table(old.metrics_parquet, before.drop_columns("point"))
     assert open_run(old.root).metrics().equals(before)
 

@@ -35,12 +35,27 @@ def add_random(run, task, choices, seed, scored=GRID):
         add_scores(run, task, lam, {r: [float(one)] * (1 + r % 2) for r, one in enumerate(scores)})
 
 
-@pytest.fixture
-def run(tmp_path):
-    run = RunDir(tmp_path / "run")
+def add_both(run):
     add_random(run, "a", [4] * 31, 1)
     add_random(run, "b", [2, 3] * 10, 2)
     return run
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return a run with two tasks, to which a test may add others."""
+    return add_both(RunDir(tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Return a run with the same tasks, which no test changes."""
+    return add_both(RunDir(tmp_path_factory.mktemp("kept") / "run"))
+
+
+@pytest.fixture(scope="module")
+def kept_analysis(kept):
+    return analyse(kept, resamples=60)
 
 
 def one(table, **wanted):
@@ -49,9 +64,9 @@ def one(table, **wanted):
     return row
 
 
-def test_pooled_numbers_are_those_of_all_documents(run):
-    found = analyse(run, resamples=200)
-    opened = open_run(run.root)
+def test_pooled_numbers_are_those_of_all_documents(kept, kept_analysis):
+    found = kept_analysis
+    opened = open_run(kept.root)
     for lam in GRID:
         rows = [row for task in ("a", "b") for row in opened.examples(task=task, lam=lam).to_pylist()]
         confidence, correct = (np.array([row[key] for row in rows]) for key in ("confidence", "correct"))
@@ -88,9 +103,9 @@ def test_opposite_errors_of_tasks_cancel_in_the_pooled_ece(tmp_path):
     assert "opposite errors of tasks cancel" in pool.answer
 
 
-def test_a_resample_has_as_many_documents_of_each_task_as_the_sample(run):
+def test_a_resample_has_as_many_documents_of_each_task_as_the_sample(kept):
     """The pooled mean therefore varies as the weighted mean of the tasks' own means does."""
-    found = analyse(run, resamples=300)
+    found = analyse(kept, resamples=300)
     values = {
         task: one(found.metrics, task=task, lam="0", metric="brier", split="all", confidence="sum")
         for task in ("a", "b")
@@ -169,8 +184,8 @@ def test_documents_that_could_not_be_scored_are_in_no_pool(run):
     assert one(found.metrics, task="all tasks", lam="0", metric="acc", split="all")["n"] == 56
 
 
-def test_tokens_and_bytes_are_shown_after_temperature_scaling(run):
-    found = analyse(run, resamples=60, confidence="tokens")
+def test_tokens_and_bytes_are_shown_after_temperature_scaling(kept):
+    found = analyse(kept, resamples=60, confidence="tokens")
     (table, *_) = render(found.metrics, confidence="tokens", intervals=True)
     assert [column.header for column in table.columns if column.header][:7] == [
         "λ",
@@ -218,8 +233,8 @@ def test_what_is_impossible_is_counted_and_nll_has_a_floor(run):
     assert all(np.isfinite(point.nll.value) for point in found.found.tasks[2].points)
 
 
-def test_the_curve_of_ece_has_the_noise_beside_it(run):
-    found = analyse(run, resamples=40)
+def test_the_curve_of_ece_has_the_noise_beside_it(kept_analysis):
+    found = kept_analysis
     facts = gather(found, "ece_width15", "sum")
     text = json.dumps(page_figures(facts)["curves"]["task-ece_width15"])
     assert "noise alone" in text
@@ -230,14 +245,13 @@ def test_the_curve_of_ece_has_the_noise_beside_it(run):
     assert "noise alone gives an ECE of" in str(render(found.metrics)[0].caption)
 
 
-def test_tables_of_a_task_are_read_once_for_it_and_its_pools(run, monkeypatch):
-    expected = analyse(run, resamples=20)
+def test_tables_of_a_task_are_read_once_for_it_and_its_pools(kept, kept_analysis, monkeypatch):
     reads = []
     tokens = RunDir.tokens
     monkeypatch.setattr(RunDir, "tokens", lambda self, task, lam: reads.append((task, lam)) or tokens(self, task, lam))
-    assert analyse(run, resamples=20).metrics.equals(expected.metrics)
+    assert analyse(kept, resamples=60).metrics.equals(kept_analysis.metrics)
     assert sorted(reads) == [(task, lam) for task in "ab" for lam in GRID]
     # Scores that have no room are read again, with the same numbers.
     monkeypatch.setattr("calibration.analyse.Shelf", lambda: Shelf(1000))
-    assert analyse(run, resamples=20).metrics.equals(expected.metrics)
+    assert analyse(kept, resamples=60).metrics.equals(kept_analysis.metrics)
     assert len(reads) > 2 * 6
