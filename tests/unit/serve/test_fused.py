@@ -4,9 +4,10 @@ The interpreter rounds products of a fused multiply-add and converts to bfloat16
 elements may be one unit in the last place off there; what was written, and its digest, must agree to the bit everywhere.
 """
 
+import functools
+import importlib
 import json
 import os
-import subprocess
 import sys
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from merge.digest import WeightDigest, parameter_key, takes_words
 from merge.interpolate import theta
 from serve.switch import fused
-from tests.support.paths import ROOT
+from tests.support.forked import fork
 
 LAMBDAS = ("0", "1", "0.35", "0.5", "0.65", "1.3", "-0.7")
 SHAPES = ((3, 4096), (5, 12), (2, 5000), (2, 3, 8), (1, 16), (9, 1), (7, 3))
@@ -51,14 +52,29 @@ def cases(device: torch.device) -> list[dict[str, Any]]:
     return found
 
 
+def interpret() -> None:
+    """Print what came out of the cases in Triton's interpreter, which is chosen when Triton is imported."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "triton" and "._C" not in name]:
+        del sys.modules[name]  # vLLM has imported it perhaps; what is compiled is imported once only
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    # Each call would put the interpreter's functions into Triton's language anew, which takes a quarter of the time.
+    interpreter._LangPatchScope.restore = lambda scope: None
+    interpreter._patch_lang = functools.cache(interpreter._patch_lang)
+    fused._kernel = None
+    print(json.dumps(cases(torch.device("cpu"))))
+
+
 @pytest.fixture(scope="module")
-def interpreted() -> list[dict[str, Any]]:
-    """Run the cases in a process of its own, because Triton's interpreter is chosen when Triton is imported."""
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Run the cases in a process of their own: in this one Triton goes on compiling."""
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
-    assert not done.returncode, done.stderr[-3000:]
-    rows: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    log = tmp_path_factory.mktemp("interpreted") / "log"
+    process = fork(interpret, log)
+    process.join()
+    said = log.read_text()
+    assert process.exitcode == 0, said[-3000:]
+    rows: list[dict[str, Any]] = json.loads(said.splitlines()[-1])
     return rows
 
 
@@ -80,7 +96,3 @@ def test_an_interpolated_element_is_the_formula_but_for_the_interpreter_s_roundi
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu_it_is_lerp_to_the_bit() -> None:
     assert [row for row in cases(torch.device("cuda")) if not (row["same"] and row["digests"])] == []
-
-
-if __name__ == "__main__":
-    print(json.dumps(cases(torch.device("cpu"))))
