@@ -45,11 +45,12 @@ class WeightDigest:
             sums = block.view(torch.int64).sum(-1)
         else:
             sums = block.view(_INTEGERS[block.element_size()]).sum(-1, dtype=torch.int64)
-        weights = torch.full((), 2 * first_row + 1, dtype=torch.int64, device=block.device)
+        start, weights = 2 * first_row + 1, None
         for side, step in zip(sums.shape, row_steps, strict=True):
-            along = torch.arange(0, 2 * step * side, 2 * step, dtype=torch.int64, device=block.device)
-            weights = weights[..., None] + along
-        self.partial_sums[0] += (sums * weights).sum() * key
+            along = torch.arange(start, start + 2 * step * side, 2 * step, dtype=torch.int64, device=block.device)
+            start, weights = 0, along if weights is None else weights[..., None] + along
+        weighed = sums * start if weights is None else (sums * weights).sum()
+        self.partial_sums[0] += weighed * key
 
     def add_whole(self, name: str, tensor: torch.Tensor) -> None:
         """Take in a whole contiguous tensor as a parameter of its own."""
