@@ -3,6 +3,7 @@
 The model is a toy with vLLM's loading conventions; `tests/real/test_engine.py` does the same with real engines.
 """
 
+import functools
 import gc
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +23,7 @@ from contract.points import role as role_of
 from merge.checkpoint import open_checkpoint
 from merge.computed import Factors, mapped_together
 from merge.digest import WeightDigest, parameter_key, takes_words
-from merge.interpolate import chunks, interpolated_tensors, mapped_tensors, tensor_rules
+from merge.interpolate import Rule, chunks, interpolated_tensors, mapped_tensors, tensor_rules
 from merge.line import STRAIGHT, Line
 from merge.pair import Pair, put_together
 from serve.switch.held_parents import Added, HeldParents, MappedParents, is_read_anew
@@ -101,6 +102,7 @@ def shapes(width: int) -> dict[str, tuple[int, ...]]:
     return {"embed.weight": (5, width), "down.weight": (3, 2 * width), **experts, **fused, **biases, **rest}
 
 
+@functools.cache
 def write_pair(root: Path, width: int, dtype: torch.dtype, first_seed: int = 0) -> Pair:
     parents = []
     for seed, role in enumerate(("base", "aligned"), first_seed):
@@ -206,6 +208,40 @@ def test_any_path_gives_what_going_straight_there_gives(
     assert straight.switch(path[-1]) == digest
 
 
+@functools.cache
+def pair_of_other_lines(root: Path, method: str) -> Pair:
+    pair = write_pair(root, 8, torch.bfloat16)
+    tensors = dict(whole(pair))
+    tensors["embed.weight"] = tensors["embed.weight"][:3].clone()
+    short = root / method
+    short.mkdir()
+    (short / "config.json").write_text("{}")
+    save_file(tensors, short / "model.safetensors")
+    return replace(
+        pair,
+        base=open_checkpoint(str(short), "base"),
+        line=Line(method),
+        weights={
+            "attn.k.weight": "0.4",
+            "attn.v.weight": "0",
+            "attn.q.bias": "-1",
+            "experts.1.w3": "2",
+            "embed.weight": "0.7",
+        },
+        aligned_rows={"embed.weight": ((1, 2), (3, 5))},
+    )
+
+
+@functools.cache
+def rules_of_other_lines(root: Path, method: str) -> dict[str, Rule]:
+    return tensor_rules(pair_of_other_lines(root, method))
+
+
+@functools.cache
+def checkpoint_of_other_lines(root: Path, method: str, lam: str) -> dict[str, torch.Tensor]:
+    return dict(interpolated_tensors(pair_of_other_lines(root, method), lam))
+
+
 @settings(max_examples=60)
 @given(
     path=st.lists(st.sampled_from(["0", "1", "0.35", "1.3", "-0.5"]), min_size=1, max_size=3),
@@ -227,38 +263,21 @@ def test_other_lines_are_those_of_the_checkpoint(
     packed: bool,
 ) -> None:
     """Pieces of one parameter move differently, and some rows are aligned's, two of which base does not have."""
-    pair = write_pair(root / "lines", 8, torch.bfloat16)
-    file = pair.base.path / "model.safetensors"
-    tensors = {name: tensor.clone() for name, tensor in whole(pair).items()}
-    tensors["embed.weight"] = tensors["embed.weight"][:3]
-    save_file(tensors, file)
-    pair = replace(
-        pair,
-        base=open_checkpoint(str(pair.base.path), "base"),
-        line=Line(method),
-        weights={
-            "attn.k.weight": "0.4",
-            "attn.v.weight": "0",
-            "attn.q.bias": "-1",
-            "experts.1.w3": "2",
-            "embed.weight": "0.7",
-        },
-        aligned_rows={"embed.weight": ((1, 2), (3, 5))},
-    )
+    pair, rules = pair_of_other_lines(root / "lines", method), rules_of_other_lines(root / "lines", method)
     model = loaded(Model(*place, 8, live))
     if packed:
         model.qkv.quant_method = Packing(keep=False)  # type: ignore[assignment]
         model.qkv.quant_method.process_weights_after_loading(model.qkv)
-    resident = ResidentRoute(pair, tensor_rules(pair), model, CPU, lambda *sizes: tier)
+    resident = ResidentRoute(pair, rules, model, CPU, lambda *sizes: tier)
     resident._limit = limit
     for lam in path:
         digest = resident.switch(lam)
-    want = parameters(dict(interpolated_tensors(pair, path[-1])), *place, live)
+    want = parameters(checkpoint_of_other_lines(root / "lines", method, path[-1]), *place, live)
     for name, parameter in model.named_parameters():
         if packed and name == "qkv.weight":
             parameter = model.qkv.packed.t()
         assert torch.equal(bits(parameter.data), bits(want[name])), name
-    straight = ResidentRoute(pair, tensor_rules(pair), loaded(Model(*place, 8, live)), CPU, lambda *sizes: "mmap")
+    straight = ResidentRoute(pair, rules, loaded(Model(*place, 8, live)), CPU, lambda *sizes: "mmap")
     assert straight.switch(path[-1]) == digest
 
 
@@ -331,6 +350,17 @@ def write_adapter(
     return nbytes
 
 
+@functools.cache
+def adapted(root: Path, names: tuple[str, ...], factors: torch.dtype) -> tuple[Pair, int]:
+    """Return base with an adapter of each name, and the bytes of all factors."""
+    opened, of_factors = {"base": write_pair(root / "adapted", 8, torch.bfloat16).base}, 0
+    for seed, name in enumerate(names):
+        adapter = root / f"adapter-{factors}-{name}"
+        of_factors += write_adapter(adapter, seed, factors)
+        opened[role_of(name)] = open_checkpoint(str(adapter), role_of(name))
+    return put_together(opened, STRAIGHT), of_factors
+
+
 @settings(max_examples=40)
 @given(
     path=st.lists(st.sampled_from(["0", "1", "0.35", "-0.5"]), min_size=1, max_size=3),
@@ -351,13 +381,8 @@ def test_adapters_are_kept_as_factors_and_give_the_checkpoint_that_is_exported(
     place: tuple[int, int],
     limit: int,
 ) -> None:
-    base = write_pair(root / "adapted", 8, torch.bfloat16).base
-    names = ["dpo", "sft"][:count] if count > 1 else [""]
-    opened, of_factors = {"base": base}, 0
-    for seed, name in enumerate(names):
-        of_factors += write_adapter(root / f"adapter-{seed}-{factors}", seed, factors)
-        opened[role_of(name)] = open_checkpoint(str(root / f"adapter-{seed}-{factors}"), role_of(name))
-    pair = put_together(opened, STRAIGHT)
+    names = ("dpo", "sft")[:count] if count > 1 else ("",)
+    pair, of_factors = adapted(root, names, factors)
     model = loaded(Model(*place, 8, live))
     asked: list[tuple[int, int]] = []
 
@@ -1031,10 +1056,8 @@ def test_page_locked_parents_are_unlocked_when_they_are_freed_or_do_not_all_fit(
     assert all(locked.values())
     block = next(held.blocks(targets[0], 1 << 20, whole=True))[2]
     del held
-    gc.collect()
     assert len(locked) == 2  # a block of each parent is still there
     del block
-    gc.collect()
     assert locked == {}
     cudart.refuses = True
     with pytest.raises(RuntimeError, match="out of memory"):
