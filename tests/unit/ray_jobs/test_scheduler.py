@@ -15,22 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from benchmarks.simulate import Cluster, Outcome, coarse_frontier_at, lower_bound, simulate
+from benchmarks.simulate import Cluster, coarse_frontier_at, lower_bound, simulate
 from contract.units import Receipt, Unit
 from ray_jobs.scheduler import Scheduler
 from ray_jobs.units import TaskPlan, coarse_first, units_for
 from ray_jobs.weight_ledger import ProbeLedger, WeightLedger
 from serve.engine import by_rank
 from tests.support.paths import ROOT
-
-GRID = tuple(f"{point / 20:.2f}".rstrip("0").rstrip(".") for point in range(31))  # 0:1.5:0.05
-
-
-def make_units(lambdas: int, shards: int, seed: int = 0) -> list[Unit]:
-    source = random.Random(seed)
-    costs = [source.randint(5, 15) for _ in range(shards)]
-    plan = TaskPlan([(row, row + 1) for row in range(shards)], GRID[:lambdas], costs)
-    return units_for({"task": plan}, lambda task, lam: ())
+from tests.support.rough_sweeps import GRID, answers, make_units, rough
 
 
 def unit(lam: str, shard: int, cost: int = 1) -> Unit:
@@ -461,24 +453,6 @@ TestRules = Rules.TestCase
 # Simulated clusters
 
 
-def rough(seed: int) -> tuple[list[Unit], Cluster]:
-    """Simulate a small sweep in which everything goes wrong now and then."""
-    source = random.Random(seed)
-    units = make_units(source.randint(1, 12), source.randint(1, 30), seed)
-    replicas = source.randint(1, 12)
-    poison = frozenset(unit.key for unit in source.sample(units, min(len(units), source.randint(0, 3))))
-    return units, Cluster(
-        starts=[source.choice([0.0, 0.0, source.uniform(0, 200)]) for _ in range(replicas)],
-        mean_life=source.choice([30.0, 100.0, 1000.0]),
-        down_seconds=source.choice([0.0, 20.0, 100.0]),
-        failure_rate=source.choice([0.0, 0.01, 0.1]),
-        poison=poison,
-        charge_rate=source.choice([0.1, 0.5, 1.0]),
-        late_rate=source.choice([0.0, 0.5, 1.0]),
-        seed=seed,
-    )
-
-
 @pytest.mark.parametrize("first_seed", range(0, 300, 50))
 def test_every_unit_is_done_once_whatever_fails(first_seed: int) -> None:
     for seed in range(first_seed, first_seed + 50):
@@ -568,31 +542,15 @@ def test_coarse_order_shows_a_coarse_frontier_early() -> None:
     assert parts[1] > 0.9
 
 
-def _answers(seed: int) -> list[tuple[str, str | Unit | None]]:
-    """Return every answer of a scheduler that lives through a rough sweep."""
-    units, cluster = rough(seed)
-    log: list[tuple[str, str | Unit | None]] = []
-
-    class Logged(Scheduler):
-        def next(self, replica: str) -> Unit | None:
-            unit = super().next(replica)
-            log.append((replica, unit))
-            return unit
-
-    scheduler = Logged(units)
-    outcome: Outcome = simulate(units, scheduler, cluster)
-    return [*log, *(("given up", unit) for unit in scheduler.given_up), ("makespan", str(outcome.makespan))]
-
-
 def test_same_calls_same_answers_whatever_the_hash_seed() -> None:
     """Another process hashes texts otherwise than this one, of which nobody says by what seed."""
-    program = "from tests.unit.ray_jobs.test_scheduler import _answers; print([_answers(seed) for seed in range(10)])"
+    program = "from tests.support.rough_sweeps import answers; print([answers(seed) for seed in range(10)])"
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     environment = {**os.environ, "PYTHONHASHSEED": seed}
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
-    assert run.stdout == f"{[_answers(seed) for seed in range(10)]}\n"
+    assert run.stdout == f"{[answers(seed) for seed in range(10)]}\n"
     assert len(run.stdout) > 10_000
 
 
