@@ -67,9 +67,11 @@ def templates() -> tuple[str, ...]:
     found = []
     for tree in trees:
         constants = everywhere | _constants(tree)  # names that mean several texts are as good as placeholders
-        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.JoinedStr):
+        docstrings = set()
+        for node in ast.walk(tree):  # a statement comes before what is in it
+            if isinstance(node, ast.Expr):
+                docstrings.add(id(node.value))
+            elif isinstance(node, ast.JoinedStr):
                 found.append(_plain(_template(node, constants)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
                 found.append(_plain(node.value))
