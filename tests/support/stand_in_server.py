@@ -7,10 +7,10 @@ the real one does where it is given something that it cannot use.
 import json
 import os
 import signal
+import socket
 import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
 KEY = os.environ.get("VLLM_API_KEY", "")
 where: dict[str, Any] = {
@@ -28,46 +28,45 @@ def note(what: str) -> None:
             file.write(f"{what}\n")
 
 
-class Handler(BaseHTTPRequestHandler):
-    def answer(self, status: int, value: object) -> None:
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+def received(stream: BinaryIO) -> tuple[str, str, bytes]:
+    """Read a request; return its path, its key with `Bearer ` before it, and its body."""
+    path = stream.readline().split()[1].decode()
+    headers = dict[bytes, bytes]()
+    while line := stream.readline().strip():
+        name, _, value = line.partition(b":")
+        headers[name.lower()] = value.strip()
+    return path, headers.get(b"authorization", b"").decode(), stream.read(int(headers.get(b"content-length", b"0")))
 
-    def is_known(self) -> bool:
-        if self.headers["Authorization"] != f"Bearer {KEY}":
-            self.answer(401, {"error": "Unauthorized"})
-            return False
-        return True
 
-    def do_GET(self) -> None:
-        if self.is_known():
-            self.answer(200, where)
+def answered(path: str, key: str, body: bytes) -> tuple[int, object]:
+    """Do what a request asks; return the status and the value of the answer."""
+    if key != f"Bearer {KEY}":
+        return 401, {"error": "Unauthorized"}
+    if path == "/die":
+        os._exit(9)
+    if path != "/v1/lambda":
+        where["requests"] += 1
+        return 200, {"model": json.loads(body)["model"]}
+    if not body:
+        return 200, where
+    lam = json.loads(body)["lam"]
+    if lam == os.environ.get("STAND_IN_BREAKS_AT"):
+        return 503, {"error": {"message": f"the move to {lam} failed, restart the server"}}
+    if lam != where["lam"]:
+        where["lam"] = lam
+        where["moves"] += 1
+        note(f"moved to {lam}")
+    return 200, {"lam": lam, "seconds": 0.0}
 
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if not self.is_known():
-            return
-        if self.path == "/die":
-            os._exit(9)
-        if self.path != "/v1/lambda":
-            where["requests"] += 1
-            self.answer(200, {"model": json.loads(body)["model"]})
-            return
-        lam = json.loads(body)["lam"]
-        if lam == os.environ.get("STAND_IN_BREAKS_AT"):
-            self.answer(503, {"error": {"message": f"the move to {lam} failed, restart the server"}})
-            return
-        if lam != where["lam"]:
-            where["lam"] = lam
-            where["moves"] += 1
-            note(f"moved to {lam}")
-        self.answer(200, {"lam": lam, "seconds": 0.0})
 
-    def log_message(self, *_: object) -> None:
-        pass
+def serve(port: int) -> NoReturn:
+    """Answer one request after the other: `http.server` would take longer to import than a test takes."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        while True:
+            with listener.accept()[0] as connection, connection.makefile("rwb") as stream:
+                status, value = answered(*received(stream))
+                data = json.dumps(value).encode()
+                stream.write(b"HTTP/1.0 %d -\r\nContent-Length: %d\r\n\r\n%s" % (status, len(data), data))
 
 
 def ended(*_: object) -> None:
@@ -84,4 +83,4 @@ if __name__ == "__main__":
     note(f"started with {' '.join(sys.argv[1:])}")
     note(f"process {os.getpid()}")
     time.sleep(float(os.environ.get("STAND_IN_WAITS", "0")))
-    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+    serve(int(sys.argv[sys.argv.index("--port") + 1]))

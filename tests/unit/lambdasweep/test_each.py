@@ -42,13 +42,22 @@ from tests.support.waiting import until
 STAND_IN = ROOT / "tests" / "support" / "stand_in_server.py"
 Each = Callable[..., Result]
 
+# `site` and `urllib` would take most of the time of these short commands.
+PYTHON = (sys.executable, "-S")
+
 # The evaluator asks the server where it is, as a user's would, and writes what it saw.
 EVALUATOR = """
-import json, os, urllib.request
-def ask(path, body=None):
-    request = urllib.request.Request(os.environ["OPENAI_BASE_URL"].removesuffix("/v1") + path, data=body)
-    request.add_header("Authorization", "Bearer " + os.environ["OPENAI_API_KEY"])
-    return json.loads(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).read())
+import json, os, socket
+def ask(path, body=b""):
+    host, _, port = os.environ["OPENAI_BASE_URL"].removeprefix("http://").removesuffix("/v1").partition(":")
+    lines = ["POST" if body else "GET", " ", path, " HTTP/1.0\\r\\nContent-Length: ", str(len(body))]
+    lines += ["\\r\\nAuthorization: Bearer ", os.environ["OPENAI_API_KEY"], "\\r\\n\\r\\n"]
+    with socket.create_connection((host, int(port))) as connection, connection.makefile("rb") as answer:
+        connection.sendall("".join(lines).encode() + body)
+        status, _, rest = answer.read().partition(b"\\r\\n")
+    if status.split()[1:2] != [b"200"]:
+        raise OSError(status)
+    return json.loads(rest.partition(b"\\r\\n\\r\\n")[2])
 there = ask("/v1/lambda")["lam"]
 lam = os.environ["LAMBDASWEEP_LAM"]
 out = os.environ["LAMBDASWEEP_OUT"]
@@ -81,7 +90,7 @@ def each(
     lambdasweep: Callable[..., Result], pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Each:
     """Run `lambdasweep each` with a server that has no engine, without the page, which takes a second."""
-    monkeypatch.setattr("lambdasweep.each.server.serve_command", lambda: [sys.executable, "-S", str(STAND_IN)])
+    monkeypatch.setattr("lambdasweep.each.server.serve_command", lambda: [*PYTHON, str(STAND_IN)])
     monkeypatch.setattr("lambdasweep.each.server._LOOK", 0.02)
     monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "server"))
     monkeypatch.setattr(cli, "write_page", lambda run, analysis: None)
@@ -113,7 +122,7 @@ def lives(pid: int) -> bool:
 
 def test_the_command_runs_at_every_lambda_of_one_server(each: Each, evaluator: Any, tmp_path: Path) -> None:
     evaluator()
-    result = each(sys.executable, "evaluate.py", lambdas="1,0.5,0")
+    result = each(*PYTHON, "evaluate.py", lambdas="1,0.5,0")
     assert result.code == 0, result.err
     assert seen(tmp_path) == ["0", "0.5", "1"]
     began, *rest = server_lines(tmp_path)
@@ -134,7 +143,7 @@ def test_the_command_runs_at_every_lambda_of_one_server(each: Each, evaluator: A
         assert (row["ci_low"], row["ci_high"]) == (row["value"] - 0.98, row["value"] + 0.98)  # 1.96 · 0.5
         assert row["resamples"] is None
     identity = json.loads(pq.read_schema(run.measured("0.5")).metadata[METADATA_KEY])
-    assert identity["command"] == [sys.executable, str(tmp_path / "evaluate.py")]
+    assert identity["command"] == [*PYTHON, str(tmp_path / "evaluate.py")]
     assert identity["base"] == run.sweep()["pair"]["base"]["fingerprint"]
     assert identity["engine"]["served"] is True
     assert identity["engine"]["arguments"]["block_size"] == 32  # the server starts with these arguments on a CPU
@@ -142,11 +151,11 @@ def test_the_command_runs_at_every_lambda_of_one_server(each: Each, evaluator: A
 
 def test_again_nothing_runs_and_more_lambdas_run_alone(each: Each, evaluator: Any, tmp_path: Path) -> None:
     command = evaluator()
-    assert each(sys.executable, command, lambdas="0,1").code == 0
+    assert each(*PYTHON, command, lambdas="0,1").code == 0
     before = {name: data for name, data in contents(tmp_path / "run").items() if "measured" in name}
-    assert each(sys.executable, command, lambdas="0,1").code == 0
+    assert each(*PYTHON, command, lambdas="0,1").code == 0
     assert len(server_lines(tmp_path)) == 3  # no second server was started
-    result = each(sys.executable, command, lambdas="0,0.25,1")
+    result = each(*PYTHON, command, lambdas="0,0.25,1")
     assert (result.code, seen(tmp_path)) == (0, ["0", "1", "0.25"])
     assert "2 of 3 λs are measured already; 1 left" in result.err
     after = contents(tmp_path / "run")
@@ -158,7 +167,7 @@ def test_a_server_that_takes_long_to_start_says_where_its_log_is(
     each: Each, evaluator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lambdasweep.monitor.phase.PATIENCE", 0.0)
-    result = each(sys.executable, evaluator(), lambdas="0")
+    result = each(*PYTHON, evaluator(), lambdas="0")
     assert result.code == 0
     assert result.err.count(f"the server starts; its log is {tempfile.gettempdir()}/lambdasweep-server-") == 1
 
@@ -168,7 +177,7 @@ def test_a_command_that_fails_is_told_and_the_others_go_on(each: Each, evaluator
         'if lam == "0.5" and not os.path.exists(os.environ["SEEN"] + ".mended"):\n'
         '    print("[red]one[/red]\\n\\nthe last words"); raise SystemExit(7)\n'
     )
-    result = each(sys.executable, command)
+    result = each(*PYTHON, command)
     assert result.code == 3
     assert seen(tmp_path) == ["0", "0.5", "1"]
     log = tmp_path / "run" / "each" / "lambda=0.5" / "command.log"
@@ -186,7 +195,7 @@ def test_a_command_that_fails_is_told_and_the_others_go_on(each: Each, evaluator
         "    the last words",
     ]
     (tmp_path / "seen.mended").touch()
-    again = each(sys.executable, command)
+    again = each(*PYTHON, command)
     assert (again.code, seen(tmp_path)) == (0, ["0", "0.5", "1", "0.5"])
     assert (tmp_path / "run" / "aside" / "lambda=0.5.1" / "command.log").read_text().endswith("the last words\n")
     assert list(describe(tmp_path / "run"))[-1] == "3/3 λs measured"
@@ -207,7 +216,7 @@ def test_a_command_that_fails_is_told_and_the_others_go_on(each: Each, evaluator
 def test_results_of_another_lambda_are_refused(
     each: Each, evaluator: Any, tmp_path: Path, before: str, says: str
 ) -> None:
-    result = each(sys.executable, evaluator(before), lambdas="0.5")
+    result = each(*PYTHON, evaluator(before), lambdas="0.5")
     assert result.code == 3
     assert says in result.err
     assert not RunDir(tmp_path / "run").all_measured()
@@ -217,7 +226,7 @@ def test_results_of_another_lambda_are_refused(
 def test_results_without_a_request_are_refused(each: Each, evaluator: Any, tmp_path: Path) -> None:
     """The results may have come out of a cache that another λ filled."""
     (tmp_path / "seen.cached").touch()
-    result = each(sys.executable, evaluator(), lambdas="0.5")
+    result = each(*PYTHON, evaluator(), lambdas="0.5")
     assert (result.code, "λ = 0.5: the command asked the server nothing" in result.err) == (3, True)
     assert not RunDir(tmp_path / "run").all_measured()
 
@@ -225,7 +234,7 @@ def test_results_without_a_request_are_refused(each: Each, evaluator: Any, tmp_p
 def test_a_lambda_that_lacks_what_others_have_is_refused(each: Each, evaluator: Any, tmp_path: Path) -> None:
     measures = 'metrics = {"0": ["a"], "0.5": ["a", "b"], "1": ["b"]}[lam]\n'
     measures += 'open("metrics.json", "w").write(json.dumps({"quiz": dict.fromkeys(metrics, 1)}))\n'
-    result = each(sys.executable, evaluator(measures=measures))
+    result = each(*PYTHON, evaluator(measures=measures))
     assert result.code == 3
     assert "warning: λ = 0.5 has command/b of quiz, which the λs measured before it lack" in result.err
     assert (
@@ -237,7 +246,7 @@ def test_a_lambda_that_lacks_what_others_have_is_refused(each: Each, evaluator: 
 def test_a_file_of_the_command_that_changes_meanwhile_stops_all(each: Each, evaluator: Any, tmp_path: Path) -> None:
     """Results would otherwise stand under the checksum of another file."""
     command = evaluator('if lam == "0.5":\n    open(__file__, "a").write("#")\n')
-    result = each(sys.executable, command)
+    result = each(*PYTHON, command)
     assert (result.code, result.err.endswith(f"\n  - {command}\n")) == (2, True)
     assert "files of the command changed meanwhile, so nothing is kept of λ = 0.5" in result.err
     assert seen(tmp_path) == ["0", "0.5"]
@@ -252,7 +261,7 @@ def test_points_of_several_checkpoints_have_names_without_separators() -> None:
 
 
 def test_results_that_cannot_be_read_are_a_failure(each: Each, evaluator: Any, tmp_path: Path) -> None:
-    result = each(sys.executable, evaluator(measures='open("metrics.json", "w").write("[]")'), lambdas="0")
+    result = each(*PYTHON, evaluator(measures='open("metrics.json", "w").write("[]")'), lambdas="0")
     assert result.code == 3
     assert (
         "λ = 0: the command ended with status 0, and its results cannot be used\n    metrics.json is not" in result.err
@@ -263,10 +272,10 @@ def test_what_a_command_leaves_running_is_ended(each: Each, evaluator: Any, tmp_
     """The process would ask the server at the next λ, and take the answers for those of this one."""
     left = (
         "import subprocess, sys\n"
-        'process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])\n'
+        'process = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])\n'
         'open(os.path.join(os.environ["SEEN"] + ".left"), "a").write(f"{process.pid}\\n")\n'
     )
-    assert each(sys.executable, evaluator(left), lambdas="0,1").code == 0
+    assert each(*PYTHON, evaluator(left), lambdas="0,1").code == 0
     for pid in (tmp_path / "seen.left").read_text().split():
         until(lambda pid=pid: not lives(int(pid)), 10)
 
@@ -275,11 +284,11 @@ def test_what_leaves_the_group_of_the_command_is_ended(tmp_path: Path) -> None:
     """`timeout` and `set -m` make groups of their own; a killed driver's keeper ends them as well as the driver does."""
     said = tmp_path / "pids"
     waits = "import os, sys, time; os.setpgid(0, 0); print(os.getpid(), flush=True); time.sleep(600)"
-    code = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {waits!r}])\n"
+    code = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-S', '-c', {waits!r}])\n"
 
     def started(children: Children, more: str) -> list[int]:
         with open(said, "wb") as log:
-            process = children.start([sys.executable, "-c", code + more], os.environ, log)
+            process = children.start([*PYTHON, "-c", code + more], os.environ, log)
         until(lambda: said.read_text().endswith("\n"), 30)
         return [process.pid, int(said.read_text())]
 
@@ -328,7 +337,7 @@ def test_a_server_that_dies_or_cannot_move_ends_all(
     each: Each, evaluator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dies = 'if lam == "0.5":\n    try: ask("/die", b"{}")\n    except OSError: pass\n    import time; time.sleep(600)\n'
-    result = each(sys.executable, evaluator(dies))
+    result = each(*PYTHON, evaluator(dies))
     assert result.code == 1
     assert "the server ended with status 9; what is measured is kept, and the same command goes on" in result.err
     assert list(RunDir(tmp_path / "run").all_measured()) == ["0"]
@@ -337,7 +346,7 @@ def test_a_server_that_dies_or_cannot_move_ends_all(
     evaluator()
     monkeypatch.setenv("STAND_IN_BREAKS_AT", "1")
     (tmp_path / "run").rename(tmp_path / "other")
-    result = each(sys.executable, "evaluate.py")
+    result = each(*PYTHON, "evaluate.py")
     assert result.code == 1
     assert "the server failed: the move to 1 failed, restart the server" in result.err
     Path(re.findall(r"/\S+lambdasweep-server-\S+\.log", result.err)[0]).unlink()
@@ -355,7 +364,7 @@ def test_what_the_server_refuses_is_bad_input_and_nothing_is_written(
     each: Each, evaluator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, problems: list[str]
 ) -> None:
     monkeypatch.setenv("STAND_IN_REFUSES", said)
-    result = each(sys.executable, evaluator(), flags=("--engine", "odd=1"))
+    result = each(*PYTHON, evaluator(), flags=("--engine", "odd=1"))
     assert (result.code, result.problems) == (2, problems)
     assert not (tmp_path / "run").exists()
 
@@ -389,18 +398,16 @@ def test_another_command_pair_or_engine_is_refused(
     each: Each, evaluator: Any, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     command = evaluator()
-    assert each(sys.executable, command, lambdas="0").code == 0
+    assert each(*PYTHON, command, lambdas="0").code == 0
     before = contents(tmp_path / "run")
-    other = each(
-        sys.executable, command, "--fast", lambdas="0,1", flags=("--max-model-len", "128", "--vocab", "shared")
-    )
+    other = each(*PYTHON, command, "--fast", lambdas="0,1", flags=("--max-model-len", "128", "--vocab", "shared"))
     assert other.code == 2
-    changed = "\n".join(other.problems)
+    changed, python = "\n".join(other.problems), " ".join(PYTHON)
     assert "line.vocab was" in changed
     assert "engine.arguments.max_model_len was" in changed
-    assert f"the command was {sys.executable} {command} and is {sys.executable} {command} --fast now" in changed
+    assert f"the command was {python} {command} and is {python} {command} --fast now" in changed
     evaluator("pass\n")
-    (problem,) = each(sys.executable, command, lambdas="0,1").problems
+    (problem,) = each(*PYTHON, command, lambdas="0,1").problems
     assert problem.startswith(f"{command} was ")
     assert contents(tmp_path / "run") == before
 
@@ -409,10 +416,10 @@ def test_a_sweep_and_a_command_share_no_directory(
     each: Each, evaluator: Any, lambdasweep: Callable[..., Result], flags: Any, handed: Any, tmp_path: Path
 ) -> None:
     assert lambdasweep("run", *flags(out=tmp_path / "run")).code == 0
-    result = each(sys.executable, evaluator(), lambdas="0")
+    result = each(*PYTHON, evaluator(), lambdas="0")
     assert (result.code, "belongs to a sweep of `lambdasweep run`" in result.err) == (2, True)
     (tmp_path / "run").rename(tmp_path / "swept")
-    assert each(sys.executable, evaluator(), lambdas="0").code == 0
+    assert each(*PYTHON, evaluator(), lambdas="0").code == 0
     result = lambdasweep("run", *flags(out=tmp_path / "run"))
     assert (result.code, "is of `lambdasweep each`" in result.err) == (2, True)
 
@@ -447,7 +454,7 @@ def test_arguments_of_vllm_become_flags() -> None:
 def test_several_aligned_checkpoints(each: Each, evaluator: Any, pair: tuple[Path, Path], tmp_path: Path) -> None:
     measures = 'open("metrics.json", "w").write(json.dumps({"quiz": {"length": len(lam)}}))\n'
     named = ("--aligned", f"sft={pair[1]},dpo={pair[0]}")  # the last of equal flags holds
-    result = each(sys.executable, evaluator(measures=measures), lambdas="dpo=0,1,sft=0.5", flags=named)
+    result = each(*PYTHON, evaluator(measures=measures), lambdas="dpo=0,1,sft=0.5", flags=named)
     assert result.code == 0, result.err
     assert seen(tmp_path) == ["dpo=0,sft=0.5", "dpo=1,sft=0.5"]
     rows = pq.read_table(tmp_path / "run" / "metrics.parquet").to_pylist()
@@ -459,7 +466,7 @@ class Driver:
 
     def __init__(self, pair: tuple[Path, Path], root: Path, command: Path) -> None:
         flags = ["--base", pair[0], "--aligned", pair[1], "--lambdas", "0,0.5,1", "--out", root / "run"]
-        arguments = ["lambdasweep", "each", *map(str, flags), "--", sys.executable, str(command)]
+        arguments = ["lambdasweep", "each", *map(str, flags), "--", *PYTHON, str(command)]
 
         def run() -> None:
             os.environ["TMPDIR"], tempfile.tempdir = str(root), None
@@ -517,12 +524,12 @@ def test_a_driver_that_is_killed_loses_one_lambda_and_leaves_nothing_running(
     run = RunDir(tmp_path / "run")
     assert list(run.all_measured()) == ["0"]
     (tmp_path / "seen.go").touch()
-    assert each(sys.executable, command).code == 0
+    assert each(*PYTHON, command).code == 0
     assert seen(tmp_path) == ["0", "0.5", "0.5", "1"]
     assert (tmp_path / "run" / "aside" / "lambda=0.5.1" / "out-1" / "half").read_text() == "half"
     # A run that nobody killed has the same bytes.
     (tmp_path / "run").rename(tmp_path / "killed")
-    assert each(sys.executable, command).code == 0
+    assert each(*PYTHON, command).code == 0
     for name in (
         "measured/lambda=0.parquet",
         "measured/lambda=0.5.parquet",
@@ -640,20 +647,20 @@ def test_what_was_measured_at_another_lambda_counts_as_absent(tmp_path: Path) ->
 
 def test_a_damaged_lambda_is_measured_again(each: Each, evaluator: Any, tmp_path: Path) -> None:
     command = evaluator()
-    assert each(sys.executable, command, lambdas="0,1").code == 0
+    assert each(*PYTHON, command, lambdas="0,1").code == 0
     path = tmp_path / "run" / "measured" / "lambda=1.parquet"
     whole = path.read_bytes()
     path.write_bytes(b"")
-    result = each(sys.executable, command, lambdas="0,1")
+    result = each(*PYTHON, command, lambdas="0,1")
     assert (result.code, seen(tmp_path)) == (0, ["0", "1", "1"])
     assert "measured/lambda=1.parquet is empty" in result.err
     assert path.read_bytes() == whole
 
 
 def test_two_drivers_do_not_share_a_directory(each: Each, evaluator: Any, tmp_path: Path) -> None:
-    assert each(sys.executable, evaluator(), lambdas="0").code == 0
+    assert each(*PYTHON, evaluator(), lambdas="0").code == 0
     with RunDir(tmp_path / "run").lock():
-        result = each(sys.executable, evaluator(), lambdas="0,1")
+        result = each(*PYTHON, evaluator(), lambdas="0,1")
     assert (result.code, "another lambdasweep process is writing" in result.err) == (2, True)
     assert len(server_lines(tmp_path)) == 2  # no server was started for it
 
@@ -672,7 +679,7 @@ def test_two_drivers_that_start_at_once_do_not_share_a_new_directory(
 
     monkeypatch.setattr(Server, "start", slowly)
     with other:
-        result = each(sys.executable, evaluator(), lambdas="0")
+        result = each(*PYTHON, evaluator(), lambdas="0")
     assert (result.code, "another lambdasweep process is writing" in result.err) == (2, True)
     assert seen(tmp_path) == []
     assert [path.name for path in root.iterdir()] == [".lock"]
@@ -684,7 +691,7 @@ def test_what_another_driver_left_while_the_server_started_is_looked_at_again(
 ) -> None:
     root, ready, start = tmp_path / "run", tmp_path / "ready", Server.start
     command = evaluator()
-    assert each(sys.executable, command, lambdas="0").code == 0
+    assert each(*PYTHON, command, lambdas="0").code == 0
     root.rename(ready)
 
     def slowly(*given: Any) -> Server:
@@ -693,11 +700,11 @@ def test_what_another_driver_left_while_the_server_started_is_looked_at_again(
         return server
 
     monkeypatch.setattr(Server, "start", slowly)
-    other = each(sys.executable, command, "--fast", lambdas="0")
+    other = each(*PYTHON, command, "--fast", lambdas="0")
     assert (other.code, "holds something else" in other.err) == (2, True)
     assert contents(root) == contents(ready)
     shutil.rmtree(root)
-    assert each(sys.executable, command, lambdas="0,1").code == 0
+    assert each(*PYTHON, command, lambdas="0,1").code == 0
     assert seen(tmp_path) == ["0", "1"]
 
 
@@ -715,5 +722,5 @@ def test_a_new_directory_is_held_until_the_server_has_ended(
             held.append(True)
 
     monkeypatch.setattr(Children, "__exit__", left)
-    assert each(sys.executable, evaluator(), lambdas="0").code == 0
+    assert each(*PYTHON, evaluator(), lambdas="0").code == 0
     assert held == [True]
