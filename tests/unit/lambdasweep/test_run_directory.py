@@ -28,6 +28,8 @@ from tests.support.command_line import (
     write_task,
 )
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 # One directory, one sweep
 
 
