@@ -3,15 +3,17 @@
 lm-eval is imported inside functions, because tests are skipped where it is not installed.
 """
 
+import functools
+import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 QUESTIONS = [
     {"q": "Which is a metal?", "a": ["iron", "oxygen gas", "hé"], "gold": 0, "word": "iron"},
@@ -47,7 +49,8 @@ def write_yaml(
     if shots:
         common["fewshot_split"] = "train"
     path = root / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(common | dict(settings)))
+    # JSON is YAML, and is written in no time.
+    path.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in (common | dict(settings)).items()))
     return path
 
 
@@ -125,10 +128,35 @@ def evaluated(model: Any, folder: Path, **arguments: Any) -> dict[str, Any]:
 
 @contextmanager
 def cache_of_datasets(folder: Path) -> Iterator[None]:
-    """Let the library datasets keep its cache in a folder of the test's own."""
+    """Let the library datasets keep its cache in a folder of the test's own, and spare it and lm-eval what takes long.
+
+    The hub is not told of loaded data sets. Files with the same rows are loaded once, and a template is compiled once.
+    """
     import datasets
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder))
+        patch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
+        patch.setattr(datasets, "load_dataset", _loaded_once(datasets.load_dataset))
+        if find_spec("lm_eval"):
+            from lm_eval.utils import env
+
+            patch.setattr(env, "from_string", functools.cache(env.from_string))
         datasets.disable_progress_bars()
         yield
+
+
+def _loaded_once(load: Callable[..., Any]) -> Callable[..., Any]:
+    known: dict[str, Any] = {}
+
+    def loaded(path: str, name: str | None = None, **more: Any) -> Any:
+        files = more.get("data_files")
+        if path != "json" or not isinstance(files, dict):
+            return load(path, name, **more)
+        rows = {split: Path(file).read_text(encoding="utf-8") for split, file in files.items()}
+        key = json.dumps([name, more | {"data_files": rows}])
+        if key not in known:
+            known[key] = load(path, name, **more)
+        return known[key]
+
+    return loaded

@@ -145,7 +145,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"metric": "each", "aggregation": "SHARE", "higher_is_better": True},
     ]
     path = write_yaml(root, "own", {**TASKS["bare"], "metric_list": metrics})
-    text = path.read_text().replace("aggregation: SHARE", "aggregation: !function own_results.share")
+    text = path.read_text().replace('"SHARE"', "!function own_results.share")
     path.write_text(text + "process_results: !function own_results.results\n")
     return root
 

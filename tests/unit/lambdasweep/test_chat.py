@@ -1,12 +1,12 @@
 """Chat templates give the tokens that lm-eval's own evaluator asks for with `apply_chat_template`."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from tokenizers import processors
 from transformers import AutoTokenizer
 
@@ -20,6 +20,7 @@ from lambdasweep.tasks.lm_eval_tasks.spec import LmEvalSpec
 from lambdasweep.tasks.requests import build_requests
 from lambdasweep.tasks.tokens import load_tokenizer
 from tests.support.checkpoints import write_tokenizer
+from tests.support.lm_eval_inputs import cache_of_datasets
 
 WINDOW = 512
 TURNS = "{% for turn in messages %}<{{ turn.role }}>\n{{ turn.content | trim }}</s>\n{% endfor %}"
@@ -92,11 +93,11 @@ def chat(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return ChatTemplate(read_template(directory), load_tokenizer(directory))
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    datasets.disable_progress_bars()
+@pytest.fixture(autouse=True, scope="module")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    pytest.importorskip("datasets")
+    with cache_of_datasets(tmp_path_factory.mktemp("datasets")):
+        yield
 
 
 def write_task(root: Path, settings: dict[str, Any], rows: list[dict[str, Any]], shots: list[dict[str, Any]]) -> Path:
@@ -113,7 +114,7 @@ def write_task(root: Path, settings: dict[str, Any], rows: list[dict[str, Any]],
         "metadata": {"version": 1.0},
     }
     path = root / "mine.yaml"
-    path.write_text(yaml.safe_dump(common | settings))
+    path.write_text(json.dumps(common | settings))  # JSON is YAML, and is written in no time
     return path
 
 

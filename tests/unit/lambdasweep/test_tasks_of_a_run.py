@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,18 +18,15 @@ from tests.support.command_line import (
     Result,
     write_task,
 )
+from tests.support.lm_eval_inputs import cache_of_datasets
 
 # Tasks of lm-eval
 
 
 @pytest.fixture
-def yaml_task(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def yaml_task(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return a task of lm-eval over a local file."""
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lambdasweep[lm-eval]")
-    import datasets
-
-    datasets.disable_progress_bars()
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
     write_task(tmp_path / "rows.json", IRON | {"choices": ["iron", "water"]}, WATER | {"choices": ["sand", "water"]})
     settings = {
         "task": "wet_metals",
@@ -43,7 +40,8 @@ def yaml_task(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypa
     }
     path = tmp_path / "wet.yaml"
     path.write_text(json.dumps(settings))
-    return path
+    with cache_of_datasets(tmp_path_factory.mktemp("datasets")):
+        yield path
 
 
 @pytest.mark.parametrize("name", ["", "mine"])
