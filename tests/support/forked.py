@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import runpy
 import sys
 from collections.abc import Callable
 from multiprocessing.context import ForkProcess
@@ -31,3 +32,9 @@ def fork(function: Callable[[], object], log: Path) -> ForkProcess:
     process = multiprocessing.get_context("fork").Process(target=begin, daemon=True)
     process.start()
     return process
+
+
+def run_script(script: Path, *arguments: str) -> None:
+    """Run a script in this process as Python would run it with these arguments."""
+    sys.argv, sys.path[:0] = [str(script), *arguments], [str(script.parent)]
+    runpy.run_path(str(script), run_name="__main__")
