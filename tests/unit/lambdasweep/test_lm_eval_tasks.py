@@ -525,6 +525,7 @@ def test_metrics_hold_both(directory: Path, sweep) -> None:
         assert order == sorted(order)
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_the_terminal_shows_both(directory: Path, sweep, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 

@@ -19,6 +19,8 @@ from lambdasweep.derived import delete_derived
 from tests.support.command_line import Result, write_task
 from tests.support.tables import add_outputs
 
+pytestmark = pytest.mark.usefixtures("few_resamples")
+
 GRID = ["0", "0.5", "1"]
 ROWS = [{"prompt": f"The number after {n} is", "answers": [str(n + 1)]} for n in range(4)]
 
