@@ -16,8 +16,9 @@ from tests.support.command_line import begun, few_resamples, flags, handed, lamb
 
 __all__ = ["begun", "few_resamples", "flags", "handed", "lambdasweep", "pair", "refused"]  # fixtures
 
-# A busy machine may take long over any example.
+# A busy machine may take long over any example. `make test-fast` draws a fifth of them.
 settings.register_profile("patient", deadline=None)
+settings.register_profile("fast", deadline=None, max_examples=20)
 settings.load_profile("patient")
 
 # A cluster of Ray starts as many workers as there are cores before anybody wants one, and most tests want fewer.

@@ -12,7 +12,7 @@ import sys
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from benchmarks.simulate import Cluster, coarse_frontier_at, lower_bound, simulate
@@ -21,6 +21,7 @@ from ray_jobs.scheduler import Scheduler
 from ray_jobs.units import TaskPlan, coarse_first, units_for
 from ray_jobs.weight_ledger import ProbeLedger, WeightLedger
 from serve.engine import by_rank
+from tests.support.examples import examples
 from tests.support.paths import ROOT
 from tests.support.rough_sweeps import GRID, answers, make_units, rough
 
@@ -446,7 +447,7 @@ class Rules(RuleBasedStateMachine):
         assert self.scheduler.finished
 
 
-Rules.TestCase.settings = settings(max_examples=200, stateful_step_count=40)
+Rules.TestCase.settings = examples(200, stateful_step_count=40)
 TestRules = Rules.TestCase
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -33,6 +33,7 @@ from serve.switch.resident import ResidentRoute, _Staging
 from serve.switch.tiers import Room, tier_for
 from serve.switch.trace import trace
 from serve.switch.views import View
+from tests.support.examples import examples
 
 CPU = torch.device("cpu")
 GIB = 1 << 30
@@ -172,7 +173,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("pairs")
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     path=st.lists(st.sampled_from(["0", "1", "0.35", "1.3", "-0.5", "0.000001"]), min_size=1, max_size=4),
     width=st.sampled_from([1, 2, 7, 8, 12]),
@@ -242,7 +243,7 @@ def checkpoint_of_other_lines(root: Path, method: str, lam: str) -> dict[str, to
     return dict(interpolated_tensors(pair_of_other_lines(root, method), lam))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(
     path=st.lists(st.sampled_from(["0", "1", "0.35", "1.3", "-0.5"]), min_size=1, max_size=3),
     method=st.sampled_from(["linear", "slerp"]),
@@ -281,7 +282,7 @@ def test_other_lines_are_those_of_the_checkpoint(
     assert straight.switch(path[-1]) == digest
 
 
-@settings(max_examples=20)
+@examples(20)
 @given(
     path=st.lists(
         st.sampled_from(["dpo=0,sft=0", "dpo=0.5,sft=0", "dpo=0,sft=1", "dpo=0.35,sft=-0.5", "dpo=1,sft=1"]),
@@ -361,7 +362,7 @@ def adapted(root: Path, names: tuple[str, ...], factors: torch.dtype) -> tuple[P
     return put_together(opened, STRAIGHT), of_factors
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     path=st.lists(st.sampled_from(["0", "1", "0.35", "-0.5"]), min_size=1, max_size=3),
     count=st.sampled_from([1, 2]),
