@@ -17,27 +17,28 @@ from calibration.scores.loader import Shelf
 from calibration.scores.pool import pools_of
 from calibration.terminal.tables import render
 from contract.commit import commit_json
-from contract.grid import canonical
 from contract.records import TaskRecord
 from contract.rundir import RunDir
 from lambdasweep import open_run
+from tests.support.rows import one_row, rows_of
 from tests.support.tables import add_quarantine, add_scores, add_task
 
 GRID = ("0", "0.5", "1")
 
 
-def add_random(run, task, choices, seed, scored=GRID):
+def add_random(run, task, choices, seed, scored=GRID, longest=1):
+    """Write a task; where the longest choices are of one token, all confidences are the same."""
     rng = np.random.default_rng(seed)
     gold = [int(rng.integers(size)) for size in choices]
     add_task(run, task, choices, GRID, gold=gold)
     for lam in scored:
         scores = -np.abs(rng.normal(-3, 1 + float(lam), sum(choices)))
-        add_scores(run, task, lam, {r: [float(one)] * (1 + r % 2) for r, one in enumerate(scores)})
+        add_scores(run, task, lam, {r: [float(one)] * (1 + r % longest) for r, one in enumerate(scores)})
 
 
-def add_both(run):
-    add_random(run, "a", [4] * 31, 1)
-    add_random(run, "b", [2, 3] * 10, 2)
+def add_both(run, **options):
+    add_random(run, "a", [4] * 31, 1, **options)
+    add_random(run, "b", [2, 3] * 10, 2, **options)
     return run
 
 
@@ -50,18 +51,12 @@ def run(tmp_path):
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
     """Return a run with the same tasks, which no test changes."""
-    return add_both(RunDir(tmp_path_factory.mktemp("kept") / "run"))
+    return add_both(RunDir(tmp_path_factory.mktemp("kept") / "run"), longest=2)
 
 
 @pytest.fixture(scope="module")
 def kept_analysis(kept):
     return analyse(kept, resamples=60)
-
-
-def one(table, **wanted):
-    rows = [row | {"lam": canonical(row["lam"])} for row in table.to_pylist()]
-    (row,) = (row for row in rows if all(row[key] == value for key, value in wanted.items()))
-    return row
 
 
 def test_pooled_numbers_are_those_of_all_documents(kept, kept_analysis):
@@ -81,13 +76,13 @@ def test_pooled_numbers_are_those_of_all_documents(kept, kept_analysis):
             "brier_macro": np.mean([np.mean([r["brier"] for r in rows if r["task"] == task]) for task in ("a", "b")]),
         }
         for metric, value in expected.items():
-            row = one(found.metrics, task="all tasks", lam=lam, metric=metric, split="all")
+            row = one_row(found.metrics, task="all tasks", lam=lam, metric=metric, split="all")
             assert row["value"] == pytest.approx(value, abs=1e-9), metric
             assert row["n"] == 51
             assert row["ci_low"] <= row["value"] <= row["ci_high"]
     assert expected["nll"] != pytest.approx(expected["nll_macro"], abs=1e-3)
-    difference = one(found.metrics, task="all tasks", lam="0", metric="nll_macro_vs_aligned", split="all")
-    ends = [one(found.metrics, task="all tasks", lam=lam, metric="nll_macro", split="all")["value"] for lam in "01"]
+    difference = one_row(found.metrics, task="all tasks", lam="0", metric="nll_macro_vs_aligned", split="all")
+    ends = [one_row(found.metrics, task="all tasks", lam=lam, metric="nll_macro", split="all")["value"] for lam in "01"]
     assert difference["value"] == pytest.approx(ends[0] - ends[1])
 
 
@@ -107,10 +102,10 @@ def test_a_resample_has_as_many_documents_of_each_task_as_the_sample(kept):
     """The pooled mean therefore varies as the weighted mean of the tasks' own means does."""
     found = analyse(kept, resamples=300)
     values = {
-        task: one(found.metrics, task=task, lam="0", metric="brier", split="all", confidence="sum")
+        task: one_row(found.metrics, task=task, lam="0", metric="brier", split="all", confidence="sum")
         for task in ("a", "b")
     }
-    pool = one(found.metrics, task="all tasks", lam="0", metric="brier", split="all")
+    pool = one_row(found.metrics, task="all tasks", lam="0", metric="brier", split="all")
     half = {task: (row["ci_high"] - row["ci_low"]) / 2 for task, row in values.items()}
     expected = np.hypot(31 / 51 * half["a"], 20 / 51 * half["b"])
     assert (pool["ci_high"] - pool["ci_low"]) / 2 == pytest.approx(expected, rel=0.15)
@@ -142,7 +137,7 @@ def test_a_group_has_rows_of_its_own_in_every_table(run):
     assert list(found.pools) == ["all tasks", "mmlu"]
     assert list(dict.fromkeys(found.metrics["task"].to_pylist())) == ["a", "b", "c", "all tasks", "mmlu"]
     assert [one.task for one in found.found.pools] == ["all tasks", "mmlu"]
-    assert one(found.metrics, task="mmlu", lam="1", metric="acc", split="all")["n"] == 51
+    assert one_row(found.metrics, task="mmlu", lam="1", metric="acc", split="all")["n"] == 51
     console = Console(width=100, file=io.StringIO())
     for table in render(found.metrics, intervals=True):
         console.print(table)
@@ -164,14 +159,15 @@ def test_a_group_has_rows_of_its_own_in_every_table(run):
 
 def test_a_pool_has_the_points_that_all_its_tasks_have_finished(run):
     add_random(run, "c", [2] * 10, 4, scored=("0", "1"))
-    add_scores(run, "c", "0.5", {0: [-1.0], 1: [-2.0, -2.0]})  # this is one document of ten
+    add_scores(run, "c", "0.5", {0: [-1.0], 1: [-2.0]})  # this is one document of ten
     found = analyse(run, resamples=40)
     (pool,) = found.found.pools
     assert [point.lam for point in pool.points] == ["0", "1"]
-    assert one(found.metrics, task="all tasks", lam="0.5", metric="docs_unfinished")["value"] == 9
+    assert one_row(found.metrics, task="all tasks", lam="0.5", metric="docs_unfinished")["value"] == 9
     run.unit("tokens", "c", "0.5", 0).unlink()
     table = analyse(run, resamples=40).metrics
-    assert not [row for row in table.to_pylist() if row["task"] == "all tasks" and str(row["lam"]).startswith("0.5")]
+    assert rows_of(table, task="a", lam="0.5")
+    assert not rows_of(table, task="all tasks", lam="0.5")
 
 
 def test_documents_that_could_not_be_scored_are_in_no_pool(run):
@@ -180,8 +176,8 @@ def test_documents_that_could_not_be_scored_are_in_no_pool(run):
         add_scores(run, "c", lam, {r: [-1.0 - r % 2] for r in range(10)})
         add_quarantine(run, "c", lam, [10, 11], shard=1)
     found = analyse(run, resamples=40)
-    assert one(found.metrics, task="all tasks", lam="0", metric="docs_quarantined")["value"] == 1
-    assert one(found.metrics, task="all tasks", lam="0", metric="acc", split="all")["n"] == 56
+    assert one_row(found.metrics, task="all tasks", lam="0", metric="docs_quarantined")["value"] == 1
+    assert one_row(found.metrics, task="all tasks", lam="0", metric="acc", split="all")["n"] == 56
 
 
 def test_tokens_and_bytes_are_shown_after_temperature_scaling(kept):
@@ -196,7 +192,7 @@ def test_tokens_and_bytes_are_shown_after_temperature_scaling(kept):
         "Brier T",
         "NLL T",
     ]
-    row = one(found.metrics, task="a", lam="0", metric="ece_width15_scaled", split="all", confidence="tokens")
+    row = one_row(found.metrics, task="a", lam="0", metric="ece_width15_scaled", split="all", confidence="tokens")
     assert str(next(iter(table.columns[4].cells))).rstrip("* ") == f"{row['value']:.4f}"
     assert "T: after temperature scaling" in str(table.caption)
     facts = gather(found, "ece_width15", "tokens")
@@ -217,9 +213,9 @@ def test_what_is_impossible_is_counted_and_nll_has_a_floor(run):
         add_scores(run, "c", lam, scores)
     found = analyse(run, resamples=40)
     wanted = {"task": "c", "lam": "1", "split": "all", "confidence": "sum"}
-    assert one(found.metrics, metric="nll", **wanted)["value"] == np.inf
-    assert one(found.metrics, metric="gold_impossible", **wanted)["value"] == 2 / 8
-    floored = one(found.metrics, metric="nll_floored", **wanted)["value"]
+    assert one_row(found.metrics, metric="nll", **wanted)["value"] == np.inf
+    assert one_row(found.metrics, metric="gold_impossible", **wanted)["value"] == 2 / 8
+    floored = one_row(found.metrics, metric="nll_floored", **wanted)["value"]
     p = 1 / (1 + np.exp(-1))
     probabilities = np.array([[1e-9, 1]] * 2 + [[p, 1 - p]] * 6)
     assert floored == pytest.approx(
@@ -239,7 +235,7 @@ def test_the_curve_of_ece_has_the_noise_beside_it(kept_analysis):
     text = json.dumps(page_figures(facts)["curves"]["task-ece_width15"])
     assert "noise alone" in text
     assert "noise alone" not in json.dumps(page_figures(facts)["curves"]["task-brier"])
-    floor = one(found.metrics, task="a", lam="0", metric="ece_floor15", split="all", confidence="sum")
+    floor = one_row(found.metrics, task="a", lam="0", metric="ece_floor15", split="all", confidence="sum")
     assert floor["ci_low"] is None
     assert 0.05 < floor["value"] < 0.4
     assert "noise alone gives an ECE of" in str(render(found.metrics)[0].caption)
