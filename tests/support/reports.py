@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jsonschema.validators import validator_for
 
-from calibration import analyse
+from calibration.analyse import analyse
 from calibration.report.write import write_report
 from tests.support.tables import add_scores, add_task
 
@@ -50,16 +50,20 @@ def add_words(run, task="words", documents=6, grid=GRID):
 _ANALYSES = {}
 
 
-def analysed(run):
-    """Return a run's analysis, or that of an earlier run with the same files, of which alone it is a function."""
-    found = hashlib.sha256()
+def analyse_once(run, **options):
+    """Return a run's analysis, or that of an earlier run with the same files and options, of which it is a function."""
+    found = hashlib.sha256(repr(sorted((name, options[name]) for name in options.keys() - {"asked", "sweep"})).encode())
     for path in sorted(run.root.rglob("*")):
         if path.is_file() and "report" not in path.relative_to(run.root).parts:
             found.update(f"{path.relative_to(run.root)} {path.stat().st_size} ".encode() + path.read_bytes())
     key = found.digest()
     if key not in _ANALYSES:
-        _ANALYSES[key] = analyse.analyse(run, resamples=60)
+        _ANALYSES[key] = analyse(run, **options)
     return _ANALYSES[key]
+
+
+def analysed(run):
+    return analyse_once(run, resamples=60)
 
 
 def written(run, figures=False):

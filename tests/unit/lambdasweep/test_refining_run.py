@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.support.command_line import (
     contents,
     write_task,
 )
+from tests.support.reports import analyse_once
 
 pytestmark = pytest.mark.usefixtures("few_resamples")
 
@@ -76,8 +78,9 @@ def test_refining_goes_on_where_it_was_killed_and_stops_when_all_is_there(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The figures take the longest, and what is refined does not depend on them.
+    # Figures and analyses take the longest: what is refined does not depend on those, and these depend on the tables alone.
     monkeypatch.setattr("calibration.report.page.page_figures", lambda facts: {})
+    monkeypatch.setattr("calibration.analyse.analyse", partial(analyse_once, resamples=100))
     rows = [{"query": f"Number {n}?", "choices": ["a", "b", "c"], "gold": n % 3} for n in range(60)]
     task = f"numbers={write_task(tmp_path / 'numbers.jsonl', *rows)}"
 
