@@ -299,8 +299,8 @@ def large_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("large")
     parents = []
     for seed, role in enumerate(("base", "aligned")):
-        generator = torch.Generator().manual_seed(seed)
-        tensors = {f"model.layers.{n}.w": torch.randn(1000, 500, generator=generator).bfloat16() for n in range(80)}
+        drawn = torch.randn(1000, 500, generator=torch.Generator().manual_seed(seed)).bfloat16()
+        tensors = {f"model.layers.{n}.w": drawn.roll(n * (seed + 1), 1) for n in range(80)}  # θ(λ) has no two alike
         parents.append(write(root / role, tensors))
     return parents[0], parents[1]
 
@@ -397,7 +397,7 @@ def test_one_at_a_time(mixed_pair: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path, mixed_pair: tuple[Path, Path]) -> RunDir:
+def run(tmp_path: Path, mixed_pair: tuple[Path, Path], few_resamples: None) -> RunDir:
     """Return a run over two tasks in which 0.5 is the most accurate λ of both."""
     run = RunDir(tmp_path / "run")
     for task in ("one", "two"):
