@@ -1,5 +1,7 @@
 """This makes, in a second, tiny checkpoints with random weights that transformers and vLLM can run."""
 
+import functools
+import tempfile
 from pathlib import Path
 
 import torch
@@ -25,6 +27,15 @@ def write_checkpoint(
     Every weight depends on the seed, the norms too, and is large enough that its logits are far from uniform.
     `max_shard_size` (such as "100KB") splits the weights over files with an index.
     """
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, data in _files(seed, dtype, tie, vocab, max_shard_size).items():
+        (directory / name).write_bytes(data)
+    return directory
+
+
+@functools.cache
+def _files(seed: int, dtype: torch.dtype, tie: bool, vocab: int, max_shard_size: str | None) -> dict[str, bytes]:
+    """Return the files of a checkpoint by their names; most tests want one of the same few."""
     config = LlamaConfig(
         vocab_size=vocab,
         hidden_size=64,
@@ -44,9 +55,10 @@ def write_checkpoint(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(0.15 * torch.randn(parameter.shape, generator=generator) + float("norm" in name))
-    model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size or "1GB")
-    write_tokenizer(directory)
-    return directory
+    with tempfile.TemporaryDirectory() as directory:
+        model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size or "1GB")
+        write_tokenizer(Path(directory))
+        return {path.name: path.read_bytes() for path in Path(directory).iterdir()}
 
 
 def write_tokenizer(directory: Path) -> None:
