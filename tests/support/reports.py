@@ -48,13 +48,14 @@ def add_words(run, task="words", documents=6, grid=GRID):
 
 
 _ANALYSES = {}
+_TELLS_OF_COMMANDS = {".lock", "driver.json", "history.json", "receipts", "report", "metrics.parquet"}
 
 
 def analyse_once(run, **options):
     """Return a run's analysis, or that of an earlier run with the same files and options, of which it is a function."""
     found = hashlib.sha256(repr(sorted((name, options[name]) for name in options.keys() - {"asked", "sweep"})).encode())
     for path in sorted(run.root.rglob("*")):
-        if path.is_file() and "report" not in path.relative_to(run.root).parts:
+        if path.is_file() and not _TELLS_OF_COMMANDS & set(path.relative_to(run.root).parts):
             found.update(f"{path.relative_to(run.root)} {path.stat().st_size} ".encode() + path.read_bytes())
     key = found.digest()
     if key not in _ANALYSES:

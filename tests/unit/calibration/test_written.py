@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -54,13 +55,19 @@ def outputs(seed: int, documents: int = DOCUMENTS, samples: int = SAMPLES, sure:
     return found
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    run = RunDir(tmp_path / "run")
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    run = RunDir(tmp_path_factory.mktemp("kept") / "run")
     add_written(run, "sums", DOCUMENTS, GRID, SAMPLES)
     for number, lam in enumerate(GRID):
         add_outputs(run, "sums", lam, outputs(number, sure=1 + number))
     return run
+
+
+@pytest.fixture
+def run(kept: RunDir, tmp_path: Path) -> RunDir:
+    """Return a copy, which tests may change."""
+    return RunDir(shutil.copytree(kept.root, tmp_path / "run"))
 
 
 def load(run: RunDir, lam: str = "0") -> AnswerScores:
