@@ -182,7 +182,7 @@ def test_an_address_that_answers(tmp_path: Path) -> None:
 
 def test_an_address_of_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+        Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         where = f"127.0.0.1:{server.server_address[1]}"
         try:
             with pytest.raises(

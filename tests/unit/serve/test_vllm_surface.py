@@ -6,6 +6,7 @@ all that is touched, so that two releases can be compared (CONTRIBUTING.md says 
 """
 
 import dataclasses
+import functools
 import importlib
 import inspect
 from collections.abc import Iterator
@@ -283,11 +284,12 @@ def test_our_backend_leaves_nothing_of_vllms_undone() -> None:
     assert InterpolationEngine.__abstractmethods__ == frozenset()
 
 
+source_of = functools.cache(inspect.getsource)  # that of a large class is looked for in its whole module
+
+
 @pytest.mark.parametrize(("module", "name", "text", "used_in"), READ, ids=[f"{row[1]} {row[2]}" for row in READ])
 def test_what_is_read_is_there(module: str, name: str, text: str, used_in: str) -> None:
-    sources = [
-        inspect.getsource(kind) for kind in find(module, name).__mro__[:-1] if kind.__module__.startswith("vllm")
-    ]
+    sources = [source_of(kind) for kind in find(module, name).__mro__[:-1] if kind.__module__.startswith("vllm")]
     assert any(text in source for source in sources), f"{module}.{name} has no {text}: see {used_in}"
 
 
