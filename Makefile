@@ -33,7 +33,7 @@ test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not real" --hypothesis-profile fast
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not real and not slow" --hypothesis-profile fast
 
 lint: setup
 	$(BIN)/ruff format --check .

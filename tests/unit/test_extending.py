@@ -93,6 +93,7 @@ assert problems({}, "tries = 'x'\\norder = 3") == [
 """
 
 
+@pytest.mark.slow
 def test_the_setting(tmp_path: Path) -> None:
     """The example runs in a process of its own, where the fields are there before anything reads them."""
     code = code_of("A setting") + SETTING

@@ -244,6 +244,7 @@ LOADS = {
 }
 
 
+@pytest.mark.slow
 def test_light_commands_load_nothing_heavy() -> None:
     """One process loads the commands one after the other, and tells after each what is there."""
     told = [

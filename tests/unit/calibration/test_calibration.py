@@ -477,6 +477,7 @@ def test_degenerate_tasks_have_numbers_or_nulls(run, documents, right):
     json.dumps(analysis.found.to_json(), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_the_number_of_cores_changes_nothing(run, monkeypatch):
     add_quiz(run, ["0", "0.4", "0.6", "1"])
     monkeypatch.setattr("calibration.task_at_lambda.cores", lambda: 1)

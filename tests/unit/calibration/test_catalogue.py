@@ -60,6 +60,7 @@ def run(tmp_path: Path) -> RunDir:
     return run
 
 
+@pytest.mark.slow
 def test_the_catalogue_is_what_a_table_has(run: RunDir) -> None:
     add_quiz(run, "other", grid=GRID)  # with the other task it makes a pool
     add_written(run, "sums", 8, GRID, 3)

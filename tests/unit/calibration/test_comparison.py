@@ -154,6 +154,7 @@ def test_figures_have_every_run_on_the_same_axes(found):
             vega_lite().validate(chart)
 
 
+@pytest.mark.slow
 def test_the_same_tables_give_the_same_page(places, found, tmp_path):
     html = comparison_page(found)
     assert comparison_page(gather_runs(places, resamples=60)) == html  # places are copies
@@ -196,6 +197,7 @@ def test_a_task_of_one_name_and_other_documents_is_not_compared(places):
     assert found.margin == 0.01
 
 
+@pytest.mark.slow
 def test_a_pool_has_the_same_tasks_in_all_runs(tmp_path):
     places = small_runs(tmp_path, "quiz", "arc", "more")
     assert gather_runs(places, resamples=40).titles[0] == "all tasks"

@@ -55,6 +55,7 @@ def test_without_ties_it_is_the_distance_of_scipy_for_weighted_samples():
     assert cumulative(confidence, correct).statistic == pytest.approx(np.abs(by_confidence - by_correct).max() / 300)
 
 
+@pytest.mark.slow
 def test_the_p_value_is_that_of_a_random_walk():
     rng = np.random.default_rng(0)
     heights = np.abs(rng.choice([-1.0, 1.0], (4000, 4000)).cumsum(axis=1)).max(axis=1) / math.sqrt(4000)

@@ -101,6 +101,7 @@ def test_the_choice_is_repeated_in_every_resample():
     assert 3 not in places
 
 
+@pytest.mark.slow
 def test_intervals_of_gains_allow_for_what_the_choice_flatters():
     """All λs are equal, and noise alone makes one look best: the interval of its gain in NLL still holds the truth."""
     lambdas, noise, trials = [str(i / 16) for i in range(17)], 0.02, 100

@@ -35,6 +35,8 @@ from lambdasweep.monitor.run_counts import RunCounts
 from tests.support.reports import undrawn
 from tests.support.tables import SWEEP, add_prompts, add_samples, add_scores, add_task
 
+pytestmark = pytest.mark.slow  # all need the analyses of two runs
+
 POINTS = parse_points("dpo=0,0.5,1,sft=0,1", ["dpo", "sft"])
 # A run along a line has the same scores: base and dpo have the places of base and aligned.
 LINE = dict(zip(POINTS, ("0", "2", "0.5", "3", "1", "4"), strict=True))

@@ -154,6 +154,7 @@ def test_a_choice_without_its_unconditional_request_is_damage(run: RunDir) -> No
         Loader(run, "quiz").load("0")
 
 
+@pytest.mark.slow
 def test_it_is_shown_where_every_choice_task_has_it(run: RunDir) -> None:
     write(run, "quiz", True)
     write(run, "other", True)
@@ -170,6 +171,7 @@ def test_it_is_shown_where_every_choice_task_has_it(run: RunDir) -> None:
     assert all("the log-probabilities less those without the document (pmi)" in title for title in titles)
 
 
+@pytest.mark.slow
 def test_one_choice_task_without_it_takes_all_back_to_the_sums(run: RunDir) -> None:
     write(run, "quiz", True)
     write(run, "plain", False)

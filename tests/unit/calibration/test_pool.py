@@ -98,6 +98,7 @@ def test_opposite_errors_of_tasks_cancel_in_the_pooled_ece(tmp_path):
     assert "opposite errors of tasks cancel" in pool.answer
 
 
+@pytest.mark.slow
 def test_a_resample_has_as_many_documents_of_each_task_as_the_sample(kept):
     """The pooled mean therefore varies as the weighted mean of the tasks' own means does."""
     found = analyse(kept, resamples=300)
@@ -127,6 +128,7 @@ def test_pools_follow_the_groups_of_lm_eval():
     assert pools_of(plan, []) == {}
 
 
+@pytest.mark.slow
 def test_a_group_has_rows_of_its_own_in_every_table(run):
     add_random(run, "c", [4] * 12, 3)
     plan = run.plan()
@@ -157,6 +159,7 @@ def test_a_group_has_rows_of_its_own_in_every_table(run):
     assert {"frontier-pooled", "frontier-task"} == set(page_figures(facts)["frontier"])
 
 
+@pytest.mark.slow
 def test_a_pool_has_the_points_that_all_its_tasks_have_finished(run):
     add_random(run, "c", [2] * 10, 4, scored=("0", "1"))
     add_scores(run, "c", "0.5", {0: [-1.0], 1: [-2.0]})  # this is one document of ten
@@ -170,6 +173,7 @@ def test_a_pool_has_the_points_that_all_its_tasks_have_finished(run):
     assert not rows_of(table, task="all tasks", lam="0.5")
 
 
+@pytest.mark.slow
 def test_documents_that_could_not_be_scored_are_in_no_pool(run):
     add_task(run, "c", [2] * 6, GRID)
     for lam in GRID:
@@ -180,6 +184,7 @@ def test_documents_that_could_not_be_scored_are_in_no_pool(run):
     assert one_row(found.metrics, task="all tasks", lam="0", metric="acc", split="all")["n"] == 56
 
 
+@pytest.mark.slow
 def test_tokens_and_bytes_are_shown_after_temperature_scaling(kept):
     found = analyse(kept, resamples=60, confidence="tokens")
     (table, *_) = render(found.metrics, confidence="tokens", intervals=True)
@@ -204,6 +209,7 @@ def test_tokens_and_bytes_are_shown_after_temperature_scaling(kept):
     assert point.error.value == row["value"]
 
 
+@pytest.mark.slow
 def test_what_is_impossible_is_counted_and_nll_has_a_floor(run):
     add_task(run, "c", [2] * 8, GRID)
     for lam in GRID:
@@ -241,6 +247,7 @@ def test_the_curve_of_ece_has_the_noise_beside_it(kept_analysis):
     assert "noise alone gives an ECE of" in str(render(found.metrics)[0].caption)
 
 
+@pytest.mark.slow
 def test_tables_of_a_task_are_read_once_for_it_and_its_pools(kept, kept_analysis, monkeypatch):
     reads = []
     tokens = RunDir.tokens

@@ -144,6 +144,7 @@ def simulate(seeds, resamples=200):
     return rows
 
 
+@pytest.mark.slow
 def test_a_coarse_grid_and_refinement_find_the_lambda_of_a_dense_grid():
     rows = simulate(seeds=2, resamples=80)
     off, noise, share, excess = (np.array(column) for column in list(zip(*rows, strict=True))[3:])
@@ -172,6 +173,7 @@ def quiz(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_it_is_the_curve_of_the_report(quiz):
     analysis = analyse.analyse(quiz, resamples=60)
     for tasks in (["quiz"], ["other"], ["quiz", "other"]):

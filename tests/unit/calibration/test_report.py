@@ -377,6 +377,7 @@ def test_every_figure_names_its_axes(run):
         assert not any(re.fullmatch(r"\w+_\w+", title) for title in titles), name
 
 
+@pytest.mark.slow
 def test_every_chart_keeps_to_the_schema_of_vega_lite(run):
     add_quiz(run)
     add_words(run)
@@ -391,6 +392,7 @@ def test_every_chart_keeps_to_the_schema_of_vega_lite(run):
         vega_lite().validate(broken)
 
 
+@pytest.mark.slow
 def test_a_large_run_has_fewer_stops(run, monkeypatch):
     add_quiz(run, grid=("0", "0.25", "0.5", "0.75", "1", "1.25", "1.5"))
     rows = len(facts_of(run).bins)
@@ -565,6 +567,7 @@ def test_tasks_that_only_lm_eval_can_judge(run, alone):
     assert ("#lambda" in found.data) == (not alone)
 
 
+@pytest.mark.slow
 def test_the_metrics_of_lm_eval_are_drawn_along_lambda(run):
     add_quiz(run)
     values = {"0": 0.25, "0.5": 0.5, "1": None, "1.5": 0.75}

@@ -186,6 +186,7 @@ def open_run_rows(run, found):
     return [row for row in found.metrics.to_pylist() if str(row["lam"]).startswith("1")]
 
 
+@pytest.mark.slow
 def test_a_rival_in_a_run_is_that_of_its_rows(run):
     """Compute the same by NumPy from the documents that a notebook shows."""
     found = analyse(run, resamples=20)
@@ -198,6 +199,7 @@ def test_a_rival_in_a_run_is_that_of_its_rows(run):
     assert len(opened.examples(task="quiz", lam="0")) == mean.documents
 
 
+@pytest.mark.slow
 def test_the_terminal_and_the_page_show_the_rows(run):
     found = analyse(run, resamples=60)
     one = found.found.tasks[0]
@@ -238,6 +240,7 @@ def test_the_terminal_and_the_page_show_the_rows(run):
     assert "\n".join(["", *lines, ""]) in card
 
 
+@pytest.mark.slow
 def test_there_are_none_without_both_parents_or_where_the_temperature_is_arbitrary(run):
     assert [one.rivals for one in analyse(run, resamples=20, confidence="tokens").found.tasks] == [(), ()]
     run.unit("tokens", "quiz", "0", 0).unlink()

@@ -157,6 +157,7 @@ def shares_held(calibrated, documents, trials=60):
     return held / trials, before / trials
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("documents", [100, 400])
 def test_the_interval_of_ece_holds_the_truth_where_it_is_0_and_where_it_is_not(documents):
     held, before = shares_held(True, documents)
@@ -184,6 +185,7 @@ def test_infinite_values_have_infinite_ends():
 # Many differences
 
 
+@pytest.mark.slow
 def test_the_best_of_many_null_effects_is_seldom_significant():
     rng = np.random.default_rng(1)
     false = alone = 0

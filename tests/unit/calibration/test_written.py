@@ -180,6 +180,7 @@ def test_documents_are_resampled_with_all_their_outputs(tmp_path: Path) -> None:
     assert votes.value == pytest.approx(1 - one["acc", "sum", "all"].value)  # all agree always
 
 
+@pytest.mark.slow
 def test_a_run_shows_them(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     add_quarantine(run, "sums", "0.5", [])
     analysis = analyse(run, resamples=60, confidence="votes")
@@ -242,6 +243,7 @@ def test_lambda_star_can_be_of_any_confidence(tmp_path: Path) -> None:
         analyse(run, resamples=30, confidence="guess")
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_counted(run: RunDir) -> None:
     kept = {document: some for document, some in outputs(1).items() if document not in (3, 4, 9)}
     add_outputs(run, "sums", "0.5", kept)
@@ -270,6 +272,7 @@ def test_tables_that_do_not_fit_are_refused(run: RunDir) -> None:
         analyse(run, resamples=2)
 
 
+@pytest.mark.slow
 def test_lambdas_are_computed_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two λs that are no parents are worked on at the same time, and the numbers are those of one core."""
     run, between = RunDir(tmp_path), ("0.25", "0.5")
@@ -347,6 +350,7 @@ def ask(run: RunDir) -> None:
     commit_json(run.plan_json, plan)
 
 
+@pytest.mark.slow
 def test_p_true_is_one_confidence_more(run: RunDir) -> None:
     """Outputs of which the model said nothing are left out of it, and counted."""
     ask(run)
@@ -404,6 +408,7 @@ def test_p_true_is_one_confidence_more(run: RunDir) -> None:
         assert len(table) == 4 * DOCUMENTS * SAMPLES
 
 
+@pytest.mark.slow
 def test_differences_are_taken_on_the_outputs_that_have_the_confidence_at_both(run: RunDir) -> None:
     """Base says of few outputs how sure it is, and of other ones than aligned: most of those that are right."""
     ask(run)
@@ -449,6 +454,7 @@ def test_differences_are_taken_on_the_outputs_that_have_the_confidence_at_both(r
     assert [(r["value"], r["n"]) for r in none] == [(None, 0)]
 
 
+@pytest.mark.slow
 def test_lambda_star_is_chosen_among_lambdas_whose_outputs_have_the_confidence(run: RunDir) -> None:
     """Base says of a few outputs how sure it is, nearly all of which are right, and 0.5 lacks 3 %, which are right ones."""
     ask(run)
@@ -510,6 +516,7 @@ def add_rescored(run: RunDir, lam: str, under: str, scores: dict[int, list[list[
     commit_table(run.unit("rescored", rescored_name("sums", under), lam, 0), table)
 
 
+@pytest.mark.slow
 def test_what_another_lambda_makes_of_outputs_is_a_confidence(run: RunDir) -> None:
     plan = run.plan()
     plan["tasks"]["sums"]["rescored"] = dict.fromkeys(("0", "0.3"), GRID)

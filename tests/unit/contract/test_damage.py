@@ -72,6 +72,7 @@ def test_its_ends_tell_a_damaged_table_before_it_is_read(
     assert RunDir(run.root).all_committed()["arc", "0"] == {0, 2}
 
 
+@pytest.mark.slow
 def test_a_table_of_every_length_but_its_own_is_damaged(run: RunDir) -> None:
     """It does not matter how much of a copy arrived."""
     path = run.unit("tokens", "arc", "0", 1)
@@ -82,6 +83,7 @@ def test_a_table_of_every_length_but_its_own_is_damaged(run: RunDir) -> None:
         assert problem_of(path) is not None, size
 
 
+@pytest.mark.slow
 def test_a_byte_of_a_page_that_has_changed_is_noticed(run: RunDir) -> None:
     """Or it changes nothing: much of a page's header says what is known anyway."""
     path = run.unit("tokens", "arc", "0", 1)

@@ -187,6 +187,7 @@ def test_every_problem_of_a_grid_is_named(grid: str, problems: list[str]) -> Non
     assert "write it like 0:1.5:0.1 or 0,0.25,1" in raised.value.title
 
 
+@pytest.mark.slow
 def test_a_grid_is_bounded_as_a_whole() -> None:
     half = f"0:{MAX_POINTS // 2}:1"
     with pytest.raises(GridError, match=f"{MAX_POINTS + 2} points: at most {MAX_POINTS} are taken"):

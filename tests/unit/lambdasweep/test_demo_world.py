@@ -33,6 +33,7 @@ def test_posterior_is_bayes_rule_over_the_joint_distribution(place: str) -> None
     assert total == pytest.approx(1.0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_answers_are_draws_from_the_posterior() -> None:
     """Among draws, the k-th likeliest choice is true as often as its probabilities sum to."""
     rng = Random(11)

@@ -149,6 +149,7 @@ def test_the_command_runs_at_every_lambda_of_one_server(each: Each, evaluator: A
     assert identity["engine"]["arguments"]["block_size"] == 32  # the server starts with these arguments on a CPU
 
 
+@pytest.mark.slow
 def test_again_nothing_runs_and_more_lambdas_run_alone(each: Each, evaluator: Any, tmp_path: Path) -> None:
     command = evaluator()
     assert each(*PYTHON, command, lambdas="0,1").code == 0
@@ -172,6 +173,7 @@ def test_a_server_that_takes_long_to_start_says_where_its_log_is(
     assert result.err.count(f"the server starts; its log is {tempfile.gettempdir()}/lambdasweep-server-") == 1
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_is_told_and_the_others_go_on(each: Each, evaluator: Any, tmp_path: Path) -> None:
     command = evaluator(
         'if lam == "0.5" and not os.path.exists(os.environ["SEEN"] + ".mended"):\n'
@@ -333,6 +335,7 @@ def test_attempts_have_names_of_their_own(tmp_path: Path) -> None:
     assert _prepared(run, "1").name == "out-1"
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_or_cannot_move_ends_all(
     each: Each, evaluator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -498,6 +501,7 @@ if lam == "0.5" and not os.path.exists(os.environ["SEEN"] + ".go"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_a_driver_that_is_killed_loses_one_lambda_and_leaves_nothing_running(
     each: Each, pair: tuple[Path, Path], evaluator: Any, tmp_path: Path, number: signal.Signals
@@ -645,6 +649,7 @@ def test_what_was_measured_at_another_lambda_counts_as_absent(tmp_path: Path) ->
     assert f"  {says}" in lines
 
 
+@pytest.mark.slow
 def test_a_damaged_lambda_is_measured_again(each: Each, evaluator: Any, tmp_path: Path) -> None:
     command = evaluator()
     assert each(*PYTHON, command, lambdas="0,1").code == 0
@@ -686,6 +691,7 @@ def test_two_drivers_that_start_at_once_do_not_share_a_new_directory(
     assert server_lines(tmp_path)[-1] == "ended"
 
 
+@pytest.mark.slow
 def test_what_another_driver_left_while_the_server_started_is_looked_at_again(
     each: Each, evaluator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -504,6 +504,7 @@ def test_choices_without_context_are_no_choices(directory: Path) -> None:
     assert set(built.parts["informed.unconditional"].table["continuation_start"].to_pylist()) == {1}
 
 
+@pytest.mark.slow
 def test_metrics_hold_both(directory: Path, sweep) -> None:
     from calibration.analyse import analyse
 

@@ -84,6 +84,7 @@ def row(name: str, count: int, tp: int, longest: int | None, found: Memory) -> s
     return f"| {called} | {tp} | {weights} | {kept} | {found.tier} | {gb(found.device)} | {host} |"
 
 
+@pytest.mark.slow
 def test_the_table_in_the_documents_is_what_the_code_computes(pairs: dict[tuple[str, int], Pair]) -> None:
     rows = [row(*asked, memory(pairs[asked[:2]], *asked[2:])) for asked in ROWS]
     assert "\n".join(rows) in (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8"), "\n".join(["", *rows])

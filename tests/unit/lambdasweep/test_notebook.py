@@ -67,6 +67,7 @@ def test_metrics_are_what_was_computed(run):
         opened.metrics()
 
 
+@pytest.mark.slow
 def test_the_frontier_as_a_table(run):
     add_quiz(run, documents=12)
     add_quiz(run, "other", documents=12, seed=3)

@@ -71,6 +71,7 @@ def scoring(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[list[str]]]
     return score
 
 
+@pytest.mark.slow
 def test_refining_goes_on_where_it_was_killed_and_stops_when_all_is_there(
     lambdasweep: Callable[..., Result],
     flags: Callable[..., list[object]],
@@ -125,6 +126,7 @@ def test_refining_without_choices_says_so(
     assert "up to 2 λ more" in lambdasweep("plan", *flags(refine=2)).out
 
 
+@pytest.mark.slow
 def test_the_margin_of_lambda_star_is_recorded_and_holds_until_another_is_given(
     lambdasweep: Callable[..., Result],
     flags: Callable[..., list[object]],

@@ -588,6 +588,7 @@ def test_no_exception_is_a_traceback(
     assert text.endswith("pyarrow.lib.ArrowInvalid: no such thing\nat all\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
 def test_a_terminal_that_has_no_lambda(begun: RunDir, encoding: str) -> None:
     """Return the output of a new process, because Python settles how it writes to a terminal before the command begins."""

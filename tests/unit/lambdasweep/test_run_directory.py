@@ -295,6 +295,7 @@ def test_a_command_reads_a_record_once(
 # Damage
 
 
+@pytest.mark.slow
 def test_damaged_tables_are_named_and_scored_again(
     begun: RunDir, lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], handed: list[dict[str, Any]]
 ) -> None:
@@ -340,6 +341,7 @@ def test_a_damaged_requests_table_is_written_anew(
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_table_whose_rows_are_spoiled_is_found_when_it_is_read(
     begun: RunDir, lambdasweep: Callable[..., Result], flags: Callable[..., list[object]]
 ) -> None:
@@ -355,6 +357,7 @@ def test_a_table_whose_rows_are_spoiled_is_found_when_it_is_read(
     assert "metals: 2/3 units" in lambdasweep("status", begun.root).out
 
 
+@pytest.mark.slow
 def test_a_table_of_another_lambda_is_named_and_scored_again(
     begun: RunDir, lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], handed: list[dict[str, Any]]
 ) -> None:

@@ -124,6 +124,7 @@ def wandb_records(data: bytes) -> Iterator[bytes]:
         place += 7 + length
 
 
+@pytest.mark.slow
 def test_wandb_offline(logged: Logged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="W&B is not installed: pip install lambdasweep[wandb]")
     from wandb.proto import wandb_internal_pb2 as records
@@ -161,6 +162,7 @@ def test_wandb_offline(logged: Logged, tmp_path: Path, monkeypatch: pytest.Monke
     assert any(one.HasField("exit") and one.exit.exit_code == 0 for one in found)
 
 
+@pytest.mark.slow
 def test_mlflow_in_a_folder(logged: Logged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed: pip install lambdasweep[mlflow]")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")

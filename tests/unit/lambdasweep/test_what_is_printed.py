@@ -225,6 +225,7 @@ def test_a_plan_without_vllm_checks_the_headers_and_says_what_it_left(
 # Figures for a paper
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_resamples")
 def test_figures_for_a_paper_are_written_when_asked_for(begun: RunDir, lambdasweep: Callable[..., Result]) -> None:
     score_all(begun)

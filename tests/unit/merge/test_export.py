@@ -305,6 +305,7 @@ def large_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return parents[0], parents[1]
 
 
+@pytest.mark.slow
 def test_a_killed_export_goes_on_where_it_stopped(large_pair: tuple[Path, Path], tmp_path: Path) -> None:
     whole = make(*large_pair, "0.3", tmp_path / "whole", "1MB")
     out, partial = tmp_path / "out", tmp_path / ".out.partial"

@@ -555,6 +555,7 @@ def test_same_calls_same_answers_whatever_the_hash_seed() -> None:
     assert len(run.stdout) > 10_000
 
 
+@pytest.mark.slow
 def test_benchmark_runs() -> None:
     script = ROOT / "benchmarks" / "scheduler.py"
     run = subprocess.run([sys.executable, str(script), "--quick"], capture_output=True, text=True, check=True)

@@ -78,6 +78,7 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]
     return rows
 
 
+@pytest.mark.slow
 def test_the_digest_is_of_what_was_written(interpreted: list[dict[str, Any]]) -> None:
     assert len(interpreted) == len(DTYPES) * len(SHAPES) * len(LAMBDAS)
     assert [row["case"] for row in interpreted if not row["digests"]] == []
