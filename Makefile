@@ -1,6 +1,6 @@
-# make demo    sweep the demo pair       make test       every test
-# make lint    format, lint, types, docs make test-fast  the tests that start no engine, cluster, store or browser
-# make docs    the documents, in build/docs
+# make demo    sweep the demo pair         make test       every test
+# make lint    format, lint, types, docs   make test-unit  the tests that start no engine, cluster, store or browser
+# make docs    the documents, build/docs   make test-fast  those of them that take less than a second
 # All share one .venv, made on first use and quick when it is there.
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -10,7 +10,7 @@ TORCH  := 2.13.0
 # Importing vLLM without its compiled bytecode takes minutes of processor time over a test run.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-fast lint docs setup clean
+.PHONY: demo test test-unit test-fast lint docs setup clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +32,11 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+# Whichever process has nothing left takes tests of another.
+test-unit: setup
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not real"
+
+# It draws fewer examples, too.
 test-fast: setup
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not real and not slow" --hypothesis-profile fast
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.sources import parsed
 
 # The tower from the ground up: what each folder stands on. A folder may import all that is below it and nothing else of
 # ours, wherever the import stands. `calibration` stands beside the engines and not under them.
@@ -111,7 +112,7 @@ def imports(name: str, source: str) -> tuple[tuple[str, str, int], ...]:
                 if not isinstance(child, ast.expr):  # no expression has a statement in it
                     yield from walk(child, place)
 
-    return tuple(walk(ast.parse(source), "top"))
+    return tuple(walk(parsed(source), "top"))
 
 
 def within(module: str, package: str) -> bool:

@@ -9,6 +9,7 @@ import pytest
 
 from lambdasweep.settings import SamplingSettings, TaskSettings, problems_of
 from tests.support.paths import ROOT
+from tests.support.sources import parsed
 
 _FOLDERS = ("contract", "merge", "calibration", "serve", "ray_jobs", "lambdasweep")
 _LEAST = 12  # characters of a part of a message that must be found; shorter ones stand anywhere
@@ -59,9 +60,7 @@ def _template(node: ast.JoinedStr, constants: dict[str, str]) -> str:
 @cache
 def templates() -> tuple[str, ...]:
     """Return every text in the sources, with `…` in the place of what is put into it."""
-    trees = [
-        ast.parse(path.read_text(encoding="utf-8")) for folder in _FOLDERS for path in (ROOT / folder).rglob("*.py")
-    ]
+    trees = [parsed(path.read_text(encoding="utf-8")) for folder in _FOLDERS for path in (ROOT / folder).rglob("*.py")]
     named = [(name, text) for tree in trees for name, text in _constants(tree).items() if not name.startswith("_")]
     everywhere = {name: text for name, text in named if {text} == {other for one, other in named if one == name}}
     found = []

@@ -25,11 +25,13 @@ def test_where_nothing_goes_on_it_ends() -> None:
         waiting.until(lambda: False, 0.2, lambda: "the log")
 
 
+@pytest.mark.slow
 def test_it_goes_on_as_long_as_something_does() -> None:
     end, shown = time.monotonic() + 1, itertools.count()
     assert waiting.until(lambda: time.monotonic() > end, 0.3, lambda: next(shown))
 
 
+@pytest.mark.slow
 def test_a_second_is_one_of_a_quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "share_of_a_core", lambda: 0.1)
     end = time.monotonic() + 1

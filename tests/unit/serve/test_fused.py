@@ -84,10 +84,12 @@ def test_the_digest_is_of_what_was_written(interpreted: list[dict[str, Any]]) ->
     assert [row["case"] for row in interpreted if not row["digests"]] == []
 
 
+@pytest.mark.slow
 def test_a_parent_is_copied_to_the_bit(interpreted: list[dict[str, Any]]) -> None:
     assert [row["case"] for row in interpreted if row["lam"] in ("0", "1") and not row["same"]] == []
 
 
+@pytest.mark.slow
 def test_an_interpolated_element_is_the_formula_but_for_the_interpreter_s_rounding(
     interpreted: list[dict[str, Any]],
 ) -> None:

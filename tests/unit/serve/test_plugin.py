@@ -26,6 +26,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["VLLM_ENABLE_V1_MULTIPROCESSING=0", f"{END_WITH_PARENT}=1"])
 def test_an_engine_ends_with_a_server_or_a_replica_that_is_killed(variable: str) -> None:
     name, _, value = variable.partition("=")
