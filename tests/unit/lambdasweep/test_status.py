@@ -350,11 +350,12 @@ def test_a_driver_with_a_wrong_clock_is_alive_once_it_is_seen_to_write(run: RunD
     assert counts.driver_runs
 
 
-@pytest.mark.parametrize(("width", "height"), [(40, 12), (80, 24), (120, 30), (200, 50)])
-def test_the_view_of_a_large_run_fits_the_terminal(tmp_path: Path, width: int, height: int) -> None:
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> RunCounts:
+    """Return the counts of a run of 57 tasks at 101 λs with 64 replicas."""
     lambdas = [f"{n / 100:.2f}".rstrip("0").rstrip(".") for n in range(101)]
     tasks = [f"{n:02}_mmlu_subject_with_a_long_name" for n in range(57)]
-    run = begin(tmp_path / "run", tasks, lambdas, 2)
+    run = begin(tmp_path_factory.mktemp("large") / "run", tasks, lambdas, 2)
     for task in tasks[3:5]:
         for shard, lam in itertools.product((0, 1), lambdas[:50]):
             commit(run, unit(task, lam, shard))
@@ -364,7 +365,12 @@ def test_the_view_of_a_large_run_fits_the_terminal(tmp_path: Path, width: int, h
     state(run, replicas=replicas)
     counts = RunCounts(run)
     counts.refresh(60)
-    lines = watch.render(counts, width, height)
+    return counts
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 12), (80, 24), (120, 30), (200, 50)])
+def test_the_view_of_a_large_run_fits_the_terminal(large: RunCounts, width: int, height: int) -> None:
+    lines = watch.render(large, width, height)
     text = [line.plain for line in lines]
     assert len(lines) <= height
     assert max(line.cell_len for line in lines) <= width
