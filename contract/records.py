@@ -260,13 +260,35 @@ def read_asked(run: RunDir) -> Asked:
     Raises:
         InputError: as `read_plan`.
     """
-    value, path = run.plan(), run.plan_json
+    return asked_of(run.plan_json, run.plan())
+
+
+def asked_of(path: Location, value: Mapping[str, Any]) -> Asked:
+    """Return the record of what is in plan.json; raises as `read_plan`."""
     margin, each = value.get("margin"), value.get("each")
     return Asked(
         _plan_of(path, value),
         whole(path, lambda: None if margin is None else float(margin)),
         whole(path, lambda: each and EachRecord(tuple(each["command"]), dict(each["files"]), tuple(each["lambdas"]))),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Holds both records of a run directory that may be new."""
+
+    asked: Asked  # it has no tasks where there is no plan.json
+    sweep: SweepRecord | None  # None where there is no sweep.json
+
+
+def read_begun(run: RunDir) -> Begun:
+    """Read plan.json and sweep.json as far as they are there.
+
+    Raises:
+        InputError: one of them is damaged.
+    """
+    asked = read_asked(run) if run.plan_json.is_file() else Asked({}, None, None)
+    return Begun(asked, read_sweep(run) if run.exists() else None)
 
 
 def read_each(run: RunDir) -> EachRecord | None:

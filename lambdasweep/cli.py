@@ -410,7 +410,7 @@ def sweep(config: "SweepConfig") -> None:
     if result.exit_code == EXIT_INTERRUPTED:
         typer.echo("stopped; what is committed is kept, and the same command goes on from there", err=True)
         raise typer.Exit(EXIT_INTERRUPTED)
-    write_page(result.run, show_metrics(result.run))
+    write_page(result.run, show_metrics(result.run, asked=result.begun.asked, sweep=result.begun.sweep))
     if result.units:
         seconds = result.seconds
         typer.echo(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from contract.records import Begun
 from contract.rundir import RunDir
 from contract.units import Receipt, Unit, rescored_name
 from lambdasweep.engine_defaults import default_replicas
@@ -37,20 +38,21 @@ class Ahead:
     basis: str  # what the estimate of the seconds rests on
 
 
-def ahead(prepared: "Prepared", left: Sequence[Unit], run: RunDir | None) -> Ahead:
+def ahead(prepared: "Prepared", left: Sequence[Unit], run: RunDir, begun: Begun) -> Ahead:
     """Return what is left to do.
 
     Args:
         prepared: the sweep.
         left: its units that are not committed.
-        run: its directory, where it was begun: what was observed there then counts.
+        run: its directory.
+        begun: the records there; where it was begun, what was observed counts.
     """
     cores = len(os.sched_getaffinity(0))
     settings, replicas = prepared.settings, prepared.config.replicas
     if replicas is None:
         replicas = default_replicas(cores, settings.ranks) if settings.device == "cpu" else 1
     costs, shares = _costs(prepared), Shares()
-    seen = _observed(run, costs, shares) if run is not None else {}
+    seen = _observed(run, begun, costs, shares) if begun.sweep is not None and begun.asked.plan else {}
     tokens = _tokens_left(prepared, left, shares)
     seconds, bases = 0.0, dict[str, str]()
     for kind in tokens.keys() & seen.keys():
@@ -116,13 +118,16 @@ def _assumed_speed(settings: "EngineSettings", cores: int, replicas: int) -> tup
     return FLOPS_PER_GPU * gpus, f"{counted(gpus, 'GPU')} at {each}"
 
 
-def _observed(run: RunDir, costs: Mapping[str, Sequence[int]], shares: Shares) -> dict[str, tuple[float, int]]:
+def _observed(
+    run: RunDir, begun: Begun, costs: Mapping[str, Sequence[int]], shares: Shares
+) -> dict[str, tuple[float, int]]:
     """Return the tokens that a replica computed in a second so far, switches included, and in how many units.
 
     The numbers stand by the table that completes a unit, because a sampled token takes longer than one that is scored.
 
     Args:
         run: its receipts count.
+        begun: its records.
         costs: the most tokens of each shard, by what units are called.
         shares: is told what the units took.
     """
@@ -132,7 +137,7 @@ def _observed(run: RunDir, costs: Mapping[str, Sequence[int]], shares: Shares) -
         if receipt.task in costs:
             shares.add(receipt.task, receipt.lam, costs[receipt.task][receipt.shard], receipt.tokens_scheduled)
 
-    counts = RunCounts(run, _READ_SECONDS, told)
+    counts = RunCounts(run, _READ_SECONDS, told, begun)
     return {
         kind: (spent.tokens_scheduled / spent.seconds, spent.receipts)
         for kind, spent in counts.spent_on.items()

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from calibration.analyse import Analysis
-    from contract.records import Asked
+    from contract.records import Asked, SweepRecord
     from contract.rundir import RunDir
 
 
@@ -27,7 +27,11 @@ def write_page(run_dir: "RunDir", analysis: "Analysis") -> None:
 
 
 def show_metrics(
-    run_dir: "RunDir", margin: float | None = None, confidence: str = "sum", asked: "Asked | None" = None
+    run_dir: "RunDir",
+    margin: float | None = None,
+    confidence: str = "sum",
+    asked: "Asked | None" = None,
+    sweep: "SweepRecord | None" = None,
 ) -> "Analysis":
     """Compute and commit the metrics of a run, print its tables and its answers; return what they were made of.
 
@@ -36,6 +40,7 @@ def show_metrics(
         margin: the accuracy that λ* may give up, as a share of documents; without it, the run's.
         confidence: what λ* is chosen by, and the tables show, where a task has it.
         asked: the run's plan.json, if it was read already.
+        sweep: the run's sweep.json, if it was read already.
     """
     from calibration.analyse import analyse, write_metrics
     from calibration.frontier.beside import notes
@@ -46,7 +51,7 @@ def show_metrics(
 
     keep_freed_memory(largest=32 << 20, of_threads=True)
     with phase("computing metrics"):
-        analysis = analyse(run_dir, margin=margin, confidence=confidence, asked=asked)
+        analysis = analyse(run_dir, margin=margin, confidence=confidence, asked=asked, sweep=sweep)
     wide = 100 + max(0, max(map(len, analysis.parents.values())) - 4)  # columns that intervals take
     console = console_of(wide)
     metrics = write_metrics(run_dir, analysis)

@@ -26,7 +26,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
     if find_spec("transformers") is None or find_spec("vllm") is None:
         yield from _describe_headers(config)
         return
-    from contract.records import ParentRecord, read_sweep
+    from contract.records import ParentRecord, read_begun
     from contract.rundir import RunDir
     from lambdasweep import record
     from lambdasweep.launch import check_disk
@@ -37,14 +37,15 @@ def describe(config: SweepConfig) -> Iterator[str]:
 
     record.check_target(config.out)
     run = RunDir(config.out)
-    recorded = read_sweep(run) if run.exists() else None
-    prepared = prepare_for(run, config, recorded)
+    begun = read_begun(run)
+    recorded = begun.sweep
+    prepared = prepare_for(begun, config)
     warnings = [*preflight(prepared), *prepared.warnings]
     if recorded:
         weights = {role: recorded.pair.get(role, ParentRecord()).fingerprint for role in prepared.pair.parents}
         tasks = {name: record.task_record(task) for name, task in prepared.everything.items()}
         planned = record.sweep_record(prepared, weights)
-        record.check(run, planned, tasks)
+        record.check(run, begun, planned, tasks)
         warnings += _other_sources(run, recorded, planned)
     pair, settings = only_text(prepared.pair), prepared.settings
     left, total = units_left(run, prepared)
@@ -79,7 +80,7 @@ def describe(config: SweepConfig) -> Iterator[str]:
     rescored = f", then {len(again)} that score again what was written" if again else ""
     further = f", then those of up to {config.refine} λ more" if config.refine else ""
     yield f"units     {len(left)} to do of {total} ({len(config.lambdas)} λ){further}{rescored}"
-    work = ahead(prepared, [*left, *again], run if recorded and run.plan_json.is_file() else None)
+    work = ahead(prepared, [*left, *again], run, begun)
     # Prompts are read from the cache in whole blocks, or not at all in models whose prefixes are not cached.
     tokens = max(tokens, work.tokens)
     yield f"tokens    {tokens} at most, of which about {work.tokens} are computed (what prompts begin with alike, once)"

@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 
 from contract.errors import InputError, PairError, join
 from contract.points import order
-from contract.records import Plan, SweepRecord, read_plan
-from contract.rundir import RunDir
+from contract.records import Begun, Plan
 from lambdasweep.config import SweepConfig
 from lambdasweep.engine_defaults import cache_warnings, fit, how_long, model_warnings, rope_warnings, settle
 from lambdasweep.flag_problems import given_of_written, no_answers
@@ -253,21 +252,17 @@ def prepare(config: SweepConfig, recorded: Mapping[str, Any] | None = None) -> P
     )
 
 
-def prepare_for(run: RunDir, config: SweepConfig, begun: SweepRecord | None) -> Prepared:
+def prepare_for(begun: Begun, config: SweepConfig) -> Prepared:
     """Prepare a sweep as its run directory was begun: with the engine's settings of sweep.json and the shards of plan.json.
 
     Args:
-        run: the run directory.
+        begun: the records of the run directory.
         config: what was asked for.
-        begun: the run's sweep.json; None where the run was not begun.
 
     Raises:
         InputError: as `prepare` does.
     """
-    if begun is None:
-        return prepare(config)
-    prepared = prepare(config, begun.engine)
-    return prepared.cut_as(read_plan(run)) if run.plan_json.is_file() else prepared
+    return prepare(config) if begun.sweep is None else prepare(config, begun.sweep.engine).cut_as(begun.asked.plan)
 
 
 def _gpus(device: str) -> "Gpus | None":

@@ -21,13 +21,14 @@ from contract.records import (
     ANSWERED_ONLY,
     SAMPLED_ONLY,
     Asked,
+    Begun,
     LineRecord,
     ParentRecord,
     Plan,
     SweepRecord,
     TaskRecord,
-    read_asked,
-    read_sweep,
+    asked_of,
+    sweep_of,
 )
 from contract.rundir import RunDir
 from contract.writable import check_writable
@@ -186,20 +187,16 @@ def _scored(task: PreparedTask) -> TaskRecord:
     )
 
 
-def check(run: RunDir, sweep: SweepRecord, tasks: Plan) -> Plan:
-    """Hold what is asked for now against what the run directory was started with.
-
-    Returns:
-        The tasks of plan.json; none where there is no such file.
+def check(run: RunDir, begun: Begun, sweep: SweepRecord, tasks: Plan) -> None:
+    """Hold what is asked for now against what the run directory was started with, which `begun` says.
 
     Raises:
         RunMismatchError: naming every difference.
     """
-    asked = _asked(run)
-    if not run.exists():
-        return asked.plan
-    _refuse_each(run, asked)
-    recorded = read_sweep(run)
+    check_is_sweep(run, begun)
+    recorded, asked = begun.sweep, begun.asked
+    if recorded is None:
+        return
     problems = differences("", recorded.to_json(), sweep.to_json())
     before = recorded.engine.get("max_model_len")
     if before is not None and before < sweep.engine["max_model_len"]:
@@ -211,25 +208,15 @@ def check(run: RunDir, sweep: SweepRecord, tasks: Plan) -> Plan:
         raise RunMismatchError(
             f"{run.root} holds another sweep; give another --out, or the settings it was started with", problems
         )
-    return asked.plan
 
 
-def check_is_sweep(run: RunDir) -> None:
+def check_is_sweep(run: RunDir, begun: Begun) -> None:
     """Refuse a run directory that `lambdasweep each` made.
 
     Raises:
         RunMismatchError: it did.
     """
-    if run.exists():
-        _refuse_each(run, _asked(run))
-
-
-def _asked(run: RunDir) -> Asked:
-    return read_asked(run) if run.plan_json.is_file() else Asked({}, None, None)
-
-
-def _refuse_each(run: RunDir, asked: Asked) -> None:
-    if asked.each is not None:
+    if begun.sweep is not None and begun.asked.each is not None:
         raise RunMismatchError(
             f"{run.root} is of `lambdasweep each`, whose numbers come from another engine: give another --out"
         )
@@ -247,13 +234,14 @@ def _identity(task: TaskRecord) -> dict[str, Any]:
     return {key: known[key] for key in (*_TASK_IDENTITY, *_WRITTEN) if key in known}
 
 
-def write(run: RunDir, sweep: SweepRecord, prepared: Prepared) -> dict[str, TaskRecord]:
-    """Record the sweep and grow the plan by what is asked for now; return the plan.
+def write(run: RunDir, begun: Begun, sweep: SweepRecord, prepared: Prepared) -> Begun:
+    """Record the sweep and grow the plan by what is asked for now; return both records as they are read from now on.
 
     The requests tables come first and the plan last: what the plan names is there.
     """
     tasks = {name: task_record(task) for name, task in prepared.everything.items()}
-    plan = dict(check(run, sweep, tasks))
+    check(run, begun, sweep, tasks)
+    plan = dict(begun.asked.plan)
     for name, task in prepared.everything.items():
         # A table that no plan names may be of another file, and one that is there may be damaged.
         path = run.requests(name)
@@ -261,8 +249,10 @@ def write(run: RunDir, sweep: SweepRecord, prepared: Prepared) -> dict[str, Task
         if name not in plan or not is_there:
             commit_table(path, task.built.table, _identity(tasks[name]))
             run.damaged.pop(path, None)
-    if not run.exists():
+    recorded = begun.sweep
+    if recorded is None:
         commit_json(run.sweep_json, sweep.to_json())
+        recorded = sweep_of(run.sweep_json, _as_read(sweep.to_json()))
     for name, asked in tasks.items():
         planned, lambdas = plan.get(name, asked), prepared.lambdas(name)
         plan[name] = dataclasses.replace(planned, lambdas=_grown(planned.lambdas, lambdas))
@@ -272,8 +262,14 @@ def write(run: RunDir, sweep: SweepRecord, prepared: Prepared) -> dict[str, Task
             by_under = {under: rescored[under] for under in sorted(rescored, key=order)}
             plan[name] = dataclasses.replace(plan[name], rescored=by_under)
     margin = prepared.config.margin / 100  # a share of documents; the last command's holds
-    commit_json(run.plan_json, Asked(plan, margin, None).to_json())
-    return plan
+    grown = Asked(plan, margin, None).to_json()
+    commit_json(run.plan_json, grown)
+    return Begun(asked_of(run.plan_json, _as_read(grown)), recorded)
+
+
+def _as_read(value: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(value, sort_keys=True))
+    return found
 
 
 def _grown(lambdas: Iterable[str], others: Iterable[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from contract.damage import look_at_footers
 from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE
 from contract.points import order
-from contract.records import Plan, SweepRecord, read_sweep
+from contract.records import Begun, SweepRecord, read_begun
 from contract.rundir import RunDir
 from contract.units import Unit, rescored_name
 from contract.whole_tables import read_or_problem
@@ -44,6 +44,7 @@ class SweepResult:
     units: int  # done by this call
     requests: int
     seconds: dict[str, float]  # of all replicas: switch, score, commit
+    begun: Begun  # the records of the run directory
 
 
 def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
@@ -59,21 +60,23 @@ def run_sweep(config: SweepConfig, say: Callable[[str], None]) -> SweepResult:
     """
     record.check_target(config.out)
     run = RunDir(config.out)
-    record.check_is_sweep(run)
+    begun = read_begun(run)
+    record.check_is_sweep(run, begun)
     with phase("reading the pair and its tasks"):
-        prepared = prepare_for(run, config, read_sweep(run) if run.exists() else None)
+        prepared = prepare_for(begun, config)
     warnings = [*preflight(prepared), *prepared.warnings]
     check_disk(config.out, disk_bytes(prepared, len(config.lambdas) + config.refine))
     fingerprints = fingerprint_pair(prepared)
     sweep = record.sweep_record(prepared, fingerprints)
-    record.check(run, sweep, {name: record.task_record(task) for name, task in prepared.everything.items()})
+    record.check(run, begun, sweep, {name: record.task_record(task) for name, task in prepared.everything.items()})
     for warning in [*warnings, *replicas_idle(config, len(units_left(run, prepared)[0]))]:
         say(f"warning: {warning}")
     with run.lock():
         run.sweep_temporaries()
         look_at_footers(run)
         say_put_aside(run, say)
-        return _run_left(run, _Refinement(run, prepared, sweep, record.write(run, sweep, prepared), say), sweep, say)
+        begun = record.write(run, read_begun(run), sweep, prepared)  # another driver may have written meanwhile
+        return _run_left(run, _Refinement(run, prepared, sweep, begun, say), sweep, say)
 
 
 def units_left(run: RunDir, prepared: Prepared) -> tuple[list[Unit], int]:
@@ -138,9 +141,9 @@ class _Refinement:
     """
 
     def __init__(
-        self, run: RunDir, prepared: Prepared, sweep: SweepRecord, plan: Plan, say: Callable[[str], None]
+        self, run: RunDir, prepared: Prepared, sweep: SweepRecord, begun: Begun, say: Callable[[str], None]
     ) -> None:
-        self._run, self._sweep, self.plan, self._say = run, sweep, plan, say
+        self._run, self._sweep, self.begun, self._say = run, sweep, begun, say
         self._grid = set(prepared.config.lambdas)
         self._most = prepared.config.refine
         self._has_ended = False  # tables of choices do not change after it, and it says why it ends once
@@ -161,7 +164,7 @@ class _Refinement:
         count = min(ROUND, self._most - (len(lambdas) - len(self._grid)))
         if count <= 0:
             return ()
-        curve = answer_curve(self._run, list(self.prepared.tasks), self._sweep, self.plan)
+        curve = answer_curve(self._run, list(self.prepared.tasks), self._sweep, self.begun.asked.plan)
         if curve is None:
             self._say("nothing to refine: no λ of a task with choices is finished")
             return ()
@@ -174,9 +177,9 @@ class _Refinement:
         return found.lambdas
 
     def _grown(self, prepared: Prepared, lambdas: tuple[str, ...]) -> Prepared:
-        planned = (lam for name in prepared.tasks for lam in self.plan[name].lambdas)
+        planned = (lam for name in prepared.tasks for lam in self.begun.asked.plan[name].lambdas)
         grown = dataclasses.replace(prepared, refined=tuple({*prepared.refined, *planned, *lambdas} - self._grid))
-        self.plan = record.write(self._run, self._sweep, grown)
+        self.begun = record.write(self._run, self.begun, self._sweep, grown)
         return grown
 
 
@@ -189,7 +192,7 @@ def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Cal
         return refinement.units() or units_to_rescore(run, prepared)
 
     left, total = units_left(run, prepared)
-    delete_derived(run, left, prepared, refinement.plan)
+    delete_derived(run, left, prepared, refinement.begun.asked.plan)
     if not left and (left := further()):
         total += len(left)
     interrupted = False
@@ -215,10 +218,12 @@ def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Cal
         interrupted = launch.units(left, tally, progress, say)
     if not interrupted:
         for harness, instances in prepared.harnesses:
-            write_outcomes(run, harness, instances, sweep.table_identity(), refinement.plan)
+            write_outcomes(run, harness, instances, sweep.table_identity(), refinement.begun.asked.plan)
         for name, prompts in prepared.prompts.items():
             if prompts.grader is not None:
-                write_graded(run, name, prompts.built, prompts.grader, sweep.table_identity(), refinement.plan)
+                write_graded(
+                    run, name, prompts.built, prompts.grader, sweep.table_identity(), refinement.begun.asked.plan
+                )
     # What units are called, by the task whose λs they are at.
     tasks = {name: name for name in prepared.everything}
     tasks |= {rescored_name(name, under): name for name in prepared.prompts for under in prepared.config.rescore}
@@ -227,7 +232,7 @@ def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Cal
         for task, lam in run.all_committed("quarantine")
     )
     exit_code = EXIT_INTERRUPTED if interrupted else EXIT_QUARANTINE if quarantined else 0
-    return SweepResult(run, exit_code, tally.done, tally.requests, progress.seconds)
+    return SweepResult(run, exit_code, tally.done, tally.requests, progress.seconds, refinement.begun)
 
 
 def _sources(root: str, prepared: Prepared) -> "dict[str, Source]":

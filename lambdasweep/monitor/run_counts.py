@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from contract.records import EachRecord, Plan, read_asked, read_sweep
+from contract.records import Asked, Begun, EachRecord, Plan, read_asked, read_sweep
 from contract.rundir import RunDir
 from contract.units import Receipt, UnitKey
 from lambdasweep.monitor.heartbeat import DriverView
@@ -59,15 +59,22 @@ class RunCounts(DriverView):
         run: the run's directory.
         seconds: receipts are read for at most about so long.
         told: a function that is given each receipt that is read.
+        begun: the run's records, if they were read already.
 
     Raises:
         InputError: `run` holds no sweep.
     """
 
-    def __init__(self, run: RunDir, seconds: float = 0.0, told: Callable[[Receipt], None] | None = None) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        seconds: float = 0.0,
+        told: Callable[[Receipt], None] | None = None,
+        begun: Begun | None = None,
+    ) -> None:
         super().__init__(run)
         self._told = told
-        self.sweep = read_sweep(run)
+        self.sweep = begun.sweep if begun is not None and begun.sweep is not None else read_sweep(run)
         self.plan: Plan = {}
         self.each: EachRecord | None = None  # the command of the user that measures everything; None in a sweep
         self.tasks: dict[str, TaskCount] = {}
@@ -76,7 +83,7 @@ class RunCounts(DriverView):
         self._seen: dict[tuple[str, str], set[int]] = {}  # the shards seen at each task and λ that is not complete
         self._unread: deque[UnitKey] = deque()
         self._kinds: dict[str, str] = {}  # what completes a unit, by what the unit's task is called
-        self.refresh(seconds)
+        self.refresh(seconds, None if begun is None else begun.asked)
 
     @property
     def total(self) -> int:
@@ -104,13 +111,17 @@ class RunCounts(DriverView):
         replicas = self.driver.replicas.values() if self.driver and self.driver_runs else ()
         return [replica["unit"] for replica in replicas if replica["unit"]]
 
-    def refresh(self, seconds: float) -> None:
+    def refresh(self, seconds: float, asked: Asked | None = None) -> None:
         """Count again, and read new receipts for at most about so many seconds.
+
+        Args:
+            seconds: how long.
+            asked: the run's plan.json, if it was read just now; it is read again at each refresh, because it grows.
 
         Raises:
             InputError: the plan is gone.
         """
-        asked = read_asked(self.run)  # it is read again at each refresh, because it grows
+        asked = asked or read_asked(self.run)
         self.plan, self.each = asked.plan, asked.each
         parts = [(len(entry.shards), *part) for task, entry in self.plan.items() for part in entry.parts(task)]
         for shards, name, kind, lambdas in parts:

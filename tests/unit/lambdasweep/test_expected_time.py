@@ -10,7 +10,7 @@ import pytest
 
 from contract import schemas
 from contract.commit import commit_json, commit_table
-from contract.records import TaskRecord
+from contract.records import TaskRecord, read_begun
 from contract.rundir import RunDir
 from contract.units import Receipt, Unit
 from lambdasweep.expected_time import (
@@ -113,9 +113,9 @@ def test_what_is_scored_and_what_is_sampled_go_at_their_own_speeds(
         receipt = Receipt(task, "0", 0, *times)
         commit_json(run.unit("receipts", *receipt.key), receipt.to_json())
         commit_table(run.unit(kind, *receipt.key), pa.table({"row": [0]}))
-        return ahead(prepared, left, run)
+        return ahead(prepared, left, run, read_begun(run))
 
-    assert ahead(prepared, left, run).seconds == pytest.approx(5000 * flops)
+    assert ahead(prepared, left, run, read_begun(run)).seconds == pytest.approx(5000 * flops)
     half = commit("quiz", "tokens", 3000)  # the unit took ten seconds, and three quarters of its tokens were computed
     assert half.tokens == 7000
     assert half.seconds == pytest.approx(6000 / (2 * 300) + 1000 * flops)
@@ -128,17 +128,18 @@ def test_what_is_scored_and_what_is_sampled_go_at_their_own_speeds(
     assert "; sampled at 8 tokens/s a replica" in both.basis
     # What is scored again is as long as it was written, until some of it is done; and it goes at a speed of its own.
     left.append(Unit("sums@0", "1", 0, 0, 1, 3000, at="0"))
-    assert ahead(prepared, left, run).tokens == 6500
+    assert ahead(prepared, left, run, read_begun(run)).tokens == 6500
     again = commit("sums@0", "rescored", 150)
     assert again.tokens == 6950
     assert again.seconds == pytest.approx(6000 / (2 * 300) + 200 / (2 * 8) + 750 / (2 * 15))
     assert again.basis.endswith("; scored again at 15 tokens/s a replica, as in the 1 unit so far, 2 replicas")
-    only = ahead(prepared, left[:1], run)
+    only = ahead(prepared, left[:1], run, read_begun(run))
     assert (only.seconds, only.basis) == (10, "at 300 tokens/s a replica, as in the 1 unit so far, 2 replicas")
     config_of_a_hybrid = one.config | {"mamba_d_state": 16, "model_type": "nonesuch"}
     base = replace(one, config=config_of_a_hybrid)
     prepared.pair = replace(prepared.pair, base=base, aligned_by_name={"": base})
-    assert ahead(prepared, left[:1], None).tokens == 8000  # no prefix is cached
+    new = RunDir(tmp_path / "new")
+    assert ahead(prepared, left[:1], new, read_begun(new)).tokens == 8000  # no prefix is cached
 
 
 @pytest.mark.parametrize(("shape", "billions"), [(LLAMA_8B, 8.03), (QWEN_30B_A3B, 3.3)])

@@ -162,3 +162,18 @@ def test_the_margin_of_lambda_star_is_recorded_and_holds_until_another_is_given(
     config = tmp_path / "sweep.toml"
     config.write_text("margin = 'wide'\n")
     assert "margin is 'wide': give a number" in lambdasweep("plan", *arguments, "--config", config).err
+
+
+def test_the_numbers_of_a_new_sweep_are_those_of_its_report(
+    lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], scoring: Any, tmp_path: Path
+) -> None:
+    """A sweep knows its records without reading them, in which tasks stand in another order than they were given in."""
+    scoring()
+    rows = [{"query": f"Number {n}?", "choices": ["a", "b"], "gold": n % 2} for n in range(6)]
+    tasks = [f"{name}={write_task(tmp_path / f'{name}.jsonl', *rows)}" for name in ("words", "numbers")]
+    run = RunDir(tmp_path / "run")
+    assert lambdasweep("run", *flags(task=tasks, lambdas="0,1", margin=2)).code == 0
+    places = (run.metrics_parquet, run.bins_parquet, run.frontier_json, run.metrics_csv)
+    of_sweep = [place.read_bytes() for place in places]
+    assert lambdasweep("report", run.root).code == 0
+    assert [place.read_bytes() for place in places] == of_sweep

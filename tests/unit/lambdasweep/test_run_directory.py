@@ -264,11 +264,16 @@ def test_quarantined_requests_show_in_the_exit_status(
         (["report", "RUN"], {"sweep.json": 1, "plan.json": 1}),
         (["report", "RUN", "--lm-eval", "OUT"], {"sweep.json": 1, "plan.json": 1}),
         (["export", "RUN", "--out", "OUT"], {"sweep.json": 1, "plan.json": 1}),
+        (["plan", "FLAGS"], {"sweep.json": 1, "plan.json": 1}),
+        # Another driver may have written before this one holds the directory.
+        (["run", "FLAGS"], {"sweep.json": 2, "plan.json": 2}),
+        (["run", "FLAGS", "--refine", "2"], {"sweep.json": 2, "plan.json": 2}),
     ],
 )
 def test_a_command_reads_a_record_once(
     begun: RunDir,
     lambdasweep: Callable[..., Result],
+    flags: Callable[..., list[object]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     command: list[str],
@@ -283,8 +288,8 @@ def test_a_command_reads_a_record_once(
         return read(run, path, keys)
 
     monkeypatch.setattr(RunDir, "_json", counted)
-    places = {"RUN": begun.root, "OUT": tmp_path / "new"}
-    result = lambdasweep(*(places.get(word, word) for word in command))
+    places = {"RUN": [begun.root], "OUT": [tmp_path / "new"], "FLAGS": flags()}
+    result = lambdasweep(*(one for word in command for one in places.get(word, [word])))
     assert found == reads
     if command[0] == "export":  # the run is too small for a λ*, which its tables told
         assert "has no results of a task with choices, so there is no λ*" in result.err
