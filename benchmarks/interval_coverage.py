@@ -30,6 +30,7 @@ from calibration.metrics.predictions import predictions
 from calibration.scores.per_document import CONFIDENCES, ChoiceScores, LeftOut
 from calibration.scores.per_token import TokenScores
 from calibration.scores.pool import pooled_resamples
+from calibration.task_at_lambda import cores
 from calibration.uncertainty.gaps import of_gaps
 from calibration.uncertainty.intervals import Estimate, interval
 from calibration.uncertainty.resample import SPLITS, Resamples, draw, ones
@@ -57,7 +58,7 @@ class Size:
 
 FULL = Size(1000, 500, (100, 300, 1000), 6000, 57, ("letters", "cloze", "flat", "peak", "rise"), (300, 1000, 4000))
 QUICK = Size(400, 300, (100, 300, 1000), 1200, 57, ("letters", "peak", "rise"), (300,))
-TINY = Size(10, 60, (100,), 0, 3, ("peak", "rise"), (60,))
+TINY = Size(10, 60, (60, 100), 0, 3, ("peak", "rise"), (60, 80))
 
 
 class Shares:
@@ -300,7 +301,7 @@ def main() -> None:
     }
     worlds = [demos[name] if name in demos else synthetic(name) for name in size.worlds]
 
-    with ProcessPoolExecutor(os.cpu_count()) as processes:
+    with ProcessPoolExecutor(cores()) as processes:
         # The longest come first.
         chosen = {
             (world.name, documents): processes.submit(stars, world, documents, size, given.seed)

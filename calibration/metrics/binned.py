@@ -69,7 +69,7 @@ class SumMatrix:
 
     def sums(self, weights: Weights, documents: slice = slice(None)) -> Floats:
         """Return the sums [K, R] over all documents, or over a slice of them, whose weights are [documents, R]."""
-        part = weights.dtype.type, documents.start, documents.stop
+        part = np.float32 if weights.dtype == np.float32 else np.float64, documents.start, documents.stop
         if part not in self._parts:
             self._parts[part] = self._part(part[0], documents)
         sums: Floats = (self._parts[part] @ weights).astype(np.float64)
@@ -78,6 +78,7 @@ class SumMatrix:
     @functools.cached_property
     def _whole(self) -> Any:
         row, document, value = self._entries
+        del self._entries  # the matrix holds them now
         kept = value != 0
         entries = value[kept].astype(np.float64), (row[kept], document[kept])
         # The matrix is stored by column, that is by document: its weights are read once for all the sums that it is in.
@@ -85,6 +86,7 @@ class SumMatrix:
 
     def _part(self, dtype: type, documents: slice) -> Any:
         start, stop, _ = documents.indices(self._shape[1])
+        stop = max(start, stop)
         ends = self._whole.indptr[start : stop + 1]  # where the entries of each document begin and end
         entries = slice(ends[0], ends[-1])
         value, row = self._whole.data[entries].astype(dtype, copy=False), self._whole.indices[entries]

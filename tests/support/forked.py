@@ -8,6 +8,8 @@ from collections.abc import Callable
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
+from tests.support.waiting import until
+
 
 def fork(function: Callable[[], object], log: Path) -> ForkProcess:
     """Start `function` in a fork with a session of its own, whose standard streams end in the file `log`.
@@ -32,6 +34,16 @@ def fork(function: Callable[[], object], log: Path) -> ForkProcess:
     process = multiprocessing.get_context("fork").Process(target=begin, daemon=True)
     process.start()
     return process
+
+
+def joined(process: ForkProcess, log: Path) -> int:
+    """Wait for a fork to end, for as long as its log grows now and then; return its status."""
+    try:
+        until(lambda: process.exitcode is not None, shows=lambda: log.stat().st_size if log.exists() else 0)
+    finally:
+        process.kill()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 def run_script(script: Path, *arguments: str) -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from typing import Any, BinaryIO, NoReturn
 
 KEY = os.environ.get("VLLM_API_KEY", "")
@@ -63,7 +64,12 @@ def serve(port: int) -> NoReturn:
     """Answer one request after the other: `http.server` would take longer to import than a test takes."""
     with socket.create_server(("127.0.0.1", port)) as listener:
         while True:
-            with listener.accept()[0] as connection, connection.makefile("rwb") as stream:
+            connection, _ = listener.accept()
+            with (
+                suppress(OSError, IndexError),
+                connection,
+                connection.makefile("rwb") as stream,
+            ):  # clients may break off
                 status, value = answered(*received(stream))
                 data = json.dumps(value).encode()
                 stream.write(b"HTTP/1.0 %d -\r\nContent-Length: %d\r\n\r\n%s" % (status, len(data), data))

@@ -25,14 +25,14 @@ from lambdasweep import entry
 from tests.support.reports import add_quiz, vega_lite
 from tests.support.tables import add_scores
 
-GRID = ("0", "1")
+GRID = ("0", "0.5", "1")
 
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
     """Return two runs that have `arc` and `quiz` in common, on different grids, and a task of their own each."""
     root = tmp_path_factory.mktemp("kept")
-    for name, grid, own, sure in (("sft", GRID, "words", 2.0), ("dpo", (*GRID, "1.5"), "letters", 4.0)):
+    for name, grid, own, sure in (("sft", ("0", "1"), "words", 2.0), ("dpo", GRID, "letters", 4.0)):
         run = RunDir(root / name)
         for seed, task in enumerate(("quiz", "arc", own)):
             add_quiz(run, task, grid=grid, seed=seed, sure=sure)
@@ -132,8 +132,8 @@ def test_figures_have_every_run_on_the_same_axes(found):
     }
     rows = rows_of(figures["along"]["along-nll"])
     assert len(rows) == 3 * (2 + 3)  # the titles, by the λs of both
-    (row,) = (row for row in rows if (row["task"], row["label"], row["lambda"]) == ("arc", "dpo", "1.5"))
-    point = found.runs[1].frontiers["arc"].points[-1]
+    (row,) = (row for row in rows if (row["task"], row["label"], row["lambda"]) == ("arc", "dpo", "0.5"))
+    point = found.runs[1].frontiers["arc"].points[1]
     assert [float(row[name]) for name in ("value", "low", "high")] == pytest.approx(
         [point.nll.value, point.nll.low, point.nll.high], rel=1e-5
     )

@@ -13,7 +13,15 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_score
 
 from calibration.arrays import BINS
-from calibration.metrics.binned import Layout, add_classes, add_reliability, bin_of, class_metrics, reliability_metrics
+from calibration.metrics.binned import (
+    Layout,
+    SumMatrix,
+    add_classes,
+    add_reliability,
+    bin_of,
+    class_metrics,
+    reliability_metrics,
+)
 from calibration.metrics.noise_floor import drawn_gaps, luck, noise_floor
 from calibration.metrics.predictions import Predictions, perplexity, predictions
 from calibration.metrics.ranked import Ranking
@@ -435,3 +443,20 @@ def test_murphys_identity_is_exact_where_a_bin_holds_one_probability():
     assert found["brier_reliability"] == pytest.approx(2 * 0.1**2)
     assert found["brier_resolution"] == pytest.approx(0, abs=1e-12)
     assert found["brier_uncertainty"] == pytest.approx(2 * 0.6 * 0.4)
+
+
+# Sums over documents
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize("documents", [slice(None), slice(4), slice(4, None), slice(5, 3), slice(7, None)])
+def test_sums_are_those_of_a_dense_matrix(dtype, documents):
+    rng = np.random.default_rng(2)
+    row, document, value = rng.integers(3, size=30), rng.integers(7, size=30), rng.integers(-8, 9, 30) / 4
+    dense = np.zeros((3, 7))
+    np.add.at(dense, (row, document), value)
+    matrix, weights = SumMatrix(row, document, value, (3, 7)), rng.integers(5, size=(7, 4)).astype(dtype)
+    for _ in range(2):  # the second time it is known already
+        assert (
+            matrix.sums(weights[documents], documents).tolist() == (dense[:, documents] @ weights[documents]).tolist()
+        )

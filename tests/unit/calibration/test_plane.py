@@ -35,8 +35,6 @@ from lambdasweep.monitor.run_counts import RunCounts
 from tests.support.reports import undrawn
 from tests.support.tables import SWEEP, add_prompts, add_samples, add_scores, add_task
 
-pytestmark = pytest.mark.slow  # all need the analyses of two runs
-
 POINTS = parse_points("dpo=0,0.5,1,sft=0,1", ["dpo", "sft"])
 # A run along a line has the same scores: base and dpo have the places of base and aligned.
 LINE = dict(zip(POINTS, ("0", "2", "0.5", "3", "1", "4"), strict=True))
@@ -116,6 +114,7 @@ def test_tables_have_a_point_beside_a_lambda_that_is_null(plane):
         run.tokens(task="one", lam="dpo=0.5,sft=2")
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_the_same_scores_along_a_line(plane, straight, analysis):
     metrics = write_metrics(plane, analysis)
     assert metrics.schema.names[:4] == ["task", "lam", "point", "metric"]
@@ -142,6 +141,7 @@ def test_metrics_are_those_of_the_same_scores_along_a_line(plane, straight, anal
     assert list(dict.fromkeys(metrics["point"].to_pylist())) == list(POINTS)
 
 
+@pytest.mark.slow
 def test_the_best_point_is_that_of_the_same_scores(straight, analysis):
     found, straight = analysis.found, straight.found
     for one, two in zip((*found.tasks, *found.pools), (*straight.tasks, *straight.pools), strict=True):
@@ -168,6 +168,7 @@ def test_the_best_point_is_that_of_the_same_scores(straight, analysis):
     assert straight.to_json()["pools"][0]["chosen"].keys() == {"lam", "low", "high", "like_low", "like_high"}
 
 
+@pytest.mark.slow
 def test_the_terminal_has_a_table_of_points(analysis):
     console = Console(width=112, record=True, file=io.StringIO())
     for table in render(analysis.metrics, intervals=True, parents=analysis.parents, stars=analysis.found.stars):
@@ -181,6 +182,7 @@ def test_the_terminal_has_a_table_of_points(analysis):
     assert [row[0] for row in rows if "λ*" in row] == stars
 
 
+@pytest.mark.slow
 def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
     found = analysis.found
     facts = gather(analysis, "ece_width15", "sum")
@@ -231,6 +233,7 @@ def test_the_report_draws_a_plane_and_says_what_it_leaves_out(plane, analysis):
     assert plane.metrics_csv.read_text().splitlines()[1].startswith('one,,"dpo=0,sft=0",acc,')
 
 
+@pytest.mark.slow
 def test_a_point_that_is_compared_with_none_is_named_in_the_plane(analysis):
     facts = gather(analysis, "ece_width15", "sum")
     task = facts.tasks[0]
@@ -245,6 +248,7 @@ def test_a_point_that_is_compared_with_none_is_named_in_the_plane(analysis):
     assert "hollow" not in told
 
 
+@pytest.mark.slow
 def test_a_run_whose_tables_have_no_point_is_reported(line, straight, tmp_path):
     """Tables without points were written before all tables had them."""
     old = RunDir(tmp_path / "old")

@@ -228,7 +228,7 @@ def test_a_run_shows_them(run: RunDir, capsys: pytest.CaptureFixture[str]) -> No
     assert len(open_run(run.root).graded()) == 3 * DOCUMENTS * SAMPLES
 
 
-def test_lambda_star_can_be_of_any_confidence(tmp_path: Path) -> None:
+def test_the_confidence_that_is_asked_for_is_taken_where_outputs_have_it(tmp_path: Path) -> None:
     run, chosen = RunDir(tmp_path), {}
     add_written(run, "sums", 8, ("0",), 2)
     add_outputs(run, "sums", "0", outputs(0, 8, 2))

@@ -26,6 +26,7 @@ from contract.records import (
 )
 from contract.rundir import RunDir
 from tests.support.paths import ROOT
+from tests.support.sources import parsed
 from tests.support.tables import add_prompts, add_samples, add_scores, add_task
 
 SWEEP = SweepRecord(
@@ -145,7 +146,7 @@ def test_only_records_know_the_files_as_they_are() -> None:
             source = path.read_text(encoding="utf-8")
             if not re.search(r"\b(sweep|plan)\s*\(", source):  # most files are not worth being parsed
                 continue
-            for node in ast.walk(ast.parse(source)):
+            for node in ast.walk(parsed(source)):
                 is_call = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and not node.args
                 if is_call and node.func.attr in ("sweep", "plan"):
                     raw.add(str(path.relative_to(ROOT)))

@@ -19,7 +19,7 @@ from lambdasweep.config import SweepConfig, load_config
 from lambdasweep.tasks.documents import TaskSpec, read_documents
 from lambdasweep.tasks.lm_eval_tasks.spec import LmEvalSpec
 from lambdasweep.tasks.prompts import GenerateSpec, read_prompts
-from tests.support.forked import fork, run_script
+from tests.support.forked import fork, joined, run_script
 from tests.support.paths import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -137,9 +137,7 @@ def test_an_example_without_a_run_says_how_it_is_called(name: str, tmp_path: Pat
     if find_spec(library := name.removeprefix("with_")) is None:
         pytest.skip(f"{library} is not installed: pip install '.[dev]'")
     log = tmp_path / "log"
-    process = fork(partial(run_script, EXAMPLES / f"{name}.py"), log)
-    process.join()
+    assert joined(fork(partial(run_script, EXAMPLES / f"{name}.py"), log), log) == 1
     said = log.read_text(encoding="utf-8")
-    assert process.exitcode == 1
     assert f"python examples/{name}.py runs/demo" in said
     assert "Traceback" not in said

@@ -26,7 +26,7 @@ from contract.rundir import RunDir
 from lambdasweep import open_run
 from lambdasweep.demo import BASE
 from merge.vocabulary import tokenizer_digest
-from tests.support.forked import fork, run_script
+from tests.support.forked import fork, joined, run_script
 from tests.support.paths import ROOT
 from tests.support.reports import add_quiz
 from tests.support.tables import add_scores, add_task
@@ -277,6 +277,5 @@ def test_the_examples_run(finished, library, tmp_path):
         pytest.skip(f"{library} is not installed: pip install '.[dev]'")
     log = tmp_path / "log"
     process = fork(partial(run_script, ROOT / "examples" / f"with_{library}.py", str(finished.root)), log)
-    process.join()
-    assert process.exitcode == 0, log.read_text()
+    assert joined(process, log) == 0, log.read_text()
     assert "quiz" in log.read_text()

@@ -17,7 +17,7 @@ import torch
 from merge.digest import WeightDigest, parameter_key, takes_words
 from merge.interpolate import theta
 from serve.switch import fused
-from tests.support.forked import fork
+from tests.support.forked import fork, joined
 
 LAMBDAS = ("0", "1", "0.35", "0.5", "0.65", "1.3", "-0.7")
 SHAPES = ((3, 4096), (5, 12), (2, 5000), (2, 3, 8), (1, 16), (9, 1), (7, 3))
@@ -70,10 +70,9 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]
     """Run the cases in a process of their own: in this one Triton goes on compiling."""
     pytest.importorskip("triton")
     log = tmp_path_factory.mktemp("interpreted") / "log"
-    process = fork(interpret, log)
-    process.join()
+    status = joined(fork(interpret, log), log)
     said = log.read_text()
-    assert process.exitcode == 0, said[-3000:]
+    assert status == 0, said[-3000:]
     rows: list[dict[str, Any]] = json.loads(said.splitlines()[-1])
     return rows
 
