@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from contract.errors import RunMismatchError
-from contract.location import ObjectPath
+from contract.location import ObjectPath, read_json
 
 LEASE_SECONDS = 90.0  # a lease that was not renewed for so long belongs to nobody; clocks of drivers differ far less
 RENEW_SECONDS = 20.0
@@ -72,7 +72,7 @@ def _write(path: ObjectPath, driver: str) -> None:
 
 def _read(path: ObjectPath) -> dict[str, Any] | None:
     try:
-        lease = json.loads(path.read_bytes())
+        lease = read_json(path)
         return lease if {"driver", "host", "process", "renewed"} <= lease.keys() else None
     except (FileNotFoundError, ValueError, AttributeError):
         return None

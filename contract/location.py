@@ -10,6 +10,7 @@ Credentials come from the environment of each process (`AWS_ACCESS_KEY_ID` and t
 import contextlib
 import errno
 import functools
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
 _ATTEMPTS, _PROBE_ATTEMPTS = 20, 3
 # A damaged file is an OSError too: only the words of pyarrow's message tell that the store failed.
 _OF_STORE = re.compile("AWS Error|google::cloud")
+_TRIES = 3  # so often an object is read that is replaced meanwhile
 _GS_SECONDS, _GS_PROBE_SECONDS = 180, 10
 
 
@@ -202,6 +204,23 @@ def read_metadata(path: Location) -> pq.FileMetaData:
 def read_schema(path: Location) -> pa.Schema:
     """Read a Parquet file's schema with its metadata."""
     return pq.read_schema(_readable(path))
+
+
+def read_json(path: Location) -> Any:
+    """Read a JSON file, which somebody may replace meanwhile.
+
+    A store tells an object's size first and then gives so many bytes, which cuts a longer one that has taken its place
+    between the two requests. What is no JSON is therefore read again.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: it cannot be read.
+        ValueError: it is no JSON, however often it is read.
+    """
+    for _ in range(_TRIES - 1 if isinstance(path, ObjectPath) else 0):
+        with contextlib.suppress(ValueError):
+            return json.loads(path.read_bytes())
+    return json.loads(path.read_bytes())
 
 
 def _readable(path: Location) -> Any:

@@ -28,7 +28,6 @@ when it is complete. There is no other bookkeeping, so killing anything at any t
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -42,7 +41,7 @@ from contract import schemas
 from contract.commit import TEMPORARY
 from contract.errors import InputError, RunMismatchError
 from contract.lease import hold
-from contract.location import Location, ObjectPath, locate
+from contract.location import Location, ObjectPath, locate, read_json
 from contract.points import from_path, in_path, order
 from contract.units import Receipt, rescored_name
 from contract.whole_tables import problem_of, read_or_problem
@@ -196,7 +195,7 @@ class RunDir:
             what = "is a file" if self.root.exists() else "does not exist"
             raise InputError(f"{self.root} {what}: give the directory that `lambdasweep run --out` wrote")
         try:
-            value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            value: dict[str, Any] = read_json(path)
             if not (isinstance(value, dict) and keys <= value.keys()):
                 raise ValueError(f"it lacks {', '.join(sorted(keys))}")
         except FileNotFoundError:
@@ -398,7 +397,7 @@ def _read_receipt(path: Location) -> Receipt | None:
 def _read_json(path: Location) -> dict[str, Any] | None:
     """Read a JSON file that is no result: no result depends on it, so a file that cannot be read is no error."""
     try:
-        value: dict[str, Any] = json.loads(path.read_bytes())
+        value: dict[str, Any] = read_json(path)
     except (OSError, ValueError):
         return None
     return value

@@ -22,7 +22,7 @@ import pytest
 from contract import lease, location, schemas
 from contract.commit import commit_bytes, commit_json, commit_table, read_identity
 from contract.errors import InputError, LambdasweepError, RunMismatchError
-from contract.location import ObjectPath, locate, read_table
+from contract.location import ObjectPath, locate, read_json, read_table
 from contract.rundir import RunDir
 from lambdasweep import open_run
 from lambdasweep.batch.files import open_inputs
@@ -372,8 +372,8 @@ def test_a_lease_of_another_machine_counts_until_it_runs_out(store: Store, url: 
         pass
     write_lease(run, age=lease.LEASE_SECONDS + 1)
     with run.lock():
-        before = json.loads((run.root / "lease.json").read_bytes())["renewed"]
-        until(lambda: json.loads((run.root / "lease.json").read_bytes())["renewed"] > before)
+        before = read_json(run.root / "lease.json")["renewed"]
+        until(lambda: read_json(run.root / "lease.json")["renewed"] > before)
 
 
 def test_a_driver_whose_lease_is_taken_is_interrupted(

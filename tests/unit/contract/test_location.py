@@ -11,7 +11,7 @@ import pytest
 
 from contract import lease
 from contract.errors import InputError
-from contract.location import ObjectPath, locate
+from contract.location import ObjectPath, locate, read_json
 from contract.rundir import RunDir
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
@@ -33,6 +33,23 @@ def test_a_url_is_a_bucket_and_a_key() -> None:
     assert str(RunDir("gs://b/run").unit("tokens", "arc", "0.5", 7)) == (
         "gs://b/run/tokens/task=arc/lambda=0.5/shard-00007.parquet"
     )
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease that is cut would be nobody's, and another driver would take it."""
+    whole = b'{"driver": "one", "host": "here", "process": 1, "renewed": 1.25}'
+    reads = [whole[:-1], whole]
+    monkeypatch.setattr(ObjectPath, "read_bytes", lambda path: reads.pop(0))
+    path = locate("s3://bucket/run/lease.json")
+    assert isinstance(path, ObjectPath)
+    found = lease._read(path)
+    assert found is not None
+    assert found["driver"] == "one"
+    reads[:] = [whole[:9]] * 9
+    with pytest.raises(ValueError, match="delimiter"):
+        read_json(path)
+    assert len(reads) == 6
+    assert lease._read(path) is None
 
 
 @pytest.mark.parametrize(
