@@ -89,6 +89,7 @@ def test_the_documents_have_the_catalogue() -> None:
     assert "\n".join(catalogue.table()) in text, "print calibration.catalogue.table() into docs/metrics.md"
 
 
+@pytest.mark.slow
 def test_a_metric_is_one_entry(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(catalogue.METRICS, "choices", (*catalogue.METRICS["choices"], DOUBT))
     analysis = analyse(run, resamples=40, error="doubt")

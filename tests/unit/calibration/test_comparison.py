@@ -59,6 +59,7 @@ def small_runs(root, *tasks):
     return [str(root / "sft"), str(root / "dpo")]
 
 
+@pytest.mark.slow
 def test_runs_are_compared_on_the_tasks_that_both_have(kept, found):
     assert [run.name for run in found.runs] == ["sft", "dpo"]
     assert sorted(found.tasks) == ["arc", "quiz"]
@@ -74,6 +75,7 @@ def test_runs_are_compared_on_the_tasks_that_both_have(kept, found):
         assert run.frontiers["all tasks"].points[0].documents == 80
 
 
+@pytest.mark.slow
 def test_each_record_of_a_run_is_read_once(tmp_path, monkeypatch):
     places, reads = small_runs(tmp_path, "quiz", "arc"), Counter()
     read = RunDir._json

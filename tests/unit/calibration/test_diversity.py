@@ -164,6 +164,7 @@ def test_tables_that_do_not_fit_are_refused(run: RunDir, damage: str) -> None:
         analyse(run, resamples=5)
 
 
+@pytest.mark.slow
 def test_the_terminal_and_the_report_show_them(run: RunDir) -> None:
     add_quiz(run, "quiz", documents=8, grid=GRID)
     plan = run.plan()

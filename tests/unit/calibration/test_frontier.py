@@ -133,6 +133,7 @@ def test_the_choice_flatters_by_what_the_chosen_are_better_in_resamples():
     assert optimism(only, choose_in_resamples(only)) == (pytest.approx(0, abs=1e-12), pytest.approx(0, abs=1e-12))
 
 
+@pytest.mark.slow
 def test_a_lambda_without_the_hard_documents_is_not_compared(tmp_path):
     """At λ = 0.5 the model is no better, but the documents that all λs get wrong are in quarantine there."""
     run, documents, hard = RunDir(tmp_path), 40, range(6)
@@ -151,6 +152,7 @@ def test_a_lambda_without_the_hard_documents_is_not_compared(tmp_path):
     assert found.answer.endswith("Not compared: λ = 0.5, where other documents have scores than at most λs.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gone", "compared", "says"),
     [

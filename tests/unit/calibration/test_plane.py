@@ -292,6 +292,7 @@ def test_an_empty_run_has_the_columns(tmp_path):
         assert len(made) == 0
 
 
+@pytest.mark.slow
 def test_three_coordinates_have_tables_and_no_plane(tmp_path):
     run = RunDir(tmp_path / "run")
     add_quiz(run, "one", lambda point: point.replace(",", ",rl=0,"))
@@ -304,6 +305,7 @@ def test_three_coordinates_have_tables_and_no_plane(tmp_path):
     assert "A point has 3 coordinates (dpo, rl, sft)" in next(notices(facts))
 
 
+@pytest.mark.slow
 def test_samples_at_points_are_those_of_the_same_samples_along_a_line(tmp_path):
     """Write prompts of a generate task whose samples are alike at one point and different at the next."""
     runs = {}

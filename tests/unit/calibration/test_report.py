@@ -177,6 +177,7 @@ def test_the_page_needs_nothing_else(run):
         assert (run.index_html.parent / link).is_file()
 
 
+@pytest.mark.slow
 def test_text_of_a_task_stays_text(run):
     name = MARKUP
     add_quiz(run, name, documents=8)
@@ -217,6 +218,7 @@ def test_the_policy_allows_the_pages_scripts_only(run):
 # What is drawn
 
 
+@pytest.mark.slow
 def test_the_answers_come_first(run):
     add_quiz(run)
     add_quiz(run, "other", seed=1)
@@ -266,6 +268,7 @@ def test_curves_have_bands_and_the_scaled_line(run):
     assert {row["scaled"] for row in drawn_rows(charts["task-auroc"])} == {""}
 
 
+@pytest.mark.slow
 def test_a_lambda_with_scores_of_other_documents_is_joined_to_none(run):
     """Its point is hollow, and neither the line nor the band of the others goes through it."""
     add_quiz(run)

@@ -152,6 +152,7 @@ def run(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_each_is_a_row_beside_the_answer(run):
     found = analyse(run, resamples=60)
     names = ["temperature", "daca", "mean", "log-mean"]

@@ -228,6 +228,7 @@ def test_a_run_shows_them(run: RunDir, capsys: pytest.CaptureFixture[str]) -> No
     assert len(open_run(run.root).graded()) == 3 * DOCUMENTS * SAMPLES
 
 
+@pytest.mark.slow
 def test_the_confidence_that_is_asked_for_is_taken_where_outputs_have_it(tmp_path: Path) -> None:
     run, chosen = RunDir(tmp_path), {}
     add_written(run, "sums", 8, ("0",), 2)
@@ -262,6 +263,7 @@ def test_what_is_not_there_is_counted(run: RunDir) -> None:
     assert value["mean_at_k_vs_base", "0.5"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_tables_that_do_not_fit_are_refused(run: RunDir) -> None:
     few = {document: some[:-1] if document == 7 else some for document, some in outputs(1).items()}
     add_outputs(run, "sums", "0.5", few)

@@ -94,6 +94,7 @@ def cluster_config(file: Path) -> dict[str, Any]:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", CLUSTERS, ids=lambda file: file.name)
 def test_ray_takes_the_cluster(file: Path) -> None:
     config = cluster_config(file)

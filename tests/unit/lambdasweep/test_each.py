@@ -233,6 +233,7 @@ def test_results_without_a_request_are_refused(each: Each, evaluator: Any, tmp_p
     assert not RunDir(tmp_path / "run").all_measured()
 
 
+@pytest.mark.slow
 def test_a_lambda_that_lacks_what_others_have_is_refused(each: Each, evaluator: Any, tmp_path: Path) -> None:
     measures = 'metrics = {"0": ["a"], "0.5": ["a", "b"], "1": ["b"]}[lam]\n'
     measures += 'open("metrics.json", "w").write(json.dumps({"quiz": dict.fromkeys(metrics, 1)}))\n'
@@ -245,6 +246,7 @@ def test_a_lambda_that_lacks_what_others_have_is_refused(each: Each, evaluator: 
     assert list(RunDir(tmp_path / "run").all_measured()) == ["0", "0.5"]
 
 
+@pytest.mark.slow
 def test_a_file_of_the_command_that_changes_meanwhile_stops_all(each: Each, evaluator: Any, tmp_path: Path) -> None:
     """Results would otherwise stand under the checksum of another file."""
     command = evaluator('if lam == "0.5":\n    open(__file__, "a").write("#")\n')
@@ -454,6 +456,7 @@ def test_arguments_of_vllm_become_flags() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_several_aligned_checkpoints(each: Each, evaluator: Any, pair: tuple[Path, Path], tmp_path: Path) -> None:
     measures = 'open("metrics.json", "w").write(json.dumps({"quiz": {"length": len(lam)}}))\n'
     named = ("--aligned", f"sft={pair[1]},dpo={pair[0]}")  # the last of equal flags holds

@@ -204,6 +204,7 @@ def test_metrics_beyond_lm_evals_are_the_runs_own(ours: Path, root: Path) -> Non
     assert results["higher_is_better"]["quiz"]["acc_bytes"] is True
 
 
+@pytest.mark.slow
 def test_lm_eval_and_datasets_read_the_files(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
     from datasets import load_dataset

@@ -246,6 +246,7 @@ def test_examples_of_continuations(run):
     assert math.copysign(1, rows[2]["nll"]) == 1
 
 
+@pytest.mark.slow
 def test_a_reliability_diagram_of_one_point(run):
     add_quiz(run)
     spec = open_run(run.root).plot_reliability("quiz", 0.5).to_dict()
@@ -271,6 +272,7 @@ def finished(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["duckdb", "pandas", "polars"])
 def test_the_examples_run(finished, library, tmp_path):
     if importlib.util.find_spec(library) is None:

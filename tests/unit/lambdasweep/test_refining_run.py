@@ -164,6 +164,7 @@ def test_the_margin_of_lambda_star_is_recorded_and_holds_until_another_is_given(
     assert "margin is 'wide': give a number" in lambdasweep("plan", *arguments, "--config", config).err
 
 
+@pytest.mark.slow
 def test_the_numbers_of_a_new_sweep_are_those_of_its_report(
     lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], scoring: Any, tmp_path: Path
 ) -> None:

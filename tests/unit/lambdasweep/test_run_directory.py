@@ -255,6 +255,7 @@ def test_quarantined_requests_show_in_the_exit_status(
     assert lambdasweep("run", *flags(lambdas="0")).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "reads"),
     [
@@ -331,6 +332,7 @@ def test_damaged_tables_are_named_and_scored_again(
     assert "damaged" not in lambdasweep("status", begun.root).out
 
 
+@pytest.mark.slow
 def test_a_damaged_requests_table_is_written_anew(
     begun: RunDir, lambdasweep: Callable[..., Result], flags: Callable[..., list[object]]
 ) -> None:

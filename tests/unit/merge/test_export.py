@@ -418,6 +418,7 @@ def run(tmp_path: Path, mixed_pair: tuple[Path, Path], few_resamples: None) -> R
     return run
 
 
+@pytest.mark.slow
 def test_a_run_gives_its_best_lambda_and_what_it_measured(
     run: RunDir, tmp_path: Path, mixed_pair: tuple[Path, Path]
 ) -> None:
@@ -440,6 +441,7 @@ def test_a_run_gives_its_best_lambda_and_what_it_measured(
     assert "λ = 0.7 was not measured." in (tmp_path / "unmeasured" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_changed_parent_of_a_run_is_refused(run: RunDir, tmp_path: Path, mixed_pair: tuple[Path, Path]) -> None:
     changed = tmp_path / "changed"
     shutil.copytree(mixed_pair[1], changed)
@@ -458,6 +460,7 @@ def test_a_changed_parent_of_a_run_is_refused(run: RunDir, tmp_path: Path, mixed
     assert not (tmp_path / ".out.partial").exists()
 
 
+@pytest.mark.slow
 def test_another_tokenizer_than_the_runs_is_refused(run: RunDir, tmp_path: Path, mixed_pair: tuple[Path, Path]) -> None:
     """The weights are the run's, and every text would come out as other tokens."""
     changed = Path(shutil.copytree(mixed_pair[1], tmp_path / "changed"))

@@ -486,6 +486,7 @@ def test_idle_replicas_are_asked_again_when_a_unit_comes_back() -> None:
     assert (outcome.failures, outcome.given_up, outcome.lost) == (2, 1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("replicas", "lambdas", "shards"), [(1, 5, 20), (3, 7, 60), (8, 31, 60), (7, 3, 300)])
 def test_makespan_is_near_the_bound(replicas: int, lambdas: int, shards: int) -> None:
     units = make_units(lambdas, shards)

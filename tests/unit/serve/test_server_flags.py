@@ -18,6 +18,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return base, aligned
 
 
+@pytest.mark.slow
 def test_flags_that_would_break_it_are_refused_at_once(pair: tuple[Path, Path]) -> None:
     from serve.http.server import Serving, arguments
 
