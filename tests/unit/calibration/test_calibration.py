@@ -393,6 +393,7 @@ def test_differences_are_paired(of_three):
     assert not rows_of(table, metric="agreement_base_vs_aligned")
 
 
+@pytest.mark.slow
 def test_a_difference_is_of_the_documents_that_both_have(run):
     add_quiz(run, ["0", "0.5"])
     for lam in ("0.5", "0"):
@@ -901,6 +902,7 @@ def test_one_table_per_task_of_all_documents():
     assert "0.9" not in text(as_table(rows, held_out))
 
 
+@pytest.mark.slow
 def test_the_table_of_a_whole_run(run):
     add_task(run, "quiz", [2, 2], ["0", "1"], gold=[0, 1])
     add_scores(run, "quiz", "0", {0: [-1.0], 1: [-2.0], 2: [-1.0], 3: [-2.0]})

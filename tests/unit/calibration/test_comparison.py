@@ -186,6 +186,7 @@ def test_everything_that_is_wrong_is_told_at_once(places, tmp_path):
     assert f"{places[1]} has letters" in caught.value.problems
 
 
+@pytest.mark.slow
 def test_a_task_of_one_name_and_other_documents_is_not_compared(places):
     run = RunDir(places[1])
     plan = run.plan()

@@ -151,6 +151,7 @@ def test_bins_of_the_halves(run):
 # The files
 
 
+@pytest.mark.slow
 def test_the_csv_is_the_metrics_table(run):
     add_quiz(run, documents=8)
     analysis = analysed(run)
@@ -165,6 +166,7 @@ def test_the_csv_is_the_metrics_table(run):
     assert not re.search(r"\b(nan|None|inf)\b", "\n".join(lines))
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_else(run):
     add_quiz(run)
     found = page_of(written(run))
@@ -446,6 +448,7 @@ def test_quarantine_is_counted_by_reason_and_its_ids_are_capped(run):
     assert "TASK@λ" not in text
 
 
+@pytest.mark.slow
 def test_outputs_that_another_lambda_could_not_score_are_in_the_quarantine(run):
     add_quiz(run, documents=40)
     add_written(run, "sums", 4, GRID, 1)
@@ -501,6 +504,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
 def test_a_report_says_what_is_absent(run, make):
     make(run)

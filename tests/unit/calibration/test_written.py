@@ -575,6 +575,7 @@ def test_what_another_lambda_makes_of_outputs_is_a_confidence(run: RunDir) -> No
         load(run, "0.5")
 
 
+@pytest.mark.slow
 def test_a_page_has_no_numbers_of_another_confidence(run: RunDir) -> None:
     """Outputs were scored again at one λ of three; at the others the page shows what is no confidence's."""
     plan = run.plan()

@@ -272,6 +272,7 @@ def test_results_that_cannot_be_read_are_a_failure(each: Each, evaluator: Any, t
     )
 
 
+@pytest.mark.slow
 def test_what_a_command_leaves_running_is_ended(each: Each, evaluator: Any, tmp_path: Path) -> None:
     """The process would ask the server at the next λ, and take the answers for those of this one."""
     left = (

@@ -211,6 +211,7 @@ def test_examples_are_decoded(run, tmp_path):
             assert open_run(run.root).examples("quiz", 0, texts=True).to_pylist() == [row]
 
 
+@pytest.mark.slow
 def test_examples_average_to_the_metrics(run):
     add_quiz(run)
     metrics = {

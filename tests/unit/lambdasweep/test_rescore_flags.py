@@ -39,6 +39,7 @@ def test_it_needs_answers_that_are_written_and_points_of_the_line(
     assert "'x'" in problem
 
 
+@pytest.mark.slow
 def test_units_are_handed_out_once_their_outputs_are_committed(
     lambdasweep: Callable[..., Result], flags: Callable[..., list[object]], handed: list[dict[str, Any]], tmp_path: Path
 ) -> None:

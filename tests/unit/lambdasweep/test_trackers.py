@@ -63,6 +63,7 @@ def logged(made: tuple[RunDir, Analysis]) -> Logged:
     return gather_logged(*made)
 
 
+@pytest.mark.slow
 def test_a_step_is_a_lambda_and_has_the_metrics_with_their_intervals(logged: Logged, made: Any) -> None:
     assert [(step.number, step.lam, step.values["lambda"]) for step in logged.steps] == [
         *((0, "0", 0.0), (25, "0.25", 0.25), (100, "1", 1.0), (150, "1.5", 1.5))
