@@ -1,6 +1,5 @@
 """This module gives notebooks a run's tables as Arrow, which DuckDB, polars and pandas read as they are."""
 
-import json
 import math
 import os
 import warnings
@@ -16,7 +15,7 @@ from contract import schemas
 from contract.damage import describe
 from contract.errors import InputError
 from contract.grid import MAX_DECIMALS
-from contract.location import read_table
+from contract.location import read_json, read_table
 from contract.points import ONLY, order, parse_point
 from contract.records import read_plan, read_sweep
 from contract.rundir import RunDir
@@ -314,7 +313,7 @@ class Run:
 
     def _frontiers(self) -> list[dict[str, Any]]:
         try:
-            found = json.loads(self._run.frontier_json.read_text(encoding="utf-8"))
+            found = read_json(self._run.frontier_json)
         except FileNotFoundError:
             raise InputError(f"{self._run.frontier_json} is not there: {self._remedy}") from None
         if "pools" not in found:

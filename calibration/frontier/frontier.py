@@ -6,7 +6,6 @@ parents is tested on documents that had no say in the choice [held_out].
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from calibration.task_at_lambda import PARENTS
 from calibration.uncertainty.intervals import Estimate
 from calibration.uncertainty.multiple_tests import indistinguishable, step_down
 from contract.commit import commit_json
+from contract.location import read_json
 from contract.points import is_named
 from contract.rundir import RunDir
 
@@ -97,7 +97,7 @@ def reported(run: RunDir) -> tuple[float | None, str]:
     Without a report the margin is None, and the confidence is the default.
     """
     try:
-        value = json.loads(run.frontier_json.read_text(encoding="utf-8"))
+        value = read_json(run.frontier_json)
     except FileNotFoundError:
         value = {}
     margin = value.get("margin")
