@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from contract.damage import look_at_footers
 from contract.errors import EXIT_INTERRUPTED, EXIT_QUARANTINE
 from contract.points import order
-from contract.records import Begun, SweepRecord, read_begun
+from contract.records import Begun, Plan, SweepRecord, read_begun
 from contract.rundir import RunDir
 from contract.units import Unit, rescored_name
 from contract.whole_tables import read_or_problem
@@ -149,6 +149,10 @@ class _Refinement:
         self._has_ended = False  # tables of choices do not change after it, and it says why it ends once
         self.prepared = self._grown(prepared, ()) if self._most else prepared
 
+    @property
+    def plan(self) -> Plan:
+        return self.begun.asked.plan
+
     def units(self) -> list[Unit]:
         """Return the units of the next λs, which are in the plan then; none where enough is added, or nothing helps."""
         found = () if self._has_ended else self._next()
@@ -164,7 +168,7 @@ class _Refinement:
         count = min(ROUND, self._most - (len(lambdas) - len(self._grid)))
         if count <= 0:
             return ()
-        curve = answer_curve(self._run, list(self.prepared.tasks), self._sweep, self.begun.asked.plan)
+        curve = answer_curve(self._run, list(self.prepared.tasks), self._sweep, self.plan)
         if curve is None:
             self._say("nothing to refine: no λ of a task with choices is finished")
             return ()
@@ -177,7 +181,7 @@ class _Refinement:
         return found.lambdas
 
     def _grown(self, prepared: Prepared, lambdas: tuple[str, ...]) -> Prepared:
-        planned = (lam for name in prepared.tasks for lam in self.begun.asked.plan[name].lambdas)
+        planned = (lam for name in prepared.tasks for lam in self.plan[name].lambdas)
         grown = dataclasses.replace(prepared, refined=tuple({*prepared.refined, *planned, *lambdas} - self._grid))
         self.begun = record.write(self._run, self.begun, self._sweep, grown)
         return grown
@@ -192,7 +196,7 @@ def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Cal
         return refinement.units() or units_to_rescore(run, prepared)
 
     left, total = units_left(run, prepared)
-    delete_derived(run, left, prepared, refinement.begun.asked.plan)
+    delete_derived(run, left, prepared, refinement.plan)
     if not left and (left := further()):
         total += len(left)
     interrupted = False
@@ -218,12 +222,10 @@ def _run_left(run: RunDir, refinement: _Refinement, sweep: SweepRecord, say: Cal
         interrupted = launch.units(left, tally, progress, say)
     if not interrupted:
         for harness, instances in prepared.harnesses:
-            write_outcomes(run, harness, instances, sweep.table_identity(), refinement.begun.asked.plan)
+            write_outcomes(run, harness, instances, sweep.table_identity(), refinement.plan)
         for name, prompts in prepared.prompts.items():
             if prompts.grader is not None:
-                write_graded(
-                    run, name, prompts.built, prompts.grader, sweep.table_identity(), refinement.begun.asked.plan
-                )
+                write_graded(run, name, prompts.built, prompts.grader, sweep.table_identity(), refinement.plan)
     # What units are called, by the task whose λs they are at.
     tasks = {name: name for name in prepared.everything}
     tasks |= {rescored_name(name, under): name for name in prepared.prompts for under in prepared.config.rescore}

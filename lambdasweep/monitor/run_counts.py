@@ -74,7 +74,7 @@ class RunCounts(DriverView):
     ) -> None:
         super().__init__(run)
         self._told = told
-        self.sweep = begun.sweep if begun is not None and begun.sweep is not None else read_sweep(run)
+        self.sweep = (begun and begun.sweep) or read_sweep(run)
         self.plan: Plan = {}
         self.each: EachRecord | None = None  # the command of the user that measures everything; None in a sweep
         self.tasks: dict[str, TaskCount] = {}
@@ -83,7 +83,7 @@ class RunCounts(DriverView):
         self._seen: dict[tuple[str, str], set[int]] = {}  # the shards seen at each task and λ that is not complete
         self._unread: deque[UnitKey] = deque()
         self._kinds: dict[str, str] = {}  # what completes a unit, by what the unit's task is called
-        self.refresh(seconds, None if begun is None else begun.asked)
+        self.refresh(seconds, begun.asked if begun else None)
 
     @property
     def total(self) -> int:

@@ -65,11 +65,8 @@ def serve(port: int) -> NoReturn:
     with socket.create_server(("127.0.0.1", port)) as listener:
         while True:
             connection, _ = listener.accept()
-            with (
-                suppress(OSError, IndexError),
-                connection,
-                connection.makefile("rwb") as stream,
-            ):  # clients may break off
+            # A client may break off, which ends its connection and no other.
+            with suppress(OSError, IndexError), connection, connection.makefile("rwb") as stream:
                 status, value = answered(*received(stream))
                 data = json.dumps(value).encode()
                 stream.write(b"HTTP/1.0 %d -\r\nContent-Length: %d\r\n\r\n%s" % (status, len(data), data))
