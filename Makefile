@@ -1,6 +1,6 @@
 # make demo    sweep the demo pair         make test       every test
 # make lint    format, lint, types, docs   make test-unit  the tests that start no engine, cluster, store or browser
-# make docs    the documents, build/docs   make test-fast  those of them that take less than half a second
+# make docs    the documents, build/docs   make test-fast  the quick ones of them
 # All share one .venv, made on first use and quick when it is there.
 VENV   := .venv
 BIN    := $(VENV)/bin
